@@ -1,0 +1,42 @@
+# Everything that a person or CI does with the checkout. Each target does all of its own set-up, in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup check test acceptance demo bench clean
+
+help:  ## what there is to do
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP)  ## the environment in .venv, with everything that the other targets need
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "predictd needs Python 3.11 or later; set PYTHON=python3.12, say" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "this Python has no venv module; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@echo "setting up $(VENV) (the first time this downloads torch, which is large)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[embedded,demo,dev]'
+	@touch $@
+
+check: $(STAMP)  ## style, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: $(STAMP)  ## pure and integration tests, and one acceptance test of each kind
+	$(BIN)/python -m pytest -m "not slow"
+
+acceptance: $(STAMP)  ## every kill, fault, client and systemd test
+	$(BIN)/python -m pytest -m slow tests
+
+demo: $(STAMP)  ## the main job, shown on real rows; KEEP=1 leaves it running
+	@$(BIN)/predictd demo $(if $(KEEP),--keep)
+
+bench: $(STAMP)  ## predictd against a straight hand-written loop
+	$(BIN)/python -m bench.yardstick $(ARGS)
+
+clean:  ## forget the environment and all state
+	rm -rf $(VENV) .predictd .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,247 @@
+"""What waits for a corridor, and how far its sources are done.
+
+`DirtyKeys` holds the keys of rows whose output may be out of date. Two lanes, live and scan; a key stands in it once, however
+many events named it, so ten updates of a row cost one prediction. `Progress` remembers which stretch of a source (the change
+stream, a scan) each key came from, and gives the position up to which *everything* is finished: the contiguous prefix, never
+a later stretch that happened to finish first. `BatchCap` follows the measured cost of a batch, so that a batch fits the
+listener's latency budget.
+
+Nothing here knows MongoDB, models or threads other than the lock that it holds.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Generic, Literal, TypeVar
+
+import bson
+from bson import ObjectId
+from bson.timestamp import Timestamp
+
+Lane = Literal["live", "scan"]
+P = TypeVar("P")
+
+
+def identity(key: Any) -> Hashable:
+    """What makes two `_id`s the same row: an `_id` may be of any BSON type, so not every one can be hashed as it is.
+
+    Python takes 1, 1.0 and True for equal; their BSON bytes differ, and a row's `_id` always comes back as it was stored.
+    """
+    if type(key) is ObjectId or type(key) is str:
+        return key
+    return bson.encode({"": key})
+
+
+class Stretch(Generic[P]):
+    """A stretch of a source: the keys that it named and that are not finished yet, and the position where it ends."""
+
+    __slots__ = ("closed", "lock", "position", "received", "unfinished")
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self.lock = lock
+        self.unfinished = 0
+        self.closed = False
+        self.position: P | None = None
+        self.received = time.monotonic()
+
+
+class Progress(Generic[P]):
+    """How far a source is done.
+
+    The source calls `begin()` for each key that it hands out and `close(position)` where a stretch ends; the corridor calls
+    `finish` for each key. `position()` is the end of the last stretch before which nothing is unfinished.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stretches: deque[Stretch[P]] = deque()
+        self._open: Stretch[P] | None = None
+        self._position: P | None = None
+
+    def begin(self, keys: int = 1) -> Stretch[P]:
+        """The open stretch, now with that many more unfinished keys."""
+        with self._lock:
+            if self._open is None:
+                self._open = Stretch(self._lock)
+                self._stretches.append(self._open)
+            self._open.unfinished += keys
+            return self._open
+
+    def close(self, position: P) -> None:
+        """Whatever was begun since the last call ends at this position; with nothing begun, the position itself moves on."""
+        with self._lock:
+            stretch = self._open or Stretch(self._lock)
+            if self._open is None:
+                self._stretches.append(stretch)
+            stretch.closed, stretch.position, self._open = True, position, None
+            self._advance()
+
+    def position(self) -> P | None:
+        """The end of the contiguous finished prefix; None before the first."""
+        with self._lock:
+            self._advance()
+            return self._position
+
+    def oldest(self) -> float | None:
+        """When (monotonic seconds) the oldest unfinished stretch began to arrive; None when nothing is unfinished."""
+        with self._lock:
+            self._advance()
+            return next((stretch.received for stretch in self._stretches if stretch.unfinished), None)
+
+    def idle(self) -> bool:
+        """Whether every key that was handed out is finished."""
+        return self.oldest() is None
+
+    def _advance(self) -> None:
+        while self._stretches and self._stretches[0].closed and not self._stretches[0].unfinished:
+            self._position = self._stretches.popleft().position
+
+
+@dataclass(slots=True)
+class DirtyKey:
+    """A row whose output may be out of date, and every stretch that waits for it."""
+
+    key: Any
+    lane: Lane
+    newest: Timestamp | None = None
+    stretches: list[Stretch[Any]] = field(default_factory=list)
+
+    def finish(self) -> None:
+        """The row was judged and what followed is acknowledged: every stretch that waited for it may move on."""
+        for stretch in self.stretches:
+            with stretch.lock:
+                stretch.unfinished -= 1
+        self.stretches = []
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Keys that are judged together, and the cluster time before which they must not be read."""
+
+    keys: tuple[DirtyKey, ...]
+
+    @property
+    def after(self) -> Timestamp | None:
+        """The newest event among the keys (rule R3a: a batch reads not before it)."""
+        return max((key.newest for key in self.keys if key.newest is not None), default=None)
+
+
+class DirtyKeys:
+    """Coalesced dirty keys in two lanes; `take` drains what is there, live keys first."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._ready = threading.Condition()
+        self._lanes: dict[Lane, dict[Hashable, DirtyKey]] = {"live": {}, "scan": {}}
+        self._closed = False
+
+    def put(self, key: Any, lane: Lane, stretches: Iterable[Stretch[Any]], newest: Timestamp | None = None) -> bool:
+        """Marks a row as dirty.
+
+        Returns False, and takes nothing, where the live lane is full (a scan makes room for its pages itself): the caller then falls back to a scan. A key that waits in
+        the scan lane moves to the live lane when an event names it.
+        """
+        name = identity(key)
+        with self._ready:
+            live, scan = self._lanes["live"], self._lanes["scan"]
+            known = live.get(name) or scan.get(name)
+            if known is None:
+                if lane == "live" and len(live) >= self._limit:
+                    return False
+                known = self._lanes[lane][name] = DirtyKey(key, lane)
+            elif lane == "live" and known.lane == "scan":
+                known.lane = "live"
+                live[name] = scan.pop(name)
+            known.stretches.extend(stretches)
+            if newest is not None and (known.newest is None or newest > known.newest):
+                known.newest = newest
+            self._ready.notify()
+            return True
+
+    def put_back(self, dirty: DirtyKey, newest: Timestamp | None = None) -> None:
+        """A key whose write met a race, or that was not read: dirty again, whatever the limit says, and judged anew."""
+        stretches, dirty.stretches = dirty.stretches, []
+        name = identity(dirty.key)
+        with self._ready:
+            lane = self._lanes["live"] if name in self._lanes["live"] else self._lanes[dirty.lane]
+            known = lane.setdefault(name, DirtyKey(dirty.key, dirty.lane, dirty.newest))
+            known.stretches.extend(stretches)
+            for time_ in (newest, dirty.newest):
+                if time_ is not None and (known.newest is None or time_ > known.newest):
+                    known.newest = time_
+            self._ready.notify()
+
+    def take(self, cap: int) -> Batch | None:
+        """Waits until something is there, then takes what is there at once, up to the cap; None once closed."""
+        with self._ready:
+            self._ready.wait_for(lambda: self._closed or any(self._lanes.values()))
+            if self._closed:
+                return None
+            taken: list[DirtyKey] = []
+            for lane in (self._lanes["live"], self._lanes["scan"]):
+                taken.extend(lane.pop(name) for name in list(islice(lane, cap - len(taken))))
+            return Batch(tuple(taken))
+
+    def drop(self) -> int:
+        """Forgets the live keys, whose stretches count as finished: only for a caller that has noted a scan first."""
+        with self._ready:
+            dropped = list(self._lanes["live"].values())
+            self._lanes["live"] = {}
+        for key in dropped:
+            key.finish()
+        return len(dropped)
+
+    def close(self) -> None:
+        """No more batches: whoever waits in `take` gets None."""
+        with self._ready:
+            self._closed = True
+            self._ready.notify_all()
+
+    def depth(self) -> dict[Lane, int]:
+        """How many keys wait in each lane."""
+        with self._ready:
+            return {lane: len(keys) for lane, keys in self._lanes.items()}
+
+
+class BatchCap:
+    """How many rows a batch may hold, from the measured cost t(n) = a*n + b seconds and a latency budget.
+
+    The line is fitted by least squares whose weights fade (each observation weighs `FADING` of its successor), so it follows a
+    machine that grows slow. Where the fixed cost b alone eats the budget, small batches would not help: the cap then is
+    where a*n equals b, at which half of the time is spent on rows.
+    """
+
+    FADING = 0.9
+
+    def __init__(self, budget: float, ceiling: int) -> None:
+        self._budget = budget
+        self._ceiling = ceiling
+        self._sums = (0.0, 0.0, 0.0, 0.0, 0.0)  # of 1, n, t, n*n, n*t
+
+    @property
+    def value(self) -> int:
+        """Rows, at least 1 and at most the ceiling."""
+        w, n, t, nn, nt = self._sums
+        if w == 0.0:
+            return self._ceiling
+        spread = w * nn - n * n
+        a = (w * nt - n * t) / spread if spread > 1e-9 * w * nn else t / n
+        a = min(max(a, 1e-7), t / n)
+        b = max((t - a * n) / w, 0.0)
+        return max(1, min(self._ceiling, int(max((self._budget - b) / a, b / a))))
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """A batch of that many rows took that long."""
+        if rows < 1:
+            return
+        w, n, t, nn, nt = (self.FADING * value for value in self._sums)
+        self._sums = (w + 1, n + rows, t + seconds, nn + rows * rows, nt + rows * seconds)
+
+    def halve(self, rows: int) -> None:
+        """A batch of that many rows ran out of memory: never again as many."""
+        self._ceiling = max(1, min(self._ceiling, rows // 2))

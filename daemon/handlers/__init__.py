@@ -1,0 +1,1 @@
+"""What is done about events: decisions, which see ports and plain data, never storage."""

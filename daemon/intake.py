@@ -1,0 +1,322 @@
+"""What fills the corridors of a worker: one change stream for all of them, and a scan for each.
+
+`ScanLane` runs the scans of a listener: a backfill at its first start, again whenever the listener's mark is not the one that it
+serves, and when somebody asks (lost history, a queue that overflowed, a generation that was raised). `StreamIntake` reads the
+stream and hands out keys. `Keeper` saves how far both are.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final
+
+import structlog
+from pymongo.collection import Collection
+from pymongo.database import Database
+
+from daemon.batching import DirtyKeys, Progress, Stretch
+from daemon.listeners import change_stream as stream
+from daemon.listeners.scan import PAGE, pages
+from daemon.store import names
+from daemon.store.dead_letters import DeadLetters
+from daemon.store.patience import Patience
+from daemon.store.positions import Position, Positions, cluster_time
+from daemon.store.scans import Mark, Scans
+
+log = structlog.get_logger(__name__)
+
+KEEP_SECONDS: Final = 0.5
+KEEP_IDLE_SECONDS: Final = 30.0  # saving an idle position moves the oplog, which moves the position: seldom
+COUNT_MS: Final = 2000
+
+
+class ScanLane:
+    """The scans of one listener, on a thread of its own that sleeps between them."""
+
+    def __init__(
+        self,
+        table: Collection[dict[str, Any]],
+        query: Mapping[str, Any],
+        *,
+        listener: str,
+        dirty: DirtyKeys,
+        scans: Scans,
+        mark: Callable[[], Mark],
+        patience: Patience,
+    ) -> None:
+        self._table, self._query, self._listener = table, query, listener
+        self._dirty, self._scans, self._mark, self._patience = dirty, scans, mark, patience
+        self._wake = threading.Condition()
+        self._wanted = 0  # raised by each request; a scan that began before the newest does not count
+        self._finished = -1
+        self._stopped = False
+        self._progress: Progress[tuple[Any, int]] = Progress()
+        self._saved: tuple[Any, int] | None = None
+        self.reason: str | None = None
+        self.done = 0
+        self.total: int | None = None
+        self._began = time.monotonic()
+
+    def request(self, reason: str) -> None:
+        """Orders a scan from the beginning. Noted in the database when this returns, so a position may move on behind it."""
+        with self._wake:
+            self._patience(f"{self._listener}.scan", lambda: self._scans.begin(self._mark(), reason))
+            self._wanted += 1
+            self._wake.notify_all()
+        log.info("a scan is due", listener=self._listener, reason=reason)
+
+    def run(self) -> None:
+        """Scans whatever is due, until stopped."""
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._stopped or self._finished < self._wanted)
+                if self._stopped:
+                    return
+                wanted = self._wanted
+            if self._patience(f"{self._listener}.scan", partial(self._scan, wanted)):
+                with self._wake:
+                    self._finished = max(self._finished, wanted)
+
+    def stop(self) -> None:
+        with self._wake:
+            self._stopped = True
+            self._wake.notify_all()
+
+    def running(self) -> bool:
+        return self.reason is not None
+
+    def rate(self) -> float:
+        """Rows a second since the scan began (in this process)."""
+        return self.done / max(time.monotonic() - self._began, 1e-9)
+
+    def save(self) -> None:
+        """Notes how far the scan is. Called by the keeper."""
+        with self._wake:  # or a request in between would find its scan moved on behind an older one's `last`
+            place = self._progress.position()
+            if self.reason is not None and place is not None and place is not self._saved:
+                self._scans.progress(self._mark(), *place)
+                self._saved = place
+
+    def _scan(self, wanted: int) -> bool:
+        """One scan, from where it is; False where it was overtaken by a newer request or stopped."""
+        with self._wake:
+            mark = self._mark()
+            due = self._scans.due(mark)
+            if due is None:
+                return True
+            if not due.started:
+                self._scans.begin(mark, due.reason)
+            self._progress, self._saved = Progress(), None
+            self.reason, self.done, self._began = due.reason, 0, time.monotonic()
+        log.info("scan begins", listener=self._listener, reason=due.reason, resumed=due.started, done=due.done)
+        start = cluster_time(self._table.database)  # R3d: asked for now; every row is judged not before it
+        self.total = self._count()
+        progress, handed = self._progress, due.done
+        for page in pages(self._table, self._query, start, due.last, resumed=due.started):
+            if not self._room(wanted):
+                return False
+            for key in page:
+                self._dirty.put(key, "scan", [progress.begin()], start)  # R3c; room was made for the whole page
+            handed += len(page)
+            progress.close((page[-1], handed))
+            self.done = handed
+        while not progress.idle():
+            if self._interrupted(wanted):
+                return False
+            time.sleep(0.02)
+        with self._wake:
+            if self._interrupted(wanted):
+                return False
+            self._scans.finish(mark, handed)  # R9b: only now
+            self.reason = None
+        log.info("scan ends", listener=self._listener, rows=handed, rows_per_second=round(self.rate()))
+        return True
+
+    def _room(self, wanted: int) -> bool:
+        """Waits until the scan lane is nearly empty: live rows go first, and a scan holds one page of keys at a time."""
+        while self._dirty.depth()["scan"] > PAGE // 2:
+            if self._interrupted(wanted):
+                return False
+            time.sleep(0.005)
+        return not self._interrupted(wanted)
+
+    def _interrupted(self, wanted: int) -> bool:
+        return self._stopped or self._wanted != wanted
+
+    def _count(self) -> int | None:
+        """How many rows there are to scan, about; None where counting takes too long. Only for people."""
+        from pymongo.errors import PyMongoError
+
+        try:
+            return self._table.count_documents(self._query, maxTimeMS=COUNT_MS)
+        except PyMongoError:
+            return None
+
+
+class Feed:
+    """One listener as the stream sees it."""
+
+    def __init__(self, listener: str, table: str, dirty: DirtyKeys, scan: ScanLane, letters: DeadLetters) -> None:
+        self.listener, self.table = listener, table
+        self.dirty, self.scan, self.letters = dirty, scan, letters
+        self.missing: str | None = None
+
+    def changed(self, key: Any, time_: Any, stretch: Stretch[Any]) -> None:
+        """A row changed. Where too many wait already, they are dropped for a scan: late, never lost."""
+        self.missing = None
+        if not self.dirty.put(key, "live", [stretch], time_):
+            self.scan.request("too many rows changed at once")
+            dropped = self.dirty.drop()
+            log.warning("the queue is full: falling back to a scan", listener=self.listener, dropped=dropped)
+            self.dirty.put(key, "live", [stretch], time_)
+
+
+class StreamIntake:
+    """The change stream of a worker: reads it, and marks rows as dirty in the corridors that watch their table."""
+
+    def __init__(
+        self,
+        database: Database[dict[str, Any]],
+        subscription: stream.Subscription,
+        positions: Positions,
+        feeds: Sequence[Feed],
+        *,
+        patience: Patience,
+        count_key: Callable[[], None],
+        count_open: Callable[[], None],
+    ) -> None:
+        self._database, self._subscription, self._positions = database, subscription, positions
+        self._patience, self._count_key, self._count_open = patience, count_key, count_open
+        self._feeds = list(feeds)
+        self._watching: dict[str, list[Feed]] = {}
+        for feed in feeds:
+            self._watching.setdefault(feed.table, []).append(feed)
+        self.progress: Progress[Position] = Progress()
+        self._kept: tuple[Position | None, float] = (None, 0.0)
+        self._worked = False
+        self._start: Position
+        self.open = False
+        self._stop = threading.Event()
+
+    def claim(self) -> None:
+        """Takes the stream over from whoever had it. One without a position starts now, and everything is scanned.
+
+        Comes before the first scan begins: what a scan does not see has to come through the stream.
+        """
+        position = self._patience("stream", lambda: self._positions.claim(self._subscription.hash))
+        if position is None:
+            position = self._fresh(self._patience("stream", lambda: Position(cluster_time(self._database))), "first start")
+        self._start = position
+
+    def run(self) -> None:
+        """Reads the stream from the claimed position until stopped."""
+        for event in stream.watch(self._database, self._subscription, self._start, self._stop):
+            self._handle(event)
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def save(self, *, last: bool = False) -> None:
+        """Saves the position over the contiguous finished prefix. Called by the keeper. Raises Fenced."""
+        position, now = self.progress.position(), time.monotonic()
+        kept, at = self._kept
+        if position is None or position is kept:
+            return
+        if self._worked or last or now - at >= KEEP_IDLE_SECONDS:
+            self._worked = not self.progress.idle()
+            self._positions.save(position, self._subscription.hash)
+            self._kept = (position, now)
+
+    def _fresh(self, position: Position, reason: str) -> Position:
+        """Starts from a new point, asked for before the scans begin, so that what they do not see comes through the stream.
+
+        The scans are ordered before the point is saved: killed in between, the next start finds no point (or the lost one)
+        and orders them again. The other way round it would find a point and nothing to do.
+        """
+        for feed in self._feeds:
+            feed.scan.request(reason)
+        self._patience("stream", lambda: self._positions.save(position, self._subscription.hash))
+        return position
+
+    def _handle(self, event: stream.Event) -> None:
+        match event:
+            case stream.Changed(table, key, time_):
+                self._changed(table, key, time_)
+            case stream.Reached(position):
+                self.progress.close(position)
+                self._open()
+            case stream.Requested(key, time_):
+                self._requested(key, time_)
+            case stream.TableGone(table):
+                self._gone(table)
+            case stream.TableCame(table):
+                self._came(table)
+            case stream.HistoryLost(reason, fresh):
+                log.error("history lost: every row is scanned", reason=reason)
+                self._fresh(fresh, "the change stream's history was lost")
+            case stream.Opened():
+                self._count_open()
+                self._open()
+            case stream.Interrupted(reason):
+                if self.open:
+                    log.warning("the change stream is interrupted", reason=reason)
+                self.open = False
+                self._patience.note("stream", reason)
+
+    def _changed(self, table: str, key: Any, time_: Any) -> None:
+        self._count_key()
+        self._worked = True
+        feeds = self._watching.get(table, ())
+        if feeds:
+            stretch = self.progress.begin(len(feeds))
+            for feed in feeds:
+                feed.changed(key, time_, stretch)
+
+    def _gone(self, table: str) -> None:
+        for feed in self._watching.get(table, ()):
+            feed.missing = f"table {table!r} was dropped or renamed; it is served again when it is back"
+            self._patience(f"{feed.listener}.letters", feed.letters.clear_all)
+            log.warning("the table is gone", listener=feed.listener, table=table)
+
+    def _came(self, table: str) -> None:
+        for feed in self._watching.get(table, ()):
+            feed.missing = None
+            feed.scan.request("another collection was renamed to the table")
+
+    def _open(self) -> None:
+        if not self.open:
+            self.open = True
+            self._patience.note("stream", None)
+
+    def _requested(self, key: Any, time_: Any) -> None:
+        """Somebody asks for a row to be judged again: the dead letter's way back."""
+        requests = self._database[names.REQUESTS]
+        request = self._patience("stream", lambda: requests.find_one({"_id": key}))
+        for feed in self._feeds:
+            if request is not None and request.get("listener") == feed.listener:
+                feed.letters.forget(request.get("key"))
+                feed.changed(request.get("key"), time_, self.progress.begin())
+                self._patience("stream", lambda: requests.delete_one({"_id": key}))
+
+
+class Keeper:
+    """Saves the positions of a worker's stream and scans, as often as they move."""
+
+    def __init__(self, intake: StreamIntake, scans: Sequence[ScanLane], patience: Patience) -> None:
+        self._intake, self._scans, self._patience = intake, scans, patience
+        self._stop = threading.Event()
+
+    def run(self) -> None:
+        while not self._stop.wait(KEEP_SECONDS):
+            self._patience("positions", self.save)
+
+    def save(self, *, last: bool = False) -> None:
+        self._intake.save(last=last)
+        for scan in self._scans:
+            scan.save()
+
+    def stop(self) -> None:
+        self._stop.set()

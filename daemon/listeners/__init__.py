@@ -1,0 +1,1 @@
+"""Where events come from: each listener turns one source into a generator of what happened there."""

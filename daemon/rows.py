@@ -1,0 +1,86 @@
+"""What passes between the stages of a corridor: frozen, so that no stage changes what another still holds."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from bson.timestamp import Timestamp
+
+MISSING: Final = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The output that a snapshot saw in a row; `asof` is MISSING where there was none, or one that is not ours."""
+
+    asof: Any = MISSING
+    generation: int = 0
+    input: bytes | None = None
+    error: bool = False
+    present: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row that matches the listener: its `_id`, the values of the key fields as stored, their hash, and its output."""
+
+    key: Any
+    values: tuple[Any, ...]
+    input: bytes
+    seen: Seen
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a batch's rows were at one cluster time.
+
+    `rows` match the listener. `strays` exist, do not match (or lack a key field) and hold an output. `unread` are keys that
+    did not fit the byte limit: they were not judged. Every other key of the batch is gone, or has nothing to lose.
+    """
+
+    at: Timestamp
+    rows: tuple[Row, ...]
+    strays: tuple[tuple[Any, Seen], ...]
+    unread: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One guarded write: `set` a whole output, `touch` its `asof`, or `unset` it."""
+
+    key: Any
+    seen: Seen
+    kind: Literal["set", "touch", "unset"]
+    asof: Timestamp
+    generation: int
+    output: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What became of a bulk: the rows that met a race, the rows that refuse the write (and why), the time of the answer."""
+
+    missed: frozenset[Hashable]
+    refused: Mapping[Hashable, str]
+    time: Timestamp | None
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """Why a row has no output. `unwritable`: the row refuses even the error mark, so only this letter says that it was judged."""
+
+    key: Any
+    input: bytes
+    generation: int
+    version: int
+    stage: str
+    type: str
+    message: str
+    traceback: str
+    unwritable: bool = False
+
+    def mark(self) -> dict[str, str]:
+        """What the row itself tells its readers."""
+        return {"type": self.type, "message": self.message, "stage": self.stage}

@@ -1,0 +1,130 @@
+"""Dead letters: the rows that cannot be predicted, each with its reason and a way back.
+
+The row itself carries `_outputs.<listener>.error`; the collection `_predictd.dead_letters` adds the traceback, the attempts and the times,
+and is the only place that knows of a row that refuses every write. A letter is written before the row's error, so that a kill
+between the two leaves a letter too many (cleared when the replayed row is judged), never one too few.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any
+
+from bson import ObjectId
+from pymongo import DeleteOne, UpdateOne
+from pymongo.collection import Collection
+from pymongo.database import Database
+
+from daemon.batching import identity
+from daemon.rows import Letter
+from daemon.store import names
+
+
+class DeadLetters:
+    """The dead letters of one listener, with their keys in memory: what is dead is asked for each row of each batch."""
+
+    def __init__(self, database: Database[dict[str, Any]], service: str, listener: str, table: str) -> None:
+        self._collection: Collection[dict[str, Any]] = database[names.DEAD_LETTERS]
+        self._about = {"service": service, "listener": listener, "table": table}
+        self._of = {"_id.service": service, "_id.listener": listener}
+        self._dead: dict[Hashable, tuple[bytes, int] | None] = {}
+
+    def load(self) -> None:
+        """Reads which rows are dead."""
+        only = {"input": 1, "generation": 1, "unwritable": 1}
+        self._dead = {
+            identity(found["_id"]["row"]): (found["input"], found["generation"]) if found.get("unwritable") else None
+            for found in self._collection.find(self._of, only)
+        }
+
+    def __len__(self) -> int:
+        return len(self._dead)
+
+    def settled(self, key: Any, input_: bytes, generation: int) -> bool:
+        """Whether this very input is known to be dead in a row that refuses the mark: to predict it again would be idle."""
+        return self._dead.get(identity(key)) == (input_, generation)
+
+    def add(self, letters: Iterable[Letter]) -> None:
+        """Notes the letters; a row that was dead already gets one more attempt."""
+        letters = list(letters)
+        self._send(
+            UpdateOne(
+                {"_id": self._id(letter.key)},
+                # A pipeline, for the server's clock; nobody watches this collection, so it may surface as it likes.
+                [
+                    {
+                        "$set": {
+                            **{name: {"$literal": value} for name, value in self._fields(letter).items()},
+                            "attempts": {"$add": [{"$ifNull": ["$attempts", 0]}, 1]},
+                            "first_at": {"$ifNull": ["$first_at", "$$NOW"]},
+                            "last_at": "$$NOW",
+                        }
+                    }
+                ],
+                upsert=True,
+            )
+            for letter in letters
+        )
+        for letter in letters:
+            known = (letter.input, letter.generation) if letter.unwritable else None
+            self._dead[identity(letter.key)] = known
+
+    def clear(self, keys: Iterable[Any]) -> int:
+        """These rows are well again, or gone: forgets their letters. How many there were."""
+        dead = [key for key in keys if identity(key) in self._dead]
+        self._send(DeleteOne({"_id": self._id(key)}) for key in dead)
+        for key in dead:
+            self._dead.pop(identity(key), None)
+        return len(dead)
+
+    def clear_all(self) -> None:
+        """The table is gone, and every row of it."""
+        self._collection.delete_many(self._of)
+        self._dead.clear()
+
+    def forget(self, key: Any) -> None:
+        """Somebody asked for another attempt (and has deleted the letter): the row is judged as any other."""
+        self._dead.pop(identity(key), None)
+
+    def _fields(self, letter: Letter) -> dict[str, Any]:
+        return {
+            "table": self._about["table"],
+            "error": letter.mark(),
+            "traceback": letter.traceback,
+            "input": letter.input,
+            "generation": letter.generation,
+            "version": letter.version,
+            "unwritable": letter.unwritable,
+        }
+
+    def _id(self, key: Any) -> dict[str, Any]:
+        return {"service": self._about["service"], "listener": self._about["listener"], "row": key}
+
+    def _send(self, operations: Iterable[UpdateOne | DeleteOne]) -> None:
+        operations = list(operations)
+        if operations:
+            self._collection.bulk_write(operations, ordered=False)
+
+
+def listed(
+    database: Database[dict[str, Any]], service: str, query: Mapping[str, Any], limit: int = 0
+) -> Iterable[dict[str, Any]]:
+    """The letters of a service, oldest first, for people."""
+    return database[names.DEAD_LETTERS].find({"_id.service": service, **query}).sort("last_at", 1).limit(limit)
+
+
+def retry(database: Database[dict[str, Any]], letter: Mapping[str, Any]) -> None:
+    """Gives a dead row another attempt: takes the error out of the row, then asks the worker, through its own change stream.
+
+    In this order, a kill in between leaves a letter that can be retried again.
+    """
+    listener, row = letter["_id"]["listener"], letter["_id"]["row"]
+    path = f"_outputs.{listener}"
+    database[letter["table"]].update_one({"_id": row, f"{path}.error": {"$exists": True}}, {"$unset": {path: ""}})
+    database[names.DEAD_LETTERS].delete_one({"_id": letter["_id"]})
+    database[names.REQUESTS].insert_one({"_id": ObjectId(), "listener": listener, "key": row})
+
+
+def discard(database: Database[dict[str, Any]], letter: Mapping[str, Any]) -> None:
+    """Forgets a letter; the row keeps its error, so it is not predicted again until it changes."""
+    database[names.DEAD_LETTERS].delete_one({"_id": letter["_id"]})

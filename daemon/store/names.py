@@ -1,0 +1,15 @@
+"""The names of predictd's own collections, in one place: they stand in the user's database, all beginning with `_predictd.`"""
+
+from __future__ import annotations
+
+from typing import Final
+
+COMPONENTS: Final = "_predictd.components"
+VERSIONS: Final = "_predictd.versions"
+WEIGHTS: Final = "_predictd.weights"  # a GridFS bucket
+POSITIONS: Final = "_predictd.positions"
+SCANS: Final = "_predictd.scans"
+DEAD_LETTERS: Final = "_predictd.dead_letters"
+REQUESTS: Final = "_predictd.requests"
+LEASES: Final = "_predictd.leases"
+STATUS: Final = "_predictd.status"

@@ -1,0 +1,372 @@
+"""A worker: the process that owns the corridors of its listeners. Shared-nothing; all of its state lies in MongoDB.
+
+Started as `python -P -m daemon.worker`. The first line on standard input tells it where it belongs (`Assignment`); then standard
+input stays open, and its end means that the parent is gone: the worker leaves at once, and its successor replays from the
+saved position. Standard output carries reports, one JSON object a line; logs go to standard error.
+
+    start:  claim the stream's position, load the models, open the corridors, scan what is due
+    run:    the threads work; the main thread reports
+    stop:   no more events, drain what is in flight, save the position
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+from pymongo import MongoClient
+from pymongo.database import Database
+
+from components.errors import DeclarationError, Fenced, PredictdError
+from components.importing import ImportPolicy
+from daemon import logs
+from daemon.batching import BatchCap, DirtyKeys
+from daemon.corridor import Corridor, CorridorThreads
+from daemon.handlers.predict import Live
+from daemon.intake import Feed, Keeper, ScanLane, StreamIntake
+from daemon.listeners.change_stream import Subscription
+from daemon.loading import load
+from daemon.measures import Measures, WorkerMeasures
+from daemon.store.dead_letters import DeadLetters
+from daemon.store.outputs import Outputs
+from daemon.store.patience import Patience
+from daemon.store.positions import Positions
+from daemon.store.registry import Declared, Registry
+from daemon.store.scans import Mark, Scans
+from daemon.store.versions import Versions
+
+log = structlog.get_logger(__name__)
+
+STOPPED: Final = 0
+BROKEN: Final = 1
+CHANGED: Final = 64
+UNBUILDABLE: Final = 65
+ORPHANED: Final = 70
+FENCED: Final = 76
+REPORT_SECONDS: Final = 0.5
+REPORT_IDLE_SECONDS: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What a worker is told by its parent."""
+
+    uri: str
+    database: str
+    service: str
+    worker: str
+    epoch: int
+    state_dir: str
+    import_root: str
+    allow_imports: tuple[str, ...] = ()
+    log: Mapping[str, str] = field(default_factory=dict)
+    stop_timeout: float = 30.0
+    queue_rows: int = 100_000
+
+    @classmethod
+    def read(cls, line: str) -> Assignment:
+        told = json.loads(line)
+        return cls(**{**told, "allow_imports": tuple(told["allow_imports"])})
+
+
+class DeclarationChanged(PredictdError):
+    """A listener is no longer what this worker was started for."""
+
+
+class ListenerRun:
+    """One listener in this worker: its corridor, its scans, and what it reports."""
+
+    def __init__(self, worker: Worker, declared: Declared, live: Live) -> None:
+        assignment, database = worker.assignment, worker.database
+        name, listener = declared.name, declared.listener
+        table = database[listener["table"]]
+        self.declared = declared
+        self.measures = Measures(worker.measures, name)
+        self.letters = DeadLetters(database, assignment.service, name, listener["table"])
+        outputs = Outputs(table, name, live.key.fields, listener["where"])
+        dirty = DirtyKeys(assignment.queue_rows)
+        self.corridor = Corridor(
+            name,
+            live=live,
+            reload=self.reload,
+            outputs=outputs,
+            letters=self.letters,
+            dirty=dirty,
+            cap=BatchCap(listener["latency_budget"], listener["max_batch"]),
+            measures=self.measures,
+        )
+        self.scan = ScanLane(
+            table,
+            outputs.scan_filter(),
+            listener=name,
+            dirty=dirty,
+            scans=Scans(database, assignment.service, name, assignment.epoch),
+            mark=lambda: Mark(self.corridor.live.generation, declared.scope),
+            patience=worker.patience,
+        )
+        self.feed = Feed(name, listener["table"], dirty, self.scan, self.letters)
+        self.threads = CorridorThreads(self.corridor, worker.patience, worker.fail)
+        self._registry = worker.registry
+
+    def reload(self, live: Live) -> Live:
+        """Asks the registry what is live (R6). A higher generation brings a scan (R9d)."""
+        try:
+            now = self._registry.listener(self.declared.name)
+        except DeclarationError as error:
+            raise DeclarationChanged(str(error)) from error
+        if (now.signature, now.scope) != (self.declared.signature, self.declared.scope):
+            raise DeclarationChanged(f"listeners.{self.declared.name} was declared anew")
+        if now.generation == live.generation:
+            return live
+        newer = replace(live, generation=now.generation)
+        self.corridor.live = newer
+        self.scan.request(f"generation {now.generation} is live")
+        return newer
+
+    def report(self, *, open_: bool, lag: float) -> dict[str, Any]:
+        state, reason = "running", self.feed.missing
+        if self.feed.missing:
+            state = "missing"
+        elif not open_:
+            state, reason = "starting", "the change stream is not open"
+        elif self.scan.running():
+            state = "backfilling"
+        scan = None
+        if self.scan.running():
+            scan = {
+                "done": self.scan.done,
+                "total": self.scan.total,
+                "rate": round(self.scan.rate(), 1),
+                "reason": self.scan.reason,
+            }
+        return {
+            "state": state,
+            "reason": reason,
+            "generation": self.corridor.live.generation,
+            "version": self.corridor.live.version,
+            "lag_seconds": round(lag, 3),
+            "queue": self.corridor.dirty.depth(),
+            "scan": scan,
+            "rows": dict(self.measures.totals),
+            "dead_letters": len(self.letters),
+        }
+
+
+class Worker:
+    """The composition root of the process."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        self.assignment = assignment
+        self.client: MongoClient[dict[str, Any]] = MongoClient(
+            assignment.uri,
+            appname=f"predictd worker {assignment.worker}",
+            connectTimeoutMS=5000,
+            serverSelectionTimeoutMS=5000,
+            socketTimeoutMS=20_000,
+        )
+        self.database: Database[dict[str, Any]] = self.client[assignment.database]
+        self.patience = Patience()
+        self.measures = WorkerMeasures()
+        self.registry = Registry(self.database, assignment.service, assignment.epoch)
+        self.runs: list[ListenerRun] = []
+        self.intake: StreamIntake | None = None
+        self.keeper: Keeper | None = None
+        self.stopping = threading.Event()
+        self.failure: BaseException | None = None
+        self._reported: tuple[float, str] = (0.0, "")
+
+    # ---- start ----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Loads and starts everything. Raises DeclarationError where the user's code cannot be built."""
+        assignment = self.assignment
+        declared = self.patience("registry", lambda: self.registry.worker(assignment.worker))
+        models: dict[str, Live] = {}
+        for name, each in declared.items():
+            live = models[each.listener["model"]] = self._load(each, models.get(each.listener["model"]))
+            run = ListenerRun(self, each, live)
+            self.patience(f"{name}.letters", run.letters.load)
+            self.runs.append(run)
+        subscription = Subscription(
+            tables=tuple(sorted({run.feed.table for run in self.runs})),
+            chained=tuple(sorted({path for run in self.runs for path in chained(run.declared)})),
+        )
+        self.intake = StreamIntake(
+            self.database,
+            subscription,
+            Positions(self.database, assignment.service, assignment.worker, assignment.epoch),
+            [run.feed for run in self.runs],
+            patience=self.patience,
+            count_key=self.measures.stream_keys.inc,
+            count_open=self.measures.stream_opens.inc,
+        )
+        self.intake.claim()
+        self.keeper = Keeper(self.intake, [run.scan for run in self.runs], self.patience)
+        for run in self.runs:
+            run.threads.start()
+            self._thread(run.scan.run, f"{run.declared.name}.scan")
+        self._thread(self.intake.run, "stream")
+        self._thread(self.keeper.run, "keeper")
+
+    def _load(self, declared: Declared, shared: Live | None) -> Live:
+        versions = Versions(self.database, self.assignment.service, declared.listener["model"])
+        policy = ImportPolicy(self.assignment.allow_imports)
+        return self.patience("model", lambda: load(declared, versions, policy, shared))
+
+    def _thread(self, target: Callable[[], None], name: str) -> None:
+        def guarded() -> None:
+            try:
+                target()
+            except BaseException as error:  # noqa: BLE001  # a thread that ended silently would be rows that wait for ever
+                self.fail(error)
+
+        threading.Thread(target=guarded, name=name, daemon=True).start()
+
+    def fail(self, error: BaseException) -> None:
+        """A thread met what it cannot wait out: the process ends, and its successor starts from the saved position."""
+        if self.failure is None:
+            self.failure = error
+        self.stopping.set()
+
+    # ---- run ------------------------------------------------------------------------------------------------------
+
+    def report(self, state: str, reason: str | None = None) -> None:
+        """Writes one report; where nothing changed, only every two seconds."""
+        intake = self.intake
+        open_ = intake is not None and intake.open
+        oldest = intake.progress.oldest() if intake is not None else None
+        lag = 0.0 if oldest is None else time.monotonic() - oldest
+        troubles = self.patience.troubles()
+        if state == "running" and troubles:
+            state, reason = "waiting", "; ".join(troubles)
+        for run in self.runs:
+            name = run.declared.name
+            self.measures.lag_seconds.labels(name).set(lag)
+            for lane, depth in run.corridor.dirty.depth().items():
+                self.measures.queue_depth.labels(name, lane).set(depth)
+            self.measures.scan_done.labels(name).set(run.scan.done)
+            self.measures.scan_total.labels(name).set(run.scan.total or 0)
+        said: dict[str, Any] = {
+            "state": state,
+            "reason": reason,
+            "pid": os.getpid(),
+            "listeners": {run.declared.name: run.report(open_=open_, lag=lag) for run in self.runs},
+            "stream": {
+                "open": open_,
+                "keys": int(self.measures.stream_keys._value.get()),  # noqa: SLF001  # prometheus has no public reader
+                "opened": int(self.measures.stream_opens._value.get()),  # noqa: SLF001
+            },
+        }
+        busy = {f"{run.declared.name}.{k}": round(v, 3) for run in self.runs for k, v in run.threads.busy().items()}
+        text, now = json.dumps(said, sort_keys=True), time.monotonic()
+        if text == self._reported[1] and not busy and now - self._reported[0] < REPORT_IDLE_SECONDS:
+            return
+        self._reported = (now, text)
+        said["busy"] = busy
+        said["samples"] = list(self.measures.samples())
+        sys.stdout.write(json.dumps(said) + "\n")
+        sys.stdout.flush()
+
+    def run(self) -> None:
+        """Reports until told to stop."""
+        while not self.stopping.wait(REPORT_SECONDS):
+            self.report("running")
+
+    # ---- stop -----------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Stops the intake, drains the corridors within the stop timeout, and saves the position."""
+        self.report("stopping")
+        if self.intake is None or self.keeper is None:
+            return
+        self.intake.stop()
+        self.keeper.stop()
+        for run in self.runs:
+            run.scan.stop()
+        end = (
+            time.monotonic() + self.assignment.stop_timeout * 0.8
+        )  # the rest is for saving, and for whoever waits for us
+        drained = [run.threads.stop(max(0.0, end - time.monotonic())) for run in self.runs]
+        if not all(drained):
+            log.warning("stopped before every batch in flight had ended; their rows are replayed at the next start")
+        if not self.patience.troubles():
+            self.keeper.save(last=True)
+
+
+def chained(declared: Declared) -> set[str]:
+    """The paths under `_outputs.` that a listener looks at: in its key, and in its filter."""
+    key = declared.listener["key"]
+    paths = set([key] if isinstance(key, str) else key)
+
+    def walk(query: Any) -> None:
+        if isinstance(query, Mapping):
+            for name, value in query.items():
+                paths.add(name)
+                walk(value)
+        elif isinstance(query, list):
+            for each in query:
+                walk(each)
+
+    walk(declared.listener["where"])
+    return {path for path in paths if path.startswith("_outputs.")}
+
+
+def leave_with_parent() -> None:
+    """Waits for the end of standard input, which comes when the parent is gone, however it went."""
+    while sys.stdin.buffer.read(4096):
+        pass
+    os._exit(ORPHANED)
+
+
+def exit_code(failure: BaseException | None) -> int:
+    match failure:
+        case None:
+            return STOPPED
+        case DeclarationChanged():
+            return CHANGED
+        case Fenced():
+            return FENCED
+        case DeclarationError():
+            return UNBUILDABLE
+        case _:
+            return BROKEN
+
+
+def main() -> None:
+    """The process, from its first line to its exit code."""
+    assignment = Assignment.read(sys.stdin.buffer.readline().decode())
+    logs.configure(**assignment.log)  # type: ignore[arg-type]
+    structlog.contextvars.bind_contextvars(worker=assignment.worker)
+    threading.Thread(target=leave_with_parent, name="parent", daemon=True).start()
+    sys.path.insert(0, str(Path(assignment.import_root)))
+    worker = Worker(assignment)
+    signal.signal(signal.SIGTERM, lambda *_: worker.stopping.set())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    worker.report("starting")
+    try:
+        worker.start()
+        log.info("worker runs", listeners=[run.declared.name for run in worker.runs], epoch=assignment.epoch)
+        worker.run()
+        if worker.failure is None:
+            worker.stop()
+    except BaseException as error:  # noqa: BLE001  # whatever it is, it is told, and the exit code says what to do
+        worker.fail(error)
+    if worker.failure is not None:
+        told = isinstance(worker.failure, PredictdError)
+        log.error("worker ends", reason=str(worker.failure), exc_info=None if told else worker.failure)
+        worker.report("failed", f"{type(worker.failure).__name__}: {worker.failure}")
+    sys.stdout.flush()
+    os._exit(exit_code(worker.failure))  # threads may still wait for MongoDB: nothing of theirs is lost
+
+
+if __name__ == "__main__":
+    main()
