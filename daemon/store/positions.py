@@ -76,7 +76,7 @@ class Positions:
     def save(self, position: Position, subscription: str) -> None:
         """Notes the position. Raises Fenced where a higher epoch owns the stream."""
         result = self._collection.update_one(
-            {"_id": self._id, "epoch": {"$lte": self._epoch}},
+            {"_id": self._id, "epoch": {"$lte": self._epoch}},  # R10b
             {
                 "$set": {
                     "token": position.token,

@@ -1,0 +1,66 @@
+"""Every rule of the write protocol is needed: taken out of a copy of the code, its test fails."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+OUTPUTS, CORRIDOR, PREDICT = "daemon/store/outputs.py", "daemon/corridor.py", "daemon/handlers/predict.py"
+BATCHING, POSITIONS = "daemon/batching.py", "daemon/store/positions.py"
+
+# rule: the file, the words that keep it, and what stands there once it is out
+RULES = {
+    "r1": (OUTPUTS, '["$and"] = self._matches  # R2', '["$and"] = self._matches; query.pop(f"{self._path}.asof")'),
+    "r1b": (CORRIDOR, "self.dirty.put_back(key, newest=written.time)", "key.finish()"),
+    "r2": (OUTPUTS, 'query["$and"] = self._matches  # R2', "pass"),
+    "r3a": (CORRIDOR, "for t in (batch.after, self._floor)", "for t in (self._floor,)"),
+    "r5": (PREDICT, 'writes.append(Write(row.key, row.seen, "touch", at, generation))  # R5', "pass"),
+    "r6": (CORRIDOR, "if any(row.seen.generation > live.generation for row in snapshot.rows):", "if False:"),
+    "r8b": (OUTPUTS, 'return UpdateOne(query, {"$unset"', 'return UpdateOne({"_id": write.key}, {"$unset"'),
+    "r10": (BATCHING, "while self._stretches and self._stretches[0].closed and not self._stretches[0].unfinished:",
+            "while self._stretches and self._stretches[0].closed:"),
+    "r10b": (POSITIONS, '"epoch": {"$lte": self._epoch}},  # R10b', "},"),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", RULES)
+def test_without_the_rule_its_test_fails(rule: str, tmp_path: Path, mongo_uri: str) -> None:
+    """The copy differs by one rule; the protocol's tests of that rule fail there, and by their own assertion."""
+    for folder in ("components", "daemon", "examples", "tests"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    name, kept, out = RULES[rule]
+    text = (tmp_path / name).read_text()
+    assert text.count(kept) == 1, f"{name} no longer holds the words that keep {rule}"
+    (tmp_path / name).write_text(text.replace(kept, out))
+
+    ran = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "tests/integration/test_protocol.py",
+            "-k",
+            f"_{rule}_",
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PREDICTD_TEST_MONGO_URI": mongo_uri, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    assert " failed" in ran.stdout
+    assert "AssertionError" in ran.stdout or "DID NOT RAISE" in ran.stdout, ran.stdout

@@ -1,0 +1,54 @@
+"""What every test may ask for: a real MongoDB, and an empty database on it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from pymongo import MongoClient
+from pymongo.database import Database
+
+from components.errors import MongoUnavailable
+from daemon.store.embedded import ensure, find_mongod
+
+TEST_MONGO_URI = "PREDICTD_TEST_MONGO_URI"
+
+
+@pytest.fixture(scope="session")
+def mongod() -> Path:
+    """The mongod that tests run; without one they are skipped on a laptop and fail in CI."""
+    try:
+        return find_mongod()
+    except MongoUnavailable as absent:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"CI must test against a real MongoDB: {absent}")
+        pytest.skip(str(absent))
+
+
+@pytest.fixture(scope="session")
+def mongo_uri(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A replica set with failpoints for the whole test session; one that PREDICTD_TEST_MONGO_URI names is used as it is."""
+    given = os.environ.get(TEST_MONGO_URI)
+    if given:
+        yield given
+        return
+    request.getfixturevalue("mongod")
+    with (
+        tempfile.TemporaryDirectory(prefix="predictd-tests-") as state_dir,
+        ensure(Path(state_dir), parameters={"enableTestCommands": "1"}) as mongo,
+    ):
+        yield mongo.uri
+
+
+@pytest.fixture
+def database(mongo_uri: str) -> Iterator[Database[dict[str, Any]]]:
+    """An empty database of its own name, dropped after the test."""
+    with MongoClient[dict[str, Any]](mongo_uri) as client:
+        name = f"test_{uuid4().hex[:16]}"
+        yield client[name]
+        client.drop_database(name)

@@ -1,0 +1,155 @@
+"""A worker that takes one step when told: for tests that hold a batch between its read and its write.
+
+Everything in it is the real thing, over a real MongoDB; only the threads are missing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from bson.timestamp import Timestamp
+from pymongo.database import Database
+
+from components.listener import Key
+from components.model import ObjectModel
+from daemon.batching import BatchCap, DirtyKeys
+from daemon.corridor import Corridor
+from daemon.handlers.predict import Live, Predicted
+from daemon.intake import Feed, ScanLane, StreamIntake
+from daemon.listeners import change_stream
+from daemon.measures import Measures, WorkerMeasures
+from daemon.store import names
+from daemon.store.dead_letters import DeadLetters
+from daemon.store.outputs import Outputs
+from daemon.store.patience import Patience
+from daemon.store.positions import Positions
+from daemon.store.registry import Registry
+from daemon.store.scans import Mark, Scans
+from harness.models import echo
+
+TABLE, LISTENER, SERVICE = "rows", "L", "s"
+WHERE = {"m": True}
+DECLARATIONS: dict[str, Any] = {
+    "tables": {TABLE: {"fields": {"x": "str"}}},
+    "models": {"f": {"type": "object", "object": "harness.models:echo"}},
+    "listeners": {LISTENER: {"table": TABLE, "key": "x", "model": "f", "where": WHERE, "worker": "w"}},
+}
+
+
+def declare(database: Database[dict[str, Any]]) -> None:
+    Registry(database, SERVICE, 1).publish(DECLARATIONS)
+
+
+def promote(database: Database[dict[str, Any]]) -> None:
+    """Generation 2 is live."""
+    database[names.COMPONENTS].update_one({"_id": f"{SERVICE}/listener/{LISTENER}"}, {"$inc": {"generation": 1}})
+
+
+class OldestOutputs(Outputs):
+    """Reads at the oldest snapshot that the reader permits, but not before `wanted`: what a slow secondary could answer."""
+
+    wanted: Timestamp
+
+    def _find(self, session: Any, query: Any, projection: Any, concern: Any, *rest: Any) -> Any:
+        if "atClusterTime" not in concern:
+            after = concern.get("afterClusterTime", self.wanted)
+            concern = {"level": "snapshot", "atClusterTime": max(after, self.wanted)}
+        return super()._find(session, query, projection, concern, *rest)
+
+
+class SteppedWorker:
+    """One worker of the service; a second one beside it, with a higher epoch, is the leader that replaced it."""
+
+    def __init__(self, database: Database[dict[str, Any]], epoch: int, outputs: type[Outputs] = Outputs) -> None:
+        self.database = database
+        registry = Registry(database, SERVICE, epoch)
+        generation = registry.listener(LISTENER).generation
+        model = ObjectModel("f", echo)
+        self.outputs = outputs(database[TABLE], LISTENER, ("x",), WHERE)
+        self.letters = DeadLetters(database, SERVICE, LISTENER, TABLE)
+        self.letters.load()
+        self.dirty = DirtyKeys(1000)
+        measures = WorkerMeasures()
+        self.measures = Measures(measures, LISTENER)
+        self.corridor = Corridor(
+            LISTENER,
+            live=Live(model, 1, generation, Key.parse("x"), (None,)),
+            reload=self._reload,
+            outputs=self.outputs,
+            letters=self.letters,
+            dirty=self.dirty,
+            cap=BatchCap(1.0, 100),
+            measures=self.measures,
+        )
+        self._registry = registry
+        patience = Patience()
+        self.scan = ScanLane(
+            database[TABLE],
+            self.outputs.scan_filter(),
+            listener=LISTENER,
+            dirty=self.dirty,
+            scans=Scans(database, SERVICE, LISTENER, epoch),
+            mark=lambda: Mark(self.corridor.live.generation, "scope"),
+            patience=patience,
+        )
+        feed = Feed(LISTENER, TABLE, self.dirty, self.scan, self.letters)
+        self.intake = StreamIntake(
+            database,
+            change_stream.Subscription((TABLE,)),
+            Positions(database, SERVICE, "w", epoch),
+            [feed],
+            patience=patience,
+            count_key=lambda: None,
+            count_open=lambda: None,
+        )
+        self.intake.claim()
+        self._events: Iterator[Any] = change_stream.watch(
+            database, change_stream.Subscription((TABLE,)), self.intake._start, threading.Event()
+        )
+
+    def _reload(self, live: Live) -> Live:
+        generation = self._registry.listener(LISTENER).generation
+        self.corridor.live = Live(live.model, live.version, generation, live.key, live.datatypes)
+        return self.corridor.live
+
+    # ---- steps ----------------------------------------------------------------------------------------------------
+
+    def hear(self) -> None:
+        """Takes what the stream holds, until it has said that all of it has come."""
+        heard = False
+        for event in self._events:
+            self.intake._handle(event)
+            heard |= isinstance(event, change_stream.Changed)
+            if isinstance(event, change_stream.Reached) and heard:
+                return
+            if isinstance(event, change_stream.Reached) and self.caught_up(event):
+                return
+
+    def caught_up(self, event: change_stream.Reached) -> bool:
+        """An idle stream's place passes whatever was written before; nothing had to be heard then."""
+        return event.position.cluster_time >= self.database.command("ping")["operationTime"]
+
+    def dirty_by_scan(self, *keys: Any) -> None:
+        """A scan names these rows; its start is asked for now."""
+        for key in keys:
+            self.dirty.put(key, "scan", [], self.database.command("ping")["operationTime"])
+
+    def read(self) -> Predicted:
+        """Reads and predicts whatever is dirty; the write is held."""
+        batch = self.dirty.take(100)
+        assert batch is not None
+        return self.corridor.predict(self.corridor.prepare(self.corridor.read(batch)))
+
+    def write(self, held: Predicted) -> None:
+        self.corridor.write(held)
+
+    def finish(self) -> None:
+        """Goes on until nothing is left to do."""
+        while any(self.dirty.depth().values()):
+            self.write(self.read())
+
+    def save(self) -> None:
+        """Saves the position as the keeper would."""
+        self.intake.save(last=True)

@@ -1,0 +1,46 @@
+"""Models without torch, for tests in which only the daemon matters. Named in declarations as `harness.models:...`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+
+def echo(x: Any) -> Any:
+    """The output tells its input."""
+    return f"f({x})"
+
+
+def digest(x: Any) -> str:
+    """An output that nobody guesses, and that depends on all of the input."""
+    return hashlib.sha256(repr(x).encode()).hexdigest()[:16]
+
+
+def fails_on_poison(xs: list[Any]) -> list[Any]:
+    """A batched model that raises for the whole batch when one row is poison."""
+    if any(x == "poison" for x in xs):
+        raise ValueError("this model cannot digest poison")
+    return [digest(x) for x in xs]
+
+
+def fails_until_mended(x: Any) -> Any:
+    """Raises while the file that PREDICTD_TEST_MENDED names does not exist."""
+    if not Path(os.environ["PREDICTD_TEST_MENDED"]).exists():
+        raise RuntimeError("not mended yet")
+    return digest(x)
+
+
+def slow(x: Any) -> Any:
+    """Two milliseconds a row."""
+    time.sleep(0.002)
+    return digest(x)
+
+
+def hangs_on_hang(x: Any) -> Any:
+    """Never comes back from the row "hang"."""
+    while x == "hang":
+        time.sleep(1)
+    return digest(x)
