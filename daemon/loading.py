@@ -6,7 +6,7 @@ model, and every restart, computes the same.
 
 from __future__ import annotations
 
-import functools
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,17 +62,15 @@ def _build(name: str, declaration: Mapping[str, Any], policy: ImportPolicy) -> M
 
     found, arguments = resolved("object"), declaration["arguments"]
     if declaration["type"] == "object":
-        if isinstance(found, type):
-            found = found(**arguments)
-        elif arguments:
-            found = functools.partial(found, **arguments)
-        return ObjectModel(name, found, resolved("preprocess"), resolved("postprocess"), batched=declaration["batched"])
+        # A function without arguments is the model itself; with arguments it makes the model, as a class does.
+        made = found(**arguments) if isinstance(found, type) or arguments else found
+        return ObjectModel(name, made, resolved("preprocess"), resolved("postprocess"), batched=declaration["batched"])
     from components.torch import TorchModel  # the supervisor, which never gets here, stays free of torch
 
     device = declaration["device"]
     return TorchModel(
         name,
-        found(**arguments) if isinstance(found, type) or arguments else found,
+        found(**arguments) if isinstance(found, type) or inspect.isroutine(found) else found,
         preprocess=resolved("preprocess"),
         postprocess=resolved("postprocess"),
         preprocess_batch=resolved("preprocess_batch"),

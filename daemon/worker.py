@@ -30,6 +30,7 @@ from components.errors import DeclarationError, Fenced, PredictdError
 from components.importing import ImportPolicy
 from daemon import logs
 from daemon.batching import BatchCap, DirtyKeys
+from daemon.config import decoded_filter
 from daemon.corridor import Corridor, CorridorThreads
 from daemon.handlers.predict import Live
 from daemon.intake import Feed, Keeper, ScanLane, StreamIntake
@@ -92,7 +93,7 @@ class ListenerRun:
         self.declared = declared
         self.measures = Measures(worker.measures, name)
         self.letters = DeadLetters(database, assignment.service, name, listener["table"])
-        outputs = Outputs(table, name, live.key.fields, listener["where"])
+        outputs = Outputs(table, name, live.key.fields, decoded_filter(listener["where"]))
         dirty = DirtyKeys(assignment.queue_rows)
         self.corridor = Corridor(
             name,

@@ -136,7 +136,7 @@ def ensure(state_dir: Path, port: int | None = None, *, parameters: Mapping[str,
                 return _start(state_dir, port, parameters or {}, lock)
             finally:
                 os.close(lock)  # and never LOCK_UN, which would unlock for the guardian and mongod too
-        attached = _attach(state_dir, port)
+        attached = attach(state_dir, port)
         if attached is not None:
             return attached
         time.sleep(_PAUSE)
@@ -187,7 +187,7 @@ def _is_locked(state_dir: Path) -> bool:
     return False
 
 
-def _attach(state_dir: Path, port: int | None) -> EmbeddedMongo | None:
+def attach(state_dir: Path, port: int | None = None) -> EmbeddedMongo | None:
     """The server that runs on the folder; None while there is none that could be used (it starts, stops, or is gone)."""
     folder = _folder(state_dir)
     serving = Serving.read(folder)

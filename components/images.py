@@ -1,0 +1,82 @@
+"""Encoded image bytes <-> `PIL.Image`: what any client in any language writes, what a model sees.
+
+The bytes come from strangers, so they are bounded before anything is decoded: first their number, then the width and height
+that the header claims (`Image.open` reads no pixels), and only formats whose decoders are meant for untrusted input are tried.
+All functions are safe to call from several threads: nothing is shared between two calls.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+from PIL import Image, UnidentifiedImageError
+
+from components.errors import DecodeError, EncodeError
+
+__all__ = ["EXPECTED", "FORMATS", "MAX_BYTES", "MAX_PIXELS", "decode", "encode"]
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+MAX_BYTES = 32 * 1024 * 1024
+MAX_PIXELS = 64 * 1000 * 1000
+EXPECTED = "an image as bytes (PNG, JPEG, WebP...)"
+
+_PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"})
+
+
+def decode(value: object) -> Image.Image:
+    """Turn encoded bytes into a fully loaded image in its native mode (an MNIST PNG is mode `L`); of an animation, the first frame.
+
+    Raises DecodeError: not bytes, too many bytes or pixels, a format outside `FORMATS`, truncated or broken data.
+    """
+    if not isinstance(value, bytes):
+        raise DecodeError(f"expected {EXPECTED}, got {type(value).__name__}")
+    if len(value) > MAX_BYTES:
+        raise DecodeError(f"image of {len(value):,} bytes; at most {MAX_BYTES:,} are decoded")
+    image = _open(value)
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise DecodeError(f"image of {width} x {height} pixels; at most {MAX_PIXELS:,} pixels are decoded")
+    try:
+        image.load()
+    except MemoryError:
+        raise
+    except (
+        Exception
+    ) as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error...: all mean broken bytes
+        raise DecodeError(f"broken {image.format} image of {len(value):,} bytes: {error}") from error
+    return image
+
+
+def _open(data: bytes) -> Image.Image:
+    """Read the header only."""
+    try:
+        return Image.open(BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        start = data[:8].hex(" ") or "nothing"
+        raise DecodeError(
+            f"{len(data):,} bytes that are no image of a known format ({', '.join(FORMATS)}); they begin with {start}"
+        ) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DecodeError(f"image of too many pixels; at most {MAX_PIXELS:,} pixels are decoded") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # as in decode: a header parser may raise anything on hostile bytes
+        raise DecodeError(f"broken image header in {len(data):,} bytes: {error}") from error
+
+
+def encode(obj: object) -> bytes:
+    """Turn an image into PNG bytes; bytes are taken for an image that is encoded already and pass through unread.
+
+    Raises EncodeError: neither an image nor bytes, or a mode that PNG cannot hold.
+    """
+    if isinstance(obj, bytes):
+        return bytes(obj)
+    if not isinstance(obj, Image.Image):
+        raise EncodeError(f"expected a PIL image or {EXPECTED}, got {type(obj).__name__}")
+    if obj.mode not in _PNG_MODES:
+        raise EncodeError(
+            f"a PIL image of mode {obj.mode} does not fit into a PNG; convert it first: image.convert('RGB')"
+        )
+    buffer = BytesIO()
+    obj.save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -1,0 +1,28 @@
+"""The rules for names that become parts of MongoDB field paths and of document keys."""
+
+from __future__ import annotations
+
+import re
+
+from components.errors import DeclarationError
+
+__all__ = ["check_field", "check_identifier"]
+
+_IDENTIFIER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,119}", re.ASCII)
+
+
+def check_identifier(name: str, kind: str) -> None:
+    """Refuse a component's name that could not stand in `_outputs.<name>` or in `service/kind/name`; raises DeclarationError."""
+    if not isinstance(name, str) or not _IDENTIFIER.fullmatch(name):
+        raise DeclarationError(
+            f"{kind} {name!r}: a name has letters, digits, _ and -, at most 120, and does not begin with -"
+        )
+
+
+def check_field(path: str, owner: str) -> None:
+    """Refuse what is no (dotted) path of a field; raises DeclarationError."""
+    if not isinstance(path, str) or not path:
+        raise DeclarationError(f"{owner}: {path!r} is no field; write its name, or a dotted path such as 'photo.full'")
+    for part in path.split("."):
+        if not part or part.startswith("$") or "\0" in part:
+            raise DeclarationError(f"{owner}: {path!r} is no field; no part of a path is empty or begins with '$'")

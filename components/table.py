@@ -1,0 +1,54 @@
+"""A table: a MongoDB collection with its fields and their datatypes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from components.datatypes import Datatype, datatype
+from components.errors import DeclarationError, UnknownDatatype
+from components.naming import check_field
+
+__all__ = ["Table"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A collection (`identifier` is its name) whose `fields` have datatypes, by spec.
+
+    A field that is not declared may stand in rows all the same; models see it as the driver decodes it.
+    Raises DeclarationError (UnknownDatatype for a bad spec) that names the field.
+    """
+
+    identifier: str
+    fields: Mapping[str, str]
+    datatypes: Mapping[str, Datatype] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        name = self.identifier
+        if (
+            not name
+            or "$" in name
+            or "\0" in name
+            or name.startswith(("system.", "_predictd.", "."))
+            or name.endswith(".")
+        ):
+            raise DeclarationError(f"table {name!r}: no collection can have this name, or it is reserved")
+        known: dict[str, Datatype] = {}
+        for path, spec in self.fields.items():
+            check_field(path, f"table {name!r}")
+            if path.split(".")[0] == "_outputs":
+                raise DeclarationError(
+                    f"table {name!r}: field {path!r} lies under _outputs, which predictd writes itself"
+                )
+            try:
+                known[path] = datatype(spec)
+            except UnknownDatatype as error:
+                raise UnknownDatatype(f"table {name!r}, field {path!r}: {error}") from None
+        object.__setattr__(self, "fields", MappingProxyType(dict(self.fields)))
+        object.__setattr__(self, "datatypes", MappingProxyType(known))
+
+    def datatype_of(self, path: str) -> Datatype | None:
+        """Return the datatype of a field, or None where none is declared: its values are passed as they are."""
+        return self.datatypes.get(path)

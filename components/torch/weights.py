@@ -1,0 +1,101 @@
+"""Weights as bytes: safetensors, with tied tensors kept tied, and a hash over every one of them.
+
+safetensors refuses tensors that share memory, because it would write them twice. Tied tensors (an embedding and the output layer
+that reuses it) are written once; the other names go into the file's metadata and are tied again when it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from components.errors import WeightsError
+
+__all__ = ["content_hash", "copied", "load", "save"]
+
+_ALIASES = "predictd.tied"
+
+
+def save(state: Mapping[str, Any]) -> bytes:
+    """Return the state as one safetensors file; raises WeightsError for what is no dense tensor."""
+    written: dict[str, torch.Tensor] = {}
+    tied: dict[str, str] = {}
+    first: dict[object, str] = {}
+    storages: set[int] = set()
+    for name, tensor in _tensors(state).items():
+        source = first.setdefault(_identity(tensor), name)
+        if source != name:
+            tied[name] = source
+            continue
+        # A view into another tensor's storage is not tied to it as a whole: it gets memory of its own.
+        storage = tensor.untyped_storage().data_ptr()
+        written[name] = (
+            tensor.clone(memory_format=torch.contiguous_format) if storage in storages else tensor.contiguous()
+        )
+        storages.add(storage)
+    return bytes(save_tensors(written, metadata={_ALIASES: json.dumps(tied)} if tied else None))
+
+
+def load(data: bytes) -> dict[str, torch.Tensor]:
+    """Read what `save` wrote; names that were tied hold one and the same tensor. Raises WeightsError for broken data."""
+    try:
+        state: dict[str, torch.Tensor] = load_tensors(data)
+        size = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+        for name, source in json.loads(metadata.get(_ALIASES, "{}")).items():
+            state[name] = state[source]
+    except (SafetensorError, ValueError, KeyError, AttributeError) as error:
+        raise WeightsError(f"{len(data):,} bytes that are no weights of predictd: {error}") from error
+    return state
+
+
+def content_hash(state: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of every tensor's name, dtype, shape and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(_tensors(state).items()):
+        head = json.dumps([name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]).encode()
+        raw = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        # Lengths first: no two states run together into the same bytes.
+        digest.update(len(head).to_bytes(8, "little") + head + raw.nbytes.to_bytes(8, "little"))
+        digest.update(raw.data)
+    return digest.hexdigest()
+
+
+def copied(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Return a copy on the CPU; tied names share one tensor in the copy too."""
+    copies: dict[object, torch.Tensor] = {}
+    result: dict[str, torch.Tensor] = {}
+    for name, tensor in _tensors(state).items():
+        identity = _identity(tensor)
+        if identity not in copies:
+            copies[identity] = tensor.to("cpu", copy=True)
+        result[name] = copies[identity]
+    return result
+
+
+def _tensors(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for name, value in state.items():
+        if value is None or isinstance(value, (Mapping, str, bytes)):
+            raise WeightsError(
+                f"weight {name!r} is a {type(value).__name__}, not a tensor; it cannot be kept with a version"
+            )
+        tensor = value.detach() if isinstance(value, torch.Tensor) else torch.as_tensor(value)
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise WeightsError(f"weight {name!r} is no dense tensor; safetensors cannot hold it")
+        tensors[name] = tensor
+    return tensors
+
+
+def _identity(tensor: torch.Tensor) -> object:
+    """The same for two names of the very same elements; never the same for empty tensors, which have no address."""
+    if tensor.numel() == 0:
+        return id(tensor)
+    return (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())

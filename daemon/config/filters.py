@@ -1,0 +1,187 @@
+"""A listener's `where`: what of MongoDB's filter language it may hold, and how it travels as JSON.
+
+A filter must depend on the row's own content alone: the daemon judges a row when the row changes, so a filter that looks
+at the clock, at chance or at other outputs would change its mind without an event, and an output would be stale or
+missing. And it must not run code. What is left is all of the query language but a few operators, each refused by name.
+
+TOML has no ObjectId and no Decimal128: MongoDB's Extended JSON is read for those, `{ "$oid" = "..." }`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from datetime import UTC, date, datetime, time
+from typing import Any
+
+from bson import json_util
+from bson.errors import BSONError
+
+from components.errors import Problem
+from daemon.config.wording import dotted, suggestion
+
+_LOGICAL = ("$and", "$or", "$nor")
+_COMPARISONS = (
+    "$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$in", "$nin", "$exists", "$type", "$not", "$regex", "$options", "$mod",
+    "$all", "$elemMatch", "$size", "$bitsAllSet", "$bitsAnySet", "$bitsAllClear", "$bitsAnyClear",
+    "$geoWithin", "$geoIntersects",
+)  # fmt: skip
+_TYPES = ("$oid", "$date", "$uuid", "$numberLong", "$numberDouble", "$numberDecimal")
+_TOP = (*_LOGICAL, "$expr", "$jsonSchema", "$comment")
+_CODE = "it would run code in the server; write the condition with query operators, or compute a field when you insert"
+_CHANCE = "its result changes without the row changing, so outputs would silently go stale; filter on a stored field"
+_SEARCH = "a change of one row cannot be judged by it; filter on a stored field"
+_REFUSED = {
+    "$where": _CODE,
+    "$function": _CODE,
+    "$accumulator": _CODE,
+    "$rand": _CHANCE,
+    "$sampleRate": _CHANCE,
+    "$$NOW": _CHANCE,
+    "$$CLUSTER_TIME": _CHANCE,
+    "$text": _SEARCH,
+    "$near": _SEARCH,
+    "$nearSphere": _SEARCH,
+}
+_OUTPUTS = (
+    "a filter cannot look at outputs: the daemon's own writes raise no event, so the row would not be judged again; "
+    "chain the listener by its `key`, or filter on a field of your own"
+)
+
+Path = tuple[str | int, ...]
+
+
+def filter_problems(where: Mapping[str, Any], path: Path) -> Iterator[Problem]:
+    """Yield what is wrong with a filter document."""
+    yield from _refused(where, path)
+    yield from _document(where, path)
+
+
+def _refused(value: Any, path: Path) -> Iterator[Problem]:
+    """Yield what may stand nowhere in a filter, however deep."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if key in _REFUSED:
+                yield Problem(dotted((*path, key)), f"{key} is refused in a filter: {_REFUSED[key]}")
+            elif not key or "\0" in key:
+                yield Problem(dotted(path), "a filter's key is a field's name or an operator, never empty")
+            else:
+                yield from _refused(item, (*path, key))
+    elif isinstance(value, list):
+        for place, item in enumerate(value):
+            yield from _refused(item, (*path, place))
+    elif isinstance(value, str):
+        if value.startswith(("$$NOW", "$$CLUSTER_TIME")):
+            yield Problem(dotted(path), f'"{value}" is refused in a filter: {_CHANCE}')
+        elif value.removeprefix("$$ROOT.").removeprefix("$").split(".")[0] == "_outputs" and value.startswith("$"):
+            yield Problem(dotted(path), _OUTPUTS)
+    else:
+        yield from value_problems(value, path)
+
+
+def value_problems(value: Any, path: Path) -> Iterator[Problem]:
+    """Yield what is wrong with a scalar that shall go to MongoDB."""
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
+            yield Problem(
+                dotted(path), f"{value.isoformat()} has no time zone; write it with one, as in {value.isoformat()}Z"
+            )
+    elif isinstance(value, date):
+        yield Problem(
+            dotted(path), f"{value} has no time; write {value}T00:00:00Z, or a string if the field holds strings"
+        )
+    elif isinstance(value, time):
+        yield Problem(dotted(path), f'{value} has no date and MongoDB knows no such value; write a string, "{value}"')
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        yield Problem(dotted(path), f"{value} does not fit into 64 bits; write a smaller number, or a string")
+
+
+def _document(where: Any, path: Path) -> Iterator[Problem]:
+    """Yield what is wrong with a document of fields and logical operators."""
+    if not isinstance(where, Mapping):
+        yield Problem(dotted(path), 'a condition is a section of fields, for example { _fold = "valid" }')
+        return
+    for key, value in where.items():
+        here = (*path, key)
+        if key in _LOGICAL:
+            yield from _logical(key, value, here)
+        elif key.startswith("$"):
+            if key in _COMPARISONS:
+                yield Problem(dotted(here), f"{key} stands below a field, as in {{ class = {{ {key} = ... }} }}")
+            elif key not in _TOP and key not in _REFUSED:
+                yield Problem(dotted(here), f"unknown operator; {suggestion(key, _TOP, 'operator')}")
+        elif key.split(".", maxsplit=1)[0] == "_outputs":
+            yield Problem(dotted(here), _OUTPUTS)
+        elif isinstance(value, Mapping):
+            yield from _condition(value, here)
+
+
+def _logical(key: str, value: Any, path: Path) -> Iterator[Problem]:
+    if not isinstance(value, list) or not value:
+        yield Problem(dotted(path), f"{key} takes a list of conditions, for example [{{ a = 1 }}, {{ b = 2 }}]")
+        return
+    for place, item in enumerate(value):
+        yield from _document(item, (*path, place))
+
+
+def _condition(value: Mapping[str, Any], path: Path) -> Iterator[Problem]:
+    """Yield what is wrong with what stands below a field: operators, or a document to be equal to, never a mixture."""
+    operators = [key for key in value if key.startswith("$")]
+    if not operators:
+        return
+    if set(operators) & set(_TYPES):
+        try:
+            _typed(value)
+        except (BSONError, ValueError, TypeError, ArithmeticError) as error:
+            yield Problem(
+                dotted(path),
+                f'not a value in Extended JSON ({error}); for example {{ "$date" = "2026-01-31T00:00:00Z" }}',
+            )
+        return
+    for key, item in value.items():
+        here = (*path, key)
+        if not key.startswith("$"):
+            yield Problem(
+                dotted(here),
+                f'a plain field beside the operator {operators[0]}; write "{path[-1]}.{key}" as a condition of its own',
+            )
+        elif key not in _COMPARISONS and key not in _REFUSED:
+            yield Problem(dotted(here), f"unknown operator; {suggestion(key, _COMPARISONS, 'operator')}")
+        elif key in {"$in", "$nin", "$all"} and not isinstance(item, list):
+            yield Problem(dotted(here), f"{key} takes a list, for example {{ {key} = [1, 2] }}")
+        elif isinstance(item, Mapping) and (key == "$not" or set(item) & set(_TYPES)):
+            yield from _condition(item, here)
+
+
+def _typed(value: Mapping[str, Any]) -> Any:
+    """Return the BSON value of `{"$oid": ...}` and the like."""
+    if len(value) != 1:
+        raise ValueError("it stands alone, with no other key beside it")
+    decoded = json_util.object_hook(dict(value), json_util.JSONOptions(tz_aware=True, tzinfo=UTC))
+    if isinstance(decoded, Mapping):
+        raise TypeError("the value has the wrong type")
+    return decoded
+
+
+def encoded_filter(value: Any) -> Any:
+    """Return a filter as JSON: a date becomes `{"$date": ...}`, and a number that is not finite `{"$numberDouble": ...}`."""
+    if isinstance(value, Mapping):
+        return {key: encoded_filter(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [encoded_filter(item) for item in value]
+    if isinstance(value, datetime):
+        return {"$date": value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"$numberDouble": "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"}
+    return value
+
+
+def decoded_filter(value: Any) -> Any:
+    """Return what MongoDB takes for a filter from `Config.declarations()`: Extended JSON becomes BSON values."""
+    if isinstance(value, Mapping):
+        if len(value) == 1 and next(iter(value)) in _TYPES:
+            return _typed(value)
+        return {key: decoded_filter(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [decoded_filter(item) for item in value]
+    return value

@@ -1,0 +1,243 @@
+"""Where a configuration comes from: the file that counts, its TOML, and what the environment puts in.
+
+`${VAR}` in a string takes the variable's value (`$${` writes a plain `${`). `PREDICTD_SECTION__KEY` sets a key over the
+file: a double underscore for each dot, upper case, hyphens as underscores: `PREDICTD_LISTENERS__DIGIT__MAX_BATCH=64`.
+It is read as a TOML value, and as a plain string where it is none or the key is a string. It may set a key of a table,
+model or listener that the file has, but not bring a new one.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from components.errors import ConfigurationError, Problem
+from daemon.config.sections import Config
+from daemon.config.wording import dotted, section_of, suggestion
+
+PREFIX = "PREDICTD_"
+SYSTEM_FILE = Path("/etc/predictd/service.toml")
+_NO_OVERRIDE = ("PREDICTD_TEST_",)
+_VARIABLE = re.compile(r"\$(\$\{)|\$\{([^}]*)\}|\$\{")
+_PLACE = re.compile(r"^(.*) \(at (line \d+, column \d+|end of document)\)$", re.DOTALL)
+
+Keys = tuple[str | int, ...]
+
+
+@dataclass
+class Source:
+    """A configuration as it was read, before anything is checked."""
+
+    path: Path
+    data: dict[str, Any] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    written: dict[Keys, str] = field(default_factory=dict)
+    """What the file says where a value holds `${VAR}`: messages show this, never the variable's value."""
+    expanded: dict[Keys, str] = field(default_factory=dict)
+    """What those values became."""
+    broken: set[Keys] = field(default_factory=set)
+    """Keys whose value could not be put together; one problem each is enough."""
+    overridden: dict[Keys, str] = field(default_factory=dict)
+    """Keys set by the environment, with the variable's name."""
+
+    def report(self, path: Keys, message: str) -> None:
+        """Note a problem of the value at `path`, which is not judged any further."""
+        self.problems.append(Problem(dotted(path), message))
+        self.broken.add(path)
+
+    def forget(self, path: Keys) -> None:
+        """Drop what is known of a value that the environment replaces."""
+        inside = [known for known in (*self.written, *self.broken) if known[: len(path)] == path]
+        gone = {dotted(known) for known in inside}
+        for known in inside:
+            self.written.pop(known, None)
+            self.expanded.pop(known, None)
+            self.broken.discard(known)
+        self.problems = [problem for problem in self.problems if problem.path not in gone]
+
+
+def find(explicit: Path | None, environ: Mapping[str, str]) -> Path:
+    """Return the configuration file: `-c FILE`, else $PREDICTD_CONFIG, else ./service.toml, else /etc/predictd/service.toml.
+
+    A file that was named is not looked for: `load` says what is wrong with it. ConfigurationError where there is none.
+    """
+    if explicit is not None:
+        return explicit
+    if named := environ.get("PREDICTD_CONFIG"):
+        return Path(named)
+    for candidate in (Path("service.toml"), SYSTEM_FILE):
+        if candidate.is_file():
+            return candidate
+    message = (
+        f"there is no configuration file: looked for ./service.toml in {Path.cwd()} and for {SYSTEM_FILE}; "
+        "write one with `predictd init`, or name yours with -c FILE or PREDICTD_CONFIG"
+    )
+    raise ConfigurationError([Problem("service.toml", message)])
+
+
+def read(path: Path, environ: Mapping[str, str]) -> Source:
+    """Return what the file and the environment say; ConfigurationError where the file cannot be read as TOML at all."""
+    source = Source(path.absolute())
+    source.data = _parsed(path)
+    source.data = _expanded(source.data, (), environ, source)
+    for variable in sorted(environ):
+        if variable.startswith(PREFIX) and variable != "PREDICTD_CONFIG" and not variable.startswith(_NO_OVERRIDE):
+            _override(variable, environ[variable], source)
+    return source
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    """Return the file's TOML."""
+    text = ""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        return tomllib.loads(text)
+    except FileNotFoundError:
+        message = "there is no such file; write one with `predictd init`, or name yours with -c FILE or PREDICTD_CONFIG"
+    except IsADirectoryError:
+        message = f"this is a directory; name the file in it, for example {path / 'service.toml'}"
+    except PermissionError:
+        message = (
+            "this user may not read it; change its owner or mode (a file with secrets: 0640, group of the service)"
+        )
+    except UnicodeDecodeError as error:
+        message = f"byte {error.start + 1} is not UTF-8 ({error.reason}); save the file as UTF-8"
+    except OSError as error:
+        message = f"it cannot be read: {error.strerror or error}"
+    except tomllib.TOMLDecodeError as error:
+        found = _PLACE.match(str(error))
+        what, place = (found[1], found[2]) if found else (str(error), "somewhere")
+        if place == "end of document":
+            place = f"line {len(text.splitlines())}, the end of the file"
+        message = f"{place}: this is not TOML: {what}; strings need quotes, keys stand once, sections are [like.this]"
+    raise ConfigurationError([Problem(str(path), message)])
+
+
+def _expanded(value: Any, path: Keys, environ: Mapping[str, str], source: Source) -> Any:
+    """Return `value` with each `${VAR}` of its strings replaced; problems go to `source`."""
+    if isinstance(value, dict):
+        return {key: _expanded(item, (*path, key), environ, source) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expanded(item, (*path, place), environ, source) for place, item in enumerate(value)]
+    if not isinstance(value, str) or "${" not in value:
+        return value
+    source.written[path] = value
+
+    def replaced(match: re.Match[str]) -> str:
+        if match[1]:
+            return "${"
+        name = match[2]
+        if name is None or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            source.report(path, "`${` begins a variable's name: write `${NAME}`, or `$${` for a plain `${`")
+        elif name not in environ:
+            source.report(
+                path,
+                f"the environment variable {name} is not set; set it, or write the value here in place of ${{{name}}}",
+            )
+        elif not environ[name]:
+            source.report(path, f"the environment variable {name} is set but empty; give it a value")
+        else:
+            return environ[name]
+        return ""
+
+    source.expanded[path] = _VARIABLE.sub(replaced, value)
+    return source.expanded[path]
+
+
+class _NotASettingError(Exception):
+    """A variable that sets no key, with the reason."""
+
+
+def _override(variable: str, text: str, source: Source) -> None:
+    """Put the value of one PREDICTD_SECTION__KEY into the data; a problem names the variable."""
+    try:
+        path, is_text = _resolved(variable, source.data)
+        if not text:
+            source.broken.add(path)
+            raise _NotASettingError(f"is set but empty; unset it, or give {dotted(path)} a value")
+        where = source.data
+        for place, key in enumerate(path[:-1], 1):
+            where = where.setdefault(key, {})
+            if not isinstance(where, dict):
+                raise _NotASettingError(
+                    f"{dotted(path[:place])} is a value, not a section: nothing can be set inside it"
+                )
+    except _NotASettingError as reason:
+        source.problems.append(Problem(variable, str(reason)))
+        return
+    where[path[-1]] = _value(text, is_text=is_text)
+    source.forget(path)
+    source.overridden[path] = variable
+
+
+def _resolved(variable: str, data: dict[str, Any]) -> tuple[tuple[str, ...], bool]:
+    """Return the path of the key that the variable sets, and whether that key is a string."""
+    words = variable.removeprefix(PREFIX).split("__")
+    model: type[BaseModel] = Config
+    path: tuple[str, ...] = ()
+    while words:
+        key = _matching(words.pop(0), list(model.model_fields), "section" if model is Config else "key", path)
+        path = (*path, key)
+        inner = section_of(model.model_fields[key])
+        if inner is None:
+            is_text = model.model_fields[key].annotation is str and not words
+            return (*path, *_inside(words, path, data)), is_text
+        model, named = inner
+        if named and words:
+            path = (*path, _matching(words.pop(0), list(_at(data, path)), key.removesuffix("s"), path))
+    raise _NotASettingError(f"{dotted(path)} is a section, not a key; name the key as well: {variable}__KEY=value")
+
+
+def _inside(words: list[str], path: tuple[str, ...], data: dict[str, Any]) -> tuple[str, ...]:
+    """Return the path within a key's own value (`arguments`, `fields`): names that are there, else lower case."""
+    inner: tuple[str, ...] = ()
+    for word in words:
+        known = _at(data, (*path, *inner))
+        inner = (*inner, next((key for key in known if _spelled(key) == word.upper()), word.lower()))
+    return inner
+
+
+def _at(data: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    """Return the section at `path`, an empty one where there is none."""
+    for key in path:
+        deeper = data.get(key)
+        if not isinstance(deeper, dict):
+            return {}
+        data = deeper
+    return data
+
+
+def _spelled(key: str) -> str:
+    """Return the key as a variable's name spells it."""
+    return key.upper().replace("-", "_").replace(".", "_")
+
+
+def _matching(word: str, known: list[str], noun: str, path: tuple[str, ...]) -> str:
+    """Return the known key that a word of a variable's name stands for."""
+    found = [key for key in known if _spelled(key) == word.upper()]
+    if len(found) == 1:
+        return found[0]
+    where = f" in {dotted(path)}" if path else ""
+    if found:
+        raise _NotASettingError(f"could mean {' or '.join(found)}{where}; set this one in the file instead")
+    raise _NotASettingError(
+        f"sets nothing: there is no {noun} `{word.lower()}`{where} ({suggestion(word, known, noun)}); "
+        f"a variable that overrides the file is {PREFIX}SECTION__KEY, for example {PREFIX}HTTP__LISTEN"
+    )
+
+
+def _value(text: str, *, is_text: bool) -> Any:
+    """Return the TOML value that `text` is, else `text` itself; for a string key only quotes are read as TOML."""
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    if set(parsed) != {"value"} or (is_text and not isinstance(parsed["value"], str)):
+        return text
+    return parsed["value"]

@@ -1,0 +1,120 @@
+"""Which daemon is active for a service name: one document, decided by the server's clock alone.
+
+    _predictd.leases: {_id: service, owner, host, pid, expires, acquired_at, epoch}
+
+* Taking is one `findOneAndUpdate` by pipeline on `$$NOW`: where the lease has expired, or is ours from before, it becomes ours.
+* Every taking raises `epoch` by one, a renewal never does. The epoch travels with what the workers write, and fences a leader that was
+  paused and has been replaced: it may wake and believe that it leads, its writes say otherwise.
+* `owner` is an instance id kept in the state directory, which a file lock keeps to one process. So a daemon that was killed takes its own
+  lease back at once instead of waiting until it expires. The host must match too: an image of a machine, copied, carries the same id.
+* A release only lets it expire: the document stays, because the epoch must never start again.
+
+Times are the server's; no local clock decides anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pymongo import ReturnDocument, WriteConcern
+from pymongo.collection import Collection
+from pymongo.database import Database
+
+from components.errors import LeaseLost, PredictdError
+from daemon.store import names
+from daemon.store.connection import reaching
+
+__all__ = ["TTL_SECONDS", "AnotherDaemon", "Holder", "Lease"]
+
+TTL_SECONDS = 15.0
+
+
+class AnotherDaemon(PredictdError):
+    """Another daemon is active for this service, or works in this state directory; wait for it (standby), or stop it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who asks for a lease: a stable instance id, and where to find the process."""
+
+    instance: str
+    host: str
+    pid: int
+
+
+class Lease:
+    """The lease of one service, as one holder sees it. Every method raises MongoUnavailable where MongoDB does not answer."""
+
+    def __init__(
+        self, database: Database[dict[str, Any]], service: str, holder: Holder, ttl: float = TTL_SECONDS
+    ) -> None:
+        self._collection: Collection[dict[str, Any]] = database.get_collection(
+            names.LEASES, write_concern=WriteConcern("majority")
+        )
+        self._service = service
+        self._holder = holder
+        self._ttl = ttl
+
+    def acquire(self) -> int:
+        """Takes the lease and returns its new epoch. Raises AnotherDaemon, naming it, where the lease is held."""
+        free = {
+            "$or": [
+                {"$lte": ["$expires", "$$NOW"]},  # also where there is no document yet: what is missing sorts first
+                {
+                    "$and": [
+                        {"$eq": ["$owner", {"$literal": self._holder.instance}]},
+                        {"$eq": ["$host", {"$literal": self._holder.host}]},
+                    ]
+                },
+            ]
+        }
+        taken = {
+            "_id": {"$literal": self._service},
+            "owner": {"$literal": self._holder.instance},
+            "host": {"$literal": self._holder.host},
+            "pid": {"$literal": self._holder.pid},
+            "expires": self._expiry(),
+            "acquired_at": "$$NOW",
+            "epoch": {"$add": [{"$ifNull": ["$epoch", 0]}, 1]},
+        }
+        with reaching():
+            document = self._collection.find_one_and_update(
+                {"_id": self._service},
+                [{"$replaceWith": {"$cond": [free, taken, "$$ROOT"]}}],
+                upsert=True,
+                return_document=ReturnDocument.AFTER,
+            )
+        assert document is not None  # an upsert that returns the document after it
+        if (document["owner"], document["host"]) != (self._holder.instance, self._holder.host):
+            raise AnotherDaemon(f"{_named(document)} is active for the service {self._service!r}")
+        return int(document["epoch"])
+
+    def renew(self, epoch: int) -> None:
+        """Keeps the lease for another term. Raises LeaseLost where another daemon, or another epoch, has it."""
+        with reaching():
+            result = self._collection.update_one(self._ours(epoch), [{"$set": {"expires": self._expiry()}}])
+        if result.matched_count == 0:
+            raise LeaseLost(f"the lease of {self._service!r} was taken over by {self.holder()}")
+
+    def release(self, epoch: int) -> None:
+        """Lets the lease expire now, if it is still ours, so that another daemon need not wait."""
+        with reaching():
+            self._collection.update_one(self._ours(epoch), [{"$set": {"expires": "$$NOW"}}])
+
+    def holder(self) -> str:
+        """Who holds the lease, in words."""
+        with reaching():
+            document = self._collection.find_one({"_id": self._service})
+        return "nobody" if document is None else _named(document)
+
+    def _ours(self, epoch: int) -> dict[str, Any]:
+        return {"_id": self._service, "owner": self._holder.instance, "host": self._holder.host, "epoch": epoch}
+
+    def _expiry(self) -> dict[str, Any]:
+        return {"$add": ["$$NOW", int(self._ttl * 1000)]}
+
+
+def _named(document: Mapping[str, Any]) -> str:
+    return f"{document['host']} (pid {document['pid']}, epoch {document['epoch']})"

@@ -1,0 +1,1 @@
+"""Models to try predictd with; the demo's is here."""

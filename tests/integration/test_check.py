@@ -1,0 +1,306 @@
+"""What `predictd check` finds beyond the file itself: code that cannot be imported or built, a MongoDB that will not do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pymongo import MongoClient
+
+from components.errors import Problem
+from daemon.check import build, check, meet
+from daemon.config import Config, load
+
+ROOT = Path(__file__).parents[2]
+
+CODE = """
+import ctypes, os, sys, time
+
+class Fine:
+    def __init__(self, size=1): self.size = size
+    def __call__(self, x): return x
+
+class Raises:
+    def __init__(self): raise RuntimeError("weights.bin is not there\\nsecond line")
+
+class Segfaults:
+    def __init__(self): ctypes.string_at(0)
+
+class Leaves:
+    def __init__(self): os._exit(3)
+
+class Exits:
+    def __init__(self): sys.exit("enough")
+
+class Hangs:
+    def __init__(self): time.sleep(600)
+
+class Talks:
+    def __init__(self):
+        print('["problem", "models.x", "forged"]', flush=True)
+        os.write(1, b"raw")
+    def __call__(self, x): return x
+
+class LeavesAChild:
+    def __init__(self):
+        if os.fork() == 0: time.sleep(600); os._exit(0)
+    def __call__(self, x): return x
+
+def one(x): return x
+def factory(n): return lambda x: x * n
+number = 3
+"""
+
+
+def written(folder: Path, models: dict[str, str], listener: str = "") -> Config:
+    """Return the configuration with these models of type object, in a folder with the code above."""
+    (folder / "mycode.py").write_text(CODE)
+    (folder / "broken_import.py").write_text("import a_module_that_is_not_there")
+    text = """
+        [service]
+        name = "t"
+        [mongo]
+        database = "t"
+        [security]
+        allow_imports = ["mycode", "broken_import", "examples"]
+        [tables.rows]
+        fields = { a = "int", b = "int" }
+    """
+    for name, lines in models.items():
+        text += f"\n[models.{name}]\ntype = 'object'\n{lines}\n"
+    file = folder / "service.toml"
+    file.write_text(textwrap.dedent(text) + listener)
+    return load(file, {})
+
+
+def told(problems: list[Problem]) -> dict[str, str]:
+    """Return the messages by path."""
+    return {problem.path: problem.message for problem in problems}
+
+
+def test_the_demo_has_no_problem() -> None:
+    """The root service.toml imports and builds, and torch stays out of the asking process."""
+    asked = (
+        "import sys, pathlib; from daemon.config import load; from daemon.check import check; "
+        "print(check(load(pathlib.Path('service.toml'), {}), mongo=False), 'torch' in sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", asked], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[] False"
+
+
+@pytest.mark.parametrize(
+    ("lines", "path", "words"),
+    [
+        ('object = "mycode:Fin"', "models.m.object", ["no 'Fin'", "did you mean 'Fine'"]),
+        ('object = "mycode:number"', "models.m.object", ["expected a callable", "int"]),
+        ('object = "broken_import:x"', "models.m.object", ["a_module_that_is_not_there", "not installed"]),
+        ('object = "mycode.nothing:x"', "models.m.object", ["no module", "service.toml"]),
+        ('object = "mycode:Fine"\npreprocess = "mycode:number"', "models.m.preprocess", ["int", "name a function"]),
+        ('object = "mycode:Fine"\narguments = { sise = 3 }', "models.m.arguments", ["sise", "it takes (size=1)"]),
+        (
+            'object = "mycode:Raises"',
+            "models.m.object",
+            ["RuntimeError: weights.bin is not there (", "mycode.py line 9"],
+        ),
+        ('object = "mycode:Exits"', "models.m.object", ["SystemExit: enough"]),
+        ('object = "mycode:Segfaults"', "models.m", ["SIGSEGV", "ctypes"]),
+        ('object = "mycode:Leaves"', "models.m", ["exit code 3", "remove what calls exit()"]),
+    ],
+)
+def test_code_that_cannot_be_built(tmp_path: Path, lines: str, path: str, words: list[str]) -> None:
+    """Each way of failing is told at the key that names the code, and a model beside it is judged all the same."""
+    config = written(tmp_path, {"before": 'object = "mycode:Fine"', "m": lines, "after": 'object = "mycode:gone"'})
+    found = told(build(config))
+    assert set(found) == {path, "models.after.object"}
+    for word in words:
+        assert word in found[path]
+
+
+def test_a_model_that_hangs_is_named(tmp_path: Path) -> None:
+    """A constructor without an end is stopped at its limit, with the line where it stood."""
+    config = written(tmp_path, {"slow": 'object = "mycode:Hangs"', "fine": 'object = "mycode:Fine"'})
+    began = time.monotonic()
+    found = told(build(config, seconds=4))
+    assert time.monotonic() - began < 60
+    assert set(found) == {"models.slow"}
+    assert "more than 4 s" in found["models.slow"]
+    assert "mycode.py line" in found["models.slow"]
+
+
+def test_what_the_code_prints_or_leaves_behind_does_no_harm(tmp_path: Path) -> None:
+    """Prints are not taken for reports, and a process that the code started does not hold the check up."""
+    config = written(
+        tmp_path,
+        {"talks": 'object = "mycode:Talks"', "forks": 'object = "mycode:LeavesAChild"', "x": 'object = "mycode:one"'},
+    )
+    began = time.monotonic()
+    assert build(config, seconds=30) == []
+    assert time.monotonic() - began < 30
+
+
+def test_a_factory_with_arguments(tmp_path: Path) -> None:
+    """A function with arguments makes the callable."""
+    assert build(written(tmp_path, {"m": 'object = "mycode:factory"\narguments = { n = 2 }'})) == []
+
+
+def test_a_key_that_does_not_fit_the_code(tmp_path: Path) -> None:
+    """A key of two fields for a function of one argument is told at the listener's key."""
+    listener = '[listeners.l]\ntable = "rows"\nkey = ["a", "b"]\nmodel = "m"\n[listeners.n]\ntable = "rows"\nkey = { a = "y" }\nmodel = "m"'
+    found = told(build(written(tmp_path, {"m": 'object = "mycode:one"'}, listener)))
+    assert set(found) == {"listeners.l.key", "listeners.n.key"}
+    assert "too many positional arguments" in found["listeners.l.key"]
+    assert "it takes (x)" in found["listeners.n.key"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "path", "words"),
+    [
+        ('object = "torch.nn:ReLU"\nforward_method = "encode"', "models.m.forward_method", ["no method 'encode'"]),
+        ('object = "torch.nn:Linear"\narguments = { in_features = 3 }', "models.m.arguments", ["out_features"]),
+        ('object = "examples.mnist:preprocess"', "models.m.arguments", ["missing a required argument"]),
+        ('object = "torch.nn:ReLU"\ndevice = "cuda:99"', "models.m.device", ["none of the devices cuda:99", "'cpu'"]),
+    ],
+)
+def test_torch_models(tmp_path: Path, lines: str, path: str, words: list[str]) -> None:
+    """A torch model is built with its arguments, its method looked for and its device chosen."""
+    config = written(tmp_path, {})
+    file = config.service.import_root / "service.toml"
+    file.write_text(file.read_text() + f"\n[models.m]\n{lines}\n")
+    found = told(build(load(file, {})))
+    assert set(found) == {path}
+    for word in words:
+        assert word in found[path]
+
+
+def on(tmp_path: Path, uri: str, database: str = "t") -> Config:
+    """Return a configuration without models on this MongoDB."""
+    file = tmp_path / "service.toml"
+    file.write_text(f'[service]\nname = "t"\n[mongo]\nuri = "{uri}"\ndatabase = "{database}"\n')
+    return load(file, {})
+
+
+def test_a_replica_set_will_do(tmp_path: Path, mongo_uri: str) -> None:
+    """The tests' own replica set has no problem."""
+    assert check(on(tmp_path, mongo_uri), mongo=True) == []
+
+
+def test_embedded_finds_its_mongod(tmp_path: Path, mongod: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`embedded` needs a mongod of 6.0 or later on PATH or in the wheel, and starts none."""
+    assert meet(on(tmp_path, "embedded")) == []
+    old = tmp_path / "bin" / "mongod"
+    old.parent.mkdir()
+    old.write_text("#!/bin/sh\necho db version v4.4.1\n")
+    old.chmod(0o755)
+    monkeypatch.setenv("PATH", str(old.parent), prepend=":")
+    [problem] = meet(on(tmp_path, "embedded"))
+    assert problem.path == "mongo.uri"
+    assert "MongoDB 4.4" in problem.message
+    assert "6.0 or later" in problem.message
+    old.write_text("#!/bin/sh\nexit 1\n")
+    assert "does not start" in meet(on(tmp_path, "embedded"))[0].message
+
+
+def test_nobody_answers(tmp_path: Path) -> None:
+    """An address where nothing listens is told within seconds, without the password."""
+    began = time.monotonic()
+    [problem] = meet(on(tmp_path, "mongodb://me:hush@127.0.0.1:1/"))
+    assert time.monotonic() - began < 15
+    assert problem.path == "mongo.uri"
+    assert "is it running" in problem.message
+    assert "hush" not in problem.message
+
+
+def test_an_option_that_the_driver_would_ignore(tmp_path: Path, mongo_uri: str) -> None:
+    """What only the driver can tell about an address is a problem too."""
+    [problem] = meet(on(tmp_path, f"{mongo_uri}&readPreference=nearby"))
+    assert problem.path == "mongo.uri"
+    assert "nearby is not a valid read preference" in problem.message
+    assert "correct or remove it" in problem.message
+
+
+def test_an_address_that_the_driver_refuses(tmp_path: Path) -> None:
+    """An address that the driver cannot use is a problem, not a traceback."""
+    [problem] = meet(on(tmp_path, "mongodb://127.0.0.1:1/?directConnection=true&replicaSet=a&loadBalanced=true"))
+    assert problem.path == "mongo.uri"
+    assert "not a usable MongoDB URI" in problem.message
+
+
+@pytest.fixture(scope="module")
+def guarded(mongod: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of a replica set with access control, with user root (all) and user guest (reads t)."""
+    import socket
+
+    folder = tmp_path_factory.mktemp("guarded")
+    key = folder / "key"
+    key.write_text("c2VjcmV0c2VjcmV0")
+    key.chmod(0o600)
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    command = [mongod, "--replSet", "rs0", "--keyFile", key, "--bind_ip", "127.0.0.1", "--port", str(port)]
+    command += ["--dbpath", folder, "--nounixsocket", "--wiredTigerCacheSizeGB", "0.25", "--logpath", folder / "log"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        with MongoClient("127.0.0.1", port, directConnection=True) as client:
+            client.admin.command(
+                "replSetInitiate", {"_id": "rs0", "members": [{"_id": 0, "host": f"127.0.0.1:{port}"}]}
+            )
+            while not client.admin.command("hello")["isWritablePrimary"]:
+                time.sleep(0.05)
+            client.admin.command("createUser", "root", pwd="r", roles=["root"])
+        with MongoClient(f"mongodb://root:r@127.0.0.1:{port}/?replicaSet=rs0") as client:
+            client.admin.command("createUser", "guest", pwd="g", roles=[{"role": "read", "db": "t"}])
+            client.admin.command("createUser", "owner", pwd="o", roles=[{"role": "readWrite", "db": "t"}])
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize(
+    ("who", "words"),
+    [
+        ("root:r@", None),
+        ("owner:o@", None),
+        ("", ["grant readWrite", "credentials"]),
+        ("root:wrong@", ["user name or password is wrong"]),
+        ("guest:g@", ["user `guest` lacks rights", "insert", "db.grantRolesToUser"]),
+    ],
+)
+def test_rights(tmp_path: Path, guarded: int, who: str, words: list[str] | None) -> None:
+    """No credentials, wrong ones and a user who may not write each get their own remedy."""
+    found = meet(on(tmp_path, f"mongodb://{who}127.0.0.1:{guarded}/?replicaSet=rs0"))
+    if words is None:
+        assert found == []
+        return
+    [problem] = found
+    assert problem.path == "mongo.uri"
+    for word in words:
+        assert word in problem.message
+    assert "wrong@" not in problem.message
+
+
+def test_a_server_that_is_no_replica_set(tmp_path: Path, mongod: Path) -> None:
+    """A standalone mongod is told with the way to make a replica set of it."""
+    import socket
+
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    command = [mongod, "--bind_ip", "127.0.0.1", "--port", str(port), "--dbpath", tmp_path, "--nounixsocket"]
+    command += ["--wiredTigerCacheSizeGB", "0.25", "--logpath", tmp_path / "log"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        with MongoClient("127.0.0.1", port) as client:
+            client.admin.command("ping")
+        [problem] = meet(on(tmp_path, f"mongodb://127.0.0.1:{port}"))
+    finally:
+        process.kill()
+        process.wait()
+    assert problem.path == "mongo.uri"
+    assert "--replSet" in problem.message

@@ -1,0 +1,113 @@
+"""docs/configuration.md is the reference of service.toml: it has every key, no other, and true defaults and examples."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from components.datatypes import NAMES
+from daemon.config import Config, load
+from daemon.config.wording import section_of
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+
+
+def keys(model: type[BaseModel] = Config, above: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Yield every key of the pydantic models by its path, NAME standing for the name of a table, model or listener."""
+    for name, field in model.model_fields.items():
+        section = section_of(field)
+        if section is None:
+            yield above + name, field
+        else:
+            yield from keys(section[0], f"{above}{name}." + ("NAME." if section[1] else ""))
+
+
+KEYS = dict(keys())
+ENTRIES = {
+    found[1]: found[2] for found in re.finditer(r"^### `([^`]+)`\n(.*?)(?=^#|\Z)", TEXT, re.MULTILINE | re.DOTALL)
+}
+
+
+def line(entry: str, label: str) -> str:
+    """Return what an entry says after `- Label:`."""
+    found = re.search(rf"^- {label}: (.+)$", ENTRIES[entry], re.MULTILINE)
+    assert found is not None, f"docs/configuration.md: `{entry}` has no line '- {label}: ...'"
+    return found[1]
+
+
+def test_every_key_is_documented() -> None:
+    """A key of the models without an entry in the page fails here."""
+    assert len(KEYS) > 25
+    missing = sorted(KEYS.keys() - ENTRIES.keys())
+    assert not missing, f"undocumented in docs/configuration.md: {missing}"
+
+
+def test_every_documented_key_exists() -> None:
+    """An entry for a key that the models do not have fails here."""
+    invented = sorted(ENTRIES.keys() - KEYS.keys())
+    assert not invented, f"documented, but no key of service.toml: {invented}"
+
+
+@pytest.mark.parametrize("key", ENTRIES)
+def test_an_entry_is_whole(key: str) -> None:
+    """Type, default and meaning are there, and the example is TOML that sets the key."""
+    assert line(key, "Type")
+    assert line(key, "Default")
+    assert line(key, "Meaning")
+    example = tomllib.loads(line(key, "Example").strip("`"))
+    assert list(example) == [key.rpartition(".")[2]]
+
+
+@pytest.mark.parametrize("key", [key for key in ENTRIES if key in KEYS])
+def test_the_default_is_the_model_s(key: str) -> None:
+    """What the page says about a default is what the models do."""
+    said, field = line(key, "Default"), KEYS[key]
+    if field.is_required():
+        assert said.startswith("none, it must be given")
+        return
+    default = field.get_default(call_default_factory=True)
+    assert default is not PydanticUndefined
+    if default is None:
+        assert said.startswith("none")
+    elif said.startswith("`") and key != "service.state_dir":
+        assert tomllib.loads(f"value = {said.strip('`')}")["value"] == default
+
+
+def test_the_examples_are_right(tmp_path: Path) -> None:
+    """The page's first file loads, and so does each example put into it."""
+    file = tmp_path / "service.toml"
+    whole = re.search(r"```toml\n(.*?)```", TEXT, re.DOTALL)
+    assert whole is not None
+    file.write_text(whole[1])
+    assert load(file, {}).warnings == ()
+    names = {"tables": "mnist", "models": "lenet", "listeners": "digit"}
+    needed = {"listeners.NAME.key": '[tables.mnist.fields]\ntitle = "str"\nimg = "pil_image"\nclass = "int"'}
+    for key in ENTRIES:
+        section, _, name = key.rpartition(".")
+        text = whole[1]
+        if key in needed:
+            text = re.sub(r"\[tables\.mnist\]\nfields = .*", needed[key], text)
+        if name == "batched":
+            text = text.replace("[models.lenet]", '[models.lenet]\ntype = "object"')
+        header = f"[{section.replace('NAME', names.get(section.split('.')[0], ''))}]"
+        if header not in text:
+            text += f"\n{header}\n"
+        start = text.index(header) + len(header)
+        below = re.sub(rf"^{name} = .*\n", "", text[start:].partition("\n[")[0] + "\n", count=1, flags=re.MULTILINE)
+        rest = text[start:].partition("\n[")
+        file.write_text(f"{text[:start]}\n{line(key, 'Example').strip('`')}{below}{rest[1]}{rest[2]}")
+        load(file, {"MONGO_URI": "mongodb://127.0.0.1:27017"})
+
+
+def test_every_datatype_is_named() -> None:
+    """The page names every datatype that a field may have."""
+    said = ENTRIES["tables.NAME.fields"]
+    assert all(f"`{name}" in said for name in NAMES)

@@ -1,0 +1,252 @@
+"""Ready, stuck, and how it is said: three views of one state, and the pages that show them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from components.errors import ConfigurationError, Problem
+from daemon.handlers.health import ConfigState, ServiceState, WorkerState, readiness, status_line, streams_open, stuck
+from daemon.web.app import application
+
+NOW = 1000.0
+LISTENER = {
+    "state": "running",
+    "reason": None,
+    "lag_seconds": 0.25,
+    "queue": {"live": 3, "scan": 0},
+    "rows": {"predicted": 7},
+}
+REPORT: dict[str, Any] = {
+    "state": "running",
+    "reason": None,
+    "busy": {"digit.predict": 0.0},
+    "listeners": {"digit": LISTENER},
+    "stream": {"open": True, "keys": 3, "opened": 1},
+}
+WORKER = WorkerState("lenet", ("digit",), pid=7, started_at=NOW - 100, report=REPORT, reported_at=NOW - 1)
+GOOD = ServiceState("mnist", role="active", epoch=3, workers=(WORKER,))
+
+
+def with_worker(**changes: Any) -> ServiceState:
+    return replace(GOOD, workers=(replace(WORKER, **changes),))
+
+
+def reporting(**changes: Any) -> ServiceState:
+    return with_worker(report=REPORT | changes)
+
+
+def test_a_service_whose_listeners_run_is_ready() -> None:
+    """And says so in one line."""
+    verdict = readiness(GOOD, NOW)
+    assert verdict.ready
+    assert verdict.reason is None
+    assert verdict.listeners["digit"].ready
+    assert status_line(GOOD, NOW) == "1 listener running, lag 0.2 s"
+    assert streams_open(GOOD)
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        (replace(GOOD, mongo="no primary answers"), "MongoDB: no primary answers"),
+        (replace(GOOD, role="standby", role_reason="host-1 is active"), "standby: host-1 is active"),
+        (replace(GOOD, role="starting"), "starting"),
+        (replace(GOOD, role="stopping"), "stopping"),
+        (with_worker(pid=None, report=None, reason="exit code 1"), "digit: worker lenet is not running: exit code 1"),
+        (with_worker(pid=None, report=None), "digit: worker lenet is not running: it is being started"),
+        (with_worker(report=None, reported_at=None), "digit: worker lenet is starting"),
+        (reporting(state="starting"), "digit: worker lenet is starting"),
+        (with_worker(reported_at=NOW - 11), "digit: worker lenet has not reported for 11 s"),
+        (
+            reporting(state="waiting", reason="read: NotPrimaryError"),
+            "digit: worker lenet is waiting: read: NotPrimaryError",
+        ),
+        (reporting(busy={"digit.predict": 61.0}), "digit: stage digit.predict of worker lenet has been busy for 61 s"),
+        (reporting(stream={"open": False}), "digit: worker lenet has no open change stream"),
+        (reporting(listeners={}), "digit: its worker does not report it yet"),
+        (
+            reporting(listeners={"digit": {"state": "missing", "reason": "no table mnist"}}),
+            "digit: missing: no table mnist",
+        ),
+        (
+            reporting(listeners={"digit": {"state": "backfilling", "scan": {"done": 5, "total": 9}}}),
+            "digit: backfilling: 5 of 9 rows",
+        ),
+    ],
+)
+def test_what_makes_rows_wait_makes_the_service_not_ready_with_its_reason(state: ServiceState, reason: str) -> None:
+    """The reason is what a person reads first."""
+    verdict = readiness(state, NOW)
+    assert not verdict.ready
+    assert verdict.reason == reason
+    assert not verdict.listeners["digit"].ready
+    assert reason in status_line(state, NOW)
+
+
+def test_one_listener_may_be_ready_while_another_is_not() -> None:
+    """Readiness is per listener."""
+    other = WorkerState("words", ("count",), reason="exit code 65: examples.words is not there")
+    state = replace(GOOD, workers=(WORKER, other))
+    verdict = readiness(state, NOW)
+    assert verdict.listeners["digit"].ready
+    assert not verdict.listeners["count"].ready
+    assert status_line(state, NOW).startswith("1 of 2 listeners ready: count: worker words is not running")
+    assert not streams_open(state)
+
+
+def test_a_refused_file_does_not_make_the_service_unready_but_shows() -> None:
+    """What runs still runs."""
+    state = replace(GOOD, config=ConfigState(ok=False, error="listeners.digit.key: ..."))
+    assert readiness(state, NOW).ready
+    assert "service.toml is refused" in status_line(state, NOW)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        GOOD,
+        replace(GOOD, mongo="away"),
+        with_worker(pid=None, report=None),
+        with_worker(report=None, reported_at=None),
+        with_worker(report=None, reported_at=None, started_at=NOW - 121, pid=None),
+        replace(with_worker(report=None, reported_at=None, started_at=NOW - 500), mongo="away"),
+        replace(with_worker(report=None, reported_at=None, started_at=NOW - 500), mongo_back_at=NOW - 5),
+        replace(reporting(busy={"digit.read": 300.0}), mongo="away"),
+        reporting(state="waiting", busy={"digit.write": 300.0}),
+        with_worker(report=REPORT | {"state": "stopping"}, reported_at=NOW - 40),
+        with_worker(report=REPORT | {"state": "starting"}, reported_at=NOW - 90),
+    ],
+)
+def test_the_watchdog_is_fed_while_the_work_moves_or_waits_for_the_world(state: ServiceState) -> None:
+    """A MongoDB that is away, or a worker that is being started, is nothing that a restart would mend."""
+    assert stuck(state, NOW, 30.0) is None
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        (with_worker(reported_at=NOW - 31), "worker lenet has not reported for 31 s"),
+        (with_worker(report=None, reported_at=None, started_at=NOW - 121), "worker lenet has been starting for 121 s"),
+        (reporting(busy={"digit.predict": 31.0}), "stage digit.predict of worker lenet has been busy for 31 s"),
+        (reporting(busy={"digit.read": 31.0}), "stage digit.read of worker lenet has been busy for 31 s"),
+        (
+            replace(reporting(busy={"digit.predict": 31.0}), mongo="away"),
+            "stage digit.predict of worker lenet has been busy for 31 s",
+        ),
+    ],
+)
+def test_the_watchdog_is_withheld_from_what_is_there_and_does_not_move(state: ServiceState, reason: str) -> None:
+    """A model that hangs, a process that is stopped."""
+    assert stuck(state, NOW, 30.0) == reason
+
+
+class Pages:
+    """The application over one state, asked without a network."""
+
+    def __init__(self, state: ServiceState, *, loopback: bool = True, problem: str | None = None) -> None:
+        self._state, self._loopback, self._problem = state, loopback, problem
+        self.reloads = 0
+
+    def state(self) -> ServiceState:
+        return self._state
+
+    async def reload(self) -> str:
+        self.reloads += 1
+        if self._problem:
+            raise ConfigurationError([Problem("listeners.digit.key", self._problem)])
+        return "restart lenet"
+
+    def ask(self, method: str, path: str, **headers: str) -> httpx.Response:
+        async def request() -> httpx.Response:
+            transport = httpx.ASGITransport(application(self, loopback=self._loopback))
+            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:9477") as client:
+                return await client.request(method, path, headers=headers)
+
+        return asyncio.run(request())
+
+
+def test_the_pages_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """200 when ready; 503 with the reason, per listener, when not; alive in both cases."""
+    monkeypatch.setattr("time.monotonic", lambda: NOW)
+    good, bad = Pages(GOOD), Pages(replace(GOOD, mongo="away"))
+    assert good.ask("GET", "/healthz").status_code == bad.ask("GET", "/healthz").status_code == 200
+    assert good.ask("GET", "/readyz").status_code == 200
+    answer = bad.ask("GET", "/readyz")
+    assert answer.status_code == 503
+    assert answer.json()["listeners"]["digit"] == {"ready": False, "reason": "MongoDB: away"}
+    assert answer.json()["config"]["ok"] is True
+
+
+def test_a_reload_answers_with_what_was_done_or_what_is_wrong() -> None:
+    """The key is named."""
+    answer = Pages(GOOD).ask("POST", "/-/reload")
+    assert (answer.status_code, answer.text) == (200, "restart lenet\n")
+    answer = Pages(GOOD, problem="must be a field").ask("POST", "/-/reload")
+    assert (answer.status_code, answer.text) == (400, "listeners.digit.key: must be a field\n")
+    assert Pages(GOOD).ask("GET", "/-/reload").status_code == 405
+
+
+@pytest.mark.parametrize(
+    ("loopback", "headers", "status"),
+    [
+        (True, {"host": "localhost:9477"}, 200),
+        (True, {"host": "[::1]:9477"}, 200),
+        (True, {"host": "evil.example:9477"}, 403),
+        (True, {"host": "127.0.0.1.evil.example"}, 403),
+        (True, {"host": "["}, 403),
+        (False, {"host": "predictd.internal:9477"}, 200),
+        (True, {"origin": "http://127.0.0.1:9477"}, 200),
+        (True, {"origin": "http://evil.example"}, 403),
+        (True, {"origin": "http://127.0.0.1:80"}, 403),
+        (True, {"origin": "null"}, 403),
+        (False, {"host": "predictd.internal:9477", "origin": "http://evil.example"}, 403),
+    ],
+)
+def test_a_foreign_page_cannot_ask_for_a_reload(loopback: bool, headers: dict[str, str], status: int) -> None:
+    """Neither from another origin nor under a foreign name that resolves to this machine."""
+    pages = Pages(GOOD, loopback=loopback)
+    assert pages.ask("POST", "/-/reload", **headers).status_code == status
+    assert pages.reloads == (1 if status == 200 else 0)
+
+
+def test_the_metrics_page_holds_what_the_supervisor_knows_and_what_workers_measured() -> None:
+    """Names that nobody documented are left out, a worker's label is added, and a sample goes before the report."""
+    samples = [
+        ["predictd_rows_total", {"listener": "digit", "result": "predicted"}, 8],
+        ["predictd_batch_rows_bucket", {"listener": "digit", "le": "+Inf"}, 2],
+        ["predictd_batch_rows_sum", {"listener": "digit"}, 8],
+        ["predictd_batch_rows_count", {"listener": "digit"}, 2],
+        ["predictd_secret_total", {}, 1],
+        ["predictd_stream_opens_total", {}, 4],
+    ]
+    page = Pages(reporting(samples=samples)).ask("GET", "/metrics")
+    assert page.headers["content-type"].startswith("text/plain")
+    found = {
+        (sample.name, json.dumps(sample.labels, sort_keys=True)): sample.value
+        for family in text_string_to_metric_families(page.text)
+        for sample in family.samples
+    }
+    assert found["predictd_rows_total", '{"listener": "digit", "result": "predicted"}'] == 8
+    assert found["predictd_stream_opens_total", '{"worker": "lenet"}'] == 4
+    assert found["predictd_stream_keys_total", '{"worker": "lenet"}'] == 3
+    assert found["predictd_queue_depth", '{"lane": "live", "listener": "digit"}'] == 3
+    assert found["predictd_lag_seconds", '{"listener": "digit"}'] == 0.25
+    assert found["predictd_batch_rows_sum", '{"listener": "digit"}'] == 8
+    assert found["predictd_worker_up", '{"worker": "lenet"}'] == 1
+    assert found["predictd_mongo_up", "{}"] == found["predictd_leader", "{}"] == 1
+    assert not any("secret" in name for name, _ in found)
+
+
+def test_the_metrics_page_is_valid_while_nothing_runs() -> None:
+    """Every family has its HELP and TYPE from the first moment on."""
+    page = Pages(ServiceState("mnist", mongo="away")).ask("GET", "/metrics").text
+    assert "# TYPE predictd_stage_seconds histogram" in page
+    assert "predictd_mongo_up 0.0" in page
+    assert "predictd_leader 0.0" in page

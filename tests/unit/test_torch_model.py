@@ -1,0 +1,364 @@
+"""TorchModel: rows to batches and back, devices, weights; and the tutorial's LeNet."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from components import Arguments, BatchError, DeclarationError, OutputError, WeightsError
+from components.torch import TorchModel, weights
+from examples import mnist
+
+
+class Affine(torch.nn.Module):
+    """y = x * scale + shift, with a buffer; several ways to be called."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(2.0))
+        self.register_buffer("shift", torch.tensor(1.0))
+        self.norm = torch.nn.BatchNorm1d(1)
+
+    def forward(self, x):
+        return x * self.scale + self.shift
+
+    def both(self, a, b):
+        return {"sum": a + b, "pair": (a, b)}
+
+    def whole(self, x):
+        return x.sum()
+
+    def listed(self, x):
+        return [{"n": i} for i in range(len(x))]
+
+    def odd(self, x):
+        return "odd"
+
+
+class Tied(torch.nn.Module):
+    """An embedding whose weight is the output layer's too, and a view into it as a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = torch.nn.Embedding(5, 3)
+        self.out = torch.nn.Linear(3, 5)
+        self.out.weight = self.embed.weight
+        self.register_buffer("first", self.embed.weight.detach()[0])
+        self.register_buffer("none", torch.empty(0))
+        self.register_buffer("flipped", torch.ones(2, 2, dtype=torch.bfloat16).t())
+
+
+def affine(**options):
+    """Return a small model on the CPU."""
+    return TorchModel("affine", Affine(), preferred_devices=("cpu",), **options)
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Forty real digits."""
+    return [image for image, _ in mnist.digits(40, seed=3)]
+
+
+def lenet(**options):
+    """Return the tutorial's model, with the same weights every time."""
+    torch.manual_seed(0)
+    return TorchModel(
+        identifier="my-model",
+        object=mnist.LeNet5(10),
+        preprocess=mnist.preprocess,
+        postprocess=mnist.postprocess,
+        preferred_devices=("cpu",),
+        **options,
+    )
+
+
+def test_the_tutorials_model_predicts_an_image(images):
+    """`model.predict(image)` gives a plain int, alone and in a batch."""
+    model = lenet()
+    single = [model.predict(image) for image in images]
+    assert all(type(digit) is int and 0 <= digit < 10 for digit in single)
+    assert model.predict_batches(images) == single
+
+
+def test_a_batched_preprocess_gives_what_the_per_row_one_gives(images):
+    """It is only faster, for images that are not grey scale too."""
+    grey = mnist.preprocess_batch(images)
+    assert grey.shape == (40, 1, 32, 32)
+    assert torch.allclose(grey, torch.stack([mnist.preprocess(image) for image in images]), atol=1e-6)
+    coloured = [image.convert("RGB") for image in images[:3]]
+    assert torch.allclose(
+        mnist.preprocess_batch(coloured), torch.stack([mnist.preprocess(image) for image in coloured]), atol=1e-6
+    )
+    sizes = [images[0], images[1].resize((50, 17))]
+    assert torch.allclose(
+        mnist.preprocess_batch(sizes), torch.stack([mnist.preprocess(image) for image in sizes]), atol=1e-6
+    )
+
+
+def test_the_batched_way_predicts_the_same(images):
+    """prepare_many and infer_many are prepare and infer for a whole batch."""
+    single, batched = lenet(), lenet(preprocess_batch=mnist.preprocess_batch)
+    rows = [Arguments((image,)) for image in images]
+    assert batched.prepare_batch
+    assert not single.prepare_batch
+    one = single.infer([single.prepare(row) for row in rows])
+    many = batched.infer_many(batched.prepare_many(rows), len(rows))
+    assert torch.allclose(torch.stack(one), torch.stack(many), atol=1e-5)
+    assert batched.predict_batches(images) == single.predict_batches(images)
+    only = TorchModel("m", mnist.LeNet5(10), preprocess_batch=mnist.preprocess_batch, preferred_devices=("cpu",))
+    assert torch.allclose(only.prepare(rows[0]), single.prepare(rows[0]), atol=1e-6)
+
+
+def test_digits_are_shuffled_and_repeatable():
+    """Real digits of all kinds, the same ones for the same seed."""
+    some = mnist.digits(200, seed=1)
+    again = mnist.digits(200, seed=1)
+    assert {label for _, label in some} == set(range(10))
+    assert [(image.tobytes(), label) for image, label in some] == [(image.tobytes(), label) for image, label in again]
+    assert [label for _, label in some] != [label for _, label in mnist.digits(200, seed=2)]
+    assert some[0][0].mode == "L"
+    assert mnist.png(some[0][0]).startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="5,000"):
+        mnist.digits(5001)
+
+
+def test_the_model_runs_in_evaluation_mode():
+    """Batch statistics do not leak between rows, and gradients are not kept."""
+    model = affine()
+    assert model.object.training
+    [output] = model.infer([torch.tensor([1.0])])
+    assert not model.object.training
+    assert not output.requires_grad
+    assert output.tolist() == [3.0]
+
+
+def test_several_arguments_and_outputs():
+    """A tuple is the model's arguments, a dict its named ones; outputs come back row by row in their structure."""
+    model = affine(forward_method="both")
+    expected = [{"sum": 3, "pair": (1, 2)}, {"sum": 7, "pair": (3, 4)}]
+    for rows in (
+        [Arguments((1, 2)), Arguments((3, 4))],
+        [Arguments((), {"a": 1, "b": 2}), Arguments((), {"b": 4, "a": 3})],
+    ):
+        outputs = model.infer([model.prepare(row) for row in rows])
+        assert outputs == expected
+    assert model.finish(outputs[0]) == {"sum": 3, "pair": [1, 2]}
+    by_column = affine(forward_method="both", preprocess_batch=lambda a, b: (torch.tensor(a), torch.tensor(b)))
+    assert by_column.predict_batches([Arguments((1, 2)), Arguments((3, 4))]) == expected
+
+
+def test_rows_of_numbers_and_arrays_form_batches():
+    """Without a preprocess a list of numbers or an array is a row as well."""
+    assert affine().finish(affine().predict([1.0, 2.0])) == [3.0, 5.0]
+    assert affine().finish(affine().predict(np.ones(2, np.float32))) == [3.0, 3.0]
+
+
+def test_a_list_of_outputs_has_one_for_each_row():
+    """As torchvision's detectors return."""
+    assert affine(forward_method="listed").predict_batches([1.0, 2.0]) == [{"n": 0}, {"n": 1}]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [torch.ones(2), torch.ones(3)],
+            "rows of unequal kind cannot form a batch: tensor 2 float32, tensor 3 float32",
+        ),
+        ([torch.ones(2), 3], "tensor 2 float32, int"),
+        ([(torch.ones(2), 1), (torch.ones(3), 1)], "(tensor 2 float32, int), (tensor 3 float32, int)"),
+        ([{"a": torch.ones(2)}, {"a": torch.ones(3)}], "{a: tensor 2 float32}"),
+        ([[1.0], [1.0, 2.0]], "rows of type list cannot form a batch"),
+        ([Image.new("L", (2, 2))], "give the model a preprocess that returns a tensor"),
+    ],
+)
+def test_rows_that_form_no_batch_are_refused(rows, message):
+    """The corridor halves the batch; the message is for the row that is left."""
+    with pytest.raises(BatchError) as caught:
+        affine().infer(rows)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("whole", "a tensor of shape scalar for 2 rows"),
+        ("odd", "the model returned str for 2 rows"),
+    ],
+)
+def test_a_model_must_return_one_output_a_row(method, message):
+    """Anything else would give a row another row's output."""
+    with pytest.raises(OutputError) as caught:
+        affine(forward_method=method).infer([torch.ones(1), torch.ones(1)])
+    assert message in str(caught.value)
+    with pytest.raises(OutputError, match="shape 2"):
+        affine().infer_many(torch.ones(2), 3)
+
+
+def test_postprocess_may_change_its_tensor():
+    """Outputs belong to inference mode, so postprocess runs in it, on any thread."""
+    model = affine(postprocess=lambda x: x.add_(1))
+    assert model.finish(model.infer([torch.tensor([1.0])])[0]) == [4.0]
+
+
+def test_several_threads_use_one_model():
+    """Each gets the outputs of its own rows, while weights are loaded: of one version or the other, whole."""
+    model = affine()
+    versions = [{**model.state(), "scale": torch.tensor(s), "shift": torch.tensor(s)} for s in (1.0, 5.0)]
+
+    def predict(i):
+        model.load_state(versions[i % 2])
+        outputs = model.infer([torch.full((500,), 1.0)] * 3)
+        return {value for output in outputs for value in output.tolist()}
+
+    with ThreadPoolExecutor(6) as pool:
+        seen = list(pool.map(predict, range(60)))
+    assert all(values in ({2.0}, {10.0}) for values in seen)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_a_dtype_is_the_models_own_business(dtype):
+    """Inputs are turned into it, outputs come back as float32, integer inputs and buffers stay."""
+    model = affine(dtype=dtype)
+    assert model.state()["scale"].dtype is getattr(torch, dtype)
+    assert model.state()["norm.num_batches_tracked"].dtype is torch.int64
+    assert model.infer([torch.tensor([1.5])])[0].dtype is torch.float32
+    assert model.predict(torch.tensor([1.5])).tolist() == [4.0]
+
+
+def test_a_device_is_chosen_in_order():
+    """The first that is there; none is an error that says what to write."""
+    assert TorchModel("m", Affine(), preferred_devices=("cuda:97", "cpu")).device.type == "cpu"
+    best = TorchModel("m", Affine(), preferred_devices="auto")
+    assert best.device.type == (
+        "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    )
+    best.warm()
+    assert next(best.object.parameters()).device.type == best.device.type
+    with pytest.raises(DeclarationError, match=r"none of the devices cuda:97 is available here; add 'cpu'"):
+        TorchModel("m", Affine(), preferred_devices=("cuda:97",)).warm()
+    with pytest.raises(DeclarationError, match="'gpu' is no device"):
+        TorchModel("m", Affine(), preferred_devices=("gpu",)).warm()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"object": Affine}, "expected an instance of torch.nn.Module, got Affine"),
+        ({"object": len}, "expected an instance of torch.nn.Module"),
+        ({"forward_method": "foward"}, "Affine has no method 'foward'"),
+        ({"dtype": "float"}, None),
+        ({"dtype": "int8"}, "dtype: expected 'float32'"),
+        ({"dtype": "nn"}, "dtype: expected 'float32'"),
+        ({"preprocess_batch": 3}, "preprocess_batch: expected a callable"),
+    ],
+)
+def test_a_model_that_makes_no_sense_is_refused(options, message):
+    """The message names the model and the part."""
+    options = {"object": Affine()} | options
+    if message is None:
+        assert TorchModel("m", **options).dtype is torch.float32
+        return
+    with pytest.raises(DeclarationError) as caught:
+        TorchModel("m", **options)
+    assert message in str(caught.value)
+
+
+def test_weights_survive_the_way_through_bytes(images):
+    """A second model with the loaded weights gives the same outputs."""
+    first = lenet()
+    first.object.layer1[1].running_mean.add_(0.5)
+    second = TorchModel("other", mnist.LeNet5(10), mnist.preprocess, preferred_devices=("cpu",))
+    data = weights.save(first.state())
+    second.load_state(weights.load(data))
+    rows = [first.prepare(Arguments((image,))) for image in images]
+    assert torch.equal(torch.stack(first.infer(rows)), torch.stack(second.infer(rows)))
+    assert (
+        weights.content_hash(weights.load(data))
+        == weights.content_hash(first.state())
+        == weights.content_hash(second.state())
+    )
+
+
+def test_tied_weights_stay_tied():
+    """In a copy, in the file, and in the model that takes them; a mere view gets memory of its own."""
+    module = Tied()
+    model = TorchModel("tied", module, preferred_devices=("cpu",))
+    state = weights.load(weights.save(model.state()))
+    assert set(state) == set(module.state_dict())
+    assert state["embed.weight"] is state["out.weight"]
+    assert weights.content_hash(state) == weights.content_hash(module.state_dict())
+    raw = weights.load(weights.save(module.state_dict()))
+    assert torch.equal(raw["first"], raw["embed.weight"][0])
+    assert torch.equal(raw["flipped"], module.flipped)
+    other = TorchModel("tied", Tied(), preferred_devices=("cpu",))
+    other.load_state(state)
+    assert other.object.out.weight is other.object.embed.weight
+    assert torch.equal(other.object.out.weight, module.embed.weight)
+
+
+def test_the_state_is_a_copy():
+    """Training goes on without changing a version that was taken."""
+    model = affine()
+    state = model.state()
+    with torch.no_grad():
+        model.object.scale.add_(1)
+    assert state["scale"].item() == 2.0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: s["norm.running_mean"].add_(1),
+        lambda s: s["norm.num_batches_tracked"].add_(1),
+        lambda s: s.update(scale=s["scale"].double()),
+        lambda s: s.update(scale=s["scale"].reshape(1)),
+        lambda s: s.update(extra=torch.empty(0)),
+        lambda s: s.update(more=s.pop("scale")),
+    ],
+)
+def test_the_content_hash_covers_every_tensor(change):
+    """Values, buffers, dtypes, shapes and names; not the order, not the form of an array."""
+    state = affine().state()
+    before = weights.content_hash(state)
+    assert weights.content_hash({name: state[name].numpy() for name in reversed(state)}) == before
+    change(state)
+    assert weights.content_hash(state) != before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("scale"), "'scale' is missing"),
+        (lambda s: s.update(more=torch.ones(1)), "'more' is not in the model"),
+        (lambda s: s.update(scale=torch.ones(2)), "'scale' has shape (2,), the model's has ()"),
+        (lambda s: s.update(scale=torch.tensor(1)), "'scale' is of torch.int64"),
+    ],
+)
+def test_weights_that_do_not_fit_change_nothing(change, message):
+    """All or none are taken, and the message names the tensor."""
+    model = affine()
+    state = {name: value + 1 for name, value in model.state().items()}
+    change(state)
+    before = weights.content_hash(model.state())
+    with pytest.raises(WeightsError) as caught:
+        model.load_state(state)
+    assert message in str(caught.value)
+    assert weights.content_hash(model.state()) == before
+
+
+@pytest.mark.parametrize("data", [b"", b"123", b"\xff" * 40, b"\x02\0\0\0\0\0\0\0[]"])
+def test_broken_weights_are_refused(data):
+    """A file that is none of ours is an error with a reason."""
+    with pytest.raises(WeightsError, match="no weights of predictd"):
+        weights.load(data)
+
+
+def test_a_state_that_is_no_tensor_is_refused():
+    """A module's extra state cannot be kept with a version."""
+    with pytest.raises(WeightsError, match="'extra' is a dict"):
+        weights.save({"extra": {}})
