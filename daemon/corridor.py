@@ -38,8 +38,8 @@ from daemon.rows import Letter, Row, Snapshot, Write, Written
 
 log = structlog.get_logger(__name__)
 
-HELD_BYTES: Final = 64 * 1024 * 1024
 WAITING_BATCHES: Final = 2  # between two stages: one being taken, one ready
+BATCHES_HELD: Final = 4 + 3 * WAITING_BATCHES  # by the four stages and the three queues between them, at most
 MEETS_MONGODB: Final = ("read", "write")
 B = TypeVar("B")
 T = TypeVar("T")
@@ -74,12 +74,14 @@ class Corridor:
         dirty: DirtyKeys,
         cap: BatchCap,
         measures: Measures,
+        batch_bytes: int,
     ) -> None:
         self.listener = listener
         self.live = live
         self.dirty = dirty
         self.cap = cap
         self.measures = measures
+        self._batch_bytes = batch_bytes
         self._reload = reload
         self._outputs = outputs
         self._letters = letters
@@ -88,7 +90,7 @@ class Corridor:
     def read(self, batch: Batch) -> Judged:
         """Reads the batch's rows at one snapshot and decides what each needs."""
         after = max((t for t in (batch.after, self._floor) if t is not None), default=None)  # R3a
-        snapshot = self._outputs.read([key.key for key in batch.keys], after, HELD_BYTES)
+        snapshot = self._outputs.read([key.key for key in batch.keys], after, self._batch_bytes)
         if snapshot.unread:
             unread = {identity(key) for key in snapshot.unread}
             for key in batch.keys:

@@ -208,7 +208,9 @@ class StreamIntake:
         """
         position = self._patience("stream", lambda: self._positions.claim(self._subscription.hash))
         if position is None:
-            position = self._fresh(self._patience("stream", lambda: Position(cluster_time(self._database))), "first start")
+            position = self._fresh(
+                self._patience("stream", lambda: Position(cluster_time(self._database))), "first start"
+            )
         self._start = position
 
     def run(self) -> None:

@@ -31,7 +31,7 @@ from components.importing import ImportPolicy
 from daemon import logs
 from daemon.batching import BatchCap, DirtyKeys
 from daemon.config import decoded_filter
-from daemon.corridor import Corridor, CorridorThreads
+from daemon.corridor import BATCHES_HELD, Corridor, CorridorThreads
 from daemon.handlers.predict import Live
 from daemon.intake import Feed, Keeper, ScanLane, StreamIntake
 from daemon.listeners.change_stream import Subscription
@@ -72,6 +72,7 @@ class Assignment:
     log: Mapping[str, str] = field(default_factory=dict)
     stop_timeout: float = 30.0
     queue_rows: int = 100_000
+    queue_bytes: int = 256 * 1024 * 1024
 
     @classmethod
     def read(cls, line: str) -> Assignment:
@@ -104,6 +105,7 @@ class ListenerRun:
             dirty=dirty,
             cap=BatchCap(listener["latency_budget"], listener["max_batch"]),
             measures=self.measures,
+            batch_bytes=assignment.queue_bytes // BATCHES_HELD,
         )
         self.scan = ScanLane(
             table,

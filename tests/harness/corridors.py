@@ -82,6 +82,7 @@ class SteppedWorker:
             dirty=self.dirty,
             cap=BatchCap(1.0, 100),
             measures=self.measures,
+            batch_bytes=1 << 24,
         )
         self._registry = registry
         patience = Patience()

@@ -44,3 +44,30 @@ def hangs_on_hang(x: Any) -> Any:
     while x == "hang":
         time.sleep(1)
     return digest(x)
+
+
+def waits_for_mended(x: Any) -> Any:
+    """Never comes back from the row "wait" while the file that PREDICTD_TEST_MENDED names does not exist."""
+    while x == "wait" and not Path(os.environ["PREDICTD_TEST_MENDED"]).exists():
+        time.sleep(0.02)
+    return digest(x)
+
+
+def size(image: Any) -> Any:
+    """The width and height of an image."""
+    return list(image.size)
+
+
+def both(*values: Any) -> Any:
+    """A digest of several fields."""
+    return digest(values)
+
+
+class Prefixed:
+    """A model that is built with arguments."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+
+    def __call__(self, x: Any) -> Any:
+        return f"{self.prefix}{x}"

@@ -1,0 +1,39 @@
+"""Signals as a context manager, for a process that runs an asyncio event loop.
+
+SIGTERM and SIGINT ask to stop; the second of them, of either kind, asks to leave at once. SIGHUP asks to read the configuration again.
+The callbacks run in the event loop, so they may touch what the loop owns. What was there before is put back at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+__all__ = ["handled"]
+
+_STOP = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextmanager
+def handled(stop: Callable[[str], None], leave: Callable[[str], None], reload: Callable[[], object]) -> Iterator[None]:
+    """Within the block: the first SIGTERM or SIGINT calls `stop`, each later one `leave` (both with its name), SIGHUP calls `reload`."""
+    loop = asyncio.get_running_loop()
+    asked = False
+
+    def on_stop(number: signal.Signals) -> None:
+        nonlocal asked
+        first, asked = not asked, True
+        (stop if first else leave)(number.name)
+
+    before = {number: signal.getsignal(number) for number in (*_STOP, signal.SIGHUP)}
+    for number in _STOP:
+        loop.add_signal_handler(number, on_stop, number)
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)

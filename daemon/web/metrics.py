@@ -1,0 +1,151 @@
+"""The metrics page: the supervisor's own state, and what its workers measured, in Prometheus' text format.
+
+`FAMILIES` is the one list of names; a sample of any other name is left out, so a worker cannot add a series that nobody documented. Workers send
+cumulative samples under their Prometheus names (`..._total`, `..._bucket`, ...). What stands in a worker's report anyway (lag, rows, queues, scans,
+keys of the stream) is taken from there unless the worker sent a sample of it.
+
+A worker's counters begin at zero when it is restarted, which Prometheus' `rate` and `increase` take into account.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from daemon.handlers.health import ServiceState, WorkerState
+
+__all__ = ["FAMILIES", "Family", "exposition"]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A metric by its Prometheus name (of a counter without `_total`)."""
+
+    name: str
+    type: Literal["gauge", "counter", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+
+    @property
+    def samples(self) -> tuple[str, ...]:
+        """The names its samples carry."""
+        suffixes = {"gauge": ("",), "counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}[self.type]
+        return tuple(self.name + suffix for suffix in suffixes)
+
+
+FAMILIES = (
+    Family("predictd_lag_seconds", "gauge", "Age of the oldest change that is not yet handled.", ("listener",)),
+    Family("predictd_rows", "counter", "Rows by what became of them.", ("listener", "result")),
+    Family("predictd_batch_rows", "histogram", "Rows in a batch.", ("listener",)),
+    Family("predictd_stage_seconds", "histogram", "Time that a stage takes for a batch.", ("listener", "stage")),
+    Family("predictd_queue_depth", "gauge", "Dirty keys that wait.", ("listener", "lane")),
+    Family("predictd_stream_keys", "counter", "Keys that the change stream delivered.", ("worker",)),
+    Family("predictd_stream_opens", "counter", "Times that the change stream was opened.", ("worker",)),
+    Family("predictd_scan_done_rows", "gauge", "Rows that the running scan has judged.", ("listener",)),
+    Family(
+        "predictd_scan_total_rows",
+        "gauge",
+        "Rows that the running scan will judge, as counted when it began.",
+        ("listener",),
+    ),
+    Family(
+        "predictd_worker_restarts",
+        "counter",
+        "Times that a worker was started again after it ended by itself.",
+        ("worker",),
+    ),
+    Family("predictd_worker_up", "gauge", "1 while the worker's process runs.", ("worker",)),
+    Family(
+        "predictd_config_last_reload_successful", "gauge", "1 if service.toml as it was last read is the one that runs."
+    ),
+    Family("predictd_mongo_up", "gauge", "1 while MongoDB answers the supervisor."),
+    Family("predictd_leader", "gauge", "1 while this daemon holds the lease of its service."),
+)
+
+_BY_SAMPLE = {sample: family for family in FAMILIES for sample in family.samples}
+
+Labels = tuple[tuple[str, str], ...]
+Series = dict[tuple[str, Labels], float]
+
+
+def exposition(state: ServiceState, accept: str = "") -> tuple[bytes, str]:
+    """The page and its content type; `accept` is the request's header, which may ask for the OpenMetrics format."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collector(state))
+    encoder, content_type = choose_encoder(accept)
+    return encoder(registry), content_type
+
+
+class _Collector(Collector):
+    """One state of the service, as Prometheus metrics."""
+
+    def __init__(self, state: ServiceState) -> None:
+        self._state = state
+
+    def collect(self) -> Iterable[Metric]:
+        """Every family, with or without samples, so that HELP and TYPE are always there."""
+        series = _own(self._state)
+        for worker in self._state.workers:
+            series |= _measured(worker)
+        metrics = {family.name: Metric(family.name, family.help, family.type) for family in FAMILIES}
+        for (sample, labels), value in series.items():
+            metrics[_BY_SAMPLE[sample].name].add_sample(sample, dict(labels), value)
+        return metrics.values()
+
+
+def _own(state: ServiceState) -> Series:
+    """What the supervisor knows by itself."""
+    series: Series = {
+        ("predictd_config_last_reload_successful", ()): float(state.config.ok),
+        ("predictd_mongo_up", ()): float(state.mongo is None),
+        ("predictd_leader", ()): float(state.epoch is not None),
+    }
+    for worker in state.workers:
+        labels = (("worker", worker.name),)
+        series["predictd_worker_up", labels] = float(worker.up)
+        series["predictd_worker_restarts_total", labels] = float(worker.restarts)
+    return series
+
+
+def _measured(worker: WorkerState) -> Series:
+    """What a running worker measured: its samples, and its report where a sample is missing."""
+    report = worker.report
+    if report is None or not worker.up:
+        return {}
+    series: Series = {}
+    for name, labels, value in (*_reported(worker, report), *(report.get("samples") or ())):
+        family = _BY_SAMPLE.get(name)
+        if family is None or not isinstance(labels, Mapping) or not isinstance(value, (int, float)):
+            continue
+        full = {"worker": worker.name} | dict(labels) if "worker" in family.labels else dict(labels)
+        series[name, tuple(sorted((str(key), str(item)) for key, item in full.items()))] = float(value)
+    return series
+
+
+def _reported(worker: WorkerState, report: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str], float]]:
+    """The figures of a report as samples."""
+    stream = report.get("stream") or {}
+    yield "predictd_stream_keys_total", {}, float(stream.get("keys") or 0)
+    yield "predictd_stream_opens_total", {}, float(stream.get("opened") or 0)
+    for name in worker.listeners:
+        found = worker.listener(name)
+        if not found:
+            continue
+        label = {"listener": name}
+        lag = found.get("lag_seconds")
+        yield "predictd_lag_seconds", label, math.nan if lag is None else float(lag)
+        for lane, depth in (found.get("queue") or {}).items():
+            yield "predictd_queue_depth", {**label, "lane": lane}, float(depth)
+        for result, count in (found.get("rows") or {}).items():
+            yield "predictd_rows_total", {**label, "result": result}, float(count)
+        scan = found.get("scan") or {}
+        if scan:
+            yield "predictd_scan_done_rows", label, float(scan.get("done") or 0)
+            yield "predictd_scan_total_rows", label, float(scan.get("total") or 0)

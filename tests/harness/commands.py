@@ -1,0 +1,134 @@
+"""The console script, as a person, a shell script or systemd runs it."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+from harness.daemons import PATIENCE, TESTS, Daemon
+from harness.processes import toml
+
+PREDICTD = str(Path(sys.executable).with_name("predictd"))
+ESCAPE = "\x1b"
+
+
+def environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's environment without what would change the output, with the tests' models importable."""
+    ours = {name: value for name, value in os.environ.items() if name not in {"NO_COLOR", "FORCE_COLOR"}}
+    return {**ours, "PYTHONPATH": str(TESTS), **(environ or {})}
+
+
+def predictd(
+    *arguments: str, cwd: Path, environ: Mapping[str, str] | None = None, timeout: float = PATIENCE
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end, with pipes for a terminal; there is never a traceback, and never a colour."""
+    ran = subprocess.run(
+        [PREDICTD, *arguments],
+        cwd=cwd,
+        env=environment(environ),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert "Traceback" not in ran.stdout + ran.stderr, ran.stderr
+    assert ESCAPE not in ran.stdout + ran.stderr, repr(ran.stdout + ran.stderr)
+    return ran
+
+
+def start(folder: Path, *arguments: str, environ: Mapping[str, str] | None = None) -> Daemon:
+    """`predictd run` on the service.toml that lies in the folder."""
+    (folder / ".predictd" / "http").unlink(missing_ok=True)
+    return Daemon(folder, *arguments, environ=environ, command=(PREDICTD, "run", "-c"))
+
+
+def write_service(
+    folder: Path, uri: str, database: str, declarations: Mapping[str, Any], imports: tuple[str, ...] = ("harness",)
+) -> Path:
+    """A service.toml in the folder; an editor would write it like this, in a new file that replaces the old one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    listed = ", ".join(f'"{name}"' for name in imports)
+    return save(folder, toml(uri, database, declarations).replace('["harness"]', f"[{listed}]"))
+
+
+def save(folder: Path, text: str) -> Path:
+    """Replaces the folder's service.toml by this text."""
+    path = folder / "service.toml"
+    fresh = folder / "service.toml~"
+    fresh.write_text(text)
+    fresh.replace(path)
+    return path
+
+
+def metric(daemon: Daemon, sample: str) -> float | None:
+    """The value of one sample (`name` or `name{label="value"}`) on /metrics; None where it is not there."""
+    answer = daemon.get("/metrics")
+    found = re.search(rf"^{re.escape(sample)} (\S+)$", answer.text, re.MULTILINE) if answer is not None else None
+    return float(found[1]) if found else None
+
+
+def answer(daemon: Daemon, path: str) -> httpx.Response:
+    """What the daemon answers; it has to be listening."""
+    found = daemon.get(path)
+    assert found is not None, f"nobody answers {path}: {daemon.log.read_text()}"
+    return found
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody uses at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Terminal:
+    """A command on a terminal of its own, 120 columns wide."""
+
+    def __init__(self, *arguments: str, cwd: Path) -> None:
+        self._screen, terminal = pty.openpty()
+        self.process = subprocess.Popen(
+            [PREDICTD, *arguments],
+            cwd=cwd,
+            env=environment({"TERM": "xterm", "COLUMNS": "120", "CI": ""}),
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            close_fds=True,
+            start_new_session=True,
+        )
+        os.close(terminal)
+        self.shown = ""
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        os.close(self._screen)
+
+    def until(self, shown: Callable[[str], bool], patience: float = PATIENCE) -> str:
+        """Reads the screen until it shows this, or until the command has ended and everything is read."""
+        end = time.monotonic() + patience
+        while not shown(self.shown):
+            assert time.monotonic() < end, f"waited {patience:g} s in vain, the screen shows {self.shown!r}"
+            if not select.select([self._screen], [], [], 0.2)[0]:
+                continue
+            try:
+                text = os.read(self._screen, 65536)
+            except OSError:  # the other side is closed: this is how a terminal of Linux says its end
+                break
+            self.shown += text.decode(errors="replace")
+        return self.shown

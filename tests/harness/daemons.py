@@ -1,0 +1,171 @@
+"""A daemon in a process of its own, with fake workers or (through the command line) with real ones, and what a test asks of it.
+
+`python -m harness.daemons CONFIG [--wait N] [--no-standby]` is that process, with fake workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+
+TESTS = Path(__file__).parent.parent
+PATIENCE = 60.0
+"""Seconds that a test waits for what must come; nobody measures it."""
+
+
+def eventually(what: str, probe: Callable[[], Any], patience: float = PATIENCE) -> Any:
+    """The first true answer of `probe`."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        if answer := probe():
+            return answer
+        time.sleep(0.05)
+    raise AssertionError(f"waited {patience:g} s in vain: {what}")
+
+
+class Daemon:
+    """A daemon on a folder that holds service.toml; its state is in `.predictd`."""
+
+    def __init__(
+        self, folder: Path, *arguments: str, environ: Mapping[str, str] | None = None, command: tuple[str, ...] = ()
+    ) -> None:
+        self.folder = folder
+        self.state_dir = folder / ".predictd"
+        self.log = folder / "log"
+        command = command or (sys.executable, "-m", "harness.daemons")
+        environ = {**os.environ, "PYTHONPATH": str(TESTS), **(environ or {})}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, str(folder / "service.toml"), *arguments], stdout=log, stderr=log, env=environ, cwd=folder
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+    def get(self, path: str) -> httpx.Response | None:
+        """The answer, or None where nobody listens yet."""
+        try:
+            address = (self.state_dir / "http").read_text().strip()
+            return httpx.get(f"http://{address}{path}", timeout=10)
+        except (OSError, httpx.TransportError):
+            return None
+
+    def reload(self, **headers: str) -> httpx.Response:
+        address = (self.state_dir / "http").read_text().strip()
+        return httpx.post(f"http://{address}/-/reload", headers=headers, timeout=60)
+
+    def readyz(self) -> dict[str, Any]:
+        answer = self.get("/readyz")
+        return answer.json() if answer is not None else {}
+
+    def until_ready(self) -> None:
+        eventually("the daemon is ready", lambda: self.process.poll() is not None or self.readyz().get("ready"))
+        assert self.process.poll() is None, self.log.read_text()
+
+    def until_reason(self, text: str) -> str:
+        """Waits until /readyz gives a reason that has `text` in it; the whole reason."""
+        return eventually(
+            f"/readyz says {text!r}", lambda: text in (self.readyz().get("reason") or "") and self.readyz()["reason"]
+        )
+
+    def stop(self) -> int:
+        self.process.terminate()
+        return self.process.wait(PATIENCE)
+
+    def order(self, worker: str, **orders: Any) -> None:
+        """Tells a fake worker what to do."""
+        (self.state_dir / "fake").mkdir(parents=True, exist_ok=True)
+        fresh = self.state_dir / "fake" / f".{worker}.fresh"
+        fresh.write_text(json.dumps(orders))
+        fresh.replace(self.state_dir / "fake" / f"{worker}.json")
+
+    def history(self, worker: str) -> list[str]:
+        """What happened to a fake worker."""
+        path = self.state_dir / "fake" / f"{worker}.log"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def starts(self, worker: str) -> list[tuple[int, int]]:
+        """Epoch and process id of each start of a fake worker."""
+        return [
+            (int(line.split()[1]), int(line.split()[2])) for line in self.history(worker) if line.startswith("started")
+        ]
+
+
+class NotifySocket:
+    """A stand-in for systemd: collects the datagrams sent to it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = str(folder / "notify")
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(self.path)
+        self._socket.setblocking(False)
+        self.lines: list[str] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def heard(self, line: str) -> bool:
+        """Whether `line`, or a line that begins with it, has come."""
+        while True:
+            try:
+                self.lines += self._socket.recv(65536).decode().splitlines()
+            except BlockingIOError:
+                return any(each.startswith(line) for each in self.lines)
+
+    def forget(self) -> None:
+        self.heard("")
+        self.lines.clear()
+
+
+def main() -> int:
+    """A daemon with fake workers; exit codes as the command line's. At a good end it tells whether torch was imported."""
+    from components.errors import ConfigurationError, MongoUnavailable
+    from daemon import config, logs
+    from daemon.engine.local import LocalEngine
+    from daemon.service import Supervisor
+    from daemon.store.leases import AnotherDaemon
+    from daemon.systemd import MANAGER_VARIABLES, Notifier
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--wait", type=float)
+    parser.add_argument("--no-standby", dest="standby", action="store_false")
+    given = parser.parse_args()
+
+    async def serve() -> None:
+        loaded = config.load(given.config, os.environ)
+        logs.configure("json", "debug")
+        engine, notifier = LocalEngine(MANAGER_VARIABLES), Notifier.from_environ(os.environ)
+        supervisor = Supervisor(given.config, loaded, os.environ, engine, notifier, "harness.fake_worker")
+        await supervisor.run(wait=given.wait, standby=given.standby)
+
+    try:
+        asyncio.run(serve())
+    except (ConfigurationError, MongoUnavailable, AnotherDaemon) as error:
+        print(f"error: {error}")
+        return {ConfigurationError: 78, MongoUnavailable: 69, AnotherDaemon: 75}[type(error)]
+    print(f"torch imported: {'torch' in sys.modules}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""A worker without MongoDB or models, for tests of whoever starts workers: it speaks the protocol of a worker and nothing else.
+
+It takes its listeners from service.toml and does as a file `fake/WORKER.json` in the state directory says, which may be written at any time:
+`{"exit": 65}` ends it with a reason, `{"busy": {...}}`, `{"open": false}` and `{"listener": {...}}` change what it reports, `{"deaf": true}` makes it
+ignore SIGTERM. What happened to it stands in `fake/WORKER.log`, one word a line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+TOLD = json.loads(sys.stdin.readline())
+FOLDER = Path(TOLD["state_dir"]) / "fake"
+FOLDER.mkdir(exist_ok=True)
+
+
+def orders() -> dict[str, Any]:
+    """What the test asks for at this moment."""
+    try:
+        return json.loads((FOLDER / f"{TOLD['worker']}.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def note(word: str) -> None:
+    with (FOLDER / f"{TOLD['worker']}.log").open("a") as file:
+        file.write(word + "\n")
+
+
+def leave_with_parent() -> None:
+    while sys.stdin.readline():
+        pass
+    note("orphaned")
+    os._exit(70)
+
+
+def listeners() -> list[str]:
+    declared = tomllib.loads((Path(TOLD["import_root"]) / "service.toml").read_text())["listeners"]
+    return [name for name, each in declared.items() if each.get("worker", each["model"]) == TOLD["worker"]]
+
+
+def report(state: str, reason: str | None, ordered: dict[str, Any], names: list[str]) -> None:
+    one = {
+        "state": "running",
+        "reason": None,
+        "lag_seconds": 0.0,
+        "queue": {"live": 0, "scan": 0},
+        "rows": {"predicted": 7},
+    }
+    said = {
+        "state": state,
+        "reason": reason,
+        "pid": os.getpid(),
+        "busy": ordered.get("busy", {}),
+        "listeners": {name: one | ordered.get("listener", {}) for name in names},
+        "stream": {"open": ordered.get("open", True), "keys": 3, "opened": 1},
+        "samples": [["predictd_batch_rows_sum", {"listener": name}, 7.0] for name in names],
+    }
+    print(json.dumps(said), flush=True)
+
+
+def main() -> None:
+    stopping = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: None if orders().get("deaf") else stopping.set())
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+    names = listeners()
+    note(f"started {TOLD['epoch']} {os.getpid()}")
+    print("a model printed this", flush=True)
+    said = 0.0
+    last: dict[str, Any] = {}
+    while not stopping.wait(0.05):
+        ordered = orders()
+        if "exit" in ordered:
+            report("failed", "as the test ordered", ordered, names)
+            os._exit(ordered["exit"])
+        if time.monotonic() - said > 1.0 or ordered != last:
+            report("running", None, ordered, names)
+            said, last = time.monotonic(), ordered
+    note("stopped")
+    sys.stdout.flush()
+    os._exit(0)
+
+
+main()

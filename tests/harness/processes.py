@@ -1,0 +1,249 @@
+"""Real processes: a worker, started and told as the local engine does it, and a whole `predictd run`.
+
+A `Workplace` is a database with one service's declarations, and the worker processes on it. Every worker that it starts has a higher
+epoch than the one before, as the leader's have.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+from pymongo.database import Database
+
+from daemon.config.filters import encoded_filter
+from daemon.config.sections import ListenerConfig, ModelConfig
+from daemon.store.registry import Registry
+from harness.daemons import PATIENCE, TESTS, Daemon, eventually
+
+SERVICE, WORKER, TABLE, LISTENER = "s", "w", "rows", "L"
+
+
+def declared(
+    model: str = "harness.models:digest",
+    *,
+    key: Any = "x",
+    where: Mapping[str, Any] | None = None,
+    fields: Mapping[str, str] | None = None,
+    batched: bool = False,
+    **listener: Any,
+) -> dict[str, Any]:
+    """Declarations with one listener L on the table `rows`, with the defaults of service.toml."""
+    return declarations(
+        {TABLE: fields or {"x": "str"}},
+        {"f": {"object": model, "batched": batched}},
+        {LISTENER: {"table": TABLE, "key": key, "model": "f", "where": where or {}, "worker": WORKER, **listener}},
+    )
+
+
+def declarations(
+    tables: Mapping[str, Mapping[str, str]],
+    models: Mapping[str, Mapping[str, Any]],
+    listeners: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """What `Config.declarations()` makes of these sections; models need no torch."""
+    whole = {name: ListenerConfig.model_validate(each).model_dump(mode="python") for name, each in listeners.items()}
+    return {
+        "tables": {name: {"fields": dict(fields)} for name, fields in tables.items()},
+        "models": {
+            name: ModelConfig.model_validate({"type": "object", **each}).model_dump(mode="json")
+            for name, each in models.items()
+        },
+        "listeners": {name: each | {"where": encoded_filter(each["where"])} for name, each in whole.items()},
+    }
+
+
+class Worker:
+    """A worker process, and what it has reported so far."""
+
+    def __init__(self, assignment: Mapping[str, Any], log: Path, environ: Mapping[str, str] | None = None) -> None:
+        self.log = log
+        self.reports: list[dict[str, Any]] = []
+        with log.open("ab") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "daemon.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env={**os.environ, **(environ or {})},
+            )
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(assignment).encode() + b"\n")
+        self.process.stdin.flush()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith(b"{"):
+                self.reports.append(json.loads(line))
+
+    # ---- what it says ---------------------------------------------------------------------------------------------
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """The latest report; empty before the first."""
+        return self.reports[-1] if self.reports else {}
+
+    def listener(self, name: str = LISTENER) -> dict[str, Any]:
+        return self.report.get("listeners", {}).get(name, {})
+
+    def rows(self, name: str = LISTENER) -> dict[str, int]:
+        """How many rows came to which result in this process."""
+        return self.listener(name).get("rows", {})
+
+    def sample(self, name: str, **labels: str) -> float:
+        """The latest value of a metric; 0.0 where it has none yet."""
+        for sample, its, value in self.report.get("samples", []):
+            if sample == name and labels.items() <= its.items():
+                return value
+        return 0.0
+
+    def until(self, what: str, probe: Any, patience: float = PATIENCE) -> Any:
+        """Waits for something to be true; fails at once, with the log, where the process ends first."""
+        answer = eventually(what, lambda: self.process.poll() is not None or probe(), patience)
+        assert self.process.poll() is None, f"the worker ended with {self.process.returncode}: {self.log.read_text()}"
+        return answer
+
+    def until_running(self) -> Worker:
+        """Waits until every listener runs, with the stream open and no scan due."""
+        self.until(
+            "every listener runs",
+            lambda: (
+                self.report.get("state") == "running"
+                and all(each["state"] == "running" for each in self.report["listeners"].values())
+            ),
+        )
+        return self
+
+    # ---- its end --------------------------------------------------------------------------------------------------
+
+    def stop(self) -> int:
+        """SIGTERM; the exit code. The last report is read when this returns."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.wait()
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.wait()
+
+    def orphan(self) -> int:
+        """Its parent is gone, as far as it can see; the exit code."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        return self.wait()
+
+    def wait(self) -> int:
+        code = self.process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with suppress(BrokenPipeError):
+                    pipe.close()
+        return code
+
+
+class Workplace:
+    """A database, what is declared for it, and the workers on it; whatever still runs is killed at the end."""
+
+    def __init__(self, uri: str, database: Database[dict[str, Any]], folder: Path) -> None:
+        self.uri, self.database, self.folder = uri, database, folder
+        self.rows = database[TABLE]
+        self.workers: list[Worker] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self.workers:
+            worker.kill()
+
+    def declare(self, declarations: Mapping[str, Any] | None = None) -> None:
+        """Makes these the service's declarations; without any, `declared()`."""
+        Registry(self.database, SERVICE, len(self.workers) + 1).publish(declarations or declared())
+
+    def start(self, environ: Mapping[str, str] | None = None, **assignment: Any) -> Worker:
+        """Starts a worker; `assignment` goes over what it would be told."""
+        told = {
+            "uri": self.uri,
+            "database": self.database.name,
+            "service": SERVICE,
+            "worker": WORKER,
+            "epoch": len(self.workers) + 1,
+            "state_dir": str(self.folder),
+            "import_root": str(TESTS),
+            "allow_imports": ["harness"],
+            "log": {"format": "json", "level": "info"},
+            "stop_timeout": 20.0,
+            **assignment,
+        }
+        worker = Worker(told, self.folder / "worker.log", environ)
+        self.workers.append(worker)
+        return worker
+
+    def run(self, **options: Any) -> Worker:
+        """Starts a worker and waits until it runs."""
+        return self.start(**options).until_running()
+
+
+class Service(Daemon):
+    """`predictd run` on a service.toml that this writes, with a port of its own and real workers."""
+
+    def __init__(self, folder: Path, uri: str, database: str, declarations: Mapping[str, Any]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "service.toml").write_text(toml(uri, database, declarations))
+        (folder / ".predictd" / "http").unlink(missing_ok=True)
+        super().__init__(folder, command=(sys.executable, "-P", "-m", "daemon.cli", "run", "-c"))
+
+    def worker_pids(self) -> list[int]:
+        """The processes of its workers."""
+        try:
+            return [
+                each.pid for each in psutil.Process(self.process.pid).children() if "daemon.worker" in each.cmdline()
+            ]
+        except psutil.NoSuchProcess:
+            return []
+
+    def kill(self) -> None:
+        """SIGKILL of the supervisor alone: its workers are to notice by themselves."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(PATIENCE)
+
+
+def toml(uri: str, database: str, declarations: Mapping[str, Any]) -> str:
+    """A service.toml with these declarations."""
+    whole = {
+        "service": {"name": SERVICE, "stop_timeout": 20},
+        "mongo": {"uri": uri, "database": database},
+        "http": {"listen": "127.0.0.1:0"},
+        "security": {"allow_imports": ["harness"]},
+        "log": {"format": "json"},
+        **declarations,
+    }
+    lines = []
+    for section, content in whole.items():
+        named = {section: content} if section not in declarations else {f"{section}.{n}": c for n, c in content.items()}
+        for name, keys in named.items():
+            lines.append(f"[{name}]")
+            lines += [f"{key} = {_toml(value)}" for key, value in keys.items() if value is not None]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(each) for each in value) + "]"
+    return json.dumps(value)

@@ -1,0 +1,104 @@
+"""Who is active for a service name, decided by a real server's clock."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from pymongo.database import Database
+
+from components.errors import LeaseLost, MongoUnavailable
+from daemon.store import names
+from daemon.store.connection import open_client
+from daemon.store.leases import AnotherDaemon, Holder, Lease
+from daemon.store.status import StatusBoard
+
+ONE = Holder("one", "host-1", 11)
+OTHER = Holder("other", "host-2", 22)
+
+
+def lease(database: Database[dict[str, Any]], holder: Holder, ttl: float = 15.0) -> Lease:
+    return Lease(database, "mnist", holder, ttl)
+
+
+def test_a_lease_that_is_held_is_refused_and_its_holder_named(database: Any) -> None:
+    """The second daemon learns whom it waits for."""
+    assert lease(database, ONE).acquire() == 1
+    with pytest.raises(AnotherDaemon, match=r"host-1 \(pid 11, epoch 1\) is active for the service 'mnist'"):
+        lease(database, OTHER).acquire()
+
+
+def test_its_own_lease_is_taken_back_at_once_with_a_higher_epoch(database: Any) -> None:
+    """A daemon that was killed does not wait for its own lease to expire, and fences what is left of its former self."""
+    lease(database, ONE).acquire()
+    again = Holder("one", "host-1", 12)
+    assert lease(database, again).acquire() == 2
+    with pytest.raises(LeaseLost):
+        lease(database, ONE).renew(1)
+
+
+def test_a_copied_state_directory_on_another_host_does_not_take_the_lease(database: Any) -> None:
+    """The instance id alone is not enough."""
+    lease(database, ONE).acquire()
+    with pytest.raises(AnotherDaemon):
+        lease(database, Holder("one", "host-2", 11)).acquire()
+
+
+def test_an_expired_lease_goes_to_the_next_and_the_late_renewal_is_refused(database: Any) -> None:
+    """A paused leader that wakes learns that it has been replaced."""
+    lease(database, ONE, ttl=0.2).acquire()
+    time.sleep(0.5)
+    assert lease(database, OTHER).acquire() == 2
+    with pytest.raises(LeaseLost, match="taken over by host-2"):
+        lease(database, ONE).renew(1)
+
+
+def test_a_renewal_keeps_the_epoch_and_the_lease(database: Any) -> None:
+    """Only a taking raises the epoch."""
+    mine = lease(database, ONE, ttl=1.0)
+    epoch = mine.acquire()
+    for _ in range(4):
+        time.sleep(0.4)
+        mine.renew(epoch)
+    with pytest.raises(AnotherDaemon):
+        lease(database, OTHER).acquire()
+    assert database[names.LEASES].find_one({"_id": "mnist"})["epoch"] == epoch
+
+
+def test_a_released_lease_is_free_at_once_and_its_epoch_goes_on(database: Any) -> None:
+    """The document outlives its holder, because the epoch must never start again."""
+    mine = lease(database, ONE)
+    mine.release(mine.acquire())
+    assert lease(database, OTHER).acquire() == 2
+    mine.release(1)  # a late release by the old holder changes nothing
+    with pytest.raises(AnotherDaemon):
+        mine.acquire()
+
+
+def test_texts_that_look_like_expressions_are_stored_as_they_are(database: Any) -> None:
+    """A host may call itself anything."""
+    lease(database, Holder("$NOW", "$$ROOT", 1)).acquire()
+    assert database[names.LEASES].find_one({"_id": "mnist"})["host"] == "$$ROOT"
+
+
+def test_the_status_document_is_not_written_over_by_a_daemon_that_was_replaced(database: Any) -> None:
+    """The epoch fences it too; and its age comes from the server's clock."""
+    board = StatusBoard(database, "mnist")
+    assert board.read() is None
+    assert board.publish(2, {"state": "active"})
+    assert not board.publish(1, {"state": "stale"})
+    document = board.read()
+    assert document is not None
+    assert document["state"] == "active"
+    assert 0 <= document["age_seconds"] < 60
+
+
+def test_a_server_that_is_not_there_is_one_clear_error() -> None:
+    """The driver's own message, without the topology."""
+    client = open_client("mongodb://user:secret@127.0.0.1:9/?serverSelectionTimeoutMS=200")
+    with client, pytest.raises(MongoUnavailable) as caught:
+        Lease(client["x"], "mnist", ONE).acquire()
+    assert "127.0.0.1:9" in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert len(str(caught.value)) < 200

@@ -1,0 +1,369 @@
+"""What waits for a corridor, how far its sources are done, and how large a batch may be."""
+
+from __future__ import annotations
+
+import math
+import threading
+from datetime import datetime
+from typing import Any
+
+import pytest
+from bson import ObjectId
+from bson.timestamp import Timestamp
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daemon.batching import BatchCap, DirtyKey, DirtyKeys, Progress, identity
+
+
+def taken(dirty: DirtyKeys, cap: int = 100) -> list[Any]:
+    batch = dirty.take(cap)
+    assert batch is not None
+    return [key.key for key in batch.keys]
+
+
+def take_one(dirty: DirtyKeys) -> DirtyKey:
+    batch = dirty.take(1)
+    assert batch is not None
+    return batch.keys[0]
+
+
+# ---- identity -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "key",
+    [1, 2**40, 1.5, "a", b"a", True, None, {"a": 1}, {"a": {"b": [1, 2]}}, ObjectId(), datetime(2020, 1, 1)],  # noqa: DTZ001
+    ids=repr,
+)
+def test_every_id_that_mongodb_takes_has_an_identity(key: Any) -> None:
+    """Also those that Python cannot hash, and it is the same each time."""
+    assert identity(key) == identity(key)
+    assert hash(identity(key)) == hash(identity(key))
+
+
+def test_ids_that_python_takes_for_equal_are_told_apart() -> None:
+    """1, 1.0 and True are three rows; so are documents with their fields in another order."""
+    assert len({identity(key) for key in (1, 1.0, True)}) == 3
+    assert identity({"a": 1, "b": 2}) != identity({"b": 2, "a": 1})
+
+
+# ---- dirty keys -----------------------------------------------------------------------------------------------------
+
+
+def test_a_key_that_is_named_ten_times_waits_once() -> None:
+    """Ten updates of a row cost one prediction, and its batch is read not before the newest of them."""
+    dirty = DirtyKeys(100)
+    for n in (3, 9, 1):
+        assert dirty.put("row", "live", [], Timestamp(n, 1))
+    assert dirty.depth() == {"live": 1, "scan": 0}
+    batch = dirty.take(10)
+    assert batch is not None
+    assert [key.key for key in batch.keys] == ["row"]
+    assert batch.after == Timestamp(9, 1)
+
+
+def test_a_batch_without_times_may_be_read_at_any_time() -> None:
+    """Its keys were named by nobody's event."""
+    dirty = DirtyKeys(100)
+    dirty.put(1, "scan", [])
+    batch = dirty.take(10)
+    assert batch is not None
+    assert batch.after is None
+
+
+def test_live_keys_go_first_and_the_scan_fills_what_is_left() -> None:
+    """Both lanes in the order in which they came."""
+    dirty = DirtyKeys(100)
+    for n in range(5):
+        dirty.put(f"scan{n}", "scan", [])
+    for n in range(3):
+        dirty.put(f"live{n}", "live", [])
+    assert taken(dirty, 5) == ["live0", "live1", "live2", "scan0", "scan1"]
+    assert taken(dirty, 5) == ["scan2", "scan3", "scan4"]
+
+
+def test_an_event_moves_a_key_out_of_the_scan_lane() -> None:
+    """It stands in one lane only, and keeps every stretch that waits for it."""
+    dirty, live, scan = DirtyKeys(100), Progress[str](), Progress[str]()
+    dirty.put("a", "scan", [])
+    dirty.put("row", "scan", [scan.begin()])
+    dirty.put("row", "live", [live.begin()])
+    dirty.put("row", "scan", [scan.begin()])
+    live.close("live")
+    scan.close("scan")
+    assert dirty.depth() == {"live": 1, "scan": 1}
+    key = take_one(dirty)
+    assert (key.key, key.lane, len(key.stretches)) == ("row", "live", 3)
+    key.finish()
+    assert (live.position(), scan.position()) == ("live", "scan")
+
+
+def test_the_live_lane_refuses_what_is_over_its_limit() -> None:
+    """But takes a key that waits already, whichever lane it waits in; the scan makes its own room."""
+    dirty = DirtyKeys(2)
+    dirty.put("s", "scan", [])
+    assert dirty.put(1, "live", [])
+    assert dirty.put(2, "live", [])
+    assert not dirty.put(3, "live", [])
+    assert dirty.put(1, "live", [])
+    assert dirty.put("s", "live", [])
+    assert dirty.put(4, "scan", [])
+    assert dirty.depth() == {"live": 3, "scan": 1}
+
+
+def test_dropped_keys_count_as_finished() -> None:
+    """The caller has noted a scan that will name them again; those of the scan lane stay."""
+    dirty, live, scan = DirtyKeys(100), Progress[str](), Progress[str]()
+    dirty.put(1, "live", [live.begin()])
+    dirty.put(2, "live", [live.begin()])
+    dirty.put(3, "scan", [scan.begin()])
+    live.close("end")
+    scan.close("end")
+    assert dirty.drop() == 2
+    assert live.position() == "end"
+    assert scan.position() is None
+    assert dirty.depth() == {"live": 0, "scan": 1}
+
+
+def test_a_key_that_is_put_back_waits_again_with_all_that_waits_for_it() -> None:
+    """Whatever the limit says, and to be read not before the write that met the race."""
+    dirty, live = DirtyKeys(1), Progress[str]()
+    dirty.put("row", "live", [live.begin()], Timestamp(5, 1))
+    live.close("end")
+    key = take_one(dirty)
+    dirty.put("other", "live", [])
+    dirty.put_back(key, newest=Timestamp(7, 1))
+    assert dirty.depth()["live"] == 2
+    batch = dirty.take(10)
+    assert batch is not None
+    again = batch.keys[-1]
+    assert (again.key, again.newest) == ("row", Timestamp(7, 1))
+    key.finish()
+    assert live.position() is None
+    again.finish()
+    assert live.position() == "end"
+
+
+def test_a_key_that_is_put_back_joins_the_one_that_was_named_meanwhile() -> None:
+    """An event named the row while its batch was in flight."""
+    dirty, live = DirtyKeys(100), Progress[str]()
+    dirty.put("row", "live", [live.begin()], Timestamp(5, 1))
+    key = take_one(dirty)
+    dirty.put("row", "live", [live.begin()], Timestamp(9, 1))
+    live.close("end")
+    dirty.put_back(key, newest=Timestamp(7, 1))
+    assert dirty.depth() == {"live": 1, "scan": 0}
+    again = take_one(dirty)
+    assert again.newest == Timestamp(9, 1)
+    again.finish()
+    assert live.position() == "end"
+
+
+@pytest.mark.parametrize(("first", "meanwhile"), [("live", "scan"), ("scan", "live")])
+def test_a_key_that_is_put_back_never_waits_in_both_lanes(first: Any, meanwhile: Any) -> None:
+    """A scan and an event named it, one before and one after its batch was taken: it is live."""
+    dirty, progress = DirtyKeys(100), Progress[str]()
+    dirty.put("row", first, [progress.begin()])
+    key = take_one(dirty)
+    dirty.put("row", meanwhile, [progress.begin()])
+    progress.close("end")
+    dirty.put_back(key)
+    assert dirty.depth() == {"live": 1, "scan": 0}
+    take_one(dirty).finish()
+    assert progress.position() == "end"
+
+
+def test_taking_waits_until_a_key_is_there() -> None:
+    """No timer and no polling: a put wakes whoever waits."""
+    dirty = DirtyKeys(100)
+    got: list[Any] = []
+    thread = threading.Thread(target=lambda: got.append(dirty.take(10)))
+    thread.start()
+    dirty.put(1, "live", [])
+    thread.join(10)
+    assert [key.key for key in got[0].keys] == [1]
+
+
+def test_closing_wakes_whoever_waits_and_gives_no_more_batches() -> None:
+    """What still waits is for the next start."""
+    dirty = DirtyKeys(100)
+    got: list[Any] = []
+    thread = threading.Thread(target=lambda: got.append(dirty.take(10)))
+    thread.start()
+    dirty.close()
+    thread.join(10)
+    dirty.put(1, "live", [])
+    assert got == [None]
+    assert dirty.take(10) is None
+
+
+# ---- progress -------------------------------------------------------------------------------------------------------
+
+
+def test_the_position_is_none_until_a_stretch_is_done() -> None:
+    """And an idle source moves on without any key."""
+    progress = Progress[int]()
+    assert progress.position() is None
+    stretch = progress.begin()
+    assert progress.position() is None
+    assert not progress.idle()
+    progress.close(1)
+    assert progress.position() is None
+    DirtyKey("row", "live", None, [stretch]).finish()
+    assert progress.position() == 1
+    assert progress.idle()
+    progress.close(2)
+    assert progress.position() == 2
+
+
+def test_a_later_stretch_that_finishes_first_does_not_move_the_position() -> None:
+    """Only the contiguous prefix counts."""
+    progress = Progress[int]()
+    keys = []
+    for n in range(3):
+        keys.append(DirtyKey(n, "live", None, [progress.begin()]))
+        progress.close(n)
+    keys[2].finish()
+    assert progress.position() is None
+    keys[0].finish()
+    assert progress.position() == 0
+    keys[1].finish()
+    assert progress.position() == 2
+
+
+def test_the_open_stretch_does_not_move_the_position() -> None:
+    """Not even where all of its keys are finished: more may come before it ends."""
+    progress = Progress[int]()
+    key = DirtyKey(1, "live", None, [progress.begin()])
+    key.finish()
+    assert progress.position() is None
+    progress.close(1)
+    assert progress.position() == 1
+
+
+def test_the_oldest_unfinished_stretch_tells_the_lag() -> None:
+    """None once everything is finished."""
+    progress = Progress[int]()
+    assert progress.oldest() is None
+    first = DirtyKey(1, "live", None, [progress.begin()])
+    progress.close(1)
+    oldest = progress.oldest()
+    second = DirtyKey(2, "live", None, [progress.begin()])
+    assert progress.oldest() == oldest
+    first.finish()
+    newer = progress.oldest()
+    assert oldest is not None
+    assert newer is not None
+    assert newer >= oldest
+    second.finish()
+    assert progress.oldest() is None
+
+
+@given(st.data())
+def test_the_position_is_always_the_end_of_the_contiguous_finished_prefix(data: st.DataObject) -> None:
+    """Against a model of it: any order of begins, ends and finishes, with keys that are coalesced and put back."""
+    progress, dirty = Progress[int](), DirtyKeys(1000)
+    unfinished = [0]  # mentions, by stretch; the last stretch is open
+    waiting: dict[int, list[int]] = {}  # the stretches that wait for a key
+    flying: list[tuple[DirtyKey, list[int]]] = []
+    for _ in range(data.draw(st.integers(1, 60))):
+        step = data.draw(st.sampled_from(["begin", "begin", "close", "take", "finish", "put back"]))
+        if step == "begin":
+            key = data.draw(st.integers(0, 5))
+            dirty.put(key, "live", [progress.begin()])
+            waiting.setdefault(key, []).append(len(unfinished) - 1)
+            unfinished[-1] += 1
+        elif step == "close":
+            progress.close(len(unfinished) - 1)
+            unfinished.append(0)
+        elif step == "take" and waiting:
+            batch = dirty.take(data.draw(st.integers(1, 3)))
+            assert batch is not None
+            flying += [(key, waiting.pop(key.key)) for key in batch.keys]
+        elif flying:
+            one, stretches = flying.pop(data.draw(st.integers(0, len(flying) - 1)))
+            if step == "put back":
+                dirty.put_back(one)
+                waiting.setdefault(one.key, []).extend(stretches)
+            else:
+                one.finish()
+                for stretch in stretches:
+                    unfinished[stretch] -= 1
+        closed = unfinished[:-1]
+        done = next((n for n, left in enumerate(closed) if left), len(closed))
+        assert progress.position() == (done - 1 if done else None)
+        assert progress.idle() == (not any(unfinished))
+
+
+# ---- the cap --------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_batch_may_be_as_large_as_allowed() -> None:
+    """Nothing is known of its cost yet."""
+    assert BatchCap(0.1, 256).value == 256
+
+
+def test_the_cap_follows_the_measured_cost() -> None:
+    """1 ms a row and 10 ms a batch: a budget of 100 ms holds 90 rows."""
+    cap = BatchCap(0.1, 256)
+    for rows in (1, 10, 50, 100, 200) * 3:
+        cap.observe(rows, 0.010 + 0.001 * rows)
+    assert cap.value == pytest.approx(90, abs=2)
+
+
+def test_a_fixed_cost_over_the_budget_does_not_shrink_batches_to_nothing() -> None:
+    """Small batches would not help: at 100 rows half of the time is spent on rows."""
+    cap = BatchCap(0.1, 256)
+    for rows in (1, 10, 50, 100, 200) * 3:
+        cap.observe(rows, 0.2 + 0.002 * rows)
+    assert cap.value == pytest.approx(100, abs=2)
+
+
+def test_the_cap_follows_a_machine_that_grows_slow() -> None:
+    """Old observations fade."""
+    cap = BatchCap(0.1, 256)
+    for rows in (10, 100) * 20:
+        cap.observe(rows, 0.0001 * rows)
+    assert cap.value == 256
+    for rows in (10, 100) * 40:
+        cap.observe(rows, 0.01 * rows)
+    assert cap.value == pytest.approx(10, abs=2)
+
+
+def test_batches_of_one_size_are_enough_to_know_a_cost() -> None:
+    """No line can be fitted through one point; the cost then is taken for all of it per row."""
+    cap = BatchCap(0.1, 256)
+    for _ in range(10):
+        cap.observe(100, 0.2)
+    assert cap.value == 50
+
+
+def test_a_batch_that_ran_out_of_memory_is_never_as_large_again() -> None:
+    """Whatever the cost says, and down to one row."""
+    cap = BatchCap(10.0, 256)
+    cap.halve(200)
+    assert cap.value == 100
+    cap.halve(256)
+    assert cap.value == 100
+    for rows in (10, 20, 50):
+        cap.observe(rows, 0.0)
+    assert cap.value == 100
+    for _ in range(20):
+        cap.halve(cap.value)
+    assert cap.value == 1
+
+
+@given(
+    st.floats(0.001, 100),
+    st.integers(1, 65536),
+    st.lists(st.tuples(st.integers(0, 65536), st.floats(0, 1e4, allow_nan=False)), max_size=50),
+)
+def test_the_cap_is_always_a_number_of_rows(budget: float, ceiling: int, batches: list[tuple[int, float]]) -> None:
+    """Whatever was measured, also by a clock that stood still."""
+    cap = BatchCap(budget, ceiling)
+    for rows, seconds in batches:
+        cap.observe(rows, seconds)
+        assert isinstance(cap.value, int)
+        assert 1 <= cap.value <= ceiling
+        assert math.isfinite(cap.value)

@@ -1,0 +1,476 @@
+"""What is done about dirty rows: which are predicted, touched or cleared, and what becomes of a row that fails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from bson.timestamp import Timestamp
+
+from components.datatypes import datatype
+from components.errors import OutputError
+from components.listener import Arguments, Key
+from components.model import Model, ObjectModel
+from daemon.batching import Batch, DirtyKey
+from daemon.handlers.predict import (
+    LARGEST_OUTPUT,
+    LONGEST_MESSAGE,
+    LONGEST_TRACEBACK,
+    Judged,
+    Live,
+    Predicted,
+    judge,
+    predict,
+    prepare,
+)
+from daemon.rows import Row, Seen, Snapshot
+
+AT = Timestamp(100, 1)
+BEFORE = Timestamp(50, 1)
+GENERATION = 3
+
+
+def live(model: Any, key: Any = "x", *types: str | None) -> Live:
+    """A model, or a function that is called once a row, live as version 7 of generation 3."""
+    model = model if isinstance(model, Model) else ObjectModel("f", model)
+    return Live(model, 7, GENERATION, Key.parse(key), tuple(datatype(t) if t else None for t in types) or (None,))
+
+
+def row(key: Any, *values: Any, seen: Seen | None = None) -> Row:
+    return Row(key, values, f"hash of {values!r}".encode(), seen or Seen())
+
+
+def judged(model: Live, *rows: Row, strays: tuple[Any, ...] = ()) -> Judged:
+    batch = Batch(tuple(DirtyKey(each.key, "live") for each in rows))
+    return judge(batch, Snapshot(AT, rows, strays, ()), model, lambda *_: False)
+
+
+def outcome(model: Live, *rows: Row) -> Predicted:
+    """The rows through all three steps."""
+    return predict(prepare(judged(model, *rows)), lambda _: None)
+
+
+def values(predicted: Predicted) -> dict[Any, Any]:
+    """Of each written row its value, or the type of its error."""
+    outputs = {write.key: write.output or {} for write in predicted.writes}
+    return {key: out["value"] if "value" in out else out["error"]["type"] for key, out in outputs.items()}
+
+
+class Counting:
+    """A batched model that raises where a batch holds poison, and counts."""
+
+    def __init__(self, poison: Callable[[Any], BaseException | None]) -> None:
+        self.poison = poison
+        self.calls: list[int] = []
+
+    def __call__(self, xs: list[Any]) -> list[Any]:
+        self.calls.append(len(xs))
+        for x in xs:
+            error = self.poison(x)
+            if error is not None:
+                raise error
+        return [x * 2 for x in xs]
+
+
+def counting(poison: Callable[[Any], BaseException | None]) -> tuple[Live, Counting]:
+    function = Counting(poison)
+    return live(ObjectModel("f", function, batched=True)), function
+
+
+# ---- judging --------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_without_an_output_is_predicted() -> None:
+    """And nothing is written for it yet."""
+    found = judged(live(str), row(1, "a"))
+    assert [each.key for each in found.rows] == [1]
+    assert found.writes == ()
+
+
+def test_a_row_whose_output_is_current_is_touched() -> None:
+    """Same input, same generation; an error mark counts as an output."""
+    rows = [row(1, "a"), row(2, "a")]
+    rows = [
+        row(each.key, *each.values, seen=Seen(BEFORE, GENERATION, each.input, error=each.key == 2, present=True))
+        for each in rows
+    ]
+    found = judged(live(str), *rows)
+    assert found.rows == ()
+    assert [(w.key, w.kind, w.asof, w.seen.asof, w.output) for w in found.writes] == [
+        (1, "touch", AT, BEFORE, None),
+        (2, "touch", AT, BEFORE, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        Seen(BEFORE, GENERATION, b"another input", present=True),
+        Seen(BEFORE, GENERATION - 1, b"hash of ('a',)", present=True),
+        Seen(BEFORE, GENERATION + 1, b"hash of ('a',)", present=True),
+        Seen(BEFORE, GENERATION, None, present=True),
+    ],
+    ids=["another input", "an older generation", "a generation that never was", "no input hash"],
+)
+def test_a_row_whose_output_is_not_current_is_predicted(seen: Seen) -> None:
+    """Its write will name the output's asof as it was seen."""
+    predicted = outcome(live(str.upper), row(1, "a", seen=seen))
+    (write,) = predicted.writes
+    assert (write.kind, write.seen, write.output) == (
+        "set",
+        seen,
+        {"value": "A", "model": "f", "version": 7, "generation": 3, "asof": AT, "input": b"hash of ('a',)"},
+    )
+
+
+def test_a_stray_loses_its_output() -> None:
+    """It exists, does not match, and holds an output."""
+    seen = Seen(BEFORE, 1, b"", present=True)
+    found = judged(live(str), strays=((1, seen),))
+    assert [(w.key, w.kind, w.seen) for w in found.writes] == [(1, "unset", seen)]
+
+
+def test_a_row_that_is_known_to_refuse_its_write_is_left_alone() -> None:
+    """For this input and this generation; to predict it again would be idle."""
+    known = {(1, b"hash of ('a',)", GENERATION)}
+    batch = Batch((DirtyKey(1, "live"), DirtyKey(2, "live")))
+    snapshot = Snapshot(AT, (row(1, "a"), row(2, "a")), (), ())
+    found = judge(batch, snapshot, live(str), lambda *asked: asked in known)
+    assert found.settled == {_name(1)}
+    assert [each.key for each in found.rows] == [2]
+
+
+def _name(key: Any) -> Any:
+    from daemon.batching import identity
+
+    return identity(key)
+
+
+# ---- preparing ------------------------------------------------------------------------------------------------------
+
+
+def test_a_value_of_another_type_is_a_dead_letter_of_its_row_alone() -> None:
+    """The others are predicted."""
+    predicted = outcome(live(lambda x: x + 1, "x", "int"), row(1, 1), row(2, "two"), row(3, None), row(4, 4))
+    assert values(predicted) == {1: 2, 2: "DecodeError", 3: "DecodeError", 4: 5}
+    assert [(dead.key, dead.stage) for dead in predicted.letters] == [(2, "decode"), (3, "decode")]
+    assert predicted.predicted == 2
+
+
+def test_the_reason_names_the_field() -> None:
+    """A listener may read several, and the message is all that a reader of the row gets."""
+    predicted = outcome(live(lambda a, b: a + b, ["a", "b"], "int", "int"), row(1, 1, "two"))
+    assert predicted.letters[0].message.startswith("b: expected an int, got str")
+
+
+def test_several_fields_become_arguments_by_place_or_by_name() -> None:
+    """As the listener's key says."""
+    assert values(outcome(live(lambda a, b: [a, b], ["a", "b"], None, None), row(1, "x", "y"))) == {1: ["x", "y"]}
+    assert values(outcome(live(lambda u, v: [u, v], {"a": "v", "b": "u"}, None, None), row(1, "x", "y"))) == {
+        1: ["y", "x"]
+    }
+
+
+def test_a_preprocess_that_raises_says_so() -> None:
+    """In the letter's stage, with its traceback."""
+
+    def preprocess(x: int) -> int:
+        return 1 // x
+
+    predicted = outcome(live(ObjectModel("f", lambda x: x, preprocess)), row(1, 0), row(2, 1))
+    assert values(predicted) == {1: "ZeroDivisionError", 2: 1}
+    (dead,) = predicted.letters
+    assert dead.stage == "preprocess"
+    assert "in preprocess" in dead.traceback
+    assert (dead.input, dead.generation, dead.version) == (b"hash of (0,)", GENERATION, 7)
+
+
+def test_a_postprocess_that_raises_costs_its_row_alone() -> None:
+    """And the model is not asked again."""
+    calls: list[int] = []
+    model = ObjectModel("f", lambda x: calls.append(x) or x, postprocess=lambda y: 1 // y)
+    predicted = outcome(live(model), row(1, 0), row(2, 1))
+    assert values(predicted) == {1: "ZeroDivisionError", 2: 1}
+    assert predicted.letters[0].stage == "postprocess"
+    assert calls == [0, 1]
+
+
+# ---- bisecting ------------------------------------------------------------------------------------------------------
+
+
+def test_a_good_batch_is_one_call() -> None:
+    """However large."""
+    model, function = counting(lambda _: None)
+    predicted = outcome(model, *(row(n, n) for n in range(256)))
+    assert values(predicted) == {n: n * 2 for n in range(256)}
+    assert function.calls == [256]
+
+
+@pytest.mark.parametrize("place", [0, 100, 255])
+def test_one_poison_row_of_256_costs_seventeen_calls(place: int) -> None:
+    """Halves, two a level, down to the row that stands alone: 255 outputs and one letter."""
+    model, function = counting(lambda x: ValueError("poison") if x == place else None)
+    predicted = outcome(model, *(row(n, n) for n in range(256)))
+    assert values(predicted) == {n: "ValueError" if n == place else n * 2 for n in range(256)}
+    assert predicted.predicted == 255
+    assert [(dead.key, dead.message) for dead in predicted.letters] == [(place, "poison")]
+    assert sorted(function.calls) == sorted([256] + [size for n in range(8) for size in (2**n, 2**n)])
+
+
+def test_a_batch_of_poison_costs_twice_its_rows() -> None:
+    """The worst that can be: every row is found out by itself."""
+    model, function = counting(lambda _: ValueError("poison"))
+    predicted = outcome(model, *(row(n, n) for n in range(64)))
+    assert set(values(predicted).values()) == {"ValueError"}
+    assert len(function.calls) == 127
+
+
+def test_an_odd_number_of_rows_is_halved_too() -> None:
+    """None is left out, none comes twice, and their order stays."""
+    model, _ = counting(lambda x: ValueError("poison") if x in {3, 6} else None)
+    predicted = outcome(model, *(row(n, n) for n in range(7)))
+    assert values(predicted) == {n: "ValueError" if n in {3, 6} else n * 2 for n in range(7)}
+
+
+class BatchPrepared(Model):
+    """A model that preprocesses whole batches; either step may be poisoned."""
+
+    def __init__(self, *, preparing: Any = None, inferring: Any = None) -> None:
+        super().__init__("f")
+        self.preparing, self.inferring = preparing, inferring
+        self.prepared: list[int] = []
+        self.inferred: list[int] = []
+
+    @property
+    def prepare_batch(self) -> bool:
+        return True
+
+    def prepare(self, arguments: Arguments) -> Any:
+        raise AssertionError("a batch is prepared as a whole")
+
+    def prepare_many(self, rows: list[Arguments]) -> Any:
+        self.prepared.append(len(rows))
+        xs = [arguments.args[0] for arguments in rows]
+        if self.preparing in xs:
+            raise ValueError("cannot be prepared")
+        return xs
+
+    def infer(self, xs: list[Any]) -> list[Any]:
+        raise AssertionError("a batch is inferred as a whole")
+
+    def infer_many(self, batch: Any, n: int) -> list[Any]:
+        self.inferred.append(n)
+        if self.inferring in batch:
+            raise ValueError("cannot be inferred")
+        return [x * 2 for x in batch]
+
+
+def test_a_batched_preprocess_is_called_once_where_nothing_fails() -> None:
+    """And its result goes to the model as it is."""
+    model = BatchPrepared()
+    assert values(outcome(live(model), row(1, 1), row(2, 2))) == {1: 2, 2: 4}
+    assert (model.prepared, model.inferred) == ([2], [2])
+
+
+@pytest.mark.parametrize(("poison", "stage"), [("preparing", "preprocess"), ("inferring", "predict")])
+def test_a_batched_preprocess_is_bisected_with_its_model(poison: str, stage: str) -> None:
+    """Whichever of the two fails, the letter says which."""
+    model = BatchPrepared(**{poison: 5})
+    predicted = outcome(live(model), *(row(n, n) for n in range(16)))
+    assert values(predicted) == {n: "ValueError" if n == 5 else n * 2 for n in range(16)}
+    assert [(dead.key, dead.stage) for dead in predicted.letters] == [(5, stage)]
+    assert len(model.prepared) <= 11
+
+
+def test_running_out_of_memory_halves_the_batch_and_is_told() -> None:
+    """What fits lands, and the cap learns how many rows were too many."""
+
+    class OutOfMemoryError(RuntimeError):
+        """Named as torch's."""
+
+    calls: list[int] = []
+
+    def model(xs: list[Any]) -> list[Any]:
+        calls.append(len(xs))
+        if len(xs) > 50:
+            raise OutOfMemoryError if len(calls) % 2 else MemoryError
+        return xs
+
+    told: list[int] = []
+    ready = prepare(judged(live(ObjectModel("f", model, batched=True)), *(row(n, n) for n in range(200))))
+    predicted = predict(ready, told.append)
+    assert predicted.predicted == 200
+    assert not predicted.letters
+    assert told == [200, 100, 100]
+
+
+def test_a_single_row_that_needs_too_much_memory_is_dead() -> None:
+    """A smaller batch than one there is not."""
+
+    def model(_: Any) -> Any:
+        raise MemoryError("cannot allocate 3 TB")
+
+    told: list[int] = []
+    predicted = predict(prepare(judged(live(model), row(1, 1))), told.append)
+    assert values(predicted) == {1: "MemoryError"}
+    assert told == []
+
+
+def test_a_model_that_returns_too_few_outputs_is_found_out_row_by_row() -> None:
+    """No output lands on the wrong row."""
+    predicted = outcome(live(ObjectModel("f", lambda xs: xs[:1], batched=True)), row(1, "a"), row(2, "b"))
+    assert values(predicted) == {1: "a", 2: "b"}
+    predicted = outcome(live(ObjectModel("f", lambda xs: xs * 2, batched=True)), row(1, "a"), row(2, "b"))
+    assert values(predicted) == {1: "OutputError", 2: "OutputError"}
+
+
+# ---- odd errors -----------------------------------------------------------------------------------------------------
+
+
+class Unprintable(Exception):
+    """Has no text."""
+
+    def __str__(self) -> str:
+        raise ValueError("no text today")
+
+
+class Wordless(Exception):
+    """Its text is no text."""
+
+    def __str__(self) -> str:
+        return None  # type: ignore[return-value]
+
+
+class OwnBase(BaseException):
+    """As some libraries' signals of the end."""
+
+
+ODD = [
+    SystemExit(3),
+    KeyboardInterrupt(),
+    asyncio.CancelledError(),
+    GeneratorExit(),
+    OwnBase("ended"),
+    StopIteration(7),
+    RecursionError("deep"),
+    Unprintable(),
+    Wordless(),
+    ExceptionGroup("several", [ValueError("one"), KeyError("two")]),
+    ValueError("\ud800 alone"),
+    ValueError("nul \x00 in it"),
+    ValueError("x" * 100_000),
+    ValueError(b"bytes", object()),
+]
+
+
+@pytest.mark.parametrize("error", ODD, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("step", ["preprocess", "object", "postprocess"])
+def test_whatever_the_users_code_raises_costs_its_row_alone(error: BaseException, step: str) -> None:
+    """No error of a row ends a stage, and its letter can be stored: valid text, of bounded length."""
+
+    def fails_on_two(x: Any) -> Any:
+        if x == 2:
+            raise error
+        return x
+
+    steps: dict[str, Any] = {"object": lambda x: x} | {step: fails_on_two}
+    try:
+        predicted = outcome(live(ObjectModel("f", **steps)), row(1, 1), row(2, 2), row(3, 3))
+    except BaseException as escaped:
+        pytest.fail(f"{escaped!r:.200} came out of the step and would have ended the worker")
+    assert values(predicted) == {1: 1, 2: type(error).__name__, 3: 3}
+    (dead,) = predicted.letters
+    assert dead.message.encode()
+    assert len(dead.message) <= LONGEST_MESSAGE
+    assert dead.traceback.encode()
+    assert len(dead.traceback) <= LONGEST_TRACEBACK
+    assert "fails_on_two" in dead.traceback or len(dead.traceback) == LONGEST_TRACEBACK
+
+
+def test_the_end_of_a_long_traceback_is_kept() -> None:
+    """It is where the error stands."""
+
+    def model(_: Any) -> Any:
+        cause: Exception | None = None
+        for n in range(100):
+            try:
+                raise ValueError(f"link {n} " + "y" * 300) from cause
+            except ValueError as error:
+                cause = error
+        raise RuntimeError("the last link") from cause
+
+    (dead,) = outcome(live(model), row(1, 1)).letters
+    assert len(dead.traceback) == LONGEST_TRACEBACK
+    assert dead.traceback.endswith("RuntimeError: the last link\n")
+
+
+NESTED: Any = 0
+for _ in range(300):
+    NESTED = [NESTED]
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        float("nan"),
+        [1.0, float("inf")],
+        {"a": {"b": float("-inf")}},
+        2**70,
+        object(),
+        {1: "a key that is no string"},
+        {"nul\x00": 1},
+        "\ud800",
+        {"\ud800": 1},
+        {1, 2},
+        NESTED,
+        lambda: None,
+    ],
+    ids=lambda output: repr(output)[:30],
+)
+def test_an_output_that_cannot_be_stored_costs_its_row_alone(output: Any) -> None:
+    """The reason says what is wrong with it."""
+    predicted = outcome(live(lambda x: output if x == 2 else x), row(1, 1), row(2, 2), row(3, 3))
+    assert values(predicted) == {1: 1, 2: "OutputError", 3: 3}
+    assert predicted.letters[0].message
+
+
+def test_an_output_that_is_too_large_costs_its_row_alone() -> None:
+    """A row holds 16 MB, its input included; the reason says the size."""
+    predicted = outcome(
+        live(lambda x: "y" * x), row(1, 1), row(2, LARGEST_OUTPUT + 1), row(3, LARGEST_OUTPUT - 100)
+    )
+    assert {key: len(value) for key, value in values(predicted).items()} == {
+        1: 1,
+        2: len("OutputError"),
+        3: LARGEST_OUTPUT - 100,
+    }
+    (dead,) = predicted.letters
+    assert dead.stage == "store"
+    assert "bytes" in dead.message
+
+
+@pytest.mark.parametrize("output", [None, True, 0, -1.5, "", "text", b"bytes", [], {}, [[1, 2], [3]], {"a": None}], ids=repr)
+def test_plain_outputs_are_stored_as_they_are(output: Any) -> None:
+    """None is an output too."""
+    assert values(outcome(live(lambda _: output), row(1, 1))) == {1: output}
+
+
+def test_a_dead_row_is_marked_by_the_same_kind_of_write() -> None:
+    """With its reason in place of a value, so that no restart predicts it again."""
+    seen = Seen(BEFORE, GENERATION, b"of something else", present=True)
+
+    def model(_: Any) -> Any:
+        raise OutputError("not today")
+
+    (write,) = outcome(live(model), row(1, "a", seen=seen)).writes
+    assert (write.kind, write.seen, write.asof) == ("set", seen, AT)
+    assert write.output == {
+        "error": {"type": "OutputError", "message": "not today", "stage": "predict"},
+        "model": "f",
+        "version": 7,
+        "generation": 3,
+        "asof": AT,
+        "input": b"hash of ('a',)",
+    }
