@@ -57,13 +57,22 @@ class Key:
             parts = path.split(".")
             if parts[0] == "_outputs" and (len(parts) < 3 or parts[2] != "value"):
                 raise DeclarationError(f"key: {path!r}: the output of another listener is '_outputs.LISTENER.value'")
-        if len(set(self.fields)) < len(self.fields):
-            raise DeclarationError(f"key: a field stands twice in {list(self.fields)}")
+            if any(part.isdigit() for part in parts):
+                raise DeclarationError(f"key: {path!r}: a position in an array is no field; name the array")
+        self._check_overlap()
         for name in self.names or ():
             if not isinstance(name, str) or not name.isidentifier():
                 raise DeclarationError(f"key: {name!r} is no argument name")
         if self.names is not None and len(set(self.names)) < len(self.names):
             raise DeclarationError(f"key: two fields go to one argument in {list(self.names)}")
+
+    def _check_overlap(self) -> None:
+        if len(set(self.fields)) < len(self.fields):
+            raise DeclarationError(f"key: a field stands twice in {list(self.fields)}")
+        for path in self.fields:
+            inside = [other for other in self.fields if other.startswith(f"{path}.")]
+            if inside:
+                raise DeclarationError(f"key: {inside[0]!r} lies inside {path!r}; name only one of the two")
 
     @property
     def spec(self) -> str | list[str] | dict[str, str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
+from threading import Lock
 from typing import Any
 
 from components.errors import DeclarationError, OutputError
@@ -125,6 +126,7 @@ class ObjectModel(Model):
             raise DeclarationError(f"model {identifier!r}: object: expected a callable, got {type(object).__name__}")
         self.object = object
         self.batched = batched
+        self._turn = Lock()  # two listeners may share a model, and few callables stand two threads at once
 
     def prepare(self, arguments: Arguments) -> Any:
         """Return the preprocessed row, or its arguments."""
@@ -133,10 +135,11 @@ class ObjectModel(Model):
         return bundled(arguments) if self.batched else arguments
 
     def infer(self, xs: list[Any]) -> list[Any]:
-        """Call the object."""
-        if self.batched:
-            return checked(self.object(xs), len(xs))
-        return [self.object(*x.args, **x.kwargs) if isinstance(x, Arguments) else self.object(x) for x in xs]
+        """Call the object; batches of several threads take turns."""
+        with self._turn:
+            if self.batched:
+                return checked(self.object(xs), len(xs))
+            return [self.object(*x.args, **x.kwargs) if isinstance(x, Arguments) else self.object(x) for x in xs]
 
 
 def bundled(arguments: Arguments) -> Any:

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import count, islice
 from typing import Any, Generic, Literal, TypeVar
 
 import bson
@@ -40,10 +40,11 @@ def identity(key: Any) -> Hashable:
 class Stretch(Generic[P]):
     """A stretch of a source: the keys that it named and that are not finished yet, and the position where it ends."""
 
-    __slots__ = ("closed", "lock", "position", "received", "unfinished")
+    __slots__ = ("closed", "lock", "number", "position", "received", "unfinished")
 
-    def __init__(self, lock: threading.Lock) -> None:
-        self.lock = lock
+    def __init__(self, lock: threading.Lock, number: int) -> None:
+        self.lock = lock  # that of the source's Progress, so it tells the source, too
+        self.number = number
         self.unfinished = 0
         self.closed = False
         self.position: P | None = None
@@ -61,13 +62,14 @@ class Progress(Generic[P]):
         self._lock = threading.Lock()
         self._stretches: deque[Stretch[P]] = deque()
         self._open: Stretch[P] | None = None
+        self._numbers = count()
         self._position: P | None = None
 
     def begin(self, keys: int = 1) -> Stretch[P]:
         """The open stretch, now with that many more unfinished keys."""
         with self._lock:
             if self._open is None:
-                self._open = Stretch(self._lock)
+                self._open = Stretch(self._lock, next(self._numbers))
                 self._stretches.append(self._open)
             self._open.unfinished += keys
             return self._open
@@ -75,7 +77,7 @@ class Progress(Generic[P]):
     def close(self, position: P) -> None:
         """Whatever was begun since the last call ends at this position; with nothing begun, the position itself moves on."""
         with self._lock:
-            stretch = self._open or Stretch(self._lock)
+            stretch = self._open or Stretch(self._lock, next(self._numbers))
             if self._open is None:
                 self._stretches.append(stretch)
             stretch.closed, stretch.position, self._open = True, position, None
@@ -110,6 +112,23 @@ class DirtyKey:
     lane: Lane
     newest: Timestamp | None = None
     stretches: list[Stretch[Any]] = field(default_factory=list)
+
+    def wait_for(self, stretches: Iterable[Stretch[Any]]) -> None:
+        """These stretches wait for the row as well.
+
+        Of one source only the earliest has to: its position cannot pass that one. So a row that changes a thousand times
+        while it waits takes no more memory than one that changes once.
+        """
+        for stretch in stretches:
+            same = next((known for known in self.stretches if known.lock is stretch.lock), None)
+            later = stretch if same is None or same.number <= stretch.number else same
+            if same is None:
+                self.stretches.append(stretch)
+            else:
+                if later is same:
+                    self.stretches[self.stretches.index(same)] = stretch
+                with later.lock:
+                    later.unfinished -= 1
 
     def finish(self) -> None:
         """The row was judged and what followed is acknowledged: every stretch that waited for it may move on."""
@@ -157,7 +176,7 @@ class DirtyKeys:
             elif lane == "live" and known.lane == "scan":
                 known.lane = "live"
                 live[name] = scan.pop(name)
-            known.stretches.extend(stretches)
+            known.wait_for(stretches)
             if newest is not None and (known.newest is None or newest > known.newest):
                 known.newest = newest
             self._ready.notify()
@@ -168,9 +187,12 @@ class DirtyKeys:
         stretches, dirty.stretches = dirty.stretches, []
         name = identity(dirty.key)
         with self._ready:
-            lane = self._lanes["live"] if name in self._lanes["live"] else self._lanes[dirty.lane]
-            known = lane.setdefault(name, DirtyKey(dirty.key, dirty.lane, dirty.newest))
-            known.stretches.extend(stretches)
+            live, scan = self._lanes["live"], self._lanes["scan"]
+            known = live.get(name) or scan.pop(name, None) or DirtyKey(dirty.key, dirty.lane)
+            if dirty.lane == "live":
+                known.lane = "live"
+            self._lanes[known.lane][name] = known
+            known.wait_for(stretches)
             for time_ in (newest, dirty.newest):
                 if time_ is not None and (known.newest is None or time_ > known.newest):
                     known.newest = time_
@@ -187,14 +209,12 @@ class DirtyKeys:
                 taken.extend(lane.pop(name) for name in list(islice(lane, cap - len(taken))))
             return Batch(tuple(taken))
 
-    def drop(self) -> int:
-        """Forgets the live keys, whose stretches count as finished: only for a caller that has noted a scan first."""
+    def take_live(self) -> list[DirtyKey]:
+        """Empties the live lane; the caller finishes what it got, once something else sees to those rows."""
         with self._ready:
-            dropped = list(self._lanes["live"].values())
+            taken = list(self._lanes["live"].values())
             self._lanes["live"] = {}
-        for key in dropped:
-            key.finish()
-        return len(dropped)
+        return taken
 
     def close(self) -> None:
         """No more batches: whoever waits in `take` gets None."""
@@ -231,9 +251,9 @@ class BatchCap:
             return self._ceiling
         spread = w * nn - n * n
         a = (w * nt - n * t) / spread if spread > 1e-9 * w * nn else t / n
-        a = min(max(a, 1e-7), t / n)
+        a = max(min(a, t / n), 1e-9)
         b = max((t - a * n) / w, 0.0)
-        return max(1, min(self._ceiling, int(max((self._budget - b) / a, b / a))))
+        return int(max(1.0, min(self._ceiling, max((self._budget - b) / a, b / a))))
 
     def observe(self, rows: int, seconds: float) -> None:
         """A batch of that many rows took that long."""

@@ -33,6 +33,7 @@ from daemon.store.leases import AnotherDaemon
 from daemon.store.status import StatusBoard
 
 FAILED, USAGE, UNAVAILABLE, ANOTHER, CONFIGURATION = 1, 2, 69, 75, 78
+PIPE_WIDTH = 10_000  # where no screen bounds it, a row of a table is one line: for grep
 
 app = typer.Typer(
     name="predictd",
@@ -317,7 +318,8 @@ def _show(document: Any, screen: Callable[[Any], Any], *, json: bool) -> None:
     if json:
         sys.stdout.write(screens.as_json(document) + "\n")
     else:
-        out.print(screen(document))
+        console = out if out.is_terminal else Console(highlight=False, soft_wrap=True, width=PIPE_WIDTH)
+        console.print(screen(document))
 
 
 def _sole_owner_of_its_name() -> None:

@@ -38,7 +38,7 @@ from daemon.rows import Letter, Row, Snapshot, Write, Written
 
 log = structlog.get_logger(__name__)
 
-WAITING_BATCHES: Final = 2  # between two stages: one being taken, one ready
+WAITING_BATCHES: Final = 1  # between two stages: enough that none waits while the other has something ready
 BATCHES_HELD: Final = 4 + 3 * WAITING_BATCHES  # by the four stages and the three queues between them, at most
 MEETS_MONGODB: Final = ("read", "write")
 B = TypeVar("B")
@@ -165,7 +165,7 @@ class Corridor:
             unset=kinds.count("unset"),
             dead=dead + len(written.refused),
             conflict=missed,
-            gone=len(judged.batch.keys) - len(judged.rows) - len(judged.writes),
+            gone=max(0, len(judged.batch.keys) - len(judged.rows) - len(judged.writes)),
         )
         self.measures.batch(len(judged.batch.keys))
 

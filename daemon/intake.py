@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -20,140 +20,137 @@ from pymongo.database import Database
 from daemon.batching import DirtyKeys, Progress, Stretch
 from daemon.listeners import change_stream as stream
 from daemon.listeners.scan import PAGE, pages
-from daemon.store import names
 from daemon.store.dead_letters import DeadLetters
 from daemon.store.patience import Patience
 from daemon.store.positions import Position, Positions, cluster_time
-from daemon.store.scans import Mark, Scans
+from daemon.store.scans import Mark, Run, Scans
 
 log = structlog.get_logger(__name__)
 
 KEEP_SECONDS: Final = 0.5
 KEEP_IDLE_SECONDS: Final = 30.0  # saving an idle position moves the oplog, which moves the position: seldom
-COUNT_MS: Final = 2000
+POLL_SECONDS: Final = 0.02  # only while a scan goes on
+
+
+class _Scan:
+    """One run of a scan in this process: whatever belongs to it, and ends with it."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.progress: Progress[tuple[Any, int]] = Progress()
+        self.done = run.done
+        self.total: int | None = None
+        self.saved: tuple[Any, int] | None = None
+        self.began = time.monotonic()
+
+    def report(self) -> dict[str, Any]:
+        """How far it is, for people; `rate` in rows a second since it began in this process."""
+        rate = (self.done - self.run.done) / max(time.monotonic() - self.began, 1e-9)
+        return {"done": self.done, "total": self.total, "rate": round(rate, 1), "reason": self.run.reason}
 
 
 class ScanLane:
-    """The scans of one listener, on a thread of its own that sleeps between them."""
+    """The scans of one listener, one at a time, on a thread of its own that sleeps between them.
+
+    Which run counts is decided in the database: an order gives the scan a new run id there, and whatever goes on under an older
+    one is overtaken, wherever it stands. So no lock is held while MongoDB is asked for something.
+    """
 
     def __init__(
         self,
         table: Collection[dict[str, Any]],
-        query: Mapping[str, Any],
         *,
         listener: str,
         dirty: DirtyKeys,
         scans: Scans,
         mark: Callable[[], Mark],
+        dead: Callable[[], list[Any]],
         patience: Patience,
     ) -> None:
-        self._table, self._query, self._listener = table, query, listener
+        self._table, self._listener, self._dead = table, listener, dead
         self._dirty, self._scans, self._mark, self._patience = dirty, scans, mark, patience
         self._wake = threading.Condition()
-        self._wanted = 0  # raised by each request; a scan that began before the newest does not count
-        self._finished = -1
+        self._orders = 1  # the first: to look whether one is due
         self._stopped = False
-        self._progress: Progress[tuple[Any, int]] = Progress()
-        self._saved: tuple[Any, int] | None = None
-        self.reason: str | None = None
-        self.done = 0
-        self.total: int | None = None
-        self._began = time.monotonic()
+        self._scan: _Scan | None = None
 
     def request(self, reason: str) -> None:
         """Orders a scan from the beginning. Noted in the database when this returns, so a position may move on behind it."""
+        self._patience(f"{self._listener}.scan", lambda: self._scans.begin(self._mark(), reason))
         with self._wake:
-            self._patience(f"{self._listener}.scan", lambda: self._scans.begin(self._mark(), reason))
-            self._wanted += 1
+            self._orders += 1
             self._wake.notify_all()
         log.info("a scan is due", listener=self._listener, reason=reason)
 
     def run(self) -> None:
         """Scans whatever is due, until stopped."""
+        seen = 0
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._stopped or self._finished < self._wanted)
+                self._wake.wait_for(lambda: self._stopped or self._orders != seen)  # noqa: B023  # called right here
                 if self._stopped:
                     return
-                wanted = self._wanted
-            if self._patience(f"{self._listener}.scan", partial(self._scan, wanted)):
-                with self._wake:
-                    self._finished = max(self._finished, wanted)
+                seen = self._orders
+            while not self._patience(f"{self._listener}.scan", partial(self._scan_once, seen)):
+                if self._interrupted(seen):
+                    break
+            self._scan = None
 
     def stop(self) -> None:
         with self._wake:
             self._stopped = True
             self._wake.notify_all()
 
-    def running(self) -> bool:
-        return self.reason is not None
-
-    def rate(self) -> float:
-        """Rows a second since the scan began (in this process)."""
-        return self.done / max(time.monotonic() - self._began, 1e-9)
+    def report(self) -> dict[str, Any] | None:
+        """How far the scan is; None where none goes on."""
+        scan = self._scan
+        return None if scan is None else scan.report()
 
     def save(self) -> None:
         """Notes how far the scan is. Called by the keeper."""
-        with self._wake:  # or a request in between would find its scan moved on behind an older one's `last`
-            place = self._progress.position()
-            if self.reason is not None and place is not None and place is not self._saved:
-                self._scans.progress(self._mark(), *place)
-                self._saved = place
+        scan = self._scan
+        place = None if scan is None else scan.progress.position()
+        if scan is not None and place is not None and place is not scan.saved:
+            self._scans.progress(scan.run, *place)
+            scan.saved = place
 
-    def _scan(self, wanted: int) -> bool:
-        """One scan, from where it is; False where it was overtaken by a newer request or stopped."""
-        with self._wake:
-            mark = self._mark()
-            due = self._scans.due(mark)
-            if due is None:
-                return True
-            if not due.started:
-                self._scans.begin(mark, due.reason)
-            self._progress, self._saved = Progress(), None
-            self.reason, self.done, self._began = due.reason, 0, time.monotonic()
-        log.info("scan begins", listener=self._listener, reason=due.reason, resumed=due.started, done=due.done)
+    def _scan_once(self, orders: int) -> bool:
+        """One scan, from where it is; False where it was overtaken by a newer order, or stopped."""
+        run = self._scans.due(self._mark())
+        if run is None:
+            return True
+        self._scan = scan = _Scan(run)
+        log.info("scan begins", listener=self._listener, reason=run.reason, resumed=run.resumed, done=run.done)
         start = cluster_time(self._table.database)  # R3d: asked for now; every row is judged not before it
-        self.total = self._count()
-        progress, handed = self._progress, due.done
-        for page in pages(self._table, self._query, start, due.last, resumed=due.started):
-            if not self._room(wanted):
+        scan.total = self._table.estimated_document_count()
+        for page in pages(self._table, start, run.last, resumed=run.resumed):
+            if not self._room(orders):
                 return False
             for key in page:
-                self._dirty.put(key, "scan", [progress.begin()], start)  # R3c; room was made for the whole page
-            handed += len(page)
-            progress.close((page[-1], handed))
-            self.done = handed
-        while not progress.idle():
-            if self._interrupted(wanted):
+                self._dirty.put(key, "scan", [scan.progress.begin()], start)  # R3c
+            scan.done += len(page)
+            scan.progress.close((page[-1], scan.done))
+        for key in self._dead():  # a scan does not come across rows that are gone, and their letters should go too
+            self._dirty.put(key, "scan", [scan.progress.begin()], start)
+        while not scan.progress.idle():
+            if self._interrupted(orders):
                 return False
-            time.sleep(0.02)
-        with self._wake:
-            if self._interrupted(wanted):
-                return False
-            self._scans.finish(mark, handed)  # R9b: only now
-            self.reason = None
-        log.info("scan ends", listener=self._listener, rows=handed, rows_per_second=round(self.rate()))
+            time.sleep(POLL_SECONDS)
+        if not self._scans.finish(run, scan.done):  # R9b: only now
+            return False
+        log.info("scan ends", listener=self._listener, rows=scan.done, rows_per_second=scan.report()["rate"])
         return True
 
-    def _room(self, wanted: int) -> bool:
-        """Waits until the scan lane is nearly empty: live rows go first, and a scan holds one page of keys at a time."""
+    def _room(self, orders: int) -> bool:
+        """Waits until the scan lane is nearly empty: live rows go first, and a scan holds about one page of keys at a time."""
         while self._dirty.depth()["scan"] > PAGE // 2:
-            if self._interrupted(wanted):
+            if self._interrupted(orders):
                 return False
-            time.sleep(0.005)
-        return not self._interrupted(wanted)
+            time.sleep(POLL_SECONDS)
+        return not self._interrupted(orders)
 
-    def _interrupted(self, wanted: int) -> bool:
-        return self._stopped or self._wanted != wanted
-
-    def _count(self) -> int | None:
-        """How many rows there are to scan, about; None where counting takes too long. Only for people."""
-        from pymongo.errors import PyMongoError
-
-        try:
-            return self._table.count_documents(self._query, maxTimeMS=COUNT_MS)
-        except PyMongoError:
-            return None
+    def _interrupted(self, orders: int) -> bool:
+        return self._stopped or self._orders != orders
 
 
 class Feed:
@@ -168,9 +165,12 @@ class Feed:
         """A row changed. Where too many wait already, they are dropped for a scan: late, never lost."""
         self.missing = None
         if not self.dirty.put(key, "live", [stretch], time_):
+            # Taken out first: what the new scan names must not be among what is dropped.
+            dropped = self.dirty.take_live()
             self.scan.request("too many rows changed at once")
-            dropped = self.dirty.drop()
-            log.warning("the queue is full: falling back to a scan", listener=self.listener, dropped=dropped)
+            for each in dropped:
+                each.finish()
+            log.warning("the queue is full: falling back to a scan", listener=self.listener, dropped=len(dropped))
             self.dirty.put(key, "live", [stretch], time_)
 
 
@@ -250,8 +250,8 @@ class StreamIntake:
             case stream.Reached(position):
                 self.progress.close(position)
                 self._open()
-            case stream.Requested(key, time_):
-                self._requested(key, time_)
+            case stream.Requested(listener, key, time_):
+                self._requested(listener, key, time_)
             case stream.TableGone(table):
                 self._gone(table)
             case stream.TableCame(table):
@@ -280,7 +280,8 @@ class StreamIntake:
     def _gone(self, table: str) -> None:
         for feed in self._watching.get(table, ()):
             feed.missing = f"table {table!r} was dropped or renamed; it is served again when it is back"
-            self._patience(f"{feed.listener}.letters", feed.letters.clear_all)
+            for key in feed.letters.rows():  # judged again: those of rows that are gone are cleared
+                feed.dirty.put(key, "scan", [self.progress.begin()])
             log.warning("the table is gone", listener=feed.listener, table=table)
 
     def _came(self, table: str) -> None:
@@ -293,15 +294,14 @@ class StreamIntake:
             self.open = True
             self._patience.note("stream", None)
 
-    def _requested(self, key: Any, time_: Any) -> None:
-        """Somebody asks for a row to be judged again: the dead letter's way back."""
-        requests = self._database[names.REQUESTS]
-        request = self._patience("stream", lambda: requests.find_one({"_id": key}))
+    def _requested(self, listener: str, key: Any, time_: Any) -> None:
+        """Somebody asks for a row to be judged again: the dead letter's way back. The event holds all of it, and comes again
+        after a kill as any other.
+        """
         for feed in self._feeds:
-            if request is not None and request.get("listener") == feed.listener:
-                feed.letters.forget(request.get("key"))
-                feed.changed(request.get("key"), time_, self.progress.begin())
-                self._patience("stream", lambda: requests.delete_one({"_id": key}))
+            if feed.listener == listener:
+                feed.letters.forget(key)
+                feed.changed(key, time_, self.progress.begin())
 
 
 class Keeper:

@@ -18,13 +18,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 import structlog
 from pymongo import MongoClient
-from pymongo.database import Database
+from pymongo.errors import PyMongoError
 
 from components.errors import DeclarationError, Fenced, PredictdError
 from components.importing import ImportPolicy
@@ -37,9 +38,10 @@ from daemon.intake import Feed, Keeper, ScanLane, StreamIntake
 from daemon.listeners.change_stream import Subscription
 from daemon.loading import load
 from daemon.measures import Measures, WorkerMeasures
+from daemon.store.connection import open_database
 from daemon.store.dead_letters import DeadLetters
 from daemon.store.outputs import Outputs
-from daemon.store.patience import Patience
+from daemon.store.patience import Patience, Stopping
 from daemon.store.positions import Positions
 from daemon.store.registry import Declared, Registry
 from daemon.store.scans import Mark, Scans
@@ -109,11 +111,11 @@ class ListenerRun:
         )
         self.scan = ScanLane(
             table,
-            outputs.scan_filter(),
             listener=name,
             dirty=dirty,
             scans=Scans(database, assignment.service, name, assignment.epoch),
             mark=lambda: Mark(self.corridor.live.generation, declared.scope),
+            dead=self.letters.rows,
             patience=worker.patience,
         )
         self.feed = Feed(name, listener["table"], dirty, self.scan, self.letters)
@@ -136,21 +138,13 @@ class ListenerRun:
         return newer
 
     def report(self, *, open_: bool, lag: float) -> dict[str, Any]:
-        state, reason = "running", self.feed.missing
+        state, reason, scan = "running", self.feed.missing, self.scan.report()
         if self.feed.missing:
             state = "missing"
         elif not open_:
             state, reason = "starting", "the change stream is not open"
-        elif self.scan.running():
+        elif scan is not None:
             state = "backfilling"
-        scan = None
-        if self.scan.running():
-            scan = {
-                "done": self.scan.done,
-                "total": self.scan.total,
-                "rate": round(self.scan.rate(), 1),
-                "reason": self.scan.reason,
-            }
         return {
             "state": state,
             "reason": reason,
@@ -176,16 +170,20 @@ class Worker:
             serverSelectionTimeoutMS=5000,
             socketTimeoutMS=20_000,
         )
-        self.database: Database[dict[str, Any]] = self.client[assignment.database]
-        self.patience = Patience()
+        self.database = open_database(self.client, assignment.database)
+        self.stopping = threading.Event()
+        self.patience = Patience(self.stopping)
         self.measures = WorkerMeasures()
         self.registry = Registry(self.database, assignment.service, assignment.epoch)
         self.runs: list[ListenerRun] = []
         self.intake: StreamIntake | None = None
         self.keeper: Keeper | None = None
-        self.stopping = threading.Event()
         self.failure: BaseException | None = None
+        self.state = "starting"
+        self.reason: str | None = None
+        self._reporting = threading.Lock()
         self._reported: tuple[float, str] = (0.0, "")
+        self.told_all = threading.Event()
 
     # ---- start ----------------------------------------------------------------------------------------------------
 
@@ -194,12 +192,11 @@ class Worker:
         assignment = self.assignment
         declared = self.patience("registry", lambda: self.registry.worker(assignment.worker))
         models: dict[str, Live] = {}
-        for name, each in declared.items():
+        for each in declared.values():
             live = models[each.listener["model"]] = self._load(each, models.get(each.listener["model"]))
-            run = ListenerRun(self, each, live)
-            self.patience(f"{name}.letters", run.letters.load)
-            self.runs.append(run)
+            self.runs.append(ListenerRun(self, each, live))
         subscription = Subscription(
+            service=assignment.service,
             tables=tuple(sorted({run.feed.table for run in self.runs})),
             chained=tuple(sorted({path for run in self.runs for path in chained(run.declared)})),
         )
@@ -213,12 +210,15 @@ class Worker:
             count_open=self.measures.stream_opens.inc,
         )
         self.intake.claim()
+        for run in self.runs:  # after the claim: an older leader adds no more
+            self.patience(f"{run.declared.name}.letters", run.letters.load)
         self.keeper = Keeper(self.intake, [run.scan for run in self.runs], self.patience)
         for run in self.runs:
             run.threads.start()
             self._thread(run.scan.run, f"{run.declared.name}.scan")
         self._thread(self.intake.run, "stream")
         self._thread(self.keeper.run, "keeper")
+        self.state = "running"
 
     def _load(self, declared: Declared, shared: Live | None) -> Live:
         versions = Versions(self.database, self.assignment.service, declared.listener["model"])
@@ -236,28 +236,41 @@ class Worker:
 
     def fail(self, error: BaseException) -> None:
         """A thread met what it cannot wait out: the process ends, and its successor starts from the saved position."""
+        if isinstance(error, Stopping):
+            return  # it was told to
         if self.failure is None:
             self.failure = error
         self.stopping.set()
 
     # ---- run ------------------------------------------------------------------------------------------------------
 
-    def report(self, state: str, reason: str | None = None) -> None:
-        """Writes one report; where nothing changed, only every two seconds."""
-        intake = self.intake
+    def report_on(self) -> None:
+        """Reports until the process ends; from its first moment, so that a start that waits for MongoDB can be seen to."""
+        while not self.told_all.wait(REPORT_SECONDS):
+            self.report()
+
+    def report(self, state: str | None = None, reason: str | None = None) -> None:
+        """Writes one report; where nothing changed, only every two seconds. A given state stays."""
+        with self._reporting:
+            self.state, self.reason = state or self.state, reason or self.reason
+            self._report()
+
+    def _report(self) -> None:
+        intake, state, reason = self.intake, self.state, self.reason
         open_ = intake is not None and intake.open
         oldest = intake.progress.oldest() if intake is not None else None
         lag = 0.0 if oldest is None else time.monotonic() - oldest
         troubles = self.patience.troubles()
-        if state == "running" and troubles:
-            state, reason = "waiting", "; ".join(troubles)
+        if troubles and state in {"starting", "running"}:
+            state, reason = ("waiting" if state == "running" else state), "; ".join(troubles)
         for run in self.runs:
             name = run.declared.name
             self.measures.lag_seconds.labels(name).set(lag)
             for lane, depth in run.corridor.dirty.depth().items():
                 self.measures.queue_depth.labels(name, lane).set(depth)
-            self.measures.scan_done.labels(name).set(run.scan.done)
-            self.measures.scan_total.labels(name).set(run.scan.total or 0)
+            scan = run.scan.report() or {}
+            self.measures.scan_done.labels(name).set(scan.get("done") or 0)
+            self.measures.scan_total.labels(name).set(scan.get("total") or 0)
         said: dict[str, Any] = {
             "state": state,
             "reason": reason,
@@ -279,11 +292,6 @@ class Worker:
         sys.stdout.write(json.dumps(said) + "\n")
         sys.stdout.flush()
 
-    def run(self) -> None:
-        """Reports until told to stop."""
-        while not self.stopping.wait(REPORT_SECONDS):
-            self.report("running")
-
     # ---- stop -----------------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
@@ -301,7 +309,7 @@ class Worker:
         drained = [run.threads.stop(max(0.0, end - time.monotonic())) for run in self.runs]
         if not all(drained):
             log.warning("stopped before every batch in flight had ended; their rows are replayed at the next start")
-        if not self.patience.troubles():
+        with suppress(PyMongoError):  # then the successor replays a little more
             self.keeper.save(last=True)
 
 
@@ -354,15 +362,16 @@ def main() -> None:
     worker = Worker(assignment)
     signal.signal(signal.SIGTERM, lambda *_: worker.stopping.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    worker.report("starting")
+    threading.Thread(target=worker.report_on, name="reporter", daemon=True).start()
     try:
         worker.start()
         log.info("worker runs", listeners=[run.declared.name for run in worker.runs], epoch=assignment.epoch)
-        worker.run()
+        worker.stopping.wait()
         if worker.failure is None:
             worker.stop()
     except BaseException as error:  # noqa: BLE001  # whatever it is, it is told, and the exit code says what to do
         worker.fail(error)
+    worker.told_all.set()  # what follows is the last word
     if worker.failure is not None:
         told = isinstance(worker.failure, PredictdError)
         log.error("worker ends", reason=str(worker.failure), exc_info=None if told else worker.failure)

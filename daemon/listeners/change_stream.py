@@ -13,37 +13,34 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
-from bson.codec_options import CodecOptions
+import pymongo
 from bson.timestamp import Timestamp
 from pymongo.change_stream import ChangeStream
 from pymongo.database import Database
 from pymongo.errors import OperationFailure, PyMongoError
+from pymongo.read_concern import ReadConcern
 
 from daemon.store import names
-from daemon.store.outputs import ROW_CODEC
 from daemon.store.positions import Position, cluster_time
 from daemon.store.registry import signature
 
-HISTORY_LOST: Final = {
-    286,
-    136,
-    260,
-    280,
-    9,
-    50811,
-}  # 9: a token that does not parse; the others: FACTS of change streams
+# ChangeStreamHistoryLost, CappedPositionLost, InvalidResumeToken, ChangeStreamFatalError; 9 and 50811: a token that does not parse.
+HISTORY_LOST: Final = frozenset({286, 136, 260, 280, 9, 50811})
 NEVER_SPIN: Final = {13, 18}  # not allowed, not authenticated: somebody has to act, so ask seldom
 AWAIT_MS: Final = 1000
 STRETCH: Final = 64
+SHORTEST_OPENING: Final = 20.0
+LONGEST_OPENING: Final = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """What a stream asks for: the tables, and the paths under `_outputs.` that are somebody's input."""
+    """What a stream asks for: the tables, the paths under `_outputs.` that are somebody's input, and its service's requests."""
 
+    service: str
     tables: tuple[str, ...]
     chained: tuple[str, ...] = ()
 
@@ -91,7 +88,9 @@ def _touches_more_than_outputs(chained: Sequence[str]) -> Mapping[str, Any]:
         wanted.append({"$eq": ["$$path", path]})
         wanted.append({"$eq": [{"$indexOfBytes": ["$$path", f"{path}."]}, 0]})
         wanted.append({"$eq": [{"$indexOfBytes": [path, {"$concat": ["$$path", "."]}]}, 0]})
-    return {"$anyElementTrue": [{"$map": {"input": paths, "as": "path", "in": {"$or": wanted}}}]}
+    # The daemon never takes `_outputs` away as a whole: that was a client, and the outputs are due again.
+    taken_away = {"$in": ["_outputs", {"$ifNull": [f"{change}.removedFields", []]}]}
+    return {"$or": [taken_away, {"$anyElementTrue": [{"$map": {"input": paths, "as": "path", "in": {"$or": wanted}}}]}]}
 
 
 # ---- what the generator yields ------------------------------------------------------------------------------------
@@ -108,8 +107,9 @@ class Changed:
 
 @dataclass(frozen=True, slots=True)
 class Requested:
-    """Somebody asked for something: the `_id` of a document of `_predictd.requests`."""
+    """Somebody asked for a row to be judged again (`daemon.store.dead_letters.retry`)."""
 
+    listener: str
     key: Any
     time: Timestamp
 
@@ -163,9 +163,7 @@ class _Place:
     """Where the stream is: after which token, or from which time."""
 
     position: Position
-    start_after: bool = False
     pending: int = 0  # events since the last Reached
-    options: dict[str, Any] = field(default_factory=dict)
 
     def opening(self) -> dict[str, Any]:
         if self.position.token is None:
@@ -182,24 +180,25 @@ def watch(
     failures = 0
     while not stop.is_set():
         try:
-            with _open(database, subscription, place) as stream:
+            with _open(database, subscription, place, failures) as stream:
                 yield Opened()
-                failures = 0
-                yield from _read(stream, place, stop)
+                for event in _read(stream, subscription, place, stop):
+                    failures = 0
+                    yield event
         except PyMongoError as error:
+            failures += 1
             code = error.code if isinstance(error, OperationFailure) else None
             if code in HISTORY_LOST:
                 try:
                     place = _Place(Position(cluster_time(database)))
-                except PyMongoError:
-                    continue  # it is down as well; opening will say so
-                yield HistoryLost(f"the change stream's history is lost ({error})", place.position)
-                continue
-            failures += 1
-            yield Interrupted(_reason(error, code))
+                    yield HistoryLost(f"the change stream's history is lost ({error})", place.position)
+                except PyMongoError as also:
+                    yield Interrupted(_reason(also, None))  # the position stays the lost one, and is found lost again
+            else:
+                yield Interrupted(_reason(error, code))
             longest = 30.0 if code in NEVER_SPIN else 5.0
             least = 10.0 if code in NEVER_SPIN else 0.05
-            delay = min(longest, max(least, 0.05 * 2 ** min(failures, 10)))
+            delay = min(longest, max(least, 0.05 * 2 ** min(failures - 1, 10)))
             stop.wait(delay * random.uniform(0.5, 1.0))  # noqa: S311  # jitter, not a secret
 
 
@@ -212,28 +211,23 @@ def _reason(error: PyMongoError, code: int | None) -> str:
 
 
 def _open(
-    database: Database[dict[str, Any]], subscription: Subscription, place: _Place
+    database: Database[dict[str, Any]], subscription: Subscription, place: _Place, failures: int
 ) -> ChangeStream[dict[str, Any]]:
-    codec: CodecOptions[dict[str, Any]] = ROW_CODEC
-    return database.with_options(codec_options=codec).watch(
-        subscription.pipeline(), max_await_time_ms=AWAIT_MS, batch_size=2000, **place.opening()
-    )
+    # Opening answers only when the server has come to the first event that passes the filter. Far behind in a busy database that
+    # takes long, so each failure allows it more: the client's own limit would never let it open.
+    with pymongo.timeout(min(LONGEST_OPENING, SHORTEST_OPENING * 2**failures)):
+        majority = database.with_options(read_concern=ReadConcern("majority"))  # a change stream takes no other
+        return majority.watch(subscription.pipeline(), max_await_time_ms=AWAIT_MS, batch_size=2000, **place.opening())
 
 
-def _read(stream: ChangeStream[dict[str, Any]], place: _Place, stop: threading.Event) -> Iterator[Event]:
+def _read(
+    stream: ChangeStream[dict[str, Any]], subscription: Subscription, place: _Place, stop: threading.Event
+) -> Iterator[Event]:
     """Yields until the stream ends (an invalidate), breaks (raises) or is told to stop."""
     while not stop.is_set():
         event = stream.try_next()
         if event is not None:
-            known = event.get("clusterTime") or place.position.cluster_time
-            kind, name = event["operationType"], event.get("ns", {}).get("coll")
-            if kind in {"insert", "update", "replace", "delete"}:
-                key = event["documentKey"]["_id"]
-                yield Requested(key, known) if name == names.REQUESTS else Changed(name, key, known)
-            elif kind in {"drop", "rename"}:
-                yield TableGone(name)
-                if kind == "rename":
-                    yield TableCame(event["to"]["coll"])
+            yield from _told(event, subscription, event.get("clusterTime") or place.position.cluster_time)
             place.pending += 1
             place.position = Position.at_token(event["_id"], place.position.cluster_time)
             if place.pending < STRETCH:
@@ -245,3 +239,17 @@ def _read(stream: ChangeStream[dict[str, Any]], place: _Place, stop: threading.E
             place.position = Position.at_token(stream.resume_token, place.position.cluster_time)
         place.pending = 0
         yield Reached(place.position)
+
+
+def _told(event: Mapping[str, Any], subscription: Subscription, time: Timestamp) -> Iterator[Event]:
+    kind, name = event["operationType"], event.get("ns", {}).get("coll")
+    if kind in {"insert", "update", "replace", "delete"}:
+        key = event["documentKey"]["_id"]
+        if name != names.REQUESTS:
+            yield Changed(name, key, time)
+        elif isinstance(key, Mapping) and key.get("service") == subscription.service:
+            yield Requested(str(key.get("listener")), key.get("row"), time)
+    elif kind in {"drop", "rename"}:
+        yield TableGone(name)
+        if kind == "rename":
+            yield TableCame(event["to"]["coll"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from bson.timestamp import Timestamp
@@ -11,20 +11,20 @@ from pymongo.collection import Collection
 PAGE = 1000
 
 
-def pages(
-    table: Collection[dict[str, Any]], query: Mapping[str, Any], start: Timestamp, last: Any, *, resumed: bool
-) -> Iterator[list[Any]]:
-    """Yields pages of `_id`s of the rows that fit the query; `resumed` goes on behind the `_id` `last`.
+def pages(table: Collection[dict[str, Any]], start: Timestamp, last: Any, *, resumed: bool) -> Iterator[list[Any]]:
+    """Yields pages of `_id`s, all of the table's; `resumed` goes on behind the `_id` `last`.
+
+    Which of them match is not asked here: a page then comes from the index alone, in bounded time, however rare a match is.
 
     Pages are read not before `start`: whatever was there then is in one of them, unless it was deleted since; what comes later
     is the change stream's business. Errors of pymongo pass through, and the caller starts again behind the last page.
     """
-    behind = {"$expr": {"$gt": ["$_id", {"$literal": last}]}} if resumed else {}
+    behind: dict[str, Any] = {"$expr": {"$gt": ["$_id", {"$literal": last}]}} if resumed else {}
     with table.database.client.start_session(causal_consistency=True) as session:
         session.advance_operation_time(start)
         while True:
             # $expr compares across BSON types; a plain {_id: {$gt: last}} would pass over every row of another type.
-            found = table.find({"$and": [query, behind]}, {"_id": 1}, session=session).sort("_id", 1).limit(PAGE)
+            found = table.find(behind, {"_id": 1}, session=session).sort("_id", 1).limit(PAGE)
             page = [document["_id"] for document in found]
             if not page:
                 return

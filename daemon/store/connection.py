@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pymongo import MongoClient
+from bson.codec_options import CodecOptions, DatetimeConversion
+from pymongo import MongoClient, ReadPreference, WriteConcern
 from pymongo.database import Database
 from pymongo.errors import (
     ConfigurationError as DriverConfigurationError,
@@ -22,11 +23,12 @@ from pymongo.errors import (
     PyMongoError,
     ServerSelectionTimeoutError,
 )
+from pymongo.read_concern import ReadConcern
 
 from components.errors import ConfigurationError, MongoUnavailable, Problem
 from daemon.logs import masked
 
-__all__ = ["OPERATION_SECONDS", "Client", "Data", "check", "open_client", "reaching"]
+__all__ = ["OPERATION_SECONDS", "ROW_CODEC", "Client", "Data", "check", "open_client", "open_database", "reaching"]
 
 Client = MongoClient[dict[str, Any]]
 Data = Database[dict[str, Any]]
@@ -71,6 +73,27 @@ def check(client: Client) -> None:
         raise MongoUnavailable(
             f"the server {hello.get('me', '')} is no primary: name all members, or the set, in mongo.uri"
         )
+
+
+ROW_CODEC: CodecOptions[dict[str, Any]] = CodecOptions(
+    # What a client may have written must not stop the batch in which it stands: a year 20000, a broken UTF-8 sequence.
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO,
+    unicode_decode_error_handler="backslashreplace",
+)
+
+
+def open_database(client: MongoClient[dict[str, Any]], name: str) -> Database[dict[str, Any]]:
+    """The database as everything that guards, fences or counts has to see it, whatever the URI's options say.
+
+    Reads come from the primary; what is acknowledged survives a failover; what rows hold comes back as it was stored.
+    """
+    return client.get_database(
+        name,
+        codec_options=ROW_CODEC,
+        read_preference=ReadPreference.PRIMARY,
+        read_concern=ReadConcern("local"),
+        write_concern=WriteConcern("majority"),
+    )
 
 
 @contextmanager

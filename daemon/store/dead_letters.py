@@ -8,8 +8,10 @@ between the two leaves a letter too many (cleared when the replayed row is judge
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
+import bson
 from bson import ObjectId
 from pymongo import DeleteOne, UpdateOne
 from pymongo.collection import Collection
@@ -30,7 +32,8 @@ class DeadLetters:
         self._dead: dict[Hashable, tuple[bytes, int] | None] = {}
 
     def load(self) -> None:
-        """Reads which rows are dead."""
+        """Reads which rows are dead; letters of a table that the listener no longer watches are nobody's."""
+        self._collection.delete_many({**self._of, "table": {"$ne": self._about["table"]}})
         only = {"input": 1, "generation": 1, "unwritable": 1}
         self._dead = {
             identity(found["_id"]["row"]): (found["input"], found["generation"]) if found.get("unwritable") else None
@@ -77,14 +80,13 @@ class DeadLetters:
             self._dead.pop(identity(key), None)
         return len(dead)
 
-    def clear_all(self) -> None:
-        """The table is gone, and every row of it."""
-        self._collection.delete_many(self._of)
-        self._dead.clear()
+    def rows(self) -> list[Any]:
+        """The `_id`s of the dead rows."""
+        return [bson.decode(name)[""] if isinstance(name, bytes) else name for name in self._dead]
 
     def forget(self, key: Any) -> None:
-        """Somebody asked for another attempt (and has deleted the letter): the row is judged as any other."""
-        self._dead.pop(identity(key), None)
+        """Somebody asked for another attempt: the row is judged as any other. The letter stays until that went well."""
+        self._dead[identity(key)] = None
 
     def _fields(self, letter: Letter) -> dict[str, Any]:
         return {
@@ -116,13 +118,15 @@ def listed(
 def retry(database: Database[dict[str, Any]], letter: Mapping[str, Any]) -> None:
     """Gives a dead row another attempt: takes the error out of the row, then asks the worker, through its own change stream.
 
-    In this order, a kill in between leaves a letter that can be retried again.
+    The letter stays until the attempt went well, so a kill anywhere in between leaves one that can be retried again. The request
+    is all in its `_id`, which is what a change stream hands on; it is of no use afterwards, and a TTL index removes it.
     """
-    listener, row = letter["_id"]["listener"], letter["_id"]["row"]
-    path = f"_outputs.{listener}"
-    database[letter["table"]].update_one({"_id": row, f"{path}.error": {"$exists": True}}, {"$unset": {path: ""}})
-    database[names.DEAD_LETTERS].delete_one({"_id": letter["_id"]})
-    database[names.REQUESTS].insert_one({"_id": ObjectId(), "listener": listener, "key": row})
+    about = letter["_id"]
+    path = f"_outputs.{about['listener']}"
+    database[letter["table"]].update_one(
+        {"_id": about["row"], f"{path}.error": {"$exists": True}}, {"$unset": {path: ""}}
+    )
+    database[names.REQUESTS].insert_one({"_id": {**about, "nonce": ObjectId()}, "at": datetime.now(UTC)})
 
 
 def discard(database: Database[dict[str, Any]], letter: Mapping[str, Any]) -> None:

@@ -20,7 +20,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Final
 
 import bson
-from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.timestamp import Timestamp
 from pymongo import UpdateOne
 from pymongo.client_session import ClientSession
@@ -30,10 +29,11 @@ from pymongo.errors import BulkWriteError
 from daemon.batching import identity
 from daemon.rows import MISSING, Row, Seen, Snapshot, Write, Written
 
-ROW_CODEC: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
-    # What a client may have written must not stop the batch in which it stands: a year 20000, a broken UTF-8 sequence.
-    datetime_conversion=DatetimeConversion.DATETIME_AUTO,
-    unicode_decode_error_handler="backslashreplace",
+# What a write may meet that is not about its row: full disk, no right, failover, pressure. Whatever else comes is the row's own
+# (a validator, 16 MB, a unique index), and asking again would not help.
+WAITED_OUT: Final = frozenset(
+    {6, 7, 13, 18, 24, 46, 50, 64, 89, 91, 112, 133, 134, 146, 189, 202, 246, 262, 365}
+    | {8000, 9001, 10107, 11600, 11601, 11602, 13435, 13436, 14031}
 )
 
 
@@ -47,7 +47,7 @@ class Outputs:
     def __init__(
         self, table: Collection[dict[str, Any]], listener: str, fields: Sequence[str], where: Mapping[str, Any]
     ) -> None:
-        self._table = table.with_options(codec_options=ROW_CODEC)
+        self._table = table
         self._listener = listener
         self._path = f"_outputs.{listener}"
         self._fields = tuple(fields)
@@ -83,7 +83,9 @@ class Outputs:
                     len(rest),
                     max_bytes,
                 )
-                strays = tuple((document["_id"], self._seen(document)) for document in documents)
+                # 1 and 1.0 are one `_id` to MongoDB: a row may come under the other's name.
+                others = (each for each in documents if identity(each["_id"]) not in found)
+                strays = tuple((document["_id"], self._seen(document)) for document in others)
             return Snapshot(at, rows, strays, ())
 
     def _find(
@@ -104,7 +106,7 @@ class Outputs:
             "batchSize": expected + 1,  # one more than can come: the cursor closes with the first reply
             "readConcern": concern,
         }
-        reply = database.command(command, session=session, codec_options=ROW_CODEC)
+        reply = database.command(command, session=session, codec_options=self._table.codec_options)
         cursor = reply["cursor"]
         documents, at = cursor["firstBatch"], cursor["atClusterTime"]
         while cursor["id"]:
@@ -113,13 +115,13 @@ class Outputs:
                 database.command({"killCursors": self._table.name, "cursors": [cursor["id"]]}, session=session)
                 return documents, at, False
             more = {"getMore": cursor["id"], "collection": self._table.name}
-            cursor = database.command(more, session=session, codec_options=ROW_CODEC)["cursor"]
+            cursor = database.command(more, session=session, codec_options=self._table.codec_options)["cursor"]
             documents += cursor["nextBatch"]
         return documents, at, True
 
     def _row(self, document: dict[str, Any]) -> Row:
         values = tuple(value_at(document, field) for field in self._fields)
-        encoded = bson.encode({"": values[0] if len(values) == 1 else list(values)}, codec_options=ROW_CODEC)
+        encoded = bson.encode({"": values[0] if len(values) == 1 else list(values)})
         digest = hashlib.blake2b(encoded, digest_size=16).digest()
         return Row(document["_id"], values, digest, self._seen(document))
 
@@ -128,9 +130,10 @@ class Outputs:
         output = outputs.get(self._listener) if isinstance(outputs, dict) else None
         if not isinstance(output, dict):
             return Seen()
-        generation = output.get("generation")
+        generation, asof = output.get("generation"), output.get("asof")
         return Seen(
-            asof=output.get("asof", MISSING),
+            # Only a timestamp is ours. Anything else a client wrote, and not every BSON value comes back from Python as it went.
+            asof=asof if isinstance(asof, Timestamp) else MISSING,
             generation=generation if isinstance(generation, int) else 0,
             input=output.get("input"),
             error="error" in output,
@@ -147,11 +150,12 @@ class Outputs:
                 result = self._table.bulk_write([self._update(w) for w in writes], ordered=False, session=session)
                 matched = result.matched_count
             except BulkWriteError as error:
-                if error.details.get("writeConcernErrors"):
-                    raise  # not yet durable: sent again as a whole, which changes nothing where it has landed
+                failed = error.details["writeErrors"]
+                if error.details.get("writeConcernErrors") or any(e["code"] in WAITED_OUT for e in failed):
+                    raise  # sent again as a whole, which changes nothing where it has landed
                 refused = {
                     identity(writes[e["index"]].key): f"MongoDB refuses the write: {e['errmsg']} (code {e['code']})"
-                    for e in error.details["writeErrors"]
+                    for e in failed
                 }
                 matched = error.details["nMatched"]
             missed: frozenset[Hashable] = frozenset()
@@ -161,16 +165,17 @@ class Outputs:
             return Written(missed, refused, session.operation_time)
 
     def _update(self, write: Write) -> UpdateOne:
-        seen = (
-            {"$exists": False} if write.seen.asof is MISSING else {"$eq": write.seen.asof, "$exists": True}
-        )  # R1, R8b
-        query: dict[str, Any] = {"_id": write.key, f"{self._path}.asof": seen}
         if write.kind == "unset":
-            return UpdateOne(query, {"$unset": {self._path: ""}})
-        query["$and"] = self._matches  # R2
+            return UpdateOne({"_id": write.key, **self._as_seen(write.seen)}, {"$unset": {self._path: ""}})  # R8b
+        query = {"_id": write.key, **self._as_seen(write.seen), "$and": self._matches}  # R1, R2
         if write.kind == "touch":
             return UpdateOne(query, {"$set": {f"{self._path}.asof": write.asof}})
         return UpdateOne(query, {"$set": {self._path: write.output}})
+
+    def _as_seen(self, seen: Seen) -> Mapping[str, Any]:
+        if seen.asof is MISSING:  # or something that is not ours, in whatever lies at the path
+            return {"$expr": {"$ne": [{"$type": f"${self._path}.asof"}, "timestamp"]}}
+        return {f"{self._path}.asof": seen.asof}
 
     def _missed(self, writes: Sequence[Write], session: ClientSession) -> list[Hashable]:
         now = {
@@ -189,12 +194,6 @@ class Outputs:
             if not landed:
                 missed.append(identity(w.key))
         return missed
-
-    # ---- counting -------------------------------------------------------------------------------------------------
-
-    def scan_filter(self) -> dict[str, Any]:
-        """Which rows a scan has to judge: those that match, and those that hold an output."""
-        return {"$or": [{"$and": self._matches}, {self._path: {"$exists": True}}]}
 
 
 def value_at(document: Mapping[str, Any], path: str) -> Any:

@@ -14,23 +14,35 @@ from typing import Any, TypeVar
 import stamina
 from pymongo.errors import PyMongoError
 
+from components.errors import PredictdError
+
 T = TypeVar("T")
 
 
-class Patience:
-    """Calls something until MongoDB answers; `troubles()` tells what is being waited for, and why."""
+class Stopping(PredictdError):
+    """MongoDB did not answer, and this process has been told to stop: what was not acknowledged is done again by its successor."""
 
-    def __init__(self) -> None:
+
+class Patience:
+    """Calls something until MongoDB answers; `troubles()` tells what is being waited for, and why.
+
+    Once `stopping` is set nothing is tried again: the call raises Stopping.
+    """
+
+    def __init__(self, stopping: threading.Event) -> None:
+        self._stopping = stopping
         self._lock = threading.Lock()
         self._troubles: dict[str, str] = {}
 
     def __call__(self, what: str, call: Callable[[], T]) -> T:
-        """The call's result. Raises only what is not pymongo's."""
+        """The call's result. Raises Stopping, and what is not pymongo's."""
 
         def is_mongos(error: Exception) -> bool:
             if not isinstance(error, PyMongoError):
                 return False
             self.note(what, f"{what}: {type(error).__name__}: {error}")
+            if self._stopping.is_set():
+                raise Stopping(f"{what}: {error}") from error
             return True
 
         retries: Any = stamina.retry_context(

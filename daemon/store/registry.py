@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from bson import ObjectId
 from pymongo.collection import Collection
 from pymongo.database import Database
 from pymongo.errors import CollectionInvalid, DuplicateKeyError
@@ -22,6 +23,9 @@ from pymongo.errors import CollectionInvalid, DuplicateKeyError
 from components.errors import DeclarationError, Fenced
 from daemon.store import names
 
+REQUEST_SECONDS = (
+    7 * 24 * 3600
+)  # a request reaches its worker through the stream, as soon as there is one; then it is of no use
 KINDS = {"tables": "table", "models": "model", "listeners": "listener"}
 
 
@@ -39,8 +43,8 @@ class Declared:
 
     @property
     def scope(self) -> str:
-        """A hash of which rows the listener takes."""
-        return signature([self.listener["table"], self.listener["key"], self.listener["where"]])
+        """A hash of which rows the listener takes, and of the worker that serves it: another one has another position."""
+        return signature([self.listener[name] for name in ("table", "key", "where", "worker")])
 
 
 def signature(declaration: Any) -> str:
@@ -123,10 +127,11 @@ class Registry:
         removed = list(self._components.find(gone, {"kind": 1, "name": 1}))
         for component in removed:
             if component["kind"] == "listener":
-                # Should it come back, its rows have changed meanwhile: without its mark it scans. The generation stays.
-                self._database[names.SCANS].delete_one({"_id": f"{self._service}/{component['name']}"})
-                self._database[names.DEAD_LETTERS].delete_many(
-                    {"_id.service": self._service, "_id.listener": component["name"]}
+                # Should it come back, its rows have changed meanwhile: without a mark it scans. The document stays, and with it
+                # the epoch that fences an older leader; so does the generation; and the letters, whose rows still say so.
+                self._database[names.SCANS].update_one(
+                    {"_id": f"{self._service}/{component['name']}", "epoch": {"$lte": self._epoch}},
+                    {"$set": {"state": "removed", "epoch": self._epoch, "run": ObjectId()}, "$unset": {"mark": ""}},
                 )
             self._components.update_one({"_id": component["_id"]}, {"$set": {"state": "removed"}})
 
@@ -146,6 +151,7 @@ class Registry:
 
     def _create(self, tables: Mapping[str, Any]) -> None:
         """A table that nobody has written to yet exists from now on, so that a dropped one can be told from a new one."""
+        self._database[names.REQUESTS].create_index("at", expireAfterSeconds=REQUEST_SECONDS)
         for table in set(tables) - set(self._database.list_collection_names()):
             with suppress(CollectionInvalid):  # a client was quicker
                 self._database.create_collection(table)

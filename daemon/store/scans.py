@@ -1,16 +1,19 @@
 """Scans: how far a backfill or resync of a listener is, and whether the listener's rows have been judged since its last change.
 
-The *mark* names what the rows were judged for: the listener's generation, and a hash of which rows it takes. A worker that
-starts scans where the mark is not the one that it serves (R9a); the mark is set only when the scan has ended (R9b), by the leader
-only (R9c: fenced by the epoch). A scan that was killed goes on behind `last`, the end of its finished prefix.
+The *mark* names what the rows were judged for: the listener's generation, and a hash of which rows it takes, and where. A worker
+that starts scans where the mark is not the one that it serves (R9a); the mark counts only when the scan has ended (R9b), and only
+the leader's does (R9c: fenced by the epoch). A scan that was killed goes on behind `last`, the end of its finished prefix.
+
+Each order of a scan is a *run* with an id of its own. What an older run still says of its progress or its end no longer finds its
+id, so it can neither move the newer one on nor end it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bson import ObjectId
 from pymongo.collection import Collection
 from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
@@ -31,11 +34,12 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True)
-class ScanState:
-    """A scan that is due: why, how far it is, and the `_id` behind which it goes on (`started` False: from the beginning)."""
+class Run:
+    """A scan that is due: why, how far it is, and the `_id` behind which it goes on (`resumed` False: from the beginning)."""
 
+    id: ObjectId
     reason: str
-    started: bool = False
+    resumed: bool = False
     last: Any = None
     done: int = 0
 
@@ -48,47 +52,49 @@ class Scans:
         self._id = f"{service}/{listener}"
         self._epoch = epoch
 
-    def due(self, mark: Mark) -> ScanState | None:
-        """The scan that the mark asks for; None where all rows have been judged for it."""
-        found = self._collection.find_one({"_id": self._id})
-        if found is None:
-            return ScanState("first start")
-        if found.get("mark") != mark.document():
-            return ScanState("the listener changed")
+    def due(self, mark: Mark) -> Run | None:
+        """The scan that the mark asks for, begun where nobody has yet; None where all rows have been judged for it.
+
+        Takes the scan over: it is a run of ours from now on, so an older leader that still scans cannot end it. Raises Fenced.
+        """
+        run = ObjectId()
+        found = self._collection.find_one_and_update(
+            {"_id": self._id, "epoch": {"$lte": self._epoch}}, {"$set": {"epoch": self._epoch, "run": run}}
+        )
+        if found is None or found.get("mark") != mark.document():
+            return self.begin(mark, "first start" if found is None else "the listener changed")
         if found["state"] == "done":
             return None
-        return ScanState(found["reason"], "last" in found, found.get("last"), found.get("done", 0))
+        return Run(run, found["reason"], "last" in found, found.get("last"), found["done"])
 
-    def begin(self, mark: Mark, reason: str) -> None:
-        """A scan from the beginning is due; whatever was noted of an earlier one is forgotten."""
-        self._write(
-            {
-                "$set": {"mark": mark.document(), "state": "running", "reason": reason, "done": 0},
-                "$unset": {"last": "", "finished_at": ""},
-                "$currentDate": {"started_at": True},
-            }
-        )
-
-    def progress(self, mark: Mark, last: Any, done: int) -> None:
-        """Every row up to and with the `_id` `last` is judged and acknowledged."""
-        self._write({"$set": {"last": last, "done": done}}, mark)
-
-    def finish(self, mark: Mark, done: int) -> None:
-        """All rows are judged: sets the mark."""
-        self._write(
-            {"$set": {"state": "done", "done": done}, "$unset": {"last": ""}, "$currentDate": {"finished_at": True}},
-            mark,
-        )
-
-    def _write(self, update: Mapping[str, Any], mark: Mark | None = None) -> None:
-        """Fenced by the epoch. With a mark, only the scan that was begun for it moves."""
-        query: dict[str, Any] = {"_id": self._id, "epoch": {"$lte": self._epoch}}
-        if mark is not None:
-            query["mark"] = mark.document()
-        update = {**update, "$set": {**update["$set"], "epoch": self._epoch}}
+    def begin(self, mark: Mark, reason: str) -> Run:
+        """Orders a scan from the beginning; a run that goes on is overtaken. Raises Fenced."""
+        run = Run(ObjectId(), reason)
+        about = {"mark": mark.document(), "state": "running", "reason": reason, "done": 0, "run": run.id}
         try:
-            result = self._collection.update_one(query, update, upsert=mark is None)
+            self._collection.update_one(
+                {"_id": self._id, "epoch": {"$lte": self._epoch}},
+                {
+                    "$set": {**about, "epoch": self._epoch},
+                    "$unset": {"last": "", "finished_at": ""},
+                    "$currentDate": {"started_at": True},
+                },
+                upsert=True,
+            )
         except DuplicateKeyError:
-            result = None
-        if result is None or (mark is not None and not result.matched_count):
-            raise Fenced(f"another daemon, with a higher epoch than {self._epoch}, owns the scan of {self._id}")
+            raise Fenced(
+                f"another daemon, with a higher epoch than {self._epoch}, owns the scan of {self._id}"
+            ) from None
+        return run
+
+    def progress(self, run: Run, last: Any, done: int) -> None:
+        """Every row up to and with the `_id` `last` is judged and acknowledged; of an overtaken run, nothing is noted."""
+        self._collection.update_one({"_id": self._id, "run": run.id}, {"$set": {"last": last, "done": done}})
+
+    def finish(self, run: Run, done: int) -> bool:
+        """All rows are judged: the mark counts from now on. False where the run was overtaken."""
+        result = self._collection.update_one(
+            {"_id": self._id, "run": run.id},
+            {"$set": {"state": "done", "done": done}, "$unset": {"last": ""}, "$currentDate": {"finished_at": True}},
+        )
+        return bool(result.matched_count)

@@ -17,13 +17,13 @@ BATCHING, POSITIONS = "daemon/batching.py", "daemon/store/positions.py"
 
 # rule: the file, the words that keep it, and what stands there once it is out
 RULES = {
-    "r1": (OUTPUTS, '["$and"] = self._matches  # R2', '["$and"] = self._matches; query.pop(f"{self._path}.asof")'),
+    "r1": (OUTPUTS, '**self._as_seen(write.seen), "$and": self._matches}', '"$and": self._matches}'),
     "r1b": (CORRIDOR, "self.dirty.put_back(key, newest=written.time)", "key.finish()"),
-    "r2": (OUTPUTS, 'query["$and"] = self._matches  # R2', "pass"),
+    "r2": (OUTPUTS, '**self._as_seen(write.seen), "$and": self._matches}', "**self._as_seen(write.seen)}"),
     "r3a": (CORRIDOR, "for t in (batch.after, self._floor)", "for t in (self._floor,)"),
     "r5": (PREDICT, 'writes.append(Write(row.key, row.seen, "touch", at, generation))  # R5', "pass"),
     "r6": (CORRIDOR, "if any(row.seen.generation > live.generation for row in snapshot.rows):", "if False:"),
-    "r8b": (OUTPUTS, 'return UpdateOne(query, {"$unset"', 'return UpdateOne({"_id": write.key}, {"$unset"'),
+    "r8b": (OUTPUTS, '{"_id": write.key, **self._as_seen(write.seen)}, {"$unset"', '{"_id": write.key}, {"$unset"'),
     "r10": (BATCHING, "while self._stretches and self._stretches[0].closed and not self._stretches[0].unfinished:",
             "while self._stretches and self._stretches[0].closed:"),
     "r10b": (POSITIONS, '"epoch": {"$lte": self._epoch}},  # R10b', "},"),

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 import pytest
 from bson import json_util
+
 from harness.daemons import TESTS
 
 PINS = TESTS / "acceptance" / "clients" / "package.json"
@@ -54,7 +55,7 @@ def installed(name: str) -> Path:
 
 def _install(npm: str, folder: Path, name: str) -> None:
     # What their install scripts would compile is optional, and would need the headers of Node.
-    quiet = ("--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts", "--no-update-notifier")
+    quiet = ("--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts", "--fetch-retry-maxtimeout=10000")
     try:
         ran = subprocess.run(
             [npm, "install", *quiet, "--prefix", str(folder)],
@@ -68,7 +69,8 @@ def _install(npm: str, folder: Path, name: str) -> None:
     except subprocess.TimeoutExpired:
         _absent(f"npm did not install {name} within {INSTALL_SECONDS} s")
     if ran.returncode != 0:
-        _absent(f"npm cannot install {name}: {ran.stderr.strip()[-500:]}")
+        said = [line for line in ran.stderr.splitlines() if line.strip() and "warn" not in line.lower()]
+        _absent(f"npm cannot install {name}: {' / '.join(said[:3])[:500]}")
 
 
 def _absent(reason: str) -> NoReturn:

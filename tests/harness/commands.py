@@ -11,10 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
+import psutil
+
 from harness.daemons import PATIENCE, TESTS, Daemon
 from harness.processes import toml
 
@@ -42,7 +45,7 @@ def predictd(
         timeout=timeout,
         check=False,
     )
-    assert "Traceback" not in ran.stdout + ran.stderr, ran.stderr
+    assert "Traceback" not in ran.stderr, ran.stderr
     assert ESCAPE not in ran.stdout + ran.stderr, repr(ran.stdout + ran.stderr)
     return ran
 
@@ -85,6 +88,16 @@ def answer(daemon: Daemon, path: str) -> httpx.Response:
     return found
 
 
+def worker_pids(daemon: Daemon) -> set[int]:
+    """The worker processes that the daemon has at this moment, by the system's account."""
+    found = set()
+    for child in psutil.Process(daemon.process.pid).children():
+        with suppress(psutil.NoSuchProcess):
+            if "daemon.worker" in child.cmdline():
+                found.add(child.pid)
+    return found
+
+
 def free_port() -> int:
     """A port of the loopback that nobody uses at this moment."""
     with socket.socket() as probe:
@@ -110,7 +123,7 @@ class Terminal:
         os.close(terminal)
         self.shown = ""
 
-    def __enter__(self) -> Terminal:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -21,6 +21,7 @@ from daemon.intake import Feed, ScanLane, StreamIntake
 from daemon.listeners import change_stream
 from daemon.measures import Measures, WorkerMeasures
 from daemon.store import names
+from daemon.store.connection import open_database
 from daemon.store.dead_letters import DeadLetters
 from daemon.store.outputs import Outputs
 from daemon.store.patience import Patience
@@ -63,7 +64,7 @@ class SteppedWorker:
     """One worker of the service; a second one beside it, with a higher epoch, is the leader that replaced it."""
 
     def __init__(self, database: Database[dict[str, Any]], epoch: int, outputs: type[Outputs] = Outputs) -> None:
-        self.database = database
+        self.database = database = open_database(database.client, database.name)
         registry = Registry(database, SERVICE, epoch)
         generation = registry.listener(LISTENER).generation
         model = ObjectModel("f", echo)
@@ -85,20 +86,20 @@ class SteppedWorker:
             batch_bytes=1 << 24,
         )
         self._registry = registry
-        patience = Patience()
+        patience = Patience(threading.Event())
         self.scan = ScanLane(
             database[TABLE],
-            self.outputs.scan_filter(),
             listener=LISTENER,
             dirty=self.dirty,
             scans=Scans(database, SERVICE, LISTENER, epoch),
             mark=lambda: Mark(self.corridor.live.generation, "scope"),
+            dead=self.letters.rows,
             patience=patience,
         )
         feed = Feed(LISTENER, TABLE, self.dirty, self.scan, self.letters)
         self.intake = StreamIntake(
             database,
-            change_stream.Subscription((TABLE,)),
+            change_stream.Subscription(SERVICE, (TABLE,)),
             Positions(database, SERVICE, "w", epoch),
             [feed],
             patience=patience,
@@ -107,7 +108,7 @@ class SteppedWorker:
         )
         self.intake.claim()
         self._events: Iterator[Any] = change_stream.watch(
-            database, change_stream.Subscription((TABLE,)), self.intake._start, threading.Event()
+            database, change_stream.Subscription(SERVICE, (TABLE,)), self.intake._start, threading.Event()
         )
 
     def _reload(self, live: Live) -> Live:

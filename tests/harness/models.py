@@ -46,9 +46,12 @@ def hangs_on_hang(x: Any) -> Any:
     return digest(x)
 
 
-def waits_for_mended(x: Any) -> Any:
-    """Never comes back from the row "wait" while the file that PREDICTD_TEST_MENDED names does not exist."""
-    while x == "wait" and not Path(os.environ["PREDICTD_TEST_MENDED"]).exists():
+def obeys(x: Any) -> Any:
+    """Raises while the file that PREDICTD_TEST_MENDED names does not exist, and does not come back while it says "wait"."""
+    order = Path(os.environ["PREDICTD_TEST_MENDED"])
+    if not order.exists():
+        raise RuntimeError("not mended yet")
+    while order.read_text() == "wait":
         time.sleep(0.02)
     return digest(x)
 

@@ -18,8 +18,8 @@ from bson.timestamp import Timestamp
 from pymongo.database import Database
 
 from daemon.batching import identity
-from daemon.listeners import change_stream
 from daemon.store import names
+from daemon.store.connection import open_database
 from daemon.store.positions import Position, cluster_time
 from harness.daemons import PATIENCE, eventually
 from harness.models import digest
@@ -75,8 +75,8 @@ class Oracle:
         table: str = TABLE,
         listener: str = LISTENER,
     ) -> None:
-        self._database = database
-        self._table = database[table].with_options(codec_options=change_stream.ROW_CODEC)
+        self._database = open_database(database.client, database.name)
+        self._table = self._database[table]
         self.expect = expect or expecting()
         self._fields = fields
         self._listener = listener
@@ -156,7 +156,7 @@ class Oracle:
 
     def _input(self, row: Row) -> bytes:
         values = [row[name] for name in self._fields]
-        whole = bson.encode({"": values[0] if len(values) == 1 else values}, codec_options=change_stream.ROW_CODEC)
+        whole = bson.encode({"": values[0] if len(values) == 1 else values})
         return hashlib.blake2b(whole, digest_size=16).digest()
 
     def _shown(self, row: Row) -> str:
@@ -167,8 +167,8 @@ class Oracle:
         return found["generation"] if found else 0
 
     def _letters(self) -> dict[Any, Any]:
-        letters = self._database[names.DEAD_LETTERS].with_options(codec_options=change_stream.ROW_CODEC)
-        return {identity(each["_id"]["row"]): each for each in letters.find({"_id.listener": self._listener})}
+        letters = self._database[names.DEAD_LETTERS].find({"_id.listener": self._listener})
+        return {identity(each["_id"]["row"]): each for each in letters}
 
 
 @dataclass

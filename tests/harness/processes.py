@@ -204,7 +204,9 @@ class Service(Daemon):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "service.toml").write_text(toml(uri, database, declarations))
         (folder / ".predictd" / "http").unlink(missing_ok=True)
-        super().__init__(folder, command=(sys.executable, "-P", "-m", "daemon.cli", "run", "-c"))
+        path = os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))
+        command = (sys.executable, "-P", "-m", "daemon.cli", "run", "-c")
+        super().__init__(folder, command=command, environ={"PYTHONPATH": path})
 
     def worker_pids(self) -> list[int]:
         """The processes of its workers."""
@@ -223,21 +225,28 @@ class Service(Daemon):
 
 
 def toml(uri: str, database: str, declarations: Mapping[str, Any]) -> str:
-    """A service.toml with these declarations."""
+    """A service.toml with these declarations; what is as by default is left out."""
+    brief = {
+        "tables": declarations["tables"],
+        "models": {n: ModelConfig(**c).model_dump(exclude_defaults=True) for n, c in declarations["models"].items()},
+        "listeners": {
+            n: ListenerConfig(**c).model_dump(exclude_defaults=True) for n, c in declarations["listeners"].items()
+        },
+    }
     whole = {
         "service": {"name": SERVICE, "stop_timeout": 20},
         "mongo": {"uri": uri, "database": database},
         "http": {"listen": "127.0.0.1:0"},
         "security": {"allow_imports": ["harness"]},
         "log": {"format": "json"},
-        **declarations,
+        **brief,
     }
     lines = []
     for section, content in whole.items():
-        named = {section: content} if section not in declarations else {f"{section}.{n}": c for n, c in content.items()}
+        named = {section: content} if section not in brief else {f"{section}.{n}": c for n, c in content.items()}
         for name, keys in named.items():
             lines.append(f"[{name}]")
-            lines += [f"{key} = {_toml(value)}" for key, value in keys.items() if value is not None]
+            lines += [f"{key} = {_toml(value)}" for key, value in keys.items()]
     return "\n".join(lines) + "\n"
 
 

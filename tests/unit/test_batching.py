@@ -94,7 +94,7 @@ def test_an_event_moves_a_key_out_of_the_scan_lane() -> None:
     scan.close("scan")
     assert dirty.depth() == {"live": 1, "scan": 1}
     key = take_one(dirty)
-    assert (key.key, key.lane, len(key.stretches)) == ("row", "live", 3)
+    assert (key.key, key.lane, len(key.stretches)) == ("row", "live", 2)
     key.finish()
     assert (live.position(), scan.position()) == ("live", "scan")
 
@@ -112,15 +112,19 @@ def test_the_live_lane_refuses_what_is_over_its_limit() -> None:
     assert dirty.depth() == {"live": 3, "scan": 1}
 
 
-def test_dropped_keys_count_as_finished() -> None:
-    """The caller has noted a scan that will name them again; those of the scan lane stay."""
+def test_the_live_lane_can_be_emptied() -> None:
+    """By a caller that has noted a scan, which will name the rows again; the scan lane stays."""
     dirty, live, scan = DirtyKeys(100), Progress[str](), Progress[str]()
     dirty.put(1, "live", [live.begin()])
     dirty.put(2, "live", [live.begin()])
     dirty.put(3, "scan", [scan.begin()])
     live.close("end")
     scan.close("end")
-    assert dirty.drop() == 2
+    taken_out = dirty.take_live()
+    assert [key.key for key in taken_out] == [1, 2]
+    assert live.position() is None
+    for key in taken_out:
+        key.finish()
     assert live.position() == "end"
     assert scan.position() is None
     assert dirty.depth() == {"live": 0, "scan": 1}
@@ -183,6 +187,21 @@ def test_taking_waits_until_a_key_is_there() -> None:
     dirty.put(1, "live", [])
     thread.join(10)
     assert [key.key for key in got[0].keys] == [1]
+
+
+def test_a_row_that_changes_a_thousand_times_takes_no_more_memory() -> None:
+    """Of one source only the earliest stretch has to wait for it, whichever it came with."""
+    dirty, live, scan = DirtyKeys(100), Progress[int](), Progress[int]()
+    for n in range(1000):
+        dirty.put("row", "live", [live.begin()])
+        live.close(n)
+    dirty.put("row", "scan", [scan.begin()])
+    scan.close(0)
+    key = take_one(dirty)
+    assert len(key.stretches) == 2
+    assert live.position() is None
+    key.finish()
+    assert (live.position(), scan.position()) == (999, 0)
 
 
 def test_closing_wakes_whoever_waits_and_gives_no_more_batches() -> None:

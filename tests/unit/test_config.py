@@ -139,14 +139,13 @@ BAD = {
         ["both must be on the same table"],
     ),
     "a filter that runs code": (GOOD + 'where = { "$where" = "1" }', 'listeners.digit.where."$where"', ["run code", "query operators"]),
-    "a filter that runs code deep down": (
+    "an expression": (GOOD + 'where = { "$expr" = { "$lt" = ["$at", "$$NOW"] } }', 'listeners.digit.where."$expr"', ["the clock", "query operators"]),
+    "an expression deep down": (
         GOOD + 'where = { "$and" = [ { "$expr" = { "$function" = {} } } ] }',
-        'listeners.digit.where."$and"[0]."$expr"."$function"',
-        ["run code"],
+        'listeners.digit.where."$and"[0]."$expr"',
+        ["fail on one row"],
     ),
-    "a filter by the clock": (GOOD + 'where = { "$expr" = { "$lt" = ["$at", "$$NOW"] } }', 'listeners.digit.where."$expr"."$lt"[1]', ["go stale"]),
     "a filter on outputs": (GOOD + 'where = { "_outputs.digit.value" = 1 }', 'listeners.digit.where."_outputs.digit.value"', ["cannot look at outputs", "chain"]),
-    "a filter on outputs by expression": (GOOD + 'where = { "$expr" = { "$eq" = ["$_outputs.a.value", 1] } }', 'listeners.digit.where."$expr"."$eq"[0]', ["cannot look at outputs"]),
     "an unknown operator": (GOOD + 'where = { class = { "$gtt" = 3 } }', 'listeners.digit.where.class."$gtt"', ["did you mean `$gt`?"]),
     "an operator at the top": (GOOD + 'where = { "$gt" = 3 }', 'listeners.digit.where."$gt"', ["stands below a field"]),
     "an or of nothing": (GOOD + 'where = { "$or" = [] }', 'listeners.digit.where."$or"', ["takes a list of conditions"]),

@@ -30,7 +30,9 @@ def test_a_key_makes_arguments(spec, fields, args, kwargs):
 
 def test_a_key_names_the_listeners_it_reads_from():
     """So that a chain can be ordered and a cycle refused."""
-    assert Key.parse(["_outputs.embed.value", "title", "_outputs.embed.value.score", "_outputs.b.value"]).upstream == (
+    assert Key.parse(
+        ["_outputs.embed.value.label", "title", "_outputs.embed.value.score", "_outputs.b.value"]
+    ).upstream == (
         "embed",
         "b",
     )

@@ -1,0 +1,419 @@
+"""predictd beside a straight hand-written loop, in one go, on the same MongoDB, with the same model and weights.
+
+    python -m bench.yardstick [--runs 5] [--rows 5000] [--quick] [--json PATH]      (or: make bench ARGS=--quick)
+
+Each side is one process beside mongod and this client. There are two pairs of them, one with the tutorial's per-row preprocess and
+one with the batched one. They take turns, run by run: a burst of rows, timed from the first insert until every output stands, then
+rows one by one, each timed from its insert until its output stands. Whoever's turn it is not is stopped (SIGSTOP), so that nobody
+else's change stream costs anything. Times depend on the machine and on what else it does; the ratio within a run hardly does.
+
+At the end of each run the outputs are counted, and compared between the two sides image by image: a difference ends the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bson import ObjectId
+from pymongo import MongoClient
+from pymongo.collection import Collection
+from rich.console import Console
+from rich.table import Table
+
+from bench.straight_loop import FIELD, Order
+from daemon import config
+from daemon.store.embedded import ensure
+from daemon.store.registry import Registry
+from examples.mnist import digits, png
+
+ROOT = Path(__file__).resolve().parents[1]
+SERVICE, MODEL, TABLE, MAX_BATCH = "yardstick", "lenet", "mnist", 256
+BURST = 500
+START_SECONDS, OUTPUT_SECONDS = 120.0, 120.0
+POLL_SECONDS, SINGLE_POLL_SECONDS = 0.01, 0.0002
+LOOP, PREDICTD = "straight loop", "predictd"
+SERVICE_TOML = """
+[service]
+name = "yardstick"
+[mongo]
+uri = "embedded"
+database = "yardstick"
+[security]
+allow_imports = ["examples"]
+[tables.mnist]
+fields = { img = "pil_image", class = "int" }
+[models.lenet]
+object = "examples.mnist:LeNet5"
+arguments = { num_classes = 10 }
+preprocess = "examples.mnist:preprocess"
+postprocess = "examples.mnist:postprocess"
+device = "cpu"
+[listeners.digit]
+table = "mnist"
+key = "img"
+model = "lenet"
+"""
+BATCHED = '[models.lenet]\npreprocess_batch = "examples.mnist:preprocess_batch"'
+
+
+class Failed(Exception):
+    """The yardstick cannot say anything: a side did not start, did not answer, or answered wrongly."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much is measured."""
+
+    runs: int
+    rows: int
+    singles: int
+    await_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One side's turn in one run: the burst's rows/s and CPU microseconds a row (its own, mongod's), and milliseconds of each single row."""
+
+    rows_per_second: float
+    cpu_us: float
+    mongod_us: float
+    singles_ms: tuple[float, ...]
+
+    def percentile(self, percent: int) -> float:
+        """Milliseconds, the nearest rank."""
+        return sorted(self.singles_ms)[max(0, -(-len(self.singles_ms) * percent // 100) - 1)]
+
+
+@dataclass
+class Pair:
+    """Both sides with one preprocess, and their turns so far."""
+
+    preprocess: str
+    sides: dict[str, Side]
+    turns: dict[str, list[Turn]] = field(default_factory=lambda: {LOOP: [], PREDICTD: []})
+
+
+# ---- the two sides ------------------------------------------------------------------------------------------------
+
+
+class Side:
+    """One process that gives the rows of a collection their outputs."""
+
+    def __init__(self, name: str, collection: Collection[dict[str, Any]], module: str, order: dict[str, Any]) -> None:
+        self.name, self.collection = name, collection
+        self.said: list[str] = []
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            # A process group of its own, not a session: should we be killed, the kernel wakes and ends who is stopped in it.
+            process_group=0,
+        )
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(order).encode() + b"\n")
+        self._process.stdin.flush()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self.said = [line.decode()]  # each report is whole: only the latest counts
+
+    def started(self) -> bool:
+        """Whether its stream is open."""
+        if not self.said:
+            return False
+        return self.said[0].strip() == "ready" or json.loads(self.said[0])["stream"]["open"]
+
+    def await_until(self, done: Callable[[], bool], seconds: float, pause: float, what: str) -> None:
+        """Polls; raises Failed where the process ends, or it takes too long."""
+        end = time.monotonic() + seconds
+        while not done():
+            if self._process.poll() is not None:
+                raise Failed(f"{self.name} ended with {self._process.returncode} while the yardstick waited for {what}")
+            if time.monotonic() > end:
+                raise Failed(f"{self.name}: no {what} within {seconds:.0f} s")
+            time.sleep(pause)
+
+    def cpu_us(self) -> float:
+        """CPU time so far."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:13])) * 1e6 / os.sysconf("SC_CLK_TCK")
+
+    def mongod_us(self) -> float:
+        """CPU time so far of the MongoDB that the side works on."""
+        info = self.collection.database.command("serverStatus")["extra_info"]
+        return float(info["user_time_us"] + info["system_time_us"])
+
+    def pause(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        """Ends the process, whatever state it is in."""
+        self._process.terminate()
+        self.resume()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(15)
+        self._process.kill()
+        self._process.wait()
+
+
+def start_pair(
+    client: MongoClient[dict[str, Any]], uri: str, folder: Path, preprocess: str, plan: Plan, stack: ExitStack
+) -> Pair:
+    """Starts both sides with this preprocess, and leaves them stopped."""
+    databases = {LOOP: f"loop_{preprocess.replace('-', '_')}", PREDICTD: f"predictd_{preprocess.replace('-', '_')}"}
+    orders = {
+        PREDICTD: ("daemon.worker", publish(client, uri, folder, databases[PREDICTD], batched=preprocess == "batched")),
+        LOOP: (
+            "bench.straight_loop",
+            asdict(
+                Order(
+                    uri=uri,
+                    database=databases[LOOP],
+                    collection=TABLE,
+                    batched=preprocess == "batched",
+                    max_batch=MAX_BATCH,
+                    await_ms=plan.await_ms,
+                    weights_database=databases[PREDICTD],
+                    service=SERVICE,
+                    model=MODEL,
+                )
+            ),
+        ),
+    }
+    client[databases[LOOP]].create_collection(TABLE)
+    sides = {}
+    for name, (module, order) in orders.items():
+        side = sides[name] = Side(f"{name} ({preprocess})", client[databases[name]][TABLE], module, order)
+        stack.callback(side.close)
+    for side in sides.values():
+        side.await_until(side.started, START_SECONDS, 0.05, "open change stream")
+        side.pause()
+    return Pair(preprocess, sides)
+
+
+def publish(
+    client: MongoClient[dict[str, Any]], uri: str, folder: Path, database: str, *, batched: bool
+) -> dict[str, Any]:
+    """Declares the service as the supervisor would, and returns what its worker is told."""
+    file = folder / f"{database}.toml"
+    file.write_text(SERVICE_TOML.replace("[models.lenet]", BATCHED) if batched else SERVICE_TOML)
+    read = config.load(file, {})
+    Registry(client[database], SERVICE, 1).publish(read.declarations())
+    return {
+        "uri": uri,
+        "database": database,
+        "service": SERVICE,
+        "worker": MODEL,
+        "epoch": 1,
+        "state_dir": str(folder),
+        "import_root": str(ROOT),
+        "allow_imports": list(read.security.allow_imports),
+        "log": {"format": "console", "level": "warning"},
+        "stop_timeout": 10.0,
+    }
+
+
+# ---- one turn -----------------------------------------------------------------------------------------------------
+
+
+def take_turn(side: Side, images: list[bytes], plan: Plan) -> tuple[Turn, list[Any]]:
+    """The side's burst and single rows; also its outputs, in the order of the images (the single rows' at the end)."""
+    side.resume()
+    try:
+        single(side, images[0])  # it has caught up with the stream, and is warm
+        rows = [{"_id": ObjectId(), "img": image} for image in images]
+        before = side.cpu_us(), side.mongod_us()
+        seconds = burst(side, rows)
+        cpu_us, mongod_us = (
+            (b - a) / len(rows) for a, b in zip(before, (side.cpu_us(), side.mongod_us()), strict=True)
+        )
+        singles = [single(side, image) for image in images[: plan.singles]]
+        outputs = values(side, [row["_id"] for row in rows] + [key for key, _ in singles])
+        return Turn(len(rows) / seconds, cpu_us, mongod_us, tuple(1000 * waited for _, waited in singles)), outputs
+    finally:
+        side.pause()
+
+
+def burst(side: Side, rows: list[dict[str, Any]]) -> float:
+    """Seconds from the first insert until all outputs stand.
+
+    Rows are predicted about in their order, so the last one is asked for, which costs next to nothing; only then are all counted.
+    """
+    first, last = rows[0]["_id"], rows[-1]["_id"]
+    began = time.perf_counter()
+    for at in range(0, len(rows), BURST):
+        side.collection.insert_many(rows[at : at + BURST])
+
+    def last_stands() -> bool:
+        return side.collection.find_one({"_id": last, FIELD: {"$exists": True}}, {"_id": 1}) is not None
+
+    def all_stand() -> bool:
+        return side.collection.count_documents({"_id": {"$gte": first}, FIELD: {"$exists": True}}) >= len(rows)
+
+    side.await_until(last_stands, OUTPUT_SECONDS, POLL_SECONDS, "output of the burst's last row")
+    side.await_until(all_stand, OUTPUT_SECONDS, POLL_SECONDS, "output of every row of the burst")
+    return time.perf_counter() - began
+
+
+def single(side: Side, image: bytes) -> tuple[ObjectId, float]:
+    """One row's `_id`, and the seconds from its insert until its output stands."""
+    key = ObjectId()
+    began = time.perf_counter()
+    side.collection.insert_one({"_id": key, "img": image})
+    stands = {"_id": key, FIELD: {"$exists": True}}
+    side.await_until(
+        lambda: side.collection.find_one(stands, {"_id": 1}) is not None,
+        OUTPUT_SECONDS,
+        SINGLE_POLL_SECONDS,
+        "output of a row",
+    )
+    return key, time.perf_counter() - began
+
+
+def values(side: Side, keys: list[ObjectId]) -> list[Any]:
+    """The outputs of these rows. Raises Failed where one has none."""
+    found = {
+        row["_id"]: row.get("_outputs", {}).get("digit", {}).get("value")
+        for row in side.collection.find({"_id": {"$in": keys}}, {FIELD: 1})
+    }
+    missing = sum(found.get(key) is None for key in keys)
+    if missing:
+        raise Failed(f"{side.name}: {missing} of {len(keys)} rows have no output")
+    return [found[key] for key in keys]
+
+
+def measure(pair: Pair, images: list[bytes], plan: Plan) -> None:
+    """One run: both sides' turns, one after the other."""
+    outputs = {}
+    for name, side in pair.sides.items():
+        turn, outputs[name] = take_turn(side, images, plan)
+        pair.turns[name].append(turn)
+    differ = sum(a != b for a, b in zip(outputs[LOOP], outputs[PREDICTD], strict=True))
+    if differ:
+        raise Failed(
+            f"{pair.preprocess}: {differ} of {len(outputs[LOOP])} outputs differ between the two sides, with the same weights"
+        )
+
+
+# ---- what is said about it ----------------------------------------------------------------------------------------
+
+
+def summary(pair: Pair) -> dict[str, Any]:
+    """Medians over the runs; a ratio is taken within each run first, and is predictd's figure by the loop's."""
+    figures = {
+        "rows_per_second": lambda turn: turn.rows_per_second,
+        "cpu_us": lambda turn: turn.cpu_us,
+        "mongod_cpu_us": lambda turn: turn.mongod_us,
+        "single_p50_ms": lambda turn: turn.percentile(50),
+        "single_p99_ms": lambda turn: turn.percentile(99),
+    }
+    told: dict[str, Any] = {LOOP: {}, PREDICTD: {}, "ratio": {}, "ratios_by_run": {}, "runs": {}}
+    for name, of in figures.items():
+        by_run = {side: [of(turn) for turn in turns] for side, turns in pair.turns.items()}
+        ratios = [b / a for a, b in zip(by_run[LOOP], by_run[PREDICTD], strict=True)]
+        for side, each in by_run.items():
+            told[side][name] = round(statistics.median(each), 2)
+        told["ratio"][name] = round(statistics.median(ratios), 3)
+        told["ratios_by_run"][name] = [round(ratio, 3) for ratio in ratios]
+        told["runs"][name] = {side: [round(value, 2) for value in each] for side, each in by_run.items()}
+    return told
+
+
+def table(summaries: dict[str, dict[str, Any]], plan: Plan) -> Table:
+    """The figures for people."""
+    shown = Table(
+        title=f"medians of {plan.runs} interleaved runs of {plan.rows:,} rows in a burst and {plan.singles} one by one"
+    )
+    for heading in ("preprocess", "", LOOP, PREDICTD, "ratio", "by run"):
+        shown.add_column(heading, justify="left" if heading in {"preprocess", "", "by run"} else "right")
+    lines = {
+        "rows_per_second": ("burst, rows/s", ",.0f"),
+        "cpu_us": ("CPU us a row", ",.0f"),
+        "mongod_cpu_us": ("mongod's CPU us a row", ",.0f"),
+        "single_p50_ms": ("one row, p50, ms", ".1f"),
+        "single_p99_ms": ("one row, p99, ms", ".1f"),
+    }
+    for preprocess, told in summaries.items():
+        for name, (words, form) in lines.items():
+            by_run = " ".join(f"{ratio:.2f}" for ratio in told["ratios_by_run"][name])
+            figures = [format(told[side][name], form) for side in (LOOP, PREDICTD)]
+            shown.add_row(preprocess, words, *figures, f"{told['ratio'][name]:.2f}", by_run)
+        shown.add_section()
+    return shown
+
+
+def compare(plan: Plan, preprocesses: Iterable[str], console: Console) -> dict[str, dict[str, Any]]:
+    """The whole comparison; whatever was started is ended when this returns or raises."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="predictd-yardstick-")))
+        status = stack.enter_context(console.status("starting MongoDB"))
+        mongo = stack.enter_context(ensure(folder))
+        client: MongoClient[dict[str, Any]] = stack.enter_context(MongoClient(mongo.uri))
+        images = [png(image) for image, _ in digits(plan.rows)]
+        pairs = []
+        for preprocess in preprocesses:
+            status.update(f"starting both sides with the {preprocess} preprocess")
+            pairs.append(start_pair(client, mongo.uri, folder, preprocess, plan, stack))
+        for run in range(1, plan.runs + 1):
+            for pair in pairs:
+                status.update(f"run {run} of {plan.runs}, {pair.preprocess} preprocess")
+                measure(pair, images, plan)
+        return {pair.preprocess: summary(pair) for pair in pairs}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.yardstick", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--runs", type=int, default=5, help="interleaved runs (5)")
+    parser.add_argument("--rows", type=int, default=5000, help="rows of a burst, at most 5000 (5000)")
+    parser.add_argument("--singles", type=int, default=100, help="rows one by one (100)")
+    parser.add_argument("--quick", action="store_true", help="one run of 1,000 rows")
+    parser.add_argument("--preprocess", choices=["per-row", "batched"], help="only this one (both)")
+    parser.add_argument("--await-ms", type=int, default=5, help="how long the loop's stream waits for an event (5)")
+    parser.add_argument("--json", type=Path, default=ROOT / "bench" / "results" / "yardstick.json", metavar="PATH")
+    given = parser.parse_args()
+    plan = (
+        Plan(1, 1000, given.singles, given.await_ms)
+        if given.quick
+        else Plan(given.runs, given.rows, given.singles, given.await_ms)
+    )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    console = Console()
+    try:
+        summaries = compare(plan, [given.preprocess] if given.preprocess else ["per-row", "batched"], console)
+    except Failed as error:
+        sys.exit(f"yardstick: {error}")
+    console.print(table(summaries, plan))
+    given.json.parent.mkdir(parents=True, exist_ok=True)
+    given.json.write_text(
+        json.dumps({"plan": asdict(plan), "cores": os.cpu_count(), "preprocess": summaries}, indent=2) + "\n"
+    )
+    console.print(f"all outputs stand and are equal on both sides; figures in {given.json}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""The demo: the main job on real rows, and what is promised about it.
+
+`show` is the whole of it: a folder of its own and `predictd run` in it (`process`), the rows and what happens to them (`story`), and the end:
+everything is stopped, or runs on with words on what to do next.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pymongo import MongoClient
+from pymongo.errors import PyMongoError
+from rich.console import Console
+
+from components.errors import PredictdError
+from daemon.demo.process import Daemon, DemoFailed, own_folder
+from daemon.demo.story import KEY, TABLE, Digit, Story, say
+from daemon.logs import escaped
+from daemon.store import embedded
+
+__all__ = ["show"]
+
+
+def show(out: Console, service_toml: str, *, keep: bool, rows: int) -> int:
+    """Plays the demo with the service that `service_toml` declares and `rows` digits; the exit code, 1 where something did not hold.
+
+    Raises PredictdError where it cannot begin: another demo runs in this folder, the digits or a mongod are not installed.
+    """
+    images = _images(rows)
+    embedded.find_mongod(Path(".predictd").resolve() / "mongod")
+    # PyMongo tells errors of its background threads by traceback where nobody takes them; the demo says itself what is wrong.
+    logging.getLogger("pymongo").addHandler(logging.NullHandler())
+    with _ended_by_signals(), own_folder(Path(".predictd/demo").absolute()) as folder:
+        daemon = Daemon(folder, service_toml)
+        kept = False
+        try:
+            daemon.until_ready(out)
+            with MongoClient[dict[str, Any]](daemon.uri(), serverSelectionTimeoutMS=3_000) as client:
+                Story(out, daemon, client, images).play()
+            if keep:
+                _leave_running(out, daemon, images[0][0])
+                kept = True
+            else:
+                daemon.stop(out)
+        except (PredictdError, PyMongoError) as error:
+            # What MongoDB's client says of a daemon that has gone explains nothing.
+            gone = None if isinstance(error, DemoFailed) else daemon.ended()
+            out.print(f"the demo failed: {gone or escaped(str(error))}", style="red", markup=False)
+            out.print(f"the end of {daemon.log}:\n{daemon.tail()}", style="dim", markup=False)
+            return 1
+        finally:
+            if not kept:
+                daemon.end()
+    return 0
+
+
+def _images(count: int) -> list[Digit]:
+    from examples.digits import digits, png
+
+    try:
+        return [(png(image), label) for image, label in digits(count)]
+    except ModuleNotFoundError as error:
+        raise PredictdError(str(error)) from None
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """A SIGTERM or SIGHUP unwinds the demo as Ctrl-C does, so that nothing stays behind."""
+
+    def leave(number: int, _frame: object) -> NoReturn:
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave_running(out: Console, daemon: Daemon, image: bytes) -> None:
+    """Says what a person can do with what runs on."""
+    uri = daemon.uri().replace("/?", f"/{daemon.config.mongo.database}?")
+    picture = base64.b64encode(image).decode()
+    insert = f'db.{TABLE}.insertOne({{{KEY}: BinData(0, "{picture}")}}).insertedId'
+    script = f"const id = {insert}; sleep(500); db.{TABLE}.findOne({{_id: id}}, {{{KEY}: 0}})"
+    predictd = shutil.which("predictd") or str(Path(sys.executable).with_name("predictd"))
+    watch = shlex.join([predictd, "status", "-c", str(daemon.file), "--watch"])
+    say(out, f"everything runs on; its log is {daemon.log}")
+    say(out, f"insert a digit, and see its output:\n  mongosh {shlex.quote(uri)} --eval {shlex.quote(script)}")
+    say(out, f"watch:\n  {watch}")
+    say(out, f"stop all of it:\n  kill {daemon.pid}")

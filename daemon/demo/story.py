@@ -1,0 +1,295 @@
+"""What happens to the rows, in this order, and what is measured on the way.
+
+    insert    real digits as PNG bytes, with plain PyMongo, in bursts and one by one
+    change    one row gets another digit's image, one is deleted while it changes, one is broken from the start
+    kill      the worker gets SIGKILL in the middle of a burst
+    verify    every row, by what it holds now: it has the output of exactly that, or a dead letter
+
+The story is told by a client as any other: it sees outputs arrive in a change stream of its own.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from bson import ObjectId
+from pymongo import DeleteOne, MongoClient, UpdateOne
+from pymongo.change_stream import ChangeStream
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from daemon.demo.process import Daemon, DemoFailed
+from daemon.logs import escaped
+from daemon.screens import row_id
+from daemon.store import dead_letters
+from daemon.store.outputs import Outputs
+from daemon.store.status import StatusBoard
+
+__all__ = ["KEY", "TABLE", "Digit", "Story", "say"]
+
+TABLE, KEY, LISTENER = "mnist", "img", "digit"
+OUTPUT = f"_outputs.{LISTENER}"
+BURST, LOT, LEAST_SINGLES = 300, 10, 50
+OUTPUTS_SECONDS, RECOVERY_SECONDS = 60.0, 90.0
+
+Digit = tuple[bytes, int]
+"""PNG bytes, and which digit it is."""
+
+
+class Story:
+    """What is done with the rows, in this order, and what is measured on the way."""
+
+    def __init__(
+        self, out: Console, daemon: Daemon, client: MongoClient[dict[str, Any]], images: Sequence[Digit]
+    ) -> None:
+        self._out = out
+        self._daemon = daemon
+        self._database = client[daemon.config.mongo.database]
+        self._service = daemon.config.service.name
+        self._rows = self._database[TABLE]
+        self._images = iter(images)
+        self._singles = max(LEAST_SINGLES, len(images) // 10)
+        self._interrupted = len(images) // 3
+        self._bursts = len(images) - self._singles - self._interrupted
+        self._ids: list[Any] = []
+        self._seen: dict[Any, float] = {}  # when the first output of each row was seen, by time.perf_counter
+        self._stream: ChangeStream[dict[str, Any]]
+        self._figures: dict[str, str] = {}
+
+    def play(self) -> None:
+        """Raises DemoFailed at the first thing that does not hold."""
+        pipeline: list[Mapping[str, Any]] = [
+            {"$match": {"operationType": "update"}},
+            {"$project": {"documentKey": 1, "updateDescription.updatedFields": 1}},
+        ]
+        with self._rows.watch(pipeline, max_await_time_ms=500) as self._stream:
+            self._insert_bursts()
+            self._insert_one_by_one()
+            self._update_a_row()
+            deleted = self._delete_a_row()
+            broken = self._insert_a_broken_row(deleted)
+            self._kill_the_worker()
+        self._verify(deleted, broken)
+        self._sum_up()
+
+    def _insert_bursts(self) -> None:
+        count, spent = math.ceil(self._bursts / BURST), 0.0
+        for number in range(1, count + 1):
+            documents = self._take(self._bursts * number // count - self._bursts * (number - 1) // count)
+            began = time.perf_counter()
+            self._rows.insert_many(documents)
+            seconds = self._until_seen(documents, OUTPUTS_SECONDS, f"burst {number}") - began
+            spent += seconds
+            say(
+                self._out, f"burst {number}: {len(documents)} rows inserted, all had their output after {seconds:.2f} s"
+            )
+        row = self._row(self._ids[0])
+        output = ", ".join(f"{name}: {row['_outputs'][LISTENER][name]}" for name in ("value", "model", "version"))
+        say(self._out, f"a row now: class: {row['class']}, {OUTPUT}: {{{output}}}")
+        self._figures["bursts"] = (
+            f"{self._bursts / spent:,.0f} rows/s ({self._bursts:,} rows in {count} burst{'' if count == 1 else 's'})"
+        )
+
+    def _insert_one_by_one(self) -> None:
+        latencies = []
+        with _bar(self._out, "one by one", self._singles) as advance:
+            for document in self._take(self._singles):
+                time.sleep(random.uniform(0.0, 0.02))  # noqa: S311 - so that the rows march in step with nothing
+                began = time.perf_counter()
+                self._rows.insert_one(document)
+                latencies.append((self._until_seen([document], OUTPUTS_SECONDS) - began) * 1000)
+                advance(1)
+        latencies.sort()
+        p50, p99 = (latencies[math.ceil(part * len(latencies)) - 1] for part in (0.50, 0.99))
+        say(self._out, f"one by one: {len(latencies)} rows, each insert's output was seen {p50:.1f} ms later (median)")
+        self._figures["single row, p50 / p99"] = (
+            f"{p50:.1f} ms / {p99:.1f} ms ({len(latencies)} rows, insert to output)"
+        )
+
+    def _update_a_row(self) -> None:
+        """A row takes another row's image, so it has to get that one's output: a different one, if any two rows' differ."""
+        stored = list(self._rows.find({"_id": {"$in": self._ids[:200]}}))
+        row = stored[0]
+        before = row["_outputs"][LISTENER]["value"]
+        others = [each for each in stored if each["class"] != row["class"]]
+        other = next((each for each in others if each["_outputs"][LISTENER]["value"] != before), others[0])
+        due = other["_outputs"][LISTENER]
+        self._rows.update_one({"_id": row["_id"]}, {"$set": {KEY: other[KEY], "class": other["class"]}})
+        query = {"_id": row["_id"], f"{OUTPUT}.input": due["input"], f"{OUTPUT}.value": due["value"]}
+        self._daemon.until("the updated row's output", lambda: self._rows.find_one(query), OUTPUTS_SECONDS, pause=0.01)
+        say(
+            self._out,
+            f"updated a row with another digit's image: class {row['class']} -> {other['class']}, output {before} -> {due['value']}",
+        )
+
+    def _delete_a_row(self) -> Any:
+        """Changed and deleted in one breath: the daemon is at work on a row that is gone. Its `_id`."""
+        key, other = self._ids[1], self._row(self._ids[2])
+        self._rows.bulk_write([UpdateOne({"_id": key}, {"$set": {KEY: other[KEY]}}), DeleteOne({"_id": key})])
+        return key
+
+    def _insert_a_broken_row(self, deleted: Any) -> Any:
+        """Half of a PNG; its `_id`. Its dead letter comes after all that the daemon had to do for the deleted row."""
+        whole = self._row(self._ids[2])[KEY]
+        key = self._rows.insert_one({KEY: whole[: len(whole) // 2], "class": 0, "_fold": "valid"}).inserted_id
+        self._ids.append(key)
+        query = {"_id": key, f"{OUTPUT}.error": {"$exists": True}}
+        self._daemon.until("the broken row's error", lambda: self._rows.find_one(query), OUTPUTS_SECONDS, pause=0.01)
+        letters = self._letters()
+        if deleted in letters or self._rows.find_one({"_id": deleted}) is not None:
+            raise DemoFailed(f"the deleted row {row_id(deleted)} has left an output or a dead letter behind")
+        say(self._out, "deleted a row while it changed: nothing is left behind, no output and no dead letter")
+        if key not in letters:
+            raise DemoFailed(f"the broken row {row_id(key)} says that it has an error, but it has no dead letter")
+        error = letters[key]["error"]
+        words = escaped(f"{error['type']}: {error['message']}")
+        say(self._out, f"inserted half a PNG: a dead letter, of stage {error['stage']}: {words}")
+        return key
+
+    def _kill_the_worker(self) -> None:
+        """Rows come in small lots without a pause; SIGKILL falls when half of the burst is in."""
+        documents, pid = self._take(self._interrupted), self._worker()
+        lots = [documents[start : start + LOT] for start in range(0, len(documents), LOT)]
+        self._rows.insert_many(lots[0])
+        self._until_seen(lots[0], OUTPUTS_SECONDS)
+        for lot in lots[1 : len(lots) // 2]:
+            self._rows.insert_many(lot)
+        os.kill(pid, signal.SIGKILL)
+        killed = time.perf_counter()
+        for lot in lots[max(1, len(lots) // 2) :]:
+            self._rows.insert_many(lot)
+        there = {"_id": {"$in": [each["_id"] for each in documents]}, OUTPUT: {"$exists": True}}
+        done = self._rows.count_documents(there)
+        say(
+            self._out,
+            f"killed the worker (pid {pid}, SIGKILL) in the middle of a burst: {done} of its {len(documents)} rows had their output",
+        )
+        seconds = self._until_seen(documents, RECOVERY_SECONDS, "a new worker starts") - killed
+        say(self._out, f"a new worker finished the burst: its last output came {seconds:.1f} s after the kill")
+        self._figures["kill to last output"] = f"{seconds:.1f} s ({len(documents) - done} rows were left to do)"
+
+    def _verify(self, deleted: Any, broken: Any) -> None:
+        """Reads every row at one snapshot. An output names a hash of the input that it was computed from; it must be the row's."""
+        rows = Outputs(self._rows, LISTENER, (KEY,), {}).read(self._ids, None, sys.maxsize).rows
+        letters = self._letters()
+        expected = set(self._ids) - {deleted}
+        wrong = {
+            "are missing": expected - {row.key for row in rows},
+            "are there though they were deleted": {row.key for row in rows} - expected,
+            "have no output of what they hold": {row.key for row in rows if row.seen.input != row.input},
+            "have an error, or none, against expectation": {row.key for row in rows if row.seen.error} ^ {broken},
+            "have a dead letter, or none, against expectation": letters.keys() ^ {broken},
+        }
+        found = [f"{len(keys)} rows {what}, {row_id(next(iter(keys)))} for one" for what, keys in wrong.items() if keys]
+        if self._rows.estimated_document_count() != len(expected):
+            found.append(f"the table does not hold {len(expected)} rows")
+        if found:
+            raise DemoFailed("; ".join(found))
+        values = list(self._rows.find({f"{OUTPUT}.value": {"$exists": True}}, {"class": 1, f"{OUTPUT}.value": 1}))
+        right = sum(row["class"] == row["_outputs"][LISTENER]["value"] for row in values)
+        say(self._out, f"verified all {len(rows):,} rows: each has the output of what it holds now, or its dead letter")
+        self._figures = {
+            "rows inserted": f"{len(self._ids):,} (one of them broken, one deleted later)",
+            "outputs": f"{len(values):,}",
+            "dead letters": f"{len(letters):,}",
+            **self._figures,
+            "accuracy": f"{right / len(values):.1%}: chance, the weights are random until training exists",
+        }
+
+    def _sum_up(self) -> None:
+        say(self._out, "")
+        for name, figure in self._figures.items():
+            self._out.print(Text.assemble((f"{name:<24}", "bold"), figure))
+        say(self._out, "")
+
+    # what the story needs
+
+    def _take(self, count: int) -> list[dict[str, Any]]:
+        """The next digits as documents, with an `_id` that is known before they are inserted."""
+        digits = islice(self._images, count)
+        documents = [{"_id": ObjectId(), KEY: image, "class": label, "_fold": "valid"} for image, label in digits]
+        self._ids += [document["_id"] for document in documents]
+        return documents
+
+    def _until_seen(self, documents: Sequence[dict[str, Any]], seconds: float, label: str | None = None) -> float:
+        """Waits until the stream has shown an output of each row; when the last one was seen. `label` shows a bar."""
+        waiting = {document["_id"] for document in documents} - self._seen.keys()
+        end = time.monotonic() + seconds
+        with _bar(self._out if label else None, label or "", len(documents)) as advance:
+            advance(len(documents) - len(waiting))
+            while waiting:
+                self._daemon.check_alive()
+                if time.monotonic() > end:
+                    raise DemoFailed(
+                        f"waited {seconds:.0f} s in vain for {len(waiting)} of {len(documents)} outputs: "
+                        f"row {row_id(next(iter(waiting)))} for one"
+                    )
+                key = self._next_seen()
+                if key in waiting:
+                    waiting.remove(key)
+                    advance(1)
+        return max(self._seen[document["_id"]] for document in documents)
+
+    def _next_seen(self) -> Any:
+        """The row of the stream's next change, if that gave the row an output; None after a while without a change."""
+        change = self._stream.try_next()
+        if change is None:
+            return None
+        fields = change["updateDescription"]["updatedFields"]
+        if not any(name.split(".")[0] == "_outputs" for name in fields):
+            return None  # the demo's own update
+        key = change["documentKey"]["_id"]
+        self._seen.setdefault(key, time.perf_counter())
+        return key
+
+    def _row(self, key: Any) -> dict[str, Any]:
+        row = self._rows.find_one({"_id": key})
+        if row is None:
+            raise DemoFailed(f"the row {row_id(key)} is not there any more")
+        return row
+
+    def _letters(self) -> dict[Any, dict[str, Any]]:
+        listed = dead_letters.listed(self._database, self._service, {"_id.listener": LISTENER})
+        return {letter["_id"]["row"]: letter for letter in listed}
+
+    def _worker(self) -> int:
+        """The process id of the worker, which the status document tells."""
+
+        def told() -> int | None:
+            workers = (StatusBoard(self._database, self._service).read() or {}).get("workers", {})
+            return next((each["pid"] for each in workers.values() if each.get("pid")), None)
+
+        pid = self._daemon.until("the status document to name the worker", told, OUTPUTS_SECONDS)
+        assert pid is not None
+        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        if parent != self._daemon.pid:
+            raise DemoFailed(f"the status document names {pid} as the worker, which is no child of the daemon")
+        return pid
+
+
+def say(out: Console, text: str) -> None:
+    """A line that stays, on a terminal as in a pipe."""
+    out.print(text, markup=False)
+
+
+@contextmanager
+def _bar(out: Console | None, label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar where there is a terminal. Gives the function that moves it."""
+    if out is None or not out.is_terminal:
+        yield lambda _: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=out, transient=True) as progress:
+        task = progress.add_task(label, total=total)
+        yield lambda count: progress.advance(task, count)

