@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 69 MongoDB cannot be reached, 75 another 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -365,6 +366,7 @@ def top(show_version: Annotated[bool, typer.Option("--version", help="The versio
 
 def main() -> None:
     """The console script."""
+    logging.getLogger("pymongo").addHandler(logging.NullHandler())  # else its threads print tracebacks; `run` sets up its own
     try:
         app()
     except PredictdError as error:

@@ -175,6 +175,7 @@ def test_a_status_that_is_not_well_exits_with_1(mongo_uri: str, tmp_path: Path) 
     assert (json.loads(ran.stdout)["state"], json.loads(ran.stdout)["ready"]) == ("never started", False)
 
 
+@pytest.mark.slow
 def test_on_a_terminal_the_status_is_drawn_and_refreshed(place: Place) -> None:
     """In colours, again and again, until Ctrl-C."""
     with Terminal("status", "--watch", cwd=place.daemon.folder) as terminal:
@@ -187,6 +188,7 @@ def test_on_a_terminal_the_status_is_drawn_and_refreshed(place: Place) -> None:
         assert "Traceback" not in terminal.shown
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_early_is_no_drama(place: Place) -> None:
     """`predictd ... | head -0`: no traceback."""
     reading, writing = os.pipe()

@@ -22,8 +22,6 @@ LIGHT = {
     "models": {"f": {"type": "object", "object": "harness.models:digest"}},
     "listeners": {"L": {"table": "rows", "key": "x", "model": "f"}},
 }
-RUN = pytest.mark.usefixtures("mongod")
-
 Start = Callable[..., Daemon]
 
 
@@ -54,7 +52,8 @@ def logged(daemon: Daemon) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
-@RUN
+@pytest.mark.usefixtures("mongod")
+@pytest.mark.slow
 def test_it_waits_for_a_mongodb_that_comes_later(tmp_path: Path, start: Start) -> None:
     """Alive and red with the reason all the while, one clear line in the log; then it does its work as if nothing had been."""
     uri, port = absent()
@@ -219,6 +218,7 @@ def test_a_wrong_file_ends_the_daemon_with_all_that_is_wrong(kind: str, tmp_path
     assert not (tmp_path / ".predictd").exists()
 
 
+@pytest.mark.slow
 def test_other_commands_refuse_a_wrong_file_too(tmp_path: Path) -> None:
     """The same message and exit code, whoever reads the file; and where there is none."""
     commands.save(tmp_path, GOOD.replace("[listeners.L]", "[listener.L]"))
