@@ -366,7 +366,9 @@ def top(show_version: Annotated[bool, typer.Option("--version", help="The versio
 
 def main() -> None:
     """The console script."""
-    logging.getLogger("pymongo").addHandler(logging.NullHandler())  # else its threads print tracebacks; `run` sets up its own
+    logging.getLogger("pymongo").addHandler(
+        logging.NullHandler()
+    )  # else its threads print tracebacks; `run` sets up its own
     try:
         app()
     except PredictdError as error:

@@ -17,7 +17,7 @@ import structlog
 from pymongo.collection import Collection
 from pymongo.database import Database
 
-from daemon.batching import DirtyKeys, Progress, Stretch
+from daemon.batching import DirtyKeys, Progress, Stretch, identity
 from daemon.listeners import change_stream as stream
 from daemon.listeners.scan import PAGE, pages
 from daemon.store.dead_letters import DeadLetters
@@ -130,7 +130,7 @@ class ScanLane:
                 self._dirty.put(key, "scan", [scan.progress.begin()], start)  # R3c
             scan.done += len(page)
             scan.progress.close((page[-1], scan.done))
-        for key in self._dead():  # a scan does not come across rows that are gone, and their letters should go too
+        for key in self._gone():
             self._dirty.put(key, "scan", [scan.progress.begin()], start)
         while not scan.progress.idle():
             if self._interrupted(orders):
@@ -140,6 +140,15 @@ class ScanLane:
             return False
         log.info("scan ends", listener=self._listener, rows=scan.done, rows_per_second=scan.report()["rate"])
         return True
+
+    def _gone(self) -> list[Any]:
+        """Dead rows that a scan does not come across, because they no longer exist: once judged, their letters go too."""
+        dead, gone = self._dead(), []
+        for begin in range(0, len(dead), PAGE):
+            some = dead[begin : begin + PAGE]
+            there = {identity(found["_id"]) for found in self._table.find({"_id": {"$in": some}}, {"_id": 1})}
+            gone += [key for key in some if identity(key) not in there]
+        return gone
 
     def _room(self, orders: int) -> bool:
         """Waits until the scan lane is nearly empty: live rows go first, and a scan holds about one page of keys at a time."""

@@ -25,6 +25,7 @@ from typing import Any, Final
 
 import structlog
 from pymongo import MongoClient
+from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
 from components.errors import DeclarationError, Fenced, PredictdError
@@ -163,18 +164,11 @@ class Worker:
 
     def __init__(self, assignment: Assignment) -> None:
         self.assignment = assignment
-        self.client: MongoClient[dict[str, Any]] = MongoClient(
-            assignment.uri,
-            appname=f"predictd worker {assignment.worker}",
-            connectTimeoutMS=5000,
-            serverSelectionTimeoutMS=5000,
-            socketTimeoutMS=20_000,
-        )
-        self.database = open_database(self.client, assignment.database)
         self.stopping = threading.Event()
         self.patience = Patience(self.stopping)
         self.measures = WorkerMeasures()
-        self.registry = Registry(self.database, assignment.service, assignment.epoch)
+        self.database: Database[dict[str, Any]]
+        self.registry: Registry
         self.runs: list[ListenerRun] = []
         self.intake: StreamIntake | None = None
         self.keeper: Keeper | None = None
@@ -190,6 +184,8 @@ class Worker:
     def start(self) -> None:
         """Loads and starts everything. Raises DeclarationError where the user's code cannot be built."""
         assignment = self.assignment
+        self.database = self.patience("mongodb", self._connect)
+        self.registry = Registry(self.database, assignment.service, assignment.epoch)
         declared = self.patience("registry", lambda: self.registry.worker(assignment.worker))
         models: dict[str, Live] = {}
         for each in declared.values():
@@ -219,6 +215,16 @@ class Worker:
         self._thread(self.intake.run, "stream")
         self._thread(self.keeper.run, "keeper")
         self.state = "running"
+
+    def _connect(self) -> Database[dict[str, Any]]:
+        client: MongoClient[dict[str, Any]] = MongoClient(  # resolves a mongodb+srv name at once, so it may fail
+            self.assignment.uri,
+            appname=f"predictd worker {self.assignment.worker}",
+            connectTimeoutMS=5000,
+            serverSelectionTimeoutMS=5000,
+            socketTimeoutMS=20_000,
+        )
+        return open_database(client, self.assignment.database)
 
     def _load(self, declared: Declared, shared: Live | None) -> Live:
         versions = Versions(self.database, self.assignment.service, declared.listener["model"])
@@ -333,7 +339,7 @@ def chained(declared: Declared) -> set[str]:
 
 def leave_with_parent() -> None:
     """Waits for the end of standard input, which comes when the parent is gone, however it went."""
-    while sys.stdin.buffer.read(4096):
+    while os.read(sys.stdin.fileno(), 4096):  # unbuffered: the interpreter's end must not wait for a lock that we hold
         pass
     os._exit(ORPHANED)
 
@@ -376,6 +382,8 @@ def main() -> None:
         told = isinstance(worker.failure, PredictdError)
         log.error("worker ends", reason=str(worker.failure), exc_info=None if told else worker.failure)
         worker.report("failed", f"{type(worker.failure).__name__}: {worker.failure}")
+    else:
+        worker.report()  # with what was done while it drained
     sys.stdout.flush()
     os._exit(exit_code(worker.failure))  # threads may still wait for MongoDB: nothing of theirs is lost
 

@@ -21,14 +21,15 @@ from bson.timestamp import Timestamp
 from pymongo.change_stream import ChangeStream
 from pymongo.database import Database
 from pymongo.errors import OperationFailure, PyMongoError
-from pymongo.read_concern import ReadConcern
 
 from daemon.store import names
 from daemon.store.positions import Position, cluster_time
 from daemon.store.registry import signature
 
-# ChangeStreamHistoryLost, CappedPositionLost, InvalidResumeToken, ChangeStreamFatalError; 9 and 50811: a token that does not parse.
-HISTORY_LOST: Final = frozenset({286, 136, 260, 280, 9, 50811})
+# ChangeStreamHistoryLost, CappedPositionLost, InvalidResumeToken, ChangeStreamFatalError; and what a token that is damaged answers.
+HISTORY_LOST: Final = frozenset(
+    {286, 136, 260, 280} | {9, 15, 40647, 40648, 40649, 50793, 50795, 50796, 50811, 50872, 51055}
+)
 NEVER_SPIN: Final = {13, 18}  # not allowed, not authenticated: somebody has to act, so ask seldom
 AWAIT_MS: Final = 1000
 STRETCH: Final = 64
@@ -166,7 +167,7 @@ class _Place:
     pending: int = 0  # events since the last Reached
 
     def opening(self) -> dict[str, Any]:
-        if self.position.token is None:
+        if not self.position.token:  # an empty one would be passed over, and the stream begin now
             return {"start_at_operation_time": self.position.cluster_time}
         # After an invalidate only start_after works; elsewhere the two are the same.
         return {"start_after": self.position.token}
@@ -216,8 +217,7 @@ def _open(
     # Opening answers only when the server has come to the first event that passes the filter. Far behind in a busy database that
     # takes long, so each failure allows it more: the client's own limit would never let it open.
     with pymongo.timeout(min(LONGEST_OPENING, SHORTEST_OPENING * 2**failures)):
-        majority = database.with_options(read_concern=ReadConcern("majority"))  # a change stream takes no other
-        return majority.watch(subscription.pipeline(), max_await_time_ms=AWAIT_MS, batch_size=2000, **place.opening())
+        return database.watch(subscription.pipeline(), max_await_time_ms=AWAIT_MS, batch_size=2000, **place.opening())
 
 
 def _read(

@@ -91,7 +91,7 @@ def open_database(client: MongoClient[dict[str, Any]], name: str) -> Database[di
         name,
         codec_options=ROW_CODEC,
         read_preference=ReadPreference.PRIMARY,
-        read_concern=ReadConcern("local"),
+        read_concern=ReadConcern(),  # a level from the URI would be refused by snapshots and streams
         write_concern=WriteConcern("majority"),
     )
 

@@ -108,7 +108,8 @@ class Outputs:
         }
         reply = database.command(command, session=session, codec_options=self._table.codec_options)
         cursor = reply["cursor"]
-        documents, at = cursor["firstBatch"], cursor["atClusterTime"]
+        # A collection that does not exist has no snapshot either, and no rows.
+        documents, at = cursor["firstBatch"], cursor.get("atClusterTime", reply["operationTime"])
         while cursor["id"]:
             # A reply is cut at 16 MB by the server, so rows are large here and measuring them costs little beside them.
             if sum(len(bson.encode(document)) for document in documents) >= max_bytes:

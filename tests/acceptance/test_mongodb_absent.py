@@ -107,6 +107,7 @@ def test_it_gives_up_after_the_wait_that_was_asked_for(tmp_path: Path) -> None:
     assert not ran.stdout
 
 
+@pytest.mark.slow
 def test_a_command_says_that_mongodb_is_absent(tmp_path: Path) -> None:
     """The address is named, the password in it is not."""
     path = str(
@@ -203,7 +204,9 @@ BAD = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize(
+    "kind", [kind if kind == "several things at once" else pytest.param(kind, marks=pytest.mark.slow) for kind in BAD]
+)
 def test_a_wrong_file_ends_the_daemon_with_all_that_is_wrong(kind: str, tmp_path: Path) -> None:
     """78: every key is named, each in a line of its own, and nothing was started."""
     text, told = BAD[kind]

@@ -373,7 +373,7 @@ def test_a_dropped_database_is_told_and_the_stream_goes_on_behind_it(own: Any, r
 
 def token_of_an_event(own: Any) -> str:
     """A real one, of a row that is not among those that the tests look at."""
-    with own.watch() as real:
+    with own.client[own.name].watch() as real:
         own["noise"].insert_one({})
         return str(real.next()["_id"]["_data"])
 
