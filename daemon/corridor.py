@@ -142,8 +142,8 @@ class Corridor:
         letters, unsets = [], []
         for write in predicted.writes:
             name = identity(write.key)
-            if name not in written.refused:
-                continue
+            if name not in written.refused or write.kind == "touch":
+                continue  # a row that refuses a touch holds a current output: there is nothing to mourn
             row = rows.get(name) or Row(write.key, (), write.seen.input or b"", write.seen)
             refusal = letter(row, judged.live, "write", RuntimeError(written.refused[name]))
             letters.append(replace(refusal, type="WriteRefused", traceback="", unwritable=True))
@@ -163,7 +163,7 @@ class Corridor:
             predicted=predicted.predicted,
             touched=kinds.count("touch"),
             unset=kinds.count("unset"),
-            dead=dead + len(written.refused),
+            dead=dead + sum(w.kind != "touch" and identity(w.key) in written.refused for w in predicted.writes),
             conflict=missed,
             gone=max(0, len(judged.batch.keys) - len(judged.rows) - len(judged.writes)),
         )

@@ -245,13 +245,19 @@ def letter(row: Row, live: Live, stage: str, error: BaseException) -> Letter:
         stage=stage,
         type=type(error).__name__,
         message=_text(_said(error))[:LONGEST_MESSAGE],
-        traceback=_text(text)[-LONGEST_TRACEBACK:],
+        traceback=_ends(_text(text)),
     )
 
 
 def _text(text: str) -> str:
     """Lone surrogates cannot be stored, and a message about a row must not fail on the row's own text."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _ends(text: str) -> str:
+    """A long traceback without its middle: where it began, and what it came to."""
+    half = LONGEST_TRACEBACK // 2
+    return text if len(text) <= LONGEST_TRACEBACK else f"{text[: half - 5]}\n...\n{text[-half:]}"
 
 
 def _said(error: BaseException) -> str:

@@ -28,7 +28,7 @@ from daemon.store.registry import signature
 
 # ChangeStreamHistoryLost, CappedPositionLost, InvalidResumeToken, ChangeStreamFatalError; and what a token that is damaged answers.
 HISTORY_LOST: Final = frozenset(
-    {286, 136, 260, 280} | {9, 15, 40647, 40648, 40649, 50793, 50795, 50796, 50811, 50872, 51055}
+    {286, 136, 260, 280} | {9, 14, 15, 40647, 40648, 40649, 50793, 50795, 50796, 50811, 50872, 51055}
 )
 NEVER_SPIN: Final = {13, 18}  # not allowed, not authenticated: somebody has to act, so ask seldom
 AWAIT_MS: Final = 1000

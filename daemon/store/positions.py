@@ -75,20 +75,24 @@ class Positions:
 
     def save(self, position: Position, subscription: str) -> None:
         """Notes the position. Raises Fenced where a higher epoch owns the stream."""
-        result = self._collection.update_one(
-            {"_id": self._id, "epoch": {"$lte": self._epoch}},  # R10b
-            {
-                "$set": {
-                    "token": position.token,
-                    "cluster_time": position.cluster_time,
-                    "subscription": subscription,
-                    "epoch": self._epoch,
+        try:
+            self._collection.update_one(
+                {"_id": self._id, "epoch": {"$lte": self._epoch}},  # R10b
+                {
+                    "$set": {
+                        "token": position.token,
+                        "cluster_time": position.cluster_time,
+                        "subscription": subscription,
+                        "epoch": self._epoch,
+                    },
+                    "$currentDate": {"saved_at": True},
                 },
-                "$currentDate": {"saved_at": True},
-            },
-        )
-        if not result.matched_count:
-            raise Fenced(f"another daemon, with a higher epoch than {self._epoch}, owns the stream {self._id}")
+                upsert=True,  # somebody may have dropped the database
+            )
+        except DuplicateKeyError:
+            raise Fenced(
+                f"another daemon, with a higher epoch than {self._epoch}, owns the stream {self._id}"
+            ) from None
 
 
 def cluster_time(database: Database[dict[str, Any]]) -> Timestamp:
