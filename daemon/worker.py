@@ -11,6 +11,7 @@ saved position. Standard output carries reports, one JSON object a line; logs go
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -223,6 +224,9 @@ class Worker:
             connectTimeoutMS=5000,
             serverSelectionTimeoutMS=5000,
             socketTimeoutMS=20_000,
+            # What we write may be sent twice by design, and we send it again ourselves (`Patience`). The driver's own way of
+            # retrying makes the server keep a record of every single update.
+            retryWrites=False,
         )
         return open_database(client, self.assignment.database)
 
@@ -371,6 +375,7 @@ def main() -> None:
     threading.Thread(target=worker.report_on, name="reporter", daemon=True).start()
     try:
         worker.start()
+        gc.freeze()  # what was imported and loaded stays: collections need not walk through it again and again
         log.info("worker runs", listeners=[run.declared.name for run in worker.runs], epoch=assignment.epoch)
         worker.stopping.wait()
         if worker.failure is None:

@@ -222,7 +222,7 @@ def _set(row: Row, judged: Judged, what: dict[str, Any]) -> Write:
 
 
 def _storable(value: Any) -> None:
-    if isinstance(value, (bool, float)) or value is None:
+    if isinstance(value, float) or value is None or (isinstance(value, int) and -(2**63) <= value < 2**63):
         return
     try:
         size = len(bson.encode({"": value}))
