@@ -5,7 +5,11 @@
 Each side is one process beside mongod and this client. There are two pairs of them, one with the tutorial's per-row preprocess and
 one with the batched one. They take turns, run by run: a burst of rows, timed from the first insert until every output stands, then
 rows one by one, each timed from its insert until its output stands. Whoever's turn it is not is stopped (SIGSTOP), so that nobody
-else's change stream costs anything. Times depend on the machine and on what else it does; the ratio within a run hardly does.
+else's change stream costs anything. Both sides get as many torch threads (half of the cores, as mongod and the client need some too:
+on two cores, two threads for such small batches mostly wait for each other).
+
+predictd does more work than the loop, and does it on more cores; so the ratio falls where other processes take the cores away. How much
+they took is measured, and said.
 
 At the end of each run the outputs are counted, and compared between the two sides image by image: a difference ends the run.
 """
@@ -38,7 +42,7 @@ from bench.straight_loop import FIELD, Order
 from daemon import config
 from daemon.store.embedded import ensure
 from daemon.store.registry import Registry
-from examples.mnist import digits, png
+from examples.digits import digits, png
 
 ROOT = Path(__file__).resolve().parents[1]
 SERVICE, MODEL, TABLE, MAX_BATCH = "yardstick", "lenet", "mnist", 256
@@ -82,15 +86,19 @@ class Plan:
     rows: int
     singles: int
     await_ms: int
+    threads: int
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One side's turn in one run: the burst's rows/s and CPU microseconds a row (its own, mongod's), and milliseconds of each single row."""
+    """One side's turn in one run: the burst's rows/s and CPU microseconds a row (its own, mongod's); how many cores were
+    others' meanwhile; and milliseconds of each single row.
+    """
 
     rows_per_second: float
     cpu_us: float
     mongod_us: float
+    others: float
     singles_ms: tuple[float, ...]
 
     def percentile(self, percent: int) -> float:
@@ -113,14 +121,16 @@ class Pair:
 class Side:
     """One process that gives the rows of a collection their outputs."""
 
-    def __init__(self, name: str, collection: Collection[dict[str, Any]], module: str, order: dict[str, Any]) -> None:
+    def __init__(
+        self, name: str, collection: Collection[dict[str, Any]], module: str, order: dict[str, Any], threads: int
+    ) -> None:
         self.name, self.collection = name, collection
         self.said: list[str] = []
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)},
             # A process group of its own, not a session: should we be killed, the kernel wakes and ends who is stopped in it.
             process_group=0,
         )
@@ -153,16 +163,6 @@ class Side:
             if time.monotonic() > end:
                 raise Failed(f"{self.name}: no {what} within {seconds:.0f} s")
             time.sleep(pause)
-
-    def cpu_us(self) -> float:
-        """CPU time so far."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return sum(map(int, fields[11:13])) * 1e6 / os.sysconf("SC_CLK_TCK")
-
-    def mongod_us(self) -> float:
-        """CPU time so far of the MongoDB that the side works on."""
-        info = self.collection.database.command("serverStatus")["extra_info"]
-        return float(info["user_time_us"] + info["system_time_us"])
 
     def pause(self) -> None:
         self._process.send_signal(signal.SIGSTOP)
@@ -207,7 +207,7 @@ def start_pair(
     client[databases[LOOP]].create_collection(TABLE)
     sides = {}
     for name, (module, order) in orders.items():
-        side = sides[name] = Side(f"{name} ({preprocess})", client[databases[name]][TABLE], module, order)
+        side = sides[name] = Side(f"{name} ({preprocess})", client[databases[name]][TABLE], module, order, plan.threads)
         stack.callback(side.close)
     for side in sides.values():
         side.await_until(side.started, START_SECONDS, 0.05, "open change stream")
@@ -246,16 +246,35 @@ def take_turn(side: Side, images: list[bytes], plan: Plan) -> tuple[Turn, list[A
     try:
         single(side, images[0])  # it has caught up with the stream, and is warm
         rows = [{"_id": ObjectId(), "img": image} for image in images]
-        before = side.cpu_us(), side.mongod_us()
+        began, before = time.perf_counter(), clocks(side)
         seconds = burst(side, rows)
-        cpu_us, mongod_us = (
-            (b - a) / len(rows) for a, b in zip(before, (side.cpu_us(), side.mongod_us()), strict=True)
-        )
+        all_, own, mongod, client = (b - a for a, b in zip(before, clocks(side), strict=True))
+        others = max(0.0, all_ - own - mongod - client) / (time.perf_counter() - began)
         singles = [single(side, image) for image in images[: plan.singles]]
         outputs = values(side, [row["_id"] for row in rows] + [key for key, _ in singles])
-        return Turn(len(rows) / seconds, cpu_us, mongod_us, tuple(1000 * waited for _, waited in singles)), outputs
+        return Turn(
+            len(rows) / seconds,
+            own * 1e6 / len(rows),
+            mongod * 1e6 / len(rows),
+            others,
+            tuple(1000 * waited for _, waited in singles),
+        ), outputs
     finally:
         side.pause()
+
+
+def clocks(side: Side) -> tuple[float, float, float, float]:
+    """CPU seconds so far: of the whole machine, of the side's process, of its MongoDB, of this client."""
+    machine = [int(each) for each in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    process = Path(f"/proc/{side.pid}/stat").read_text().rpartition(")")[2].split()
+    mongod = side.collection.database.command("serverStatus")["extra_info"]
+    tick = os.sysconf("SC_CLK_TCK")
+    return (
+        (sum(machine) - machine[3] - machine[4]) / tick,  # less idle and waiting for disks
+        (int(process[11]) + int(process[12])) / tick,
+        (mongod["user_time_us"] + mongod["system_time_us"]) / 1e6,
+        time.process_time(),
+    )
 
 
 def burst(side: Side, rows: list[dict[str, Any]]) -> float:
@@ -331,7 +350,15 @@ def summary(pair: Pair) -> dict[str, Any]:
         "single_p50_ms": lambda turn: turn.percentile(50),
         "single_p99_ms": lambda turn: turn.percentile(99),
     }
-    told: dict[str, Any] = {LOOP: {}, PREDICTD: {}, "ratio": {}, "ratios_by_run": {}, "runs": {}}
+    others = [round(turn.others, 2) for turns in pair.turns.values() for turn in turns]
+    told: dict[str, Any] = {
+        LOOP: {},
+        PREDICTD: {},
+        "ratio": {},
+        "ratios_by_run": {},
+        "runs": {},
+        "others_cores": others,
+    }
     for name, of in figures.items():
         by_run = {side: [of(turn) for turn in turns] for side, turns in pair.turns.items()}
         ratios = [b / a for a, b in zip(by_run[LOOP], by_run[PREDICTD], strict=True)]
@@ -387,20 +414,19 @@ def compare(plan: Plan, preprocesses: Iterable[str], console: Console) -> dict[s
 
 def main() -> None:
     """The command line."""
+    half = max(1, (os.cpu_count() or 1) // 2)
     parser = argparse.ArgumentParser(prog="python -m bench.yardstick", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--runs", type=int, default=5, help="interleaved runs (5)")
     parser.add_argument("--rows", type=int, default=5000, help="rows of a burst, at most 5000 (5000)")
     parser.add_argument("--singles", type=int, default=100, help="rows one by one (100)")
     parser.add_argument("--quick", action="store_true", help="one run of 1,000 rows")
     parser.add_argument("--preprocess", choices=["per-row", "batched"], help="only this one (both)")
-    parser.add_argument("--await-ms", type=int, default=5, help="how long the loop's stream waits for an event (5)")
+    parser.add_argument("--await-ms", type=int, default=1, help="how long the loop's stream waits for an event (1)")
+    parser.add_argument("--threads", type=int, default=half, help=f"torch threads of each side ({half})")
     parser.add_argument("--json", type=Path, default=ROOT / "bench" / "results" / "yardstick.json", metavar="PATH")
     given = parser.parse_args()
-    plan = (
-        Plan(1, 1000, given.singles, given.await_ms)
-        if given.quick
-        else Plan(given.runs, given.rows, given.singles, given.await_ms)
-    )
+    runs, rows = (1, 1000) if given.quick else (given.runs, given.rows)
+    plan = Plan(runs, rows, given.singles, given.await_ms, given.threads)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     console = Console()
     try:
@@ -412,6 +438,8 @@ def main() -> None:
     given.json.write_text(
         json.dumps({"plan": asdict(plan), "cores": os.cpu_count(), "preprocess": summaries}, indent=2) + "\n"
     )
+    others = statistics.median(each for told in summaries.values() for each in told["others_cores"])
+    console.print(f"meanwhile other processes used {others:.1f} of {os.cpu_count()} cores", soft_wrap=True)
     console.print(f"all outputs stand and are equal on both sides; figures in {given.json}", soft_wrap=True)
 
 
