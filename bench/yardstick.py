@@ -21,61 +21,27 @@ import json
 import os
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bson import ObjectId
 from pymongo import MongoClient
-from pymongo.collection import Collection
 from rich.console import Console
 from rich.table import Table
 
-from bench.straight_loop import FIELD, Order
-from daemon import config
+from bench.sides import FIELD, LOOP, PREDICTD, ROOT, Failed, Side, clocks, start
 from daemon.store.embedded import ensure
-from daemon.store.registry import Registry
 from examples.digits import digits, png
 
-ROOT = Path(__file__).resolve().parents[1]
-SERVICE, MODEL, TABLE, MAX_BATCH = "yardstick", "lenet", "mnist", 256
 BURST = 500
-START_SECONDS, OUTPUT_SECONDS = 120.0, 120.0
+OUTPUT_SECONDS = 120.0
 POLL_SECONDS, SINGLE_POLL_SECONDS = 0.01, 0.0002
-LOOP, PREDICTD = "straight loop", "predictd"
-SERVICE_TOML = """
-[service]
-name = "yardstick"
-[mongo]
-uri = "embedded"
-database = "yardstick"
-[security]
-allow_imports = ["examples"]
-[tables.mnist]
-fields = { img = "pil_image", class = "int" }
-[models.lenet]
-object = "examples.mnist:LeNet5"
-arguments = { num_classes = 10 }
-preprocess = "examples.mnist:preprocess"
-postprocess = "examples.mnist:postprocess"
-device = "cpu"
-[listeners.digit]
-table = "mnist"
-key = "img"
-model = "lenet"
-"""
-BATCHED = '[models.lenet]\npreprocess_batch = "examples.mnist:preprocess_batch"'
-
-
-class Failed(Exception):
-    """The yardstick cannot say anything: a side did not start, did not answer, or answered wrongly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,128 +81,6 @@ class Pair:
     turns: dict[str, list[Turn]] = field(default_factory=lambda: {LOOP: [], PREDICTD: []})
 
 
-# ---- the two sides ------------------------------------------------------------------------------------------------
-
-
-class Side:
-    """One process that gives the rows of a collection their outputs."""
-
-    def __init__(
-        self, name: str, collection: Collection[dict[str, Any]], module: str, order: dict[str, Any], threads: int
-    ) -> None:
-        self.name, self.collection = name, collection
-        self.said: list[str] = []
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", module],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)},
-            # A process group of its own, not a session: should we be killed, the kernel wakes and ends who is stopped in it.
-            process_group=0,
-        )
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(order).encode() + b"\n")
-        self._process.stdin.flush()
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def _listen(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self.said = [line.decode()]  # each report is whole: only the latest counts
-
-    def started(self) -> bool:
-        """Whether its stream is open."""
-        if not self.said:
-            return False
-        return self.said[0].strip() == "ready" or json.loads(self.said[0])["stream"]["open"]
-
-    def await_until(self, done: Callable[[], bool], seconds: float, pause: float, what: str) -> None:
-        """Polls; raises Failed where the process ends, or it takes too long."""
-        end = time.monotonic() + seconds
-        while not done():
-            if self._process.poll() is not None:
-                raise Failed(f"{self.name} ended with {self._process.returncode} while the yardstick waited for {what}")
-            if time.monotonic() > end:
-                raise Failed(f"{self.name}: no {what} within {seconds:.0f} s")
-            time.sleep(pause)
-
-    def pause(self) -> None:
-        self._process.send_signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        self._process.send_signal(signal.SIGCONT)
-
-    def close(self) -> None:
-        """Ends the process, whatever state it is in."""
-        self._process.terminate()
-        self.resume()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(15)
-        self._process.kill()
-        self._process.wait()
-
-
-def start_pair(
-    client: MongoClient[dict[str, Any]], uri: str, folder: Path, preprocess: str, plan: Plan, stack: ExitStack
-) -> Pair:
-    """Starts both sides with this preprocess, and leaves them stopped."""
-    databases = {LOOP: f"loop_{preprocess.replace('-', '_')}", PREDICTD: f"predictd_{preprocess.replace('-', '_')}"}
-    orders = {
-        PREDICTD: ("daemon.worker", publish(client, uri, folder, databases[PREDICTD], batched=preprocess == "batched")),
-        LOOP: (
-            "bench.straight_loop",
-            asdict(
-                Order(
-                    uri=uri,
-                    database=databases[LOOP],
-                    collection=TABLE,
-                    batched=preprocess == "batched",
-                    max_batch=MAX_BATCH,
-                    await_ms=plan.await_ms,
-                    weights_database=databases[PREDICTD],
-                    service=SERVICE,
-                    model=MODEL,
-                )
-            ),
-        ),
-    }
-    client[databases[LOOP]].create_collection(TABLE)
-    sides = {}
-    for name, (module, order) in orders.items():
-        side = sides[name] = Side(f"{name} ({preprocess})", client[databases[name]][TABLE], module, order, plan.threads)
-        stack.callback(side.close)
-    for side in sides.values():
-        side.await_until(side.started, START_SECONDS, 0.05, "open change stream")
-        side.pause()
-    return Pair(preprocess, sides)
-
-
-def publish(
-    client: MongoClient[dict[str, Any]], uri: str, folder: Path, database: str, *, batched: bool
-) -> dict[str, Any]:
-    """Declares the service as the supervisor would, and returns what its worker is told."""
-    file = folder / f"{database}.toml"
-    file.write_text(SERVICE_TOML.replace("[models.lenet]", BATCHED) if batched else SERVICE_TOML)
-    read = config.load(file, {})
-    Registry(client[database], SERVICE, 1).publish(read.declarations())
-    return {
-        "uri": uri,
-        "database": database,
-        "service": SERVICE,
-        "worker": MODEL,
-        "epoch": 1,
-        "state_dir": str(folder),
-        "import_root": str(ROOT),
-        "allow_imports": list(read.security.allow_imports),
-        "log": {"format": "console", "level": "warning"},
-        "stop_timeout": 10.0,
-    }
-
-
 # ---- one turn -----------------------------------------------------------------------------------------------------
 
 
@@ -261,20 +105,6 @@ def take_turn(side: Side, images: list[bytes], plan: Plan) -> tuple[Turn, list[A
         ), outputs
     finally:
         side.pause()
-
-
-def clocks(side: Side) -> tuple[float, float, float, float]:
-    """CPU seconds so far: of the whole machine, of the side's process, of its MongoDB, of this client."""
-    machine = [int(each) for each in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-    process = Path(f"/proc/{side.pid}/stat").read_text().rpartition(")")[2].split()
-    mongod = side.collection.database.command("serverStatus")["extra_info"]
-    tick = os.sysconf("SC_CLK_TCK")
-    return (
-        (sum(machine) - machine[3] - machine[4]) / tick,  # less idle and waiting for disks
-        (int(process[11]) + int(process[12])) / tick,
-        (mongod["user_time_us"] + mongod["system_time_us"]) / 1e6,
-        time.process_time(),
-    )
 
 
 def burst(side: Side, rows: list[dict[str, Any]]) -> float:
@@ -404,7 +234,18 @@ def compare(plan: Plan, preprocesses: Iterable[str], console: Console) -> dict[s
         pairs = []
         for preprocess in preprocesses:
             status.update(f"starting both sides with the {preprocess} preprocess")
-            pairs.append(start_pair(client, mongo.uri, folder, preprocess, plan, stack))
+            sides = start(
+                client,
+                mongo.uri,
+                folder,
+                preprocess,
+                threads=plan.threads,
+                await_ms=plan.await_ms,
+                stack=stack,
+            )
+            for side in sides.values():
+                take_turn(side, images[:BURST], replace(plan, singles=0))  # the first batches of a process are slow
+            pairs.append(Pair(preprocess, sides))
         for run in range(1, plan.runs + 1):
             for pair in pairs:
                 status.update(f"run {run} of {plan.runs}, {pair.preprocess} preprocess")
