@@ -19,12 +19,14 @@ from pymongo import MongoClient
 from pymongo.collection import Collection
 
 from bench.straight_loop import FIELD, Order
+from components.signing import SigningKey
 from daemon import config
 from daemon.store.registry import Registry
 
 __all__ = ["FIELD", "LOOP", "PREDICTD", "ROOT", "Failed", "Side", "clocks", "start"]
 
 ROOT = Path(__file__).resolve().parents[1]
+KEY = SigningKey.fresh()
 LOOP, PREDICTD = "straight loop", "predictd"
 SERVICE, MODEL, TABLE, MAX_BATCH = "yardstick", "lenet", "mnist", 256
 START_SECONDS = 120.0
@@ -167,7 +169,7 @@ def publish(
     file = folder / f"{database}.toml"
     file.write_text(SERVICE_TOML.replace("[models.lenet]", BATCHED) if batched else SERVICE_TOML)
     read = config.load(file, {})
-    Registry(client[database], SERVICE, 1).publish(read.declarations())
+    Registry(client[database], SERVICE, 1, KEY).publish(read.declarations())
     return {
         "uri": uri,
         "database": database,
@@ -179,6 +181,7 @@ def publish(
         "allow_imports": list(read.security.allow_imports),
         "log": {"format": "console", "level": "warning"},
         "stop_timeout": 10.0,
+        "signing_key": KEY.hex(),
     }
 
 

@@ -1,4 +1,4 @@
-"""What a user declares: tables, models, listeners. Declarations and pure computation, never a running thing.
+"""What a user declares: tables, models, listeners, trainers, validations. Declarations and pure computation, never a running thing.
 
 Nothing here talks to MongoDB or starts a thread, and importing this package does not import torch: the supervisor, the command
 line and the configuration live on it. What needs torch is in `components.torch`.
@@ -6,8 +6,10 @@ line and the configuration live on it. What needs torch is in `components.torch`
 
 from __future__ import annotations
 
+from components.dataset import Dataset
 from components.datatypes import Datatype, datatype
 from components.errors import (
+    ArtifactRefused,
     BatchError,
     ConfigurationError,
     DeclarationError,
@@ -15,43 +17,72 @@ from components.errors import (
     EncodeError,
     Fenced,
     ImportRefused,
+    JobFailed,
     LeaseLost,
+    MetricError,
     MongoUnavailable,
+    NotApplied,
     OutputError,
     PredictdError,
     Problem,
     RowError,
+    SignatureRefused,
+    Stopped,
+    TrainingError,
     UnknownDatatype,
     WeightsError,
 )
+from components.examples import Examples, ListExamples
+from components.hashing import hash_item
 from components.importing import ImportPolicy
 from components.listener import Arguments, Key, Listener
+from components.metric import Metric
 from components.model import Model, ObjectModel
+from components.query import Condition, Field, Query
+from components.signing import SigningKey
 from components.table import Table
+from components.validation import Validation
 
 __all__ = [
     "Arguments",
+    "ArtifactRefused",
     "BatchError",
+    "Condition",
     "ConfigurationError",
+    "Dataset",
     "Datatype",
     "DeclarationError",
     "DecodeError",
     "EncodeError",
+    "Examples",
     "Fenced",
+    "Field",
     "ImportPolicy",
     "ImportRefused",
+    "JobFailed",
     "Key",
     "LeaseLost",
+    "ListExamples",
     "Listener",
+    "Metric",
+    "MetricError",
     "Model",
     "MongoUnavailable",
+    "NotApplied",
     "ObjectModel",
     "OutputError",
     "PredictdError",
     "Problem",
+    "Query",
     "RowError",
+    "SignatureRefused",
+    "SigningKey",
+    "Stopped",
     "Table",
+    "TrainingError",
     "UnknownDatatype",
+    "Validation",
     "WeightsError",
     "datatype",
+    "hash_item",
 ]

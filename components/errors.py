@@ -1,9 +1,11 @@
 """Every error that predictd raises on purpose, under one root.
 
-Three families, told apart by what can be done about them:
+Told apart by what can be done about them:
 
 * the configuration is wrong (`ConfigurationError`, and `DeclarationError` for one declaration): a person mends it, trying again is useless;
+* what is asked for is not there (`NotApplied`);
 * one row cannot be predicted (`RowError`): the row becomes a dead letter, the rows beside it go on;
+* one job cannot be done (`TrainingError`, `MetricError`; `JobFailed` is what its waiting caller meets): the live version stays;
 * the world is in the way (`MongoUnavailable`, `LeaseLost`, `Fenced`): waiting, or leaving, is the remedy.
 
 Whatever is not a `PredictdError` is a bug or comes from the user's model.
@@ -15,6 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 __all__ = [
+    "ArtifactRefused",
     "BatchError",
     "ConfigurationError",
     "DeclarationError",
@@ -22,12 +25,18 @@ __all__ = [
     "EncodeError",
     "Fenced",
     "ImportRefused",
+    "JobFailed",
     "LeaseLost",
+    "MetricError",
     "MongoUnavailable",
+    "NotApplied",
     "OutputError",
     "PredictdError",
     "Problem",
     "RowError",
+    "SignatureRefused",
+    "Stopped",
+    "TrainingError",
     "UnknownDatatype",
     "WeightsError",
 ]
@@ -73,6 +82,34 @@ class ImportRefused(DeclarationError):
 
 class WeightsError(DeclarationError):
     """Weights that do not fit the model: a tensor that is missing, left over, or of another shape."""
+
+
+class ArtifactRefused(DeclarationError):
+    """Code that travelled by value and is not loaded: altered, missing, or made by another Python, torch or cloudpickle."""
+
+
+class SignatureRefused(DeclarationError):
+    """A declaration, or a blob that it names, that does not carry the signature of the service's key."""
+
+
+class NotApplied(PredictdError):
+    """A component that is asked for was removed, or never applied."""
+
+
+class MetricError(PredictdError):
+    """A metric that cannot be computed: it raised, or what it returned is no finite number."""
+
+
+class TrainingError(PredictdError):
+    """A training that cannot go on: a loss that is not finite, no rows, an optimizer that does not fit the model."""
+
+
+class Stopped(PredictdError):
+    """A training or validation that was told to stop did so; the message is the reason it was given."""
+
+
+class JobFailed(PredictdError):
+    """A job that somebody waited for has failed, or was cancelled; the message is the job's own reason."""
 
 
 class RowError(PredictdError):

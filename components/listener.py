@@ -100,7 +100,8 @@ class Listener:
     """Runs `model` on the rows of `table` that hold every field of `key` and match `where`; writes `_outputs.<identifier>`.
 
     `latency_budget`: seconds that one batch may take at most, which caps its size; `max_batch`: rows in a batch at most;
-    `worker`: name of the process that runs it (default: one for each model). Raises DeclarationError.
+    `worker`: name of the process that runs it (default: one for each model); `scan_order`: "newest" or "oldest" rows first, when all
+    rows are judged anew; `scan_rate`: rows a second at most while doing so, 0 for as many as go. Raises DeclarationError.
     """
 
     identifier: str
@@ -111,6 +112,8 @@ class Listener:
     latency_budget: float = 0.1
     max_batch: int = 256
     worker: str | None = None
+    scan_order: str = "newest"
+    scan_rate: float = 0.0
     parsed_key: Key = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -135,4 +138,12 @@ class Listener:
             )
         if self.worker is not None:
             check_identifier(self.worker, "worker")
+        if self.scan_order not in ("newest", "oldest"):
+            raise DeclarationError(
+                f"listener {self.identifier!r}: scan_order: expected 'newest' or 'oldest', got {self.scan_order!r}"
+            )
+        if not 0 <= self.scan_rate < float("inf"):
+            raise DeclarationError(
+                f"listener {self.identifier!r}: scan_rate: expected rows a second, or 0, got {self.scan_rate}"
+            )
         object.__setattr__(self, "parsed_key", key)

@@ -25,7 +25,10 @@ __all__ = ["Arguments", "Model", "ObjectModel"]
 
 
 class Model(ABC):
-    """A model with an optional `preprocess` (a row's arguments to the model's input) and `postprocess` (of one output)."""
+    """A model with an optional `preprocess` (a row's arguments to the model's input) and `postprocess` (of one output).
+
+    `trainer` and `validation` may be set: they are applied together with the model.
+    """
 
     def __init__(
         self,
@@ -39,6 +42,8 @@ class Model(ABC):
         self.identifier = identifier
         self.preprocess = preprocess
         self.postprocess = postprocess
+        self.trainer: Any = None
+        self.validation: Any = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.identifier!r})"
@@ -90,6 +95,10 @@ class Model(ABC):
         else:
             outputs = self.infer([self.prepare(arguments) for arguments in rows])
         return [self.postprocessed(output) for output in outputs]
+
+    def fit(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002  # what there is to give is the subclass's
+        """Train the model here and now; raises DeclarationError for a kind of model that cannot be trained."""
+        raise DeclarationError(f"model {self.identifier!r}: {type(self).__name__} cannot be trained; TorchModel can")
 
     def state(self) -> dict[str, Any] | None:
         """Return a copy of the weights by name, or None for a model that has none."""

@@ -19,7 +19,7 @@ from pymongo.database import Database
 
 from daemon.batching import DirtyKeys, Progress, Stretch, identity
 from daemon.listeners import change_stream as stream
-from daemon.listeners.scan import PAGE, pages
+from daemon.listeners.scan import PAGE, Order, pages
 from daemon.store.dead_letters import DeadLetters
 from daemon.store.patience import Patience
 from daemon.store.positions import Position, Positions, cluster_time
@@ -46,7 +46,15 @@ class _Scan:
     def report(self) -> dict[str, Any]:
         """How far it is, for people; `rate` in rows a second since it began in this process."""
         rate = (self.done - self.run.done) / max(time.monotonic() - self.began, 1e-9)
-        return {"done": self.done, "total": self.total, "rate": round(rate, 1), "reason": self.run.reason}
+        left = max(0, self.total - self.done) if self.total is not None else None
+        eta = round(left / rate, 1) if left is not None and rate > 0 else None
+        return {
+            "done": self.done, "total": self.total, "rate": round(rate, 1), "eta_seconds": eta, "reason": self.run.reason
+        }  # fmt: skip
+
+    def ahead(self, rate: float) -> bool:
+        """Whether it has named more rows than `rate` (rows a second; 0: any) allows until now."""
+        return bool(rate) and (self.done - self.run.done) > rate * (time.monotonic() - self.began)
 
 
 class ScanLane:
@@ -66,7 +74,12 @@ class ScanLane:
         mark: Callable[[], Mark],
         dead: Callable[[], list[Any]],
         patience: Patience,
+        order: Order,
+        rate: float,
     ) -> None:
+        """`order`: which end of the table comes first; `rate`: rows a second at most, 0 for as many as the live lane leaves room for."""
+        self._order, self._rate = order, rate
+        self._page = PAGE if not rate else max(1, min(PAGE, int(rate)))
         self._table, self._listener, self._dead = table, listener, dead
         self._dirty, self._scans, self._mark, self._patience = dirty, scans, mark, patience
         self._wake = threading.Condition()
@@ -76,7 +89,7 @@ class ScanLane:
 
     def request(self, reason: str) -> None:
         """Orders a scan from the beginning. Noted in the database when this returns, so a position may move on behind it."""
-        self._patience(f"{self._listener}.scan", lambda: self._scans.begin(self._mark(), reason))
+        self._patience(f"{self._listener}.scan", lambda: self._scans.begin(self._mark(), reason, self._order))
         with self._wake:
             self._orders += 1
             self._wake.notify_all()
@@ -116,15 +129,16 @@ class ScanLane:
 
     def _scan_once(self, orders: int) -> bool:
         """One scan, from where it is; False where it was overtaken by a newer order, or stopped."""
-        run = self._scans.due(self._mark())
+        run = self._scans.due(self._mark(), self._order)
         if run is None:
             return True
         self._scan = scan = _Scan(run)
         log.info("scan begins", listener=self._listener, reason=run.reason, resumed=run.resumed, done=run.done)
         start = cluster_time(self._table.database)  # R3d: asked for now; every row is judged not before it
         scan.total = self._table.estimated_document_count()
-        for page in pages(self._table, start, run.last, resumed=run.resumed):
-            if not self._room(orders):
+        source = pages(self._table, start, run.last, resumed=run.resumed, order=self._order, size=self._page)
+        for page in source:
+            if not self._room(orders, scan):
                 return False
             for key in page:
                 self._dirty.put(key, "scan", [scan.progress.begin()], start)  # R3c
@@ -150,9 +164,12 @@ class ScanLane:
             gone += [key for key in some if identity(key) not in there]
         return gone
 
-    def _room(self, orders: int) -> bool:
-        """Waits until the scan lane is nearly empty: live rows go first, and a scan holds about one page of keys at a time."""
-        while self._dirty.depth()["scan"] > PAGE // 2:
+    def _room(self, orders: int, scan: _Scan) -> bool:
+        """Waits until the scan lane is nearly empty: live rows go first, and a scan holds about one page of keys at a time.
+
+        A scan with a rate waits as well until it is no longer ahead of it.
+        """
+        while self._dirty.depth()["scan"] > self._page // 2 or scan.ahead(self._rate):
             if self._interrupted(orders):
                 return False
             time.sleep(POLL_SECONDS)
@@ -165,8 +182,17 @@ class ScanLane:
 class Feed:
     """One listener as the stream sees it."""
 
-    def __init__(self, listener: str, table: str, dirty: DirtyKeys, scan: ScanLane, letters: DeadLetters) -> None:
-        self.listener, self.table = listener, table
+    def __init__(
+        self,
+        listener: str,
+        table: str,
+        dirty: DirtyKeys,
+        scan: ScanLane,
+        letters: DeadLetters,
+        reload: Callable[[], None],
+    ) -> None:
+        """`reload` makes the worker look at the registry again, soon, on another thread."""
+        self.listener, self.table, self.reload = listener, table, reload
         self.dirty, self.scan, self.letters = dirty, scan, letters
         self.missing: str | None = None
 
@@ -249,10 +275,11 @@ class StreamIntake:
         """
         for feed in self._feeds:
             feed.scan.request(reason)
+            feed.reload()  # a promotion that lies before the new point does not come through the stream
         self._patience("stream", lambda: self._positions.save(position, self._subscription.hash))
         return position
 
-    def _handle(self, event: stream.Event) -> None:
+    def _handle(self, event: stream.Event) -> None:  # noqa: C901  # one line for each kind of event
         match event:
             case stream.Changed(table, key, time_):
                 self._changed(table, key, time_)
@@ -261,6 +288,8 @@ class StreamIntake:
                 self._open()
             case stream.Requested(listener, key, time_):
                 self._requested(listener, key, time_)
+            case stream.ReloadAsked(listener):
+                self._reload(listener)
             case stream.TableGone(table):
                 self._gone(table)
             case stream.TableCame(table):
@@ -302,6 +331,11 @@ class StreamIntake:
         if not self.open:
             self.open = True
             self._patience.note("stream", None)
+
+    def _reload(self, listener: str) -> None:
+        for feed in self._feeds:
+            if feed.listener == listener:
+                feed.reload()
 
     def _requested(self, listener: str, key: Any, time_: Any) -> None:
         """Somebody asks for a row to be judged again: the dead letter's way back. The event holds all of it, and comes again

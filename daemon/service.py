@@ -3,6 +3,7 @@
     startup     lock the state directory, bind HTTP (so that /readyz can say what is missing), start the tasks below
     main loop   `_lead`      reach MongoDB, take the lease (or stand by), publish the declarations, keep the workers running; again when it is lost
                 `_follow`    apply each change of service.toml: the whole of it, or nothing
+                `_listen`    look, when the bell was rung, at what clients applied, removed, paused; the jobs' runner and the clock are told as well
                 `Reporter`   say how it goes: the status document, systemd's STATUS, and its watchdog while the workers move
     shutdown    STOPPING, drain the workers together, give the lease back, stop HTTP, and the embedded MongoDB last
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -24,22 +26,23 @@ from typing import Any, NoReturn
 
 import structlog
 
-from components.errors import ConfigurationError, DeclarationError, Fenced, LeaseLost, MongoUnavailable, Problem
+from components.errors import ConfigurationError, DeclarationError, LeaseLost, MongoUnavailable, Problem
+from components.signing import SigningKey
 from daemon import config as configuration
 from daemon import logs, signals
 from daemon.config import Config
-from daemon.engine import Engine, WorkerSpec
+from daemon.engine import Engine
 from daemon.engine.local import LocalEngine
-from daemon.handlers.health import ConfigState, ServiceState, WorkerState
-from daemon.handlers.reload import frozen_changes, plan
+from daemon.handlers.health import ConfigState, ServiceState
+from daemon.handlers.reload import frozen_changes
 from daemon.leadership import Leadership, in_thread
 from daemon.listeners.config_file import changes
+from daemon.operation import Operation
 from daemon.reporting import Reporter
+from daemon.store import bells
 from daemon.store.leases import Holder
-from daemon.store.registry import Registry
 from daemon.store.state_directory import StateDirectory
 from daemon.store.status import StatusBoard
-from daemon.supervision import Fleet
 from daemon.systemd import MANAGER_VARIABLES, Notifier
 from daemon.web.app import WebServer, application
 
@@ -47,7 +50,8 @@ __all__ = ["Supervisor", "serve"]
 
 log = structlog.get_logger(__name__)
 
-_KILL_GRACE_SECONDS = 1.0
+_BELL_SECONDS = 1.0  # one document is read, by its _id
+_LOOK_SECONDS = 30.0  # a bell may be lost with whoever wanted to ring it
 _LEFT_AT_ONCE = 1
 
 
@@ -66,7 +70,7 @@ async def serve(path: Path, environ: Mapping[str, str], *, wait: float | None = 
 
 
 class Supervisor:
-    """One daemon, from `run` to its end. `worker_module` is the program that the engine runs as a worker."""
+    """One daemon, from `run` to its end. `worker_module` and `job_module` are the programs that the engine runs."""
 
     def __init__(
         self,
@@ -76,21 +80,22 @@ class Supervisor:
         engine: Engine,
         notifier: Notifier,
         worker_module: str = "daemon.worker",
+        job_module: str = "daemon.job",
     ) -> None:
         self._path = path
         self._config = config
         self._environ = environ
         self._notifier = notifier
-        self._worker_module = worker_module
-        self._fleet = Fleet(engine, self._spawn, self._changed, self._fenced)
+        self._engine = engine
+        self._modules = (worker_module, job_module)
         self._config_state = ConfigState(loaded_at=_now())
         self._changing = asyncio.Lock()  # one start, stop or reload at a time
         self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._active = False  # the fleet runs what `_config` says
         self._reload_owed = False
         self._stopping = False
         self._leadership: Leadership
+        self._operation: Operation
         self._reporter: Reporter
         self._web: WebServer
 
@@ -113,16 +118,26 @@ class Supervisor:
     ) -> tuple[asyncio.Task[None], ...]:
         """Starts everything that runs beside the workers; the tasks, the leading one first, the web server last."""
         holder = Holder(directory.instance(), socket.gethostname(), os.getpid())
+        given = self._config.security.signing_key_file
+        key = _given_key(given) if given else directory.signing_key()
         self._leadership = Leadership(self._config, holder, self._changed)
+        self._operation = Operation(
+            self._config, self._engine, self._leadership, self._spawn, key, self._changed, *self._modules
+        )
         http = self._config.http
         self._web = WebServer(application(self, loopback=http.loopback), http.host, http.port)
         directory.announce(self._web.address)
-        about = {"owner": {"host": holder.host, "pid": holder.pid}, "http": self._web.address}
+        about = {
+            "owner": {"host": holder.host, "pid": holder.pid},
+            "http": self._web.address,
+            "signing_key": str(given or directory.signing_key_file),
+        }
         self._reporter = Reporter(self.state, about, self._publish_status, self._notifier)
         log.info("predictd starts", service=self._config.service.name, pid=os.getpid(), http=self._web.address)
         parts = (
             self._lead(wait=wait, standby=standby),
             self._follow(),
+            self._listen(),
             self._reporter.tell(),
             self._reporter.feed_watchdog(),
             self._web.serve(),
@@ -137,60 +152,38 @@ class Supervisor:
         while True:
             epoch = await self._leadership.acquire(standby=standby)
             try:
-                await self._publish_and_start(epoch)
+                await self._begin(epoch)
                 await self._leadership.hold()
             except MongoUnavailable:
                 continue  # before the workers were started: `acquire` waits until MongoDB is back
             except LeaseLost as error:
                 log.warning("stepping down", reason=str(error))
             async with self._changing:
-                self._active = False
-                await self._stop_workers(self._fleet.names)
+                await self._operation.stop()
 
-    async def _publish_and_start(self, epoch: int) -> None:
+    async def _begin(self, epoch: int) -> None:
         async with self._changing:
             try:
-                await self._publish(self._config, epoch)
+                await self._operation.start(self._config, epoch)
             except DeclarationError as error:
                 raise ConfigurationError([Problem("listeners", str(error))]) from None
-            for name in self._config.workers():
-                self._start_worker(name, epoch)
-            self._active = True
         self._changed()
 
-    async def _publish(self, config: Config, epoch: int) -> None:
-        """Raises MongoUnavailable, DeclarationError, or LeaseLost where a newer leader has published."""
-        try:
-            await self._leadership.call(
-                lambda data: Registry(data, config.service.name, epoch).publish(config.declarations())
-            )
-        except Fenced as error:
-            self._leadership.lose(str(error))
-            raise LeaseLost(str(error)) from None
-
-    def _start_worker(self, name: str, epoch: int) -> None:
-        if self._stopping:  # a reload was under way when the daemon was told to stop
-            return
-        config = self._config
-        spec = WorkerSpec(
-            worker=name,
-            uri=self._leadership.uri,
-            database=config.mongo.database,
-            service=config.service.name,
-            epoch=epoch,
-            state_dir=config.service.state_dir,
-            import_root=config.service.import_root,
-            allow_imports=tuple(config.security.allow_imports),
-            queue_rows=config.limits.queue_rows,
-            queue_bytes=config.limits.queue_bytes,
-            log=config.log.model_dump(),
-            stop_timeout=config.service.stop_timeout,
-            module=self._worker_module,
-        )
-        self._fleet.start(spec, config.workers()[name])
-
-    async def _stop_workers(self, names: tuple[str, ...]) -> None:
-        await self._fleet.stop(names, self._config.service.stop_timeout + _KILL_GRACE_SECONDS)
+    async def _listen(self) -> None:
+        """Looks at the registry when the bell was rung (by the API, a command, a promotion), and every now and then anyway."""
+        heard, looked = -1, 0.0
+        while True:
+            await asyncio.sleep(_BELL_SECONDS)
+            if not self._operation.active:
+                continue
+            with suppress(MongoUnavailable):
+                rung = await self._leadership.call(lambda data: bells.count(data, self._config.service.name))
+                if rung == heard and time.monotonic() - looked < _LOOK_SECONDS:
+                    continue
+                async with self._changing:
+                    await self._operation.look()
+                heard, looked = rung, time.monotonic()
+                self._changed()
 
     async def _follow(self) -> None:
         async for _ in changes(self._path):
@@ -217,34 +210,22 @@ class Supervisor:
             return done
 
     async def _apply(self, config: Config) -> str:
-        """Makes `config` the one that runs. The workers that it concerns end before it is published, so that none reads half of two."""
+        """Makes `config` the one that runs, the whole of it, or nothing."""
         self._reload_owed = False
         refused = frozen_changes(self._config, config)
         if refused:
             raise ConfigurationError(refused)
-        work = plan(self._config, config)
-        epoch = self._leadership.epoch
-        if self._active and epoch is not None:
-            if self._leadership.mongo is not None:
-                self._owe_reload(self._leadership.mongo)
-            await self._stop_workers(work.leaving)
-            try:
-                await self._publish(config, epoch)
-            except LeaseLost as error:
-                self._owe_reload(str(error))
-            except (MongoUnavailable, DeclarationError) as error:
-                for name in work.leaving:
-                    self._start_worker(name, epoch)
-                if isinstance(error, DeclarationError):
-                    raise ConfigurationError([Problem("listeners", str(error))]) from None
-                self._owe_reload(str(error))
+        if self._operation.active and self._leadership.mongo is not None:
+            self._owe_reload(self._leadership.mongo)
+        try:
+            done = await self._operation.change(config)
+        except (LeaseLost, MongoUnavailable) as error:
+            self._owe_reload(str(error))
+        except DeclarationError as error:
+            raise ConfigurationError([Problem("listeners", str(error))]) from None
         self._config, self._config_state = config, ConfigState(loaded_at=_now())
         logs.configure(config.log.format, config.log.level)
-        if self._active and epoch is not None:
-            for name in work.coming:
-                self._start_worker(name, epoch)
-        self._fleet.nudge()  # code that a worker failed on may have been mended, which no declaration tells
-        return str(work)
+        return done
 
     def _owe_reload(self, reason: str) -> NoReturn:
         self._reload_owed = True
@@ -267,11 +248,12 @@ class Supervisor:
         """In this order: rows first (workers drain), then the right to write them (the lease), then what shows it (HTTP), then the database."""
         log.info("predictd stops")
         self._stopping = True
+        self._operation.leaving = True
         self._reporter.stopping()
         *beside, web = others
         # While workers drain, the lease must be renewed: that task stays until they have ended, unless it has nothing running.
-        await _cancel(*beside, *(() if self._active else (leading,)))
-        await self._stop_workers(self._fleet.names)
+        await _cancel(*beside, *(() if self._operation.active else (leading,)))
+        await self._operation.stop()
         await _cancel(leading)
         await self._reporter.tell_the_end()
         await self._leadership.release()
@@ -288,7 +270,7 @@ class Supervisor:
     def _leave(self, signal: str) -> None:
         """The second signal: workers are killed, and nothing is waited for. The embedded server's guardian notices by itself."""
         log.warning("leaving at once", signal=signal)
-        self._fleet.kill()
+        self._operation.kill()
         os._exit(_LEFT_AT_ONCE)
 
     # what is shown
@@ -299,9 +281,8 @@ class Supervisor:
         role = leadership.role
         if self._stopping:
             role = "stopping"
-        elif role == "active" and not self._active:
+        elif role == "active" and not self._operation.active:
             role = "starting"  # the lease is ours, the declarations are not published yet
-        workers = {state.name: state for state in self._fleet.states()}
         return ServiceState(
             service=self._config.service.name,
             role=role,
@@ -309,10 +290,11 @@ class Supervisor:
             mongo=leadership.mongo,
             mongo_back_at=leadership.mongo_back_at,
             epoch=leadership.epoch,
-            workers=tuple(
-                workers.get(name, WorkerState(name, names)) for name, names in self._config.workers().items()
-            ),
+            workers=self._operation.workers(),
             config=self._config_state,
+            jobs=self._operation.jobs(),
+            paused=self._operation.paused,
+            refused=self._operation.known.refused,
         )
 
     def _changed(self) -> None:
@@ -320,9 +302,6 @@ class Supervisor:
             self._reload_owed = False
             self._spawn(self._reload_quietly())
         self._reporter.changed()
-
-    def _fenced(self, reason: str) -> None:
-        self._leadership.lose(f"a worker was fenced: {reason}")
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Runs a task whose error is the daemon's: a part that is broken must not go unnoticed."""
@@ -343,6 +322,13 @@ async def _cancel(*tasks: asyncio.Task[None]) -> None:
         task.cancel()
     if tasks:
         await asyncio.wait(tasks)
+
+
+def _given_key(path: Path) -> SigningKey:
+    try:
+        return SigningKey.read(path)
+    except (OSError, DeclarationError) as error:
+        raise ConfigurationError([Problem("security.signing_key_file", str(error))]) from None
 
 
 def _now() -> str:

@@ -2,16 +2,21 @@
 
 SIGTERM and SIGINT ask to stop; the second of them, of either kind, asks to leave at once. SIGHUP asks to read the configuration again.
 The callbacks run in the event loop, so they may touch what the loop owns. What was there before is put back at the end.
+
+A daemon that belongs to another process (`connect("embedded")`) is asked to stop by `stop_with_parent` as well.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-__all__ = ["handled"]
+__all__ = ["handled", "stop_with_parent"]
 
 _STOP = (signal.SIGTERM, signal.SIGINT)
 
@@ -37,3 +42,15 @@ def handled(stop: Callable[[str], None], leave: Callable[[str], None], reload: C
         for number, handler in before.items():
             loop.remove_signal_handler(number)
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+def stop_with_parent() -> None:
+    """Asks this process to stop, as SIGTERM does, at the end of its standard input: whoever holds the other end has gone, however that came about."""
+
+    def watch() -> None:
+        with suppress(OSError):  # a standard input that was never open has ended, too
+            while os.read(sys.stdin.fileno(), 4096):
+                pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import signal
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
@@ -22,7 +21,7 @@ from typing import Any
 
 import structlog
 
-from daemon.engine import Engine, Exit, WorkerProcess, WorkerSpec
+from daemon.engine import Engine, Exit, WorkerProcess, WorkerSpec, ended
 from daemon.handlers.health import WorkerState
 
 __all__ = ["Backoff", "Fleet", "Keeper"]
@@ -144,8 +143,8 @@ class Keeper:
     def _judge(self, process: WorkerProcess, code: int) -> float | None:
         ran = time.monotonic() - process.started_at
         said = (process.report or {}).get("reason")
-        event = {"worker": self._spec.worker, "pid": process.pid, "exit": _words(code), "reason": said}
-        self._reason = _words(code) + (f": {said}" if said else "")
+        event = {"worker": self._spec.worker, "pid": process.pid, "exit": ended(code), "reason": said}
+        self._reason = ended(code) + (f": {said}" if said else "")
         self._changed()
         if self._stopping:
             log.info("worker stopped", **event)
@@ -208,13 +207,3 @@ class Fleet:
     def states(self) -> tuple[WorkerState, ...]:
         """What is known of each worker."""
         return tuple(keeper.state() for keeper in self._keepers.values())
-
-
-def _words(code: int) -> str:
-    """An exit code for a person."""
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return f"killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"killed by signal {-code}"

@@ -14,13 +14,15 @@ from __future__ import annotations
 import gc
 import json
 import os
+import queue
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +33,7 @@ from pymongo.errors import PyMongoError
 
 from components.errors import DeclarationError, Fenced, PredictdError
 from components.importing import ImportPolicy
+from components.signing import SigningKey
 from daemon import logs
 from daemon.batching import BatchCap, DirtyKeys
 from daemon.config import decoded_filter
@@ -38,7 +41,7 @@ from daemon.corridor import BATCHES_HELD, Corridor, CorridorThreads
 from daemon.handlers.predict import Live
 from daemon.intake import Feed, Keeper, ScanLane, StreamIntake
 from daemon.listeners.change_stream import Subscription
-from daemon.loading import load
+from daemon.loading import CodeChanged, Loader
 from daemon.measures import Measures, WorkerMeasures
 from daemon.store.connection import open_database
 from daemon.store.dead_letters import DeadLetters
@@ -47,7 +50,6 @@ from daemon.store.patience import Patience, Stopping
 from daemon.store.positions import Positions
 from daemon.store.registry import Declared, Registry
 from daemon.store.scans import Mark, Scans
-from daemon.store.versions import Versions
 
 log = structlog.get_logger(__name__)
 
@@ -59,6 +61,7 @@ ORPHANED: Final = 70
 FENCED: Final = 76
 REPORT_SECONDS: Final = 0.5
 REPORT_IDLE_SECONDS: Final = 2.0
+SWAP_AGAIN_SECONDS: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,7 @@ class Assignment:
     stop_timeout: float = 30.0
     queue_rows: int = 100_000
     queue_bytes: int = 256 * 1024 * 1024
+    signing_key: str = field(default="", repr=False)
 
     @classmethod
     def read(cls, line: str) -> Assignment:
@@ -119,25 +123,47 @@ class ListenerRun:
             mark=lambda: Mark(self.corridor.live.generation, declared.scope),
             dead=self.letters.rows,
             patience=worker.patience,
+            order=listener["scan_order"],
+            rate=listener["scan_rate"],
         )
-        self.feed = Feed(name, listener["table"], dirty, self.scan, self.letters)
+        self.feed = Feed(name, listener["table"], dirty, self.scan, self.letters, partial(worker.swaps.put, self))
         self.threads = CorridorThreads(self.corridor, worker.patience, worker.fail)
         self._registry = worker.registry
+        self._loader = worker.loader
+        self._swapping = threading.Lock()
 
     def reload(self, live: Live) -> Live:
-        """Asks the registry what is live (R6). A higher generation brings a scan (R9d)."""
+        """Asks the registry what is live (R6), and runs that from the next batch on. A higher generation brings a scan (R9d).
+
+        Batches that are under way keep the version that they were judged for: each output is what its stated version computes.
+        """
+        with self._swapping:  # asked for by a promotion, and by a row that holds a newer output
+            if self._now().generation == live.generation:
+                return self.corridor.live
+            try:
+                _, newer = self._loader.live(self._now, fresh=False)
+            except CodeChanged as error:
+                raise DeclarationChanged(str(error)) from error
+            before, self.corridor.live = self.corridor.live, newer
+        log.info(
+            "swapped",
+            listener=self.declared.name,
+            version=newer.version,
+            generation=newer.generation,
+            before=before.version,
+        )
+        self.scan.request(f"version {newer.version} is live (generation {newer.generation})")
+        return newer
+
+    def _now(self) -> Declared:
+        """The listener as it is declared now. Raises DeclarationChanged where it is not what this worker was started for."""
         try:
             now = self._registry.listener(self.declared.name)
         except DeclarationError as error:
             raise DeclarationChanged(str(error)) from error
-        if (now.signature, now.scope) != (self.declared.signature, self.declared.scope):
+        if now.identity != self.declared.identity:
             raise DeclarationChanged(f"listeners.{self.declared.name} was declared anew")
-        if now.generation == live.generation:
-            return live
-        newer = replace(live, generation=now.generation)
-        self.corridor.live = newer
-        self.scan.request(f"generation {now.generation} is live")
-        return newer
+        return now
 
     def report(self, *, open_: bool, lag: float) -> dict[str, Any]:
         state, reason, scan = "running", self.feed.missing, self.scan.report()
@@ -170,6 +196,8 @@ class Worker:
         self.measures = WorkerMeasures()
         self.database: Database[dict[str, Any]]
         self.registry: Registry
+        self.loader: Loader
+        self.swaps: queue.Queue[ListenerRun] = queue.Queue()
         self.runs: list[ListenerRun] = []
         self.intake: StreamIntake | None = None
         self.keeper: Keeper | None = None
@@ -186,12 +214,12 @@ class Worker:
         """Loads and starts everything. Raises DeclarationError where the user's code cannot be built."""
         assignment = self.assignment
         self.database = self.patience("mongodb", self._connect)
-        self.registry = Registry(self.database, assignment.service, assignment.epoch)
+        key = SigningKey.parse(assignment.signing_key)
+        self.registry = Registry(self.database, assignment.service, assignment.epoch, key)
+        self.loader = Loader(self.database, assignment.service, ImportPolicy(assignment.allow_imports))
         declared = self.patience("registry", lambda: self.registry.worker(assignment.worker))
-        models: dict[str, Live] = {}
-        for each in declared.values():
-            live = models[each.listener["model"]] = self._load(each, models.get(each.listener["model"]))
-            self.runs.append(ListenerRun(self, each, live))
+        for name in declared:
+            self.runs.append(self.patience("model", partial(self._load, name)))
         subscription = Subscription(
             service=assignment.service,
             tables=tuple(sorted({run.feed.table for run in self.runs})),
@@ -213,6 +241,7 @@ class Worker:
         for run in self.runs:
             run.threads.start()
             self._thread(run.scan.run, f"{run.declared.name}.scan")
+        self._thread(self._swap, "swap")
         self._thread(self.intake.run, "stream")
         self._thread(self.keeper.run, "keeper")
         self.state = "running"
@@ -230,10 +259,31 @@ class Worker:
         )
         return open_database(client, self.assignment.database)
 
-    def _load(self, declared: Declared, shared: Live | None) -> Live:
-        versions = Versions(self.database, self.assignment.service, declared.listener["model"])
-        policy = ImportPolicy(self.assignment.allow_imports)
-        return self.patience("model", lambda: load(declared, versions, policy, shared))
+    def _load(self, name: str) -> ListenerRun:
+        return ListenerRun(self, *self.loader.live(lambda: self.registry.listener(name), fresh=True))
+
+    def _swap(self) -> None:
+        """Loads what was promoted, one listener after the other, beside whatever runs; a version that cannot be loaded is tried again."""
+        while True:
+            run = self.swaps.get()
+            task = f"{run.declared.name}.swap"
+            try:
+                self.patience(task, partial(self._swapped, run))
+                self.patience.note(task, None)
+            except (DeclarationChanged, Fenced, Stopping):
+                raise
+            except Exception as error:  # whatever the user's code raises: the version that runs goes on
+                log.exception(
+                    "the live version cannot be loaded; the one before it is served on", listener=run.declared.name
+                )
+                self.patience.note(task, f"the live version cannot be loaded: {error}")
+                again = threading.Timer(SWAP_AGAIN_SECONDS, self.swaps.put, [run])
+                again.daemon = True
+                again.start()
+
+    @staticmethod
+    def _swapped(run: ListenerRun) -> Live:
+        return run.reload(run.corridor.live)
 
     def _thread(self, target: Callable[[], None], name: str) -> None:
         def guarded() -> None:

@@ -1,7 +1,8 @@
-"""Handwritten digits: the reference tutorial's LeNet-5 and its preprocessing; with the rows of `examples.digits`, all that the demo needs."""
+"""Handwritten digits: the reference tutorial's LeNet-5, its preprocessing and its metric; with the rows of `examples.digits`, all that the demo needs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from PIL import Image
 
 from examples.digits import digits, png
 
-__all__ = ["LeNet5", "digits", "png", "postprocess", "preprocess", "preprocess_batch"]
+__all__ = ["LeNet5", "accuracy", "digits", "png", "postprocess", "preprocess", "preprocess_batch", "transform"]
 
 SIZE = (32, 32)
 MEAN, STD = 0.1307, 0.3081
@@ -84,3 +85,15 @@ def preprocess_batch(images: list[Image.Image]) -> torch.Tensor:
     pixels = bytearray().join([image.resize(SIZE, Image.Resampling.BILINEAR).tobytes() for image in images])
     batch = torch.frombuffer(pixels, dtype=torch.uint8).reshape(len(images), 1, *SIZE)
     return batch.to(torch.float32).div_(255).sub_(MEAN).div_(STD)
+
+
+def transform(image: Image.Image, digit: int) -> tuple[torch.Tensor, int]:
+    """Return what one row is for the training: the model's input, 1 x 32 x 32, and the digit that it shall give."""
+    return preprocess(image), digit
+
+
+def accuracy(predictions: Sequence[int], targets: Sequence[int]) -> float:
+    """Return which part of the predictions is right, from 0 to 1; ValueError for none at all."""
+    if not targets:
+        raise ValueError("the accuracy of no predictions is not defined")
+    return sum(predicted == right for predicted, right in zip(predictions, targets, strict=True)) / len(targets)

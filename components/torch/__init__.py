@@ -1,7 +1,10 @@
-"""Models in PyTorch: the only place of predictd that imports torch."""
+"""Models in PyTorch and their training: the only place of predictd that imports torch."""
 
 from __future__ import annotations
 
+from components.torch.checkpoints import Checkpoints
+from components.torch.loop import Trained, train
 from components.torch.model import TorchModel
+from components.torch.trainer import TorchTrainer
 
-__all__ = ["TorchModel"]
+__all__ = ["Checkpoints", "TorchModel", "TorchTrainer", "Trained", "train"]

@@ -1,15 +1,16 @@
 """A PyTorch module as a model.
 
-The module is moved to the first device of `preferred_devices` that is there, when the first batch or `warm` asks for it, and is
-always run in evaluation mode without gradients. It may be used from several threads: inference and the loading of weights take
-turns, so no batch is computed by half of one version and half of another.
+The module is moved to the first device of `preferred_devices` that is there, when the first batch or `warm` asks for it, and
+predicts in evaluation mode without gradients. It may be used from several threads: inference, the steps of a training and the
+loading of weights take turns, so no batch is computed by half of one version and half of another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from threading import Lock
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -65,6 +66,7 @@ class TorchModel(Model):
         self.object = object if self.dtype is None else object.to(self.dtype)
         self._turn = Lock()
         self._device: torch.device | None = None
+        self._in_training = False
 
     @property
     def device(self) -> torch.device:
@@ -100,10 +102,11 @@ class TorchModel(Model):
 
     def infer_many(self, batch: Any, n: int) -> list[Any]:
         """Run the module on a batch of `n`; returns each row's output on the CPU."""
-        # Inference mode belongs to a thread: it is entered here, whoever calls.
-        with torch.inference_mode(), self._turn:
-            self._place()
-            output = batches.call(getattr(self.object, self.forward_method), batches.moved(batch, self._inward))
+        # Inference mode belongs to a thread: it is entered here, whoever calls. During a training it would not do: what a module keeps
+        # of its forward pass (a table of positions) could not take part in a gradient later on.
+        without_gradients = torch.no_grad() if self._in_training else torch.inference_mode()
+        with without_gradients, self.judging():
+            output = batches.call(getattr(self.object, self.forward_method), batches.moved(batch, self.inward))
             return batches.split(batches.moved(output, self._outward), n)
 
     def postprocessed(self, output: Any) -> Any:
@@ -136,15 +139,71 @@ class TorchModel(Model):
         with self._turn:
             self._place()
 
-    def _place(self) -> None:
-        if self._device is None:
-            self.object.to(self.device)
-        if self.object.training:
-            self.object.eval()
+    def fit(
+        self,
+        X: Any,  # noqa: N803  # scikit-learn's name
+        y: Sequence[Any] | None = None,
+        *,
+        valid: tuple[Any, Any] | None = None,
+        **options: Any,
+    ) -> Self:
+        """Train the model here and now; returns it, with the best weights, and the traces in its `trainer`.
 
-    def _inward(self, tensor: torch.Tensor) -> torch.Tensor:
+        X: the rows' inputs, one item each (an `Arguments` for several); y: their targets. Or, without y, rows of (input, ..., target).
+        valid: a pair of X and y that "valid/loss" is computed on, and the metrics of the model's `validation` as "valid/<metric>".
+        options: arguments of TorchTrainer: of a new one (an `objective` at least), or in place of those of the model's `trainer`.
+
+        Raises DeclarationError and TrainingError.
+        """
+        from components.torch.fitting import fit  # it needs this module
+
+        fit(self, X, y, valid, options)
+        return self
+
+    @contextmanager
+    def in_training(self) -> Iterator[None]:
+        """The time of a whole training: a half precision model has its weights in float32."""
+        narrow = self.dtype if self.dtype in {torch.float16, torch.bfloat16} else None
+        with self._turn:
+            self._in_training = True
+            if narrow is not None:
+                self.object.float()
+                self.dtype = None
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._in_training = False
+                if narrow is not None:
+                    self.object.to(narrow)
+                    self.dtype = narrow
+
+    @contextmanager
+    def learning(self) -> Iterator[torch.nn.Module]:
+        """One step of a training: the module in training mode on its device, for the caller alone."""
+        with self._turn:
+            self._place(training=True)
+            yield self.object
+
+    @contextmanager
+    def judging(self) -> Iterator[torch.nn.Module]:
+        """The module in evaluation mode on its device, for the caller alone."""
+        with self._turn:
+            self._place()
+            yield self.object
+
+    def inward(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Move one of a batch's tensors to the model's device and, where it is of floats, its dtype."""
         dtype = self.dtype if tensor.is_floating_point() else None
         return tensor.to(self.device, dtype, non_blocking=True)
+
+    def _place(self, *, training: bool = False) -> None:
+        if self._device is None:
+            # Weights that are moved in inference mode could never be trained.
+            with torch.inference_mode(mode=False):
+                self.object.to(self.device)
+        if self.object.training != training:
+            self.object.train(training)
 
     def _outward(self, tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor.cpu()

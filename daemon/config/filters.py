@@ -4,12 +4,12 @@ A filter must depend on the row's own content alone: the daemon judges a row whe
 at the clock, at chance or at other outputs would change its mind without an event, and an output would be stale or
 missing. And it must not run code. What is left is all of the query language but a few operators, each refused by name.
 
-TOML has no ObjectId and no Decimal128: MongoDB's Extended JSON is read for those, `{ "$oid" = "..." }`.
+TOML has no ObjectId and no Decimal128: MongoDB's Extended JSON is read for those, `{ "$oid" = "..." }`. A filter that was made in
+Python may hold them as they are; on its way through JSON it has that form too.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime, time
 from typing import Any
@@ -18,6 +18,7 @@ from bson import json_util
 from bson.errors import BSONError
 
 from components.errors import Problem
+from components.extended import decoded, encoded
 from daemon.config.wording import dotted, suggestion
 
 _LOGICAL = ("$and", "$or", "$nor")
@@ -26,7 +27,7 @@ _COMPARISONS = (
     "$all", "$elemMatch", "$size", "$bitsAllSet", "$bitsAnySet", "$bitsAllClear", "$bitsAnyClear",
     "$geoWithin", "$geoIntersects",
 )  # fmt: skip
-_TYPES = ("$oid", "$date", "$uuid", "$numberLong", "$numberDouble", "$numberDecimal")
+_TYPES = ("$oid", "$date", "$uuid", "$binary", "$numberLong", "$numberDouble", "$numberDecimal")
 _TOP = (*_LOGICAL, "$jsonSchema", "$comment")
 _CODE = "it would run code in the server; write the condition with query operators, or compute a field when you insert"
 _CHANCE = "its result changes without the row changing, so outputs would silently go stale; filter on a stored field"
@@ -158,25 +159,14 @@ def _typed(value: Mapping[str, Any]) -> Any:
     return decoded
 
 
-def encoded_filter(value: Any) -> Any:
-    """Return a filter as JSON: a date becomes `{"$date": ...}`, and a number that is not finite `{"$numberDouble": ...}`."""
-    if isinstance(value, Mapping):
-        return {key: encoded_filter(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [encoded_filter(item) for item in value]
-    if isinstance(value, datetime):
-        return {"$date": value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")}
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"$numberDouble": "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"}
-    return value
+def encoded_filter(where: Any) -> Any:
+    """Return a filter as JSON: what JSON has no word for (dates, ids, bytes, infinity) becomes Extended JSON.
+
+    Raises DeclarationError for a value that MongoDB does not know.
+    """
+    return encoded(where)
 
 
-def decoded_filter(value: Any) -> Any:
+def decoded_filter(where: Any) -> Any:
     """Return what MongoDB takes for a filter from `Config.declarations()`: Extended JSON becomes BSON values."""
-    if isinstance(value, Mapping):
-        if len(value) == 1 and next(iter(value)) in _TYPES:
-            return _typed(value)
-        return {key: decoded_filter(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [decoded_filter(item) for item in value]
-    return value
+    return decoded(where)

@@ -13,26 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 
 from components.errors import Problem
 from daemon.config.filters import encoded_filter
-from daemon.config.values import Database, Device, Duration, KeyShape, Listen, Module, Uri
+from daemon.config.training import TrainerConfig, ValidationConfig
+from daemon.config.values import Database, Device, Duration, FileName, KeyShape, Listen, Module, Section, Uri
 
 _LOOPBACK = re.compile(r"127(\.\d{1,3}){3}|::1|localhost")
-
-
-class Section(BaseModel):
-    """What all sections share: unknown keys are errors, nothing is coerced, nothing changes once read."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class ServiceConfig(Section):
@@ -134,6 +122,11 @@ class SecurityConfig(Section):
         description="a list of packages or modules that import paths in this file may name, with their submodules",
         examples=[["examples"]],
     )
+    signing_key_file: FileName | None = Field(
+        default=None,
+        description="the name of a file that only the service's user may read, relative to service.toml",
+        examples=["/etc/predictd/signing.key"],
+    )
 
 
 class LogConfig(Section):
@@ -148,7 +141,7 @@ class LogConfig(Section):
 
 
 class LimitsConfig(Section):
-    """[limits]: how much a worker keeps in memory at most."""
+    """[limits]: how much a worker keeps in memory at most, and how many jobs run beside the workers."""
 
     queue_rows: int = Field(
         default=100_000,
@@ -164,6 +157,7 @@ class LimitsConfig(Section):
         description="a whole number of bytes from 1048576 (1 MiB) to 1099511627776 (1 TiB)",
         examples=[268_435_456],
     )
+    jobs: int = Field(default=1, ge=1, le=64, description="a whole number of jobs from 1 to 64", examples=[1])
 
 
 class TableConfig(Section):
@@ -200,7 +194,9 @@ class ModelConfig(Section):
         default=None, description='an import path "package.module:attribute"', examples=["examples.mnist:postprocess"]
     )
     device: Device = Field(
-        default="auto", description='"auto", "cpu", "cuda", "cuda:0" (or another number) or "mps"', examples=["auto"]
+        default="auto",
+        description='"auto", "cpu", "cuda", "cuda:0" (or another number) or "mps", or a list of these but "auto"',
+        examples=["auto"],
     )
     dtype: Literal["float32", "float16", "bfloat16", "float64"] | None = Field(
         default=None, description='"float32", "float16", "bfloat16" or "float64"', examples=["float32"]
@@ -244,6 +240,17 @@ class ListenerConfig(Section):
         default="", validate_default=True, description="a name of letters, digits, - and _", examples=["gpu0"]
     )
 
+    scan_order: Literal["newest", "oldest"] = Field(
+        default="newest", description='"newest" (the rows inserted last come first) or "oldest"', examples=["oldest"]
+    )
+    scan_rate: float = Field(
+        default=0.0,
+        ge=0,
+        le=1_000_000,
+        description="a number of rows a second, 0 for as many as the machine takes, up to 1000000",
+        examples=[500],
+    )
+
     @field_validator("worker")
     @classmethod
     def _named(cls, value: str, info: ValidationInfo) -> str:
@@ -263,9 +270,11 @@ class Config(Section):
     tables: dict[str, TableConfig] = Field(default_factory=dict)
     models: dict[str, ModelConfig] = Field(default_factory=dict)
     listeners: dict[str, ListenerConfig] = Field(default_factory=dict)
+    trainers: dict[str, TrainerConfig] = Field(default_factory=dict)
+    validations: dict[str, ValidationConfig] = Field(default_factory=dict)
 
     def declarations(self) -> dict[str, Any]:
-        """Return tables, models and listeners with their defaults filled in, as JSON.
+        """Return everything declared, by kind and name, with its defaults filled in, as JSON.
 
         A date in a `where` becomes `{"$date": ...}`; `decoded_filter` turns such a filter back into what MongoDB takes.
         """
@@ -277,6 +286,8 @@ class Config(Section):
             "tables": {name: table.model_dump(mode="json") for name, table in self.tables.items()},
             "models": {name: model.model_dump(mode="json") for name, model in self.models.items()},
             "listeners": listeners,
+            "trainers": {name: trainer.declaration(name) for name, trainer in self.trainers.items()},
+            "validations": {name: validation.declaration() for name, validation in self.validations.items()},
         }
 
     def workers(self) -> dict[str, tuple[str, ...]]:
@@ -293,7 +304,7 @@ class Config(Section):
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """SHA-256 of each declaration by itself, under "tables/NAME", "models/NAME" and "listeners/NAME"."""
+        """SHA-256 of each declaration by itself, under "tables/NAME", "models/NAME", "listeners/NAME" and so on."""
         return {
             f"{kind}/{name}": _digest(declared)
             for kind, named in self.declarations().items()
@@ -304,10 +315,11 @@ class Config(Section):
     def worker_fingerprints(self) -> dict[str, str]:
         """SHA-256 of all that each worker was started with: its listeners, their tables and models, and the settings.
 
-        A worker whose fingerprint changed is restarted, the others are left alone. The address is part of it: keep these in
-        memory, never in a document or a log.
+        A worker whose fingerprint changed is restarted, the others are left alone: how models are trained and validated is no
+        worker's business. The address is part of it: keep these in memory, never in a document or a log.
         """
         settings = self.model_dump(mode="json", include={"service", "mongo", "security", "log", "limits"})
+        del settings["limits"]["jobs"]
         settings["import_root"] = str(self.service.import_root)
         single = self.fingerprints
         result: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Values that have a shape of their own: durations, addresses, the names that MongoDB allows, a listener's key.
+"""What every section shares, and values that have a shape of their own: durations, addresses, names that MongoDB allows, keys.
 
 Each check returns the value or raises ValueError with what is wrong with it; an empty reason leaves the words to the key's
 own description.
@@ -9,13 +9,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, PlainValidator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationInfo
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?) ?(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _LISTEN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):(\d{1,5})")
+_DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
+
+
+class Section(BaseModel):
+    """What all sections share: unknown keys are errors, nothing is coerced, nothing changes once read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 def seconds(value: Any) -> float:
@@ -38,6 +46,34 @@ def key_shape(value: Any) -> Any:
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
         raise ValueError("")
     return value
+
+
+def fields(value: Any) -> Any:
+    """Check the shape of a trainer's or validation's key: the model's inputs and, last, what they shall give."""
+    if (
+        not isinstance(value, list)
+        or len(value) < 2
+        or not all(isinstance(text, str) and text for text in value)
+        or len(set(value)) < len(value)
+    ):
+        raise ValueError("")
+    return value
+
+
+def device(value: Any) -> Any:
+    """Check a device, or a list of them, of which the first that is there counts."""
+    wanted = value if isinstance(value, list) else [value]
+    if value != "auto" and not (wanted and all(isinstance(text, str) and _DEVICE.fullmatch(text) for text in wanted)):
+        raise ValueError("")
+    return value
+
+
+def relative_path(value: Any, info: ValidationInfo) -> Any:
+    """Resolve a file's name from the folder of service.toml."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError("")
+    root: Path = (info.context or {}).get("root") or Path.cwd()
+    return (root / Path(value).expanduser()).absolute()
 
 
 def uri(value: Any) -> Any:
@@ -85,5 +121,7 @@ KeyShape = Annotated[str | list[str] | dict[str, str], PlainValidator(key_shape)
 Uri = Annotated[str, BeforeValidator(uri)]
 Listen = Annotated[str, BeforeValidator(listen)]
 Database = Annotated[str, BeforeValidator(database)]
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+Device = Annotated[str | list[str], PlainValidator(device)]
+FieldList = Annotated[list[str], PlainValidator(fields)]
+FileName = Annotated[Path, BeforeValidator(relative_path)]
 Module = Annotated[str, Field(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)*$")]

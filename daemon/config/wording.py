@@ -24,7 +24,6 @@ _SHOWN = 80
 _CREDENTIALS = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://)?.*@", re.DOTALL)
 _QUERY = re.compile(r"(://[^?]*\?).+", re.DOTALL)
 _SECRET_KEY = re.compile(r"pass(word|wd|phrase)?|secret|token|credential|api_?key|private", re.IGNORECASE)
-_LATER = {"trainers", "validations"}
 
 Path = tuple[str | int, ...]
 
@@ -102,7 +101,7 @@ def model_at(root: type[BaseModel], path: Path) -> type[BaseModel] | None:
         field = model.model_fields.get(str(part))
         if field is None:
             return None
-        inner = section_of(field)
+        inner = section_of(field) or _listed(field)
         if inner is None:
             return None
         model, named = inner
@@ -119,6 +118,14 @@ def section_of(field: FieldInfo) -> tuple[type[BaseModel], bool] | None:
     inner = get_args(annotation)
     if len(inner) == 2 and isinstance(inner[1], type) and issubclass(inner[1], BaseModel):
         return inner[1], True
+    return None
+
+
+def _listed(field: FieldInfo) -> tuple[type[BaseModel], bool] | None:
+    """Return the section that a key holds a list of, such as `when`."""
+    inner = get_args(field.annotation)
+    if len(inner) == 1 and isinstance(inner[0], type) and issubclass(inner[0], BaseModel):
+        return inner[0], True
     return None
 
 
@@ -161,11 +168,6 @@ def _message(root: type[BaseModel], kind: str, path: Path, detail: Any, source: 
 
 def _unknown(root: type[BaseModel], path: Path) -> str:
     name = str(path[-1])
-    if len(path) == 1 and name in _LATER:
-        return (
-            f"training and validation come with a later release of predictd; remove every [{name}.*] section for now "
-            "(tables, models and listeners work without)"
-        )
     model = model_at(root, path[:-1])
     noun = "section" if len(path) == 1 else "key"
     known = list(model.model_fields) if model is not None else []

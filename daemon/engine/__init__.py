@@ -1,31 +1,47 @@
-"""Where worker processes run. An engine starts a worker from its specification and hands back a handle; who keeps it running is not its business.
+"""Where workers and jobs run. An engine starts a process from its specification and hands back a handle; who keeps it running is not its business.
 
-A worker needs nothing but its specification: the same program runs as a child process here (`daemon.engine.local`) or wherever another
+Such a process needs nothing but its specification: the same program runs as a child process here (`daemon.engine.local`) or wherever another
 engine puts it. What it reports, how it is told to stop and what its exit codes mean is said here, for every engine.
 """
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-__all__ = ["Engine", "Exit", "Report", "WorkerProcess", "WorkerSpec"]
+__all__ = ["Engine", "Exit", "JobSpec", "Report", "Spec", "WorkerProcess", "WorkerSpec", "ended"]
 
 Report = Mapping[str, Any]
-"""What a worker says of itself: state, reason, busy stages, its listeners, its stream, metric samples."""
+"""What a worker says of itself: state, reason, busy stages, its listeners, its stream, metric samples. For a job's see `daemon.job`."""
 
 
 class Exit(IntEnum):
-    """What a worker's exit code says to who keeps it. Any other code, or a signal, is a crash."""
+    """What an exit code says to who keeps a worker or runs a job. Any other code, or a signal, is a crash."""
 
     STOPPED = 0
     DECLARATION_CHANGED = 64
     CANNOT_BE_BUILT = 65
     PARENT_GONE = 70
     FENCED = 76
+
+
+class Spec(Protocol):
+    """What an engine needs to know of a process: its name for logs, the module that runs, and what it is told."""
+
+    @property
+    def name(self) -> str:
+        """Its name, for people."""
+
+    @property
+    def module(self) -> str:
+        """The program."""
+
+    def order(self) -> dict[str, Any]:
+        """What it reads first, as JSON values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +60,13 @@ class WorkerSpec:
     queue_bytes: int
     log: Mapping[str, str]
     stop_timeout: float
+    signing_key: str = field(default="", repr=False)
     module: str = "daemon.worker"
+
+    @property
+    def name(self) -> str:
+        """The worker's name."""
+        return self.worker
 
     def order(self) -> dict[str, Any]:
         """What the worker reads first, as JSON values."""
@@ -61,11 +83,51 @@ class WorkerSpec:
             "queue_bytes": self.queue_bytes,
             "log": dict(self.log),
             "stop_timeout": self.stop_timeout,
+            "signing_key": self.signing_key,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """All that the process of one job is told; `threads` None is its own choice."""
+
+    job: str
+    uri: str = field(repr=False)
+    database: str
+    service: str
+    epoch: int
+    state_dir: Path
+    import_root: Path
+    allow_imports: tuple[str, ...]
+    log: Mapping[str, str]
+    signing_key: str = field(repr=False)
+    threads: int | None = None
+    module: str = "daemon.job"
+
+    @property
+    def name(self) -> str:
+        """The job's id."""
+        return f"job {self.job}"
+
+    def order(self) -> dict[str, Any]:
+        """What the job reads first, as JSON values."""
+        return {
+            "uri": self.uri,
+            "database": self.database,
+            "service": self.service,
+            "epoch": self.epoch,
+            "job": self.job,
+            "state_dir": str(self.state_dir),
+            "import_root": str(self.import_root),
+            "allow_imports": list(self.allow_imports),
+            "log": dict(self.log),
+            "signing_key": self.signing_key,
+            "threads": self.threads,
         }
 
 
 class WorkerProcess(Protocol):
-    """A worker that was started."""
+    """A worker, or the process of a job, that was started."""
 
     @property
     def pid(self) -> int:
@@ -94,7 +156,17 @@ class WorkerProcess(Protocol):
 
 
 class Engine(Protocol):
-    """Starts workers."""
+    """Starts workers and jobs."""
 
-    async def start(self, spec: WorkerSpec, on_report: Callable[[], None]) -> WorkerProcess:
-        """Starts a worker; `on_report` is called in the event loop at each report. Raises OSError where no process can be had."""
+    async def start(self, spec: Spec, on_report: Callable[[], None]) -> WorkerProcess:
+        """Starts a process; `on_report` is called in the event loop at each report. Raises OSError where no process can be had."""
+
+
+def ended(code: int) -> str:
+    """An exit code for a person."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"

@@ -1,4 +1,4 @@
-"""The local engine: a worker is a child process of the supervisor.
+"""The local engine: a worker, or the process of a job, is a child process of the supervisor.
 
 * Its stdin stays open as long as the supervisor lives: its end tells the worker that the supervisor is gone, however that came about. The
   first line on it is the worker's specification, so that no password stands on a command line or in an environment.
@@ -20,7 +20,7 @@ from contextlib import suppress
 
 import structlog
 
-from daemon.engine import Report, WorkerProcess, WorkerSpec
+from daemon.engine import Report, Spec, WorkerProcess
 
 __all__ = ["LocalEngine"]
 
@@ -36,7 +36,7 @@ class LocalEngine:
     def __init__(self, without: Iterable[str] = ()) -> None:
         self._without = frozenset(without)
 
-    async def start(self, spec: WorkerSpec, on_report: Callable[[], None]) -> WorkerProcess:
+    async def start(self, spec: Spec, on_report: Callable[[], None]) -> WorkerProcess:
         """See `daemon.engine.Engine`."""
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", spec.module),
@@ -51,7 +51,7 @@ class LocalEngine:
         # One that died before it read this tells more by its exit code than the broken pipe does.
         with suppress(ConnectionError):
             await process.stdin.drain()
-        return _LocalWorker(spec.worker, process, on_report)
+        return _LocalWorker(spec.name, process, on_report)
 
 
 class _LocalWorker:

@@ -76,7 +76,10 @@ class WorkerState:
 
 @dataclass(frozen=True, slots=True)
 class ServiceState:
-    """The whole service at one moment. `mongo` is None while MongoDB answers (since `mongo_back_at`), else why not; `role_reason` explains the role."""
+    """The whole service at one moment. `mongo` is None while MongoDB answers (since `mongo_back_at`), else why not; `role_reason` explains the role.
+
+    `jobs` are those that run; `paused` are listeners that somebody paused; `refused` are declarations in the database that are not this service's.
+    """
 
     service: str
     role: Role = "starting"
@@ -86,6 +89,9 @@ class ServiceState:
     epoch: int | None = None
     workers: tuple[WorkerState, ...] = ()
     config: ConfigState = field(default_factory=ConfigState)
+    jobs: tuple[Mapping[str, Any], ...] = ()
+    paused: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +189,9 @@ def status_document(state: ServiceState, now: float) -> dict[str, Any]:
         "reason": verdict.reason,
         "workers": workers,
         "config": asdict(state.config),
+        "jobs": [dict(job) for job in state.jobs],
+        "paused": list(state.paused),
+        "refused": dict(state.refused),
     }
 
 

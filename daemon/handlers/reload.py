@@ -1,12 +1,13 @@
-"""A changed service.toml: what it asks of the running workers.
+"""A change of what is declared: what it asks of the running workers.
 
-Pure: two configurations go in, a plan comes out. A worker is restarted when something that it was started with has changed (its listeners,
+Pure: what runs and what should run go in, a plan comes out. A worker is restarted when something that it was started with has changed (its listeners,
 their tables and models, limits, imports, logging), and left alone otherwise. What the daemon itself was started with (its name, MongoDB,
 the HTTP address) cannot change under it: such a file is refused as a whole, so that what runs is always one file, never half of two.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from components.errors import Problem
@@ -46,9 +47,8 @@ class Plan:
         return "; ".join(parts) or "nothing to do"
 
 
-def plan(before: Config, after: Config) -> Plan:
-    """What to do with the workers of `before` so that they are those of `after`."""
-    old, new = before.worker_fingerprints, after.worker_fingerprints
+def plan(old: Mapping[str, str], new: Mapping[str, str]) -> Plan:
+    """What to do with the workers of `old` so that they are those of `new`: both are fingerprints by name."""
     return Plan(
         start=tuple(name for name in new if name not in old),
         stop=tuple(name for name in old if name not in new),

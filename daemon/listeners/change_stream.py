@@ -116,6 +116,13 @@ class Requested:
 
 
 @dataclass(frozen=True, slots=True)
+class ReloadAsked:
+    """Another generation of the listener is live (`daemon.store.requests.reload`)."""
+
+    listener: str
+
+
+@dataclass(frozen=True, slots=True)
 class TableGone:
     """The table was dropped, or renamed away."""
 
@@ -156,7 +163,7 @@ class HistoryLost:
     fresh: Position
 
 
-Event = Changed | Requested | TableGone | TableCame | Reached | Opened | Interrupted | HistoryLost
+Event = Changed | Requested | ReloadAsked | TableGone | TableCame | Reached | Opened | Interrupted | HistoryLost
 
 
 @dataclass
@@ -248,7 +255,8 @@ def _told(event: Mapping[str, Any], subscription: Subscription, time: Timestamp)
         if name != names.REQUESTS:
             yield Changed(name, key, time)
         elif isinstance(key, Mapping) and key.get("service") == subscription.service:
-            yield Requested(str(key.get("listener")), key.get("row"), time)
+            listener = str(key.get("listener"))
+            yield ReloadAsked(listener) if key.get("reload") else Requested(listener, key.get("row"), time)
     elif kind in {"drop", "rename"}:
         yield TableGone(name)
         if kind == "rename":

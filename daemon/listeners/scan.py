@@ -1,32 +1,45 @@
-"""A scan as a source: the `_id`s of a table in pages, in order of `_id`, from behind a given one."""
+"""A scan as a source: the `_id`s of a table in pages, in order of `_id` from either end, from behind a given one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from bson.timestamp import Timestamp
 from pymongo.collection import Collection
 
 PAGE = 1000
 
+Order = Literal["newest", "oldest"]
 
-def pages(table: Collection[dict[str, Any]], start: Timestamp, last: Any, *, resumed: bool) -> Iterator[list[Any]]:
-    """Yields pages of `_id`s, all of the table's; `resumed` goes on behind the `_id` `last`.
+
+def pages(
+    table: Collection[dict[str, Any]],
+    start: Timestamp,
+    last: Any,
+    *,
+    resumed: bool,
+    order: Order = "oldest",
+    size: int = PAGE,
+) -> Iterator[list[Any]]:
+    """Yields pages of `size` `_id`s, all of the table's; `resumed` goes on behind the `_id` `last`.
+
+    "newest" begins with the highest `_id`, which for ObjectIds are the newest rows.
 
     Which of them match is not asked here: a page then comes from the index alone, in bounded time, however rare a match is.
 
     Pages are read not before `start`: whatever was there then is in one of them, unless it was deleted since; what comes later
     is the change stream's business. Errors of pymongo pass through, and the caller starts again behind the last page.
     """
-    behind: dict[str, Any] = {"$expr": {"$gt": ["$_id", {"$literal": last}]}} if resumed else {}
+    operator, direction = ("$gt", 1) if order == "oldest" else ("$lt", -1)
+    behind: dict[str, Any] = {"$expr": {operator: ["$_id", {"$literal": last}]}} if resumed else {}
     with table.database.client.start_session(causal_consistency=True) as session:
         session.advance_operation_time(start)
         while True:
             # $expr compares across BSON types; a plain {_id: {$gt: last}} would pass over every row of another type.
-            found = table.find(behind, {"_id": 1}, session=session).sort("_id", 1).limit(PAGE)
+            found = table.find(behind, {"_id": 1}, session=session).sort("_id", direction).limit(size)
             page = [document["_id"] for document in found]
             if not page:
                 return
             yield page
-            behind = {"$expr": {"$gt": ["$_id", {"$literal": page[-1]}]}}
+            behind = {"$expr": {operator: ["$_id", {"$literal": page[-1]}]}}

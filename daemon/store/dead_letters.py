@@ -8,18 +8,16 @@ between the two leaves a letter too many (cleared when the replayed row is judge
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import bson
-from bson import ObjectId
 from pymongo import DeleteOne, UpdateOne
 from pymongo.collection import Collection
 from pymongo.database import Database
 
 from daemon.batching import identity
 from daemon.rows import Letter
-from daemon.store import names
+from daemon.store import names, requests
 
 
 class DeadLetters:
@@ -118,15 +116,14 @@ def listed(
 def retry(database: Database[dict[str, Any]], letter: Mapping[str, Any]) -> None:
     """Gives a dead row another attempt: takes the error out of the row, then asks the worker, through its own change stream.
 
-    The letter stays until the attempt went well, so a kill anywhere in between leaves one that can be retried again. The request
-    is all in its `_id`, which is what a change stream hands on; it is of no use afterwards, and a TTL index removes it.
+    The letter stays until the attempt went well, so a kill anywhere in between leaves one that can be retried again.
     """
     about = letter["_id"]
     path = f"_outputs.{about['listener']}"
     database[letter["table"]].update_one(
         {"_id": about["row"], f"{path}.error": {"$exists": True}}, {"$unset": {path: ""}}
     )
-    database[names.REQUESTS].insert_one({"_id": {**about, "nonce": ObjectId()}, "at": datetime.now(UTC)})
+    requests.retry(database, about)
 
 
 def discard(database: Database[dict[str, Any]], letter: Mapping[str, Any]) -> None:

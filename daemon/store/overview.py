@@ -34,18 +34,49 @@ def tables(database: Database[dict[str, Any]], service: str) -> list[dict[str, A
 
 
 def models(database: Database[dict[str, Any]], service: str) -> list[dict[str, Any]]:
-    """Each model with its live version, None before it was first built."""
+    """Each model with its live version, None before it was first built; `object` is an import path, or the name of what travelled by value."""
     listeners = _applied(database, service, "listener")
     shown = []
     for name, model in _applied(database, service, "model").items():
-        live = database[names.VERSIONS].find_one(
-            {"service": service, "model": name, "state": "live"},
-            {"number": 1, "origin": 1, "content_hash": 1, "created_at": 1, "_id": 0},
-            sort=[("number", -1)],
-        )
+        live = None
+        if model.get("live") is not None:
+            live = database[names.VERSIONS].find_one(
+                {"_id": f"{service}/{name}/{model['live']}"},
+                {"number": 1, "origin": 1, "content_hash": 1, "created_at": 1, "metrics": 1, "_id": 0},
+            )
         users = [n for n, each in listeners.items() if each["declaration"]["model"] == name]
-        shown.append({"name": name, "object": model["declaration"]["object"], "live": live, "listeners": users})
+        code = model["declaration"]["object"]
+        code = code if isinstance(code, str) else code.get("name", "an artifact")
+        shown.append({"name": name, "source": model["source"], "object": code, "live": live, "listeners": users})
     return shown
+
+
+def is_applied(database: Database[dict[str, Any]], service: str, kind: str, name: str) -> bool:
+    """Whether there is such a component."""
+    return database[names.COMPONENTS].find_one({"_id": f"{service}/{kind}/{name}", "state": "applied"}, {"_id": 1}) is not None
+
+
+def scans(database: Database[dict[str, Any]], service: str) -> dict[str, dict[str, Any]]:
+    """For each listener, how far the scan is that its present generation asks for.
+
+    `current`: its worker has begun that scan; `finished`: every row has been judged for what is live now.
+    """
+    listeners, models = (_applied(database, service, kind) for kind in ("listener", "model"))
+    noted = {each["_id"]: each for each in database[names.SCANS].find({"_id": {"$in": [f"{service}/{name}" for name in listeners]}})}
+    found = {}
+    for name, listener in listeners.items():
+        declaration, scan = listener["declaration"], noted.get(f"{service}/{name}", {})
+        promotions = models.get(declaration["model"], {}).get("promotions", 0)
+        current = (scan.get("mark") or {}).get("generation") == listener.get("generation", 0) + promotions
+        found[name] = {
+            "model": declaration["model"],
+            "worker": declaration["worker"],
+            "paused": bool(listener.get("paused")),
+            "current": current,
+            "finished": current and scan.get("state") == "done",
+            "done": scan.get("done", 0),
+        }
+    return found
 
 
 def waiting(database: Database[dict[str, Any]], service: str) -> dict[str, int | None]:

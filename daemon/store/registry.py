@@ -1,32 +1,33 @@
-"""The registry: what is declared, and the generation of each listener.
+"""The registry: puts declarations into `_predictd.components`, and keeps the generation of each listener.
 
-The supervisor publishes the declarations of service.toml; a worker reads those of its listeners, and needs nothing else to run
-them. A listener's *generation* fences its outputs: it is raised whenever the same row would get another output (another
-model, other code paths, another key, another datatype of a key field), and every worker that meets a higher generation in a row
-reloads from here. A change of `where` changes which rows are judged, not what comes of them: it brings a scan, not a generation.
+The supervisor publishes the declarations of service.toml; clients of the Python API apply theirs; a worker or a job reads what it needs, and
+needs nothing else to run it. A listener's *generation* fences its outputs: it is raised whenever the same row would get another
+output (another model, another key, another datatype of a key field; and by each promotion of its model, see `components.Catalog`),
+and every worker that meets a higher generation in a row reloads from here. A change of `where` changes which rows are judged, not
+what comes of them: it brings a scan, not a generation. Other code or another declaration of the model brings a version of it, whose promotion
+raises the generation.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from bson import ObjectId
 from pymongo.collection import Collection
 from pymongo.database import Database
 from pymongo.errors import CollectionInvalid, DuplicateKeyError
 
-from components.errors import DeclarationError, Fenced
-from daemon.store import names
+from components.errors import DeclarationError, Fenced, NotApplied
+from components.signing import SigningKey
+from daemon.store import names, requests
+from daemon.store.components import Catalog, Component, Source, canonical, catalog, mac, signature
 
-REQUEST_SECONDS = (
-    7 * 24 * 3600
-)  # a request reaches its worker through the stream, as soon as there is one; then it is of no use
-KINDS = {"tables": "table", "models": "model", "listeners": "listener"}
+__all__ = ["Declared", "Registry", "signature"]
+
+KINDS: Final = ("table", "model", "listener", "trainer", "validation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,105 +36,232 @@ class Declared:
 
     name: str
     listener: Mapping[str, Any]
-    model: Mapping[str, Any]
+    model: Component
     fields: Mapping[str, str]
     generation: int
     signature: str
-    model_signature: str
 
     @property
     def scope(self) -> str:
         """A hash of which rows the listener takes, and of the worker that serves it: another one has another position."""
         return signature([self.listener[name] for name in ("table", "key", "where", "worker")])
 
-
-def signature(declaration: Any) -> str:
-    """A hash of a declaration: equal for equal declarations, whatever the order of their keys."""
-    text = json.dumps(declaration, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+    @property
+    def identity(self) -> tuple[str, str, str, str]:
+        """What a worker was started for: where any of it differs, it has to start anew."""
+        return self.signature, self.scope, self.model.name, self.model.signature
 
 
 class Registry:
-    """The declarations of one service in `_predictd.components`."""
+    """The declarations of one service, as a process of `epoch` sees and writes them (the API's clients have none: 0)."""
 
-    def __init__(self, database: Database[dict[str, Any]], service: str, epoch: int) -> None:
+    def __init__(self, database: Database[dict[str, Any]], service: str, epoch: int, key: SigningKey) -> None:
         self._database = database
         self._components: Collection[dict[str, Any]] = database[names.COMPONENTS]
         self._service = service
         self._epoch = epoch
+        self._key = key
+
+    # ---- reading --------------------------------------------------------------------------------------------------
+
+    def read(self) -> Catalog:
+        """Everything that is applied now, at one snapshot."""
+        return catalog(self._database, self._service, self._key)
+
+    def worker(self, worker: str) -> dict[str, Declared]:
+        """The listeners that a worker of that name serves; those that are paused, or refused, are not among them."""
+        known = self.read()
+        return {
+            name: _declared(name, known) for name in served(known) if known.listeners[name].body["worker"] == worker
+        }
+
+    def listener(self, name: str) -> Declared:
+        """One listener as it is declared now. Raises DeclarationError where it is no longer to be served."""
+        known = self.read()
+        if name not in served(known):
+            reason = known.refused.get(f"listener/{name}", "it is no longer declared, or is paused")
+            raise DeclarationError(f"listeners.{name}: {reason}")
+        return _declared(name, known)
+
+    # ---- service.toml ---------------------------------------------------------------------------------------------
 
     def publish(self, declarations: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
-        """Makes these declarations the service's own, whole: what is not among them is removed.
+        """Makes these the service's own from its configuration, whole: what is not among them is removed; the API's stay.
 
-        Raises Fenced where a newer leader has published, and DeclarationError where another service of this database has a
-        listener of the same name on the same table (both would write the same outputs).
+        Raises Fenced where a newer leader has published, and DeclarationError where a name was applied through the API, or where another
+        service of this database has a listener of the same name on the same table (both would write the same outputs).
         """
         self._refuse_foreign(declarations["listeners"])
-        wanted: dict[str, dict[str, Any]] = {}
-        for kind in ("tables", "models"):
-            for name, declaration in declarations[kind].items():
-                wanted[self._id(KINDS[kind], name)] = {
-                    "declaration": declaration,
-                    "signature": signature(self._essence(KINDS[kind], declaration)),
-                }
-        for name, declaration in declarations["listeners"].items():
-            fields = declarations["tables"][declaration["table"]]["fields"]
-            paths = declaration["key"] if isinstance(declaration["key"], (list, dict)) else [declaration["key"]]
-            made_of = [
-                declaration["table"],
-                declaration["key"],
-                declaration["model"],
-                wanted[self._id("model", declaration["model"])]["signature"],
-                {path: fields.get(path) for path in paths},
-            ]
-            wanted[self._id("listener", name)] = {"declaration": declaration, "signature": signature(made_of)}
-        for identifier, component in wanted.items():
-            self._put(identifier, component)
-        self._remove_all_but(list(wanted))
-        self._create(declarations["tables"])
-
-    @staticmethod
-    def _essence(kind: str, declaration: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What of a declaration decides its outputs: the device, for one, does not."""
-        return {k: v for k, v in declaration.items() if not (kind == "model" and k == "device")}
-
-    def _put(self, identifier: str, component: Mapping[str, Any]) -> None:
-        _, kind, name = identifier.split("/", 2)
-        changed = {"$ne": ["$signature", component["signature"]]}
-        raised = {"$add": [{"$ifNull": ["$generation", 0]}, {"$cond": [changed, 1, 0]}]}
-        update = [
-            {
-                "$set": {
-                    "service": {"$literal": self._service},
-                    "kind": kind,
-                    "name": {"$literal": name},
-                    "source": "config",
-                    "state": "applied",
-                    "declaration": {"$literal": json.dumps(component["declaration"])},
-                    "generation": raised,
-                    "signature": component["signature"],
-                    "epoch": self._epoch,
-                    "applied_at": {"$cond": [changed, "$$NOW", {"$ifNull": ["$applied_at", "$$NOW"]}]},
-                }
-            }
-        ]
-        try:
-            self._components.update_one({"_id": identifier, "epoch": {"$lte": self._epoch}}, update, upsert=True)
-        except DuplicateKeyError:
-            raise Fenced(f"a daemon with a higher epoch than {self._epoch} has published {identifier}") from None
+        wanted = {(kind, name): body for kind in KINDS for name, body in declarations.get(f"{kind}s", {}).items()}
+        known = self.read()
+        for kind, name in wanted:
+            other = known.of(kind).get(name)
+            if other is not None and other.source == "api":
+                raise DeclarationError(
+                    f"{kind}s.{name}: a {kind} of this name was applied through the API; remove it there (db.remove), or rename this one"
+                )
+        tables = {name: body for (kind, name), body in wanted.items() if kind == "table"}
+        for (kind, name), body in wanted.items():
+            self._put(kind, name, body, "config", _identity(kind, body, tables))
+        self._remove_all_but([self._id(kind, name) for kind, name in wanted])
+        self._create(tables)
 
     def _remove_all_but(self, kept: list[str]) -> None:
-        gone = {"service": self._service, "state": "applied", "_id": {"$nin": kept}, "epoch": {"$lte": self._epoch}}
-        removed = list(self._components.find(gone, {"kind": 1, "name": 1}))
-        for component in removed:
-            if component["kind"] == "listener":
-                # Should it come back, its rows have changed meanwhile: without a mark it scans. The document stays, and with it
-                # the epoch that fences an older leader; so does the generation; and the letters, whose rows still say so.
-                self._database[names.SCANS].update_one(
-                    {"_id": f"{self._service}/{component['name']}", "epoch": {"$lte": self._epoch}},
-                    {"$set": {"state": "removed", "epoch": self._epoch, "run": ObjectId()}, "$unset": {"mark": ""}},
+        gone = {
+            "service": self._service,
+            "state": "applied",
+            "source": {"$ne": "api"},
+            "_id": {"$nin": kept},
+            "epoch": {"$lte": self._epoch},
+        }
+        for component in list(self._components.find(gone, {"kind": 1, "name": 1})):
+            self._remove(component["kind"], component["name"])
+
+    # ---- the API --------------------------------------------------------------------------------------------------
+
+    def apply(self, declared: Iterable[tuple[str, str, Mapping[str, Any]]], *, force: bool = False) -> list[str]:
+        """Applies (kind, name, body) one after the other; "kind/name" of those that were not applied just so before.
+
+        With `force` each of them counts as changed. Raises DeclarationError where service.toml declares the name, or where what a
+        declaration names is not there.
+        """
+        changed = []
+        for kind, name, body in declared:
+            known = self.read()
+            other = known.of(kind).get(name)
+            if other is not None and other.source == "config":
+                raise DeclarationError(
+                    f"{kind} {name!r} is declared in service.toml; change it there, or give this one another name"
                 )
-            self._components.update_one({"_id": component["_id"]}, {"$set": {"state": "removed"}})
+            _refuse_dangling(kind, name, body, known)
+            if kind == "listener":
+                self._refuse_foreign({name: body})
+            if other is not None and not force and canonical(other.body) == canonical(body):
+                continue
+            forced = (other.forced if other else 0) + force
+            tables = {table: each.body for table, each in known.tables.items()} | (
+                {name: body} if kind == "table" else {}
+            )
+            self._put(kind, name, body, "api", _identity(kind, body, tables), forced)
+            changed.append(f"{kind}/{name}")
+            if kind == "table":
+                self._create({name: body})
+                for reader in known.listeners.values():  # the same bytes may be another input now
+                    if reader.body["table"] == name:
+                        again = _identity("listener", reader.body, tables)
+                        self._put("listener", reader.name, reader.body, reader.source, again, reader.forced)
+        return changed
+
+    def remove(self, kind: str, name: str) -> None:
+        """Removes what was applied through the API; with a model go its trainer and its validations.
+
+        Raises NotApplied where there is none, DeclarationError where service.toml declares it or where something still needs it.
+        """
+        known = self.read()
+        component = known.of(kind).get(name)
+        if component is None and f"{kind}/{name}" not in known.refused:
+            raise NotApplied(self.absent(kind, name))
+        if component is not None and component.source == "config":
+            raise DeclarationError(f"{kind} {name!r} is declared in service.toml; remove it there")
+        users = [each.name for each in known.listeners.values() if each.body.get(kind) == name]
+        if kind in ("table", "model") and users:
+            raise DeclarationError(f"{kind} {name!r} is in use by listener {', '.join(users)}; remove that first")
+        if kind == "model":
+            for other in (*known.trainers.values(), *known.validations.values()):
+                if other.body["model"] == name and other.source == "api":
+                    self._remove(other.kind, other.name)
+        self._remove(kind, name)
+
+    def absent(self, kind: str, name: str) -> str:
+        """Why there is no such component, in words."""
+        document = self._components.find_one({"_id": self._id(kind, name)})
+        if document is not None and document["state"] == "removed":
+            return f"{kind} {name!r} was removed at {document['removed_at']:%Y-%m-%d %H:%M:%S} UTC; apply it again to use it"
+        there = sorted(
+            each["name"]
+            for each in self._components.find({"service": self._service, "kind": kind, "state": "applied"}, {"name": 1})
+        )
+        return f"there is no {kind} {name!r}; there is {', '.join(there) if there else f'no {kind} at all'}"
+
+    # ---- what people ask of a listener ----------------------------------------------------------------------------
+
+    def resync(self, listener: str) -> None:
+        """Every row of the listener is predicted anew. Raises NotApplied."""
+        self._listener(listener, {"$inc": {"generation": 1}})
+        requests.reload(self._database, self._service, [listener])
+
+    def pause(self, listener: str) -> None:
+        """Outputs of the listener are no longer kept up, until `resume`. Raises NotApplied."""
+        self._listener(listener, {"$set": {"paused": True}})
+        self._forget_mark(listener)
+
+    def resume(self, listener: str) -> None:
+        """The listener is served again, beginning with a scan: what changed meanwhile was passed over. Raises NotApplied."""
+        self._forget_mark(listener)
+        self._listener(listener, {"$unset": {"paused": ""}})
+
+    def _listener(self, name: str, update: Mapping[str, Any]) -> None:
+        if not self._components.update_one(
+            {"_id": self._id("listener", name), "state": "applied"}, update
+        ).matched_count:
+            raise NotApplied(self.absent("listener", name))
+
+    # ---- shared ---------------------------------------------------------------------------------------------------
+
+    def _put(
+        self, kind: str, name: str, body: Mapping[str, Any], source: Source, identity: str, forced: int = 0
+    ) -> None:
+        """Writes one declaration; where somebody else does so at the same time, one after the other. Raises Fenced.
+
+        `forced` counts how often it was applied by force: each time it is another one, though it says the same.
+        """
+        identifier, text = self._id(kind, name), canonical(body)
+        identity = signature([identity, forced]) if forced else identity
+        while True:
+            old = self._components.find_one({"_id": identifier}) or {}
+            if source == "config" and old.get("epoch", 0) > self._epoch:
+                raise Fenced(f"a daemon with a higher epoch than {self._epoch} has published {identifier}")
+            revision = old.get("revision", 0) + (old.get("declaration") != text)
+            changed = {"$ne": ["$signature", identity]}
+            update = {
+                "service": {"$literal": self._service},
+                "kind": kind,
+                "name": {"$literal": name},
+                "source": source,
+                "state": "applied",
+                "declaration": {"$literal": text},
+                "revision": revision,
+                "mac": mac(self._key, self._service, kind, name, source, revision, text),
+                "generation": {"$add": [{"$ifNull": ["$generation", 0]}, {"$cond": [changed, 1, 0]}]},
+                "signature": identity,
+                "forced": forced,
+                "epoch": {"$max": ["$epoch", self._epoch]},
+                "applied_at": {"$cond": [changed, "$$NOW", {"$ifNull": ["$applied_at", "$$NOW"]}]},
+            }
+            # What was read must still stand; a document of an older release has no revision.
+            still = {"_id": identifier, "revision": old.get("revision"), "epoch": old.get("epoch")}
+            with suppress(DuplicateKeyError):
+                if self._components.update_one(still, [{"$set": update}], upsert=not old).matched_count or not old:
+                    return
+
+    def _remove(self, kind: str, name: str) -> None:
+        if kind == "listener":
+            # Should it come back, its rows have changed meanwhile: without a mark it scans. The document stays, and with it
+            # the epoch that fences an older leader; so does the generation; and the letters, whose rows still say so.
+            self._forget_mark(name)
+        self._components.update_one(
+            {"_id": self._id(kind, name)}, {"$set": {"state": "removed"}, "$currentDate": {"removed_at": True}}
+        )
+
+    def _forget_mark(self, listener: str) -> None:
+        fence = {"$lte": self._epoch} if self._epoch else {"$exists": True}
+        self._database[names.SCANS].update_one(
+            {"_id": f"{self._service}/{listener}", "epoch": fence},
+            [
+                {"$set": {"state": "removed", "epoch": {"$max": ["$epoch", self._epoch]}, "run": ObjectId()}},
+                {"$unset": "mark"},
+            ],
+        )
 
     def _refuse_foreign(self, listeners: Mapping[str, Mapping[str, Any]]) -> None:
         query = {
@@ -143,58 +271,58 @@ class Registry:
             "service": {"$ne": self._service},
         }
         for other in self._components.find(query):
-            if json.loads(other["declaration"])["table"] == listeners[other["name"]]["table"]:
+            # Another service signs with its own key: its word is taken as it stands, which can only refuse something.
+            if f'"table": "{listeners[other["name"]]["table"]}"' in str(other.get("declaration")):
                 raise DeclarationError(
                     f"listeners.{other['name']}: service {other['service']!r} has a listener of this name on this table, and both "
                     "would write the same outputs; give one of them another name"
                 )
 
-    def _create(self, tables: Mapping[str, Any]) -> None:
+    def _create(self, tables: Iterable[str]) -> None:
         """A table that nobody has written to yet exists from now on, so that a dropped one can be told from a new one."""
-        self._database[names.REQUESTS].create_index("at", expireAfterSeconds=REQUEST_SECONDS)
+        requests.prepare(self._database)
         for table in set(tables) - set(self._database.list_collection_names()):
             with suppress(CollectionInvalid):  # a client was quicker
                 self._database.create_collection(table)
 
-    # ---- reading --------------------------------------------------------------------------------------------------
-
-    def worker(self, worker: str) -> dict[str, Declared]:
-        """The listeners that a worker of that name serves."""
-        components = self._applied()
-        listeners = components["listener"]
-        return {
-            name: self._declared(name, components)
-            for name in listeners
-            if json.loads(listeners[name]["declaration"])["worker"] == worker
-        }
-
-    def listener(self, name: str) -> Declared:
-        """One listener as it is declared now. Raises DeclarationError where it is no longer declared."""
-        components = self._applied()
-        if name not in components["listener"]:
-            raise DeclarationError(f"listeners.{name} is no longer declared")
-        return self._declared(name, components)
-
-    def _applied(self) -> dict[str, dict[str, dict[str, Any]]]:
-        found: dict[str, dict[str, dict[str, Any]]] = {"table": {}, "model": {}, "listener": {}}
-        for component in self._components.find({"service": self._service, "state": "applied"}):
-            found[component["kind"]][component["name"]] = component
-        return found
-
-    @staticmethod
-    def _declared(name: str, components: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Declared:
-        own = components["listener"][name]
-        listener = json.loads(own["declaration"])
-        model = components["model"][listener["model"]]
-        return Declared(
-            name=name,
-            listener=listener,
-            model=json.loads(model["declaration"]),
-            fields=json.loads(components["table"][listener["table"]]["declaration"])["fields"],
-            generation=own["generation"],
-            signature=own["signature"],
-            model_signature=model["signature"],
-        )
-
     def _id(self, kind: str, name: str) -> str:
         return f"{self._service}/{kind}/{name}"
+
+
+def served(known: Catalog) -> list[str]:
+    """The listeners that are to run: not paused, with a model and a table that may be believed."""
+    return [
+        name
+        for name, each in known.listeners.items()
+        if not each.paused and each.body["model"] in known.models and each.body["table"] in known.tables
+    ]
+
+
+def _declared(name: str, known: Catalog) -> Declared:
+    own = known.listeners[name]
+    return Declared(
+        name=name,
+        listener=own.body,
+        model=known.models[own.body["model"]],
+        fields=known.tables[own.body["table"]].body["fields"],
+        generation=known.generation(name),
+        signature=own.signature,
+    )
+
+
+def _identity(kind: str, body: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]]) -> str:
+    """A hash of what of a declaration decides outputs: the device of a model, for one, does not, nor a listener's limits."""
+    if kind == "model":
+        return signature({name: value for name, value in body.items() if name != "device"})
+    if kind != "listener":
+        return signature(body)
+    fields = tables.get(body["table"], {}).get("fields", {})
+    paths = body["key"] if isinstance(body["key"], (list, dict)) else [body["key"]]
+    return signature([body["table"], body["key"], body["model"], {path: fields.get(path) for path in paths}])
+
+
+def _refuse_dangling(kind: str, name: str, body: Mapping[str, Any], known: Catalog) -> None:
+    for other in ("table", "model"):
+        named = body.get(other)
+        if kind in ("listener", "trainer", "validation") and named is not None and named not in known.of(other):
+            raise DeclarationError(f"{kind} {name!r}: {other} {named!r} is not applied; apply it first")

@@ -52,8 +52,10 @@ class Scans:
         self._id = f"{service}/{listener}"
         self._epoch = epoch
 
-    def due(self, mark: Mark) -> Run | None:
+    def due(self, mark: Mark, order: str) -> Run | None:
         """The scan that the mark asks for, begun where nobody has yet; None where all rows have been judged for it.
+
+        One that was half-way from the other end of the table begins anew.
 
         Takes the scan over: it is a run of ours from now on, so an older leader that still scans cannot end it. Raises Fenced.
         """
@@ -62,15 +64,24 @@ class Scans:
             {"_id": self._id, "epoch": {"$lte": self._epoch}}, {"$set": {"epoch": self._epoch, "run": run}}
         )
         if found is None or found.get("mark") != mark.document():
-            return self.begin(mark, "first start" if found is None else "the listener changed")
+            return self.begin(mark, "first start" if found is None else "the listener changed", order)
         if found["state"] == "done":
             return None
+        if found.get("order", "oldest") != order:
+            return self.begin(mark, found["reason"], order)
         return Run(run, found["reason"], "last" in found, found.get("last"), found["done"])
 
-    def begin(self, mark: Mark, reason: str) -> Run:
+    def begin(self, mark: Mark, reason: str, order: str) -> Run:
         """Orders a scan from the beginning; a run that goes on is overtaken. Raises Fenced."""
         run = Run(ObjectId(), reason)
-        about = {"mark": mark.document(), "state": "running", "reason": reason, "done": 0, "run": run.id}
+        about = {
+            "mark": mark.document(),
+            "state": "running",
+            "reason": reason,
+            "done": 0,
+            "run": run.id,
+            "order": order,
+        }
         try:
             self._collection.update_one(
                 {"_id": self._id, "epoch": {"$lte": self._epoch}},

@@ -2,6 +2,7 @@
 
     STATE_DIR/lock       held by flock while a daemon runs; holds its process id
     STATE_DIR/instance   the stable id of this directory's daemon: what it takes its own lease back with after a kill
+    STATE_DIR/signing.key  what this service's declarations are signed with; made at the first start, for its owner's eyes only
     STATE_DIR/http       the address that the daemon answers on, while it runs ("127.0.0.1:9477")
 
 The kernel gives the lock up with the process, however it ends, so nothing stale is ever left behind.
@@ -16,10 +17,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from components.errors import ConfigurationError, Problem
+from components.errors import ConfigurationError, DeclarationError, Problem
+from components.signing import SigningKey
 from daemon.store.leases import AnotherDaemon
 
-__all__ = ["StateDirectory", "http_address"]
+__all__ = ["StateDirectory", "http_address", "instance_of", "is_held"]
 
 
 class StateDirectory:
@@ -64,9 +66,48 @@ class StateDirectory:
         _write(path, made)
         return made
 
+    @property
+    def signing_key_file(self) -> Path:
+        """Where the key lies that signs declarations."""
+        return self.path / "signing.key"
+
+    def signing_key(self) -> SigningKey:
+        """The key of this directory's service, made at the first call ever. Raises ConfigurationError where others may read it."""
+        path = self.signing_key_file
+        try:
+            if not path.exists():
+                fresh = path.with_name(f".{path.name}.{os.getpid()}")
+                fresh.unlink(missing_ok=True)
+                SigningKey.fresh().write(fresh)
+                fresh.replace(path)  # whole or not at all
+            return SigningKey.read(path)
+        except (OSError, DeclarationError) as error:
+            raise ConfigurationError([Problem("service.state_dir", f"the signing key: {error}")]) from None
+
     def announce(self, address: str) -> None:
         """Notes where the daemon answers, for commands on this machine."""
         _write(self.path / "http", address)
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a living process holds this file's lock. A look takes the lock for an instant: a daemon that starts just then may meet it."""
+    try:
+        with lock.open("r") as file:
+            try:
+                fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    except FileNotFoundError:
+        pass
+    return False
+
+
+def instance_of(state_dir: Path) -> str | None:
+    """The id of this directory's daemon, None where none has ever run there."""
+    try:
+        return (state_dir / "instance").read_text().strip() or None
+    except OSError:
+        return None
 
 
 def http_address(state_dir: Path) -> str | None:

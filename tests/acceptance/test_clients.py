@@ -163,17 +163,15 @@ def test_a_row_of_another_client_has_its_outputs_through_its_whole_life(
 
 def of_different_digits(database: Database[dict[str, Any]]) -> tuple[Callable[[bytes], int], list[bytes]]:
     """The daemon's LeNet with its weights, in this process, and three digits; the first and the second differ for it."""
-    from components.importing import ImportPolicy
-    from daemon.loading import load
-    from daemon.store.registry import Registry
+    from components.torch import TorchModel, weights
     from daemon.store.versions import Versions
-    from examples.mnist import digits, png
+    from examples.mnist import LeNet5, digits, png, postprocess, preprocess
 
-    model = load(
-        Registry(database, SERVICE, 1).listener("digit"),
-        Versions(database, SERVICE, "lenet"),
-        ImportPolicy(("examples",)),
-    ).model
+    versions = Versions(database, SERVICE, "lenet")
+    live = versions.live()
+    assert live is not None
+    model = TorchModel("lenet", LeNet5(10), preprocess=preprocess, postprocess=postprocess)
+    model.load_state(weights.load(versions.weights(live)))
 
     def lenet(data: bytes) -> int:
         return int(model.predict(Image.open(BytesIO(data))))

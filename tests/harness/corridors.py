@@ -28,6 +28,7 @@ from daemon.store.patience import Patience
 from daemon.store.positions import Positions
 from daemon.store.registry import Registry
 from daemon.store.scans import Mark, Scans
+from harness.keys import KEY
 from harness.models import echo
 
 TABLE, LISTENER, SERVICE = "rows", "L", "s"
@@ -40,7 +41,7 @@ DECLARATIONS: dict[str, Any] = {
 
 
 def declare(database: Database[dict[str, Any]]) -> None:
-    Registry(database, SERVICE, 1).publish(DECLARATIONS)
+    Registry(database, SERVICE, 1, KEY).publish(DECLARATIONS)
 
 
 def promote(database: Database[dict[str, Any]]) -> None:
@@ -65,7 +66,7 @@ class SteppedWorker:
 
     def __init__(self, database: Database[dict[str, Any]], epoch: int, outputs: type[Outputs] = Outputs) -> None:
         self.database = database = open_database(database.client, database.name)
-        registry = Registry(database, SERVICE, epoch)
+        registry = Registry(database, SERVICE, epoch, KEY)
         generation = registry.listener(LISTENER).generation
         model = ObjectModel("f", echo)
         self.outputs = outputs(database[TABLE], LISTENER, ("x",), WHERE)
@@ -95,8 +96,10 @@ class SteppedWorker:
             mark=lambda: Mark(self.corridor.live.generation, "scope"),
             dead=self.letters.rows,
             patience=patience,
+            order="oldest",
+            rate=0,
         )
-        feed = Feed(LISTENER, TABLE, self.dirty, self.scan, self.letters)
+        feed = Feed(LISTENER, TABLE, self.dirty, self.scan, self.letters, lambda: None)
         self.intake = StreamIntake(
             database,
             change_stream.Subscription(SERVICE, (TABLE,)),

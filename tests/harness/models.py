@@ -74,3 +74,8 @@ class Prefixed:
 
     def __call__(self, x: Any) -> Any:
         return f"{self.prefix}{x}"
+
+
+def agreement(predictions: list[Any], targets: list[Any]) -> float:
+    """The share of predictions that equal their targets."""
+    return sum(one == other for one, other in zip(predictions, targets, strict=True)) / len(targets)

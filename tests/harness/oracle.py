@@ -8,6 +8,7 @@ prediction that was done twice to effect.
 from __future__ import annotations
 
 import hashlib
+import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -163,8 +164,12 @@ class Oracle:
         return ", ".join(f"{name}={str(row.get(name, '-'))[:40]}" for name in (*self._fields, "m"))
 
     def _generation(self) -> int:
-        found = self._database[names.COMPONENTS].find_one({"_id": f"{SERVICE}/listener/{self._listener}"})
-        return found["generation"] if found else 0
+        components = self._database[names.COMPONENTS]
+        found = components.find_one({"_id": f"{SERVICE}/listener/{self._listener}"})
+        if found is None:
+            return 0
+        model = components.find_one({"_id": f"{SERVICE}/model/{json.loads(found['declaration'])['model']}"}) or {}
+        return int(found["generation"] + model.get("promotions", 0))
 
     def _letters(self) -> dict[Any, Any]:
         letters = self._database[names.DEAD_LETTERS].find({"_id.listener": self._listener})

@@ -24,6 +24,7 @@ from daemon.config.filters import encoded_filter
 from daemon.config.sections import ListenerConfig, ModelConfig
 from daemon.store.registry import Registry
 from harness.daemons import PATIENCE, TESTS, Daemon, eventually
+from harness.keys import KEY
 
 SERVICE, WORKER, TABLE, LISTENER = "s", "w", "rows", "L"
 
@@ -171,7 +172,7 @@ class Workplace:
 
     def declare(self, declarations: Mapping[str, Any] | None = None) -> None:
         """Makes these the service's declarations; without any, `declared()`."""
-        Registry(self.database, SERVICE, len(self.workers) + 1).publish(declarations or declared())
+        Registry(self.database, SERVICE, len(self.workers) + 1, KEY).publish(declarations or declared())
 
     def start(self, environ: Mapping[str, str] | None = None, **assignment: Any) -> Worker:
         """Starts a worker; `assignment` goes over what it would be told."""
@@ -186,6 +187,7 @@ class Workplace:
             "allow_imports": ["harness"],
             "log": {"format": "json", "level": "info"},
             "stop_timeout": 20.0,
+            "signing_key": KEY.hex(),
             **assignment,
         }
         worker = Worker(told, self.folder / "worker.log", environ)

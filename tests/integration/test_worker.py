@@ -12,6 +12,7 @@ import pytest
 from bson.datetime_ms import DatetimeMS
 from bson.timestamp import Timestamp
 from harness.daemons import eventually
+from harness.keys import KEY
 from harness.models import digest
 from harness.oracle import Dead, Oracle, Output, expecting
 from harness.processes import LISTENER, SERVICE, TABLE, WORKER, Worker, Workplace, declarations, declared
@@ -494,7 +495,7 @@ def test_a_changed_model_predicts_everything_again_and_a_changed_where_what_it_c
     assert worker.rows()["predicted"] == 50
     found = place.rows.find_one({"_id": 0})
     assert found is not None
-    assert found["_outputs"][LISTENER]["generation"] == 2
+    assert found["_outputs"][LISTENER]["generation"] == 3  # the listener's own, and two versions that went live
 
 
 def test_a_worker_whose_listener_was_declared_anew_asks_to_be_restarted(place: Workplace) -> None:
@@ -502,7 +503,7 @@ def test_a_worker_whose_listener_was_declared_anew_asks_to_be_restarted(place: W
     place.declare()
     worker = place.run()
     place.declare(declared("harness.models:echo"))
-    ahead = {"value": "f(a)", "generation": 2, "asof": Timestamp(1, 1)}
+    ahead = {"value": "f(a)", "generation": 9, "asof": Timestamp(1, 1)}
     place.rows.insert_one({"_id": 1, "x": "a", "_outputs": {LISTENER: ahead}})
     assert worker.wait() == 64
     assert worker.report["state"] == "failed"
@@ -642,9 +643,9 @@ def test_publishing_what_is_published_changes_nothing(place: Workplace) -> None:
     place.declare()
     place.rows.insert_many({"_id": n, "x": f"x{n}"} for n in range(50))
     assert place.run().stop() == 0
-    before = Registry(place.database, SERVICE, 9).listener(LISTENER)
+    before = Registry(place.database, SERVICE, 9, KEY).listener(LISTENER)
     place.declare()
-    assert Registry(place.database, SERVICE, 9).listener(LISTENER) == before
+    assert Registry(place.database, SERVICE, 9, KEY).listener(LISTENER) == before
     worker = place.run()
     assert worker.stop() == 0
     assert set(worker.rows().values()) == {0}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from math import inf
 from pathlib import Path
+from uuid import UUID
 
 import pytest
-from bson import ObjectId
+from bson import Binary, Decimal128, Int64, ObjectId
 
-from components.errors import ConfigurationError
-from daemon.config import Config, decoded_filter, load
+from components.errors import ConfigurationError, DeclarationError
+from daemon.config import Config, decoded_filter, encoded_filter, load
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,8 +76,6 @@ KEY = 'key = "img"'
 BAD = {
     "an unknown section": (GOOD + "[loging]\n", "loging", ["unknown section", "did you mean `log`?"]),
     "an unknown key": (changed("[models.lenet]", '[models.lenet]\npreproces = "x"'), "models.lenet.preproces", ["did you mean `preprocess`?"]),
-    "trainers": (GOOD + "[trainers.lenet]\n", "trainers", ["later release of predictd", "remove"]),
-    "validations": (GOOD + "[validations.v]\n", "validations", ["later release of predictd", "remove"]),
     "a missing name": (changed('name = "mnist"', ""), "service.name", ["is missing", 'name = "mnist"']),
     "a missing section": ("[mongo]\ndatabase = 'x'", "service.name", ["is missing"]),
     "a missing object": (changed('object = "examples.mnist:LeNet5"', ""), "models.lenet.object", ["is missing", "package.module:attribute"]),
@@ -106,6 +106,12 @@ BAD = {
     "an import of a near name": (changed('"examples.mnist:LeNet5"', '"examples2:x"'), "models.lenet.object", ["outside security.allow_imports"]),
     "an import without a colon": (changed('"examples.mnist:LeNet5"', '"examples.mnist.LeNet5"'), "models.lenet.object", ['for example "examples.mnist:LeNet5"']),
     "an import of a dunder": (changed('"examples.mnist:LeNet5"', '"examples.mnist:__builtins__"'), "models.lenet.object", ["special attribute"]),
+    "a list of no devices": (changed("[listeners.digit]", "device = []\n[listeners.digit]"), "models.lenet.device", ["[] is not right", '"cuda"']),
+    "any device in a list": (changed("[listeners.digit]", 'device = ["auto"]\n[listeners.digit]'), "models.lenet.device", ['a list of these but "auto"']),
+    "an unknown order": (changed(KEY, KEY + '\nscan_order = "random"'), "listeners.digit.scan_order", ['"newest"', '"oldest"']),
+    "a negative rate": (changed(KEY, KEY + "\nscan_rate = -1"), "listeners.digit.scan_rate", ["-1 is not right", "rows a second"]),
+    "no jobs": (GOOD + "[limits]\njobs = 0", "limits.jobs", ["0 is not right", "from 1 to 64"]),
+    "an empty key file": (changed("[tables.mnist]", 'signing_key_file = ""\n[tables.mnist]'), "security.signing_key_file", ["the name of a file"]),
     "a device that is none": (changed("[listeners.digit]", 'device = "gpu"\n[listeners.digit]'), "models.lenet.device", ['"gpu"', '"cuda"']),
     "a key of the other type": (changed("[listeners.digit]", "batched = true\n[listeners.digit]"), "models.lenet.batched", ['type = "object"', "remove it"]),
     "a date for a model": (changed("num_classes = 10", "since = 2026-01-01"), "models.lenet.arguments.since", ["write a string"]),
@@ -179,14 +185,14 @@ def test_all_mistakes_at_once(tmp_path: Path) -> None:
         .replace('"int"', '"itn"')
         .replace(KEY, 'key = "imgg"\nmax_batch = 0')
     )
-    paths = [path for path, _ in problems(tmp_path, text + "[http]\nlisten = 1\n[trainers.x]\n")]
+    paths = [path for path, _ in problems(tmp_path, text + "[http]\nlisten = 1\n[trainer.x]\n")]
     expected = {
         "service.name",
         "tables.mnist.fields.class",
         "listeners.digit.key",
         "listeners.digit.max_batch",
         "http.listen",
-        "trainers",
+        "trainer",
     }
     assert set(paths) == expected
     assert len(paths) == len(expected)
@@ -221,8 +227,12 @@ def test_the_repository_s_own_file_loads() -> None:
                 "latency_budget": 0.1,
                 "max_batch": 256,
                 "worker": "lenet",
+                "scan_order": "newest",
+                "scan_rate": 0.0,
             }
         },
+        "trainers": config.declarations()["trainers"],
+        "validations": config.declarations()["validations"],
     }
     assert config.service.import_root == ROOT
 
@@ -238,6 +248,8 @@ def test_defaults(tmp_path: Path) -> None:
     assert config.service.import_root == tmp_path
     assert (config.log.format, config.log.level) == ("auto", "info")
     assert config.limits.queue_rows == 100_000
+    assert config.limits.jobs == 1
+    assert config.security.signing_key_file is None
     assert [problem.path for problem in config.warnings] == ["listeners"]
 
 
@@ -312,6 +324,37 @@ def test_filters_travel_as_json_and_come_back(tmp_path: Path) -> None:
         "_id": {"$ne": ObjectId("0123456789abcdef01234567")},
         "x": {"$lt": float("inf")},
     }
+
+
+def test_what_python_holds_and_toml_does_not_travels_too() -> None:
+    """A filter of the API: ids, bytes, UUIDs, decimals, long integers and dates without a zone, which are in UTC."""
+    uuid = UUID("12345678-1234-5678-1234-567812345678")
+    where = {
+        "_id": {"$in": (ObjectId("0123456789abcdef01234567"), b"\x00\xff", Binary(b"md5", 5))},
+        "uuid": uuid,
+        "price": {"$gte": Decimal128("1.50")},
+        "big": Int64(2**40),
+        "at": datetime(2026, 1, 31),  # noqa: DTZ001
+        "nothing": None,
+        "x": {"$lt": -inf},
+    }
+    back = decoded_filter(json.loads(json.dumps(encoded_filter(where), allow_nan=False)))
+    assert back == {
+        "_id": {"$in": [ObjectId("0123456789abcdef01234567"), b"\x00\xff", Binary(b"md5", 5)]},
+        "uuid": Binary.from_uuid(uuid),
+        "price": {"$gte": Decimal128("1.50")},
+        "big": 2**40,
+        "at": datetime(2026, 1, 31, tzinfo=UTC),
+        "nothing": None,
+        "x": {"$lt": -inf},
+    }
+    assert encoded_filter(back) == encoded_filter(where) | {"uuid": encoded_filter(Binary.from_uuid(uuid))}
+
+
+def test_a_filter_cannot_hold_any_object() -> None:
+    """What MongoDB does not know is refused where it is written down, and not when a job reads it."""
+    with pytest.raises(DeclarationError, match="a filter cannot hold a PosixPath"):
+        encoded_filter({"a": [Path("x")]})
 
 
 def test_regular_expressions_keep_their_neighbours(tmp_path: Path) -> None:

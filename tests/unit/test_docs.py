@@ -21,7 +21,7 @@ TEXT = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
 
 
 def keys(model: type[BaseModel] = Config, above: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Yield every key of the pydantic models by its path, NAME standing for the name of a table, model or listener."""
+    """Yield every key of the pydantic models by its path, NAME standing for the name of a table, a model and so on."""
     for name, field in model.model_fields.items():
         section = section_of(field)
         if section is None:
@@ -81,6 +81,35 @@ def test_the_default_is_the_model_s(key: str) -> None:
         assert tomllib.loads(f"value = {said.strip('`')}")["value"] == default
 
 
+NEEDED = """
+[tables.mnist.fields]
+title = "str"
+img = "pil_image"
+class = "int"
+_fold = "str"
+[trainers.lenet]
+table = "mnist"
+key = ["img", "class"]
+objective = "torch.nn:MSELoss"
+[validations.v]
+model = "lenet"
+key = ["img", "class"]
+[validations.v.datasets.valid]
+table = "mnist"
+[validations.v.metrics.acc]
+object = "examples.mnist:accuracy"
+"""
+NAMED = {
+    "tables": "tables.mnist",
+    "models": "models.lenet",
+    "listeners": "listeners.digit",
+    "trainers": "trainers.lenet",
+    "validations": "validations.v",
+    "datasets": "validations.v.datasets.valid",
+    "metrics": "validations.v.metrics.acc",
+}
+
+
 def test_the_examples_are_right(tmp_path: Path) -> None:
     """The page's first file loads, and so does each example put into it."""
     file = tmp_path / "service.toml"
@@ -88,16 +117,15 @@ def test_the_examples_are_right(tmp_path: Path) -> None:
     assert whole is not None
     file.write_text(whole[1])
     assert load(file, {}).warnings == ()
-    names = {"tables": "mnist", "models": "lenet", "listeners": "digit"}
-    needed = {"listeners.NAME.key": '[tables.mnist.fields]\ntitle = "str"\nimg = "pil_image"\nclass = "int"'}
     for key in ENTRIES:
         section, _, name = key.rpartition(".")
         text = whole[1]
-        if key in needed:
-            text = re.sub(r"\[tables\.mnist\]\nfields = .*", needed[key], text)
+        if section.startswith(("trainers", "validations")) or key == "listeners.NAME.key":
+            text = re.sub(r"\[tables\.mnist\]\nfields = .*\n", NEEDED, text)
         if name == "batched":
             text = text.replace("[models.lenet]", '[models.lenet]\ntype = "object"')
-        header = f"[{section.replace('NAME', names.get(section.split('.')[0], ''))}]"
+        parts = section.split(".")
+        header = f"[{NAMED[parts[-2]] if parts[-1] == 'NAME' else section}]"
         if header not in text:
             text += f"\n{header}\n"
         start = text.index(header) + len(header)

@@ -77,7 +77,7 @@ def replaced(old: str, new: str) -> str:
 )
 def test_only_the_workers_that_a_change_concerns_are_touched(tmp_path: Path, after: str, expected: Plan) -> None:
     """A worker is restarted when something that it was started with has changed."""
-    assert plan(read(tmp_path, FILE), read(tmp_path, after)) == expected
+    assert plan(read(tmp_path, FILE).worker_fingerprints, read(tmp_path, after).worker_fingerprints) == expected
 
 
 def test_what_leaves_goes_before_what_comes() -> None:

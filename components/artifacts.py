@@ -1,0 +1,327 @@
+"""Code that travels by value: notebook classes, lambdas and closures, as a pickle, with its tensors apart.
+
+    object -> dumps -> Artifact(pickle, tensors, slot) -> two blobs by their SHA-256, and the slot in a declaration
+    slot, blobs -> loads -> object
+
+A pickle runs code when it is loaded. So `loads` checks the hashes of all blobs and the versions of Python, torch and cloudpickle
+before anything is unpickled, and the slot itself must come from a declaration whose signature was verified.
+
+What is importable where the daemon runs is pickled by reference: installed packages, predictd itself, and the packages in
+`allow`. Everything else goes by value: `__main__`, and modules beside the script or notebook.
+
+The same object gives the same bytes again, also in another process: classes are named by a hash of their content instead of
+by a random number, and what differs from process to process (a notebook's temporary file names, the order of sets) is evened
+out. Two slots that hold one class therefore meet in one class again when they are loaded.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import hashlib
+import io
+import pickle
+import platform
+import re
+import sys
+import threading
+import types
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+from uuid import uuid4
+
+import cloudpickle
+from cloudpickle import cloudpickle as internals
+
+from components.canonical import canonical
+from components.errors import ArtifactRefused, DeclarationError
+from components.origins import importable, travelling_modules
+
+__all__ = ["Artifact", "code_slot", "dumps", "loads", "together"]
+
+_turn = threading.RLock()
+_scope: contextvars.ContextVar[str | None] = contextvars.ContextVar("predictd_artifact_scope", default=None)
+_NOTEBOOK_FILE = re.compile(r".*[/\\]ipykernel_\d+[/\\]\d+\.py|<ipython-input-.*>")
+_MODULE_NOISE = ("__builtins__", "__cached__", "__loader__", "__spec__", "__warningregistry__")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An object as bytes: its pickle, its tensors (a safetensors file) or None, and the slot that names both by SHA-256."""
+
+    pickle: bytes
+    tensors: bytes | None
+    slot: dict[str, Any]
+
+    @property
+    def blobs(self) -> dict[str, bytes]:
+        """What is to be stored, by SHA-256."""
+        stored = {self.slot["$artifact"]: self.pickle}
+        return stored if self.tensors is None else {**stored, self.slot["tensors"]: self.tensors}
+
+
+def code_slot(obj: object, allow: Sequence[str] = (), served: object = None) -> str | Artifact:
+    """How an object stands in a declaration: its import path where the daemon can import it, else an artifact.
+
+    Raises DeclarationError where it cannot be pickled.
+    """
+    return importable(obj, allow) or dumps(obj, allow, served)
+
+
+def dumps(obj: object, allow: Sequence[str] = (), served: object = None) -> Artifact:
+    """Pickle an object; raises DeclarationError where something in it cannot be pickled (a lock, an open file, a connection).
+
+    allow: packages that the daemon may import beside the installed ones; they go by reference.
+    served: the module that a TorchModel serves. Its weights are kept apart from its identity: the pickle stays the same when
+        they are trained, only the tensors differ; and it is pickled in evaluation mode, in which it is served anyway.
+    """
+    name = getattr(obj, "__qualname__", None) or type(obj).__qualname__
+    torch_half = _torch_half()
+    tensors = None if torch_half is None else torch_half.Writer()
+    with _turn, travelling(allow):
+        try:
+            data = _pickled(obj, tensors, _Identity(torch_half, served))
+        except DeclarationError as error:
+            raise DeclarationError(f"{name} cannot travel to the daemon: {error}") from error
+        except Exception as error:  # pickling calls the user's __reduce__ and __getstate__, which may raise anything
+            raise DeclarationError(
+                f"{name} cannot travel to the daemon: {type(error).__name__}: {error}; it, or something that it uses, holds what "
+                "only lives in this process (a connection, a lock, an open file): make that inside the function"
+            ) from error
+    blob = None if tensors is None else tensors.blob()
+    slot = {
+        "$artifact": _sha(data),
+        "tensors": None if blob is None else _sha(blob),
+        "name": name,
+        "python": _python(),
+        "torch": _installed("torch") if blob is not None or b"torch" in data else None,
+        "cloudpickle": cloudpickle.__version__,
+    }
+    return Artifact(data, blob, slot)
+
+
+def loads(slot: Mapping[str, Any], blob: Callable[[str], bytes]) -> Any:
+    """Make the object of a slot again; `blob` returns a blob by its SHA-256.
+
+    Raises ArtifactRefused before anything is unpickled where a blob is missing or is not what its hash says, or where the artifact was
+    made by another Python, torch or cloudpickle; and where unpickling itself fails, for instance for want of a package.
+    """
+    name = f"artifact {slot.get('name')!r}"
+    _check_versions(name, slot)
+    data = _checked(name, slot.get("$artifact"), blob)
+    tensors = None if slot.get("tensors") is None else _checked(f"{name}: its tensors", slot["tensors"], blob)
+    with together():
+        try:
+            reader = None
+            if tensors is not None:
+                from components.torch import artifacts as torch_half
+
+                reader = torch_half.Reader(tensors)
+            return _Unpickler(io.BytesIO(data), reader).load()
+        except ArtifactRefused as error:
+            raise ArtifactRefused(f"{name}: {error}") from error
+        except ModuleNotFoundError as error:
+            raise ArtifactRefused(
+                f"{name} needs the module {error.name!r}, which is not installed where the daemon runs; install it there"
+            ) from error
+        except Exception as error:  # unpickling runs the user's code, which may raise anything
+            raise ArtifactRefused(f"{name} cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What is loaded inside belongs to one model.
+
+    A class that refers to the model's weights is one and the same in all its slots, and another one than in any other version that
+    this process has loaded, so that versions never share weights.
+    """
+    if _scope.get() is not None:
+        yield
+        return
+    token = _scope.set(uuid4().hex)
+    try:
+        yield
+    finally:
+        _scope.reset(token)
+
+
+@contextmanager
+def travelling(allow: Sequence[str]) -> Iterator[None]:
+    """While it lasts, the user's own modules are pickled by value."""
+    known = internals.list_registry_pickle_by_value()
+    added = [module for module in travelling_modules(allow) if module.__name__ not in known]
+    for module in added:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        for module in added:
+            cloudpickle.unregister_pickle_by_value(module)
+
+
+class _Identity:
+    """What classes are called in one pickle: a hash of all that they are made of."""
+
+    def __init__(self, torch_half: Any, served: object) -> None:
+        self._torch_half = torch_half
+        self._own = {} if torch_half is None else torch_half.names_of(served)
+        self.module_ids = frozenset(map(id, served.modules())) if hasattr(served, "modules") else frozenset()
+        self._known: dict[type, str] = {}
+
+    def of(self, cls: type) -> str:
+        """The class's name for cloudpickle. One that refers to the served weights begins with "own:"."""
+        if cls not in self._known:
+            names = None if self._torch_half is None else self._torch_half.Names(self._own)
+            digest = _sha(_pickled(cls, names, _Ordinals(self)))
+            self._known[cls] = f"own:{digest}" if names is not None and names.met_own else digest
+        return self._known[cls]
+
+
+class _Ordinals:
+    """What classes are called while one is hashed: their place, for their content is in the hash anyway."""
+
+    def __init__(self, identity: _Identity) -> None:
+        self.module_ids = identity.module_ids
+        self._places: dict[type, str] = {}
+
+    def of(self, cls: type) -> str:
+        return self._places.setdefault(cls, str(len(self._places)))
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    def __init__(self, file: io.BytesIO, tensors: Any, classes: _Identity | _Ordinals) -> None:
+        super().__init__(file, protocol=5)
+        self._tensors = tensors
+        self._classes = classes
+
+    def persistent_id(self, obj: Any) -> Any:
+        return None if self._tensors is None else self._tensors.reference(obj)
+
+    def reducer_override(self, obj: Any) -> Any:
+        reduced = super().reducer_override(obj)
+        if isinstance(reduced, tuple) and reduced[0] in _SKELETONS:
+            random = internals._DYNAMIC_CLASS_TRACKER_BY_CLASS.get(obj)  # noqa: SLF001
+            named = tuple(self._classes.of(obj) if each is random else each for each in reduced[1])
+            return (reduced[0], named, *reduced[2:])
+        if reduced is NotImplemented and id(obj) in self._classes.module_ids:
+            return _torch_half().evaluated(obj.__reduce_ex__(5))  # type: ignore[union-attr]
+        return reduced
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, reader: Any) -> None:
+        super().__init__(file)
+        self._reader = reader
+
+    def persistent_load(self, pid: Any) -> Any:
+        if self._reader is None:
+            raise ArtifactRefused("it refers to tensors, and its slot names none")
+        return self._reader.tensor(pid)
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        found = super().find_class(module_name, global_name)
+        return _scoped(found) if found in _SKELETONS else found
+
+
+_SKELETONS = (internals._make_skeleton_class, internals._make_skeleton_enum)  # noqa: SLF001
+
+
+def _scoped(make: Callable[..., Any]) -> Callable[..., Any]:
+    def made(*parts: Any) -> Any:
+        scope = _scope.get()
+        return make(*(f"{scope}/{x}" if isinstance(x, str) and x.startswith("own:") else x for x in parts))
+
+    return made
+
+
+def _pickled(obj: object, tensors: Any, classes: _Identity | _Ordinals) -> bytes:
+    file = io.BytesIO()
+    _Pickler(file, tensors, classes).dump(obj)
+    return canonical(file.getvalue())
+
+
+def _reduced_code(code: types.CodeType) -> tuple[Any, ...]:
+    if _NOTEBOOK_FILE.fullmatch(code.co_filename):
+        code = code.replace(co_filename="<notebook>")
+    make, parts = internals._code_reduce(code)  # noqa: SLF001
+    consts = code.co_consts
+    return make, tuple(tuple(map(_ordered, consts)) if part is consts else part for part in parts)
+
+
+def _reduced_module(module: types.ModuleType) -> tuple[Any, ...]:
+    make, parts = internals._module_reduce(module)  # noqa: SLF001
+    if make is not internals.dynamic_subimport:
+        return make, parts
+    return make, (parts[0], {name: value for name, value in parts[1].items() if name not in _MODULE_NOISE})
+
+
+class _Sorted:
+    """A frozenset among the constants of code, pickled in an order of its own, which Python's is not."""
+
+    def __init__(self, items: frozenset[Any]) -> None:
+        self._items = sorted(items, key=lambda item: (type(item).__name__, repr(item)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return frozenset, (self._items,)
+
+
+def _ordered(const: Any) -> Any:
+    if isinstance(const, frozenset):
+        return _Sorted(const)
+    return tuple(map(_ordered, const)) if type(const) is tuple else const
+
+
+_Pickler.dispatch_table = ChainMap(
+    {types.CodeType: _reduced_code, types.ModuleType: _reduced_module}, cloudpickle.Pickler.dispatch_table
+)
+
+
+def _torch_half() -> types.ModuleType | None:
+    if "torch" not in sys.modules:
+        return None  # then there is no tensor either
+    from components.torch import artifacts
+
+    return artifacts
+
+
+def _check_versions(name: str, slot: Mapping[str, Any]) -> None:
+    ours = {"python": _python(), "torch": _installed("torch"), "cloudpickle": cloudpickle.__version__}
+    for what, parts in (("python", 2), ("torch", 2), ("cloudpickle", 1)):
+        made, own = slot.get(what), ours[what]
+        if what == "torch" and made is None:
+            continue
+        if not isinstance(made, str) or own is None or made.split(".")[:parts] != own.split(".")[:parts]:
+            raise ArtifactRefused(
+                f"{name} was made with {what.capitalize()} {made}, and here is {own or 'none'}: such code cannot be loaded across "
+                f"versions; apply it again from {what.capitalize()} {own}, or run the daemon with {made}"
+            )
+
+
+def _checked(name: str, sha: object, blob: Callable[[str], bytes]) -> bytes:
+    if not isinstance(sha, str):
+        raise ArtifactRefused(f"{name}: the declaration names no blob")
+    try:
+        data = blob(sha)
+    except KeyError:
+        raise ArtifactRefused(f"{name}: blob {sha[:12]} is missing; apply it again") from None
+    if _sha(data) != sha:
+        raise ArtifactRefused(f"{name}: blob {sha[:12]} was altered, its SHA-256 is {_sha(data)[:12]}; apply it again")
+    return data
+
+
+def _sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _python() -> str:
+    return ".".join(platform.python_version_tuple()[:2])
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,72 @@
+"""MongoDB filters as JSON: what JSON has no word for (dates, ids, bytes, infinity) is written as Extended JSON."""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from bson import Binary, Decimal128, Int64, ObjectId, json_util
+
+from components.errors import DeclarationError
+
+__all__ = ["decoded", "encoded"]
+
+_TYPES = {"$oid", "$date", "$uuid", "$binary", "$numberLong", "$numberDouble", "$numberDecimal"}
+_FLAGS = {re.IGNORECASE: "i", re.MULTILINE: "m", re.DOTALL: "s", re.VERBOSE: "x"}
+_OPTIONS = json_util.JSONOptions(tz_aware=True, tzinfo=UTC)
+
+
+def encoded(value: Any) -> Any:
+    """A filter, or a value in one, as JSON; raises DeclarationError for a value that MongoDB does not know."""
+    if isinstance(value, Mapping):
+        return {key: encoded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [encoded(item) for item in value]
+    if isinstance(value, Int64):
+        return {"$numberLong": str(value)}
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    return _scalar(value)
+
+
+def decoded(value: Any) -> Any:
+    """The filter that `encoded` wrote, as MongoDB takes it."""
+    if isinstance(value, Mapping):
+        if len(value) == 1 and next(iter(value)) in _TYPES:
+            return json_util.object_hook(dict(value), _OPTIONS)
+        return {key: decoded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [decoded(item) for item in value]
+    return value
+
+
+def _scalar(value: Any) -> Any:
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return value
+        return {"$numberDouble": "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"}
+    if isinstance(value, datetime):
+        # A date without a time zone is in UTC for MongoDB, not in this machine's zone.
+        moment = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        return {"$date": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")}
+    if isinstance(value, ObjectId):
+        return {"$oid": str(value)}
+    if isinstance(value, UUID):
+        return {"$uuid": str(value)}
+    if isinstance(value, Decimal128):
+        return {"$numberDecimal": str(value)}
+    if isinstance(value, bytes):
+        subtype = value.subtype if isinstance(value, Binary) else 0
+        return {"$binary": {"base64": base64.b64encode(value).decode(), "subType": f"{subtype:02x}"}}
+    if isinstance(value, re.Pattern) and isinstance(value.pattern, str):
+        options = "".join(letter for flag, letter in _FLAGS.items() if value.flags & flag)
+        return {"$regex": value.pattern, "$options": options} if options else {"$regex": value.pattern}
+    raise DeclarationError(
+        f"a filter cannot hold a {type(value).__name__} ({value!r}); write a value that MongoDB stores: text, a number, a date, "
+        "bytes, an ObjectId"
+    )

@@ -1,0 +1,143 @@
+"""A metric: one number from a model's predictions and their targets."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
+
+from components.errors import DeclarationError, MetricError
+from components.naming import check_identifier
+
+__all__ = ["Metric"]
+
+_LOWER = re.compile(r"loss|error|err|[a-z]*(mse|mae|mape)|rmse|perplexity|distance|divergence|wer|cer|nll|latency")
+_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+
+
+class Metric:
+    """A number by name: `object(predictions, targets)`, both lists of one item a row.
+
+    object: a callable; a class or an instance of torchmetrics; or a name in it ("MeanSquaredError", "torchmetrics:Accuracy").
+    arguments: keyword arguments that the class of torchmetrics is built with, or that the callable gets.
+    greater_is_better: which way is up. By default what torchmetrics says, else lower is better where the name sounds of a loss or
+        an error ("mse", "valid_loss"), else greater.
+
+    torchmetrics gets tensors: predictions that are numbers, arrays or tensors of one shape are stacked; others stay lists.
+    """
+
+    def __init__(
+        self,
+        identifier: str,
+        object: Callable[..., Any] | str,  # noqa: A002  # the reference tutorial's name
+        *,
+        arguments: Mapping[str, Any] | None = None,
+        greater_is_better: bool | None = None,
+    ) -> None:
+        check_identifier(identifier, "metric")
+        if isinstance(object, str):
+            object = _torchmetrics_path(identifier, object)  # noqa: A001
+        elif not callable(object):
+            raise DeclarationError(
+                f"metric {identifier!r}: object: expected a callable or a name of torchmetrics, got {object!r}"
+            )
+        if greater_is_better is not None and not isinstance(greater_is_better, bool):
+            raise DeclarationError(
+                f"metric {identifier!r}: greater_is_better: expected True, False or None, got {greater_is_better!r}"
+            )
+        self.identifier = identifier
+        self.object = object
+        self.arguments = dict(arguments or {})
+        self.declared_direction = greater_is_better
+        self._found: Callable[..., Any] | None = None
+
+    @property
+    def greater_is_better(self) -> bool:
+        """Which way is up; imports torchmetrics where the object is a name in it, else nothing."""
+        if self.declared_direction is not None:
+            return self.declared_direction
+        own = getattr(self.function, "higher_is_better", None)
+        if own is None and _of_torchmetrics(self.function) and isinstance(self.function, type):
+            own = getattr(self._built(), "higher_is_better", None)  # Accuracy only knows once it knows its task
+        if isinstance(own, bool):
+            return own
+        words = [word.lower() for word in _WORDS.findall(f"{self.identifier} {getattr(self.function, '__name__', '')}")]
+        return not any(_LOWER.fullmatch(word) for word in words)
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The callable, class or instance itself; raises DeclarationError where torchmetrics has no such name."""
+        if self._found is None:
+            self._found = _imported(self.identifier, self.object) if isinstance(self.object, str) else self.object
+        return self._found
+
+    def __call__(self, predictions: list[Any], targets: list[Any]) -> float:
+        """The value, a finite number; raises MetricError where it is none, or where computing it raises."""
+        try:
+            if _of_torchmetrics(self.function):
+                from components.torch import metrics  # torch is loaded already: torchmetrics needs it
+
+                made = self._built() if inspect.isclass(self.function) else self.function
+                value = metrics.computed(
+                    made, predictions, targets, {} if made is not self.function else self.arguments
+                )
+            else:
+                value = self.function(predictions, targets, **self.arguments)
+            number = float(value)
+        except DeclarationError:
+            raise
+        except Exception as error:  # the user's function may raise anything
+            raise MetricError(f"metric {self.identifier!r} raised {type(error).__name__}: {error}") from error
+        if not math.isfinite(number):
+            raise MetricError(
+                f"metric {self.identifier!r} is {number} on {len(targets)} rows; it must be a finite number"
+            )
+        return number
+
+    def _built(self) -> Any:
+        try:
+            return self.function(**self.arguments)
+        except Exception as error:  # torchmetrics raises ValueError, TypeError and others for bad arguments
+            raise DeclarationError(
+                f"metric {self.identifier!r}: arguments: building it raised {type(error).__name__}: {error}"
+            ) from error
+
+    def __repr__(self) -> str:
+        return f"Metric({self.identifier!r})"
+
+
+def _of_torchmetrics(function: object) -> bool:
+    kind = function if inspect.isclass(function) or inspect.isroutine(function) else type(function)
+    # By the base classes, too: a user's subclass is used just like torchmetrics' own.
+    names = [getattr(base, "__module__", None) or "" for base in getattr(kind, "__mro__", (kind,))]
+    return any(name.split(".")[0] == "torchmetrics" for name in names)
+
+
+def _torchmetrics_path(identifier: str, name: str) -> str:
+    module, _, attribute = name.rpartition(":")
+    module = module or "torchmetrics"
+    if module.split(".")[0] != "torchmetrics" or not attribute.isidentifier():
+        raise DeclarationError(
+            f"metric {identifier!r}: object: {name!r} is no name of torchmetrics; write for instance 'MeanSquaredError' or "
+            "'torchmetrics:Accuracy', or give the function itself"
+        )
+    return f"{module}:{attribute}"
+
+
+def _imported(identifier: str, path: str) -> Callable[..., Any]:
+    module_name, _, name = path.partition(":")
+    try:
+        module = import_module(module_name)
+    except ImportError as error:
+        raise DeclarationError(f"metric {identifier!r}: object: {path!r} cannot be imported: {error}") from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        near = get_close_matches(name, dir(module), n=1)
+        meant = f"; did you mean {near[0]!r}?" if near else ""
+        raise DeclarationError(f"metric {identifier!r}: object: {module_name} has no {name!r}{meant}")
+    result: Callable[..., Any] = found
+    return result

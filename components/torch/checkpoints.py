@@ -1,0 +1,71 @@
+"""The last checkpoint of a training, in a folder of its own.
+
+The file is replaced in one step: whoever is killed while writing leaves the checkpoint before. A SHA-256 stands before the data,
+because torch reads a file with a flipped bit without a word. Nothing in it is code (`weights_only`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["Checkpoints"]
+
+_NAME = "checkpoint.pt"
+_DIGEST = hashlib.sha256().digest_size
+
+
+class Checkpoints:
+    """One training's checkpoint under `folder`, which is made when the first is saved.
+
+    damage: why the last `load` found a file that it could not use, or None.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self.damage: str | None = None
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint; when this returns, the new one is on disk. Raises OSError."""
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        data = buffer.getbuffer()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        fresh = self.folder / f"{_NAME}.new"
+        with fresh.open("wb") as file:
+            file.write(hashlib.sha256(data).digest())
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(self.folder / _NAME)
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # else the new name may be lost with the power
+        finally:
+            os.close(folder)
+
+    def load(self) -> dict[str, Any] | None:
+        """The checkpoint, on the CPU; None where there is none, or none that can be read: then `damage` says why."""
+        self.damage = None
+        try:
+            data = memoryview((self.folder / _NAME).read_bytes())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self.damage = f"it cannot be read: {error}"
+            return None
+        if hashlib.sha256(data[_DIGEST:]).digest() != data[:_DIGEST]:
+            self.damage = f"its {len(data):,} bytes are not what was written"
+            return None
+        try:
+            state: dict[str, Any] = torch.load(io.BytesIO(data[_DIGEST:]), map_location="cpu", weights_only=True)
+        except Exception as error:  # noqa: BLE001  # torch raises many kinds, for instance for an optimizer's own objects
+            self.damage = f"torch cannot read it: {type(error).__name__}: {str(error).splitlines()[0]}"
+            return None
+        return state

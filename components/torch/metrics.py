@@ -1,0 +1,36 @@
+"""The torch half of `components.metric`: what torchmetrics needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+__all__ = ["computed"]
+
+
+def computed(
+    metric: Callable[..., Any], predictions: list[Any], targets: list[Any], arguments: Mapping[str, Any]
+) -> Any:
+    """Compute one value over all rows: of an object of torchmetrics, which is left as new, or of one of its functions."""
+    given = _stacked(predictions), _stacked(targets)
+    if not hasattr(metric, "update"):
+        return metric(*given, **arguments)
+    with torch.inference_mode():
+        metric.reset()  # type: ignore[attr-defined]
+        try:
+            metric.update(*given)
+            return metric.compute()  # type: ignore[attr-defined]
+        finally:
+            metric.reset()  # type: ignore[attr-defined]
+
+
+def _stacked(values: list[Any]) -> Any:
+    """One tensor of all rows' values; the list itself where they have none (text)."""
+    if not values or isinstance(values[0], (str, bytes, Mapping)):
+        return values
+    tensors = [torch.as_tensor(value).detach().cpu() for value in values]
+    if len({tensor.shape for tensor in tensors}) > 1:
+        return values
+    return torch.stack(tensors)

@@ -1,0 +1,112 @@
+"""From decoded rows to what a model learns from: the transform, and the way into a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from components.errors import BatchError, TrainingError
+from components.listener import Arguments, Key
+from components.torch import batches
+
+if TYPE_CHECKING:
+    from components.torch.model import TorchModel
+    from components.torch.trainer import TorchTrainer
+
+__all__ = ["Preparation", "targets"]
+
+
+class Preparation:
+    """Makes the pair (input, target) of a batch, on the CPU; called with the rows' places and values.
+
+    A transform gets a row's values in the key's order. Without one the model's own preprocess makes the input, of a whole batch
+    where there is a `preprocess_batch`, and the last value is the target. Raises TrainingError, which names the row's place.
+    """
+
+    def __init__(self, model: TorchModel, trainer: TorchTrainer) -> None:
+        self._model = model
+        self._transform = trainer.transform
+        self._collate = trainer.loader.collate_fn
+        key = trainer.key
+        self._inputs = None if key is None else Key(key.fields[:-1], None if key.names is None else key.names[:-1])
+
+    def __call__(self, rows: list[tuple[int, tuple[Any, ...]]]) -> tuple[Any, Any]:
+        if self._transform is None and self._collate is None and self._model.prepare_batch:
+            given = self._guarded(
+                rows, "preprocess_batch", lambda: self._model.prepare_many([self._arguments(row) for _, row in rows])
+            )
+            return given, self._guarded(rows, "the targets", lambda: targets([row[-1] for _, row in rows]))
+        pairs = [self._pair(place, row) for place, row in rows]
+        if self._collate is not None:
+            collate = self._collate
+            made = self._guarded(rows, "collate_fn", lambda: collate(pairs))
+            if not isinstance(made, (tuple, list)) or len(made) != 2:
+                raise TrainingError(f"collate_fn: expected it to return (input, target), got {_said(made)}")
+            return made[0], made[1]
+        given = self._guarded(rows, "the inputs", lambda: batches.collate([x for x, _ in pairs]))
+        return given, self._guarded(rows, "the targets", lambda: targets([y for _, y in pairs]))
+
+    def _pair(self, place: int, row: tuple[Any, ...]) -> tuple[Any, Any]:
+        name = "preprocess" if self._transform is None else "transform"
+        try:
+            if self._transform is None:
+                return self._model.prepare(self._arguments(row)), row[-1]
+            made = self._transform(*row)
+        except Exception as error:  # the user's function may raise anything
+            raise TrainingError(f"{name} failed on row {place}: {type(error).__name__}: {error}") from error
+        if not isinstance(made, (tuple, list)) or len(made) != 2:
+            raise TrainingError(f"transform: expected it to return (input, target), got {_said(made)} for row {place}")
+        return made[0], made[1]
+
+    def _arguments(self, row: tuple[Any, ...]) -> Arguments:
+        if self._inputs is not None:
+            return self._inputs.arguments(row[:-1])
+        # From `fit`, where a row may hold its arguments ready made.
+        first = row[0]
+        return first if len(row) == 2 and isinstance(first, Arguments) else Arguments(tuple(row[:-1]))
+
+    def _guarded(self, rows: Sequence[tuple[int, Any]], what: str, make: Callable[[], Any]) -> Any:
+        try:
+            return make()
+        except Exception as error:  # as above
+            places = ", ".join(str(place) for place, _ in rows[:5]) + (" ..." if len(rows) > 5 else "")
+            reason = str(error) if isinstance(error, BatchError) else f"{type(error).__name__}: {error}"
+            raise TrainingError(f"{what} failed on the batch of rows {places}: {reason}") from error
+
+
+def targets(values: list[Any]) -> Any:
+    """Put targets together: whole numbers to int64, floats to float32, as losses want them; tensors, tuples, dicts as inputs are.
+
+    Raises BatchError where they do not fit, or are what no loss can be computed of.
+    """
+    first = values[0]
+    if isinstance(first, (str, bytes)) or first is None:
+        raise BatchError(
+            f"targets of type {type(first).__name__} cannot form a batch; give the trainer a transform that makes a number or a tensor of it"
+        )
+    collated = batches.collate(values)
+    if isinstance(first, (tuple, dict)):
+        parts = first.values() if isinstance(first, dict) else first
+        narrow = [_is_float(part) for part in parts]
+        if isinstance(collated, dict):
+            return {name: _narrowed(part, yes) for (name, part), yes in zip(collated.items(), narrow, strict=True)}
+        return tuple(_narrowed(part, yes) for part, yes in zip(collated, narrow, strict=True))
+    return _narrowed(collated, _is_float(first))
+
+
+def _is_float(value: Any) -> bool:
+    """A float of Python's or numpy's, or an array: float64 because they always are, not because somebody chose it."""
+    return isinstance(value, (float, np.generic, np.ndarray))
+
+
+def _narrowed(collated: Any, yes: bool) -> Any:
+    return (
+        collated.float() if yes and isinstance(collated, torch.Tensor) and collated.dtype == torch.float64 else collated
+    )
+
+
+def _said(made: Any) -> str:
+    return f"{len(made)} values" if isinstance(made, (tuple, list)) else type(made).__name__

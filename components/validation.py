@@ -1,0 +1,139 @@
+"""A validation: metrics of a model on datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from components.dataset import Dataset
+from components.errors import DeclarationError, MetricError, Stopped
+from components.examples import Examples
+from components.listener import Arguments, Key, KeySpec
+from components.metric import Metric
+from components.model import Model
+from components.naming import check_identifier
+from components.when import triggers
+
+__all__ = ["Validation"]
+
+BATCH = 256
+"""Rows that are read and predicted at once."""
+
+
+class Validation:
+    """Computes each of `metrics` on each of `datasets`; a value is called "dataset/metric".
+
+    key: the fields of a row: all but the last are the model's arguments, the last is the target.
+    model: the name of the model; a validation that is attached to one (`model.validation = ...`) needs none.
+    when: triggers, such as {"every": 600}, {"cron": "0 3 * * *", "timezone": "UTC"}, {"rows": 1000}.
+
+    Raises DeclarationError.
+    """
+
+    def __init__(
+        self,
+        identifier: str,
+        key: KeySpec,
+        datasets: Sequence[Dataset],
+        metrics: Sequence[Metric],
+        model: str | None = None,
+        when: Iterable[Mapping[str, Any]] = (),
+    ) -> None:
+        check_identifier(identifier, "validation")
+        self.identifier = identifier
+        try:
+            self.key = Key.parse(key)
+        except DeclarationError as error:
+            raise DeclarationError(f"validation {identifier!r}: {error}") from None
+        if len(self.key.fields) < 2:
+            raise DeclarationError(
+                f"validation {identifier!r}: key: expected the model's field and the target's, such as ['img', 'class'], "
+                f"got {self.key.spec!r}"
+            )
+        self.datasets: tuple[Dataset, ...] = _named(identifier, "datasets", Dataset, datasets)
+        self.metrics: tuple[Metric, ...] = _named(identifier, "metrics", Metric, metrics)
+        if model is not None:
+            check_identifier(model, "model")
+        self.model = model
+        self.when = triggers(f"validation {identifier!r}", when)
+        self._inputs = Key(self.key.fields[:-1], None if self.key.names is None else self.key.names[:-1])
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all values, in the order that `evaluate` returns them."""
+        return [f"{dataset.identifier}/{metric.identifier}" for dataset in self.datasets for metric in self.metrics]
+
+    def metric(self, name: str) -> Metric:
+        """The metric behind a value's name ("my-valid/acc"); raises DeclarationError where there is none."""
+        for dataset in self.datasets:
+            for metric in self.metrics:
+                if name == f"{dataset.identifier}/{metric.identifier}":
+                    return metric
+        raise DeclarationError(f"validation {self.identifier!r} has no {name!r}; it has {', '.join(self.names)}")
+
+    def evaluate(
+        self,
+        model: Model,
+        examples: Callable[[Dataset], Examples],
+        *,
+        stopped: Callable[[], str | None] | None = None,
+    ) -> dict[str, float]:
+        """Predict all rows and return the values by name; `examples` gives a dataset's rows, with this validation's key.
+
+        `stopped` is asked before each batch, and returns a reason to stop, or None. Raises MetricError where a dataset is empty or a
+        metric cannot be computed, Stopped, and whatever the model raises.
+        """
+        values: dict[str, float] = {}
+        for dataset in self.datasets:
+            predictions, targets = self._predicted(model, dataset, examples(dataset), stopped)
+            for metric in self.metrics:
+                try:
+                    value = metric(list(predictions), list(targets))
+                except MetricError as error:
+                    raise MetricError(
+                        f"validation {self.identifier!r}, dataset {dataset.identifier!r}: {error}"
+                    ) from error
+                values[f"{dataset.identifier}/{metric.identifier}"] = value
+        return values
+
+    def _predicted(
+        self, model: Model, dataset: Dataset, rows: Examples, stopped: Callable[[], str | None] | None
+    ) -> tuple[list[Any], list[Any]]:
+        predictions: list[Any] = []
+        targets: list[Any] = []
+        for start in range(0, len(rows), BATCH):
+            if stopped is not None and (reason := stopped()) is not None:
+                raise Stopped(reason)
+            there = [row for row in rows.fetch(range(start, min(start + BATCH, len(rows)))) if row is not None]
+            predictions += model.predict_batches([self._arguments(row) for row in there], batch_size=BATCH)
+            targets += [row[-1] for row in there]
+        if not targets:
+            raise MetricError(
+                f"validation {self.identifier!r}: dataset {dataset.identifier!r} is empty: no row of table "
+                f"{dataset.select.table!r} matches {dataset.select.where!r} and has {', '.join(self.key.fields)}"
+            )
+        return predictions, targets
+
+    def _arguments(self, row: tuple[Any, ...]) -> Arguments:
+        return self._inputs.arguments(row[:-1])
+
+    def __repr__(self) -> str:
+        return f"Validation({self.identifier!r})"
+
+
+def _named(identifier: str, what: str, kind: type[Any], given: Sequence[Any]) -> tuple[Any, ...]:
+    items = tuple(given) if isinstance(given, (list, tuple)) else (given,)
+    if not items:
+        raise DeclarationError(f"validation {identifier!r}: {what}: there is none; a validation needs at least one")
+    for item in items:
+        if not isinstance(item, kind):
+            raise DeclarationError(
+                f"validation {identifier!r}: {what}: expected a list of {kind.__name__}, got {type(item).__name__}"
+            )
+    names = [item.identifier for item in items]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DeclarationError(
+            f"validation {identifier!r}: {what}: {twice!r} stands twice; give each a name of its own"
+        )
+    return items

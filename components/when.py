@@ -1,0 +1,60 @@
+"""Triggers: the occasions on which a training or a validation runs."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from components.errors import DeclarationError
+
+__all__ = ["triggers"]
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?) ?(s|m|h|d)")
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_FORMS = "{'every': 3600}, {'cron': '0 3 * * *', 'timezone': 'UTC'}, {'rows': 1000} or {'below': {'validation/dataset/metric': 0.97}}"
+
+
+def triggers(owner: str, when: Iterable[Mapping[str, Any]] | Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The triggers of `owner` ("trainer 'lenet'") as they are declared: `every` in seconds, `cron` with its time zone.
+
+    `every` may be a string with its unit, such as "6h". Raises DeclarationError for what is no trigger; whether a cron expression and
+    a time zone make sense is seen where they are scheduled.
+    """
+    given = [when] if isinstance(when, Mapping) else list(when)
+    return [_trigger(owner, item) for item in given]
+
+
+def _trigger(owner: str, given: Any) -> dict[str, Any]:
+    kinds = set(given) - {"timezone"} if isinstance(given, Mapping) else set()
+    if len(kinds) != 1 or ("timezone" in given and "cron" not in given):
+        raise DeclarationError(f"{owner}: when: expected {_FORMS}, got {given!r}")
+    kind = kinds.pop()
+    value = given[kind]
+    if kind == "every" and (seconds := _seconds(value)) is not None:
+        return {"every": seconds}
+    if kind == "rows" and isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return {"rows": value}
+    if kind == "cron" and isinstance(value, str) and isinstance(given.get("timezone", "UTC"), str):
+        return {"cron": value, "timezone": given.get("timezone", "UTC")}
+    if kind == "below" and isinstance(value, Mapping) and value and all(map(_bound, value.items())):
+        return {"below": {name: float(bound) for name, bound in value.items()}}
+    raise DeclarationError(f"{owner}: when: expected {_FORMS}, got {given!r}")
+
+
+def _seconds(value: Any) -> float | None:
+    if isinstance(value, str):
+        found = _DURATION.fullmatch(value.strip())
+        return None if found is None else _positive(float(found[1]) * _SECONDS[found[2]])
+    return None if isinstance(value, bool) or not isinstance(value, (int, float)) else _positive(float(value))
+
+
+def _positive(seconds: float) -> float | None:
+    return seconds if math.isfinite(seconds) and seconds >= 1 else None
+
+
+def _bound(item: tuple[Any, Any]) -> bool:
+    name, bound = item
+    number = isinstance(bound, (int, float)) and not isinstance(bound, bool) and math.isfinite(bound)
+    return number and isinstance(name, str) and len(name.split("/")) == 3 and all(name.split("/"))

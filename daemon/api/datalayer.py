@@ -1,0 +1,174 @@
+"""The Python API: a database that a daemon keeps in sync, as an object.
+
+    db = connect("embedded")                         daemon.api.connecting, .child
+    db.apply(component)                              declare it, sign it, put it into the registry; the daemon does the rest: .applying
+    db["mnist"].insert(rows)                         rows, without the daemon: .table
+    db.load("TorchModel", "my-model")                out of the registry, with the live version's weights: .loading
+
+The daemon does all the work; this process only writes declarations and reads what came of them, so it may end at any time.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, Self, TypeVar
+
+from components.datatypes import Datatype, datatype
+from components.errors import DeclarationError, NotApplied, PredictdError
+from daemon.api.applying import Applying
+from daemon.api.connecting import Connection, open_connection
+from daemon.api.kinds import kind_of, named, type_name
+from daemon.api.loading import Loading
+from daemon.api.removing import remove
+from daemon.api.table import TableHandle
+from daemon.api.versions import VersionList
+from daemon.store.connection import reaching
+from daemon.store.jobs import Jobs
+from daemon.store.versions import Versions
+
+__all__ = ["Datalayer", "connect"]
+
+T = TypeVar("T")
+
+
+def connect(
+    target: str = "embedded",
+    *,
+    service: str | None = None,
+    database: str | None = None,
+    folder: str | Path | None = None,
+    signing_key_file: str | Path | None = None,
+) -> Datalayer:
+    """The database that a daemon serves.
+
+    target: "embedded": the daemon of `folder` (".predictd" unless told), which is started, with a real MongoDB, where none runs there, and then
+        ends with this process. Or a MongoDB URI, with any of its options: the daemon that is active in its database.
+    service, database: which one is meant, where several are served; the database may as well stand in the URI.
+    signing_key_file: the service's key, which signs what is applied. By default where the daemon says that it lies, if that is readable here.
+
+    Raises DeclarationError where this makes no sense, NotServed where no daemon is active, MongoUnavailable where MongoDB or the daemon cannot be had.
+    """
+    return Datalayer(
+        open_connection(target, service=service, database=database, folder=folder, signing_key_file=signing_key_file)
+    )
+
+
+class Datalayer:
+    """A database that a daemon serves. Closing it ends the connection, and the daemon too where it came with it; `with` does so at its end.
+
+    Every method raises MongoUnavailable where MongoDB does not answer, and PredictdError once it is closed.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._at = connection
+
+    def apply(self, component: T, force: bool = False, wait: bool = True) -> T:
+        """Puts a Table, a model (with its trainer and its validation), a Listener or a Validation into service; the component itself.
+
+        What is applied already, just so, stays as it is; else, or with `force`, it replaces what has its name. A model whose declaration, or whose
+        trainer's, is new is trained by the daemon. With `wait` this returns when that is done, and the model holds its live weights and its trainer the
+        metric traces; for a listener, when all rows have their outputs.
+
+        Raises DeclarationError where it cannot be applied (service.toml has the name, it cannot travel, it names what is not applied), SignatureRefused
+        where the service's key is not to be had, JobFailed, with the job's reason, where the training fails.
+        """
+        Applying(self._open()).apply(component, force=force, wait=wait)
+        return component
+
+    def load(self, type: str | type[Any], identifier: str) -> Any:  # noqa: A002 - as in the reference tutorial
+        """A component as it is applied; a model with its live weights, its trainer with the traces of the training that these come from.
+
+        `type` is a class or its name ("TorchModel", "Model", "Table"...). Raises NotApplied where it was removed (and when) or never applied,
+        SignatureRefused where its declaration is not the service's, ArtifactRefused where its code cannot be loaded here.
+        """
+        return Loading(self._open()).load(type, identifier)
+
+    def remove(self, type: str | type[Any], identifier: str, outputs: bool = False) -> None:  # noqa: A002
+        """Takes a component out of service: a model with its versions, its trainer and its validations. Rows stay.
+
+        With `outputs`, what a listener wrote into the rows goes too; of a model, its listeners with their outputs.
+        Raises NotApplied, and DeclarationError where service.toml declares it or something still needs it.
+        """
+        remove(self._open(), type, identifier, outputs=outputs)
+
+    def show(self, type: str | type[Any] | None = None, identifier: str | None = None) -> Any:  # noqa: A002
+        """What is applied: a list of dictionaries; of one type, the identifiers; of one component, all that is known of it. Raises NotApplied."""
+        known = self._open().catalog()
+        if type is None:
+            if identifier is not None:
+                raise DeclarationError("show: say the type as well, as in db.show('Model', 'my-model')")
+            return [
+                {"type": type_name(each), "identifier": named(each), "source": each.source}
+                for kind in ("table", "model", "trainer", "validation", "listener")
+                for each in known.of(kind).values()
+            ]
+        kind, of = kind_of(type)
+        there = {named(each): each for each in known.of(kind).values() if of in (None, each.body.get("type"))}
+        if identifier is None:
+            return sorted(there)
+        if identifier not in there:
+            raise NotApplied(self._at.registry().absent(kind, identifier))
+        found = there[identifier]
+        about: dict[str, Any] = {
+            "type": type_name(found),
+            "identifier": identifier,
+            "source": found.source,
+            "applied_at": found.applied_at,
+        }
+        if kind == "model":
+            about |= {
+                "live": found.live,
+                "listeners": [name for name, each in known.listeners.items() if each.body["model"] == found.name],
+            }
+        if kind == "listener":
+            about |= {"generation": known.generation(found.name), "paused": found.paused}
+        return about | {"declaration": dict(found.body)}
+
+    def __getitem__(self, table: str) -> TableHandle:
+        """The rows of a table: `db["mnist"].insert(rows)`. Raises NotApplied where no table of this name is applied."""
+        self._datatypes(table)
+        return TableHandle(table, self._open().database, self._datatypes)
+
+    def versions(self, model: str) -> VersionList:
+        """The versions of a model, oldest first: `db.versions("my-model").plot()` draws them. Raises NotApplied."""
+        at = self._open()
+        with reaching():
+            found = Versions(at.database, at.service, model).listed()
+        if not found and model not in at.catalog().models:
+            raise NotApplied(at.registry().absent("model", model))
+        return VersionList(model, found)
+
+    def jobs(self, **matching: Any) -> list[dict[str, Any]]:
+        """The newest jobs, newest first; `matching` narrows them: model="my-model", kind="train", state="failed"."""
+        at = self._open()
+        with reaching():
+            return Jobs(at.database, at.service).listed(**matching)
+
+    def close(self) -> None:
+        """Ends the connection; a daemon that came with it ends as well, unless another connection of this process uses it. May be called again."""
+        self._at.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Datalayer(service={self._at.service!r}, database={self._at.database.name!r}, at={self._at.shown!r})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a connection to the database does not travel; in code that the daemon runs, use the row that it is given"
+        )
+
+    def _open(self) -> Connection:
+        if self._at.closed:
+            raise PredictdError("this connection is closed; connect again")
+        return self._at
+
+    def _datatypes(self, table: str) -> dict[str, Datatype]:
+        return {path: datatype(spec) for path, spec in self._open().fields(table).items()}

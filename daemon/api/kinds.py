@@ -1,0 +1,50 @@
+"""What components are called: by class or its name in the API ("TorchModel"), by kind in the registry ("model")."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, Final
+
+from components.errors import DeclarationError
+from daemon.store.components import Component
+
+__all__ = ["kind_of", "named", "type_name"]
+
+_KINDS: Final[Mapping[str, tuple[str, str | None]]] = {
+    "Table": ("table", None),
+    "Model": ("model", None),
+    "TorchModel": ("model", "torch"),
+    "ObjectModel": ("model", "object"),
+    "Listener": ("listener", None),
+    "Trainer": ("trainer", None),
+    "TorchTrainer": ("trainer", "torch"),
+    "Validation": ("validation", None),
+}
+_SPELLED: Final = {name.lower(): name for name in _KINDS}
+
+
+def kind_of(type_: str | type[Any]) -> tuple[str, str | None]:
+    """The kind, and the `type` that a declaration of it then has (None: any). Raises DeclarationError for what is no component."""
+    given = type_ if isinstance(type_, str) else getattr(type_, "__name__", repr(type_))
+    name = _SPELLED.get(given.lower())
+    if name is None:
+        near = get_close_matches(given, _KINDS, n=1)
+        meant = f"did you mean {near[0]!r}? " if near else ""
+        raise DeclarationError(f"{given!r} is no type of component; {meant}the types are {', '.join(_KINDS)}")
+    return _KINDS[name]
+
+
+def type_name(component: Component) -> str:
+    """The name of its class."""
+    of = component.body.get("type")
+    return next(
+        name
+        for name, (kind, type_) in _KINDS.items()
+        if kind == component.kind and type_ in (None, of) and (type_ or not of)
+    )
+
+
+def named(component: Component) -> str:
+    """What it is called by itself: a trainer, which the registry knows by its model, has a name of its own."""
+    return str(component.body["identifier"]) if component.kind == "trainer" else component.name

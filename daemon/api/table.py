@@ -1,0 +1,192 @@
+"""A table in the hands of a Python program: `db["mnist"]`, a query that can also read and write rows.
+
+Rows go in as Python objects and come back as such: each declared field is turned by its datatype, on a copy; what is not declared goes as it is.
+An insert is checked whole before its first row is sent, so one row that cannot be stored leaves the table as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import bson
+from bson import ObjectId
+from bson.codec_options import CodecOptions
+from bson.errors import BSONError
+from bson.raw_bson import RawBSONDocument
+from pymongo.collection import Collection
+from pymongo.errors import BulkWriteError
+
+from components.datatypes import Datatype
+from components.errors import DecodeError, EncodeError, PredictdError, RowError
+from components.query import Query
+from daemon.store.connection import Data, reaching
+
+__all__ = ["TableHandle"]
+
+MAX_ROW_BYTES = 16 * 1024 * 1024
+_DUPLICATE = 11000
+
+Datatypes = Mapping[str, Datatype]
+
+
+class TableHandle(Query):
+    """The rows of a table, or those that are left by `filter`, `select` and `limit`, which give handles again.
+
+    `handle["field"]` is the field, to be compared: `db["mnist"].filter(db["mnist"]["_fold"] == "valid")`.
+    """
+
+    def __init__(self, table: str, database: Data, datatypes: Callable[[str], Datatypes]) -> None:
+        """`datatypes` tells those of the table's declared fields, by path, as they are now."""
+        super().__init__(table)
+        self._database = database
+        self._datatypes = datatypes
+
+    # ---- writing --------------------------------------------------------------------------------------------------
+
+    def insert(self, rows: Iterable[Mapping[str, Any]] | Mapping[str, Any]) -> list[Any]:
+        """Stores rows, all of them or, where one cannot be stored, none; their `_id`s, in order. The caller's dictionaries stay as they were.
+
+        Raises EncodeError, naming row and field, for a value that is not what its field's datatype says or that MongoDB cannot hold, and
+        PredictdError where MongoDB refuses a row (an `_id` that is there already): the rows before it are then stored.
+        """
+        given = [rows] if isinstance(rows, Mapping) else list(rows)
+        datatypes, codec = self._datatypes(self.table), self._collection.codec_options
+        ids: list[Any] = []
+        documents: list[RawBSONDocument] = []
+        for number, row in enumerate(given):
+            try:
+                document = _stored(row, datatypes)
+                documents.append(RawBSONDocument(_bson(document, codec), codec_options=_raw(codec)))
+            except EncodeError as error:
+                raise EncodeError(
+                    f"{self.table}: rows[{number}]{error}; none of the {len(given)} rows is inserted"
+                ) from None
+            ids.append(document["_id"])
+        if documents:
+            self._send(documents, ids)
+        return ids
+
+    def _send(self, documents: list[RawBSONDocument], ids: list[Any]) -> None:
+        try:
+            with reaching(BulkWriteError):
+                self._collection.insert_many(documents)
+        except BulkWriteError as error:
+            failed = (error.details or {}).get("writeErrors") or []
+            if not failed:
+                raise PredictdError(f"{self.table}: MongoDB did not acknowledge the insert: {error}") from None
+            place, code, message = failed[0]["index"], failed[0].get("code"), failed[0].get("errmsg")
+            why = (
+                f"a row with the _id {ids[place]!r} is there already"
+                if code == _DUPLICATE and "_id_" in str(message)
+                else message
+            )
+            raise PredictdError(
+                f"{self.table}: rows[{place}]: {why}; the {place} before it are inserted, it and the {len(ids) - place - 1} after it are not"
+            ) from None
+
+    # ---- reading --------------------------------------------------------------------------------------------------
+
+    def get(self) -> dict[str, Any] | None:
+        """The first of the rows, by `_id`; None where there is none."""
+        return next(iter(self.limit(1)), None)
+
+    def count(self) -> int:
+        """How many rows there are. Raises MongoUnavailable."""
+        limit: dict[str, Any] = {} if self.max_rows is None else {"limit": self.max_rows}
+        with reaching():
+            return int(self._collection.count_documents(self.where, **limit))
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """The rows by `_id`, decoded, with their `_outputs`. Raises DecodeError, naming the row, where a value is not what its datatype says."""
+        datatypes = self._datatypes(self.table)
+        projection = None if self.fields is None else _projection(self.fields)
+        with (
+            reaching(),
+            self._collection.find(self.where, projection).sort("_id", 1).limit(self.max_rows or 0) as found,
+        ):
+            for row in found:
+                yield self._decoded(row, datatypes)
+
+    def _decoded(self, row: dict[str, Any], datatypes: Datatypes) -> dict[str, Any]:
+        for path, datatype in datatypes.items():
+            holder, name = _holder(row, path)
+            if holder is not None and name in holder:
+                try:
+                    holder[name] = datatype.decode(holder[name])
+                except RowError as error:
+                    raise DecodeError(f"{self.table}: row {row['_id']!r}: {path}: {error}") from None
+        return row
+
+    @property
+    def _collection(self) -> Collection[dict[str, Any]]:
+        return self._database[self.table]
+
+
+def _stored(row: Any, datatypes: Datatypes) -> dict[str, Any]:
+    """A copy of the row as MongoDB is to hold it, with an `_id`. Raises EncodeError, to be read after the row's number."""
+    if not isinstance(row, Mapping):
+        raise EncodeError(f": expected a dictionary, got {type(row).__name__}")
+    document = {"_id": ObjectId(), **row}
+    for path, datatype in datatypes.items():
+        holder, name = _copied_holder(document, path)
+        if holder is not None and name in holder:
+            try:
+                holder[name] = datatype.encode(holder[name])
+            except RowError as error:
+                raise EncodeError(f".{path}: {error}") from None
+    return document
+
+
+def _copied_holder(document: dict[str, Any], path: str) -> tuple[dict[str, Any] | None, str]:
+    """What holds the last part of a path; the way to it is copied, because it belongs to the caller."""
+    *way, name = path.split(".")
+    holder = document
+    for part in way:
+        inner = holder.get(part)
+        if not isinstance(inner, Mapping):
+            return None, name
+        holder[part] = dict(inner)
+        holder = holder[part]
+    return holder, name
+
+
+def _holder(row: dict[str, Any], path: str) -> tuple[dict[str, Any] | None, str]:
+    *way, name = path.split(".")
+    holder: Any = row
+    for part in way:
+        holder = holder.get(part) if isinstance(holder, dict) else None
+    return (holder if isinstance(holder, dict) else None), name
+
+
+def _bson(document: dict[str, Any], codec: CodecOptions[Any]) -> bytes:
+    """The bytes of a row. Raises EncodeError that names the field which has none."""
+    try:
+        data = bson.encode(document, codec_options=codec)
+    except (BSONError, OverflowError, ValueError, TypeError, RecursionError) as error:
+        raise EncodeError(_blamed(document, codec, error)) from None
+    if len(data) > MAX_ROW_BYTES:
+        raise EncodeError(f": takes {len(data):,} bytes; MongoDB holds rows of at most {MAX_ROW_BYTES:,}")
+    return data
+
+
+def _blamed(document: dict[str, Any], codec: CodecOptions[Any], error: Exception) -> str:
+    for name, value in document.items():
+        try:
+            bson.encode({name: value}, codec_options=codec)
+        except (BSONError, OverflowError, ValueError, TypeError, RecursionError) as own:
+            kind = type(value).__name__
+            reason = str(own).partition(":")[0] if len(str(own)) > 200 else str(own)
+            return (
+                f".{name}: MongoDB cannot hold this {kind} ({reason}); declare the field with a datatype, or convert it"
+            )
+    return f": {error}"
+
+
+def _raw(codec: CodecOptions[Any]) -> CodecOptions[RawBSONDocument]:
+    return codec.with_options(document_class=RawBSONDocument)
+
+
+def _projection(fields: tuple[str, ...]) -> list[str]:
+    """`fields` without those that lie inside another of them, which MongoDB would refuse."""
+    return [path for path in fields if not any(path.startswith(f"{other}.") for other in fields)]

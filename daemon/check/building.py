@@ -1,0 +1,122 @@
+"""The parent: has each model, trainer and validation built by a child (`python -P -m daemon.check.child`).
+
+The child says which one it begins with; when it dies or runs out of time, that one is named and a fresh child goes on with the rest.
+
+Parent to child: one JSON object on stdin. Child to parent: one JSON list a line on stdout, `["begin", PATH]`, `["problem", PATH, MESSAGE]`,
+`["done", PATH]`, where PATH is that of the section, `models.lenet`. What the user's own code prints goes to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from typing import IO, Any
+
+from components.errors import Problem
+from daemon.config import Config
+
+__all__ = ["BUILD_SECONDS", "build"]
+
+BUILD_SECONDS = 120.0
+"""How long importing and building one of them may take; importing torch alone takes up to 10 s."""
+
+_KINDS = ("models", "trainers", "validations")
+_GRACE = 15.0
+_TIMEOUT = "Timeout ("
+"""What faulthandler begins with when the time has run out."""
+_CRASHED_AT = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+def build(config: Config, *, seconds: float = BUILD_SECONDS) -> list[Problem]:
+    """Return what keeps a model, trainer or validation from being imported and built, each with its key, after trying all of them."""
+    declared = config.declarations()
+    problems: list[Problem] = []
+    left = [f"{kind}.{name}" for kind in _KINDS for name in declared[kind]]
+    while left:
+        order = {
+            "import_root": str(config.service.import_root),
+            "allow_imports": config.security.allow_imports,
+            "declared": declared,
+            "order": left,
+            "seconds": seconds,
+        }
+        done, found = _child(order, seconds)
+        problems += found
+        if not done:
+            break
+        left = [path for path in left if path not in done]
+    return problems
+
+
+def _child(order: dict[str, Any], seconds: float) -> tuple[list[str], list[Problem]]:
+    """Run one child; return the paths that need no further look, and the problems. No path: no child could be had."""
+    wanted = order["order"]
+    # Files and not pipes: a process that the user's code leaves behind would hold a pipe open.
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-m", "daemon.check.child"],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=errors,
+            start_new_session=True,
+        )
+        try:
+            child.communicate(json.dumps(order).encode(), timeout=seconds * len(wanted) + _GRACE)
+            late = False
+        except subprocess.TimeoutExpired:
+            late = True
+        finally:
+            _end(child)
+        reports = _reports(output)
+        complaint = _text(errors)
+    done = [report[1] for report in reports if report[0] == "done"]
+    problems = [Problem(report[1], report[2]) for report in reports if report[0] == "problem"]
+    begun = [report[1] for report in reports if report[0] == "begin" and report[1] not in done]
+    if begun:
+        done.append(begun[-1])
+        late = late or _TIMEOUT in complaint
+        problems.append(Problem(begun[-1], _death(child.returncode, seconds, complaint, late=late)))
+    elif child.returncode != 0 and len(done) < len(wanted):
+        last = complaint.strip().splitlines()[-1:] or ["no message"]
+        problems.append(Problem("models", f"the process that builds the models could not run: {last[0]}"))
+        done = []
+    return done, problems
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Kill the child with whatever it started, and reap it."""
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def _reports(output: IO[bytes]) -> list[list[str]]:
+    """Return the child's complete lines."""
+    whole = _text(output).rpartition("\n")[0]
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")
+
+
+def _death(code: int, seconds: float, complaint: str, *, late: bool) -> str:
+    """Return in words how a child ended, and where it was."""
+    place = _CRASHED_AT.search(complaint)
+    where = f", at {place[1]} line {place[2]}" if place else ""
+    if late:
+        return f"importing or building it took more than {seconds:g} s{where}; move slow work out of the import and the constructor"
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = (
+            "it may have run out of memory" if name == "SIGKILL" else "a library that it uses may not fit this machine"
+        )
+        return f"importing or building it killed the process with {name}{where}; {hint}: try it by itself in python"
+    return f"importing or building it ended the process with exit code {code}{where}; remove what calls exit() there"

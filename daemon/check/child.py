@@ -1,0 +1,57 @@
+"""The child: builds what stdin names, one after another, and reports on stdout (see `daemon.check.building`)."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
+
+from components.errors import Problem
+from components.importing import ImportPolicy
+from daemon.check.learning import trainer_problems, validation_problems
+from daemon.check.models import model_problems
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Build what stdin names and report on stdout."""
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as reports:
+        os.dup2(2, 1)  # what the user's code prints must not be taken for a report
+        order = json.load(sys.stdin)
+        faulthandler.enable()
+        sys.path.insert(0, order["import_root"])
+        policy = ImportPolicy(tuple(order["allow_imports"]))
+        built: dict[str, Any] = {}
+        for path in order["order"]:
+            _report(reports, "begin", path)
+            # Says where it hangs, and needs neither the interpreter's lock nor the parent, which may be gone.
+            faulthandler.dump_traceback_later(order["seconds"], exit=True)
+            for problem in _problems(path, order["declared"], policy, built):
+                _report(reports, "problem", problem.path, problem.message)
+            _report(reports, "done", path)
+
+
+def _problems(path: str, declared: Mapping[str, Any], policy: ImportPolicy, built: dict[str, Any]) -> Iterator[Problem]:
+    """Yield what is wrong with one section; `built` are the models so far, by name, which trainers and validations are tried with."""
+    kind, _, name = path.partition(".")
+    body = declared[kind][name]
+    if kind == "models":
+        listeners = {key: one for key, one in declared["listeners"].items() if one["model"] == name}
+        yield from model_problems(name, body, listeners, policy, built)
+    elif kind == "trainers":
+        yield from trainer_problems(name, body, declared["models"][name], policy, built.get(name))
+    else:
+        yield from validation_problems(name, body, declared["models"][body["model"]], policy)
+
+
+def _report(reports: IO[str], *report: str) -> None:
+    reports.write(json.dumps(report) + "\n")
+    reports.flush()
+
+
+if __name__ == "__main__":
+    main()

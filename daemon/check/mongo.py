@@ -1,0 +1,110 @@
+"""What about MongoDB would keep `predictd run` from working: a server that is not there, is too old, or refuses the user."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from components.errors import ConfigurationError, MongoUnavailable, Problem
+from daemon.config import Config
+from daemon.logs import masked
+
+__all__ = ["MINIMUM_MONGODB", "meet"]
+
+MINIMUM_MONGODB = (6, 0)
+_RIGHTS = ("find", "insert", "update", "remove", "createIndex", "changeStream")
+
+
+def meet(config: Config) -> list[Problem]:
+    """Return what about MongoDB would keep `predictd run` from working: takes seconds at most, changes nothing."""
+    if config.mongo.embedded:
+        return list(_embedded_problems())
+    return list(_server_problems(config.mongo.uri, config.mongo.database))
+
+
+def _embedded_problems() -> Iterator[Problem]:
+    from daemon.store.embedded import find_mongod
+
+    try:
+        mongod = find_mongod()
+        shown = subprocess.run([mongod, "--version"], capture_output=True, text=True, timeout=20, check=True).stdout
+    except MongoUnavailable as error:
+        yield Problem("mongo.uri", str(error))
+        return
+    except (OSError, subprocess.SubprocessError) as error:
+        yield Problem(
+            "mongo.uri", f"mongod does not start here ({error}); install another, or name a replica set of your own"
+        )
+        return
+    version = re.search(r"v(\d+)\.(\d+)", shown)
+    if version is not None and (int(version[1]), int(version[2])) < MINIMUM_MONGODB:
+        yield Problem(
+            "mongo.uri",
+            f"{mongod} is MongoDB {version[1]}.{version[2]}; predictd needs 6.0 or later: put a newer mongod first on PATH",
+        )
+
+
+def _server_problems(uri: str, database: str) -> Iterator[Problem]:
+    from daemon.store import connection
+
+    try:
+        with warnings.catch_warnings(record=True) as ignored:
+            warnings.simplefilter("always")
+            client = connection.open_client(uri)
+    except ConfigurationError as error:
+        yield from error.problems
+        return
+    for warning in ignored:
+        yield Problem(
+            "mongo.uri", f"the driver would ignore an option: {masked(str(warning.message))}; correct or remove it"
+        )
+    with client:
+        try:
+            connection.check(client)
+        except MongoUnavailable as error:
+            yield Problem("mongo.uri", f"{error}{_remedy(str(error))}")
+            return
+        try:
+            with connection.reaching():
+                version = client.server_info()["versionArray"]
+                client[database].list_collection_names()
+                status = client.admin.command("connectionStatus", showPrivileges=True)["authInfo"]
+        except MongoUnavailable as error:
+            yield Problem("mongo.uri", f"{error}{_remedy(str(error))}")
+            return
+    if tuple(version[:2]) < MINIMUM_MONGODB:
+        yield Problem(
+            "mongo.uri", f"the server is MongoDB {version[0]}.{version[1]}; predictd needs 6.0 or later: upgrade it"
+        )
+    yield from _right_problems(status, database)
+
+
+def _remedy(message: str) -> str:
+    """Return what to do about a MongoDB that did not answer, where the message does not say it yet."""
+    if "no primary answers" in message or "no answer within" in message:
+        return "; is it running, is mongo.uri right (host, port, replicaSet), does a firewall stand between?"
+    if "(code 13)" in message:
+        return "; give mongo.uri the credentials of such a user"
+    return ""
+
+
+def _right_problems(status: Mapping[str, Any], database: str) -> Iterator[Problem]:
+    """Yield the rights on the database that the user lacks; without users (no access control) everybody may everything."""
+    users = [user["user"] for user in status["authenticatedUsers"]]
+    if not users:
+        return
+    held: set[str] = set()
+    for privilege in status["authenticatedUserPrivileges"]:
+        resource = privilege["resource"]
+        if resource.get("anyResource") or (resource.get("db") in {"", database} and resource.get("collection") == ""):
+            held.update(privilege["actions"])
+    missing = [right for right in _RIGHTS if right not in held]
+    if missing:
+        yield Problem(
+            "mongo.uri",
+            f"user `{users[0]}` lacks rights on database `{database}` ({', '.join(missing)}); grant it readWrite: "
+            f'db.grantRolesToUser("{users[0]}", [{{ role: "readWrite", db: "{database}" }}])',
+        )

@@ -1,0 +1,71 @@
+"""The command line. Every command says what it did, or what is wrong and what to do; a pipe or `--json` gets plain output.
+
+    serving    the daemon itself: run, reload, check, init, demo, mongod
+    looking    what there is: status, tables, models, versions
+    models     what is done with a model: train, validate, promote, rollback, predict
+    listeners  what is done with a listener: pause, resume, resync
+    jobs       trainings and validations: what they do, what they say, and their end
+    letters    rows that cannot be predicted
+
+Exit codes: 0 done, 1 failed, 2 usage, 69 MongoDB cannot be reached, 75 another daemon is active, 78 the configuration is wrong.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Annotated, Any, Final
+
+import typer
+
+from components.errors import PredictdError
+from daemon.cli import jobs, letters, listeners, looking, models, serving
+from daemon.cli.shared import FAILED, INTERRUPTED, leave, out
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="predictd",
+    help="Keeps model outputs in sync with the rows of a MongoDB, in real time.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_COMMANDS: Final[dict[str, tuple[Callable[..., Any], ...]]] = {
+    "The daemon": (serving.run, serving.reload, serving.check, serving.init, serving.demo, serving.mongod),
+    "What there is": (looking.status, looking.tables, looking.models, looking.versions),
+    "Models": (models.train, models.validate, models.promote, models.rollback, models.predict),
+    "Listeners": (listeners.pause, listeners.resume, listeners.resync),
+}
+for panel, commands in _COMMANDS.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
+app.add_typer(jobs.app, name="jobs", rich_help_panel="Models")
+app.add_typer(letters.app, name="dead-letters", rich_help_panel="Listeners")
+
+
+@app.callback(invoke_without_command=True)
+def top(show_version: Annotated[bool, typer.Option("--version", help="The version, and leave.")] = False) -> None:
+    """Keeps model outputs in sync with the rows of a MongoDB, in real time."""
+    if show_version:
+        out.print(f"predictd {version('predictd')}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """The console script."""
+    # Else the driver's threads print tracebacks; `run` sets up its own.
+    logging.getLogger("pymongo").addHandler(logging.NullHandler())
+    try:
+        app()
+    except PredictdError as error:
+        leave(error)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        os._exit(FAILED)  # whoever read our output has gone; there is nobody left to tell

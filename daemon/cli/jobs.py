@@ -1,0 +1,132 @@
+"""`predictd jobs`: trainings and validations, what they do, what they say, and their end."""
+
+from __future__ import annotations
+
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from components.errors import NotApplied, PredictdError
+from daemon import screens
+from daemon.cli.shared import ConfigFile, Json, Place, hint, place, say, show
+from daemon.logs import escaped
+from daemon.store.jobs import Jobs
+
+app = typer.Typer(help="Trainings and validations: those that run, wait or have ended; their logs; their end.")
+
+FOLLOW_SECONDS: Final = 0.5
+ENDED: Final = frozenset({"done", "failed", "cancelled"})
+
+
+class State(StrEnum):
+    """What a job may be."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+JobId = Annotated[
+    str, typer.Argument(metavar="JOB", help="The job, as `predictd jobs` shows it, or the end of its name.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def listed(
+    context: typer.Context,
+    config: ConfigFile = None,
+    model: Annotated[str | None, typer.Option(help="Only this model's.")] = None,
+    state: Annotated[State | None, typer.Option(help="Only those in this state.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many, the newest first.")] = 50,
+    json: Json = False,
+) -> None:
+    """Trainings and validations, the newest first."""
+    context.obj = config
+    if context.invoked_subcommand is not None:
+        if model or state or json:
+            raise typer.BadParameter(
+                f"options stand behind the command: predictd jobs {context.invoked_subcommand} ..."
+            )
+        return
+    with place(config) as here:
+        matching = {"model": model, "state": state.value if state else None}
+        found = _jobs(here).listed(limit, **{name: value for name, value in matching.items() if value is not None})
+        show(found, screens.jobs, json=json)
+
+
+@app.command("show")
+def shown(context: typer.Context, job: JobId, config: ConfigFile = None, json: Json = False) -> None:
+    """One job: what asked for it, how far it is, and what came of it, with the traceback where it failed."""
+    with place(_config(context, config)) as here:
+        show(_one(here, job), screens.job, json=json)
+
+
+@app.command()
+def cancel(context: typer.Context, job: JobId, config: ConfigFile = None) -> None:
+    """End a job that waits or runs; nothing comes of it, and the live version stays."""
+    with place(_config(context, config)) as here:
+        found = _one(here, job)
+        name = screens.job_id(found["_id"])
+        if not _jobs(here).cancel(found["_id"]):
+            now = _one(here, found["_id"])
+            if now["state"] == "running":
+                raise PredictdError(
+                    f"{name} has put version {now['promoted']} live already; `predictd rollback` takes that back"
+                )
+            raise PredictdError(f"{name} has ended already: it is {now['state']}")
+        say(f"{name} is cancelled")
+
+
+@app.command()
+def logs(
+    context: typer.Context,
+    job: JobId,
+    config: ConfigFile = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job has ended.")] = False,
+) -> None:
+    """What a job has said, the last 200 lines of it."""
+    with place(_config(context, config)) as here:
+        found = _one(here, job)
+        before: list[str] = []
+        while True:
+            lines = [str(line) for line in found["log"]]
+            for line in appended(before, lines):
+                say(escaped(line))
+            if not follow or found["state"] in ENDED:
+                break
+            before = lines
+            time.sleep(FOLLOW_SECONDS)
+            found = _one(here, found["_id"])
+        if follow:
+            hint(f"{screens.job_id(found['_id'])}: {screens.outcome(found)}")
+
+
+def appended(before: list[str], now: list[str]) -> list[str]:
+    """What a log that keeps only its last lines has gained, where it said `before` when it was last read."""
+    for kept in range(min(len(before), len(now)), 0, -1):
+        if before[-kept:] == now[:kept]:
+            return now[kept:]
+    return now
+
+
+def _config(context: typer.Context, config: Path | None) -> Path | None:
+    """The file, wherever in the line it was named."""
+    above: Path | None = context.obj
+    return config or above
+
+
+def _jobs(here: Place) -> Jobs:
+    return Jobs(here.database, here.service)
+
+
+def _one(here: Place, name: str) -> dict[str, Any]:
+    """The job that a person means. Raises NotApplied."""
+    found = _jobs(here).get(name)
+    if found is None:
+        raise NotApplied(f"there is no job {name!r}, or more than one name ends so; `predictd jobs` shows them")
+    return found

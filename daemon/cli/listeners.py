@@ -1,0 +1,55 @@
+"""What is done with a listener: pausing it, taking it up again, predicting all of its rows anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from daemon.cli.following import follow, unserved
+from daemon.cli.shared import ConfigFile, Place, hint, place, say
+from daemon.store import bells
+from daemon.store.registry import Registry
+
+ListenerName = Annotated[str, typer.Argument(metavar="LISTENER", help="The listener, as `predictd status` shows it.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Until every row has been judged, with rate and time left.")]
+
+
+def pause(listener: ListenerName, config: ConfigFile = None) -> None:
+    """Leave a listener's outputs as they are, until `resume`: its rows are no longer predicted."""
+    with place(config) as here:
+        _tell(here, lambda registry: registry.pause(listener))
+        say(
+            f"{listener} is paused; `predictd resume {listener}` takes it up again, and everything that changes until then"
+        )
+
+
+def resume(listener: ListenerName, config: ConfigFile = None, wait: Wait = False) -> None:
+    """Take a paused listener up again; it begins with a scan, for what changed meanwhile."""
+    with place(config) as here:
+        _tell(here, lambda registry: registry.resume(listener))
+        say(f"{listener} is taken up again, and scans its table for what has changed meanwhile")
+        _followed(here, listener, wait=wait)
+
+
+def resync(listener: ListenerName, config: ConfigFile = None, wait: Wait = False) -> None:
+    """Predict every row of a listener anew, beside the rows that change."""
+    with place(config) as here:
+        _tell(here, lambda registry: registry.resync(listener))
+        say(f"every row of {listener} is predicted anew")
+        _followed(here, listener, wait=wait)
+
+
+def _tell(here: Place, what: Callable[[Registry], None]) -> None:
+    what(here.registry())
+    bells.ring(here.database, here.service)
+
+
+def _followed(here: Place, listener: str, *, wait: bool) -> None:
+    if wait:
+        follow(here, [listener])
+    elif not here.served:
+        hint(unserved(here))
+    else:
+        hint("`predictd status` shows how far it is")

@@ -1,0 +1,111 @@
+"""What is done with a model: training, validating, choosing its live version, and asking it one thing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from daemon import screens
+from daemon.cli.following import follow, unserved, wait_for_job
+from daemon.cli.shared import ConfigFile, Json, ModelName, Place, hint, place, say, show
+from daemon.store import overview
+from daemon.store.jobs import Jobs
+from daemon.store.versions import Version, Versions
+
+WaitForJob = Annotated[
+    bool, typer.Option("--wait", help="Until it has ended, with a progress bar; exit 1 where it fails.")
+]
+WaitForRows = Annotated[bool, typer.Option("--wait", help="Until every output follows, with rate and time left.")]
+
+BY_HAND = "by hand"
+
+
+def train(model: ModelName, config: ConfigFile = None, wait: WaitForJob = False) -> None:
+    """Train a model as its trainer says, beside the service; what is learned becomes a version."""
+    with place(config) as here:
+        _job(here, "train", model, wait=wait)
+
+
+def validate(
+    name: Annotated[str, typer.Argument(metavar="VALIDATION", help="The validation's name.")],
+    config: ConfigFile = None,
+    wait: WaitForJob = False,
+) -> None:
+    """Measure a model's live version as a validation says."""
+    with place(config) as here:
+        _job(here, "validate", name, wait=wait)
+
+
+def _job(here: Place, kind: Literal["train", "validate"], target: str, *, wait: bool) -> None:
+    identifier = Jobs(here.database, here.service).queue(kind, target, {"by": BY_HAND})
+    assert identifier is not None  # only a key of its own can be used already
+    name = screens.job_id(identifier)
+    if wait:
+        show(wait_for_job(here, identifier), screens.job_result, json=False)
+        return
+    say(f"queued {name}; `predictd jobs show {name}` tells how it goes")
+    if not here.served:
+        hint(unserved(here))
+
+
+def promote(
+    model: ModelName,
+    number: Annotated[int, typer.Argument(metavar="N", help="The version, as `predictd versions` shows it.")],
+    config: ConfigFile = None,
+    wait: WaitForRows = False,
+) -> None:
+    """Make a version the live one; every output follows."""
+    with place(config) as here:
+        versions = Versions(here.database, here.service, model)
+        before = versions.live()
+        if before is not None and before.number == number:
+            say(f"{model}: version {number} is live already")
+        else:
+            versions.promote(number, reason="promoted by hand")
+            say(f"{model}: version {number} is live{_instead(before)}")
+        _followed(here, model, wait=wait)
+
+
+def rollback(model: ModelName, config: ConfigFile = None, wait: WaitForRows = False) -> None:
+    """Bring back the version that was live before, and its outputs."""
+    with place(config) as here:
+        versions = Versions(here.database, here.service, model)
+        before = versions.live()
+        now = versions.rollback("rolled back by hand")
+        say(f"{model}: version {now.number} is live again{_instead(before)}")
+        _followed(here, model, wait=wait)
+
+
+def _instead(before: Version | None) -> str:
+    return "" if before is None else f", in place of version {before.number}"
+
+
+def _followed(here: Place, model: str, *, wait: bool) -> None:
+    """Says who follows the live version, or watches them do it."""
+    known = overview.scans(here.database, here.service)
+    behind = [name for name, scan in known.items() if scan["model"] == model and not scan["finished"]]
+    if wait:
+        follow(here, behind)
+    elif behind and not here.served:
+        hint(unserved(here))
+    elif behind:
+        hint(f"the outputs of {', '.join(behind)} follow; `predictd status` shows how far they are")
+
+
+def predict(
+    model: ModelName,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The input: an image, or .json with what the fields hold.")
+    ],
+    config: ConfigFile = None,
+    version: Annotated[int | None, typer.Option(help="Another version than the live one.", show_default=False)] = None,
+    json: Json = False,
+) -> None:
+    """Ask a model for one output, here and now, and store nothing."""
+    from daemon.cli import predicting
+
+    with place(config) as here:
+        answer: dict[str, Any] = predicting.answer(here, model, file, version)
+        show(answer, screens.prediction, json=json)

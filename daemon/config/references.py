@@ -1,0 +1,147 @@
+"""What the names in a configuration point to: sections, tables and models, fields, code.
+
+The checks here are those that several kinds of section need. Each takes the raw data, yields what is wrong with one reference, and steps
+over whatever has the wrong shape.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from components.errors import ImportRefused, Problem
+from components.importing import ALWAYS_ALLOWED, ImportPolicy
+from daemon.config.filters import value_problems
+from daemon.config.source import Source
+from daemon.config.wording import dotted, shown, suggestion
+
+__all__ = ["Named", "Path", "arguments", "import_path", "key_field", "keywords", "near_name", "reference", "sections"]
+
+_MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+_IMPORT = re.compile(r"([^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*(?:\.[^\W\d]\w*)*)")
+
+Named = dict[str, dict[str, Any]]
+Path = tuple[str | int, ...]
+
+
+def sections(source: Source, kind: str) -> Named:
+    """Return the sections of a kind that have the shape of one."""
+    found = source.data.get(kind)
+    return {name: one for name, one in found.items() if isinstance(one, dict)} if isinstance(found, dict) else {}
+
+
+def near_name(name: str) -> str:
+    """Return the nearest good name."""
+    near = re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_-") or "mine"
+    return f"_{near}" if near[0].isdigit() else near
+
+
+def reference(value: Any, kind: str, path: Path, source: Source) -> Iterator[Problem]:
+    """Yield that there is no such table or model; `kind` is the section that would have it."""
+    known = source.data.get(kind, {})
+    noun = kind.removesuffix("s")
+    if isinstance(value, str) and isinstance(known, dict) and value not in known:
+        near = suggestion(value, known, noun)
+        yield Problem(
+            dotted(path),
+            f"there is no {noun} `{value}` in this file; {near} Else add a section [{kind}.{near_name(value)}]",
+        )
+
+
+def keywords(value: Any, path: Path) -> Iterator[Problem]:
+    """Yield the names among keyword arguments that Python cannot pass an argument by, and values that cannot travel."""
+    if not isinstance(value, dict):
+        return
+    for argument in value:
+        if not argument.isidentifier():
+            yield Problem(
+                dotted((*path, argument)),
+                "not a name that Python passes an argument by: letters, digits and _, not beginning with a digit",
+            )
+    yield from arguments(value, path)
+
+
+def arguments(value: Any, path: Path) -> Iterator[Problem]:
+    """Yield what in an object's arguments cannot travel to the process that builds it."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from arguments(item, (*path, key))
+    elif isinstance(value, list):
+        for place, item in enumerate(value):
+            yield from arguments(item, (*path, place))
+    elif hasattr(value, "isoformat"):
+        yield Problem(dotted(path), f'dates are not passed to code; write a string, "{value.isoformat()}"')
+    elif isinstance(value, float) and value - value != 0:
+        yield Problem(
+            dotted(path), f"{value} is not a finite number; leave it out, and let the code have its own default"
+        )
+    else:
+        yield from value_problems(value, path)
+
+
+def import_path(value: str, path: str, source: Source) -> Iterator[Problem]:
+    found = _IMPORT.fullmatch(value)
+    if found is None:
+        near = re.sub(r"\.(\w+)$", r":\1", value) if re.fullmatch(r"\w+(\.\w+)+", value) else "examples.mnist:LeNet5"
+        yield Problem(
+            path, f'{shown(value, ())} is no import path: write "package.module:attribute", for example "{near}"'
+        )
+        return
+    security = source.data.get("security")
+    given = security.get("allow_imports", []) if isinstance(security, dict) else []
+    if not isinstance(given, list) or not all(isinstance(name, str) and _MODULE.fullmatch(name) for name in given):
+        return
+    allowed = tuple(given)
+    module = found[1]
+    if not any(module == package or module.startswith(f"{package}.") for package in (*allowed, *ALWAYS_ALLOWED)):
+        listed = ", ".join(f'"{package}"' for package in [*allowed, module.split(".")[0]])
+        yield Problem(
+            path,
+            f'"{value}" names a module outside security.allow_imports; if you trust it, set allow_imports = [{listed}] in [security]',
+        )
+        return
+    try:
+        ImportPolicy(allowed).check(value)
+    except ImportRefused as error:
+        yield Problem(path, str(error))
+
+
+def key_field(field: str, path: str, listener: Mapping[str, Any], source: Source) -> Iterator[Problem]:
+    if field.split(".", maxsplit=1)[0] == "_outputs":
+        yield from _chained(field, path, listener, source)
+        return
+    tables = source.data.get("tables")
+    table = (
+        tables.get(listener.get("table"))
+        if isinstance(tables, dict) and isinstance(listener.get("table"), str)
+        else None
+    )
+    fields = table.get("fields") if isinstance(table, dict) else None
+    if isinstance(fields, dict) and field not in fields:
+        yield Problem(
+            path,
+            f"table `{listener['table']}` declares no field `{field}`; {suggestion(field, fields, 'field')} "
+            f"Else add it to [tables.{listener['table']}] with its datatype",
+        )
+
+
+def _chained(field: str, path: str, listener: Mapping[str, Any], source: Source) -> Iterator[Problem]:
+    """Yield what is wrong with a key that is another listener's output."""
+    parts = field.split(".")
+    if len(parts) < 3 or parts[2] != "value" or not all(parts):
+        other = parts[1] if len(parts) > 1 and parts[1] else "LISTENER"
+        yield Problem(path, f'of an output only the value may be a key: write "_outputs.{other}.value"')
+        return
+    listeners = sections(source, "listeners")
+    upstream = listeners.get(parts[1])
+    if upstream is None:
+        yield Problem(
+            path, f"there is no listener `{parts[1]}` in this file; {suggestion(parts[1], listeners, 'listener')}"
+        )
+    elif upstream.get("table") != listener.get("table"):
+        yield Problem(
+            path,
+            f"listener `{parts[1]}` writes its output on table `{upstream.get('table')}`, this one reads table "
+            f"`{listener.get('table')}`; both must be on the same table",
+        )

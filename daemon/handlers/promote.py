@@ -1,0 +1,83 @@
+"""Whether a trained candidate goes live: a decision on numbers alone, with its reason in words for `predictd versions`.
+
+| the live version | `promote` | the candidate |
+|---|---|---|
+| none, or untrained | any | goes live: whatever was learned replaces what nobody trained |
+| trained | always | goes live |
+| trained | manual | waits for a person (`predictd promote`) |
+| trained | better | goes live where its metric beats the live version's, on the same rows, by more than the margin; else it is rejected |
+
+Where "better" cannot be judged, because either side lacks the metric, the candidate waits for a person: nothing speaks against it, and nothing for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+__all__ = ["Decision", "Judged", "decide"]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A version and what it reached: `metrics` by name, the most telling first; `greater` says of each whether more of it is better."""
+
+    version: int
+    trained: bool
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    greater: Mapping[str, bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What becomes of the candidate. `state` is its state from now on, `metric` the name of what it was judged by, if it was."""
+
+    promote: bool
+    state: Literal["live", "candidate", "rejected"]
+    reason: str
+    metric: str | None = None
+
+
+def decide(trainer: Mapping[str, Any], live: Judged | None, candidate: Judged) -> Decision:
+    """Judges a candidate by the `promote`, `promote_metric` and `promote_margin` of its trainer's declaration."""
+    if live is None:
+        return Decision(True, "live", "it is the first version")
+    if not live.trained:
+        return Decision(True, "live", f"version {live.version}, live so far, is untrained")
+    if trainer["promote"] == "always":
+        return Decision(True, "live", 'promote = "always"')
+    if trainer["promote"] == "manual":
+        return Decision(False, "candidate", 'promote = "manual": it waits for `predictd promote`')
+    return _better(trainer, live, candidate)
+
+
+def _better(trainer: Mapping[str, Any], live: Judged, candidate: Judged) -> Decision:
+    wanted, margin = trainer["promote_metric"], float(trainer["promote_margin"])
+    name = named(wanted, list(candidate.metrics)) if wanted is not None else next(iter(candidate.metrics), None)
+    if name is None:
+        missing = f"there is no metric {wanted!r}" if wanted is not None else "nothing was measured"
+        has = ", ".join(candidate.metrics) or "none: give the model a validation, or its trainer a fold to validate on"
+        return Decision(
+            False, "candidate", f"{missing} to compare it by (there is {has}); it waits for `predictd promote`", wanted
+        )
+    if name not in live.metrics:
+        reason = f"{name} of version {live.version}, which is live, is not known; it waits for `predictd promote`"
+        return Decision(False, "candidate", reason, name)
+    new, old = candidate.metrics[name], live.metrics[name]
+    greater = candidate.greater.get(name, True)
+    gain = new - old if greater else old - new
+    said = f"{name} {new:.6g} against {old:.6g} of version {live.version}"
+    least = f" by more than {margin:g}" if margin else ""
+    if gain > margin:
+        return Decision(True, "live", f"{said}: better{least}", name)
+    return Decision(
+        False, "rejected", f"{said}: not better{least} ({'greater' if greater else 'smaller'} is better)", name
+    )
+
+
+def named(wanted: str, names: Sequence[str]) -> str | None:
+    """The metric that is meant: "dataset/metric", or "validation/dataset/metric"; None where there is none of that name."""
+    if wanted in names:
+        return wanted
+    return next((name for name in names if name.endswith(f"/{wanted}") or wanted.endswith(f"/{name}")), None)

@@ -1,0 +1,104 @@
+"""When a training or a validation is due: which occasions are declared, and what each says about a moment, a count or a metric.
+
+Pure: what MongoDB remembers of a schedule goes in, a decision comes out. Moments are aware datetimes of the server's clock.
+
+* `every` counts from the last run, or from when the schedule was first seen, and keeps its phase. Runs that were missed are one.
+* `rows` counts the rows of the tables against a baseline, which follows the count down when rows are deleted.
+* `below` fires when a metric falls below its bound, and again only once it has recovered or has fallen lower than when it fired: a model
+  that cannot reach the bound is not trained without end.
+
+A schedule's `key` stays as it is while its number changes (an interval, a number of rows, a bound), so no count is lost with it. Another
+time of day is another schedule: it has missed nothing yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+__all__ = ["Schedule", "below", "due_every", "next_every", "rows_due", "schedules"]
+
+Kind = Literal["train", "validate"]
+_KINDS: dict[str, Kind] = {"trainers": "train", "validations": "validate"}
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """One occasion for the runs of one target: `when` is one WHEN of its declaration, with a single metric in a `below`."""
+
+    key: str
+    kind: Kind
+    target: str
+    when: Mapping[str, Any]
+    tables: tuple[str, ...]
+    """The tables whose rows `rows` counts."""
+
+    @property
+    def trigger(self) -> str:
+        """What fires it: "every", "cron", "rows" or "below"."""
+        return next(name for name in ("every", "cron", "rows", "below") if name in self.when)
+
+    @property
+    def metric(self) -> tuple[str, float]:
+        """Of a `below`: the metric, "validation/dataset/metric", and its bound."""
+        [(metric, bound)] = self.when["below"].items()
+        return metric, bound
+
+
+def schedules(declarations: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[Schedule]:
+    """Return the schedules of the "trainers" and "validations" among the declarations, by name, as they are stored."""
+    found: dict[str, Schedule] = {}
+    for section, kind in _KINDS.items():
+        for target, body in declarations.get(section, {}).items():
+            queries = [body] if kind == "train" else body["datasets"].values()
+            tables = tuple(dict.fromkeys(query["table"] for query in queries))
+            for when in body.get("when", ()):
+                for single in _single(when):
+                    base = key = f"{kind}/{target}/{_named(single)}"
+                    ordinal = 1
+                    while key in found:
+                        ordinal += 1
+                        key = f"{base}/{ordinal}"
+                    found[key] = Schedule(key, kind, target, single, tables)
+    return list(found.values())
+
+
+def _single(when: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    if "below" not in when:
+        return [when]
+    return [{"below": {metric: bound}} for metric, bound in when["below"].items()]
+
+
+def _named(when: Mapping[str, Any]) -> str:
+    if "cron" in when:
+        return f"cron/{' '.join(when['cron'].split())} {when.get('timezone', 'UTC')}"
+    if "below" in when:
+        return f"below/{next(iter(when['below']))}"
+    return "every" if "every" in when else "rows"
+
+
+def next_every(last: datetime, every: float) -> datetime:
+    """Return the next moment of an interval of `every` seconds after `last`."""
+    return last + timedelta(seconds=every)
+
+
+def due_every(last: datetime, now: datetime, every: float) -> datetime | None:
+    """Return the latest moment of the interval that has come since `last`, None where none has: missed ones count once."""
+    passed = (now - last) // timedelta(seconds=every)
+    return last + passed * timedelta(seconds=every) if passed >= 1 else None
+
+
+def rows_due(baseline: int, count: int, rows: int) -> bool:
+    """Return whether `rows` rows are new since the count was `baseline`."""
+    return count - baseline >= rows
+
+
+def below(low: float | None, value: float, bound: float) -> tuple[bool, float | None]:
+    """Return whether a metric's `value` fires, and the new `low`: at which value it fired last, None once it has recovered."""
+    if not value < bound:
+        return False, None
+    if low is None or value < low:
+        return True, value
+    return False, low

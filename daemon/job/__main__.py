@@ -1,0 +1,105 @@
+"""The process of a job: its order, its politeness, its exit code. See the package."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from components.errors import DeclarationError, Fenced, MetricError, NotApplied, Stopped, TrainingError
+from daemon import logs
+from daemon.engine import Exit
+from daemon.engine.child import leave_with_parent
+from daemon.job.context import Context
+from daemon.job.process import Assignment, Voice
+from daemon.job.training import train
+from daemon.job.validating import validate
+from daemon.store.patience import Patience, Stopping
+
+log = structlog.get_logger(__name__)
+
+BROKEN: Final = 1
+NICENESS: Final = 10
+OOM_SCORE: Final = "500"
+TRACEBACK_CHARACTERS: Final = 8000
+
+
+def main() -> None:
+    """The process, from its first line to its exit code."""
+    assignment = Assignment.read(sys.stdin.buffer.readline().decode())
+    logs.configure(**assignment.log)  # type: ignore[arg-type]
+    structlog.contextvars.bind_contextvars(job=assignment.job)
+    stopping = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    patience = Patience(stopping)
+    voice = Voice.over_stdout(patience)
+    threading.Thread(target=leave_with_parent, name="parent", daemon=True).start()
+    voice.threads = be_polite(assignment.threads)
+    sys.path.insert(0, str(assignment.import_root))
+    threading.Thread(target=voice.report_on, name="reporter", daemon=True).start()
+    os._exit(
+        work(assignment, voice, patience, stopping)
+    )  # threads may still wait for MongoDB: nothing of theirs is lost
+
+
+def work(assignment: Assignment, voice: Voice, patience: Patience, stopping: threading.Event) -> int:
+    """Does the job and reports its end; the exit code."""
+    try:
+        context = Context(assignment, voice, patience, stopping)
+        job = context.document()
+        result = {"train": train, "validate": validate}[job["kind"]](context, job)
+    except (Stopped, Stopping) as stopped:
+        voice.say(f"stopped: {stopped}")
+        voice.last("stopped")
+        return Exit.STOPPED
+    except BaseException as error:  # whatever it is, it is told, and the exit code says what to do
+        code = exit_code(error)
+        told = code in (Exit.FENCED, Exit.CANNOT_BE_BUILT)
+        log.error("job ends", reason=str(error), exc_info=None if told else error)  # noqa: TRY400 - a person's mistake needs no traceback
+        voice.last("failed", error=told_of(error))
+        return code
+    voice.last("done", result=result)
+    return Exit.STOPPED
+
+
+def exit_code(error: BaseException) -> int:
+    """What is to be done about an error: nothing (it is no longer our job), a person must act, or another attempt may help."""
+    match error:
+        case Fenced():
+            return Exit.FENCED
+        case DeclarationError() | TrainingError() | MetricError() | NotApplied():
+            return Exit.CANNOT_BE_BUILT
+        case _:
+            return BROKEN
+
+
+def told_of(error: BaseException) -> dict[str, Any]:
+    """The error as it goes into the job; of a long traceback both ends."""
+    trace = logs.masked("".join(traceback.format_exception(error)))
+    if len(trace) > TRACEBACK_CHARACTERS:
+        trace = f"{trace[: TRACEBACK_CHARACTERS // 2]}\n...\n{trace[-TRACEBACK_CHARACTERS // 2 :]}"
+    return {"type": type(error).__name__, "message": logs.masked(str(error)), "traceback": trace}
+
+
+def be_polite(threads: int | None) -> int:
+    """Yields to the live lane: in time on a core, in cores, and in who is killed first where memory runs out. How many threads torch may use."""
+    with suppress(OSError):
+        os.nice(NICENESS)
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
+    threads = threads or max(1, len(os.sched_getaffinity(0)) // 2)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # torch reads them when it is imported, which it is not yet
+        os.environ[name] = str(threads)
+    return threads
+
+
+if __name__ == "__main__":
+    main()

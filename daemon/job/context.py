@@ -1,0 +1,122 @@
+"""What both kinds of job work with: the declarations, the models, the rows, and patience with MongoDB."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from pymongo import MongoClient
+from pymongo.database import Database
+
+from components.errors import DeclarationError, Fenced, NotApplied
+from components.examples import Examples
+from components.importing import ImportPolicy
+from components.listener import Key
+from components.signing import SigningKey
+from daemon.job.process import Assignment, Voice
+from daemon.loading import ATTEMPTS, Loaded, Loader
+from daemon.store.components import Catalog, Component
+from daemon.store.connection import open_database
+from daemon.store.datasets import RowExamples
+from daemon.store.jobs import Jobs
+from daemon.store.patience import Patience
+from daemon.store.registry import Registry
+
+__all__ = ["Context"]
+
+
+class Context:
+    """One job at work. Its methods wait for MongoDB as long as it takes, and raise Stopping where it is away while the job is to stop."""
+
+    def __init__(self, assignment: Assignment, voice: Voice, patience: Patience, stopping: threading.Event) -> None:
+        self.assignment = assignment
+        self.voice = voice
+        self.patience = patience
+        self._stopping = stopping
+        self.database: Database[dict[str, Any]] = patience("mongodb", self._connect)
+        self.registry = Registry(
+            self.database, assignment.service, assignment.epoch, SigningKey.parse(assignment.signing_key)
+        )
+        self.loader = Loader(self.database, assignment.service, ImportPolicy(assignment.allow_imports))
+
+    @property
+    def fence(self) -> tuple[str, int]:
+        """What a promotion asks for: this job, running under this epoch."""
+        return self.assignment.job, self.assignment.epoch
+
+    def document(self) -> dict[str, Any]:
+        """The job. Raises Fenced where it is no longer ours."""
+        job = self.patience("job", lambda: Jobs(self.database, self.assignment.service).get(self.assignment.job))
+        if job is None or (job["_id"], job["state"], job["epoch"]) != (
+            self.assignment.job,
+            "running",
+            self.assignment.epoch,
+        ):
+            raise Fenced(f"job {self.assignment.job} was cancelled, or is another leader's")
+        return job
+
+    def declared(self, kind: str, name: str) -> tuple[Component, Catalog]:
+        """A component, and all that was applied at that moment. Raises NotApplied, with the reason."""
+        known = self.patience("registry", self.registry.read)
+        component = known.of(kind).get(name)
+        if component is None:
+            raise NotApplied(known.refused.get(f"{kind}/{name}") or self.registry.absent(kind, name))
+        return component, known
+
+    def live(self, model: str) -> tuple[Component, Loaded]:
+        """A model with its live version's weights; its first version is made here, where nobody has yet."""
+        for _ in range(ATTEMPTS):
+            component, _known = self.declared("model", model)
+            loaded = self.patience("model", lambda: self.loader.loaded(component))  # noqa: B023 - called at once
+            if loaded is not None:
+                return component, loaded
+        raise DeclarationError(
+            f"models.{model}: another process keeps changing it; is its code the same on all machines?"
+        )
+
+    def rows(self, table: str, key: Any, ids: Sequence[Any], known: Catalog) -> Examples:
+        """The rows of a table by the places of their ids, with the fields of a key."""
+        return _Patient(
+            self, RowExamples(self.assignment.uri, self.database.name, table, self.fields(table, key, known), ids)
+        )
+
+    def fields(self, table: str, key: Any, known: Catalog) -> dict[str, str | None]:
+        """The fields of a key with their datatypes. Raises NotApplied where the table is not applied."""
+        if table not in known.tables:
+            raise NotApplied(known.refused.get(f"table/{table}") or self.registry.absent("table", table))
+        types = known.tables[table].body["fields"]
+        return {path: types.get(path) for path in Key.parse(key).fields}
+
+    def stopped(self) -> str | None:
+        """Why the job is to stop now, None where it is not; to ask is a sign of life."""
+        self.voice.moved()
+        return "the daemon asked it to stop" if self._stopping.is_set() else None
+
+    def _connect(self) -> Database[dict[str, Any]]:
+        client: MongoClient[dict[str, Any]] = MongoClient(
+            self.assignment.uri,
+            appname="predictd job",
+            connectTimeoutMS=5000,
+            serverSelectionTimeoutMS=5000,
+            socketTimeoutMS=60_000,
+            tz_aware=True,
+        )
+        return open_database(client, self.assignment.database)
+
+
+class _Patient:
+    """Rows that are waited for while MongoDB is away."""
+
+    def __init__(self, context: Context, rows: RowExamples) -> None:
+        self._context = context
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def fetch(self, places: Sequence[int]) -> list[tuple[Any, ...] | None]:
+        """See `components.examples.Examples`."""
+        fetched = self._context.patience("rows", lambda: self._rows.fetch(places))
+        self._context.voice.moved()
+        return fetched

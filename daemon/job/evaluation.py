@@ -1,0 +1,105 @@
+"""A model measured by its validations, always on the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from components.dataset import Dataset
+from components.declaring import build_validation
+from components.examples import Examples
+from components.model import Model
+from components.validation import Validation
+from daemon.job.context import Context
+from daemon.store.components import Catalog, Component
+from daemon.store.datasets import kept
+
+__all__ = ["Evaluation", "Measured", "chosen", "of_model"]
+
+Ids = Mapping[str, Sequence[Any]]
+"""The `_id`s of each dataset, by "validation/dataset"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a model reached, by "dataset/metric" over all validations, and by each validation."""
+
+    metrics: Mapping[str, float]
+    validations: Mapping[str, Mapping[str, float]]
+
+
+class Evaluation:
+    """The validations of one model. `ids` says which rows; `keep` may hold rows that were read for the next time."""
+
+    def __init__(
+        self,
+        context: Context,
+        validations: Sequence[Component],
+        known: Catalog,
+        ids: Ids,
+        keep: Callable[[Examples], Examples] = lambda rows: rows,
+    ) -> None:
+        self._context = context
+        self._validations: list[Validation] = []
+        self._rows: dict[str, Examples] = {}
+        self._names: dict[tuple[str, str], str] = {}
+        self.greater: dict[str, bool] = {}
+        for each in validations:
+            validation = build_validation(each.name, each.body, context.loader.resolve(each))
+            self._validations.append(validation)
+            for name, dataset in each.body["datasets"].items():
+                place = f"{each.name}/{name}"
+                self._rows[place] = keep(context.rows(dataset["table"], each.body["key"], ids[place], known))
+            for name in validation.names:
+                whole = (
+                    f"{each.name}/{name}" if name in self.greater else name
+                )  # two validations may name a value alike
+                self._names[each.name, name] = whole
+                self.greater[whole] = validation.metric(name).greater_is_better
+
+    def __bool__(self) -> bool:
+        return bool(self._validations)
+
+    @property
+    def rows(self) -> int:
+        """How many rows one evaluation predicts."""
+        return sum(len(rows) for rows in self._rows.values())
+
+    def __call__(self, model: Model) -> Measured:
+        """Predicts all rows. Raises MetricError, Stopped, and whatever the model raises."""
+        metrics: dict[str, float] = {}
+        by_validation: dict[str, Mapping[str, float]] = {}
+        for validation in self._validations:
+
+            def rows(dataset: Dataset, name: str = validation.identifier) -> Examples:
+                return self._rows[f"{name}/{dataset.identifier}"]
+
+            found = validation.evaluate(model, rows, stopped=self._context.stopped)
+            by_validation[validation.identifier] = found
+            metrics |= {self._names[validation.identifier, name]: value for name, value in found.items()}
+        return Measured(metrics, by_validation)
+
+
+def of_model(context: Context, known: Catalog, model: str) -> list[Component]:
+    """The validations of a model, in the order of their names. One that was refused is not among them, and is named in the job's log."""
+    for name, reason in known.refused.items():
+        if name.startswith("validation/"):  # what it says cannot be believed, not even which model it is about
+            context.voice.say(f"{name} is left out: {reason}")
+    return [
+        known.validations[name] for name in sorted(known.validations) if known.validations[name].body["model"] == model
+    ]
+
+
+def chosen(context: Context, validations: Sequence[Component], known: Catalog) -> dict[str, list[Any]]:
+    """Chooses the rows of all datasets, now (or long ago, for a pinned one)."""
+    ids: dict[str, list[Any]] = {}
+    for each in validations:
+        for name, query in each.body["datasets"].items():
+            fields = list(context.fields(query["table"], each.body["key"], known))
+            pinned = context.patience(
+                "datasets",
+                lambda: kept(context.database, context.assignment.service, each.name, name, query, fields),  # noqa: B023 - called at once
+            )
+            ids[f"{each.name}/{name}"] = list(pinned.ids)
+    return ids

@@ -1,0 +1,61 @@
+"""What a training has settled before its first step, so that one that resumes goes on with just that: its rows, and the weights that it began with.
+
+It lies beside the checkpoint, in the job's folder. Where the file is not there, or is about another declaration, the training begins anew.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import bson
+from bson.errors import BSONError
+from bson.timestamp import Timestamp
+
+from daemon.store.connection import ROW_CODEC
+
+__all__ = ["Pins", "load", "save"]
+
+_NAME: Final = "pins.bson"
+
+
+@dataclass(frozen=True, slots=True)
+class Pins:
+    """`_id`s of the rows to learn from, of those for the validation's loss (None: there are none apart), and of each dataset by "validation/dataset".
+
+    `declared` says what was declared, `parent` is the version that the training begins with, `at` the cluster time of its rows.
+    """
+
+    declared: str
+    parent: int
+    train: Sequence[Any]
+    valid: Sequence[Any] | None
+    datasets: Mapping[str, Sequence[Any]]
+    at: Timestamp | None
+
+
+def load(folder: Path, declared: str) -> Pins | None:
+    """The pins in a folder; None where there are none, or for another declaration: then the folder is emptied, its checkpoint is of no use."""
+    try:
+        found = bson.decode((folder / _NAME).read_bytes(), ROW_CODEC)
+        if found["declared"] == declared:
+            return Pins(**found)
+    except (OSError, BSONError, KeyError, TypeError):
+        pass
+    shutil.rmtree(folder, ignore_errors=True)
+    return None
+
+
+def save(folder: Path, pins: Pins) -> None:
+    """Writes them, whole or not at all. Raises OSError."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fresh = folder / f"{_NAME}.new"
+    with fresh.open("wb") as file:
+        file.write(bson.encode(asdict(pins)))
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(folder / _NAME)

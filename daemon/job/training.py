@@ -1,0 +1,322 @@
+"""A training: learn from pinned rows, measure, store a candidate, decide, promote.
+
+    settle     the live version (the first one is made here, if need be), the rows, the validations      -> pins, on disk
+    learn      `components.torch.loop`, from its checkpoint if there is one                              -> the best weights
+    measure    the candidate and the live version, on the same rows
+    store      the candidate, with its lineage and all traces                                            -> a version
+    decide     `daemon.handlers.promote`; promote, reject, or leave it to a person                       -> the result
+
+A second attempt of the same job does not learn again what an attempt before it has stored, and does not decide again what was decided.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+from components.declaring import build_trainer
+from components.errors import DeclarationError, PredictdError, Stopped, TrainingError
+from components.examples import Examples
+from components.model import Model
+from daemon.handlers.promote import Decision, Judged, decide
+from daemon.handlers.train import checkpoint_folder, folds, split
+from daemon.job import pins as pinning
+from daemon.job.context import Context
+from daemon.job.evaluation import Evaluation, chosen, of_model
+from daemon.job.pins import Pins
+from daemon.loading import Loaded, object_signature, packed
+from daemon.store.components import signature
+from daemon.store.datasets import Pinned, pinned
+from daemon.store.patience import Stopping
+from daemon.store.versions import Version
+
+__all__ = ["train"]
+
+HISTORY_KEPT: Final = 2000
+TRACE_KEPT: Final = 50_000
+"""Points of a trace that go into a version's document, which MongoDB limits to 16 MB."""
+
+LOSS: Final = "valid/loss"
+
+T = TypeVar("T")
+
+
+def train(context: Context, job: Mapping[str, Any]) -> dict[str, Any]:
+    """Does the job; its result. Raises Stopped and Stopping, Fenced, and PredictdError where a person must act."""
+    training = Training(context, job)
+    candidate = training.stored()
+    if candidate is None:
+        candidate = training.learn()
+    return training.settle(candidate)
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The live version that a candidate was measured against, and what it reached."""
+
+    version: int
+    trained: bool
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class Training:
+    """One training job at work."""
+
+    def __init__(self, context: Context, job: Mapping[str, Any]) -> None:
+        self._context = context
+        self._job = job
+        self._model = str(job["model"])
+        context.voice.doing("building the model")
+        self._declared, self._known = context.declared("trainer", job["target"])
+        self._component, self._live = context.live(self._model)
+        if self._component.body["type"] != "torch":
+            raise DeclarationError(
+                f"trainers.{self._model}: the model is of type {self._component.body['type']!r}; only one of type 'torch' can be trained"
+            )
+        self._versions = context.loader.versions(self._model)
+        self._trainer = build_trainer(self._model, self._declared.body, context.loader.resolve(self._declared))
+        self._validations = of_model(context, self._known, self._model)
+
+    def stored(self) -> Version | None:
+        """The candidate of an attempt before this one."""
+        mine = [
+            each for each in self._context.patience("versions", self._versions.listed) if each.job == self._job["_id"]
+        ]
+        return mine[-1] if mine else None
+
+    # ---- learning -------------------------------------------------------------------------------------------------
+
+    def learn(self) -> Version:
+        """Trains and measures, and stores what came of it."""
+        from components.torch.checkpoints import Checkpoints
+        from components.torch.loader import Cached
+        from components.torch.loop import train as run
+
+        context, body, voice = self._context, self._declared.body, self._context.voice
+        folder = checkpoint_folder(context.assignment.state_dir, str(self._job["_id"]))
+        pins = pinning.load(folder, self._identity) or self._pin()
+        pinning.save(folder, pins)
+        model, parent = self._begun_with(pins.parent)
+        rows = context.rows(body["table"], body["key"], pins.train, self._known)
+        valid = (
+            None if pins.valid is None else Cached(context.rows(body["table"], body["key"], pins.valid, self._known))
+        )
+        evaluation = Evaluation(context, self._validations, self._known, pins.datasets, Cached)
+        apart = f", {len(pins.valid)} kept apart" if pins.valid is not None else ""
+        voice.say(
+            f"learns from {len(pins.train)} rows{apart}, beginning with version {parent.number}, on {voice.threads} threads"
+        )
+        voice.doing("training", total=body["max_iterations"])
+        started = time.monotonic()
+        trained = run(
+            model,
+            self._trainer,
+            rows,
+            valid,
+            evaluate=(lambda: dict(evaluation(model).metrics)) if evaluation else None,
+            checkpoints=Checkpoints(folder),
+            report=self._heard,
+            stopped=context.stopped,
+            greater_is_better=lambda name: evaluation.greater.get(name, not name.endswith("/loss")),
+        )
+        voice.say(f"{trained.step} steps, the best weights are those of step {trained.best_step}")
+        voice.doing("measuring the new weights")
+        measured = evaluation(model)
+        metrics = dict(measured.metrics) | ({} if valid is None else {LOSS: self._loss(model, valid)})
+        compared = self._compare(evaluation, valid)
+        voice.doing("storing the new version")
+        data = {
+            "query": json.dumps({name: body[name] for name in ("table", "where", "limit", "key", "folds")}),
+            "rows": len(pins.train),
+            "valid_rows": None if pins.valid is None else len(pins.valid),
+            "at": pins.at,
+            "steps": trained.step,
+            "best_step": trained.best_step,
+            "seconds": round(time.monotonic() - started, 3),
+            "threads": voice.threads,
+            "greater": evaluation.greater,
+            "compared": {"version": compared.version, "trained": compared.trained, "metrics": dict(compared.metrics)},
+        }
+        candidate = self._store(
+            *packed(model),
+            parent=parent.number,
+            data=data,
+            metrics=metrics,
+            metric_values={name: thinned(values, TRACE_KEPT) for name, values in trained.metric_values.items()},
+            metric_steps=thinned(trained.metric_steps, TRACE_KEPT),
+            history=thinned(trained.history, HISTORY_KEPT),
+        )
+        for validation, found in measured.validations.items():
+            self._note(candidate, validation, found)
+        return candidate
+
+    @property
+    def _identity(self) -> str:
+        """Of what a checkpoint must be to go on from it."""
+        return signature([self._component.signature, self._declared.body, [each.body for each in self._validations]])
+
+    def _pin(self) -> Pins:
+        context, body, seed = self._context, self._declared.body, self._declared.body["seed"]
+        context.voice.doing("choosing the rows")
+        fields = list(context.fields(body["table"], body["key"], self._known))
+        parts = folds(body, self._known.tables[body["table"]].body["fields"])
+
+        def choose(where: Mapping[str, Any], limit: int | None) -> Pinned:
+            return context.patience("rows", lambda: pinned(context.database, body["table"], where, fields, limit))
+
+        found = choose(parts.train, body["limit"])
+        train_ids, valid_ids = list(found.ids), None
+        if parts.fraction is not None:
+            train_ids, valid_ids = split(found.ids, parts.fraction, seed)
+        elif parts.valid is not None:
+            valid_ids = list(choose(parts.valid, None).ids) or None
+        if not train_ids:
+            raise TrainingError(
+                f"there is nothing to learn from: no row of table {body['table']!r} matches {json.dumps(parts.train)} and has "
+                f"{', '.join(fields)}"
+            )
+        datasets = chosen(context, self._validations, self._known)
+        return Pins(self._identity, self._live.version.number, train_ids, valid_ids, datasets, found.at)
+
+    def _begun_with(self, parent: int) -> tuple[Any, Version]:
+        loaded = self._live
+        if parent != loaded.version.number:  # the training began with what was live then
+            loaded = self._version(parent)
+        return loaded.model, loaded.version
+
+    def _version(self, number: int) -> Loaded:
+        loader, component = self._context.loader, self._component
+        return self._context.patience("model", lambda: loader.version(component, number))
+
+    def _heard(self, progress: Mapping[str, Any]) -> None:
+        """What the loop reports."""
+        voice = self._context.voice
+        if "message" in progress:
+            voice.say(str(progress["message"]))
+            return
+        voice.progress(**progress)
+        if progress.get("metrics"):
+            found = ", ".join(f"{name} {value:.6g}" for name, value in progress["metrics"].items())
+            voice.say(f"step {progress['step']}: {found}")
+
+    # ---- measuring and storing ------------------------------------------------------------------------------------
+
+    def _loss(self, model: Model, valid: Examples) -> float:
+        from components.torch.judging import valid_loss
+        from components.torch.model import TorchModel
+
+        assert isinstance(model, TorchModel)
+        return valid_loss(model, self._trainer, valid, self._context.stopped)
+
+    def _compare(self, evaluation: Evaluation, valid: Examples | None) -> Compared:
+        """Measures the version that is live now. One that cannot be measured has no metrics: then a person decides, or nobody has to."""
+        self._context.voice.doing("measuring the live version")
+        version = self._context.patience("versions", self._versions.live)
+        if version is None:
+            raise PredictdError(f"model {self._model!r} was removed, or declared anew, during its training")
+        try:
+            model = self._version(version.number).model
+            metrics = dict(evaluation(model).metrics) | ({} if valid is None else {LOSS: self._loss(model, valid)})
+        except (Stopped, Stopping):
+            raise
+        except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+            self._context.voice.say(f"version {version.number}, which is live, cannot be measured: {error}")
+            metrics = {}
+        return Compared(version.number, version.trained, metrics)
+
+    def _store(self, weights: bytes | None, content_hash: str | None, **about: Any) -> Version:
+        def store() -> Version:  # asked again where the answer was lost: then it stands already
+            return self.stored() or self._versions.add(
+                weights,
+                content_hash,
+                signature=self._component.signature,
+                object_signature=object_signature(self._component.body),
+                source=self._context.loader.source(self._component),
+                origin=f"training {self._job['_id']}",
+                trained=True,
+                job=self._job["_id"],
+                **about,
+            )
+
+        self._context.document()  # a cancelled job leaves no candidate
+        return self._context.patience("versions", store)
+
+    def _note(self, version: Version, validation: str, metrics: Mapping[str, float]) -> None:
+        self._context.patience(
+            "versions", lambda: self._versions.validated(version.number, validation, metrics, self._job["_id"])
+        )
+
+    # ---- deciding -------------------------------------------------------------------------------------------------
+
+    def settle(self, candidate: Version) -> dict[str, Any]:
+        """Decides about the candidate, and does what was decided; the job's result."""
+        voice = self._context.voice
+        voice.doing("deciding")
+        compared = Compared(**candidate.data["compared"])
+        if candidate.state != "candidate":  # an attempt before this one has decided
+            return self._result(candidate, candidate.state != "rejected", candidate.reason or "", compared)
+        while True:
+            live = self._context.patience("versions", self._versions.live)
+            if live is not None and live.number == candidate.number:  # its answer was lost
+                return self._result(candidate, promoted=True, reason=live.reason or "", compared=compared)
+            if live is not None and live.number != compared.version:
+                voice.say(f"version {live.number} went live meanwhile")
+                compared = self._compare(*self._judges())
+            decision = self._decided(candidate, compared)
+            if self._done(candidate, decision, compared):
+                break
+        voice.say(f"version {candidate.number} is {'live' if decision.promote else decision.state}: {decision.reason}")
+        self._context.patience("versions", lambda: self._versions.prune(self._declared.body["keep"]))
+        return self._result(candidate, decision.promote, decision.reason, compared)
+
+    def _judges(self) -> tuple[Evaluation, Examples | None]:
+        """What to measure another live version by: the same rows, as far as they are still known."""
+        context, body = self._context, self._declared.body
+        folder = checkpoint_folder(context.assignment.state_dir, str(self._job["_id"]))
+        pins = pinning.load(folder, self._identity) or self._pin()
+        valid = None if pins.valid is None else context.rows(body["table"], body["key"], pins.valid, self._known)
+        return Evaluation(context, self._validations, self._known, pins.datasets), valid
+
+    def _decided(self, candidate: Version, compared: Compared) -> Decision:
+        greater = {**candidate.data["greater"], LOSS: False}
+        return decide(
+            self._declared.body,
+            Judged(compared.version, compared.trained, compared.metrics, greater),
+            Judged(candidate.number, trained=True, metrics=candidate.metrics, greater=greater),
+        )
+
+    def _done(self, candidate: Version, decision: Decision, compared: Compared) -> bool:
+        """Does it; False where another version went live meanwhile."""
+        versions, patience, number = self._versions, self._context.patience, candidate.number
+        if decision.promote:
+            return patience(
+                "versions",
+                lambda: versions.promote(
+                    number, reason=decision.reason, live=compared.version, job=self._context.fence
+                ),
+            )
+        self._context.document()
+        say = versions.reject if decision.state == "rejected" else versions.hold
+        patience("versions", lambda: say(number, decision.reason))
+        return True
+
+    def _result(self, candidate: Version, promoted: bool, reason: str, compared: Compared) -> dict[str, Any]:
+        return {
+            "version": candidate.number,
+            "promoted": promoted,
+            "reason": reason,
+            "metrics": dict(candidate.metrics),
+            "live_version": compared.version,
+            "live_metrics": dict(compared.metrics),
+            "steps": candidate.data["steps"],
+        }
+
+
+def thinned(points: Sequence[T], most: int) -> list[T]:
+    """At most `most` of the points, evenly chosen; the first and the last are among them."""
+    if len(points) <= most:
+        return list(points)
+    return [points[round(n * (len(points) - 1) / (most - 1))] for n in range(most)]

@@ -1,0 +1,60 @@
+"""A validation on demand or on a schedule: the live version measured, the outcome added to its history."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from components.examples import Examples
+from daemon.job.context import Context
+from daemon.job.evaluation import Evaluation, chosen
+
+__all__ = ["validate"]
+
+
+def validate(context: Context, job: Mapping[str, Any]) -> dict[str, Any]:
+    """Does the job; its result. Raises Stopped and Stopping, Fenced, and PredictdError where a person must act."""
+    context.voice.doing("building the model")
+    declared, known = context.declared("validation", job["target"])
+    _, live = context.live(str(job["model"]))
+    context.voice.doing("choosing the rows")
+    done = 0
+
+    def moved(rows: int) -> None:
+        nonlocal done
+        done += rows
+        context.voice.progress(step=done)
+
+    evaluation = Evaluation(
+        context, [declared], known, chosen(context, [declared], known), lambda rows: _Counted(rows, moved)
+    )
+    context.voice.doing("validating", total=evaluation.rows)
+    metrics = dict(evaluation(live.model).metrics)
+    versions, number = context.loader.versions(str(job["model"])), live.version.number
+
+    def note() -> None:
+        version = versions.get(number)
+        if version is not None and all(each["job"] != job["_id"] for each in version.validations):
+            versions.validated(number, declared.name, metrics, job["_id"])
+
+    context.document()
+    context.patience("versions", note)
+    context.voice.say(", ".join(f"{name} {value:.6g}" for name, value in metrics.items()))
+    return {"version": number, "promoted": False, "reason": "", "metrics": metrics, "rows": evaluation.rows}
+
+
+class _Counted:
+    """Rows, with a word about each fetch."""
+
+    def __init__(self, rows: Examples, moved: Callable[[int], None]) -> None:
+        self._rows = rows
+        self._moved = moved
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def fetch(self, places: Sequence[int]) -> list[tuple[Any, ...] | None]:
+        """See `components.examples.Examples`."""
+        fetched = self._rows.fetch(places)
+        self._moved(len(places))
+        return fetched

@@ -1,0 +1,43 @@
+"""Requests to a worker: documents in `_predictd.requests` that reach it through its own change stream, as any row does.
+
+A request is all in its `_id`, because the stream hands on nothing else. It is of no use afterwards; a TTL index removes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from bson import ObjectId
+from pymongo.client_session import ClientSession
+from pymongo.database import Database
+
+from daemon.store import names
+
+__all__ = ["KEEP_SECONDS", "prepare", "reload", "retry"]
+
+KEEP_SECONDS: Final = 7 * 24 * 3600  # a request reaches its worker as soon as there is one; then it is of no use
+
+
+def prepare(database: Database[dict[str, Any]]) -> None:
+    """Makes the TTL index."""
+    database[names.REQUESTS].create_index("at", expireAfterSeconds=KEEP_SECONDS)
+
+
+def retry(database: Database[dict[str, Any]], about: Mapping[str, Any]) -> None:
+    """Asks for a row to be judged again; `about` is {service, listener, row}."""
+    _ask(database, about, None)
+
+
+def reload(
+    database: Database[dict[str, Any]], service: str, listeners: Iterable[str], session: ClientSession | None = None
+) -> None:
+    """Asks the workers of these listeners to look at the registry again: another generation is live."""
+    for listener in listeners:
+        _ask(database, {"service": service, "listener": listener, "reload": True}, session)
+
+
+def _ask(database: Database[dict[str, Any]], about: Mapping[str, Any], session: ClientSession | None) -> None:
+    document = {"_id": {**about, "nonce": ObjectId()}, "at": datetime.now(UTC)}
+    database[names.REQUESTS].insert_one(document, session=session)

@@ -1,0 +1,128 @@
+"""What is remembered of each schedule, so that no run is lost with a process and none happens twice.
+
+    _predictd.schedules: {_id: service/key, service, key, run, fires, last, baseline, low}
+
+* `last`: by the server's clock, until when nothing is due any more: the moment of the last run, or when the schedule was first seen.
+* `baseline`: how many rows there were at the last run that `rows` asked for.
+* `low`: at which value a `below` fired last; absent once the metric has recovered.
+* `fires` counts the runs. A run is claimed by its number, in the unique key of its job: of two daemons that find the same run due, one
+  queues it. `run` is the document's own mark, so that numbers never repeat, even should the collection be dropped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from bson import ObjectId
+from bson.codec_options import CodecOptions
+from pymongo.collection import Collection
+from pymongo.database import Database
+from pymongo.errors import DuplicateKeyError
+
+from daemon.store import names
+
+__all__ = ["RowCounts", "Schedules", "State"]
+
+EXACT_ROWS = 100_000
+_EXACT_SECONDS = 60.0
+_AWARE: CodecOptions[dict[str, Any]] = CodecOptions(tz_aware=True)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What is remembered of one schedule."""
+
+    run: ObjectId
+    fires: int
+    last: datetime
+    baseline: int | None
+    low: float | None
+
+    @property
+    def claim(self) -> str:
+        """The unique key of the next run."""
+        return f"{self.run}-{self.fires + 1}"
+
+
+class Schedules:
+    """The schedules of one service."""
+
+    def __init__(self, database: Database[dict[str, Any]], service: str) -> None:
+        self._database = database
+        self._collection: Collection[dict[str, Any]] = database[names.SCHEDULES].with_options(codec_options=_AWARE)
+        self._service = service
+
+    def now(self) -> datetime:
+        """Return the server's time."""
+        told: datetime = self._database.command("hello", codec_options=_AWARE)["localTime"]
+        return told
+
+    def states(self, baselines: Mapping[str, int | None]) -> dict[str, State]:
+        """Return what is remembered of the schedules that are named; one that is new begins now, and at the row count given for it."""
+        found = self._read(baselines)
+        new = baselines.keys() - found.keys()
+        for key in new:
+            self._begin(key, baselines[key])
+        return {**found, **self._read(new)} if new else found
+
+    def _read(self, keys: Iterable[str]) -> dict[str, State]:
+        query = {"_id": {"$in": [self._id(key) for key in keys]}}
+        return {
+            each["key"]: State(each["run"], each["fires"], each["last"], each.get("baseline"), each.get("low"))
+            for each in self._collection.find(query)
+        }
+
+    def _begin(self, key: str, baseline: int | None) -> None:
+        first = {"service": self._service, "key": key, "run": ObjectId(), "fires": 0, "baseline": baseline}
+        literal = {name: {"$ifNull": [f"${name}", {"$literal": value}]} for name, value in first.items()}
+        with suppress(DuplicateKeyError):  # another daemon was quicker, and its document counts
+            self._collection.update_one(
+                {"_id": self._id(key)}, [{"$set": {**literal, "last": {"$ifNull": ["$last", "$$NOW"]}}}], upsert=True
+            )
+
+    def fired(self, key: str, state: State, last: datetime, baseline: int | None, low: float | None) -> None:
+        """Notes the run that followed `state`; nothing where another daemon has noted it already."""
+        changes = {"fires": state.fires + 1, "last": last, "baseline": baseline, "low": low}
+        self._collection.update_one(self._at(key, state), {"$set": changes})
+
+    def lowered(self, key: str, state: State, count: int) -> None:
+        """Rows were deleted: from this count on new ones are counted."""
+        self._collection.update_one(self._at(key, state), {"$min": {"baseline": count}})
+
+    def recovered(self, key: str, state: State) -> None:
+        """The metric is no longer below its bound."""
+        self._collection.update_one(self._at(key, state), {"$set": {"low": None}})
+
+    def _at(self, key: str, state: State) -> dict[str, Any]:
+        return {"_id": self._id(key), "run": state.run, "fires": state.fires}
+
+    def _id(self, key: str) -> str:
+        return f"{self._service}/{key}"
+
+
+class RowCounts:
+    """How many rows tables have: exactly up to `EXACT_ROWS`, beyond that as the server estimates it.
+
+    The estimate costs nothing, and is wrong for good after the server was killed: by what was written in the minute before. So a small
+    table is counted, whenever its estimate has moved, and once a minute.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[int, int, float]] = {}
+
+    def count(self, database: Database[dict[str, Any]], table: str) -> int:
+        """Return the number of rows; none in a table that does not exist."""
+        collection = database[table]
+        estimate = collection.estimated_document_count()
+        known, exact, at = self._known.get(table, (-1, 0, 0.0))
+        if estimate > EXACT_ROWS:
+            return estimate
+        if known != estimate or time.monotonic() - at > _EXACT_SECONDS:
+            exact = collection.count_documents({}, hint="_id_") if estimate or known else 0
+            self._known[table] = (estimate, exact, time.monotonic())
+        return exact

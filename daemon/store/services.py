@@ -1,0 +1,53 @@
+"""Which services daemons are active for, in one database or in any: for clients that look for the one that serves them.
+
+A service is served while its lease runs, by the server's clock. A lease that has just run out (its daemon was killed) may be taken again in a
+moment; whoever looks decides how long to be patient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pymongo.database import Database
+
+from daemon.store import names
+from daemon.store.connection import Client, open_database, reaching
+
+__all__ = ["Served", "find_owned", "find_served", "served"]
+
+_NOT_OURS = frozenset({"admin", "config", "local"})
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A service that a daemon is active for. `owner` is the instance id of the daemon's state directory."""
+
+    database: str
+    service: str
+    owner: str
+    host: str
+    pid: int
+    epoch: int
+
+
+def served(database: Database[dict[str, Any]]) -> list[Served]:
+    """The services of one database whose lease runs, by name. Raises MongoUnavailable."""
+    with reaching():
+        leases = list(database[names.LEASES].find({"$expr": {"$gt": ["$expires", "$$NOW"]}}).sort("_id", 1))
+    return [
+        Served(database.name, lease["_id"], lease["owner"], lease["host"], int(lease["pid"]), int(lease["epoch"]))
+        for lease in leases
+    ]
+
+
+def find_served(client: Client) -> list[Served]:
+    """The same for all databases that this user may see. Raises MongoUnavailable."""
+    with reaching():
+        databases = [name for name in client.list_database_names() if name not in _NOT_OURS]
+    return [each for name in databases for each in served(open_database(client, name))]
+
+
+def find_owned(client: Client, instance: str) -> Served | None:
+    """The service that the daemon with this instance id is active for, None while there is none. Raises MongoUnavailable."""
+    return next((each for each in find_served(client) if each.owner == instance), None)

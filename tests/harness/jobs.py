@@ -1,0 +1,138 @@
+"""What tests of jobs declare (a model with a trainer and a validation, by import paths alone, with the defaults of service.toml), and a runner to watch."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any
+
+from pymongo.database import Database
+
+from components.errors import MongoUnavailable
+from daemon import config as configuration
+from daemon.config.training import TrainerConfig, ValidationConfig
+from daemon.engine.attempt import Limits
+from daemon.engine.local import LocalEngine
+from daemon.jobs import JobRunner
+from daemon.leadership import in_thread
+from daemon.store.connection import open_database
+from daemon.store.jobs import Jobs
+from daemon.store.registry import Registry
+from harness.daemons import PATIENCE
+from harness.keys import KEY
+from harness.processes import SERVICE, TABLE, declarations
+
+MODEL, VALIDATION = "f", "proof"
+
+
+def training(
+    model: Mapping[str, Any] | None = None,
+    *,
+    fields: Mapping[str, str] | None = None,
+    validation: Mapping[str, Any] | None = None,
+    **trainer: Any,
+) -> dict[str, Any]:
+    """Declarations with a model `f`, its trainer, and the validation `proof` of it (none where it is {})."""
+    whole = declarations(
+        {TABLE: fields or {"x": "str", "y": "int"}}, {MODEL: {"object": "harness.models:digest", **(model or {})}}, {}
+    )
+    learns = {"table": TABLE, "key": ["x", "y"], "objective": "harness.models:both", **trainer}
+    proves: dict[str, Any] = {
+        "model": MODEL,
+        "key": ["x", "y"],
+        "datasets": {"all": {"table": TABLE}},
+        "metrics": {"acc": "harness.models:agreement"},
+    }
+    return {
+        **whole,
+        "trainers": {MODEL: TrainerConfig.model_validate(learns).declaration(MODEL)},
+        "validations": {}
+        if validation == {}
+        else {VALIDATION: ValidationConfig.model_validate({**proves, **(validation or {})}).declaration()},
+    }
+
+
+def declare(database: Database[dict[str, Any]], whole: Mapping[str, Any] | None = None, epoch: int = 1) -> None:
+    """Makes these the service's declarations; without any, `training()`."""
+    Registry(database, SERVICE, epoch, KEY).publish(whole or training())
+
+
+class Stage:
+    """A runner in this process's event loop, and what a test sees of it."""
+
+    def __init__(self, uri: str, database: Database[dict[str, Any]], folder: Path, limits: Limits, module: str) -> None:
+        self.uri, self.folder = uri, folder
+        self.database = open_database(database.client, database.name)
+        self.jobs = Jobs(self.database, SERVICE)
+        self.away = False
+        self.fenced: list[str] = []
+        self.finished: list[Mapping[str, Any]] = []
+        self.errors: list[BaseException] = []
+        (folder / "fake").mkdir()
+        (folder / "service.toml").write_text(
+            f'[service]\nname = "{SERVICE}"\nstate_dir = "{folder}"\n[mongo]\nuri = "{uri}"\ndatabase = "{database.name}"\n'
+            f'[security]\nallow_imports = ["harness", "torch"]\n[log]\nformat = "json"\n'
+        )
+        self.config = configuration.load(folder / "service.toml", {})
+        self.limits, self.module = limits, module
+        self.runner = self.another()
+
+    def another(self) -> JobRunner:
+        return JobRunner(
+            self.config,
+            LocalEngine(),
+            self.call,
+            self.spawn,
+            KEY,
+            fenced=self.fenced.append,
+            finished=self.finished.append,
+            limits=self.limits,
+            module=self.module,
+        )
+
+    async def call(self, function: Callable[[Any], Any]) -> Any:
+        if self.away:
+            raise MongoUnavailable("as the test ordered")
+        return await in_thread(lambda: function(self.database))
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        async def guarded() -> None:
+            try:
+                await coroutine
+            except Exception as error:
+                self.errors.append(error)
+                raise
+
+        return asyncio.get_running_loop().create_task(guarded())
+
+    def behave(self, *orders: str) -> None:
+        (self.folder / "fake" / "jobs.json").write_text(json.dumps(orders))
+
+    def history(self, word: str = "") -> list[list[str]]:
+        path = self.folder / "fake" / "jobs.log"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [line.split() for line in lines if line.startswith(word)]
+
+    def queue(self, **options: Any) -> str:
+        identifier = self.jobs.queue("train", MODEL, {"by": "a test"}, options=options)
+        assert identifier is not None
+        return identifier
+
+    def job(self, identifier: str) -> dict[str, Any]:
+        found = self.jobs.get(identifier)
+        assert found is not None
+        return found
+
+    async def until(self, what: str, probe: Callable[[], Any]) -> Any:
+        for _ in range(int(PATIENCE / 0.05)):
+            assert not self.errors, self.errors
+            if answer := probe():
+                return answer
+            await asyncio.sleep(0.05)
+        raise AssertionError(f"waited in vain: {what}; {self.jobs.listed()}")
+
+    async def until_state(self, identifier: str, state: str) -> dict[str, Any]:
+        await self.until(f"the job is {state}", lambda: self.job(identifier)["state"] == state)
+        return self.job(identifier)

@@ -1,0 +1,103 @@
+"""A training in a process of its own, for tests that kill it: `python training_script.py CHECKPOINTS RESULT`.
+
+Everything that may come out differently after a resumption is in it: dropout, batch statistics, an optimizer with a state, random
+transforms of all three generators, a validation that draws random numbers. It prints a line when the first step is about to be made;
+RESULT gets the final weights and traces.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from components.examples import ListExamples
+from components.torch import Checkpoints, TorchModel, TorchTrainer, Trained, train, weights
+
+ROWS, STEPS = 203, 400
+
+
+class Net(torch.nn.Module):
+    """A small network with everything that has a state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.nn.Sequential(
+            torch.nn.Linear(12, 64), torch.nn.BatchNorm1d(64), torch.nn.ReLU(), torch.nn.Dropout(0.3)
+        )
+        self.head = torch.nn.Linear(64, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits, n x 3."""
+        return self.head(self.body(x))
+
+
+def transform(x: np.ndarray[Any, Any], y: int) -> tuple[torch.Tensor, int]:
+    """Augment by all three generators, in place too."""
+    x += np.random.normal(0, 0.1, x.shape)  # noqa: NPY002  # what users' transforms call
+    noise = torch.randn(12) * 0.1
+    return torch.from_numpy(x).float() * random.uniform(0.9, 1.1) + noise, y
+
+
+def rows(n: int, seed: int) -> ListExamples:
+    """Rows of three classes that can be told apart."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, 3, n)
+    centres = np.random.default_rng(0).normal(0, 1, (3, 12))
+    return ListExamples([(centres[y] + generator.normal(0, 1, 12), int(y)) for y in labels])
+
+
+def model() -> TorchModel:
+    """The same initial weights each time."""
+    torch.manual_seed(1)
+    return TorchModel("net", Net(), preprocess=lambda x: torch.as_tensor(x).float(), preferred_devices=("cpu",))
+
+
+def trainer(**changes: Any) -> TorchTrainer:
+    """400 steps, a checkpoint after each."""
+    options: dict[str, Any] = {
+        "objective": torch.nn.functional.cross_entropy,
+        "transform": transform,
+        "loader_kwargs": {"batch_size": 8},
+        "max_iterations": STEPS,
+        "validation_interval": 7,
+        "checkpoint_seconds": 0,
+        "seed": 5,
+    }
+    return TorchTrainer("net", **(options | changes))
+
+
+def trained(
+    checkpoints: Checkpoints | None, changes: dict[str, Any] | None = None, net: TorchModel | None = None, **hooks: Any
+) -> Trained:
+    """Run the training to its end, with a validation that moves every generator."""
+    learner = net or model()
+
+    def evaluate() -> dict[str, float]:
+        random.random(), np.random.random(), torch.rand(())  # noqa: NPY002  # leaves no trace in the training
+        outputs = learner.predict_batches([x for x, _ in rows(20, 3).fetch(range(20))])
+        return {"v/score": sum(output.sum().item() for output in outputs)}
+
+    options = {"evaluate": evaluate, **hooks}
+    return train(learner, trainer(**(changes or {})), rows(ROWS, 1), rows(30, 2), checkpoints=checkpoints, **options)
+
+
+def main() -> None:
+    """See above."""
+    torch.set_num_threads(1)
+    folder, result = Path(sys.argv[1]), Path(sys.argv[2])
+    print("training", flush=True)
+    outcome = trained(Checkpoints(folder))
+    traces = {"steps": outcome.metric_steps, "values": outcome.metric_values, "best": outcome.best_step}
+    fresh = result.with_suffix(".new")
+    fresh.write_bytes(json.dumps(traces).encode() + b"\n" + weights.save(outcome.state))
+    fresh.replace(result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,470 @@
+"""The Python API against a real MongoDB, with a lease in place of a daemon: what needs nobody to run anything."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import bson
+import numpy as np
+import pytest
+from PIL import Image
+from pymongo.database import Database
+
+from components import Listener, ObjectModel, Table, Validation
+from components.dataset import Dataset
+from components.errors import (
+    DeclarationError,
+    DecodeError,
+    EncodeError,
+    MongoUnavailable,
+    NotApplied,
+    PredictdError,
+    SignatureRefused,
+)
+from components.metric import Metric
+from components.query import Query
+from components.signing import SigningKey
+from daemon import connect
+from daemon.api import Datalayer, NotServed
+from daemon.store.leases import Holder, Lease
+from daemon.store.registry import Registry
+from daemon.store.status import StatusBoard
+
+SERVICE = "digits"
+FIELDS = {"img": "pil_image", "class": "int", "_fold": "str", "deep.vector": "vector[2]"}
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    SigningKey.fresh().write(tmp_path / "signing.key")
+    return tmp_path / "signing.key"
+
+
+@pytest.fixture
+def serve(database: Database[dict[str, Any]], key_file: Path) -> Callable[..., None]:
+    """Makes it look as if a daemon were active for a service: its lease, and what it says of itself."""
+
+    def make(service: str = SERVICE, key: Path | None = key_file) -> None:
+        epoch = Lease(database, service, Holder(uuid.uuid4().hex, "here", os.getpid()), ttl=60.0).acquire()
+        StatusBoard(database, service).publish(epoch, {"state": "active", **({"signing_key": str(key)} if key else {})})
+
+    return make
+
+
+@pytest.fixture
+def uri(mongo_uri: str, database: Database[dict[str, Any]]) -> str:
+    """The URI with the database in it."""
+    head, _, options = mongo_uri.partition("/?")
+    return f"{head}/{database.name}?{options}"
+
+
+@pytest.fixture
+def db(uri: str, serve: Callable[..., None]) -> Iterator[Datalayer]:
+    serve()
+    with connect(uri) as layer:
+        yield layer
+
+
+@pytest.fixture
+def mnist(db: Datalayer) -> Datalayer:
+    db.apply(Table("mnist", fields=FIELDS))
+    return db
+
+
+def image(level: int = 7) -> Image.Image:
+    return Image.new("L", (28, 28), level)
+
+
+def rows(n: int) -> list[dict[str, Any]]:
+    return [{"img": image(i), "class": i % 10, "_fold": "valid" if i % 5 == 0 else "train"} for i in range(n)]
+
+
+# ---- connecting ---------------------------------------------------------------------------------------------------
+
+
+def test_the_one_service_of_the_database_in_the_uri_is_found(db: Datalayer, database: Database[dict[str, Any]]) -> None:
+    assert repr(db).startswith(f"Datalayer(service='digits', database='{database.name}'")
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["w=0", "readPreference=secondary", "readConcernLevel=local", "uuidRepresentation=standard", "timeoutMS=20000"],
+)
+def test_a_uri_with_options_works(uri: str, serve: Callable[..., None], options: str) -> None:
+    """Whatever they are: what is guarded is written and read as it has to be."""
+    serve()
+    with connect(f"{uri}&{options}") as db:
+        db.apply(Table("mnist", fields=FIELDS))
+        assert len(db["mnist"].insert(rows(3))) == 3
+        assert db["mnist"].count() == 3
+        if options.startswith("uuid"):
+            [key] = db["mnist"].insert({"_id": uuid.uuid4()})
+            assert key in {row["_id"] for row in db["mnist"]}
+
+
+def test_a_database_that_nobody_serves_is_said_to_be_that(
+    mongo_uri: str, uri: str, database: Database[dict[str, Any]]
+) -> None:
+    with pytest.raises(NotServed, match=f"no daemon serves database '{database.name}'.*predictd run"):
+        connect(uri)
+    with pytest.raises(NotServed, match="no daemon serves"):
+        connect(mongo_uri, database=database.name)
+
+
+def test_an_expired_lease_is_nobody(uri: str, database: Database[dict[str, Any]]) -> None:
+    lease = Lease(database, SERVICE, Holder("x", "here", 1))
+    lease.release(lease.acquire())
+    with pytest.raises(NotServed):
+        connect(uri)
+
+
+def test_of_several_services_one_is_named(
+    uri: str, serve: Callable[..., None], database: Database[dict[str, Any]]
+) -> None:
+    serve("one")
+    serve("two")
+    with pytest.raises(NotServed, match=r"several daemons serve.*'one'.*'two'.*service="):
+        connect(uri)
+    with connect(uri, service="two") as db:
+        assert "service='two'" in repr(db)
+    with pytest.raises(NotServed, match=r"'three'.*active there: 'one'"):
+        connect(uri, service="three")
+
+
+def test_without_a_database_in_the_uri_the_one_that_is_served_is_found(
+    mongo_uri: str, serve: Callable[..., None], database: Database[dict[str, Any]]
+) -> None:
+    name = f"only-{uuid.uuid4().hex[:8]}"
+    serve(name)
+    with connect(mongo_uri, service=name) as db:
+        assert f"database='{database.name}'" in repr(db)
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("postgres://here", 'expected "embedded" or a MongoDB URI'),
+        ("", 'expected "embedded" or a MongoDB URI'),
+        ("mongodb://host:port:port/", "no usable MongoDB URI"),
+        ("mongodb://user:secret@host:99999/", r"mongodb://\*\*\*@host:99999"),
+    ],
+)
+def test_what_is_no_target_is_refused_with_what_would_be_one(target: str, said: str) -> None:
+    with pytest.raises(DeclarationError, match=said) as caught:
+        connect(target)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_mongodb_that_is_not_there_is_said_in_time() -> None:
+    with pytest.raises(MongoUnavailable, match="no primary answers"):
+        connect("mongodb://127.0.0.1:9/x?serverSelectionTimeoutMS=200")
+
+
+def test_a_folder_has_no_meaning_with_a_uri(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(DeclarationError, match="folder="):
+        connect(uri, folder=tmp_path)
+
+
+def test_a_closed_connection_says_so(db: Datalayer) -> None:
+    db.close()
+    db.close()
+    with pytest.raises(PredictdError, match="closed; connect again"):
+        db.show()
+
+
+def test_a_connection_does_not_travel(mnist: Datalayer) -> None:
+    """Somebody's function that uses `db` cannot go to the daemon; the reason names the connection."""
+    with pytest.raises(TypeError, match="does not travel"):
+        pickle.dumps(mnist)
+    with pytest.raises(DeclarationError, match="does not travel"):
+        mnist.apply(ObjectModel("leaky", lambda x: (x, mnist)))
+
+
+# ---- rows ---------------------------------------------------------------------------------------------------------
+
+
+def test_rows_come_back_as_they_went_in(mnist: Datalayer, database: Database[dict[str, Any]]) -> None:
+    row = {
+        "img": image(9),
+        "class": 3,
+        "_fold": "train",
+        "deep": {"vector": np.array([1.0, 2.0]), "more": 1},
+        "at": datetime(2026, 1, 1, tzinfo=UTC),
+    }
+    [key] = mnist["mnist"].insert([row])
+    stored = database.mnist.find_one({"_id": key})
+    assert stored is not None
+    assert isinstance(stored["img"], bytes)
+    got = mnist["mnist"].get()
+    assert got is not None
+    assert got["img"].tobytes() == row["img"].tobytes()
+    assert (got["class"], got["_fold"], got["deep"]["more"]) == (3, "train", 1)
+    assert list(got["deep"]["vector"]) == [1.0, 2.0]
+
+
+def test_the_callers_dictionaries_stay_as_they_were(mnist: Datalayer) -> None:
+    row = {"img": image(), "class": 1, "deep": {"vector": [0.5, 0.5]}}
+    before, inner, picture = dict(row), row["deep"], row["img"]
+    mnist["mnist"].insert([row, row])
+    assert row == before
+    assert row["deep"] is inner
+    assert inner == {"vector": [0.5, 0.5]}
+    assert row["img"] is picture
+    assert mnist["mnist"].count() == 2, "one dictionary twice is two rows"
+
+
+def test_ids_come_back_in_order_the_callers_own_among_them(mnist: Datalayer) -> None:
+    ids = mnist["mnist"].insert(({"_id": n, "class": n} if n else {"class": n}) for n in range(3))
+    assert isinstance(ids[0], bson.ObjectId)
+    assert ids[1:] == [1, 2]
+    assert mnist["mnist"].insert({"_id": "alone"}) == ["alone"]
+    assert mnist["mnist"].insert([]) == []
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({"img": 3}, r"mnist: rows\[1\]\.img: expected a PIL image"),
+        ({"class": "three"}, r"rows\[1\]\.class: expected an int, got str"),
+        ({"class": None}, r"rows\[1\]\.class: is None"),
+        ({"deep": {"vector": [1.0]}}, r"rows\[1\]\.deep\.vector: "),
+        ({"other": object()}, r"rows\[1\]\.other: MongoDB cannot hold this object"),
+        ({"other": np.float32(1.0)}, r"rows\[1\]\.other: MongoDB cannot hold this float32"),
+        ({"other": 2**80}, r"rows\[1\]\.other: "),
+        ({"other": b"x" * 17_000_000}, r"rows\[1\]: takes 17,000,0\d\d bytes"),
+        ("no dictionary", r"rows\[1\]: expected a dictionary, got str"),
+    ],
+)
+def test_one_bad_row_names_itself_and_nothing_is_inserted(mnist: Datalayer, bad: Any, said: str) -> None:
+    with pytest.raises(EncodeError, match=f"{said}.*; none of the 3 rows is inserted"):
+        mnist["mnist"].insert([{"class": 1}, bad, {"class": 2}])
+    assert mnist["mnist"].count() == 0
+
+
+def test_an_id_that_is_there_already_says_which_rows_are_in(mnist: Datalayer) -> None:
+    mnist["mnist"].insert({"_id": 7})
+    with pytest.raises(
+        PredictdError,
+        match=r"rows\[1\]: a row with the _id 7 is there already; the 1 before it are inserted, it and the 1 after it are not",
+    ):
+        mnist["mnist"].insert([{"_id": 1}, {"_id": 7}, {"_id": 2}])
+    assert {row["_id"] for row in mnist["mnist"]} == {1, 7}
+
+
+def test_queries_filter_select_limit_and_count(mnist: Datalayer) -> None:
+    mnist["mnist"].insert(rows(20))
+    handle = mnist["mnist"]
+    valid = handle.filter(handle["_fold"] == "valid")
+    assert valid.count() == 4
+    assert len(list(valid)) == 4
+    assert valid.limit(3).count() == 3
+    assert [row["class"] for row in valid.limit(2)] == [0, 5]
+    assert handle.filter((handle["class"] > 7) | handle["class"].isin([0])).count() == 6
+    assert handle.filter((handle["_fold"] == "valid") & (handle["class"] != 0)).count() == 2
+    only = valid.select("class").get()
+    assert only is not None
+    assert set(only) == {"_id", "class"}
+    assert handle.filter(handle["class"] == 99).get() is None
+    assert type(valid) is type(handle)
+    assert handle.count() == 20, "a query does not change the one that it came from"
+
+
+def test_selected_fields_inside_each_other_are_one(mnist: Datalayer) -> None:
+    mnist["mnist"].insert({"deep": {"vector": [1.0, 2.0], "more": 3}})
+    row = mnist["mnist"].select("deep", "deep.more").get()
+    assert row is not None
+    assert row["deep"]["more"] == 3
+
+
+def test_outputs_are_seen_in_rows_as_they_are(mnist: Datalayer, database: Database[dict[str, Any]]) -> None:
+    [key] = mnist["mnist"].insert({"class": 1})
+    database.mnist.update_one({"_id": key}, {"$set": {"_outputs.digit": {"value": 4, "version": 1}}})
+    row = mnist["mnist"].get()
+    assert row is not None
+    assert row["_outputs"]["digit"]["value"] == 4
+    assert mnist["mnist"].filter(mnist["mnist"]["_outputs.digit.value"] == 4).count() == 1
+
+
+def test_a_row_that_is_not_what_its_table_says_names_itself(
+    mnist: Datalayer, database: Database[dict[str, Any]]
+) -> None:
+    """Any client may have written it."""
+    database.mnist.insert_one({"_id": "broken", "img": b"half a png"})
+    with pytest.raises(DecodeError, match="mnist: row 'broken': img: "):
+        list(mnist["mnist"])
+    assert [row["_id"] for row in mnist["mnist"].select("class")] == ["broken"]
+
+
+def test_a_changed_table_counts_for_a_handle_that_is_there(mnist: Datalayer) -> None:
+    handle = mnist["mnist"]
+    mnist.apply(Table("mnist", fields={"class": "str"}))
+    handle.insert({"class": "three"})
+    row = handle.get()
+    assert row is not None
+    assert row["class"] == "three"
+
+
+def test_rows_need_no_signing_key(uri: str, serve: Callable[..., None], mnist: Datalayer, tmp_path: Path) -> None:
+    with connect(uri, signing_key_file=tmp_path / "absent") as db:
+        db["mnist"].insert(rows(2))
+        assert db["mnist"].count() == 2
+        with pytest.raises(SignatureRefused, match=r"cannot be read at .*absent.*signing_key_file="):
+            db.apply(Table("mnist", fields=FIELDS))
+
+
+# ---- components ---------------------------------------------------------------------------------------------------
+
+
+def test_the_same_table_twice_is_applied_once(mnist: Datalayer, database: Database[dict[str, Any]]) -> None:
+    before = database["_predictd.components"].find_one({})
+    table = Table("mnist", fields=FIELDS)
+    assert mnist.apply(table) is table
+    assert database["_predictd.components"].find_one({}) == before
+    mnist.apply(table, force=True)
+    assert database["_predictd.components"].find_one({}) != before
+
+
+def test_what_is_applied_is_shown(mnist: Datalayer) -> None:
+    mnist.apply(ObjectModel("size", len), wait=False)
+    assert mnist.show() == [
+        {"type": "Table", "identifier": "mnist", "source": "api"},
+        {"type": "ObjectModel", "identifier": "size", "source": "api"},
+    ]
+    assert mnist.show("Table") == mnist.show(Table) == ["mnist"]
+    assert mnist.show("TorchModel") == []
+    assert mnist.show("Model") == mnist.show(ObjectModel) == ["size"]
+    assert mnist.show("Table", "mnist")["declaration"] == {"fields": FIELDS}
+    assert mnist.show("Model", "size")["listeners"] == []
+    with pytest.raises(NotApplied, match="there is no table 'nope'"):
+        mnist.show("Table", "nope")
+    with pytest.raises(DeclarationError, match="say the type"):
+        mnist.show(identifier="mnist")
+
+
+def test_a_table_and_a_function_are_loaded_as_they_were(mnist: Datalayer) -> None:
+    offset = 3
+    mnist.apply(ObjectModel("plus", lambda x: x + offset), wait=False)
+    assert dict(mnist.load("Table", "mnist").fields) == FIELDS
+    assert mnist.load("ObjectModel", "plus").predict(4) == 7
+    assert mnist.load("Model", "plus").predict(4) == 7
+    with pytest.raises(NotApplied, match="'plus' is a ObjectModel"):
+        mnist.load("TorchModel", "plus")
+    with pytest.raises(DeclarationError, match="did you mean 'Table'"):
+        mnist.load("Tabel", "mnist")
+
+
+def test_a_validation_and_a_listener_go_in_and_come_out(mnist: Datalayer) -> None:
+    mnist.apply(ObjectModel("plus", lambda x: x + 1), wait=False)
+    valid = mnist["mnist"].filter(mnist["mnist"]["_fold"] == "valid")
+    mnist.apply(
+        Validation(
+            "checked",
+            key=["class", "_fold"],
+            model="plus",
+            datasets=[Dataset("mine", valid)],
+            metrics=[Metric("acc", lambda x, y: 1.0)],
+        )
+    )
+    mnist.apply(Listener("next", table="mnist", key="class", model="plus"), wait=False)
+    back = mnist.load(Validation, "checked")
+    assert back.datasets[0].select == Query("mnist", {"_fold": "valid"})
+    assert back.metrics[0]([1], [1]) == 1.0
+    assert mnist.load("Listener", "next") == Listener("next", table="mnist", key="class", model="plus", worker="plus")
+    assert mnist.load("Model", "plus").validation.identifier == "checked"
+
+
+def test_a_removed_component_is_said_to_be_removed_and_when(mnist: Datalayer) -> None:
+    mnist.apply(ObjectModel("plus", lambda x: x + 1), wait=False)
+    mnist.remove("ObjectModel", "plus")
+    with pytest.raises(
+        NotApplied,
+        match=rf"model 'plus' was removed at {datetime.now(UTC):%Y}-\d\d-\d\d \d\d:\d\d:\d\d UTC; apply it again",
+    ):
+        mnist.load("ObjectModel", "plus")
+    with pytest.raises(NotApplied, match="was removed"):
+        mnist.remove("ObjectModel", "plus")
+    with pytest.raises(NotApplied, match="there is no model 'never'"):
+        mnist.remove("Model", "never")
+    mnist.remove(Table, "mnist")
+    with pytest.raises(NotApplied, match="table 'mnist' was removed at"):
+        mnist["mnist"]
+
+
+def test_what_is_needed_by_a_listener_is_not_removed(mnist: Datalayer) -> None:
+    mnist.apply(ObjectModel("plus", lambda x: x + 1), wait=False)
+    mnist.apply(Listener("next", table="mnist", key="class", model="plus"), wait=False)
+    for type_, name in (("Model", "plus"), ("Table", "mnist")):
+        with pytest.raises(DeclarationError, match="in use by listener next"):
+            mnist.remove(type_, name)
+
+
+def test_what_names_something_that_is_not_applied_is_refused(mnist: Datalayer) -> None:
+    with pytest.raises(DeclarationError, match="model 'nobody' is not applied; apply it first"):
+        mnist.apply(Listener("next", table="mnist", key="class", model="nobody"))
+
+
+@pytest.mark.parametrize("thing", [Metric("acc", lambda x, y: 1.0), Query("mnist"), 3])
+def test_what_is_not_applied_by_itself_says_what_to_do(mnist: Datalayer, thing: Any) -> None:
+    with pytest.raises(DeclarationError, match="is not applied by itself"):
+        mnist.apply(thing)
+
+
+def test_a_name_of_service_toml_cannot_be_applied_or_removed(
+    mnist: Datalayer, database: Database[dict[str, Any]], key_file: Path
+) -> None:
+    registry = Registry(database, SERVICE, 1, SigningKey.read(key_file))
+    registry.publish({"tables": {"own": {"fields": {"x": "int"}}}, "models": {}, "listeners": {}})
+    with pytest.raises(DeclarationError, match=r"table 'own' is declared in service\.toml"):
+        mnist.apply(Table("own", fields={"x": "str"}))
+    with pytest.raises(DeclarationError, match=r"declared in service\.toml; remove it there"):
+        mnist.remove("Table", "own")
+    assert mnist["own"].insert({"x": 1})
+
+
+def test_with_a_foreign_key_nothing_is_applied(
+    uri: str, mnist: Datalayer, database: Database[dict[str, Any]], tmp_path: Path
+) -> None:
+    SigningKey.fresh().write(tmp_path / "other.key")
+    before = list(database["_predictd.components"].find())
+    with connect(uri, signing_key_file=tmp_path / "other.key") as db:
+        with pytest.raises(SignatureRefused, match="another service's"):
+            db.apply(Table("more", fields=FIELDS))
+        with pytest.raises(SignatureRefused, match="another service's"):
+            db.load("Table", "mnist")
+    assert list(database["_predictd.components"].find()) == before
+
+
+def test_a_key_that_others_may_read_is_not_used(uri: str, serve: Callable[..., None], key_file: Path) -> None:
+    serve()
+    key_file.chmod(0o644)
+    with connect(uri) as db, pytest.raises(SignatureRefused, match="chmod 600"):
+        db.apply(Table("mnist", fields=FIELDS))
+
+
+def test_a_declaration_that_was_altered_is_not_loaded(mnist: Datalayer, database: Database[dict[str, Any]]) -> None:
+    mnist.apply(ObjectModel("plus", lambda x: x + 1), wait=False)
+    database["_predictd.components"].update_one(
+        {"name": "plus"}, {"$set": {"declaration": '{"type": "object", "object": "os:system"}'}}
+    )
+    with pytest.raises(SignatureRefused, match="model 'plus': its signature is not this service's"):
+        mnist.load("Model", "plus")
+
+
+def test_a_model_without_versions_has_nothing_to_plot(mnist: Datalayer) -> None:
+    mnist.apply(ObjectModel("plus", lambda x: x + 1), wait=False)
+    assert mnist.versions("plus") == []
+    with pytest.raises(PredictdError, match="nothing to draw yet"):
+        mnist.versions("plus").plot()
+    with pytest.raises(NotApplied):
+        mnist.versions("minus")
+
+
+def test_jobs_are_listed(mnist: Datalayer) -> None:
+    assert mnist.jobs() == []
+    assert mnist.jobs(kind="train", state="failed") == []

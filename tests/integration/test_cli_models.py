@@ -1,0 +1,559 @@
+"""The commands about models, jobs and listeners, on a real MongoDB, through the real console script; a test's thread plays the daemon."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from pymongo.database import Database
+
+from daemon import config as configuration
+from daemon.cli.jobs import appended
+from daemon.store import bells, names
+from daemon.store.components import Component
+from daemon.store.connection import open_database
+from daemon.store.jobs import Jobs
+from daemon.store.registry import Registry
+from daemon.store.scans import Mark, Scans
+from daemon.store.status import StatusBoard
+from daemon.store.versions import Version, Versions
+from harness import commands
+from harness.commands import ESCAPE, Terminal, predictd
+from harness.daemons import eventually
+from harness.keys import KEY
+from harness.torch_models import answered, stored
+
+S, EPOCH = "s", 1
+
+DECLARED: dict[str, Any] = {
+    "tables": {
+        "rows": {"fields": {"x": "str", "y": "int"}},
+        "pictures": {"fields": {"img": "pil_image"}},
+        "pairs": {"fields": {"a": "array[float32,2]", "b": "int"}},
+    },
+    "models": {
+        "net": {
+            "object": "harness.torch_models:Answer",
+            "preprocess": "harness.torch_models:number",
+            "postprocess": "harness.torch_models:plain",
+        },
+        "size": {"type": "object", "object": "harness.models:size"},
+        "pair": {"type": "object", "object": "harness.models:both"},
+        "frail": {"type": "object", "object": "harness.models:fails_until_mended"},
+    },
+    "listeners": {
+        "L": {"table": "rows", "key": "x", "model": "net"},
+        "M": {"table": "rows", "key": "x", "model": "net"},
+        "sized": {"table": "pictures", "key": "img", "model": "size"},
+        "paired": {"table": "pairs", "key": ["a", "b"], "model": "pair"},
+        "failing": {"table": "rows", "key": "y", "model": "frail"},
+    },
+    "trainers": {"net": {"table": "rows", "key": ["x", "y"], "objective": "torch.nn.functional:mse_loss"}},
+    "validations": {
+        "exam": {
+            "model": "net",
+            "key": ["x", "y"],
+            "datasets": {"all": {"table": "rows"}},
+            "metrics": {"agreement": "harness.models:agreement"},
+        }
+    },
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder with a service.toml and the service's key, and its database with everything declared."""
+
+    folder: Path
+    data: Database[dict[str, Any]]
+
+    @property
+    def registry(self) -> Registry:
+        return Registry(self.data, S, EPOCH, KEY)
+
+    @property
+    def jobs(self) -> Jobs:
+        return Jobs(self.data, S)
+
+    def versions(self, model: str = "net") -> Versions:
+        return Versions(self.data, S, model)
+
+    def component(self, model: str = "net") -> Component:
+        return self.registry.read().models[model]
+
+    def added(self, answer: float = 0.0, model: str = "net", **about: Any) -> Version:
+        """One more version; its weights are one number."""
+        weights = stored(answer) if model == "net" else (None, None)
+        given: dict[str, Any] = {"signature": self.component(model).signature, "source": "", "object_signature": ""}
+        return self.versions(model).add(*weights, **(given | {"origin": "a test", "trained": True} | about))
+
+    def runs(self, *arguments: str, code: int = 0) -> str:
+        """What a command prints, or says is wrong."""
+        ran = predictd(*arguments, cwd=self.folder)
+        assert ran.returncode == code, ran.stderr + ran.stdout
+        return ran.stdout if code == 0 else ran.stderr
+
+    def tells(self, *arguments: str) -> Any:
+        """The JSON that a command prints."""
+        return json.loads(self.runs(*arguments, "--json"))
+
+    def scanned(self, listener: str, rows: int = 4) -> None:
+        """The listener's worker has judged every row for what is live now."""
+        mark = Mark(self.registry.listener(listener).generation, "scope")
+        scans = Scans(self.data, S, listener, EPOCH)
+        scans.finish(scans.begin(mark, "another version", "newest"), rows)
+
+    def daemon_is_active(self, **status: Any) -> None:
+        """The lease of a daemon, and what it says of itself."""
+        lease = {"owner": "o", "host": "h", "pid": 1, "epoch": EPOCH}
+        expires = {"$dateAdd": {"startDate": "$$NOW", "unit": "minute", "amount": 5}}
+        self.data[names.LEASES].update_one({"_id": S}, [{"$set": {**lease, "expires": expires}}], upsert=True)
+        StatusBoard(self.data, S).publish(EPOCH, {"state": "active", "ready": True, "workers": {}, **status})
+
+
+@pytest.fixture
+def place(database: Database[dict[str, Any]], mongo_uri: str, tmp_path: Path) -> Place:
+    file = commands.write_service(tmp_path, mongo_uri, database.name, DECLARED)
+    (tmp_path / ".predictd").mkdir(mode=0o700)
+    KEY.write(tmp_path / ".predictd" / "signing.key")
+    data = open_database(database.client, database.name)
+    Registry(data, S, EPOCH, KEY).publish(configuration.load(file, {}).declarations())
+    return Place(tmp_path, data)
+
+
+@pytest.fixture
+def beside() -> Iterator[Callable[[Callable[[], None]], None]]:
+    """Runs something in a thread, as a daemon would; whatever it raises fails the test."""
+    threads: list[threading.Thread] = []
+    wrong: list[BaseException] = []
+
+    def start(what: Callable[[], None]) -> None:
+        def run() -> None:
+            try:
+                what()
+            except BaseException as error:
+                wrong.append(error)
+
+        threads.append(threading.Thread(target=run))
+        threads[-1].start()
+
+    yield start
+    for thread in threads:
+        thread.join(30)
+    assert not wrong, wrong
+
+
+def claimed(place: Place) -> dict[str, Any]:
+    return dict(eventually("a job", lambda: place.jobs.claim(EPOCH, set())))
+
+
+# ---- training and validating --------------------------------------------------------------------------------------
+
+
+def test_train_queues_a_job_and_says_how_to_look_at_it(place: Place) -> None:
+    ran = predictd("train", "net", cwd=place.folder)
+    assert ran.returncode == 0, ran.stderr
+    [job] = place.jobs.listed()
+    name = job["_id"].removeprefix(f"{S}/")
+    assert ran.stdout == f"queued {name}; `predictd jobs show {name}` tells how it goes\n"
+    assert ran.stderr == "no daemon is active for the service 's': it is done once one runs (`predictd run`)\n"
+    assert (job["kind"], job["target"], job["model"], job["trigger"]) == ("train", "net", "net", {"by": "by hand"})
+    place.daemon_is_active()
+    ran = predictd("validate", "exam", cwd=place.folder)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert place.jobs.listed(kind="validate")[0]["model"] == "net"
+
+
+def test_train_wait_ends_with_the_job_and_shows_what_came_of_it(
+    place: Place, beside: Callable[[Callable[[], None]], None]
+) -> None:
+    place.daemon_is_active()
+
+    def daemon() -> None:
+        job = claimed(place)
+        for step in (10, 20):
+            place.jobs.progress(job["_id"], EPOCH, {"step": step, "total": 20, "loss": 0.5}, ran=12.4)
+        place.jobs.finish(job["_id"], EPOCH, {"version": 3, "metrics": {"valid/acc": 0.971234}})
+
+    beside(daemon)
+    told = place.runs("train", "net", "--wait")
+    assert told.splitlines() == ["train net: done in 12 s", "version    3", "metrics    valid/acc 0.9712"]
+
+
+def test_train_wait_exits_with_1_and_the_reason_of_a_job_that_fails(
+    place: Place, beside: Callable[[Callable[[], None]], None]
+) -> None:
+    place.daemon_is_active()
+    error = {"type": "TrainingError", "message": "the loss of step 7 is nan", "traceback": "Traceback: here"}
+    beside(lambda: assert_true(place.jobs.fail(claimed(place)["_id"], EPOCH, error, None)))
+    told = place.runs("train", "net", "--wait", code=1)
+    assert told.startswith("error: train/net/")
+    assert "failed: TrainingError: the loss of step 7 is nan" in told
+    assert len(told.splitlines()) == 1
+
+
+def assert_true(value: object) -> None:
+    assert value
+
+
+def test_what_has_no_trainer_or_is_no_validation_is_refused_in_a_line(place: Place) -> None:
+    assert place.runs("train", "size", code=1) == "error: there is no trainer 'size' in service 's'; apply it first\n"
+    told = place.runs("validate", "nothing", "--wait", code=1)
+    assert told == "error: there is no validation 'nothing' in service 's'; apply it first\n"
+    assert place.jobs.listed() == []
+
+
+@pytest.mark.slow
+def test_on_a_terminal_a_training_has_a_progress_bar(
+    place: Place, beside: Callable[[Callable[[], None]], None]
+) -> None:
+    place.daemon_is_active()
+    with Terminal("train", "net", "--wait", cwd=place.folder) as terminal:
+
+        def daemon() -> None:
+            job = claimed(place)
+            place.jobs.progress(job["_id"], EPOCH, {"step": 150, "total": 600, "loss": 0.25, "rows_per_second": 1234.0})
+            eventually("the bar", lambda: "150/600" in terminal.shown)
+            place.jobs.finish(job["_id"], EPOCH, {"version": 2})
+
+        beside(daemon)
+        shown = terminal.until(lambda screen: "done in" in screen)
+        assert terminal.process.wait(30) == 0
+        assert "1,234 rows/s" in shown
+        assert ESCAPE in shown
+
+
+# ---- jobs ---------------------------------------------------------------------------------------------------------
+
+
+def test_jobs_are_listed_shown_and_cancelled(place: Place) -> None:
+    scheduled = place.jobs.queue("validate", "exam", {"every": 600.0}, key="every/1")
+    waiting = place.jobs.queue("train", "net", {"rows": 1000})
+    assert scheduled is not None
+    assert waiting is not None
+    failed = place.jobs.claim(EPOCH, set())
+    assert failed is not None
+    error = {"type": "ValueError", "message": "no\x1b[31m good", "traceback": "Traceback\n  line\x1b[2J 7"}
+    assert place.jobs.fail(failed["_id"], EPOCH, error, None)
+
+    told = place.runs("jobs").splitlines()
+    assert [line.split()[0] for line in told[1:]] == [waiting.removeprefix("s/"), "validate/exam/every/1"]
+    assert "1,000 new rows" in told[1]
+    assert "waits for its turn" in told[1]
+    assert "every 10 min" in told[2]
+    assert "failed: ValueError: no\\x1b[31m good" in told[2]
+    assert [job["_id"] for job in place.tells("jobs", "--state", "failed")] == [scheduled]
+    assert place.tells("jobs", "--model", "other") == []
+    assert place.runs("jobs", "--model", "other") == "no jobs; `predictd train MODEL` asks for one\n"
+
+    shown = place.runs("jobs", "show", "validate/exam/every/1")
+    assert "line\\x1b[2J 7" in shown
+    assert place.tells("jobs", "show", waiting.rpartition("/")[2])["_id"] == waiting
+
+    assert "is cancelled" in place.runs("jobs", "cancel", waiting)
+    assert (place.jobs.get(waiting) or {})["state"] == "cancelled"
+    assert "has ended already: it is cancelled" in place.runs("jobs", "cancel", waiting, code=1)
+    assert "there is no job 'nobody'" in place.runs("jobs", "show", "nobody", code=1)
+
+
+def test_a_job_that_has_put_its_version_live_is_not_cancelled_and_the_way_back_is_named(place: Place) -> None:
+    place.jobs.queue("train", "net", {})
+    job = claimed(place)
+    number = place.added(1.0).number
+    place.versions().promote(number, reason="better", job=(job["_id"], EPOCH))
+    told = place.runs("jobs", "cancel", job["_id"], code=1)
+    assert f"has put version {number} live already; `predictd rollback` takes that back" in told
+
+
+def test_logs_follow_a_job_to_its_end(place: Place, beside: Callable[[Callable[[], None]], None]) -> None:
+    identifier = place.jobs.queue("train", "net", {})
+    assert identifier is not None
+    job = claimed(place)
+    place.jobs.log(job["_id"], EPOCH, ["one", "two\x1b[31m"])
+    assert place.runs("jobs", "logs", identifier) == "one\ntwo\\x1b[31m\n"
+
+    def daemon() -> None:
+        for n in range(300):
+            place.jobs.log(job["_id"], EPOCH, [f"line {n}"])
+        place.jobs.finish(job["_id"], EPOCH, {})
+
+    beside(daemon)
+    followed = place.runs("jobs", "logs", identifier, "--follow").splitlines()
+    assert followed[-1] == "line 299"
+    assert len(followed) == len(set(followed))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "gained"),
+    [([], ["a"], ["a"]), (["a"], ["a", "b"], ["b"]), (["a", "b"], ["b", "c"], ["c"]), (["a", "a"], ["a", "a"], []), (["a"], ["x"], ["x"])],
+)  # fmt: skip
+def test_a_log_that_keeps_its_last_lines_is_shown_without_repeats(
+    before: list[str], now: list[str], gained: list[str]
+) -> None:
+    assert appended(before, now) == gained
+
+
+def test_options_before_a_command_of_jobs_are_not_passed_over_in_silence(place: Place) -> None:
+    identifier = place.jobs.queue("train", "net", {})
+    assert identifier is not None
+    assert "options stand behind the command" in place.runs("jobs", "--json", "show", identifier, code=2)
+    elsewhere = place.folder / "elsewhere"
+    elsewhere.mkdir()
+    ran = predictd("jobs", "-c", "../service.toml", "show", identifier, cwd=elsewhere)
+    assert ran.returncode == 0, ran.stderr
+
+
+# ---- listeners ----------------------------------------------------------------------------------------------------
+
+
+def test_a_listener_is_paused_and_resumed_and_the_daemon_hears_of_it(place: Place) -> None:
+    place.scanned("L")
+    rung = bells.count(place.data, S)
+    told = place.runs("pause", "L")
+    assert told == "L is paused; `predictd resume L` takes it up again, and everything that changes until then\n"
+    assert place.registry.read().listeners["L"].paused
+    assert bells.count(place.data, S) == rung + 1
+    assert "L is taken up again" in place.runs("resume", "L")
+    assert not place.registry.read().listeners["L"].paused
+    assert bells.count(place.data, S) == rung + 2
+    told = place.runs("pause", "nobody", code=1)
+    assert told == "error: there is no listener 'nobody'; there is L, M, failing, paired, sized\n"
+
+
+def test_resync_raises_the_generation_and_waits_for_the_scan(
+    place: Place, beside: Callable[[Callable[[], None]], None]
+) -> None:
+    place.daemon_is_active()
+    place.scanned("L")
+    before = place.registry.listener("L").generation
+
+    def daemon() -> None:
+        eventually("the generation", lambda: place.registry.listener("L").generation > before)
+        place.scanned("L", rows=1234)
+
+    beside(daemon)
+    told = place.runs("resync", "L", "--wait")
+    assert told == "every row of L is predicted anew\nL: all 1,234 rows are judged\n"
+
+
+# ---- versions -----------------------------------------------------------------------------------------------------
+
+
+def test_versions_tell_their_history_and_draw_it(place: Place) -> None:
+    assert place.runs("versions", "net") == "it has no versions yet: the daemon makes the first one\n"
+    data = {"rows": 4000, "query": {"table": "rows", "where": {"y": {"$gt": 1}}}}
+    first = place.added(0.0, trained=False, origin="initial weights of the declaration (untrained)")
+    place.versions().promote(first.number, reason=first.origin)
+    traces = {"metric_values": {"valid/acc": [0.5, 0.9]}, "metric_steps": [100, 200]}
+    better = place.added(1.0, parent=1, data=data, metrics={"valid/acc": 0.91, "valid/loss": 0.3}, **traces)
+    place.versions().promote(better.number, reason="valid/acc 0.91: better")
+    worse = place.added(2.0, parent=2, data=data, metrics={"valid/acc": 0.4, "valid/loss": 1.3}, **traces)
+    place.versions().reject(worse.number, "valid/acc 0.4 against 0.91 of version 2: not better")
+
+    head, one, two, three = place.runs("versions", "net").splitlines()
+    assert head.split() == ["version", "state", "when", "trained", "on", "metrics", "parent", "why"]
+    assert "retired" in one
+    assert "untrained" in one
+    assert "live" in two
+    assert '4,000 rows of rows where {"y": {"$gt": 1}}' in two
+    assert "valid/acc 0.91, valid/loss 0.3" in two
+    assert "rejected" in three
+    assert "not better" in three
+    assert [each["number"] for each in place.tells("versions", "net")] == [1, 2, 3]
+
+    ran = predictd("versions", "net", "--plot", "net.png", "--json", cwd=place.folder)
+    assert (ran.returncode, ran.stderr) == (0, "wrote net.png\n")
+    json.loads(ran.stdout)
+    with Image.open(place.folder / "net.png") as picture:
+        assert picture.format == "PNG"
+        assert len(picture.convert("RGB").getcolors(1 << 20) or ()) > 20
+    assert "cannot be written" in place.runs("versions", "net", "--plot", "no/where.png", code=1)
+    assert "cannot be written" in place.runs("versions", "net", "--plot", "net.docx", code=1)
+    assert "nothing to draw yet" in place.runs("versions", "size", "--plot", "size.png", code=1)
+    assert place.runs("versions", "nothing", code=1).startswith(
+        "error: there is no model 'nothing'; there is frail, net"
+    )
+
+
+def test_promote_and_rollback_change_what_is_live_and_wait_for_every_output(
+    place: Place, beside: Callable[[Callable[[], None]], None]
+) -> None:
+    place.daemon_is_active()
+    for answer in (1.0, 2.0):
+        place.added(answer)
+    place.versions().promote(1, reason="first")
+    for listener in ("L", "M"):
+        place.scanned(listener)
+
+    def daemon(number: int) -> Callable[[], None]:
+        def run() -> None:
+            eventually("the version", lambda: place.component().live == number)
+            place.scanned("L", rows=40)
+            place.scanned("M", rows=50)
+
+        return run
+
+    beside(daemon(2))
+    told = place.runs("promote", "net", "2", "--wait").splitlines()
+    assert told[0] == "net: version 2 is live, in place of version 1"
+    assert sorted(told[1:]) == ["L: all 40 rows are judged", "M: all 50 rows are judged"]
+    assert place.runs("promote", "net", "2", "--wait") == "net: version 2 is live already\n"
+    place.registry.pause("M")
+    beside(lambda: assert_true(eventually("it", lambda: place.component().live == 1)) or place.scanned("L"))
+    told = place.runs("rollback", "net", "--wait").splitlines()
+    assert told[0] == "net: version 1 is live again, in place of version 2"
+    assert sorted(told[1:]) == ["L: all 4 rows are judged", "M: is paused; it follows when it is resumed"]
+    told = place.runs("rollback", "net", code=1)
+    assert told == "error: net version 1 is the first that was live: there is nothing to go back to\n"
+
+
+def test_promote_without_wait_says_who_follows(place: Place) -> None:
+    place.added(1.0)
+    ran = predictd("promote", "net", "1", cwd=place.folder)
+    assert (ran.returncode, ran.stdout) == (0, "net: version 1 is live\n")
+    assert "no daemon is active" in ran.stderr
+    place.daemon_is_active()
+    place.added(2.0)
+    ran = predictd("promote", "net", "2", cwd=place.folder)
+    assert ran.stderr == "the outputs of L, M follow; `predictd status` shows how far they are\n"
+
+
+def test_what_cannot_be_promoted_is_refused_in_a_line(place: Place) -> None:
+    assert "model 'net' has no version 7" in place.runs("promote", "net", "7", code=1)
+    assert "model 'nothing' is not applied" in place.runs("promote", "nothing", "1", code=1)
+    place.added(1.0, signature="another declaration's")
+    told = place.runs("promote", "net", "1", code=1)
+    assert "was made for another declaration of the model" in told
+    assert len(told.splitlines()) == 1
+    assert place.component().live is None
+
+
+def test_a_worker_that_cannot_build_the_model_ends_the_waiting(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    from daemon.cli import following, shared
+
+    place.added(1.0)
+    place.versions().promote(1, reason="first")
+    why = "exit code 65: models.net.object: there is no module 'gone'"
+    place.daemon_is_active(workers={"net": {"up": False, "reason": why, "listeners": {}}})
+    monkeypatch.setattr(following, "FAILING_SECONDS", 0.5)
+    config = configuration.load(place.folder / "service.toml", {})
+    with pytest.raises(following.DeclarationError, match="there is no module 'gone'"):
+        following.follow(shared.Place(config, place.data.client, place.data), ["L"])
+
+
+# ---- predicting ---------------------------------------------------------------------------------------------------
+
+
+def test_predict_asks_the_live_version_or_another_and_stores_nothing(place: Place) -> None:
+    for answer in (1.0, 1000.0):
+        place.added(answer)
+    (place.folder / "x.json").write_text('"seven"')
+    (place.folder / "x.txt").write_text("seven")
+    told = place.runs("predict", "net", "x.json", code=1)
+    assert "model 'net' has no live version yet" in told
+    place.versions().promote(1, reason="first")
+    before = [each["_id"] for each in place.data[names.COMPONENTS].find({"live": {"$exists": True}})]
+    assert float(place.runs("predict", "net", "x.json")) == answered("seven", 1.0)
+    assert float(place.runs("predict", "net", "x.txt")) == answered("seven", 1.0)
+    told = place.tells("predict", "net", "x.txt", "--version", "2")
+    assert told == {"model": "net", "version": 2, "output": answered("seven", 1000.0)}
+    assert "there is no version 9" in place.runs("predict", "net", "x.txt", "--version", "9", code=1)
+    assert [each["_id"] for each in place.data[names.COMPONENTS].find({"live": {"$exists": True}})] == before
+    assert place.component().live == 1
+
+
+def test_predict_reads_a_file_as_the_datatype_of_the_field(place: Place) -> None:
+    for model in ("size", "pair", "frail"):
+        place.added(model=model)
+        place.versions(model).promote(1, reason="first")
+    picture = BytesIO()
+    Image.new("L", (3, 2)).save(picture, format="PNG")
+    (place.folder / "img.png").write_bytes(picture.getvalue())
+    assert json.loads(place.runs("predict", "size", "img.png")) == [3, 2]
+    (place.folder / "img.png").write_bytes(b"no image")
+    told = place.runs("predict", "size", "img.png", code=1)
+    assert told.startswith("error: img.png, as field img: 8 bytes that are no image")
+
+    (place.folder / "pair.json").write_text("[[1.5, 2], 7]")
+    listed = place.runs("predict", "pair", "pair.json")
+    (place.folder / "pair.json").write_text('{"b": 7, "a": [1.5, 2]}')
+    assert place.runs("predict", "pair", "pair.json") == listed
+    (place.folder / "pair.json").write_text("[[1.5, 2, 3], 7]")
+    assert "pair.json, as field a:" in place.runs("predict", "pair", "pair.json", code=1)
+    (place.folder / "pair.json").write_text("[1.5]")
+    assert "expected a list of 2 values, for a, b" in place.runs("predict", "pair", "pair.json", code=1)
+    assert "give a .json file with a list of their values" in place.runs("predict", "pair", "img.png", code=1)
+
+    (place.folder / "y.json").write_text("3")
+    told = place.runs("predict", "frail", "y.json", code=1)
+    assert told == "error: frail version 1 raised KeyError: 'PREDICTD_TEST_MENDED'\n"
+    (place.folder / "y.json").write_text('"three"')
+    told = place.runs("predict", "frail", "y.json", code=1)
+    assert told == "error: y.json, as field y: expected an int, got str\n"
+    assert "cannot be read" in place.runs("predict", "frail", "no.json", code=1)
+    (place.folder / "y.json").write_text("{")
+    assert "y.json is no JSON" in place.runs("predict", "frail", "y.json", code=1)
+
+
+def test_predict_believes_nothing_without_the_key_of_the_service(place: Place) -> None:
+    place.added(1.0)
+    place.versions().promote(1, reason="first")
+    (place.folder / "x.json").write_text('"seven"')
+    key = place.folder / ".predictd" / "signing.key"
+    key.chmod(0o644)
+    assert "chmod 600" in place.runs("predict", "net", "x.json", code=1)
+    key.unlink()
+    told = place.runs("predict", "net", "x.json", code=1)
+    assert told.startswith(f"error: there is no signing key {key}")
+    assert "security.signing_key_file" in told
+    KEY.fresh().write(key)
+    assert "its signature is not this service's" in place.runs("predict", "net", "x.json", code=1)
+    assert place.runs("versions", "net").count("\n") == 2  # who only looks needs no key
+
+
+# ---- status -------------------------------------------------------------------------------------------------------
+
+
+def test_status_shows_jobs_scans_and_what_is_paused_or_refused(place: Place) -> None:
+    scan = {"done": 1200, "total": 5000, "rate": 300.4, "eta_seconds": 12.7, "reason": "another version"}
+    job = {"job": "s/train/net/1", "kind": "train", "target": "net", "model": "net", "attempt": 2, "seconds": 83.0}
+    place.daemon_is_active(
+        workers={
+            "net": {"up": True, "listeners": {"L": {"state": "backfilling", "rows": {}, "queue": {}, "scan": scan}}}
+        },
+        jobs=[{**job, "progress": {"step": 40, "total": 600, "loss": 0.123456, "rows_per_second": 1234.5}}],
+        paused=["M"],
+        refused={"model/evil": "it carries no signature of this service"},
+    )
+    told = place.runs("status").splitlines()
+    assert "scan: 1,200 of 5,000 rows, 300 rows/s, 13 s left (another version)" in next(
+        line for line in told if line.startswith("L ")
+    )
+    assert "`predictd resume M` takes it up again" in next(line for line in told if line.startswith("M "))
+    training = next(line for line in told if line.startswith("train/net/1"))
+    assert "1 min 23 s" in training
+    assert "step 40 of 600, loss 0.1235, 1,234 rows/s" in training
+    assert "model/evil is refused: it carries no signature of this service" in told
+
+
+def test_a_broken_file_does_not_hide_what_runs(place: Place) -> None:
+    place.daemon_is_active()
+    file = place.folder / "service.toml"
+    good = file.read_text()
+    file.write_text(good.replace("[listeners.L]", "[listener.L]"))
+    ran = predictd("status", cwd=place.folder)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("service s: active\n")
+    assert "warning: service.toml: listener: unknown section" in ran.stderr
+    assert "queued train/net/" in place.runs("train", "net")
+    file.write_text(good.replace('name = "s"', "name = 7"))
+    assert "service.name" in place.runs("status", code=78)
+    file.write_text(good + "[")
+    assert "error: service.toml" in place.runs("status", code=78)

@@ -1,0 +1,329 @@
+"""The runner of jobs with processes that do as they are told, on a real MongoDB: how each of their ends is judged, and what is left of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from harness.daemons import TESTS
+from harness.jobs import MODEL, VALIDATION, Stage, declare, training
+from harness.processes import SERVICE
+from pymongo.database import Database
+
+from daemon.engine.attempt import Limits
+from daemon.handlers.train import checkpoint_folder
+from daemon.store import names
+from daemon.store.versions import Versions
+
+QUICK = Limits(poll=0.05, relay=0.05, silent=1.0, still=60.0, first_retry=0.05, most_retry=0.2)
+
+
+@pytest.fixture
+def play(
+    mongo_uri: str, database: Database[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., None]:
+    """Runs a scene with a runner that has started, and stops it at the end."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH")))))
+
+    def run(scene: Callable[[Stage], Awaitable[None]], *, limits: Limits = QUICK, declared: Any = None) -> None:
+        async def whole() -> None:
+            stage = Stage(mongo_uri, database, tmp_path, limits, "harness.fake_job")
+            declare(stage.database, declared)
+            stage.runner.start(1, mongo_uri)
+            try:
+                await scene(stage)
+                assert not stage.errors
+            finally:
+                await stage.runner.stop(5)
+
+        asyncio.run(whole())
+
+    return run
+
+
+def test_a_job_runs_in_a_process_of_its_own_and_leaves_its_result(play: Any) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.behave("done")
+        identifier = stage.queue()
+        stage.runner.nudge()
+        job = await stage.until_state(identifier, "done")
+        assert job["result"]["version"] == 2
+        assert (job["attempts"], job["retries"], job["threads"]) == (1, 2, 1)
+        assert job["progress"] == {"step": 9, "total": 9}
+        assert job["log"] == ["attempt 1"]
+        assert job["ran"] > 0
+        await stage.until("its end is told", lambda: stage.finished)
+        assert [each["_id"] for each in stage.finished] == [identifier]
+        assert stage.runner.states() == ()
+
+    play(scene)
+
+
+def test_the_status_shows_a_job_that_runs(play: Any) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.behave("long")
+        identifier = stage.queue()
+        await stage.until("it gets on", lambda: stage.job(identifier)["progress"].get("step", 0) > 3)
+        (state,) = stage.runner.states()
+        assert (state["job"], state["kind"], state["model"], state["attempt"]) == (identifier, "train", MODEL, 1)
+        assert psutil.pid_exists(state["pid"])
+
+    play(scene)
+
+
+@pytest.mark.parametrize("end", ["crash", "kill"])
+def test_a_crash_or_a_kill_is_tried_again(play: Any, end: str) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.behave(end, end, "done")
+        identifier = stage.queue()
+        job = await stage.until_state(identifier, "done")
+        assert job["attempts"] == 3
+        assert "error" not in job
+
+    play(scene)
+
+
+def test_after_its_retries_a_job_has_failed_with_its_last_reason(play: Any) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.behave("crash")
+        identifier = stage.queue()
+        job = await stage.until_state(identifier, "failed")
+        assert (job["attempts"], job["failures"]) == (3, 3)
+        assert job["error"] == {"type": "ValueError", "message": "as ordered: crash", "traceback": "Traceback..."}
+        await stage.until("its end is told", lambda: stage.finished)
+
+    play(scene)
+
+
+def test_failures_count_only_in_a_row_that_gets_no_further(play: Any) -> None:
+    """A training that is killed twenty times, each time further on, is not at fault."""
+
+    async def scene(stage: Stage) -> None:
+        stage.behave(*["kill,progress"] * 6, "done")
+        identifier = stage.queue()
+        job = await stage.until_state(identifier, "done")
+        assert job["attempts"] == 7
+
+    play(scene)
+
+
+def test_what_a_person_must_mend_is_not_tried_again(play: Any) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.behave("refuse", "done")
+        identifier = stage.queue()
+        job = await stage.until_state(identifier, "failed")
+        assert (job["attempts"], job["error"]["message"]) == (1, "as ordered: refuse")
+
+    play(scene)
+
+
+def test_a_killed_process_is_named_as_such(play: Any) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.behave("kill")
+        job = await stage.until_state(stage.queue(retries=0), "failed")
+        assert job["error"]["message"] == (
+            "its process ended with killed by SIGKILL (out of memory, perhaps) while it was training"
+        )
+
+    play(scene)
+
+
+def test_a_process_that_hangs_is_ended_and_the_job_tried_again(play: Any) -> None:
+    """One that says that it does not move, and one that says nothing and does not listen."""
+
+    async def scene(stage: Stage) -> None:
+        stage.behave("hang", "silent", "done")
+        identifier = stage.queue()
+        job = await stage.until_state(identifier, "done")
+        assert job["attempts"] == 3
+
+    async def twice(stage: Stage) -> None:
+        stage.behave("hang")
+        job = await stage.until_state(stage.queue(retries=0), "failed")
+        assert job["error"]["type"] == "Hanging"
+        assert "has not moved for 100" in job["error"]["message"]
+        assert "while it was training" in job["error"]["message"]
+        (stage.folder / "fake" / "jobs.log").unlink()
+        stage.behave("silent")
+        job = await stage.until_state(stage.queue(retries=0), "failed")
+        assert "has said nothing for 1 s" in job["error"]["message"]
+
+    async def both(stage: Stage) -> None:
+        await scene(stage)
+        (stage.folder / "fake" / "jobs.log").unlink()
+        await twice(stage)
+
+    play(both)
+
+
+def test_a_job_that_outlives_its_time_limit_has_failed(play: Any) -> None:
+    """Its trainer says how long it may take, in all attempts together."""
+
+    async def scene(stage: Stage) -> None:
+        stage.behave("long")
+        identifier = stage.queue()
+        job = await stage.until_state(identifier, "failed")
+        assert job["error"]["type"] == "TimeLimit"
+        assert "not done after 1 s of work; raise the time_limit of trainer 'f'" in job["error"]["message"]
+        assert job["attempts"] == 1
+
+    play(scene, declared=training(time_limit=1))
+
+
+def test_a_cancelled_job_ends_and_leaves_neither_candidate_nor_checkpoint(play: Any) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.behave("long", "done")
+        identifier = stage.queue()
+        await stage.until("it runs", lambda: stage.history("started"))
+        pid = int(stage.history("started")[0][2])
+        folder = checkpoint_folder(stage.folder, identifier)
+        folder.mkdir(parents=True)
+        (folder / "state").write_bytes(b"...")
+        versions = Versions(stage.database, SERVICE, MODEL)
+        versions.add(None, None, signature="", object_signature="", source="", origin="a test", job=identifier)
+        versions.add(None, None, signature="", object_signature="", source="", origin="of another", job="another")
+        assert stage.jobs.cancel(identifier)
+        stage.runner.nudge()
+        await stage.until("its process ends", lambda: not psutil.pid_exists(pid))
+        await stage.until("nothing is left", lambda: not stage.jobs.untidy() and not folder.exists())
+        assert [version.job for version in versions.listed()] == ["another"]
+        assert stage.job(identifier)["state"] == "cancelled"
+        assert await stage.until_state(stage.queue(), "done")
+
+    play(scene)
+
+
+def test_jobs_of_one_model_run_one_after_the_other(play: Any) -> None:
+    """Those of another model beside them, as many as `limits.jobs` says."""
+    whole = training()
+    whole["models"]["g"] = whole["models"][MODEL]
+    whole["trainers"]["g"] = whole["trainers"][MODEL] | {"model": "g"}
+
+    async def scene(stage: Stage) -> None:
+        stage.config = stage.config.model_copy(update={"limits": stage.config.limits.model_copy(update={"jobs": 2})})
+        stage.runner.configure(stage.config)
+        stage.behave("long")
+        first = stage.queue()
+        second = stage.jobs.queue("validate", VALIDATION, {"by": "a test"})
+        other = stage.jobs.queue("train", "g", {"by": "a test"})
+        await stage.until("two run", lambda: len(stage.history("started")) == 2)
+        await asyncio.sleep(0.5)
+        assert {line[1] for line in stage.history("started")} == {first, other}
+        stage.behave("done")
+        stage.jobs.cancel(first)
+        await stage.until_state(str(second), "done")
+
+    play(scene, declared=whole)
+
+
+def test_a_runner_that_stops_gives_its_jobs_back(play: Any) -> None:
+    """The process is asked to stop, and the attempt does not count."""
+
+    async def scene(stage: Stage) -> None:
+        stage.behave("long", "done")
+        identifier = stage.queue()
+        await stage.until("it runs", lambda: stage.history("started"))
+        await asyncio.sleep(0.3)
+        await stage.runner.stop(10)
+        assert stage.history("stopped")
+        job = stage.job(identifier)
+        assert (job["state"], job["attempts"]) == ("queued", 0)
+        stage.runner.start(2, stage.uri)
+        assert (await stage.until_state(identifier, "done"))["epoch"] == 2
+
+    play(scene)
+
+
+def test_a_job_that_a_dead_leader_left_is_taken_over_and_its_process_leaves(play: Any) -> None:
+    """As after a SIGKILL of the supervisor: the document still says running, under a lower epoch."""
+
+    async def scene(stage: Stage) -> None:
+        stage.behave("long", "done")
+        identifier = stage.queue()
+        await stage.until("it runs", lambda: stage.history("started"))
+        successor = stage.another()
+        successor.start(2, stage.uri)
+        try:
+            job = await stage.until_state(identifier, "done")
+            assert (job["epoch"], job["attempts"]) == (2, 2)
+            await stage.until("the old leader knows", lambda: stage.fenced)
+            assert "claimed under epoch 2" in stage.fenced[0]
+            assert not psutil.pid_exists(int(stage.history("started")[0][2]))
+        finally:
+            await successor.stop(5)
+
+    play(scene)
+
+
+def test_a_process_whose_parent_is_gone_leaves(play: Any) -> None:
+    """A pipe that closes is enough."""
+
+    async def scene(stage: Stage) -> None:
+        stage.behave("long", "done")
+        stage.queue()
+        await stage.until("it runs", lambda: stage.history("started"))
+        (attempt,) = stage.runner._attempts.values()
+        assert attempt.process is not None
+        attempt.process._process.stdin.close()  # type: ignore[attr-defined]
+        await stage.until("it leaves", lambda: stage.history("orphaned"))
+
+    play(scene)
+
+
+def test_what_a_job_says_while_mongodb_is_away_is_written_down_later(play: Any) -> None:
+    """Its end, too."""
+
+    async def scene(stage: Stage) -> None:
+        stage.behave("long")
+        identifier = stage.queue()
+        await stage.until("it runs", lambda: stage.history("started"))
+        stage.away = True
+        os.kill(int(stage.history("started")[0][2]), signal.SIGKILL)
+        await asyncio.sleep(0.5)
+        assert stage.job(identifier)["state"] == "running"
+        stage.behave("done")
+        stage.away = False
+        job = await stage.until_state(identifier, "done")
+        assert job["attempts"] == 2
+        assert job["log"] == ["attempt 1", "attempt 2"]
+
+    play(scene)
+
+
+def test_what_is_no_longer_declared_or_not_signed_fails_with_that_reason(play: Any) -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.runner.stop(1)
+        one, other = stage.queue(), stage.jobs.queue("validate", VALIDATION, {"by": "a test"})
+        components = stage.database[names.COMPONENTS]
+        components.update_one({"_id": f"{SERVICE}/trainer/{MODEL}"}, {"$set": {"mac": "00"}})
+        components.update_one(
+            {"_id": f"{SERVICE}/validation/{VALIDATION}"},
+            {"$set": {"state": "removed"}, "$currentDate": {"removed_at": True}},
+        )
+        stage.runner.start(2, stage.uri)
+        assert "signature" in (await stage.until_state(one, "failed"))["error"]["message"]
+        assert "was removed at" in (await stage.until_state(str(other), "failed"))["error"]["message"]
+        assert stage.history() == []
+
+    play(scene)
+
+
+def test_checkpoints_of_jobs_that_are_no_more_are_swept_at_the_start(play: Any) -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.runner.stop(1)
+        stage.behave("long")
+        waiting = checkpoint_folder(stage.folder, stage.queue())
+        gone = checkpoint_folder(stage.folder, "s/train/f/gone")
+        for folder in (waiting, gone):
+            folder.mkdir(parents=True)
+        stage.runner.start(2, stage.uri)
+        await stage.until("the old one is gone", lambda: not gone.exists())
+        assert waiting.exists()
+
+    play(scene)

@@ -1,0 +1,193 @@
+"""A version goes live while rows stream in: nothing waits, nothing is lost, and each output is what its stated version computes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pymongo.database import Database
+
+from daemon.store.connection import open_database
+from daemon.store.registry import Registry
+from daemon.store.versions import Version, Versions
+from harness.daemons import eventually
+from harness.keys import KEY
+from harness.processes import LISTENER, SERVICE, TABLE, WORKER, Worker, Workplace, declarations
+from harness.torch_models import answered, stored
+
+MODEL = "a"
+
+
+def answering(module: str = "Answer", **listener: Any) -> dict[str, Any]:
+    """Declarations of a listener whose model is an `Answer`."""
+    code = "harness.torch_models"
+    model = {
+        "type": "torch",
+        "object": f"{code}:{module}",
+        "preprocess": f"{code}:number",
+        "postprocess": f"{code}:plain",
+    }
+    about = {"table": TABLE, "key": "x", "model": MODEL, "worker": WORKER, **listener}
+    return declarations({TABLE: {"x": "str"}}, {MODEL: model}, {LISTENER: about})
+
+
+class Answers:
+    """The versions of the model; version n answers 10 n."""
+
+    def __init__(self, database: Database[dict[str, Any]]) -> None:
+        self.data = open_database(database.client, database.name)
+        self.versions = Versions(self.data, SERVICE, MODEL)
+
+    def add(self) -> Version:
+        """A candidate like the live version, but for its answer."""
+        live = self.versions.live()
+        assert live is not None
+        data, digest = stored(10.0 * (len(self.versions.listed()) + 1))
+        return self.versions.add(
+            data, digest, signature=live.signature, source=live.source, object_signature=live.object_signature,
+            origin="a test", parent=live.number, trained=True,
+        )  # fmt: skip
+
+    def promote(self) -> int:
+        number = self.add().number
+        assert self.versions.promote(number, reason="a test")
+        return number
+
+
+def wrong(place: Workplace) -> list[str]:
+    """Rows whose output is not what the version that it names computes."""
+    return [
+        f"{row['_id']}: {output}"
+        for row in place.rows.find()
+        if (output := row["_outputs"][LISTENER])["value"]
+        != answered(row["x"], 10.0 * output["version"] if output["version"] > 1 else 0.0)
+    ]
+
+
+def all_of(place: Workplace, version: int) -> bool:
+    """Whether every row has its output by this version, and under the generation that is live."""
+    generation = (
+        Registry(open_database(place.database.client, place.database.name), SERVICE, 1, KEY)
+        .listener(LISTENER)
+        .generation
+    )
+    current = {f"_outputs.{LISTENER}.version": version, f"_outputs.{LISTENER}.generation": generation}
+    return place.rows.count_documents(current) == place.rows.count_documents({})
+
+
+@pytest.fixture
+def place(mongo_uri: str, database: Database[dict[str, Any]], tmp_path: Path) -> Iterator[Workplace]:
+    with Workplace(mongo_uri, database, tmp_path) as place:
+        yield place
+
+
+def running(place: Workplace, **listener: Any) -> tuple[Worker, Answers]:
+    place.declare(answering(**listener))
+    place.rows.insert_many({"_id": n, "x": f"x{n}"} for n in range(300))
+    worker = place.run()
+    return worker, Answers(place.database)
+
+
+def test_a_promotion_reaches_every_row_while_rows_stream_in(place: Workplace) -> None:
+    worker, answers = running(place, module="SlowAnswer")
+    end, sent = threading.Event(), 0
+    for _ in range(3):
+        number = answers.promote()
+        until = time.monotonic() + 1.0
+        while time.monotonic() < until:
+            place.rows.insert_one({"_id": f"new{sent}", "x": f"y{sent}"})
+            sent += 1
+            time.sleep(0.005)
+        eventually(f"every row is of version {number}", lambda n=number: all_of(place, n))
+        assert wrong(place) == []
+    end.set()
+    assert worker.listener()["version"] == 4
+    assert worker.stop() == 0
+
+
+def test_no_row_waits_for_a_load(place: Workplace) -> None:
+    """The new version takes half a second to build; rows that come meanwhile have the old one's output long before."""
+    _, answers = running(place, module="SlowAnswer")
+    for n in range(20):  # the model is warm
+        place.rows.insert_one({"_id": f"w{n}", "x": "w"})
+    eventually(
+        "the first rows have outputs",
+        lambda: place.rows.count_documents({f"_outputs.{LISTENER}": {"$exists": False}}) == 0,
+    )
+    answers.promote()
+    longest, old = 0.0, 0
+    until, n = time.monotonic() + 1.5, 0
+    while time.monotonic() < until:
+        began = time.monotonic()
+        place.rows.insert_one({"_id": n, "x": f"z{n}"} if n >= 1000 else {"_id": f"z{n}", "x": f"z{n}"})
+        while (found := place.rows.find_one({"_id": f"z{n}", f"_outputs.{LISTENER}": {"$exists": True}})) is None:
+            time.sleep(0.001)
+        longest = max(longest, time.monotonic() - began)
+        old += found["_outputs"][LISTENER]["version"] == 1
+        n += 1
+    assert old > 0
+    assert longest < 0.4, f"a row waited {longest:.2f} s; the load takes 0.5 s"
+    assert wrong(place) == []
+
+
+def test_a_rollback_brings_the_outputs_back(place: Workplace) -> None:
+    _, answers = running(place)
+    number = answers.promote()
+    eventually("every row is of the new version", lambda: all_of(place, number))
+    assert answers.versions.rollback("a test").number == 1
+    eventually("every row is of the first version", lambda: all_of(place, 1))
+    assert wrong(place) == []
+
+
+def test_a_promotion_that_nobody_heard_is_made_up_for_at_the_next_start(place: Workplace) -> None:
+    worker, answers = running(place)
+    worker.kill()
+    number = answers.promote()
+    place.run()
+    eventually("every row is of the new version", lambda: all_of(place, number))
+    assert wrong(place) == []
+
+
+def test_a_version_that_cannot_be_loaded_leaves_the_one_before_it_at_work(place: Workplace) -> None:
+    worker, answers = running(place)
+    number = answers.add().number
+    answers.data["_predictd.weights.chunks"].update_one(
+        {"files_id": answers.versions.get(number).weights},
+        {"$set": {"data": b"no weights at all"}},  # type: ignore[union-attr]
+    )
+    assert answers.versions.promote(number, reason="a test")
+    worker.until("it says so", lambda: "cannot be loaded" in str(worker.report.get("reason")))
+    place.rows.insert_one({"_id": "after", "x": "after"})
+    eventually(
+        "a row that comes now has its output",
+        lambda: place.rows.find_one({"_id": "after", f"_outputs.{LISTENER}.version": 1}),
+    )
+    assert answers.versions.rollback("it is broken").number == 1
+    worker.until("all is well again", lambda: worker.report.get("state") == "running")
+    eventually("every row is current", lambda: all_of(place, 1))
+
+
+def test_resync_predicts_every_row_anew_newest_first(place: Workplace) -> None:
+    worker, answers = running(place, scan_order="newest", scan_rate=200.0)
+    before = {row["_id"]: row["_outputs"][LISTENER]["asof"] for row in place.rows.find()}
+    Registry(answers.data, SERVICE, 1, KEY).resync(LISTENER)
+    began = time.monotonic()
+    generation = worker.listener()["generation"] + 1
+    fresh = {f"_outputs.{LISTENER}.generation": generation}
+    eventually("it begins", lambda: place.rows.count_documents(fresh) > 0)
+    done = [row["_id"] for row in place.rows.find(fresh)]
+    if (
+        len(done) < 300
+    ):  # 300 rows at 200 a second take a second and more; a machine that stood still meanwhile has seen it all
+        assert min(done) > 300 - 1 - len(done) - 10
+    worker.until(
+        "the scan tells how long it takes",
+        lambda: "eta_seconds" in (worker.listener().get("scan") or {}) or all_of(place, 1),
+    )
+    eventually("every row was judged again", lambda: all_of(place, 1))
+    assert time.monotonic() - began > 0.4
+    assert all(row["_outputs"][LISTENER]["asof"] > before[row["_id"]] for row in place.rows.find())

@@ -1,0 +1,279 @@
+"""Declarations: every component becomes JSON and comes back the same, twice alike."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import partial
+
+import pytest
+import torch
+from harness import models
+
+from components import (
+    Arguments,
+    Dataset,
+    DeclarationError,
+    ImportPolicy,
+    ImportRefused,
+    Listener,
+    Metric,
+    ObjectModel,
+    Query,
+    Table,
+    Validation,
+)
+from components.artifacts import loads
+from components.declaring import (
+    build_listener,
+    build_model,
+    build_table,
+    build_trainer,
+    build_validation,
+    declare,
+    source_hash,
+)
+from components.torch import TorchModel
+from daemon.config.sections import ListenerConfig, ModelConfig, TableConfig
+from daemon.config.training import TrainerConfig, ValidationConfig
+
+POLICY = ImportPolicy(("harness", "examples"))
+
+
+def resolver(declared):
+    """What resolves the code of a declaration, as the daemon does."""
+    blobs = {sha: data for artifact in declared.artifacts for sha, data in artifact.blobs.items()}
+
+    def resolve(slot):
+        return POLICY.resolve(slot) if isinstance(slot, str) else loads(slot, blobs.__getitem__)
+
+    return resolve
+
+
+def travelled(body):
+    """The body as the database gives it back."""
+    return json.loads(json.dumps(body))
+
+
+def test_a_table_and_a_listener_come_back_the_same():
+    """With the keys that the configuration declares them with."""
+    table = Table("mnist", {"img": "superduper_pillow.pil_image", "class": "int"})
+    declared = declare(table)
+    assert (declared.kind, declared.name, declared.artifacts) == ("table", "mnist", [])
+    assert set(declared.body) == set(TableConfig.model_fields)
+    assert build_table("mnist", travelled(declared.body)) == table
+    assert table.datatype_of("img").spec == "pil_image"
+
+    listener = Listener("digit", "mnist", ("img",), "lenet", where={"n": {"$gt": float("inf")}}, scan_rate=50)
+    declared = declare(listener)
+    assert set(declared.body) == set(ListenerConfig.model_fields)
+    assert declared.body["worker"] == "lenet"
+    back = build_listener("digit", travelled(declared.body))
+    assert (back.where, back.parsed_key, back.scan_order, back.scan_rate) == (
+        listener.where,
+        listener.parsed_key,
+        "newest",
+        50,
+    )
+
+
+def test_a_torch_model_made_here_comes_back_with_its_weights():
+    """Module, lambdas and closures by value; what the package has by path; device and the rest as they are."""
+    offset = 3
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU())
+    model = TorchModel(
+        "m", module, lambda x: torch.tensor(x) + offset, postprocess=torch.Tensor.tolist, preferred_devices=("cpu",)
+    )
+    declared = declare(model)
+    assert (declared.kind, declared.name) == ("model", "m")
+    assert set(declared.body) == set(ModelConfig.model_fields)
+    assert declared.body["device"] == "cpu"
+    assert len(declared.artifacts) == len({artifact.slot["$artifact"] for artifact in declared.artifacts})
+    back = build_model("m", travelled(declared.body), resolver(declared))
+    xs = [[1.0, 2.0], [-1.0, 0.5]]
+    assert back.predict_batches(xs) == model.predict_batches(xs)
+    assert back.object is not module
+
+
+def test_declaring_the_same_thing_twice_gives_the_same_declaration():
+    """Also when it was used in between, and whatever was trained: that only changes the tensors."""
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2), torch.nn.Dropout())
+    model = TorchModel("m", module, lambda x: torch.tensor(x) * 1, lambda y: [float(v) for v in y], dtype="float32")
+    metric = Metric("acc", lambda p, t: sum(a == b for a, b in zip(p, t, strict=True)))
+    validation = Validation("v", ["x", "y"], [Dataset("d", Query("t"))], [metric])
+    first = declare(model), declare(validation, model=model)
+    model.predict([1.0, 2.0])
+    metric([1], [1])
+    again = declare(model), declare(validation, model=model)
+    assert [each.body for each in again] == [each.body for each in first]
+    with torch.no_grad():
+        module[0].bias.add_(1)
+    third = declare(model).body
+    assert third["object"]["$artifact"] == first[0].body["object"]["$artifact"]
+    assert third["object"]["tensors"] != first[0].body["object"]["tensors"]
+    assert {**third, "object": None} == {**first[0].body, "object": None}
+
+
+@pytest.mark.parametrize(
+    ("obj", "path", "args", "output"),
+    [
+        (models.digest, "harness.models:digest", ("a",), models.digest("a")),
+        (models.Prefixed("x"), None, ("a",), "xa"),
+        (models.Prefixed, None, ("a",), None),
+        (partial(models.both, 1), None, (2,), models.both(1, 2)),
+        (lambda a, b=2: a + b, None, (1,), 3),
+    ],
+)
+def test_an_object_model_is_the_callable_itself(obj, path, args, output):
+    """A function goes by path; an instance, a class, a partial and a lambda by value, and nothing is built of them again."""
+    declared = declare(ObjectModel("m", obj, postprocess=None, batched=False), allow=["harness"])
+    assert (declared.body["object"] == path) if path else (declared.body["object"]["$artifact"])
+    back = build_model("m", travelled(declared.body), resolver(declared))
+    got = back.predict(*args)
+    assert got == output if output is not None else isinstance(got, models.Prefixed)
+    assert back.predict_batches([Arguments(args)]) is not None
+
+
+@pytest.mark.parametrize(
+    ("body", "output"),
+    [
+        ({"object": "harness.models:Prefixed", "arguments": {"prefix": "p"}}, "pa"),
+        ({"object": "harness.models:digest", "arguments": {}}, models.digest("a")),
+    ],
+)
+def test_what_the_configuration_names_is_built_as_before(body, output):
+    """A class is built with its arguments; a function without arguments is the model itself."""
+    config = ModelConfig.model_validate({"type": "object", **body}).model_dump(mode="json")
+    assert build_model("m", config, POLICY.resolve).predict("a") == output
+
+
+def test_a_torch_model_of_the_configuration_is_built_from_its_class():
+    """And gets the devices that are named there, one, several, or any."""
+    for device, devices in (
+        ("auto", ("cuda", "mps", "cpu")),
+        ("cpu", ("cpu",)),
+        (["cuda:1", "cpu"], ("cuda:1", "cpu")),
+    ):
+        config = ModelConfig.model_validate(
+            {"object": "torch.nn:Linear", "arguments": {"in_features": 2, "out_features": 1}}
+        )
+        body = {**config.model_dump(mode="json"), "device": device}
+        model = build_model("m", body, POLICY.resolve)
+        assert model.preferred_devices == devices
+        assert declare(model).body["device"] == device
+
+
+def test_what_is_wrong_with_a_declaration_is_named_by_its_key():
+    """The import path, the building, the class of its own."""
+    config = ModelConfig.model_validate({"object": "torch.nn:Linear", "preprocess": "os:system"}).model_dump(
+        mode="json"
+    )
+    with pytest.raises(ImportRefused, match=r"models\.lenet\.preprocess: 'os:system' is outside"):
+        build_model("lenet", config, POLICY.resolve)
+    with pytest.raises(DeclarationError, match=r"models\.lenet\.object: building it raised TypeError"):
+        build_model("lenet", {**config, "preprocess": None}, POLICY.resolve)
+
+    class Own(ObjectModel):
+        pass
+
+    with pytest.raises(DeclarationError, match=r"models\.m: Own is a class of its own"):
+        declare(Own("m", len))
+    with pytest.raises(DeclarationError, match="expected a Table"):
+        declare("mnist")
+
+
+def test_a_validation_comes_back_with_its_metrics_and_datasets():
+    """Callables by value or path, names of torchmetrics with their arguments."""
+    validation = Validation(
+        "v",
+        ["img", "class"],
+        [Dataset("d", Query("t").filter(Query("t")["_fold"] == "valid").limit(5), pin=True)],
+        [
+            Metric("acc", lambda p, t: sum(a == b for a, b in zip(p, t, strict=True)), greater_is_better=True),
+            Metric("mse", "MeanSquaredError", arguments={"squared": False}),
+        ],
+        when=[{"every": 600}],
+    )
+    declared = declare(validation, model="lenet")
+    assert set(declared.body) == set(ValidationConfig.model_fields)
+    assert declared.body["metrics"]["mse"]["object"] == "torchmetrics:MeanSquaredError"
+    back = build_validation("v", travelled(declared.body), resolver(declared))
+    assert declare(back).body == declared.body | {"metrics": declare(back).body["metrics"]}
+    assert back.datasets == validation.datasets
+    assert back.model == "lenet"
+    assert [metric([1, 2], [1, 4]) for metric in back.metrics] == [1.0, pytest.approx(2**0.5)]
+    assert back.metric("d/mse").greater_is_better is False
+    with pytest.raises(DeclarationError, match=r"validations\.v\.model: belongs to no model"):
+        declare(validation)
+
+
+def test_a_trainer_comes_back_with_everything_it_was_given():
+    """Its model's name is its own; classes by path, lambdas by value, also among the arguments."""
+    from components.torch.trainer import TorchTrainer
+
+    trainer = TorchTrainer(
+        "my-trainer",
+        objective=torch.nn.functional.cross_entropy,
+        select=Query("mnist", {"_fold": "train"}),
+        key=("img", "class"),
+        transform=lambda x, y: (x, y + 1),
+        loader_kwargs={"batch_size": 10, "collate_fn": lambda pairs: pairs[0]},
+        optimizer_cls=torch.optim.AdamW,
+        optimizer_kwargs={"lr": 0.1, "betas": (0.5, 0.9)},
+        max_iterations=10,
+        validation_interval=3,
+        when={"rows": 1000},
+    )
+    declared = declare(trainer, model=TorchModel("m", torch.nn.Linear(1, 1)))
+    assert (declared.kind, declared.name) == ("trainer", "m")
+    assert set(declared.body) == set(TrainerConfig.model_fields) | {"model", "identifier"}
+    assert declared.body["objective"] == "torch.nn.functional:cross_entropy"
+    assert declared.body["optimizer"] == "torch.optim.adamw:AdamW"
+    assert declared.body["when"] == [{"rows": 1000}]
+    assert declare(trainer, model="m").body == declared.body
+    back = build_trainer("m", travelled(declared.body), resolver(declared))
+    assert (back.select, back.key.fields) == (trainer.select, ("img", "class"))
+    assert back.transform(1, 1) == (1, 2)
+    assert back.loader_kwargs["collate_fn"]([3]) == 3
+    assert back.optimizer_cls is torch.optim.AdamW
+    assert back.optimizer_kwargs == {"lr": 0.1, "betas": [0.5, 0.9]}
+    assert (back.max_iterations, back.validation_interval, back.promote) == (10, 3, "always")
+    with pytest.raises(DeclarationError, match="belongs to no model"):
+        declare(trainer)
+    with pytest.raises(DeclarationError, match=r"trainers\.m\.select: is missing"):
+        declare(TorchTrainer("t", objective=len, key=("a", "b")), model="m")
+    with pytest.raises(DeclarationError, match=r"^trainers\.m: trainer 'my-trainer': seed"):
+        build_trainer("m", {**travelled(declared.body), "seed": -1}, resolver(declared))
+
+
+def test_import_paths_among_arguments_are_resolved():
+    """As the configuration and the API write them."""
+    from components.torch.trainer import TorchTrainer
+
+    trainer = TorchTrainer(
+        "t", torch.nn.functional.mse_loss, Query("t"), ("x", "y"), loader_kwargs={"collate_fn": models.both}
+    )
+    declared = declare(trainer, allow=["harness"], model="m")
+    assert declared.body["loader"] == {"collate_fn": {"$import": "harness.models:both"}}
+    assert build_trainer("m", travelled(declared.body), resolver(declared)).loader_kwargs == {"collate_fn": models.both}
+
+
+def test_the_source_hash_follows_the_users_code_and_what_it_uses(tmp_path, monkeypatch):
+    """A change of the module, or of one that it uses, is another source; installed packages count by their version."""
+    import importlib
+
+    (tmp_path / "used_source.py").write_text("A = 1\ndef helper(): pass\n")
+    (tmp_path / "own_source.py").write_text("import torch\nfrom used_source import helper\ndef f(): return helper()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("own_source")
+    seen = [source_hash([module.f])]
+    assert seen[0] == source_hash([module.f, module.f])
+    (tmp_path / "used_source.py").write_text("A = 2\ndef helper(): pass\n")
+    seen.append(source_hash([module.f]))
+    (tmp_path / "own_source.py").write_text("def f(): return 5\n")
+    seen.append(source_hash([module.f]))
+    assert len({*seen, source_hash([torch.nn.functional.relu]), source_hash([])}) == 5
+    assert source_hash([]) == source_hash([len]) == ""
+    assert source_hash([torch.nn.Linear]) == hashlib.sha256(
+        f"torch {torch.__version__.partition('+')[0]}".encode()
+    ).hexdigest() or ("+" in torch.__version__)

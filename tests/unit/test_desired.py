@@ -1,0 +1,93 @@
+"""Which workers should run, and which of them a change concerns."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from daemon import config as configuration
+from daemon.config import Config
+from daemon.desired import desired
+from daemon.store.components import Catalog, Component
+
+TOML = """
+[service]
+name = "s"
+[mongo]
+database = "d"
+[security]
+allow_imports = ["mine"]
+[tables.rows]
+fields = { x = "str" }
+[models.f]
+type = "object"
+object = "mine:f"
+[models.g]
+type = "object"
+object = "mine.inner:g"
+[listeners.L]
+table = "rows"
+key = "x"
+model = "f"
+[listeners.M]
+table = "rows"
+key = "x"
+model = "g"
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    (tmp_path / "service.toml").write_text(TOML)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "__init__.py").write_text("f = str\n")
+    (tmp_path / "mine" / "inner.py").write_text("g = str\n")
+    return configuration.load(tmp_path / "service.toml", {})
+
+
+def component(kind: str, name: str, source: str = "api", **body: object) -> Component:
+    return Component(kind, name, source, body, 1, "sig")  # type: ignore[arg-type]
+
+
+def applied() -> Catalog:
+    return Catalog(
+        tables={"t": component("table", "t", fields={})},
+        models={"h": component("model", "h")},
+        listeners={"N": component("listener", "N", table="t", model="h", worker="h")},
+    )
+
+
+def test_workers_of_the_file_and_of_the_api_run_side_by_side(config: Config) -> None:
+    wanted = desired(config, applied())
+    assert wanted.workers == {"f": ("L",), "g": ("M",), "h": ("N",)}
+    assert set(wanted.fingerprints) == {"f", "g", "h"}
+
+
+def test_a_mended_file_of_code_concerns_the_workers_whose_models_name_it(config: Config) -> None:
+    before = desired(config, Catalog()).fingerprints
+    (config.service.import_root / "mine" / "inner.py").write_text("g = repr\n")
+    after = desired(config, Catalog()).fingerprints
+    assert before["f"] == after["f"]
+    assert before["g"] != after["g"]
+
+
+def test_a_paused_listener_is_not_run_and_its_worker_neither_where_it_has_no_other(config: Config) -> None:
+    known = applied()
+    paused = replace(known, listeners={"N": replace(known.listeners["N"], paused=True),
+                                       "M": replace(component("listener", "M", "config", table="rows", model="g", worker="g"), paused=True)})  # fmt: skip
+    assert desired(config, paused).workers == {"f": ("L",)}
+
+
+def test_a_listener_whose_model_is_refused_is_not_run(config: Config) -> None:
+    assert "h" not in desired(config, replace(applied(), models={})).workers
+
+
+def test_a_promotion_concerns_no_worker_and_a_new_declaration_does(config: Config) -> None:
+    known = applied()
+    before = desired(config, known).fingerprints
+    promoted = replace(known, models={"h": replace(known.models["h"], live=2, promotions=1)})
+    assert desired(config, promoted).fingerprints == before
+    anew = replace(known, models={"h": replace(known.models["h"], revision=2, signature="other")})
+    assert desired(config, anew).fingerprints["h"] != before["h"]

@@ -1,0 +1,93 @@
+"""Metrics: callables and names of torchmetrics, their direction, and what is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torchmetrics
+
+from components import DeclarationError, Metric, MetricError
+
+acc = lambda x, y: sum([xx == yy for xx, yy in zip(x, y)]) / len(x)  # noqa: E731, B905  # the tutorial's, letter by letter
+
+
+def test_a_callable_gets_lists_of_predictions_and_targets():
+    """The tutorial's accuracy; arguments go along by name."""
+    assert Metric("acc", acc)([1, 2, 3, 4], [1, 2, 0, 4]) == 0.75
+    assert (
+        Metric("near", lambda p, t, by: sum(abs(a - b) < by for a, b in zip(p, t, strict=True)), arguments={"by": 2})(
+            [1, 5], [2, 9]
+        )
+        == 1.0
+    )
+
+
+def test_a_metric_of_torchmetrics_by_name():
+    """With and without its module, with arguments, as a function and as an instance."""
+    assert Metric("mse", "MeanSquaredError")([1.0, 2.0], [1.0, 4.0]) == 2.0
+    accuracy = Metric("acc", "torchmetrics:Accuracy", arguments={"task": "multiclass", "num_classes": 3})
+    assert accuracy([0, 1, 2, 2], [0, 1, 2, 1]) == 0.75
+    assert accuracy([0, 1], [0, 1]) == 1.0  # nothing is left of the call before
+    vectors = [torch.tensor([0.9, 0.1]), torch.tensor([0.2, 0.8])]
+    assert (
+        Metric("acc", torchmetrics.classification.MulticlassAccuracy(num_classes=2, average="micro"))(vectors, [0, 0])
+        == 0.5
+    )
+    functional = Metric("f", "torchmetrics.functional:accuracy", arguments={"task": "multiclass", "num_classes": 3})
+    assert functional([0, 1], [0, 2]) == 0.5
+    assert Metric("wer", "torchmetrics.text:WordErrorRate")(["a b", "c"], ["a b", "d"]) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("metric", "greater"),
+    [
+        (Metric("acc", acc), True),
+        (Metric("valid_loss", acc), False),
+        (Metric("meanError", acc), False),
+        (Metric("rmse", acc), False),
+        (Metric("lossless", acc), True),
+        (Metric("x", "MeanSquaredError"), False),
+        (Metric("x", "R2Score"), True),
+        (Metric("loss", "Accuracy", arguments={"task": "binary"}), True),
+        (Metric("acc", acc, greater_is_better=False), False),
+    ],
+)
+def test_which_way_is_up(metric, greater):
+    """What torchmetrics knows; else the name tells; else greater is better."""
+    assert metric.greater_is_better is greater
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None, "many"])
+def test_a_value_that_is_no_finite_number_is_an_error(value):
+    """Such a value can neither be compared nor stored."""
+    with pytest.raises(MetricError, match="metric 'm'"):
+        Metric("m", lambda _p, _t: value)([1], [1])
+
+
+def test_what_the_callable_raises_is_told():
+    """With the metric's name, and the cause behind it."""
+    with pytest.raises(MetricError, match=r"'acc' raised ZeroDivisionError: .*division") as caught:
+        Metric("acc", acc)([], [])
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_what_is_no_metric_is_refused():
+    """A name of another module, a name that torchmetrics has not, bad arguments."""
+    with pytest.raises(DeclarationError, match="no name of torchmetrics"):
+        Metric("m", "os:system")
+    with pytest.raises(DeclarationError, match="did you mean 'MeanSquaredError'"):
+        Metric("m", "MeanSquaredEror")([1], [1])
+    with pytest.raises(DeclarationError, match="arguments: building it raised"):
+        Metric("m", "MeanSquaredError", arguments={"nonsense": 1})([1.0], [1.0])
+    with pytest.raises(DeclarationError, match="expected a callable"):
+        Metric("m", 3)
+
+
+def test_declaring_a_metric_by_name_imports_neither_torch_nor_torchmetrics():
+    """The supervisor declares them."""
+    code = "import sys, components; components.Metric('m', 'MeanSquaredError'); print('torch' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert ran.stdout.strip() == "False"

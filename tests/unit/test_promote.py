@@ -1,0 +1,121 @@
+"""Whether a candidate goes live, and which rows a training is given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from daemon.handlers.promote import Decision, Judged, decide, named
+from daemon.handlers.train import checkpoint_folder, folds, split
+
+UP, DOWN = {"v/acc": True}, {"v/acc": False}
+
+
+def trainer(promote: str = "better", metric: str | None = None, margin: float = 0.0) -> dict[str, Any]:
+    return {"promote": promote, "promote_metric": metric, "promote_margin": margin}
+
+
+def judged(version: int, value: float | None, *, trained: bool = True, greater: dict[str, bool] = UP) -> Judged:
+    return Judged(version, trained, {} if value is None else {"v/acc": value}, greater)
+
+
+@pytest.mark.parametrize("promote", ["better", "always", "manual"])
+def test_a_trained_candidate_always_replaces_an_untrained_version(promote: str) -> None:
+    """Even where it measured worse: chance is no merit."""
+    decision = decide(trainer(promote), judged(1, 0.9, trained=False), judged(2, 0.1))
+    assert (decision.promote, decision.state) == (True, "live")
+    assert decision.reason == "version 1, live so far, is untrained"
+
+
+def test_where_nothing_is_live_the_candidate_is() -> None:
+    assert decide(trainer(), None, judged(1, None)).promote
+
+
+def test_always_and_manual_do_not_compare() -> None:
+    assert decide(trainer("always"), judged(1, 0.9), judged(2, 0.1)).state == "live"
+    manual = decide(trainer("manual"), judged(1, 0.1), judged(2, 0.9))
+    assert (manual.promote, manual.state) == (False, "candidate")
+    assert "predictd promote" in manual.reason
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "greater", "margin", "better"),
+    [
+        (0.9, 0.91, UP, 0.0, True),
+        (0.9, 0.9, UP, 0.0, False),
+        (0.9, 0.89, UP, 0.0, False),
+        (0.9, 0.91, UP, 0.02, False),
+        (0.9, 0.93, UP, 0.02, True),
+        (0.9, 0.91, DOWN, 0.0, False),
+        (0.9, 0.8, DOWN, 0.0, True),
+        (0.9, 0.89, DOWN, 0.02, False),
+    ],
+)
+def test_better_goes_by_direction_and_margin(
+    old: float, new: float, greater: dict[str, bool], margin: float, better: bool
+) -> None:
+    """Equal is not better: the outputs of a whole table are not recomputed for nothing."""
+    decision = decide(trainer(margin=margin), judged(1, old, greater=greater), judged(2, new, greater=greater))
+    assert (decision.promote, decision.state) == (better, "live" if better else "rejected")
+    assert f"v/acc {new:g} against {old:g} of version 1" in decision.reason
+
+
+def test_a_rejection_says_by_what_it_was_judged() -> None:
+    decision = decide(trainer(margin=0.01), judged(3, 0.97), judged(4, 0.975))
+    assert decision == Decision(
+        False,
+        "rejected",
+        "v/acc 0.975 against 0.97 of version 3: not better by more than 0.01 (greater is better)",
+        "v/acc",
+    )
+
+
+def test_a_metric_that_is_missing_leaves_it_to_a_person_and_says_so() -> None:
+    """Neither promoted nor rejected: nothing speaks for or against it."""
+    unknown = decide(trainer(metric="v/f1"), judged(1, 0.5), judged(2, 0.6))
+    assert unknown.state == "candidate"
+    assert "there is no metric 'v/f1' to compare it by (there is v/acc)" in unknown.reason
+    nothing = decide(trainer(), judged(1, None), judged(2, None))
+    assert nothing.state == "candidate"
+    assert "give the model a validation" in nothing.reason
+    unmeasured = decide(trainer(), judged(1, None), judged(2, 0.6))
+    assert unmeasured.state == "candidate"
+    assert "v/acc of version 1, which is live, is not known" in unmeasured.reason
+
+
+def test_a_metric_may_be_named_with_its_validation_or_without() -> None:
+    assert named("v/acc", ["valid/loss", "v/acc"]) == "v/acc"
+    assert named("proof/v/acc", ["v/acc"]) == "v/acc"
+    assert named("v/acc", ["proof/v/acc"]) == "proof/v/acc"
+    assert named("v/f1", ["v/acc"]) is None
+    assert named("acc", ["v/bacc"]) is None
+
+
+def test_folds_by_the_field_of_that_name() -> None:
+    """Only where the table has it and the trainer does not choose by itself."""
+    auto = {"where": {"good": True}, "folds": "auto"}
+    found = folds(auto, {"x": "str", "_fold": "str"})
+    assert found.train == {"$and": [{"good": True}, {"_fold": "train"}]}
+    assert found.valid == {"$and": [{"good": True}, {"_fold": "valid"}]}
+    assert folds(auto, {"x": "str"}).valid is None
+    assert folds({"where": {"$or": [{"_fold": "train"}, {"x": 1}]}, "folds": "auto"}, {"_fold": "str"}).valid is None
+    assert folds({"where": {}, "folds": None}, {"_fold": "str"}).fraction is None
+    assert folds({"where": {}, "folds": 0.1}, {"_fold": "str"}).fraction == 0.1
+
+
+def test_a_split_is_the_same_for_the_same_rows_and_seed() -> None:
+    ids = list(range(100))
+    train, valid = split(ids, 0.1, seed=3)
+    assert (train, valid) == split(ids, 0.1, seed=3)
+    assert sorted(train + valid) == ids
+    assert len(valid) == 10
+    assert valid != split(ids, 0.1, seed=4)[1]
+    assert [len(part) for part in split([1, 2], 0.01, 0)] == [1, 1]
+    assert split([1], 0.5, 0) == ([1], [])
+
+
+def test_checkpoint_folders_differ_and_hold_any_id(tmp_path: Any) -> None:
+    names = {checkpoint_folder(tmp_path, job) for job in ("s/train/f/1", "s/train/f/2", "../../etc", "x" * 1000)}
+    assert len(names) == 4
+    assert all(folder.parent == tmp_path / "checkpoints" for folder in names)

@@ -1,0 +1,100 @@
+"""Validations: predictions against targets, by dataset and metric."""
+
+from __future__ import annotations
+
+import pytest
+
+from components import Dataset, DeclarationError, ListExamples, Metric, MetricError, ObjectModel, Query, Validation
+from components.errors import Stopped
+
+ACC = Metric("acc", lambda p, t: sum(a == b for a, b in zip(p, t, strict=True)) / len(p))
+ERR = Metric("err", lambda p, t: sum(a != b for a, b in zip(p, t, strict=True)))
+SMALL, BIG = Dataset("small", Query("t")), Dataset("big", Query("t").filter({"n": 1}), pin=True)
+
+
+def test_each_metric_is_computed_on_each_dataset():
+    """All but the last field go to the model, one as it is; the last is the target; rows that are gone are passed over."""
+    rows = {"small": [(1, 2), None, (2, 5)], "big": [(n, 2 * n) for n in range(1000)]}
+    validation = Validation("v", ["x", "y"], [SMALL, BIG], [ACC, ERR])
+    values = validation.evaluate(
+        ObjectModel("m", lambda x: 2 * x), lambda dataset: ListExamples(rows[dataset.identifier])
+    )
+    assert values == {"small/acc": 0.5, "small/err": 1.0, "big/acc": 1.0, "big/err": 0.0}
+    assert list(values) == validation.names
+    assert validation.metric("big/err") is ERR
+
+
+def test_several_inputs_are_several_arguments():
+    """By position, or by the names of the key."""
+    rows = ListExamples.of([{"a": 1, "b": 2, "y": 3}, {"a": 1, "y": 1}], ["a", "b", "y"])
+    model = ObjectModel("m", lambda a, b: a + b)
+    assert Validation("v", ["a", "b", "y"], [SMALL], [ACC]).evaluate(model, lambda _: rows) == {"small/acc": 1.0}
+    key = {"a": "b", "b": "a", "y": "target"}
+    minus = ObjectModel("m", lambda a, b: a - b)
+    named = Validation("v", key, [SMALL], [Metric("first", lambda p, _t: p[0])])
+    assert named.evaluate(minus, lambda _: rows) == {"small/first": 1.0}
+
+
+def test_an_empty_dataset_is_an_error_that_says_so():
+    """Also one all of whose rows are gone."""
+    validation = Validation("v", ["x", "y"], [BIG], [ACC])
+    for rows in ([], [None, None]):
+        with pytest.raises(MetricError, match="dataset 'big' is empty: no row of table 't' matches"):
+            validation.evaluate(ObjectModel("m", str), lambda _, rows=rows: ListExamples(rows))
+
+
+def test_a_failing_metric_says_where():
+    """The validation, the dataset and the metric."""
+    validation = Validation("v", ["x", "y"], [SMALL], [Metric("bad", lambda _p, _t: 1 / 0)])
+    with pytest.raises(MetricError, match="validation 'v', dataset 'small': metric 'bad' raised ZeroDivisionError"):
+        validation.evaluate(ObjectModel("m", str), lambda _: ListExamples([(1, 1)]))
+
+
+def test_an_evaluation_can_be_stopped():
+    """It is asked before each batch."""
+    asked = []
+
+    def stopped():
+        asked.append(1)
+        return "cancelled" if len(asked) == 3 else None
+
+    validation = Validation("v", ["x", "y"], [SMALL], [ACC])
+    with pytest.raises(Stopped, match="cancelled"):
+        validation.evaluate(ObjectModel("m", str), lambda _: ListExamples([(1, 1)] * 1000), stopped=stopped)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"key": "x"}, "expected the model's field and the target's"),
+        ({"datasets": []}, "datasets: there is none"),
+        ({"metrics": [ACC, ACC]}, "metrics: 'acc' stands twice"),
+        ({"metrics": [len]}, "expected a list of Metric"),
+        ({"when": [{"every": 0}]}, "when: expected"),
+        ({"when": [{"every": 5, "rows": 5}]}, "when: expected"),
+        ({"when": [{"below": {"acc": 0.5}}]}, "when: expected"),
+        ({"identifier": "a/b"}, "validation 'a/b'"),
+    ],
+)
+def test_a_validation_that_makes_no_sense_is_refused(arguments, message):
+    """With what is wrong with it."""
+    good = {"identifier": "v", "key": ["x", "y"], "datasets": [SMALL], "metrics": [ACC]}
+    with pytest.raises(DeclarationError, match=message):
+        Validation(**{**good, **arguments})
+
+
+def test_triggers_are_written_in_one_form():
+    """Durations in seconds, a cron's time zone filled in."""
+    when = [{"every": "6h"}, {"cron": "0 3 * * 0"}, {"rows": 1000}, {"below": {"v/small/acc": 1}}]
+    assert Validation("v", ["x", "y"], [SMALL], [ACC], when=when).when == [
+        {"every": 21600.0},
+        {"cron": "0 3 * * 0", "timezone": "UTC"},
+        {"rows": 1000},
+        {"below": {"v/small/acc": 1.0}},
+    ]
+
+
+def test_a_dataset_needs_a_query():
+    """Not the name of a table."""
+    with pytest.raises(DeclarationError, match="dataset 'd': select: expected a query"):
+        Dataset("d", "mnist")
