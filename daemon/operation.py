@@ -26,6 +26,7 @@ from daemon.handlers.reload import plan
 from daemon.jobs import JobRunner
 from daemon.leadership import Leadership, in_thread
 from daemon.scheduling import Scheduling
+from daemon.store.artifacts import Artifacts
 from daemon.store.components import Catalog
 from daemon.store.connection import Data
 from daemon.store.registry import Registry
@@ -170,6 +171,7 @@ class Operation:
         def publish(data: Data) -> Catalog:
             registry = self._registry(data)
             registry.publish(config.declarations())
+            Artifacts(data).prune()
             return registry.read()
 
         try:

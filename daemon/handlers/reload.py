@@ -15,8 +15,8 @@ from daemon.config import Config
 
 __all__ = ["Plan", "frozen_changes", "plan"]
 
-FROZEN = ("service", "mongo", "http")
-"""Sections that the daemon reads once, at its start."""
+FROZEN = {"service": None, "mongo": None, "http": None, "security": ("signing_key_file",)}
+"""Sections (None: all of it) and keys that the daemon reads once, at its start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +60,11 @@ def plan(old: Mapping[str, str], new: Mapping[str, str]) -> Plan:
 def frozen_changes(before: Config, after: Config) -> list[Problem]:
     """Keys that only a restart of the service can change, each as a problem that says so."""
     problems = []
-    for section in FROZEN:
+    for section, keys in FROZEN.items():
         old, new = getattr(before, section), getattr(after, section)
         problems += [
             Problem(f"{section}.{key}", "this cannot change while the service runs: restart the service to change it")
-            for key in type(old).model_fields
+            for key in keys or type(old).model_fields
             if getattr(old, key) != getattr(new, key)
         ]
     return problems

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -36,6 +37,7 @@ def main() -> None:
     assignment = Assignment.read(sys.stdin.buffer.readline().decode())
     logs.configure(**assignment.log)  # type: ignore[arg-type]
     structlog.contextvars.bind_contextvars(job=assignment.job)
+    faulthandler.enable()  # a crash in somebody's extension says where it was
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)

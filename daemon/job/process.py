@@ -27,6 +27,7 @@ log = structlog.get_logger(__name__)
 REPORT_SECONDS: Final = 0.5
 REPORT_IDLE_SECONDS: Final = 2.0
 LINE_CHARACTERS: Final = 2000
+LINES_AT_ONCE: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ class Voice:
         self._lines: deque[str] = deque(maxlen=LOG_LINES)
         self._moved = time.monotonic()
         self._reported = (0.0, "")
+        self._at_once = LINES_AT_ONCE
         self._over = threading.Event()
 
     @classmethod
@@ -111,13 +113,17 @@ class Voice:
         self.printed(text)
 
     def printed(self, text: str) -> None:
-        """A line for the job's log."""
+        """A line for the job's log. It is told at once, since the next thing may be a crash; of many lines, only the first ones are."""
         with self._lock:
             self._lines.append(masked(text)[:LINE_CHARACTERS])
+            self._at_once -= 1
+        if self._at_once >= 0:
+            self._report()
 
     def report_on(self) -> None:
         """Reports until `last`."""
         while not self._over.wait(REPORT_SECONDS):
+            self._at_once = LINES_AT_ONCE
             self._report()
 
     def last(self, state: str, **more: Any) -> None:

@@ -122,7 +122,8 @@ class Training:
             stopped=context.stopped,
             greater_is_better=lambda name: evaluation.greater.get(name, not name.endswith("/loss")),
         )
-        voice.say(f"{trained.step} steps, the best weights are those of step {trained.best_step}")
+        seconds = time.monotonic() - started
+        voice.say(f"{trained.step} steps in {seconds:.1f} s, the best weights are those of step {trained.best_step}")
         voice.doing("measuring the new weights")
         measured = evaluation(model)
         metrics = dict(measured.metrics) | ({} if valid is None else {LOSS: self._loss(model, valid)})
@@ -135,7 +136,7 @@ class Training:
             "at": pins.at,
             "steps": trained.step,
             "best_step": trained.best_step,
-            "seconds": round(time.monotonic() - started, 3),
+            "seconds": round(seconds, 3),
             "threads": voice.threads,
             "greater": evaluation.greater,
             "compared": {"version": compared.version, "trained": compared.trained, "metrics": dict(compared.metrics)},

@@ -6,9 +6,10 @@ before anything is deserialized. So blobs need no signature and cannot be exchan
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import re
+from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 from gridfs import GridFSBucket, NoFile
 from pymongo.database import Database
@@ -18,11 +19,15 @@ from daemon.store import names
 
 __all__ = ["Artifacts"]
 
+YOUNG_SECONDS: Final = 24 * 3600
+_HASH: Final = re.compile(r"\b[0-9a-f]{64}\b")
+
 
 class Artifacts:
     """The blobs of one database."""
 
     def __init__(self, database: Database[dict[str, Any]]) -> None:
+        self._components = database[names.COMPONENTS]
         self._files = database[f"{names.ARTIFACTS}.files"]
         self._bucket = GridFSBucket(database, bucket_name=names.ARTIFACTS)
 
@@ -43,8 +48,17 @@ class Artifacts:
                 f"the artifact {digest[:12]} is not in the database; apply the component again"
             ) from None
 
-    def prune(self, kept: Collection[str]) -> None:
-        """Deletes every blob that no declaration names any more."""
-        for found in list(self._files.find({"filename": {"$nin": list(kept)}}, {"_id": 1})):
+    def prune(self) -> int:
+        """Deletes the blobs that no declaration of any service names any more, and did not yesterday; how many.
+
+        A client stores the blobs first and the declaration that names them next, so what is young may be about to be named.
+        """
+        named: set[str] = set()
+        for component in self._components.find({"state": "applied"}, {"declaration": 1}):
+            named.update(_HASH.findall(str(component.get("declaration"))))
+        old = {"$expr": {"$lt": ["$uploadDate", {"$subtract": ["$$NOW", YOUNG_SECONDS * 1000]}]}}
+        surplus = list(self._files.find({"filename": {"$nin": list(named)}, **old}, {"_id": 1}))
+        for found in surplus:
             with suppress(NoFile):
                 self._bucket.delete(found["_id"])
+        return len(surplus)

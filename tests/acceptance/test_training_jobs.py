@@ -155,6 +155,28 @@ def test_a_better_version_replaces_the_live_one_and_a_worse_one_does_not(play: A
 
 
 @pytest.mark.slow
+def test_a_loader_with_processes_of_its_own_learns_the_same(play: Any) -> None:
+    """They are forked from a process with threads and an open client."""
+
+    async def scene(stage: Learning) -> None:
+        assert (await stage.end(stage.queue()))["state"] == "done"
+        alone = stage.live
+        declare(
+            stage.database,
+            learning(
+                transform="harness.learners:noisy_printed", loader={"batch_size": 8, "num_workers": 2}, promote="always"
+            ),
+        )
+        stage.versions.promote(1, reason="from the beginning")
+        job = await stage.end(stage.queue())
+        assert job["state"] == "done", job["error"]
+        assert stage.live.number == 3
+        assert stage.live.content_hash == alone.content_hash
+
+    play(scene, learning(transform="harness.learners:noisy"))
+
+
+@pytest.mark.slow
 def test_a_model_without_a_validation_is_judged_by_its_loss(play: Any) -> None:
     async def scene(stage: Learning) -> None:
         assert (await stage.end(stage.queue()))["state"] == "done"

@@ -40,6 +40,11 @@ def noisy(x: float, y: float) -> tuple[torch.Tensor, torch.Tensor]:
     return preprocess(x + 0.01 * float(torch.randn(()))), preprocess(y)
 
 
+def noisy_printed(x: float, y: float) -> tuple[torch.Tensor, torch.Tensor]:
+    print("a transform printed this")
+    return noisy(x, y)
+
+
 def error(predictions: list[float], targets: list[float]) -> float:
     """The mean absolute error."""
     return sum(abs(one - other) for one, other in zip(predictions, targets, strict=True)) / len(targets)

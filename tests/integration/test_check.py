@@ -194,7 +194,7 @@ def crashes(output, target): return 0
 number = 3
 """
 
-TRAINED = """
+HEAD = """
 [service]
 name = "t"
 [mongo]
@@ -203,14 +203,13 @@ database = "t"
 allow_imports = ["learns", "crashing"]
 [tables.rows]
 fields = { a = "int", b = "int", c = "int" }
-[models.net]
+"""
+
+TRAINED = """
+[models.NAME]
 object = "learns:Net"
 preprocess = "learns:one"
-[listeners.l]
-table = "rows"
-key = "a"
-model = "net"
-[trainers.net]
+[trainers.NAME]
 table = "rows"
 key = ["a", "b"]
 objective = "learns:mse_loss"
@@ -218,77 +217,73 @@ transform = "learns:both"
 loader = { batch_size = 4, collate_fn = { "$import" = "learns:collate" } }
 optimizer = "torch.optim:SGD"
 optimizer_arguments = { lr = 0.1 }
-[validations.v]
-model = "net"
+[validations.NAME]
+model = "NAME"
 key = ["a", "b"]
 datasets = { d = { table = "rows" } }
 metrics = { m = { object = "learns:agree", arguments = { least = 1 } }, mse = "MeanSquaredError", own = "learns:Own" }
 """
 
+WRONG = [
+    ("learns:mse_loss", "learns:mse_los", "trainers.NAME.objective", ["did you mean 'mse_loss'"]),
+    ("learns:mse_loss", "learns:number", "trainers.NAME.objective", ["int", "name a function"]),
+    ("learns:mse_loss", "learns:one", "trainers.NAME.objective", ["(output, target)", "it takes (x)"]),
+    ("learns:both", "learns:one", "trainers.NAME.transform", ["called with (a, b)", "it takes (x)"]),
+    (
+        'key = ["a", "b"]\nobjective = "learns:mse_loss"\ntransform = "learns:both"',
+        'key = ["a", "b", "c"]\nobjective = "learns:mse_loss"',
+        "trainers.NAME.key",
+        ['"learns:one" cannot be called with (a, b)'],
+    ),
+    ("learns:collate", "learns:colate", "trainers.NAME.loader.collate_fn", ["did you mean 'collate'"]),
+    ("batch_size = 4", "batchsize = 4", "trainers.NAME.loader", ["'batchsize' is no argument"]),
+    ("torch.optim:SGD", "torch.optim:SGDD", "trainers.NAME.optimizer", ["did you mean 'SGD'"]),
+    ("torch.optim:SGD", "torch.optim:LBFGS", "trainers.NAME.optimizer", ["closure"]),
+    ("{ lr = 0.1 }", "{ rate = 0.1 }", "trainers.NAME.optimizer_arguments", ["'rate'"]),
+    ("{ lr = 0.1 }", "{ lr = -1.0 }", "trainers.NAME.optimizer_arguments", ["Invalid learning rate: -1.0"]),
+    ("learns:agree", "learns:agre", "validations.NAME.metrics.m", ["did you mean 'agree'"]),
+    ("learns:agree", "learns:number", "validations.NAME.metrics.m", ["int", "name a function"]),
+    ("least = 1", "most = 1", "validations.NAME.metrics.m", ["unexpected keyword argument 'most'", "it takes"]),
+    ('"MeanSquaredError"', '"MeanSquarredError"', "validations.NAME.metrics.mse", ["mean 'MeanSquaredError'"]),
+    ('"MeanSquaredError"', '"Accuracy"', "validations.NAME.metrics.mse.arguments", ["cannot be built", "task"]),
+    # A model that cannot be built is blamed alone: its trainer and validation are looked at without it.
+    ("learns:Net", "learns:Nett", "models.NAME.object", ["did you mean 'Net'"]),
+    ("preprocess =", 'device = ["cuda:98", "cuda:99"]\npreprocess =', "models.NAME.device", ["cuda:98, cuda:99"]),
+]
 
-def trained(folder: Path, old: str = "", new: str = "") -> Config:
-    """The configuration above with one thing changed."""
-    assert old in TRAINED
+
+def trained(folder: Path, *changes: tuple[str, str]) -> Config:
+    """A configuration with a model `m0`, `m1`... for each change, with its trainer and validation."""
     (folder / "learns.py").write_text(TRAINING)
     (folder / "crashing.py").write_text("import ctypes; ctypes.string_at(0)")
+    assert all(old in TRAINED for old, _ in changes)
+    parts = [TRAINED.replace(old, new).replace("NAME", f"m{place}") for place, (old, new) in enumerate(changes)]
     file = folder / "service.toml"
-    file.write_text(TRAINED.replace(old, new) if old else TRAINED)
+    file.write_text(HEAD + "".join(parts))
     return load(file, {})
 
 
-def test_a_trainer_and_a_validation_that_will_do(tmp_path: Path) -> None:
-    """Their code is imported, the trainer built with its optimizer and loader, the metrics with their arguments."""
-    assert build(trained(tmp_path)) == []
+def test_trainers_and_validations_that_will_not_do(tmp_path: Path) -> None:
+    """Each way of failing is told at the key that is to blame, nothing else is blamed for it, and what is good is not blamed at all."""
+    good = [
+        ("learns:mse_loss", "learns:mse_loss"),
+        ('transform = "learns:both"\n', ""),
+        ("learns:mse_loss", "torch.nn:MSELoss"),
+        ("preprocess =", 'device = ["cuda:99", "cpu"]\npreprocess ='),
+    ]
+    found = told(build(trained(tmp_path, *good, *((old, new) for old, new, *_ in WRONG))))
+    expected = {path.replace("NAME", f"m{place}"): words for place, (_, _, path, words) in enumerate(WRONG, len(good))}
+    assert found.keys() == expected.keys()
+    for path, words in expected.items():
+        for word in words:
+            assert word in found[path], path
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "path", "words"),
-    [
-        ("learns:mse_loss", "learns:mse", "trainers.net.objective", ["did you mean 'mse_loss'"]),
-        ("learns:mse_loss", "learns:number", "trainers.net.objective", ["int", "name a function"]),
-        ("learns:mse_loss", "learns:one", "trainers.net.objective", ["(output, target)", "it takes (x)"]),
-        ("learns:both", "learns:one", "trainers.net.transform", ["called with (a, b)", "it takes (x)"]),
-        ('transform = "learns:both"\n', "", None, []),
-        (
-            'key = ["a", "b"]\nobjective = "learns:mse_loss"\ntransform = "learns:both"',
-            'key = ["a", "b", "c"]\nobjective = "learns:mse_loss"',
-            "trainers.net.key",
-            ['"learns:one" cannot be called with (a, b)'],
-        ),
-        ("learns:collate", "learns:colate", "trainers.net.loader.collate_fn", ["did you mean 'collate'"]),
-        ("batch_size = 4", "batchsize = 4", "trainers.net.loader", ["'batchsize' is no argument"]),
-        ("torch.optim:SGD", "torch.optim:Sgd", "trainers.net.optimizer", ["did you mean 'SGD'"]),
-        ("torch.optim:SGD", "torch.optim:LBFGS", "trainers.net.optimizer", ["closure"]),
-        ("{ lr = 0.1 }", "{ rate = 0.1 }", "trainers.net.optimizer_arguments", ["'rate'"]),
-        ("{ lr = 0.1 }", "{ lr = -1.0 }", "trainers.net.optimizer_arguments", ["Invalid learning rate: -1.0"]),
-        ("learns:mse_loss", "crashing:x", "trainers.net", ["SIGSEGV"]),
-        ("learns:agree", "learns:agre", "validations.v.metrics.m", ["did you mean 'agree'"]),
-        ("learns:agree", "learns:number", "validations.v.metrics.m", ["int", "name a function"]),
-        ("least = 1", "most = 1", "validations.v.metrics.m", ["unexpected keyword argument 'most'", "it takes"]),
-        ('"MeanSquaredError"', '"MeanSquarredError"', "validations.v.metrics.mse", ["did you mean 'MeanSquaredError'"]),
-        ('"MeanSquaredError"', '"Accuracy"', "validations.v.metrics.mse.arguments", ["cannot be built", "task"]),
-        ("learns:agree", "crashing:x", "validations.v", ["SIGSEGV"]),
-    ],
-)
-def test_training_that_will_not_do(tmp_path: Path, old: str, new: str, path: str | None, words: list[str]) -> None:
-    """Each way of failing is told at the key that is to blame, and nothing else is blamed for it."""
-    found = told(build(trained(tmp_path, old, new)))
-    assert set(found) == ({path} if path else set())
-    for word in words:
-        assert word in found[str(path)]
-
-
-def test_a_model_that_cannot_be_built_is_blamed_alone(tmp_path: Path) -> None:
-    """Its trainer and validation are looked at without it."""
-    found = told(build(trained(tmp_path, 'object = "learns:Net"', 'object = "learns:Nett"')))
-    assert set(found) == {"models.net.object"}
-
-
-def test_a_model_with_devices_to_choose_from(tmp_path: Path) -> None:
-    """The first that is there is taken; none of them is a problem."""
-    assert build(trained(tmp_path, "preprocess =", 'device = ["cuda:99", "cpu"]\npreprocess =')) == []
-    found = told(build(trained(tmp_path, "preprocess =", 'device = ["cuda:98", "cuda:99"]\npreprocess =')))
-    assert set(found) == {"models.net.device"}
+def test_training_code_that_crashes_is_named(tmp_path: Path) -> None:
+    """The section whose code kills the process is told, and those after it are judged all the same."""
+    found = told(build(trained(tmp_path, ("learns:mse_loss", "crashing:x"), ("learns:agree", "learns:agre"))))
+    assert found.keys() == {"trainers.m0", "validations.m1.metrics.m"}
+    assert "SIGSEGV" in found["trainers.m0"]
 
 
 def on(tmp_path: Path, uri: str, database: str = "t") -> Config:

@@ -1,20 +1,33 @@
-"""The commands about models, jobs and listeners, on a real MongoDB, through the real console script; a test's thread plays the daemon."""
+"""The commands about models, jobs and listeners, on a real MongoDB; a test's thread plays the daemon.
+
+Most are called in this process, as the console script calls them: to start it anew would take most of the time. What loads models, or
+needs a terminal, runs as the script.
+"""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import commands
+from harness.commands import ESCAPE, Terminal, predictd
+from harness.daemons import eventually
+from harness.keys import KEY
+from harness.torch_models import answered, stored
 from PIL import Image
 from pymongo.database import Database
 
 from daemon import config as configuration
+from daemon.cli import main
 from daemon.cli.jobs import appended
 from daemon.store import bells, names
 from daemon.store.components import Component
@@ -24,11 +37,6 @@ from daemon.store.registry import Registry
 from daemon.store.scans import Mark, Scans
 from daemon.store.status import StatusBoard
 from daemon.store.versions import Version, Versions
-from harness import commands
-from harness.commands import ESCAPE, Terminal, predictd
-from harness.daemons import eventually
-from harness.keys import KEY
-from harness.torch_models import answered, stored
 
 S, EPOCH = "s", 1
 
@@ -55,16 +63,20 @@ DECLARED: dict[str, Any] = {
         "paired": {"table": "pairs", "key": ["a", "b"], "model": "pair"},
         "failing": {"table": "rows", "key": "y", "model": "frail"},
     },
-    "trainers": {"net": {"table": "rows", "key": ["x", "y"], "objective": "torch.nn.functional:mse_loss"}},
-    "validations": {
-        "exam": {
-            "model": "net",
-            "key": ["x", "y"],
-            "datasets": {"all": {"table": "rows"}},
-            "metrics": {"agreement": "harness.models:agreement"},
-        }
-    },
 }
+
+LEARNING = """
+[trainers.net]
+table = "rows"
+key = ["x", "y"]
+objective = "torch.nn.functional:mse_loss"
+
+[validations.exam]
+model = "net"
+key = ["x", "y"]
+datasets = { all = { table = "rows" } }
+metrics = { agreement = "harness.models:agreement" }
+"""
 
 
 @dataclass(frozen=True)
@@ -94,9 +106,23 @@ class Place:
         given: dict[str, Any] = {"signature": self.component(model).signature, "source": "", "object_signature": ""}
         return self.versions(model).add(*weights, **(given | {"origin": "a test", "trained": True} | about))
 
+    def ran(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """A command, in this process."""
+        out, err = StringIO(), StringIO()
+        with redirect_stdout(out), redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["predictd", *arguments])
+            patch.chdir(self.folder)
+            with pytest.raises(SystemExit) as ended:
+                main()
+        return subprocess.CompletedProcess(arguments, int(ended.value.code or 0), out.getvalue(), err.getvalue())
+
+    def script(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """A command, as a process of its own."""
+        return predictd(*arguments, cwd=self.folder)
+
     def runs(self, *arguments: str, code: int = 0) -> str:
         """What a command prints, or says is wrong."""
-        ran = predictd(*arguments, cwd=self.folder)
+        ran = (self.script if arguments[0] == "predict" else self.ran)(*arguments)
         assert ran.returncode == code, ran.stderr + ran.stdout
         return ran.stdout if code == 0 else ran.stderr
 
@@ -121,6 +147,7 @@ class Place:
 @pytest.fixture
 def place(database: Database[dict[str, Any]], mongo_uri: str, tmp_path: Path) -> Place:
     file = commands.write_service(tmp_path, mongo_uri, database.name, DECLARED)
+    file.write_text(file.read_text() + LEARNING)
     (tmp_path / ".predictd").mkdir(mode=0o700)
     KEY.write(tmp_path / ".predictd" / "signing.key")
     data = open_database(database.client, database.name)
@@ -158,7 +185,7 @@ def claimed(place: Place) -> dict[str, Any]:
 
 
 def test_train_queues_a_job_and_says_how_to_look_at_it(place: Place) -> None:
-    ran = predictd("train", "net", cwd=place.folder)
+    ran = place.script("train", "net")
     assert ran.returncode == 0, ran.stderr
     [job] = place.jobs.listed()
     name = job["_id"].removeprefix(f"{S}/")
@@ -166,7 +193,7 @@ def test_train_queues_a_job_and_says_how_to_look_at_it(place: Place) -> None:
     assert ran.stderr == "no daemon is active for the service 's': it is done once one runs (`predictd run`)\n"
     assert (job["kind"], job["target"], job["model"], job["trigger"]) == ("train", "net", "net", {"by": "by hand"})
     place.daemon_is_active()
-    ran = predictd("validate", "exam", cwd=place.folder)
+    ran = place.ran("validate", "exam")
     assert (ran.returncode, ran.stderr) == (0, "")
     assert place.jobs.listed(kind="validate")[0]["model"] == "net"
 
@@ -368,7 +395,7 @@ def test_versions_tell_their_history_and_draw_it(place: Place) -> None:
     assert "not better" in three
     assert [each["number"] for each in place.tells("versions", "net")] == [1, 2, 3]
 
-    ran = predictd("versions", "net", "--plot", "net.png", "--json", cwd=place.folder)
+    ran = place.ran("versions", "net", "--plot", "net.png", "--json")
     assert (ran.returncode, ran.stderr) == (0, "wrote net.png\n")
     json.loads(ran.stdout)
     with Image.open(place.folder / "net.png") as picture:
@@ -416,12 +443,12 @@ def test_promote_and_rollback_change_what_is_live_and_wait_for_every_output(
 
 def test_promote_without_wait_says_who_follows(place: Place) -> None:
     place.added(1.0)
-    ran = predictd("promote", "net", "1", cwd=place.folder)
+    ran = place.ran("promote", "net", "1")
     assert (ran.returncode, ran.stdout) == (0, "net: version 1 is live\n")
     assert "no daemon is active" in ran.stderr
     place.daemon_is_active()
     place.added(2.0)
-    ran = predictd("promote", "net", "2", cwd=place.folder)
+    ran = place.ran("promote", "net", "2")
     assert ran.stderr == "the outputs of L, M follow; `predictd status` shows how far they are\n"
 
 
@@ -548,7 +575,7 @@ def test_a_broken_file_does_not_hide_what_runs(place: Place) -> None:
     file = place.folder / "service.toml"
     good = file.read_text()
     file.write_text(good.replace("[listeners.L]", "[listener.L]"))
-    ran = predictd("status", cwd=place.folder)
+    ran = place.ran("status")
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.startswith("service s: active\n")
     assert "warning: service.toml: listener: unknown section" in ran.stderr

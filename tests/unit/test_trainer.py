@@ -26,7 +26,7 @@ def line(n=40):
 def linear(**options):
     """A model of one weight and one bias."""
     torch.manual_seed(0)
-    return TorchModel("line", torch.nn.Linear(1, 1), preprocess=lambda x: torch.tensor([x]), **(CPU | options))
+    return TorchModel("line", torch.nn.Linear(1, 1), **({"preprocess": lambda x: torch.tensor([x])} | CPU | options))
 
 
 def squared(output, target):
@@ -223,7 +223,7 @@ def test_fewer_rows_than_a_batch_are_one_batch():
 
 
 def test_a_rest_of_one_row_is_passed_over_where_batch_statistics_are_learned():
-    """torch refuses to normalize a single row; with nothing else to learn from it says so."""
+    """Torch refuses to normalize a single row; with nothing else to learn from it says so."""
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1))
     model = TorchModel("line", net, preprocess=lambda x: torch.tensor([x]), **CPU)
@@ -269,7 +269,7 @@ def test_a_batch_may_be_a_tuple_or_a_dict(transform):
     rows = ListExamples([(torch.tensor(i / 10), torch.tensor(1.0), 3.0 * i / 10 + 1.0) for i in range(20)])
     model = TorchModel("m", Several(), **CPU)
     options = {"objective": mse_loss, "transform": transform, "key": ["a", "b", "y"]}
-    train(model, trainer(**options, max_iterations=300, optimizer_kwargs={"lr": 0.05}), rows)
+    train(model, trainer(**options, max_iterations=300, optimizer_kwargs={"lr": 0.1}), rows)
     assert model.object.weight.tolist() == pytest.approx([3.0, 1.0], abs=0.1)
 
 
@@ -405,11 +405,11 @@ def test_what_the_objective_must_return():
         train(linear(), trainer(objective=lambda output, target: 1.0), line())
     with pytest.raises(TrainingError, match="step 1: the loss does not depend on any weight"):
         train(linear(), trainer(objective=lambda output, target: target.sum()), line())
+
+    def odd(output, target):
+        raise ValueError("odd")
+
     with pytest.raises(TrainingError, match=r"step 1: ValueError: odd \(a batch of 8 rows, number 0\)"):
-
-        def odd(output, target):
-            raise ValueError("odd")
-
         train(linear(), trainer(objective=odd), line())
 
 
