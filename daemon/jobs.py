@@ -138,7 +138,8 @@ class JobRunner:
                 while len(self._attempts) < self._config.limits.jobs and await self._claim(epoch):
                     pass
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._nudged.wait(), self._limits.poll)
+                async with asyncio.timeout(self._limits.poll):  # in Python 3.11 wait_for may pass over a cancellation
+                    await self._nudged.wait()
 
     async def _claim(self, epoch: int) -> bool:
         """Takes a job and starts it; False where there is none."""

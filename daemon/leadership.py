@@ -99,7 +99,8 @@ class Leadership:
         while True:
             pause = RENEW_SECONDS if self.mongo is None else 1.0
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._lost.wait(), pause)
+                async with asyncio.timeout(pause):  # in Python 3.11 wait_for may pass over a cancellation
+                    await self._lost.wait()
             epoch = self.epoch
             try:
                 if self._lost.is_set() or epoch is None:

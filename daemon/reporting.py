@@ -80,7 +80,8 @@ class Reporter:
         told_at = 0.0
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), TELL_AT_LEAST_SECONDS)
+                async with asyncio.timeout(TELL_AT_LEAST_SECONDS):  # in Python 3.11 wait_for may pass over a cancellation
+                    await self._news.wait()
             self._news.clear()
             self._notifier.status(status_line(self._state(), time.monotonic()))
             document = self._document()

@@ -122,7 +122,8 @@ class Scheduling:
             self._woken.clear()
             pause = await self._look(clock)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._woken.wait(), pause)
+                async with asyncio.timeout(pause):  # in Python 3.11 wait_for may pass over a cancellation
+                    await self._woken.wait()
 
     async def _look(self, clock: Clock) -> float | None:
         """Looks once; seconds until the next time, None where only a change of the schedules matters."""

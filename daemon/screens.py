@@ -218,19 +218,14 @@ def versions(found: list[dict[str, Any]]) -> RenderableType:
 
 
 def _trained_on(data: Mapping[str, Any]) -> str:
-    """Which rows a version has learned from, and as of when; what a later release notes of it is not shown."""
+    """Which rows a version has learned from, and as of when."""
+    query = data.get("query") or {}
+    query = json_util.loads(query) if isinstance(query, str) else query
     words = [f"{data['rows']:,} rows"] if isinstance(data.get("rows"), int) else []
-    query = data.get("query")
-    query = query if isinstance(query, Mapping) else data
-    if query.get("table"):
-        words.append(f"of {query['table']}")
-    if query.get("where"):
-        words.append(f"where {_line(query['where'])}")
-    if isinstance(data.get("query"), str):
-        words.append(data["query"])
-    if data.get("cluster_time") is not None:
-        at = data["cluster_time"]
-        words.append(f"at {_when(at.as_datetime() if isinstance(at, Timestamp) else at)}")
+    words += [f"of {query['table']}"] if query.get("table") else []
+    words += [f"where {_line(query['where'])}"] if query.get("where") else []
+    at = data.get("at")
+    words += [f"at {_when(at.as_datetime() if isinstance(at, Timestamp) else at)}"] if at is not None else []
     return " ".join(words)
 
 
@@ -262,7 +257,7 @@ def job(found: dict[str, Any]) -> RenderableType:
     lines.append(f"attempts   {found['attempts']}, {_duration(found.get('ran') or 0)} in all")
     if found.get("threads"):
         lines.append(f"threads    {found['threads']}")
-    lines += [f"{each:<10} {told}" for each, told in _said(found.get("result") or {})]
+    lines += [f"{each.replace('_', ' '):<12} {told}" for each, told in _said(found.get("result") or {})]
     trace = "\n".join(escaped(line) for line in str((found.get("error") or {}).get("traceback") or "").splitlines())
     return Group(*(_text(line) for line in lines), *([Text(trace, style="dim")] if trace else []))
 
@@ -270,7 +265,9 @@ def job(found: dict[str, Any]) -> RenderableType:
 def job_result(found: dict[str, Any]) -> RenderableType:
     """What came of a job that is done."""
     head = _text(f"{found['kind']} {found['target']}: {outcome(found)}")
-    return Group(head, *(_text(f"{each:<10} {told}") for each, told in _said(found.get("result") or {})))
+    return Group(
+        head, *(_text(f"{each.replace('_', ' '):<12} {told}") for each, told in _said(found.get("result") or {}))
+    )
 
 
 def outcome(job: Mapping[str, Any]) -> str:
@@ -305,12 +302,16 @@ def _progress(progress: Mapping[str, Any]) -> str:
 def _said(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """A job's result, in words where it is no word or number."""
     for name, value in result.items():
-        if isinstance(value, Mapping):
+        if name == "version":
+            yield name, f"{value}, live now" if result.get("promoted") else str(value)
+        elif name == "promoted" or value in (None, "", {}):
+            continue
+        elif isinstance(value, Mapping):
             yield (
                 name,
                 _metrics(value) if all(isinstance(each, (int, float)) for each in value.values()) else _line(value),
             )
-        elif value is not None:
+        else:
             yield name, _number(value) if isinstance(value, float) else str(value)
 
 

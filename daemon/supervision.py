@@ -85,7 +85,8 @@ class Keeper:
                 self._restarts += 1
                 self._nudged.clear()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._nudged.wait(), delay)
+                    async with asyncio.timeout(delay):  # in Python 3.11 wait_for may pass over a cancellation
+                        await self._nudged.wait()
         finally:
             self._ended.set()
             self._changed()

@@ -45,7 +45,7 @@ def _trainer(model: TorchModel, options: Mapping[str, Any]) -> TorchTrainer:
             f"model {model.identifier!r}: fit needs an objective: fit(X, y, objective=torch.nn.functional.cross_entropy), or set model.trainer"
         )
     if own is None:
-        return TorchTrainer(**{"identifier": model.identifier, **options})
+        return TorchTrainer(model.identifier, options["objective"]).replaced(**options)
     if not isinstance(own, TorchTrainer):
         raise DeclarationError(
             f"model {model.identifier!r}: trainer: expected a TorchTrainer, got {type(own).__name__}"

@@ -12,7 +12,6 @@ Rows are kept decoded up to a bound in bytes; the others are read each time, by 
 
 from __future__ import annotations
 
-import copy
 import inspect
 import itertools
 import math
@@ -40,8 +39,6 @@ AHEAD = 4
 
 Row: TypeAlias = tuple[Any, ...]
 Prepare: TypeAlias = Callable[[list[tuple[int, Row]]], tuple[Any, Any]]
-
-_IMMUTABLE = (int, float, str, bytes, type(None))
 
 _REFUSED = {
     "dataset": "the trainer's select and key say which rows",
@@ -357,12 +354,16 @@ def _bytes(value: Any) -> int:
 
 
 def _copied(value: Any) -> Any:
-    if isinstance(value, (tuple, list)):
-        return type(value)(map(_copied, value)) if type(value) in {tuple, list} else copy.deepcopy(value)
-    if isinstance(value, _IMMUTABLE):
-        return value
+    """A copy of what a transform may change in place; what else there is counts as unchangeable."""
     if isinstance(value, torch.Tensor):
         return value.clone()
     if isinstance(value, np.ndarray) or hasattr(value, "getbands"):
         return value.copy()
-    return copy.deepcopy(value)
+    if isinstance(value, dict):
+        return {name: _copied(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_copied(item) for item in value]
+    if isinstance(value, tuple):
+        items = map(_copied, value)
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    return value

@@ -51,7 +51,7 @@ class Applying:
             declared = declare(component)
             self._publish([declared], force=force)
             if wait and isinstance(component, Listener):
-                wait_for_listener(self._at, self._at.catalog, component.identifier)
+                wait_for_listener(self._at, component.identifier)
         else:
             kind = type(component).__name__
             how = {

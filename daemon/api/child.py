@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import atexit
 import fcntl
+import http.client
+import json
 import os
 import subprocess
 import sys
@@ -30,7 +32,7 @@ from daemon.logs import escaped, masked
 from daemon.store import embedded
 from daemon.store.connection import open_client
 from daemon.store.services import Served, find_owned
-from daemon.store.state_directory import instance_of, is_held
+from daemon.store.state_directory import http_address, instance_of, is_held
 
 __all__ = ["SERVICE", "Embedded", "reach", "release"]
 
@@ -43,6 +45,12 @@ STOP_SECONDS: Final = 60.0
 _FOREIGN_SECONDS: Final = 15.0
 _ANOTHER: Final = 75  # the exit code of a daemon that finds its state directory in use
 _PAUSE: Final = 0.05
+_NOT_ACTIVE: Final = (
+    "starting",
+    "standby",
+    "stopping",
+    "MongoDB:",
+)  # how /readyz begins its reason while a daemon does not lead
 _TAIL_LINES: Final = 20
 _LOG_BYTES: Final = 10_000_000
 
@@ -114,6 +122,8 @@ def reach(folder: Path) -> Embedded:
                 found = _running(state_dir)
                 if found is not None:
                     return found
+                if child is not None:
+                    child.stop()  # it was killed: its pipe is all that is left of it
                 child = _start(state_dir, users=child.users if child else 0)
             found = _until_active(child)
             if found is not None:
@@ -214,9 +224,9 @@ def _until_active(child: _Child) -> Embedded | None:
 
 
 def _active(state_dir: Path) -> Embedded | None:
-    """The folder's daemon, if it leads: the lease is of this folder and of the process that holds its lock, not of one that was killed."""
+    """The folder's daemon, if it leads: the lease is of this folder and of the process that holds its lock, not of one that was killed or is leaving."""
     instance = instance_of(state_dir)
-    running = embedded.attach(state_dir) if instance else None
+    running = embedded.attach(state_dir) if instance and _leads(state_dir) else None
     if running is None or instance is None:
         return None
     with suppress(PredictdError), open_client(running.uri) as client:
@@ -224,6 +234,22 @@ def _active(state_dir: Path) -> Embedded | None:
         if found is not None and str(found.pid) == (state_dir / "lock").read_text().strip():
             return Embedded(state_dir, running.uri, found)
     return None
+
+
+def _leads(state_dir: Path) -> bool:
+    """Whether the daemon says that it is active: what its service.toml declares is published, and it is not about to end."""
+    address = http_address(state_dir)
+    if address is None:
+        return False
+    connection = http.client.HTTPConnection(address, timeout=5)
+    try:
+        connection.request("GET", "/readyz")
+        reason = json.loads(connection.getresponse().read()).get("reason") or ""
+    except (OSError, http.client.HTTPException, ValueError):
+        return False
+    finally:
+        connection.close()
+    return not reason.startswith(_NOT_ACTIVE)
 
 
 def tail(state_dir: Path) -> str:

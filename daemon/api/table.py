@@ -7,7 +7,7 @@ An insert is checked whole before its first row is sent, so one row that cannot 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn, Self
 
 import bson
 from bson import ObjectId
@@ -41,6 +41,16 @@ class TableHandle(Query):
         super().__init__(table)
         self._database = database
         self._datatypes = datatypes
+
+    def __copy__(self) -> Self:
+        copied = type(self).__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        return copied
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"db[{self.table!r}] does not travel, it is connected to the database; in code that the daemon runs, use the row that it is given"
+        )
 
     # ---- writing --------------------------------------------------------------------------------------------------
 

@@ -18,9 +18,9 @@ from components.errors import DeclarationError, JobFailed, MongoUnavailable, Not
 from daemon.api.connecting import Connection, NotServed
 from daemon.logs import escaped
 from daemon.store import names
-from daemon.store.components import Catalog
 from daemon.store.connection import reaching
 from daemon.store.jobs import Jobs
+from daemon.store.scans import Mark
 from daemon.store.services import served
 from daemon.store.status import StatusBoard
 
@@ -69,7 +69,7 @@ def _words(job: Mapping[str, Any], progress: Mapping[str, Any]) -> str:
     words = [f"loss {progress['loss']:.4g}"] if isinstance(progress.get("loss"), (int, float)) else []
     rate = progress.get("rows_per_second")
     words += [f"{rate:,.0f} rows/s"] if isinstance(rate, (int, float)) else []
-    return ", ".join(words) or str(progress.get("state") or job["state"])
+    return ", ".join(words) or str(progress.get("doing") or "its process starts")
 
 
 def _message(job: Mapping[str, Any]) -> str:
@@ -86,23 +86,25 @@ def _reason(job: Mapping[str, Any]) -> str:
     return f"{name} failed{tried}: {_message(job)} (`predictd jobs logs {name}` has more)"
 
 
-def wait_for_listener(connection: Connection, read: Callable[[], Catalog], listener: str) -> None:
+def wait_for_listener(connection: Connection, listener: str) -> None:
     """Returns once every row of the listener has been judged for what is applied now; from then on it is live.
 
-    Raises DeclarationError where its worker cannot run it, NotApplied where it was removed meanwhile, NotServed where no daemon is left.
+    Raises DeclarationError where its worker cannot run it, SignatureRefused where the daemon refuses what it needs, NotApplied where it was
+    removed meanwhile, NotServed where no daemon is left.
     """
-    scans = connection.database[names.SCANS]
+    scans, registry = connection.database[names.SCANS], connection.registry()
     watch = _Watch(connection, f"listener {listener}")
     with _shown(f"backfill {listener}") as show:
         while True:
-            known = watch(read)
-            own = known.listeners.get(listener)
+            own = watch(connection.catalog).listeners.get(listener)
             if own is None:
                 raise NotApplied(f"listener {listener!r} was removed while it was waited for")
             if own.paused:
                 return
+            declared = watch(lambda: registry.listener(listener))
+            mark = Mark(declared.generation, declared.scope).document()
             scan = watch(lambda: scans.find_one({"_id": f"{connection.service}/{listener}"})) or {}
-            current = (scan.get("mark") or {}).get("generation") == known.generation(listener)
+            current = scan.get("mark") == mark
             if current and scan.get("state") == "done":
                 return
             watch.refusals(f"listener/{listener}", f"model/{own.body['model']}", f"table/{own.body['table']}")
@@ -230,7 +232,7 @@ def _lines(label: str) -> Show:
         nonlocal said_at
         if time.monotonic() - said_at >= _LINE_SECONDS:
             said_at = time.monotonic()
-            of = f" of {total:,.0f}" if total else ""
-            print(f"{label}: {done:,.0f}{of}" + (f" ({words})" if words else ""))  # noqa: T201 - a notebook's output is a page
+            far = f"{done:,.0f} of {total:,.0f}" if total else ""
+            print(f"{label}: {', '.join(filter(None, (far, words)))}")  # noqa: T201 - a notebook's output is a page
 
     return show

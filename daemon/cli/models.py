@@ -85,9 +85,10 @@ def _instead(before: Version | None) -> str:
 def _followed(here: Place, model: str, *, wait: bool) -> None:
     """Says who follows the live version, or watches them do it."""
     known = overview.scans(here.database, here.service)
-    behind = [name for name, scan in known.items() if scan["model"] == model and not scan["finished"]]
+    users = [name for name, scan in known.items() if scan["model"] == model]
+    behind = [name for name in users if not known[name]["finished"]]
     if wait:
-        follow(here, behind)
+        follow(here, users)
     elif behind and not here.served:
         hint(unserved(here))
     elif behind:

@@ -45,7 +45,7 @@ def run(
 
 def reload(config: ConfigFile = None) -> None:
     """Have the running daemon read service.toml again, and say what came of it. Exit 78 where it is refused."""
-    settings = located(config)
+    settings = located(config, quietly=True)  # the daemon says what is wrong
     address = http_address(settings.service.state_dir)
     if address is None:
         raise PredictdError(

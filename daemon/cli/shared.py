@@ -72,10 +72,10 @@ def loaded(path: Path | None) -> Config:
     return config
 
 
-def located(path: Path | None) -> Config:
+def located(path: Path | None, *, quietly: bool = False) -> Config:
     """Enough of the configuration to reach what runs: a daemon goes on when its file is broken, and so do the commands that look after it.
 
-    Raises ConfigurationError where the sections that say where it is are wrong themselves.
+    What is wrong is a warning, unless `quietly`. Raises ConfigurationError where the sections that say where it is are wrong themselves.
     """
     found = configuration.find(path, os.environ)
     try:
@@ -89,7 +89,7 @@ def located(path: Path | None) -> Config:
             config = Config.model_validate(sections, context={"root": source.path.parent, "environ": os.environ})
         except ValidationError:
             raise error from None
-        for problem in error.problems:
+        for problem in () if quietly else error.problems:
             warn(f"{found}: {problem}")
         return config
 

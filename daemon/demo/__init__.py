@@ -1,7 +1,7 @@
 """The demo: the main job on real rows, and what is promised about it.
 
-`show` is the whole of it: a folder of its own and `predictd run` in it (`process`), the rows and what happens to them (`story`), and the end:
-everything is stopped, or runs on with words on what to do next.
+`show` is the whole of it: a folder of its own and `predictd run` in it (`process`), the rows and what happens to them (`story`), what the model
+learns from them (`training`), and the end: everything is stopped, or runs on with words on what to do next.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from rich.console import Console
 
 from components.errors import PredictdError
 from daemon.demo.process import Daemon, DemoFailed, own_folder
-from daemon.demo.story import KEY, TABLE, Digit, Story, say
+from daemon.demo.story import KEY, TABLE, Digit, Story
+from daemon.demo.telling import say
+from daemon.demo.training import MODEL
 from daemon.logs import escaped
 from daemon.store import embedded
 
@@ -40,7 +42,8 @@ def show(out: Console, service_toml: str, *, keep: bool, rows: int) -> int:
     # PyMongo tells errors of its background threads by traceback where nobody takes them; the demo says itself what is wrong.
     logging.getLogger("pymongo").addHandler(logging.NullHandler())
     with _ended_by_signals(), own_folder(Path(".predictd/demo").absolute()) as folder:
-        daemon = Daemon(folder, service_toml)
+        # Its only training is the one that its own last row sets off, however many rows there are.
+        daemon = Daemon(folder, service_toml, {"PREDICTD_TRAINERS__LENET__WHEN": f"[{{ rows = {rows} }}]"})
         kept = False
         try:
             daemon.until_ready(out)
@@ -95,7 +98,9 @@ def _leave_running(out: Console, daemon: Daemon, image: bytes) -> None:
     script = f"const id = {insert}; sleep(500); db.{TABLE}.findOne({{_id: id}}, {{{KEY}: 0}})"
     predictd = shutil.which("predictd") or str(Path(sys.executable).with_name("predictd"))
     watch = shlex.join([predictd, "status", "-c", str(daemon.file), "--watch"])
+    versions = shlex.join([predictd, "versions", MODEL, "-c", str(daemon.file)])
     say(out, f"everything runs on; its log is {daemon.log}")
     say(out, f"insert a digit, and see its output:\n  mongosh {shlex.quote(uri)} --eval {shlex.quote(script)}")
     say(out, f"watch:\n  {watch}")
+    say(out, f"what it has learned:\n  {versions}")
     say(out, f"stop all of it:\n  kill {daemon.pid}")

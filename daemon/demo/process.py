@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -85,9 +85,9 @@ def _free(descriptor: int) -> bool:
 
 
 class Daemon:
-    """`predictd run` in a process of its own, with its state and its log in `folder`."""
+    """`predictd run` in a process of its own, with its state and its log in `folder`. `settings` are environment variables over its service.toml."""
 
-    def __init__(self, folder: Path, service_toml: str) -> None:
+    def __init__(self, folder: Path, service_toml: str, settings: Mapping[str, str]) -> None:
         self.file = folder / "service.toml"
         self.file.write_text(service_toml, encoding="utf-8")
         self.log = folder / "log"
@@ -97,6 +97,7 @@ class Daemon:
             "PREDICTD_MONGO__URI": "embedded",
             "PREDICTD_HTTP__LISTEN": "127.0.0.1:0",
             "PREDICTD_LOG__FORMAT": "console",
+            **settings,
         }
         self.config = configuration.load(self.file, environ)
         with self.log.open("wb") as log:

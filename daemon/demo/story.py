@@ -3,7 +3,9 @@
     insert    real digits as PNG bytes, with plain PyMongo, in bursts and one by one
     change    one row gets another digit's image, one is deleted while it changes, one is broken from the start
     kill      the worker gets SIGKILL in the middle of a burst
-    verify    every row, by what it holds now: it has the output of exactly that, or a dead letter
+    verify    every row, by what it holds now: it has the output of exactly that, by the live version, or a dead letter
+    train     one row more, and the model trains by itself, goes live, and every output follows (`daemon.demo.training`)
+    verify    every row again
 
 The story is told by a client as any other: it sees outputs arrive in a change stream of its own.
 """
@@ -16,9 +18,8 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +27,24 @@ from bson import ObjectId
 from pymongo import DeleteOne, MongoClient, UpdateOne
 from pymongo.change_stream import ChangeStream
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from daemon.demo.process import Daemon, DemoFailed
+from daemon.demo.telling import bar, say
+from daemon.demo.training import FOLDS, KEPT_APART, Training
 from daemon.logs import escaped
 from daemon.screens import row_id
 from daemon.store import dead_letters
 from daemon.store.outputs import Outputs
 from daemon.store.status import StatusBoard
 
-__all__ = ["KEY", "TABLE", "Digit", "Story", "say"]
+__all__ = ["KEY", "TABLE", "Digit", "Story"]
 
 TABLE, KEY, LISTENER = "mnist", "img", "digit"
 OUTPUT = f"_outputs.{LISTENER}"
 BURST, LOT, LEAST_SINGLES = 300, 10, 50
 OUTPUTS_SECONDS, RECOVERY_SECONDS = 60.0, 90.0
+SPLIT_SEED = 0
 
 Digit = tuple[bytes, int]
 """PNG bytes, and which digit it is."""
@@ -58,10 +61,11 @@ class Story:
         self._database = client[daemon.config.mongo.database]
         self._service = daemon.config.service.name
         self._rows = self._database[TABLE]
-        self._images = iter(images)
+        self._documents = _documents(images)
+        self._training = Training(out, daemon, self._database, TABLE, LISTENER)
         self._singles = max(LEAST_SINGLES, len(images) // 10)
         self._interrupted = len(images) // 3
-        self._bursts = len(images) - self._singles - self._interrupted
+        self._bursts = len(images) - self._singles - self._interrupted - 1  # one is left for the training
         self._ids: list[Any] = []
         self._seen: dict[Any, float] = {}  # when the first output of each row was seen, by time.perf_counter
         self._stream: ChangeStream[dict[str, Any]]
@@ -73,6 +77,7 @@ class Story:
             {"$match": {"operationType": "update"}},
             {"$project": {"documentKey": 1, "updateDescription.updatedFields": 1}},
         ]
+        self._training.armed()
         with self._rows.watch(pipeline, max_await_time_ms=500) as self._stream:
             self._insert_bursts()
             self._insert_one_by_one()
@@ -81,7 +86,8 @@ class Story:
             broken = self._insert_a_broken_row(deleted)
             self._kill_the_worker()
         self._verify(deleted, broken)
-        self._sum_up()
+        self._train()
+        self._sum_up(self._verify(deleted, broken))
 
     def _insert_bursts(self) -> None:
         count, spent = math.ceil(self._bursts / BURST), 0.0
@@ -103,13 +109,13 @@ class Story:
 
     def _insert_one_by_one(self) -> None:
         latencies = []
-        with _bar(self._out, "one by one", self._singles) as advance:
-            for document in self._take(self._singles):
+        with bar(self._out, "one by one", self._singles) as show:
+            for number, document in enumerate(self._take(self._singles), 1):
                 time.sleep(random.uniform(0.0, 0.02))  # noqa: S311 - so that the rows march in step with nothing
                 began = time.perf_counter()
                 self._rows.insert_one(document)
                 latencies.append((self._until_seen([document], OUTPUTS_SECONDS) - began) * 1000)
-                advance(1)
+                show(number)
         latencies.sort()
         p50, p99 = (latencies[math.ceil(part * len(latencies)) - 1] for part in (0.50, 0.99))
         say(self._out, f"one by one: {len(latencies)} rows, each insert's output was seen {p50:.1f} ms later (median)")
@@ -118,14 +124,17 @@ class Story:
         )
 
     def _update_a_row(self) -> None:
-        """A row takes another row's image, so it has to get that one's output: a different one, if any two rows' differ."""
+        """A row takes another row's image, so it has to get that one's output: a different one, if any two rows' differ.
+
+        Its fold comes along: an image that is kept apart from the training stays apart.
+        """
         stored = list(self._rows.find({"_id": {"$in": self._ids[:200]}}))
         row = stored[0]
         before = row["_outputs"][LISTENER]["value"]
         others = [each for each in stored if each["class"] != row["class"]]
         other = next((each for each in others if each["_outputs"][LISTENER]["value"] != before), others[0])
         due = other["_outputs"][LISTENER]
-        self._rows.update_one({"_id": row["_id"]}, {"$set": {KEY: other[KEY], "class": other["class"]}})
+        self._rows.update_one({"_id": row["_id"]}, {"$set": {each: other[each] for each in (KEY, "class", "_fold")}})
         query = {"_id": row["_id"], f"{OUTPUT}.input": due["input"], f"{OUTPUT}.value": due["value"]}
         self._daemon.until("the updated row's output", lambda: self._rows.find_one(query), OUTPUTS_SECONDS, pause=0.01)
         say(
@@ -142,7 +151,7 @@ class Story:
     def _insert_a_broken_row(self, deleted: Any) -> Any:
         """Half of a PNG; its `_id`. Its dead letter comes after all that the daemon had to do for the deleted row."""
         whole = self._row(self._ids[2])[KEY]
-        key = self._rows.insert_one({KEY: whole[: len(whole) // 2], "class": 0, "_fold": "valid"}).inserted_id
+        key = self._rows.insert_one({KEY: whole[: len(whole) // 2], "class": 0, "_fold": KEPT_APART}).inserted_id
         self._ids.append(key)
         query = {"_id": key, f"{OUTPUT}.error": {"$exists": True}}
         self._daemon.until("the broken row's error", lambda: self._rows.find_one(query), OUTPUTS_SECONDS, pause=0.01)
@@ -179,15 +188,37 @@ class Story:
         say(self._out, f"a new worker finished the burst: its last output came {seconds:.1f} s after the kill")
         self._figures["kill to last output"] = f"{seconds:.1f} s ({len(documents) - done} rows were left to do)"
 
-    def _verify(self, deleted: Any, broken: Any) -> None:
-        """Reads every row at one snapshot. An output names a hash of the input that it was computed from; it must be the row's."""
+    def _train(self) -> None:
+        """The last row is what the training waits for; the rows kept apart tell what it was good for."""
+        before = self._training.right()
+        say(self._out, f"untrained: {before.right} of {before.rows} rows kept apart have the right output")
+        (last,) = self._take(1)
+        self._training.follow(self._training.set_off(last))
+        after = self._training.right()
+        say(self._out, f"trained: {after.right} of {after.rows} rows kept apart have the right output")
+        if (after.rows, after.right > before.right) != (before.rows, True):
+            raise DemoFailed(f"the training has not helped: {before} of {before.rows}, then {after} of {after.rows}")
+        self._training.plot(self._daemon.file.with_name("versions.png"))
+        self._figures["accuracy"] = (
+            f"{before} before the training (chance), {after} after ({after.rows} rows kept apart from it)"
+        )
+        self._figures |= self._training.figures
+
+    def _verify(self, deleted: Any, broken: Any) -> dict[str, str]:
+        """Reads every row at one snapshot; what is there, in figures.
+
+        An output names a hash of the input that it was computed from, which must be the row's, and the version that computed it.
+        """
         rows = Outputs(self._rows, LISTENER, (KEY,), {}).read(self._ids, None, sys.maxsize).rows
-        letters = self._letters()
+        letters, version = self._letters(), self._training.live()
         expected = set(self._ids) - {deleted}
         wrong = {
             "are missing": expected - {row.key for row in rows},
             "are there though they were deleted": {row.key for row in rows} - expected,
             "have no output of what they hold": {row.key for row in rows if row.seen.input != row.input},
+            f"have no output of the live version {version}": {
+                row["_id"] for row in self._rows.find({f"{OUTPUT}.version": {"$ne": version}}, {"_id": 1})
+            },
             "have an error, or none, against expectation": {row.key for row in rows if row.seen.error} ^ {broken},
             "have a dead letter, or none, against expectation": letters.keys() ^ {broken},
         }
@@ -196,20 +227,19 @@ class Story:
             found.append(f"the table does not hold {len(expected)} rows")
         if found:
             raise DemoFailed("; ".join(found))
-        values = list(self._rows.find({f"{OUTPUT}.value": {"$exists": True}}, {"class": 1, f"{OUTPUT}.value": 1}))
-        right = sum(row["class"] == row["_outputs"][LISTENER]["value"] for row in values)
-        say(self._out, f"verified all {len(rows):,} rows: each has the output of what it holds now, or its dead letter")
-        self._figures = {
+        say(
+            self._out,
+            f"verified all {len(rows):,} rows: each has the output of what it holds now, by version {version}, or its dead letter",
+        )
+        return {
             "rows inserted": f"{len(self._ids):,} (one of them broken, one deleted later)",
-            "outputs": f"{len(values):,}",
+            "outputs": f"{len(rows) - len(letters):,}, all of version {version}",
             "dead letters": f"{len(letters):,}",
-            **self._figures,
-            "accuracy": f"{right / len(values):.1%}: chance, the weights are random until training exists",
         }
 
-    def _sum_up(self) -> None:
+    def _sum_up(self, table: Mapping[str, str]) -> None:
         say(self._out, "")
-        for name, figure in self._figures.items():
+        for name, figure in {**table, **self._figures}.items():
             self._out.print(Text.assemble((f"{name:<24}", "bold"), figure))
         say(self._out, "")
 
@@ -217,8 +247,7 @@ class Story:
 
     def _take(self, count: int) -> list[dict[str, Any]]:
         """The next digits as documents, with an `_id` that is known before they are inserted."""
-        digits = islice(self._images, count)
-        documents = [{"_id": ObjectId(), KEY: image, "class": label, "_fold": "valid"} for image, label in digits]
+        documents = list(islice(self._documents, count))
         self._ids += [document["_id"] for document in documents]
         return documents
 
@@ -226,8 +255,8 @@ class Story:
         """Waits until the stream has shown an output of each row; when the last one was seen. `label` shows a bar."""
         waiting = {document["_id"] for document in documents} - self._seen.keys()
         end = time.monotonic() + seconds
-        with _bar(self._out if label else None, label or "", len(documents)) as advance:
-            advance(len(documents) - len(waiting))
+        with bar(self._out, label or "", len(documents)) as show:
+            show(len(documents) - len(waiting))
             while waiting:
                 self._daemon.check_alive()
                 if time.monotonic() > end:
@@ -238,7 +267,7 @@ class Story:
                 key = self._next_seen()
                 if key in waiting:
                     waiting.remove(key)
-                    advance(1)
+                    show(len(documents) - len(waiting))
         return max(self._seen[document["_id"]] for document in documents)
 
     def _next_seen(self) -> Any:
@@ -278,18 +307,13 @@ class Story:
         return pid
 
 
-def say(out: Console, text: str) -> None:
-    """A line that stays, on a terminal as in a pipe."""
-    out.print(text, markup=False)
-
-
-@contextmanager
-def _bar(out: Console | None, label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar where there is a terminal. Gives the function that moves it."""
-    if out is None or not out.is_terminal:
-        yield lambda _: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=out, transient=True) as progress:
-        task = progress.add_task(label, total=total)
-        yield lambda count: progress.advance(task, count)
+def _documents(images: Sequence[Digit]) -> Iterator[dict[str, Any]]:
+    """The digits as documents, each in a fold: a seeded shuffle says which."""
+    bounds = list(accumulate(FOLDS.values()))
+    folds = [
+        next(fold for fold, bound in zip(FOLDS, bounds, strict=True) if place < round(bound * len(images)))
+        for place in range(len(images))
+    ]
+    random.Random(SPLIT_SEED).shuffle(folds)  # noqa: S311 - nothing secret hangs on it
+    for (image, label), fold in zip(images, folds, strict=True):
+        yield {"_id": ObjectId(), KEY: image, "class": label, "_fold": fold}

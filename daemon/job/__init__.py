@@ -5,6 +5,8 @@
     context.py      what it works with: the declarations, the models, patience with MongoDB
     evaluation.py   a model measured by its validations, on rows that are chosen once
     training.py     learn, store a candidate, decide, promote
+    pins.py         what a training settled before its first step, for the attempt that resumes it
+    validating.py   measure the live version, add to its history
 
 Like a worker it is told all on the first line of its standard input, whose end means that its parent is gone, and reports on its standard output, one
 JSON object a line:

@@ -15,7 +15,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from components.declaring import build_trainer
 from components.errors import DeclarationError, PredictdError, Stopped, TrainingError
@@ -32,6 +32,9 @@ from daemon.store.components import signature
 from daemon.store.datasets import Pinned, pinned
 from daemon.store.patience import Stopping
 from daemon.store.versions import Version
+
+if TYPE_CHECKING:
+    from components.torch.loop import Trained
 
 __all__ = ["train"]
 
@@ -129,18 +132,7 @@ class Training:
         metrics = dict(measured.metrics) | ({} if valid is None else {LOSS: self._loss(model, valid)})
         compared = self._compare(evaluation, valid)
         voice.doing("storing the new version")
-        data = {
-            "query": json.dumps({name: body[name] for name in ("table", "where", "limit", "key", "folds")}),
-            "rows": len(pins.train),
-            "valid_rows": None if pins.valid is None else len(pins.valid),
-            "at": pins.at,
-            "steps": trained.step,
-            "best_step": trained.best_step,
-            "seconds": round(seconds, 3),
-            "threads": voice.threads,
-            "greater": evaluation.greater,
-            "compared": {"version": compared.version, "trained": compared.trained, "metrics": dict(compared.metrics)},
-        }
+        data = self._data(pins, trained, time.monotonic() - started, evaluation.greater, compared)
         candidate = self._store(
             *packed(model),
             parent=parent.number,
@@ -153,6 +145,25 @@ class Training:
         for validation, found in measured.validations.items():
             self._note(candidate, validation, found)
         return candidate
+
+    def _data(
+        self, pins: Pins, trained: Trained, seconds: float, greater: Mapping[str, bool], compared: Compared
+    ) -> dict[str, Any]:
+        """Where a version comes from, as it is stored with it."""
+        return {
+            "query": json.dumps(
+                {name: self._declared.body[name] for name in ("table", "where", "limit", "key", "folds")}
+            ),
+            "rows": len(pins.train),
+            "valid_rows": None if pins.valid is None else len(pins.valid),
+            "at": pins.at,
+            "steps": trained.step,
+            "best_step": trained.best_step,
+            "seconds": round(seconds, 3),
+            "threads": self._context.voice.threads,
+            "greater": dict(greater),
+            "compared": {"version": compared.version, "trained": compared.trained, "metrics": dict(compared.metrics)},
+        }
 
     @property
     def _identity(self) -> str:

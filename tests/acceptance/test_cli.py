@@ -22,6 +22,8 @@ from pymongo.database import Database
 
 from daemon.store import names
 
+GOOD = "service.toml: good (1 table, 1 model, 1 listener, 1 trainer, 1 validation)\n"
+
 DECLARED = {
     "tables": {"rows": {"fields": {"x": "str", "y": "str"}}},
     "models": {
@@ -48,6 +50,17 @@ class Place:
         ran = self.runs(*arguments, "--json")
         assert ran.returncode == 0, ran.stderr
         return json.loads(ran.stdout)
+
+    def tells_state(self, listener: str) -> str | None:
+        """What the status says of a listener: the state in which its worker reports it, or that it is paused."""
+        ran = self.runs("status", "--json")
+        status = json.loads(ran.stdout)
+        if listener in status["paused"]:
+            return "paused"
+        found = [
+            each["listeners"][listener]["state"] for each in status["workers"].values() if listener in each["listeners"]
+        ]
+        return found[0] if found else None
 
     def runs(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """A command in the daemon's folder."""
@@ -84,7 +97,7 @@ def test_init_writes_a_first_file_that_is_good(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout == "wrote service.toml; next: predictd check -c service.toml, then predictd run -c service.toml\n"
     ran = predictd("check", "--no-build", cwd=tmp_path)
-    assert (ran.returncode, ran.stdout) == (0, "service.toml: good (1 table, 1 model, 1 listener)\n"), ran.stderr
+    assert (ran.returncode, ran.stdout) == (0, GOOD), ran.stderr
 
     (tmp_path / "service.toml").write_text("mine")
     ran = predictd("init", cwd=tmp_path)
@@ -173,6 +186,54 @@ def test_a_status_that_is_not_well_exits_with_1(mongo_uri: str, tmp_path: Path) 
     ran = predictd("status", "-c", path, "--json", cwd=tmp_path)
     assert ran.returncode == 1
     assert (json.loads(ran.stdout)["state"], json.loads(ran.stdout)["ready"]) == ("never started", False)
+
+
+def test_reload_tells_the_verdict(place: Place) -> None:
+    """What was done, or all that is wrong; and meanwhile the service is still to be seen."""
+    file = place.daemon.folder / "service.toml"
+    good = file.read_text()
+    try:
+        commands.save(
+            place.daemon.folder, good.replace("[listeners.bad]", "[listener.bad]").replace('"y"', '"nothing"')
+        )
+        ran = place.runs("reload")
+        assert (ran.returncode, ran.stdout) == (78, "")
+        assert "error: listener: unknown section" in ran.stderr
+        assert all(line.startswith("error: ") for line in ran.stderr.splitlines())
+        eventually("the status", lambda: not place.tells("status")["config"]["ok"])
+        assert "service.toml is refused" in place.runs("status").stdout
+    finally:
+        commands.save(place.daemon.folder, good)
+    ran = place.runs("reload")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert len(ran.stdout.splitlines()) == 1
+    eventually("the status", lambda: place.tells("status")["config"]["ok"])
+
+
+def test_a_paused_listener_leaves_its_rows_alone_until_it_is_resumed(place: Place) -> None:
+    """And then predicts what came meanwhile; the other listener of its worker goes on."""
+    rows = place.database.rows
+    assert place.runs("pause", "good").returncode == 0
+    eventually("it is paused", lambda: place.tells_state("good") == "paused")
+    rows.insert_one({"_id": 1, "x": "meanwhile", "y": "beside"})
+    eventually("the other", lambda: rows.find_one({"_id": 1, "_outputs.bad.error": {"$exists": True}}))
+    assert "good" not in rows.find_one({"_id": 1})["_outputs"]
+    ran = place.runs("resume", "good", "--wait")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines()[-1] == "good: all 1 rows are judged"
+    assert rows.find_one({"_id": 1})["_outputs"]["good"]["value"] == digest("meanwhile")
+
+
+def test_resync_judges_every_row_anew(place: Place) -> None:
+    """Under a higher generation."""
+    rows = place.database.rows
+    rows.insert_many([{"_id": n, "x": f"row {n}"} for n in range(20)])
+    eventually("the outputs", lambda: rows.count_documents({"_outputs.good.value": {"$exists": True}}) == 20)
+    before = rows.find_one({"_id": 7})["_outputs"]["good"]["generation"]
+    ran = place.runs("resync", "good", "--wait")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines()[-1] == "good: all 20 rows are judged"
+    assert rows.count_documents({"_outputs.good.generation": before + 1}) == 20
 
 
 @pytest.mark.slow

@@ -225,7 +225,7 @@ def test_a_wrong_file_ends_the_daemon_with_all_that_is_wrong(kind: str, tmp_path
 def test_other_commands_refuse_a_wrong_file_too(tmp_path: Path) -> None:
     """The same message and exit code, whoever reads the file; and where there is none."""
     commands.save(tmp_path, GOOD.replace("[listeners.L]", "[listener.L]"))
-    for command in (("check",), ("status", "--json"), ("mongod",)):
+    for command in (("check",), ("mongod",)):
         ran = predictd(*command, cwd=tmp_path)
         assert ran.returncode == 78, ran.stderr
         assert "error: listener: unknown section" in ran.stderr

@@ -91,7 +91,7 @@ def test_from_an_empty_folder_the_wheel_does_the_main_job(environment: Path, tmp
     predictd = environment / "bin" / "predictd"
     output(predictd, "init", cwd=tmp_path)
     assert (tmp_path / "service.toml").read_bytes() == (ROOT / "service.toml").read_bytes()
-    assert "good (1 table, 1 model, 1 listener)" in output(predictd, "check", cwd=tmp_path)
+    assert "good (1 table, 1 model, 1 listener, 1 trainer, 1 validation)" in output(predictd, "check", cwd=tmp_path)
     words = output(predictd, "demo", "--rows", "120", cwd=tmp_path)
     assert "verified all 120 rows" in words
     assert "everything is stopped" in words

@@ -184,6 +184,9 @@ def test_a_connection_does_not_travel(mnist: Datalayer) -> None:
         pickle.dumps(mnist)
     with pytest.raises(DeclarationError, match="does not travel"):
         mnist.apply(ObjectModel("leaky", lambda x: (x, mnist)))
+    rows_ = mnist["mnist"].limit(3)
+    with pytest.raises(DeclarationError, match=r"db\['mnist'\] does not travel.*use the row"):
+        mnist.apply(ObjectModel("leaky", lambda x: (x, rows_.get())))
 
 
 # ---- rows ---------------------------------------------------------------------------------------------------------

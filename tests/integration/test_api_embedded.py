@@ -14,8 +14,9 @@ import psutil
 import pytest
 from harness import commands
 from harness.daemons import PATIENCE, eventually
+from harness.models import digest
 
-from components import Table
+from components import ObjectModel, Table
 from components.errors import DeclarationError, MongoUnavailable
 from daemon import connect
 from daemon.api import NotServed, child
@@ -62,7 +63,7 @@ def says(process: subprocess.Popen[str], line: str) -> None:
 CONNECTED = """
     import os, sys, time
     from daemon import connect
-    from components import Table
+    from components import ObjectModel, Table
 
     db = connect("embedded", folder=os.environ["FOLDER"])
     db.apply(Table("rows", fields={"x": "int"}))
@@ -101,6 +102,30 @@ def test_another_process_attaches_to_it(folder: Path) -> None:
         assert (ran.returncode, said) == (0, "1\n")
         assert db["rows"].count() == 1
         assert runs(folder), "who only attached leaves it running"
+
+
+def test_one_that_was_killed_is_started_anew_with_the_rows_that_it_had(folder: Path) -> None:
+    with connect("embedded", folder=folder) as first:
+        first.apply(Table("rows", fields={"x": "int"}))
+        first["rows"].insert({"x": 1})
+        os.kill(int((folder / "lock").read_text()), signal.SIGKILL)
+        eventually("it is gone", lambda: not is_held(folder / "lock"))
+        with connect("embedded", folder=folder) as second:
+            assert second["rows"].count() == 1
+        assert first["rows"].count() == 1, "the one before uses the new one, which stays for it"
+
+
+def test_two_scripts_that_start_together_end_with_one_daemon(folder: Path) -> None:
+    """One of them starts it, the other attaches; here they wait for each other, so that neither leaves first."""
+    wait = """
+    while db["rows"].count() < 2:
+        time.sleep(0.05)
+    time.sleep(1)
+    """
+    together = [script(folder, CONNECTED.replace("print(db", "0 and print(db") + wait) for _ in range(2)]
+    said = [each.communicate(timeout=PATIENCE)[0] for each in together]
+    assert [each.returncode for each in together] == [0, 0], said
+    assert (folder / "daemon.log").read_text().count("started by process") == 1
 
 
 def test_it_ends_with_a_process_that_is_killed(folder: Path) -> None:
@@ -162,13 +187,20 @@ def test_a_folder_that_cannot_be_had_is_said_to_be_that(tmp_path: Path) -> None:
 def test_the_daemon_of_a_service_toml_in_the_folder_is_attached_to(tmp_path: Path) -> None:
     """Whatever its service and database are called."""
     folder = tmp_path
-    declared = {"tables": {"own": {"fields": {"x": "int"}}}, "models": {}, "listeners": {}}
+    declared = {
+        "tables": {"own": {"fields": {"x": "str"}}},
+        "models": {"sure": {"type": "object", "object": "harness.models:digest"}},
+        "listeners": {},
+    }
     commands.write_service(folder, "embedded", "mine", declared)
     with commands.start(folder) as daemon:
         eventually("the daemon has the folder", lambda: is_held(folder / ".predictd" / "lock"))
         with connect("embedded", folder=folder / ".predictd") as db:
             assert "service='s', database='mine'" in repr(db)
-            db["own"].insert({"x": 1})
+            db["own"].insert({"x": "one"})
+            assert db.load("ObjectModel", "sure").predict("one") == digest("one")
+            with pytest.raises(DeclarationError, match=r"model 'sure' is declared in service\.toml"):
+                db.apply(ObjectModel("sure", len))
             db.apply(Table("more", fields={"x": "int"}))
             assert db.show("Table") == ["more", "own"]
         assert daemon.process.poll() is None

@@ -12,12 +12,15 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from bson import Timestamp
 from harness import commands
 from harness.commands import ESCAPE, Terminal, predictd
 from harness.daemons import eventually
@@ -26,9 +29,12 @@ from harness.torch_models import answered, stored
 from PIL import Image
 from pymongo.database import Database
 
+from components.errors import PredictdError
+from components.listener import Key
 from daemon import config as configuration
 from daemon.cli import main
 from daemon.cli.jobs import appended
+from daemon.cli.predicting import arguments, reading
 from daemon.store import bells, names
 from daemon.store.components import Component
 from daemon.store.connection import open_database
@@ -122,7 +128,7 @@ class Place:
 
     def runs(self, *arguments: str, code: int = 0) -> str:
         """What a command prints, or says is wrong."""
-        ran = (self.script if arguments[0] == "predict" else self.ran)(*arguments)
+        ran = self.ran(*arguments)
         assert ran.returncode == code, ran.stderr + ran.stdout
         return ran.stdout if code == 0 else ran.stderr
 
@@ -207,11 +213,20 @@ def test_train_wait_ends_with_the_job_and_shows_what_came_of_it(
         job = claimed(place)
         for step in (10, 20):
             place.jobs.progress(job["_id"], EPOCH, {"step": step, "total": 20, "loss": 0.5}, ran=12.4)
-        place.jobs.finish(job["_id"], EPOCH, {"version": 3, "metrics": {"valid/acc": 0.971234}})
+        place.jobs.finish(
+            job["_id"],
+            EPOCH,
+            {"version": 3, "promoted": True, "reason": "better", "metrics": {"a/acc": 0.971234}, "live_metrics": {}},
+        )
 
     beside(daemon)
     told = place.runs("train", "net", "--wait")
-    assert told.splitlines() == ["train net: done in 12 s", "version    3", "metrics    valid/acc 0.9712"]
+    assert told.splitlines() == [
+        "train net: done in 12 s",
+        "version      3, live now",
+        "reason       better",
+        "metrics      a/acc 0.9712",
+    ]
 
 
 def test_train_wait_exits_with_1_and_the_reason_of_a_job_that_fails(
@@ -375,7 +390,8 @@ def test_resync_raises_the_generation_and_waits_for_the_scan(
 
 def test_versions_tell_their_history_and_draw_it(place: Place) -> None:
     assert place.runs("versions", "net") == "it has no versions yet: the daemon makes the first one\n"
-    data = {"rows": 4000, "query": {"table": "rows", "where": {"y": {"$gt": 1}}}}
+    query = json.dumps({"table": "rows", "where": {"y": {"$gt": 1}}, "limit": None})
+    data = {"rows": 4000, "query": query, "at": Timestamp(1769817600, 1)}
     first = place.added(0.0, trained=False, origin="initial weights of the declaration (untrained)")
     place.versions().promote(first.number, reason=first.origin)
     traces = {"metric_values": {"valid/acc": [0.5, 0.9]}, "metric_steps": [100, 200]}
@@ -389,7 +405,7 @@ def test_versions_tell_their_history_and_draw_it(place: Place) -> None:
     assert "retired" in one
     assert "untrained" in one
     assert "live" in two
-    assert '4,000 rows of rows where {"y": {"$gt": 1}}' in two
+    assert '4,000 rows of rows where {"y": {"$gt": 1}} at 2026-01-31 00:00:00 UTC' in two
     assert "valid/acc 0.91, valid/loss 0.3" in two
     assert "rejected" in three
     assert "not better" in three
@@ -431,7 +447,8 @@ def test_promote_and_rollback_change_what_is_live_and_wait_for_every_output(
     told = place.runs("promote", "net", "2", "--wait").splitlines()
     assert told[0] == "net: version 2 is live, in place of version 1"
     assert sorted(told[1:]) == ["L: all 40 rows are judged", "M: all 50 rows are judged"]
-    assert place.runs("promote", "net", "2", "--wait") == "net: version 2 is live already\n"
+    assert place.runs("promote", "net", "2", "--wait").startswith("net: version 2 is live already\n")
+    assert place.component().promotions == 2
     place.registry.pause("M")
     beside(lambda: assert_true(eventually("it", lambda: place.component().live == 1)) or place.scanned("L"))
     told = place.runs("rollback", "net", "--wait").splitlines()
@@ -483,50 +500,103 @@ def test_predict_asks_the_live_version_or_another_and_stores_nothing(place: Plac
         place.added(answer)
     (place.folder / "x.json").write_text('"seven"')
     (place.folder / "x.txt").write_text("seven")
-    told = place.runs("predict", "net", "x.json", code=1)
-    assert "model 'net' has no live version yet" in told
+    assert "model 'net' has no live version yet" in place.runs("predict", "net", "x.json", code=1)
     place.versions().promote(1, reason="first")
-    before = [each["_id"] for each in place.data[names.COMPONENTS].find({"live": {"$exists": True}})]
-    assert float(place.runs("predict", "net", "x.json")) == answered("seven", 1.0)
-    assert float(place.runs("predict", "net", "x.txt")) == answered("seven", 1.0)
-    told = place.tells("predict", "net", "x.txt", "--version", "2")
-    assert told == {"model": "net", "version": 2, "output": answered("seven", 1000.0)}
-    assert "there is no version 9" in place.runs("predict", "net", "x.txt", "--version", "9", code=1)
-    assert [each["_id"] for each in place.data[names.COMPONENTS].find({"live": {"$exists": True}})] == before
-    assert place.component().live == 1
+    before = list(place.data[names.COMPONENTS].find())
+    assert float(place.script("predict", "net", "x.json").stdout) == answered("seven", 1.0)
+    ran = place.script("predict", "net", "x.txt", "--version", "2", "--json")
+    assert json.loads(ran.stdout) == {"model": "net", "version": 2, "output": answered("seven", 1000.0)}
+    ran = place.script("predict", "net", "x.txt", "--version", "9")
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert "there is no version 9" in ran.stderr
+    assert list(place.data[names.COMPONENTS].find()) == before
 
 
-def test_predict_reads_a_file_as_the_datatype_of_the_field(place: Place) -> None:
-    for model in ("size", "pair", "frail"):
-        place.added(model=model)
-        place.versions(model).promote(1, reason="first")
-    picture = BytesIO()
-    Image.new("L", (3, 2)).save(picture, format="PNG")
-    (place.folder / "img.png").write_bytes(picture.getvalue())
-    assert json.loads(place.runs("predict", "size", "img.png")) == [3, 2]
-    (place.folder / "img.png").write_bytes(b"no image")
-    told = place.runs("predict", "size", "img.png", code=1)
-    assert told.startswith("error: img.png, as field img: 8 bytes that are no image")
-
-    (place.folder / "pair.json").write_text("[[1.5, 2], 7]")
-    listed = place.runs("predict", "pair", "pair.json")
-    (place.folder / "pair.json").write_text('{"b": 7, "a": [1.5, 2]}')
-    assert place.runs("predict", "pair", "pair.json") == listed
-    (place.folder / "pair.json").write_text("[[1.5, 2, 3], 7]")
-    assert "pair.json, as field a:" in place.runs("predict", "pair", "pair.json", code=1)
-    (place.folder / "pair.json").write_text("[1.5]")
-    assert "expected a list of 2 values, for a, b" in place.runs("predict", "pair", "pair.json", code=1)
-    assert "give a .json file with a list of their values" in place.runs("predict", "pair", "img.png", code=1)
-
+def test_what_a_model_raises_is_told_in_a_line(place: Place) -> None:
+    place.added(model="frail")
+    place.versions("frail").promote(1, reason="first")
     (place.folder / "y.json").write_text("3")
-    told = place.runs("predict", "frail", "y.json", code=1)
-    assert told == "error: frail version 1 raised KeyError: 'PREDICTD_TEST_MENDED'\n"
-    (place.folder / "y.json").write_text('"three"')
-    told = place.runs("predict", "frail", "y.json", code=1)
-    assert told == "error: y.json, as field y: expected an int, got str\n"
-    assert "cannot be read" in place.runs("predict", "frail", "no.json", code=1)
-    (place.folder / "y.json").write_text("{")
-    assert "y.json is no JSON" in place.runs("predict", "frail", "y.json", code=1)
+    ran = place.script("predict", "frail", "y.json")
+    assert (ran.returncode, ran.stderr) == (1, "error: frail version 1 raised KeyError: 'PREDICTD_TEST_MENDED'\n")
+
+
+def test_what_a_model_reads_is_what_its_listener_says_else_its_trainer(place: Place) -> None:
+    known = place.registry.read()
+    key, fields = reading(known, known.models["pair"])
+    assert key is not None
+    assert (key.fields, dict(fields)) == (("a", "b"), {"a": "array[float32,2]", "b": "int"})
+    alone = replace(known, listeners={})
+    key, fields = reading(alone, known.models["net"])
+    assert key is not None
+    assert (key.fields, fields["x"]) == (("x",), "str")
+    assert reading(alone, known.models["pair"]) == (None, {})
+
+
+FIELDS = {"img": "pil_image", "a": "array[float32,2]", "t": "vector[2]", "x": "str", "y": "int", "at": "datetime"}
+PICTURE = BytesIO()
+Image.new("L", (3, 2)).save(PICTURE, format="PNG")
+ARRAY = BytesIO()
+np.save(ARRAY, np.asarray([1.5, 2], dtype=np.float32))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "key", "expected"),
+    [
+        ("img.png", PICTURE.getvalue(), "img", (3, 2)),
+        ("a.npy", ARRAY.getvalue(), "a", [1.5, 2.0]),
+        ("a.json", b"[1.5, 2]", "a", [1.5, 2.0]),
+        ("x.txt", "grün".encode(), "x", "grün"),
+        ("x.json", b'"plain"', "x", "plain"),
+        ("y.JSON", b"\xef\xbb\xbf7", "y", 7),
+        ("at.json", b'{"$date": "2026-01-31T00:00:00Z"}', "at", datetime(2026, 1, 31)),  # noqa: DTZ001
+        ("undeclared.json", b'{"any": [1, null]}', "_outputs.other.value", {"any": [1, None]}),
+    ],
+)
+def test_a_file_is_read_as_the_datatype_of_the_field(
+    tmp_path: Path, name: str, data: bytes, key: str, expected: Any
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    [value] = arguments(tmp_path / name, Key.parse(key), FIELDS).args
+    value = value.size if isinstance(value, Image.Image) else value
+    assert (value.tolist() if isinstance(value, np.ndarray) else value) == expected
+
+
+@pytest.mark.parametrize("text", ["[[1.5, 2], 7]", '{"y": 7, "a": [1.5, 2]}'])
+def test_a_json_file_holds_several_fields_in_order_or_by_name(tmp_path: Path, text: str) -> None:
+    (tmp_path / "both.json").write_text(text)
+    array, number = arguments(tmp_path / "both.json", Key.parse(["a", "y"]), FIELDS).args
+    assert (array.tolist(), number) == ([1.5, 2.0], 7)
+    named = arguments(tmp_path / "both.json", Key.parse({"a": "left", "y": "right"}), FIELDS)
+    assert (named.args, named.kwargs["right"]) == ((), 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "key", "told"),
+    [
+        ("img.png", b"no image", "img", r"img\.png, as field img: 8 bytes that are no image"),
+        ("a.json", b"[1.5, 2, 3]", "a", r"as field a: "),
+        ("a.json", b'[1.5, "two"]', "a", r"as field a: "),
+        ("a.npy", b"no array", "a", r"as field a: "),
+        ("x.txt", b"\xff\xfe", "x", r"as field x: .*utf-8"),
+        ("y.json", b'"seven"', "y", r"as field y: expected an int, got str"),
+        ("y.txt", b"7", "y", r"as field y: is int: give a \.json file with the plain value"),
+        ("y.json", b"{", "y", r"y\.json is no JSON"),
+        ("at.json", b'{"$date": "soon"}', "at", r"at\.json is no extended JSON"),
+        ("both.json", b"[1.5]", ["a", "y"], r"expected a list of 2 values, for a, y, or an object that names them"),
+        ("both.png", b"", ["a", "y"], r"reads several fields \(a, y\): give a \.json file"),
+    ],
+)
+def test_a_file_that_is_no_input_is_refused_with_its_reason(
+    tmp_path: Path, name: str, data: bytes, key: Any, told: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(PredictdError, match=told):
+        arguments(tmp_path / name, Key.parse(key), FIELDS)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PredictdError, match="cannot be read: No such file"):
+        arguments(tmp_path / "x.json", None, {})
 
 
 def test_predict_believes_nothing_without_the_key_of_the_service(place: Place) -> None:

@@ -32,6 +32,8 @@ def commands(group: TyperGroup, above: str) -> Iterator[str]:
     """Yield the whole name of every command that does something."""
     for name, command in group.commands.items():
         if isinstance(command, TyperGroup):
+            if command.invoke_without_command:
+                yield f"{above} {name}"
             yield from commands(command, f"{above} {name}")
         else:
             yield f"{above} {name}"

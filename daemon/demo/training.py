@@ -1,0 +1,192 @@
+"""How the model learns from the rows, as a client sees it: in the database.
+
+    wait      one row more makes as many as `when = [{ rows = N }]` asks for: a training is queued, by the daemon alone
+    follow    the job's document tells how far it is; at its end the version that it made is live
+    resync    every output is computed anew, by that version
+    plot      what the versions have reached and how they learned, as a picture
+
+Whether it is right more often is counted in the rows' outputs, on rows that no training sees.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pymongo.collection import Collection
+from pymongo.database import Database
+from rich.console import Console
+
+from daemon.demo.process import Daemon, DemoFailed
+from daemon.demo.telling import Bar, bar, say
+from daemon.logs import escaped
+from daemon.plots import versions_figure
+from daemon.store import names
+from daemon.store.jobs import Jobs
+from daemon.store.versions import Version, Versions
+
+__all__ = ["FOLDS", "KEPT_APART", "MODEL", "Right", "Training"]
+
+MODEL = "lenet"
+KEPT_APART = "test"
+FOLDS = {"train": 0.7, "valid": 0.15, KEPT_APART: 0.15}
+"""Which part of the rows is learned from, is measured while learning, and is never shown to the training."""
+
+WAIT_SECONDS, TRAINING_SECONDS, RESYNC_SECONDS = 30.0, 300.0, 90.0
+
+
+@dataclass(frozen=True, slots=True)
+class Right:
+    """How many of these rows have the right output."""
+
+    right: int
+    rows: int
+
+    def __str__(self) -> str:
+        return f"{self.right / self.rows:.1%}"
+
+
+class Training:
+    """One training of the demo's model, from the row that sets it off to the last row's new output."""
+
+    def __init__(
+        self, out: Console, daemon: Daemon, database: Database[dict[str, Any]], table: str, listener: str
+    ) -> None:
+        self._out = out
+        self._daemon = daemon
+        self._database = database
+        self._rows: Collection[dict[str, Any]] = database[table]
+        self._output = f"_outputs.{listener}"
+        service = daemon.config.service.name
+        self._jobs = Jobs(database, service)
+        self._versions = Versions(database, service, MODEL)
+        self._service = service
+        self.figures: dict[str, str] = {}
+
+    def armed(self) -> None:
+        """Waits until the daemon counts new rows: those that were there before do not set a training off."""
+        counting = {"service": self._service, "key": f"train/{MODEL}/rows", "baseline": {"$ne": None}}
+        self._daemon.until(
+            "the daemon to count rows", lambda: self._database[names.SCHEDULES].find_one(counting), WAIT_SECONDS
+        )
+
+    def live(self) -> int:
+        """The number of the live version. Raises DemoFailed where there is none."""
+        version = self._versions.live()
+        if version is None:
+            raise DemoFailed(f"the model {MODEL} has no live version")
+        return version.number
+
+    def right(self) -> Right:
+        """Counts, in the table, which outputs of the rows kept apart are what the row says it is. Raises DemoFailed where there are none."""
+        apart = {"_fold": KEPT_APART, f"{self._output}.value": {"$exists": True}}
+        rows = self._rows.count_documents(apart)
+        if not rows:
+            raise DemoFailed("no row that was kept apart from the training has an output")
+        same = {"$expr": {"$eq": [f"${self._output}.value", "$class"]}}
+        return Right(self._rows.count_documents(apart | same), rows)
+
+    def set_off(self, document: Mapping[str, Any]) -> str:
+        """Inserts the row that is still missing; the id of the job that the daemon queues for it."""
+        count = self._rows.count_documents({}) + 1
+        if early := self._trainings():
+            raise DemoFailed(f"the training {early[0]} began before there were enough rows for it")
+        began = time.perf_counter()
+        self._rows.insert_one(dict(document))
+        found = self._daemon.until("a training to begin by itself", self._trainings, WAIT_SECONDS, pause=0.02)
+        seconds = time.perf_counter() - began
+        say(
+            self._out,
+            f"inserted one more row, the {count:,}th: {seconds:.1f} s later a training was queued by the daemon itself "
+            f"(when = [{{ rows = {count} }}])",
+        )
+        return found[0]
+
+    def follow(self, identifier: str) -> None:
+        """Shows the job until its version is live and every output is of that version."""
+        with bar(self._out, f"training {MODEL}") as show:
+            version = self._daemon.until(
+                "the trained version to be live", lambda: self._went_live(identifier, show), TRAINING_SECONDS
+            )
+        began = time.perf_counter()
+        data, [metric, *_] = version.data, list(version.metric_values)
+        trace = ", ".join(f"{value:.3g}" for value in version.metric_values[metric])
+        say(
+            self._out,
+            f"trained: {data['steps']} steps in {data['seconds']:.1f} s on {data['rows']:,} rows, in a polite process on "
+            f"{_counted(data['threads'], 'thread')}; {metric} on the way: {trace}",
+        )
+        say(
+            self._out,
+            f"version {version.number} is live, from step {data['best_step']}: {escaped(version.reason or '')}",
+        )
+        count = self._resync(version)
+        seconds = time.perf_counter() - began
+        rate = f"{count / seconds:,.0f} rows/s"
+        say(
+            self._out,
+            f"every output has followed: {count:,} rows, {seconds:.1f} s after the version went live ({rate})",
+        )
+        self._done(identifier)
+        self.figures["training"] = f"{data['seconds']:.1f} s ({data['steps']} steps on {data['rows']:,} rows)"
+        self.figures["resync"] = f"{rate} ({count:,} rows, from going live to the last output)"
+
+    def plot(self, file: Path) -> None:
+        """Draws what `predictd versions lenet --plot FILE` draws. Raises DemoFailed where it cannot be written."""
+        with self._out.status("drawing the versions"):
+            try:
+                versions_figure(self._versions.listed(), title=MODEL).savefig(file)
+            except OSError as error:
+                raise DemoFailed(f"{file} cannot be written: {error}") from None
+        self.figures["metrics and losses"] = str(file)
+
+    def _trainings(self) -> list[str]:
+        return [str(job["_id"]) for job in self._jobs.listed(kind="train", target=MODEL)]
+
+    def _job(self, identifier: str) -> dict[str, Any]:
+        """The job's document. Raises DemoFailed where it has failed."""
+        job = self._jobs.get(identifier)
+        if job is None:
+            raise DemoFailed(f"the job {identifier} is no longer there")
+        if job["state"] in ("failed", "cancelled"):
+            error = job.get("error") or {}
+            raise DemoFailed(f"{identifier} is {job['state']}: {error.get('message', 'it left no reason')}")
+        return job
+
+    def _went_live(self, identifier: str, show: Bar) -> Version | None:
+        """The job's version, once it is live; shows how far the job is."""
+        job = self._job(identifier)
+        progress = job["progress"]
+        loss, doing = progress.get("loss"), str(progress.get("doing") or "its process starts")
+        show(progress.get("step", 0), progress.get("total"), doing if loss is None else f"{doing}, loss {loss:.3f}")
+        live = self._versions.live()
+        if live is not None and live.job == identifier:
+            return live
+        if job["state"] == "done":
+            raise DemoFailed(f"{identifier} made version {job['result']['version']}: {job['result']['reason']}")
+        return None
+
+    def _resync(self, version: Version) -> int:
+        """Waits until every row's output, or error, is of this version; how many rows that are."""
+        there = {f"{self._output}.version": version.number}
+        total = self._rows.count_documents({})
+        with bar(self._out, "outputs follow", total) as show:
+
+            def done() -> bool:
+                count = self._rows.count_documents(there)
+                show(count)
+                return count >= total
+
+            self._daemon.until(f"every output to be of version {version.number}", done, RESYNC_SECONDS)
+        return total
+
+    def _done(self, identifier: str) -> None:
+        """The job has little left to do once its version is live."""
+        self._daemon.until("the training to end", lambda: self._job(identifier)["state"] == "done", WAIT_SECONDS)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"

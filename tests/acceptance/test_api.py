@@ -1,0 +1,285 @@
+"""Models through the Python API, with a real daemon that trains and serves them: what is applied, what comes back, and what nothing comes of."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from harness.daemons import eventually
+
+from components import Listener, Metric, ObjectModel, Table, Validation
+from components.dataset import Dataset
+from components.errors import DeclarationError, JobFailed, NotApplied
+from components.torch import TorchModel, TorchTrainer
+from daemon import connect
+from daemon.api import Datalayer
+from daemon.store import names
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+
+ROWS = 300
+
+
+@pytest.fixture(scope="module")
+def layer(mongod: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Datalayer]:
+    with connect("embedded", folder=tmp_path_factory.mktemp("api")) as db:
+        yield db
+
+
+@pytest.fixture
+def db(layer: Datalayer) -> Datalayer:
+    """Points on either side of a line, and nothing else."""
+    for type_ in ("Listener", "Model"):
+        for name in layer.show(type_):
+            layer.remove(type_, name)
+    layer.apply(Table("points", fields={"x": "vector[2]", "side": "int"}))
+    layer._at.database["points"].delete_many({})
+    xs = np.random.default_rng(0).normal(size=(ROWS, 2)).astype("float32")
+    layer["points"].insert({"x": x, "side": int(x[0] > 0)} for x in xs)
+    return layer
+
+
+def model(db: Datalayer, name: str, seed: int = 1, **trainer: Any) -> TorchModel:
+    """A small model with a trainer and a validation; the same one for the same seed."""
+    torch.manual_seed(seed)
+    made = TorchModel(
+        name, torch.nn.Linear(2, 2), preprocess=torch.as_tensor, postprocess=lambda output: int(output.argmax())
+    )
+    made.validation = Validation(
+        f"{name}_checked",
+        key=["x", "side"],
+        datasets=[Dataset("few", db["points"].limit(50))],
+        metrics=[Metric("acc", lambda xs, ys: sum(x == y for x, y in zip(xs, ys, strict=True)) / len(xs))],
+    )
+    given: dict[str, Any] = {
+        "select": db["points"],
+        "key": ("x", "side"),
+        "max_iterations": 20,
+        "validation_interval": 6,
+        "optimizer_kwargs": {"lr": 0.1},
+        **trainer,
+    }
+    made.trainer = TorchTrainer(f"{name}_trainer", **{"objective": torch.nn.functional.cross_entropy, **given})
+    return made
+
+
+def trainings(db: Datalayer, name: str) -> list[str]:
+    return [job["state"] for job in db.jobs(kind="train", target=name)]
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two models have the same weights, bit for bit."""
+    first, second = one.state(), other.state()
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def everything(db: Datalayer) -> list[Any]:
+    """All that the database holds of declarations, versions and jobs."""
+    return [list(db._at.database[each].find()) for each in (names.COMPONENTS, names.VERSIONS, names.JOBS)]
+
+
+def test_the_applied_and_the_loaded_model_have_the_trained_weights_and_the_whole_trace(db: Datalayer) -> None:
+    applied = model(db, "trace")
+    before = applied.state()
+    assert db.apply(applied) is applied
+    loaded = db.load("TorchModel", "trace")
+    assert same(applied, loaded)
+    assert not torch.equal(before["weight"], applied.state()["weight"])
+    for trainer in (applied.trainer, loaded.trainer):
+        assert trainer.metric_steps == [6, 12, 18, 20]
+        assert len(trainer.metric_values["few/acc"]) == 4
+        assert trainer.metric_values["few/acc"][-1] > 0.8
+        assert [record["step"] for record in trainer.history] == [6, 12, 18, 20]
+    assert loaded.validation.identifier == "trace_checked"
+    assert (loaded.trainer.identifier, loaded.trainer.max_iterations) == ("trace_trainer", 20)
+    rows = list(db["points"].limit(20))
+    assert [loaded.predict(row["x"]) for row in rows] == applied.predict_batches([row["x"] for row in rows])
+    versions = db.versions("trace")
+    assert [(each.number, each.trained, each.state) for each in versions] == [(1, False, "retired"), (2, True, "live")]
+
+
+def test_the_same_thing_twice_does_nothing(db: Datalayer) -> None:
+    """Be it the object that was applied, which holds trained weights by now, one that was loaded, or one that was made alike."""
+    applied = model(db, "twice")
+    db.apply(applied)
+    before = everything(db)
+    for again in (applied, db.load("TorchModel", "twice"), model(db, "twice")):
+        db.apply(again)
+        assert everything(db) == before
+        assert same(again, applied), "each holds the live weights afterwards"
+        assert again.trainer.metric_values == applied.trainer.metric_values
+
+
+def test_only_the_bias_changed_is_a_new_version_and_a_training(db: Datalayer) -> None:
+    applied = model(db, "bias")
+    db.apply(applied)
+    with torch.no_grad():
+        applied.object.bias[-1] += 1.0
+    db.apply(applied)
+    versions = db.versions("bias")
+    assert [each.trained for each in versions] == [False, True, False, True]
+    assert len({each.content_hash for each in versions}) == 4
+    assert trainings(db, "bias") == ["done", "done"]
+
+
+def test_a_changed_trainer_trains_anew_and_another_validation_does_not(db: Datalayer) -> None:
+    applied = model(db, "changed")
+    db.apply(applied)
+    applied.validation = Validation(
+        "changed_checked",
+        applied.validation.key.spec,
+        [Dataset("few", db["points"].limit(60))],
+        applied.validation.metrics,
+    )
+    db.apply(applied)
+    assert trainings(db, "changed") == ["done"]
+    applied.trainer = applied.trainer.replaced(max_iterations=30)
+    db.apply(applied)
+    assert trainings(db, "changed") == ["done", "done"]
+    assert applied.trainer.metric_steps[-1] == 30
+    db.apply(applied, force=True)
+    assert trainings(db, "changed") == ["done", "done", "done"]
+
+
+def test_a_training_that_fails_says_why_and_is_tried_again_when_asked(db: Datalayer) -> None:
+    def loss(output: Any, target: Any) -> Any:
+        raise ValueError("this loss is not defined")
+
+    broken = model(db, "broken", objective=loss, retries=0)
+    before = broken.state()
+    for _ in range(2):
+        with pytest.raises(JobFailed, match=r"train/broken/\w+ failed: .*this loss is not defined.*predictd jobs logs"):
+            db.apply(broken)
+    assert trainings(db, "broken") == ["failed", "failed"]
+    assert all(torch.equal(broken.state()[key], before[key]) for key in before)
+    broken.trainer = broken.trainer.replaced(objective=torch.nn.functional.cross_entropy)
+    db.apply(broken)
+    assert db.versions("broken").live.trained  # type: ignore[union-attr]
+
+
+def test_without_waiting_the_training_is_met_again(db: Datalayer) -> None:
+    """Applied once more while it is trained, the same job is waited for."""
+    applied = model(db, "later")
+    db.apply(applied, wait=False)
+    assert trainings(db, "later")[0] in ("queued", "running")
+    assert applied.trainer.metric_steps == []
+    db.apply(applied)
+    assert trainings(db, "later") == ["done"]
+    assert applied.trainer.metric_steps == [6, 12, 18, 20]
+
+
+def test_a_cancelled_training_is_a_failed_one(db: Datalayer) -> None:
+    from daemon.store.jobs import Jobs
+
+    applied = model(db, "cancelled")
+    db.apply(applied, wait=False)
+    jobs = Jobs(db._at.database, db._at.service)
+    assert jobs.cancel(db.jobs(target="cancelled")[0]["_id"])
+    assert trainings(db, "cancelled") == ["cancelled"]
+    db.apply(applied)
+    assert trainings(db, "cancelled") == ["done", "cancelled"]
+
+
+def test_a_listener_is_waited_for_until_all_rows_have_its_outputs(db: Datalayer) -> None:
+    """And it goes with its outputs, when asked to."""
+    applied = model(db, "side")
+    db.apply(applied)
+    db.apply(Listener("guess", table="points", key="x", model="side"))
+    rows = list(db["points"])
+    assert [row["_outputs"]["guess"]["value"] for row in rows] == [applied.predict(row["x"]) for row in rows]
+    assert {row["_outputs"]["guess"]["version"] for row in rows} == {2}
+
+    db.apply(Listener("guess", table="points", key="x", model="side", where={"side": 1}))
+    assert (
+        db["points"].filter(db["points"]["_outputs.guess"].exists()).count()
+        == db["points"].filter(db["points"]["side"] == 1).count()
+    )
+
+    db["points"].insert({"_id": "new", "x": [5.0, 0.0], "side": 1})
+    new = db["points"].filter(db["points"]["_id"] == "new")
+    eventually("the new row has its output", lambda: "_outputs" in (new.get() or {}))
+
+    with pytest.raises(DeclarationError, match="in use by listener guess"):
+        db.remove("Model", "side")
+    db.remove("Listener", "guess", outputs=True)
+    assert db["points"].filter(db["points"]["_outputs.guess"].exists()).count() == 0
+    db["points"].insert({"_id": "later", "x": [5.0, 0.0], "side": 1})
+    with pytest.raises(NotApplied, match="listener 'guess' was removed at"):
+        db.load("Listener", "guess")
+    later = db["points"].filter(db["points"]["_id"] == "later").get()
+    assert later is not None
+    assert "_outputs" not in later
+
+
+def test_a_model_is_removed_with_its_listeners_outputs_when_asked(db: Datalayer) -> None:
+    db.apply(ObjectModel("plus", lambda x: float(x[0]) + 1))
+    db.apply(Listener("sum", table="points", key="x", model="plus"))
+    db.remove("ObjectModel", "plus", outputs=True)
+    assert (
+        db["points"].filter(db["points"]["_outputs"].exists()).count()
+        == db["points"].filter(db["points"]["_outputs"] == {}).count()
+    )
+    assert db.show("Listener") == []
+    with pytest.raises(NotApplied, match="model 'plus' was removed at"):
+        db.load("Model", "plus")
+
+
+def test_a_listener_whose_model_cannot_be_made_by_the_daemon_says_so(db: Datalayer) -> None:
+    class OnlyHere:
+        def __init__(self) -> None:
+            self.pid = os.getpid()
+
+        def __setstate__(self, state: dict[str, Any]) -> None:
+            if state["pid"] != os.getpid():
+                raise RuntimeError("it lives in one process only")
+            self.__dict__.update(state)
+
+        def __call__(self, x: Any) -> int:
+            return self.pid
+
+    db.apply(ObjectModel("homebody", OnlyHere()))
+    with pytest.raises(DeclarationError, match=r"worker homebody: .*it lives in one process only"):
+        db.apply(Listener("away", table="points", key="x", model="homebody"))
+
+
+def test_code_beside_the_script_travels_with_it(tmp_path: Path) -> None:
+    """A module that lies beside the script, a closure over it, and a class of the script itself: the daemon has never heard of any of them."""
+    (tmp_path / "beside.py").write_text("FACTOR = 3\n\ndef times(x):\n    return x * FACTOR\n")
+    script = """
+    from daemon import connect
+    from components import Listener, ObjectModel, Table
+    import beside
+
+    class Plus:
+        def __init__(self, n):
+            self.n = n
+
+        def __call__(self, x):
+            return beside.times(x) + self.n
+
+    one = 1
+    db = connect("embedded")
+    db.apply(Table("rows", fields={"x": "int"}))
+    db["rows"].insert([{"x": n} for n in range(5)])
+    db.apply(ObjectModel("plus", Plus(one), postprocess=lambda x: x + one))
+    db.apply(Listener("out", table="rows", key="x", model="plus"))
+    print([row["_outputs"]["out"]["value"] for row in db["rows"]])
+    """
+    (tmp_path / "script.py").write_text(textwrap.dedent(script))
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "script.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "[2, 5, 8, 11, 14]\n", "")
