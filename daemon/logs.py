@@ -30,7 +30,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u206
 _CONTROL_IN_TRACEBACK = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _TRACEBACKS = ("exception", "stack")
 # Each of these tells at INFO or below what the daemon says better, or says it every few seconds.
-_CHATTY = ("asyncio", "pymongo", "uvicorn", "watchfiles", "httpx", "httpcore", "PIL")
+_CHATTY = ("apscheduler", "asyncio", "pymongo", "uvicorn", "watchfiles", "httpx", "httpcore", "PIL")
 
 
 def masked(text: str) -> str:

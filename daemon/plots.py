@@ -11,6 +11,7 @@ never by pyplot's state, so any thread or process may draw.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,6 +30,7 @@ NEWEST: Final = 6
 DOTTED: Final = 40
 """A trace of so many points shows each of them."""
 
+_LONE: Final = timedelta(minutes=5)
 _LIVE: Final = "#d1495b"
 _COLOURS: Final = ("#00798c", "#edae49", "#5b5f97", "#66a182", "#8d6a9f", "#2e4057")
 _PAST: Final = ("#c3d3dd", "#2e4057")  # the oldest and the newest of the traces
@@ -193,6 +195,8 @@ def _draw_times(
                 str(number), (at, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
                 ha="center", va="bottom", fontsize=8, color=_LIVE,
             )  # fmt: skip
+    if max(moments) == min(moments):  # a lone point would stand on an axis of years
+        axes.set_xlim(moments[0] - _LONE, moments[0] + _LONE)
     locator = AutoDateLocator(minticks=3, maxticks=8)  # type: ignore[no-untyped-call]
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]

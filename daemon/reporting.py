@@ -80,7 +80,7 @@ class Reporter:
         told_at = 0.0
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(TELL_AT_LEAST_SECONDS):  # in Python 3.11 wait_for may pass over a cancellation
+                async with asyncio.timeout(TELL_AT_LEAST_SECONDS):  # wait_for may pass over a cancellation (3.11)
                     await self._news.wait()
             self._news.clear()
             self._notifier.status(status_line(self._state(), time.monotonic()))

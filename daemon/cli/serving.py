@@ -144,7 +144,7 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave everything running at the end.")] = False,
     rows: Annotated[int, typer.Option(min=100, max=5000, help="How many digits to insert.")] = 1000,
 ) -> None:
-    """Show the main job on real rows: insert, predict, update, break, kill, recover."""
+    """Show the main job on real rows: insert, predict, update, break, kill, recover, train, predict better."""
     from daemon import demo as showing
 
     raise typer.Exit(showing.show(out, first_service(), keep=keep, rows=rows))

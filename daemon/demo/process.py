@@ -139,7 +139,7 @@ class Daemon:
     def until(
         self,
         what: str,
-        probe: Callable[[], T],
+        probe: Callable[[], T | None],
         seconds: float,
         *,
         pause: float = 0.05,

@@ -191,13 +191,21 @@ class Story:
     def _train(self) -> None:
         """The last row is what the training waits for; the rows kept apart tell what it was good for."""
         before = self._training.right()
-        say(self._out, f"untrained: {before.right} of {before.rows} rows kept apart have the right output")
+        say(
+            self._out,
+            f"before the training, {before.right} of {before.rows} rows kept apart from it have the right output",
+        )
+        self._training.validate()
         (last,) = self._take(1)
         self._training.follow(self._training.set_off(last))
         after = self._training.right()
-        say(self._out, f"trained: {after.right} of {after.rows} rows kept apart have the right output")
+        say(
+            self._out,
+            f"after the training, {after.right} of {after.rows} rows kept apart from it have the right output",
+        )
         if (after.rows, after.right > before.right) != (before.rows, True):
             raise DemoFailed(f"the training has not helped: {before} of {before.rows}, then {after} of {after.rows}")
+        self._training.validate()
         self._training.plot(self._daemon.file.with_name("versions.png"))
         self._figures["accuracy"] = (
             f"{before} before the training (chance), {after} after ({after.rows} rows kept apart from it)"
@@ -300,7 +308,6 @@ class Story:
             return next((each["pid"] for each in workers.values() if each.get("pid")), None)
 
         pid = self._daemon.until("the status document to name the worker", told, OUTPUTS_SECONDS)
-        assert pid is not None
         parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
         if parent != self._daemon.pid:
             raise DemoFailed(f"the status document names {pid} as the worker, which is no child of the daemon")
@@ -308,12 +315,9 @@ class Story:
 
 
 def _documents(images: Sequence[Digit]) -> Iterator[dict[str, Any]]:
-    """The digits as documents, each in a fold: a seeded shuffle says which."""
-    bounds = list(accumulate(FOLDS.values()))
-    folds = [
-        next(fold for fold, bound in zip(FOLDS, bounds, strict=True) if place < round(bound * len(images)))
-        for place in range(len(images))
-    ]
+    """The digits as documents, each in a fold: a seeded shuffle says which. The last is there to learn from."""
+    bounds = [round(bound * len(images)) for bound in accumulate(FOLDS.values())]
+    last, *folds = [next(fold for fold, end in zip(FOLDS, bounds, strict=True) if n < end) for n in range(len(images))]
     random.Random(SPLIT_SEED).shuffle(folds)  # noqa: S311 - nothing secret hangs on it
-    for (image, label), fold in zip(images, folds, strict=True):
+    for (image, label), fold in zip(images, [*folds, last], strict=True):
         yield {"_id": ObjectId(), KEY: image, "class": label, "_fold": fold}

@@ -1,5 +1,6 @@
 """How the model learns from the rows, as a client sees it: in the database.
 
+    validate  a client asks how good the live version is, before and after: the model's history
     wait      one row more makes as many as `when = [{ rows = N }]` asks for: a training is queued, by the daemon alone
     follow    the job's document tells how far it is; at its end the version that it made is live
     resync    every output is computed anew, by that version
@@ -30,12 +31,12 @@ from daemon.store.versions import Version, Versions
 
 __all__ = ["FOLDS", "KEPT_APART", "MODEL", "Right", "Training"]
 
-MODEL = "lenet"
+MODEL, VALIDATION = "lenet", "mnist_performance"
 KEPT_APART = "test"
 FOLDS = {"train": 0.7, "valid": 0.15, KEPT_APART: 0.15}
 """Which part of the rows is learned from, is measured while learning, and is never shown to the training."""
 
-WAIT_SECONDS, TRAINING_SECONDS, RESYNC_SECONDS = 30.0, 300.0, 90.0
+WAIT_SECONDS, VALIDATION_SECONDS, TRAINING_SECONDS, RESYNC_SECONDS = 30.0, 90.0, 300.0, 90.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,25 @@ class Training:
             raise DemoFailed("no row that was kept apart from the training has an output")
         same = {"$expr": {"$eq": [f"${self._output}.value", "$class"]}}
         return Right(self._rows.count_documents(apart | same), rows)
+
+    def validate(self) -> None:
+        """Asks for a validation of the live version, and waits for what it finds."""
+        asked = self._jobs.queue("validate", VALIDATION, {"by": "the demo"})
+        assert asked is not None  # without a key it is always a job of its own
+        with bar(self._out, f"validating {MODEL}") as show:
+
+            def done() -> dict[str, Any] | None:
+                job = self._job(asked)
+                progress = job["progress"]
+                show(progress.get("step", 0), progress.get("total"), _doing(progress))
+                return job if job["state"] == "done" else None
+
+            result = self._daemon.until("the validation to end", done, VALIDATION_SECONDS)["result"]
+        found = ", ".join(f"{name} {value:.3f}" for name, value in result["metrics"].items())
+        say(
+            self._out,
+            f"validated version {result['version']}, as a client may ask at any time: {found} ({result['rows']} rows)",
+        )
 
     def set_off(self, document: Mapping[str, Any]) -> str:
         """Inserts the row that is still missing; the id of the job that the daemon queues for it."""
@@ -160,8 +180,9 @@ class Training:
         """The job's version, once it is live; shows how far the job is."""
         job = self._job(identifier)
         progress = job["progress"]
-        loss, doing = progress.get("loss"), str(progress.get("doing") or "its process starts")
-        show(progress.get("step", 0), progress.get("total"), doing if loss is None else f"{doing}, loss {loss:.3f}")
+        loss = progress.get("loss")
+        words = _doing(progress) if loss is None else f"{_doing(progress)}, loss {loss:.3f}"
+        show(progress.get("step", 0), progress.get("total"), words)
         live = self._versions.live()
         if live is not None and live.job == identifier:
             return live
@@ -186,6 +207,10 @@ class Training:
     def _done(self, identifier: str) -> None:
         """The job has little left to do once its version is live."""
         self._daemon.until("the training to end", lambda: self._job(identifier)["state"] == "done", WAIT_SECONDS)
+
+
+def _doing(progress: Mapping[str, Any]) -> str:
+    return str(progress.get("doing") or "its process starts")
 
 
 def _counted(count: int, what: str) -> str:

@@ -42,10 +42,10 @@ class Version:
     number: int
     state: str
     signature: str
-    source: str
-    content_hash: str | None
-    weights: Any
-    sha256: str | None
+    source: str = ""
+    content_hash: str | None = None
+    weights: Any = None
+    sha256: str | None = None
     object_signature: str = ""
     parent: int | None = None
     replaced: int | None = None

@@ -1,0 +1,162 @@
+"""One listener in a worker: its corridor, its scans, what it runs now, and what it reports."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import structlog
+from pymongo.database import Database
+
+from components.errors import DeclarationError, PredictdError
+from daemon.batching import BatchCap, DirtyKeys
+from daemon.config import decoded_filter
+from daemon.corridor import BATCHES_HELD, Corridor, CorridorThreads
+from daemon.handlers.predict import Live
+from daemon.intake import Feed, ScanLane
+from daemon.loading import CodeChanged, Loader
+from daemon.measures import Measures, WorkerMeasures
+from daemon.store.dead_letters import DeadLetters
+from daemon.store.outputs import Outputs
+from daemon.store.patience import Patience
+from daemon.store.registry import Declared, Registry
+from daemon.store.scans import Mark, Scans
+from daemon.worker.assignment import Assignment
+
+__all__ = ["DeclarationChanged", "ListenerRun", "Shared", "chained"]
+
+log = structlog.get_logger(__name__)
+
+
+class DeclarationChanged(PredictdError):
+    """A listener is no longer what this worker was started for."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all listeners of a worker share. `fail` ends the process; whoever is put into `swaps` looks at the registry again, soon."""
+
+    assignment: Assignment
+    database: Database[dict[str, Any]]
+    registry: Registry
+    loader: Loader
+    patience: Patience
+    measures: WorkerMeasures
+    fail: Callable[[BaseException], None]
+    swaps: queue.Queue[ListenerRun] = field(default_factory=queue.Queue)
+
+
+class ListenerRun:
+    """One listener in this worker: its corridor, its scans, and what it reports."""
+
+    def __init__(self, shared: Shared, declared: Declared, live: Live) -> None:
+        assignment, database = shared.assignment, shared.database
+        name, listener = declared.name, declared.listener
+        table = database[listener["table"]]
+        self.declared = declared
+        self.measures = Measures(shared.measures, name)
+        self.letters = DeadLetters(database, assignment.service, name, listener["table"])
+        outputs = Outputs(table, name, live.key.fields, decoded_filter(listener["where"]))
+        dirty = DirtyKeys(assignment.queue_rows)
+        self.corridor = Corridor(
+            name,
+            live=live,
+            reload=self.reload,
+            outputs=outputs,
+            letters=self.letters,
+            dirty=dirty,
+            cap=BatchCap(listener["latency_budget"], listener["max_batch"]),
+            measures=self.measures,
+            batch_bytes=assignment.queue_bytes // BATCHES_HELD,
+        )
+        self.scan = ScanLane(
+            table,
+            listener=name,
+            dirty=dirty,
+            scans=Scans(database, assignment.service, name, assignment.epoch),
+            mark=lambda: Mark(self.corridor.live.generation, declared.scope),
+            dead=self.letters.rows,
+            patience=shared.patience,
+            order=listener["scan_order"],
+            rate=listener["scan_rate"],
+        )
+        self.feed = Feed(name, listener["table"], dirty, self.scan, self.letters, partial(shared.swaps.put, self))
+        self.threads = CorridorThreads(self.corridor, shared.patience, shared.fail)
+        self._registry = shared.registry
+        self._loader = shared.loader
+        self._swapping = threading.Lock()
+
+    def reload(self, live: Live) -> Live:
+        """Asks the registry what is live (R6), and runs that from the next batch on. A higher generation brings a scan (R9d).
+
+        Batches that are under way keep the version that they were judged for: each output is what its stated version computes.
+        """
+        with self._swapping:  # asked for by a promotion, and by a row that holds a newer output
+            if self._now().generation == live.generation:
+                return self.corridor.live
+            try:
+                _, newer = self._loader.live(self._now, fresh=False)
+            except CodeChanged as error:
+                raise DeclarationChanged(str(error)) from error
+            before, self.corridor.live = self.corridor.live, newer
+        log.info(
+            "swapped",
+            listener=self.declared.name,
+            version=newer.version,
+            generation=newer.generation,
+            before=before.version,
+        )
+        self.scan.request(f"version {newer.version} is live (generation {newer.generation})")
+        return newer
+
+    def _now(self) -> Declared:
+        """The listener as it is declared now. Raises DeclarationChanged where it is not what this worker was started for."""
+        try:
+            now = self._registry.listener(self.declared.name)
+        except DeclarationError as error:
+            raise DeclarationChanged(str(error)) from error
+        if now.identity != self.declared.identity:
+            raise DeclarationChanged(f"listeners.{self.declared.name} was declared anew")
+        return now
+
+    def report(self, *, open_: bool, lag: float) -> dict[str, Any]:
+        state, reason, scan = "running", self.feed.missing, self.scan.report()
+        if self.feed.missing:
+            state = "missing"
+        elif not open_:
+            state, reason = "starting", "the change stream is not open"
+        elif scan is not None:
+            state = "backfilling"
+        return {
+            "state": state,
+            "reason": reason,
+            "generation": self.corridor.live.generation,
+            "version": self.corridor.live.version,
+            "lag_seconds": round(lag, 3),
+            "queue": self.corridor.dirty.depth(),
+            "scan": scan,
+            "rows": dict(self.measures.totals),
+            "dead_letters": len(self.letters),
+        }
+
+
+def chained(declared: Declared) -> set[str]:
+    """The paths under `_outputs.` that a listener looks at: in its key, and in its filter."""
+    key = declared.listener["key"]
+    paths = set([key] if isinstance(key, str) else key)
+
+    def walk(query: Any) -> None:
+        if isinstance(query, Mapping):
+            for name, value in query.items():
+                paths.add(name)
+                walk(value)
+        elif isinstance(query, list):
+            for each in query:
+                walk(each)
+
+    walk(declared.listener["where"])
+    return {path for path in paths if path.startswith("_outputs.")}
