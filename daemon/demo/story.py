@@ -208,7 +208,7 @@ class Story:
         self._training.validate()
         self._training.plot(self._daemon.file.with_name("versions.png"))
         self._figures["accuracy"] = (
-            f"{before} before the training (chance), {after} after ({after.rows} rows kept apart from it)"
+            f"{before} untrained, {after} trained ({after.rows} rows kept apart from the training)"
         )
         self._figures |= self._training.figures
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ class Training:
         seconds = time.perf_counter() - began
         say(
             self._out,
-            f"inserted one more row, the {count:,}th: {seconds:.1f} s later a training was queued by the daemon itself "
+            f"inserted one more row, number {count:,}: {seconds:.1f} s later a training was queued by the daemon itself "
             f"(when = [{{ rows = {count} }}])",
         )
         return found[0]
@@ -131,7 +132,6 @@ class Training:
             version = self._daemon.until(
                 "the trained version to be live", lambda: self._went_live(identifier, show), TRAINING_SECONDS
             )
-        began = time.perf_counter()
         data, [metric, *_] = version.data, list(version.metric_values)
         trace = ", ".join(f"{value:.3g}" for value in version.metric_values[metric])
         say(
@@ -143,8 +143,7 @@ class Training:
             self._out,
             f"version {version.number} is live, from step {data['best_step']}: {escaped(version.reason or '')}",
         )
-        count = self._resync(version)
-        seconds = time.perf_counter() - began
+        count, seconds = self._resync(version)
         rate = f"{count / seconds:,.0f} rows/s"
         say(
             self._out,
@@ -180,9 +179,7 @@ class Training:
         """The job's version, once it is live; shows how far the job is."""
         job = self._job(identifier)
         progress = job["progress"]
-        loss = progress.get("loss")
-        words = _doing(progress) if loss is None else f"{_doing(progress)}, loss {loss:.3f}"
-        show(progress.get("step", 0), progress.get("total"), words)
+        show(progress.get("step", 0), progress.get("total"), _doing(progress))
         live = self._versions.live()
         if live is not None and live.job == identifier:
             return live
@@ -190,8 +187,8 @@ class Training:
             raise DemoFailed(f"{identifier} made version {job['result']['version']}: {job['result']['reason']}")
         return None
 
-    def _resync(self, version: Version) -> int:
-        """Waits until every row's output, or error, is of this version; how many rows that are."""
+    def _resync(self, version: Version) -> tuple[int, float]:
+        """Waits until every row's output, or error, is of this version; how many rows that are, and seconds since it went live, by the server's clock."""
         there = {f"{self._output}.version": version.number}
         total = self._rows.count_documents({})
         with bar(self._out, "outputs follow", total) as show:
@@ -202,7 +199,9 @@ class Training:
                 return count >= total
 
             self._daemon.until(f"every output to be of version {version.number}", done, RESYNC_SECONDS)
-        return total
+            now: datetime = self._database.command("hello")["localTime"]
+        assert version.promoted_at is not None
+        return total, (now - version.promoted_at).total_seconds()
 
     def _done(self, identifier: str) -> None:
         """The job has little left to do once its version is live."""
@@ -210,7 +209,9 @@ class Training:
 
 
 def _doing(progress: Mapping[str, Any]) -> str:
-    return str(progress.get("doing") or "its process starts")
+    if "loss" in progress:
+        return f"loss {progress['loss']:.3f}"
+    return "" if "step" in progress else "its process starts"
 
 
 def _counted(count: int, what: str) -> str:

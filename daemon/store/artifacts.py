@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from gridfs import GridFSBucket, NoFile
+from gridfs.errors import CorruptGridFile
 from pymongo.database import Database
 
 from components.errors import ArtifactRefused
@@ -32,20 +33,29 @@ class Artifacts:
         self._bucket = GridFSBucket(database, bucket_name=names.ARTIFACTS)
 
     def put(self, blobs: Iterable[tuple[str, bytes]]) -> None:
-        """Stores (SHA-256 in hex, bytes) pairs that are not there yet."""
+        """Stores (SHA-256 in hex, bytes) pairs that are not there yet, or no longer as they were."""
         for digest, data in blobs:
             # By name, not by `_id`: what a client that was killed left half-written must not be in the way.
-            if self._files.find_one({"filename": digest}) is None:
-                self._bucket.upload_from_stream(digest, data)
+            if self._stored(digest) != data:
+                self._bucket.upload_from_stream(digest, data)  # of several the newest is read
+
+    def _stored(self, digest: str) -> bytes | None:
+        with suppress(ArtifactRefused):
+            return self.blob(digest)
+        return None
 
     def blob(self, digest: str) -> bytes:
-        """One blob; its hash is the caller's to compare. Raises ArtifactRefused where it is not there."""
+        """One blob; its hash is the caller's to compare. Raises ArtifactRefused where it is not there, or not whole."""
         try:
             with self._bucket.open_download_stream_by_name(digest) as stored:
                 return bytes(stored.read())
         except NoFile:
             raise ArtifactRefused(
                 f"the artifact {digest[:12]} is not in the database; apply the component again"
+            ) from None
+        except CorruptGridFile:
+            raise ArtifactRefused(
+                f"the artifact {digest[:12]} was altered in the database, some of it is missing; apply the component again"
             ) from None
 
     def prune(self) -> int:

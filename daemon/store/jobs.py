@@ -243,4 +243,9 @@ class Jobs:
         )
         if component is None:
             raise NotApplied(f"there is no {declared} {target!r} in service {self._service!r}; apply it first")
-        return str(json.loads(component["declaration"])["model"])
+        try:
+            return str(json.loads(component["declaration"])["model"])
+        except (KeyError, TypeError, ValueError):  # whoever wrote it has no key, and is refused by the daemon as well
+            raise NotApplied(
+                f"{declared} {target!r} of service {self._service!r} is not readable in the database; apply it again"
+            ) from None

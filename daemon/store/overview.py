@@ -14,9 +14,26 @@ from daemon.store import names
 COUNT_MS: Final = 1000
 
 
+_NEEDED: Final = {
+    "table": {"fields"},
+    "model": {"object"},
+    "listener": {"table", "model", "key", "where", "worker"},
+}
+
+
 def _applied(database: Database[dict[str, Any]], service: str, kind: str) -> dict[str, dict[str, Any]]:
+    """The declarations of a kind by name. No signature is asked for, so what somebody else wrote there may be among them, but nothing unreadable."""
     found = database[names.COMPONENTS].find({"service": service, "kind": kind, "state": "applied"}).sort("name", 1)
-    return {each["name"]: {**each, "declaration": json.loads(each["declaration"])} for each in found}
+    read = [(each, _declaration(each)) for each in found if each["_id"] == f"{service}/{kind}/{each.get('name')}"]
+    return {each["name"]: {**each, "declaration": said} for each, said in read if _NEEDED[kind] <= said.keys()}
+
+
+def _declaration(document: dict[str, Any]) -> dict[str, Any]:
+    try:
+        said = json.loads(document["declaration"])
+    except (KeyError, TypeError, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def tables(database: Database[dict[str, Any]], service: str) -> list[dict[str, Any]]:
@@ -53,7 +70,10 @@ def models(database: Database[dict[str, Any]], service: str) -> list[dict[str, A
 
 def is_applied(database: Database[dict[str, Any]], service: str, kind: str, name: str) -> bool:
     """Whether there is such a component."""
-    return database[names.COMPONENTS].find_one({"_id": f"{service}/{kind}/{name}", "state": "applied"}, {"_id": 1}) is not None
+    return (
+        database[names.COMPONENTS].find_one({"_id": f"{service}/{kind}/{name}", "state": "applied"}, {"_id": 1})
+        is not None
+    )
 
 
 def scans(database: Database[dict[str, Any]], service: str) -> dict[str, dict[str, Any]]:
@@ -62,7 +82,10 @@ def scans(database: Database[dict[str, Any]], service: str) -> dict[str, dict[st
     `current`: its worker has begun that scan; `finished`: every row has been judged for what is live now.
     """
     listeners, models = (_applied(database, service, kind) for kind in ("listener", "model"))
-    noted = {each["_id"]: each for each in database[names.SCANS].find({"_id": {"$in": [f"{service}/{name}" for name in listeners]}})}
+    noted = {
+        each["_id"]: each
+        for each in database[names.SCANS].find({"_id": {"$in": [f"{service}/{name}" for name in listeners]}})
+    }
     found = {}
     for name, listener in listeners.items():
         declaration, scan = listener["declaration"], noted.get(f"{service}/{name}", {})

@@ -229,7 +229,7 @@ class Versions:
             for each in self._components.find(
                 {"service": self._service, "kind": "listener", "state": "applied"}, session=session
             )
-            if f'"model": "{self._model}"' in each["declaration"]
+            if f'"model": "{self._model}"' in str(each.get("declaration"))
         ]
         requests.reload(self._database, self._service, listeners, session)
         return True

@@ -66,7 +66,7 @@ def left_in(folder: Path) -> list[psutil.Process]:
 def accuracy(words: str) -> tuple[float, float, int]:
     """What the summary says: before the training and after it, in per cent, and on how many rows."""
     found = re.search(
-        r"^accuracy +([\d.]+)% before the training \(chance\), ([\d.]+)% after \((\d+) rows kept apart from it\)$",
+        r"^accuracy +([\d.]+)% untrained, ([\d.]+)% trained \((\d+) rows kept apart from the training\)$",
         words,
         re.MULTILINE,
     )
@@ -123,7 +123,7 @@ def test_the_demo_ends_well(folder: Path) -> None:
         rf"resync +[\d,]+ rows/s \({ROWS} rows, from going live to the last output\)",
     ):
         assert re.search(f"^{figure}$", words, re.MULTILINE), words
-    assert f"{ROWS}th: " in words  # the row that sets the training off
+    assert f"inserted one more row, number {ROWS}: " in words  # the row that sets the training off
     before, after, _ = accuracy(words)
     assert after > before
     assert "a dead letter, of stage decode: DecodeError" in words

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from harness.keys import KEY
 from pymongo.database import Database
 
 from components.errors import ArtifactRefused
@@ -14,7 +15,6 @@ from daemon.store import names
 from daemon.store.artifacts import Artifacts
 from daemon.store.connection import open_database
 from daemon.store.registry import Registry
-from harness.keys import KEY
 
 
 def blob(text: str) -> tuple[str, bytes]:

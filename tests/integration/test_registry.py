@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from harness.processes import declarations, declared
 from pymongo.database import Database
 
 from components.errors import DeclarationError, Fenced, NotApplied
@@ -14,7 +15,6 @@ from components.signing import SigningKey
 from daemon.store import names
 from daemon.store.connection import open_database
 from daemon.store.registry import Registry
-from harness.processes import declarations, declared
 
 KEY = SigningKey.fresh()
 S = "s"

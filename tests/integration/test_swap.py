@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.daemons import eventually
+from harness.keys import KEY
+from harness.processes import LISTENER, SERVICE, TABLE, WORKER, Worker, Workplace, declarations
+from harness.torch_models import answered, stored
 from pymongo.database import Database
 
 from daemon.store.connection import open_database
 from daemon.store.registry import Registry
 from daemon.store.versions import Version, Versions
-from harness.daemons import eventually
-from harness.keys import KEY
-from harness.processes import LISTENER, SERVICE, TABLE, WORKER, Worker, Workplace, declarations
-from harness.torch_models import answered, stored
 
 MODEL = "a"
 

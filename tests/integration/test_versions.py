@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from harness.keys import KEY
+from harness.processes import LISTENER, declared
 from pymongo.database import Database
 
 from components.errors import DeclarationError, Fenced, NotApplied, PredictdError
@@ -13,8 +15,6 @@ from daemon.store import bells, names
 from daemon.store.connection import open_database
 from daemon.store.registry import Registry
 from daemon.store.versions import Version, Versions
-from harness.keys import KEY
-from harness.processes import LISTENER, declared
 
 S, MODEL = "s", "f"
 
