@@ -1,6 +1,6 @@
 """What a training costs, and what it and a swap cost the rows that stream in meanwhile.
 
-    python -m bench.training [--runs 5] [--quick] [--json PATH]        (or: make bench-training)
+    python -m bench.training [--runs 5] [--quick] [--json PATH]        (or: make bench, after the yardstick)
 
 On a real `predictd run` with its own MongoDB, the real LeNet and real digits:
 

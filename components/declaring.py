@@ -28,7 +28,6 @@ from components.origins import source_hash
 from components.query import Query
 from components.table import Table
 from components.validation import Validation
-from components.when import triggers
 
 __all__ = [
     "Declared",
@@ -319,7 +318,7 @@ def _trainer(trainer: Any, codes: _Codes, model: str) -> dict[str, Any]:
         "loader": codes.given(f"{at}.loader", dict(trainer.loader_kwargs)),
         "optimizer": codes.slot(f"{at}.optimizer", trainer.optimizer_cls),
         "optimizer_arguments": codes.given(f"{at}.optimizer_arguments", dict(trainer.optimizer_kwargs)),
-        "when": triggers(f"trainer {trainer.identifier!r}", trainer.when),
+        "when": trainer.when,
         **{name: getattr(trainer, name) for name in _TRAINER_NUMBERS},
     }
 
@@ -352,5 +351,5 @@ def _validation(validation: Validation, codes: _Codes, model: str | None) -> dic
             }
             for metric in validation.metrics
         },
-        "when": triggers(f"validation {validation.identifier!r}", validation.when),
+        "when": validation.when,
     }

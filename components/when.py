@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from components import cron
 from components.errors import DeclarationError
 
 __all__ = ["triggers"]
@@ -16,12 +17,13 @@ _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _FORMS = "{'every': 3600}, {'cron': '0 3 * * *', 'timezone': 'UTC'}, {'rows': 1000} or {'below': {'validation/dataset/metric': 0.97}}"
 
 
-def triggers(owner: str, when: Iterable[Mapping[str, Any]] | Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The triggers of `owner` ("trainer 'lenet'") as they are declared: `every` in seconds, `cron` with its time zone.
+def triggers(owner: str, when: Any) -> list[dict[str, Any]]:
+    """The triggers of `owner` ("trainer 'lenet'"), one or several mappings, as they are declared: `every` in seconds, `cron` with its time zone.
 
-    `every` may be a string with its unit, such as "6h". Raises DeclarationError for what is no trigger; whether a cron expression and
-    a time zone make sense is seen where they are scheduled.
+    `every` may be a string with its unit, such as "6h". Raises DeclarationError for what is no trigger.
     """
+    if isinstance(when, str) or not isinstance(when, Iterable):
+        raise DeclarationError(f"{owner}: when: expected a list of {_FORMS}, got {when!r}")
     given = [when] if isinstance(when, Mapping) else list(when)
     return [_trigger(owner, item) for item in given]
 
@@ -37,10 +39,21 @@ def _trigger(owner: str, given: Any) -> dict[str, Any]:
     if kind == "rows" and isinstance(value, int) and not isinstance(value, bool) and value >= 1:
         return {"rows": value}
     if kind == "cron" and isinstance(value, str) and isinstance(given.get("timezone", "UTC"), str):
-        return {"cron": value, "timezone": given.get("timezone", "UTC")}
+        return _cron(owner, value, given.get("timezone", "UTC"))
     if kind == "below" and isinstance(value, Mapping) and value and all(map(_bound, value.items())):
         return {"below": {name: float(bound) for name, bound in value.items()}}
     raise DeclarationError(f"{owner}: when: expected {_FORMS}, got {given!r}")
+
+
+def _cron(owner: str, text: str, zone: str) -> dict[str, Any]:
+    try:
+        cron.parse(text)
+        cron.zone(zone)
+    except ValueError as error:
+        raise DeclarationError(
+            f"{owner}: when: {{'cron': {text!r}, 'timezone': {zone!r}}}: {error}; for example {{'cron': '0 3 * * *'}}, at three every night"
+        ) from None
+    return {"cron": text, "timezone": zone}
 
 
 def _seconds(value: Any) -> float | None:

@@ -17,6 +17,7 @@ from components.listener import Key, KeySpec
 from components.naming import check_identifier
 from components.query import Query
 from components.torch.loader import LoaderOptions
+from components.when import triggers
 
 __all__ = ["TorchTrainer"]
 
@@ -102,7 +103,7 @@ class TorchTrainer:
         self.promote_metric = check.name("promote_metric", promote_metric)
         self.promote_margin = check.number("promote_margin", promote_margin)
         self.keep = check.whole("keep", keep)
-        self.when = check.triggers(when)
+        self.when = triggers(f"trainer {identifier!r}", when)
         self.time_limit = None if time_limit is None else check.number("time_limit", time_limit, above=True)
         self.retries = check.whole("retries", retries, least=0)
         self.threads = check.whole("threads", threads, or_none=True)
@@ -213,10 +214,3 @@ class _Checks:
         if value is not None and value != "auto" and not fraction:
             raise self.refuse("folds", f"expected 'auto', None, or a fraction between 0 and 1, got {value!r}")
         return value  # type: ignore[no-any-return]
-
-    def triggers(self, value: Any) -> list[dict[str, Any]]:
-        items = list(value) if isinstance(value, (list, tuple)) else [value]
-        for item in items:
-            if not isinstance(item, Mapping):
-                raise self.refuse("when", f"expected a list of triggers such as {{'every': 3600}}, got {item!r}")
-        return [dict(item) for item in items]

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from zoneinfo import available_timezones
 
+from components import cron
 from components.errors import Problem
 from components.query import mentioned
-from daemon.config import cron
 from daemon.config.filters import filter_problems
 from daemon.config.references import Path, import_path, key_field, keywords, reference, sections
 from daemon.config.source import Source

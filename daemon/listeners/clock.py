@@ -15,7 +15,7 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.date import DateTrigger
 
-from daemon.config import cron
+from components import cron
 
 __all__ = ["Clock", "next_cron"]
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.config import cron
+from components import cron
 from daemon.handlers.schedule import below, due_every, next_every, rows_due, schedules
 
 START = datetime(2026, 1, 1, tzinfo=UTC)

@@ -71,6 +71,7 @@ def test_an_evaluation_can_be_stopped():
         ({"metrics": [ACC, ACC]}, "metrics: 'acc' stands twice"),
         ({"metrics": [len]}, "expected a list of Metric"),
         ({"when": [{"every": 0}]}, "when: expected"),
+        ({"when": [{"cron": "0 3 * *"}]}, "validation 'v': when: .*a time has five fields"),
         ({"when": [{"every": 5, "rows": 5}]}, "when: expected"),
         ({"when": [{"below": {"acc": 0.5}}]}, "when: expected"),
         ({"identifier": "a/b"}, "validation 'a/b'"),
