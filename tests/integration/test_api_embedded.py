@@ -154,12 +154,14 @@ def test_an_interrupt_stops_the_script_and_not_the_daemon_first(folder: Path) ->
     """Ctrl-C goes to the whole process group of a terminal; the daemon drains when the script has ended, not before."""
     wait = """
     try:
+        print("waits", flush=True)
         time.sleep(60)
     except KeyboardInterrupt:
         print(db["rows"].count(), flush=True)
     """
     with script(folder, CONNECTED + wait) as ran:
         says(ran, "1")
+        says(ran, "waits")
         daemon = next(each for each in psutil.Process(ran.pid).children() if "daemon.cli" in each.cmdline())
         assert os.getpgid(daemon.pid) != os.getpgid(ran.pid)
         ran.send_signal(signal.SIGINT)
