@@ -7,12 +7,13 @@ field's first value), so that no other reading of the same text can slip in behi
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, tzinfo
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from functools import lru_cache
 from zoneinfo import ZoneInfo
 
-__all__ = ["Cron", "parse", "zone"]
+__all__ = ["Cron", "following", "parse", "zone"]
 
 _SHORT = {
     "@hourly": "0 * * * *",
@@ -33,6 +34,8 @@ _FIELDS: tuple[tuple[str, int, int, dict[str, int]], ...] = (
     ("month", 1, 12, {name: number for number, name in enumerate(_MONTHS, 1)}),
     ("day of the week", 0, 7, {name: number for number, name in enumerate(_DAYS)}),
 )
+_HOURS = 24
+_FAR_DAYS = 3660  # a leap day may be eight years away
 _PART = re.compile(r"(\*|\w+)(?:-(\w+))?(?:/(\d+))?")
 
 
@@ -63,6 +66,41 @@ def parse(text: str) -> Cron:
     if not either and not any(min(days) <= _LONGEST.get(month, 31) for month in months):
         raise ValueError("no such day ever comes: none of these months is that long")
     return Cron(minutes, hours, days, months, frozenset(day % 7 for day in weekdays), either)
+
+
+@lru_cache(maxsize=256)
+def following(expression: str, timezone: str, after: datetime) -> datetime | None:
+    """Return the first moment after `after` that a crontab expression names in a time zone, in UTC; None where none comes in ten years.
+
+    An hour that the clocks leave out in spring is made up for an hour later; one that comes twice in autumn counts once, unless the
+    expression names every hour. Raises ValueError where the expression or the time zone is none.
+    """
+    said, place = parse(expression), zone(timezone)
+    day = after.astimezone(place).date() - timedelta(days=1)  # its last minutes may be moved into this one
+    for _ in range(_FAR_DAYS):
+        # A moment of the next day may come before one of this day, where the clocks change at midnight.
+        coming = [moment for each in (day, day + timedelta(days=1)) for moment in _moments(said, each, place)]
+        moments = [moment for moment in coming if moment > after]
+        if moments:
+            return min(moments)
+        day += timedelta(days=1)
+    return None
+
+
+def _moments(said: Cron, day: date, place: tzinfo) -> Iterator[datetime]:
+    """Yield the moments of a day, in UTC."""
+    in_month, in_week = day.day in said.days, day.isoweekday() % 7 in said.weekdays
+    if day.month not in said.months or not (in_month or in_week if said.either else in_month and in_week):
+        return
+    every_hour = len(said.hours) == _HOURS
+    for hour in said.hours:
+        for minute in said.minutes:
+            named = datetime.combine(day, time(hour, minute), place)
+            first, second = named.astimezone(UTC), named.replace(fold=1).astimezone(UTC)
+            if first <= second or not every_hour:  # else it is left out, and the next hour is asked for anyway
+                yield first
+            if first < second and every_hour:
+                yield second
 
 
 @lru_cache(maxsize=256)

@@ -10,7 +10,10 @@ from typing import Any
 from components import cron
 from components.errors import DeclarationError
 
-__all__ = ["triggers"]
+__all__ = ["LONGEST_SECONDS", "MOST_ROWS", "triggers"]
+
+LONGEST_SECONDS = 366 * 86_400
+MOST_ROWS = 10**12
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?) ?(s|m|h|d)")
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -20,7 +23,7 @@ _FORMS = "{'every': 3600}, {'cron': '0 3 * * *', 'timezone': 'UTC'}, {'rows': 10
 def triggers(owner: str, when: Any) -> list[dict[str, Any]]:
     """The triggers of `owner` ("trainer 'lenet'"), one or several mappings, as they are declared: `every` in seconds, `cron` with its time zone.
 
-    `every` may be a string with its unit, such as "6h". Raises DeclarationError for what is no trigger.
+    `every` may be a string with its unit, such as "6h"; it is of a second to a year. Raises DeclarationError for what is no trigger.
     """
     if isinstance(when, str) or not isinstance(when, Iterable):
         raise DeclarationError(f"{owner}: when: expected a list of {_FORMS}, got {when!r}")
@@ -36,7 +39,7 @@ def _trigger(owner: str, given: Any) -> dict[str, Any]:
     value = given[kind]
     if kind == "every" and (seconds := _seconds(value)) is not None:
         return {"every": seconds}
-    if kind == "rows" and isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+    if kind == "rows" and isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_ROWS:
         return {"rows": value}
     if kind == "cron" and isinstance(value, str) and isinstance(given.get("timezone", "UTC"), str):
         return _cron(owner, value, given.get("timezone", "UTC"))
@@ -64,7 +67,7 @@ def _seconds(value: Any) -> float | None:
 
 
 def _positive(seconds: float) -> float | None:
-    return seconds if math.isfinite(seconds) and seconds >= 1 else None
+    return seconds if math.isfinite(seconds) and 1 <= seconds <= LONGEST_SECONDS else None
 
 
 def _bound(item: tuple[Any, Any]) -> bool:

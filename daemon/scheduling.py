@@ -18,9 +18,10 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 
+from components import cron
 from components.errors import MongoUnavailable, NotApplied
 from daemon.handlers.schedule import Schedule, below, due_every, next_every, rows_due, schedules
-from daemon.listeners.clock import Clock, local_now, next_cron
+from daemon.listeners.clock import Clock, local_now
 from daemon.store.connection import Data
 from daemon.store.jobs import Jobs
 from daemon.store.schedules import RowCounts, Schedules, State
@@ -128,10 +129,6 @@ class Scheduling:
     async def _look(self, clock: Clock) -> float | None:
         """Looks once; seconds until the next time, None where only a change of the schedules matters."""
         known = self._schedules
-        if not known:
-            clock.set({})
-            self.upcoming = ()
-            return None
         try:
             looked = await self._call(lambda data: look(data, self._service, known, self._counts))
         except MongoUnavailable:  # said by whoever keeps the connection
@@ -142,6 +139,8 @@ class Scheduling:
                 log.warning("cannot be scheduled", key=each.schedule.key, reason=each.problem)
         self.upcoming = looked.upcoming
         clock.set({each.schedule.key: each.at for each in looked.upcoming if each.at is not None})
+        if not known:
+            return None
         self._tell(looked.queued)
         return ROWS_SECONDS if any(each.trigger == "rows" for each in known) else LOOK_SECONDS
 
@@ -159,6 +158,7 @@ def look(data: Data, service: str, known: tuple[Schedule, ...], counts: RowCount
     rows = {
         each.key: sum(counted[table] for table in each.tables) if each.trigger == "rows" else None for each in known
     }
+    store.forget_all_but(rows)
     states = store.states(rows)
     looker = _Looker(store, Jobs(data, service), store.now())
     upcoming: list[Upcoming] = []
@@ -171,8 +171,8 @@ def look(data: Data, service: str, known: tuple[Schedule, ...], counts: RowCount
                 upcoming.append(Upcoming(each))
             else:
                 upcoming.append(looker.at_time(each, state))
-        except (NotApplied, ValueError) as error:
-            # Not in the registry yet, or no longer: the next look will tell. Or a time that is none, in what came through the API.
+        except (NotApplied, OverflowError, ValueError) as error:
+            # Not in the registry yet, or no longer: the next look will tell. Or a time zone that only another machine knows.
             upcoming.append(Upcoming(each, problem=str(error)))
     return Looked(looker.now, tuple(looker.queued), tuple(upcoming))
 
@@ -189,7 +189,8 @@ def judge(
     states = store.states(dict.fromkeys((each.key for each in waiting), None))
     looker = _Looker(store, Jobs(data, service), store.now())
     for schedule in waiting:
-        looker.at_metric(schedule, states[schedule.key], values[schedule.metric[0]])
+        with suppress(NotApplied):  # removed meanwhile
+            looker.at_metric(schedule, states[schedule.key], values[schedule.metric[0]])
     return tuple(looker.queued)
 
 
@@ -245,4 +246,4 @@ class _Looker:
 def _next(schedule: Schedule, last: datetime) -> datetime | None:
     if schedule.trigger == "every":
         return next_every(last, schedule.when["every"])
-    return next_cron(schedule.when["cron"], schedule.when.get("timezone", "UTC"), last)
+    return cron.following(schedule.when["cron"], schedule.when.get("timezone", "UTC"), last)

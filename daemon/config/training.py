@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from components.when import LONGEST_SECONDS, MOST_ROWS
 from daemon.config.filters import encoded_filter
 from daemon.config.values import Duration, FieldList, Section
 
@@ -27,7 +28,7 @@ class WhenConfig(Section):
     every: Duration | None = Field(
         default=None,
         ge=1,
-        le=31_622_400,
+        le=LONGEST_SECONDS,
         description='a duration from "1s" to a year, such as "6h"',
         examples=["6h"],
     )
@@ -38,7 +39,7 @@ class WhenConfig(Section):
     rows: int | None = Field(
         default=None,
         ge=1,
-        le=10**12,
+        le=MOST_ROWS,
         description="a whole number of new rows from 1 to 1000000000000",
         examples=[1000],
     )

@@ -16,7 +16,8 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from types import NoneType
+from typing import Any, Final
 
 from bson import ObjectId
 from bson.codec_options import CodecOptions
@@ -30,6 +31,13 @@ __all__ = ["RowCounts", "Schedules", "State"]
 
 EXACT_ROWS = 100_000
 _EXACT_SECONDS = 60.0
+_WHOLE: Final[Mapping[str, Any]] = {
+    "run": ObjectId,
+    "fires": int,
+    "last": datetime,
+    "baseline": (int, NoneType),
+    "low": (int, float, NoneType),
+}
 _AWARE: CodecOptions[dict[str, Any]] = CodecOptions(tz_aware=True)
 
 
@@ -62,6 +70,10 @@ class Schedules:
         told: datetime = self._database.command("hello", codec_options=_AWARE)["localTime"]
         return told
 
+    def forget_all_but(self, keys: Iterable[str]) -> None:
+        """Forgets schedules that are no longer declared: should one come back, it has missed nothing."""
+        self._collection.delete_many({"service": self._service, "_id": {"$nin": [self._id(key) for key in keys]}})
+
     def states(self, baselines: Mapping[str, int | None]) -> dict[str, State]:
         """Return what is remembered of the schedules that are named; one that is new begins now, and at the row count given for it."""
         found = self._read(baselines)
@@ -71,11 +83,15 @@ class Schedules:
         return {**found, **self._read(new)} if new else found
 
     def _read(self, keys: Iterable[str]) -> dict[str, State]:
-        query = {"_id": {"$in": [self._id(key) for key in keys]}}
-        return {
-            each["key"]: State(each["run"], each["fires"], each["last"], each.get("baseline"), each.get("low"))
-            for each in self._collection.find(query)
-        }
+        ids = {self._id(key): key for key in keys}
+        states = {}
+        for each in self._collection.find({"_id": {"$in": list(ids)}}):
+            kept: dict[str, Any] = {name: each.get(name) for name in _WHOLE}
+            if all(isinstance(kept[name], kinds) for name, kinds in _WHOLE.items()):
+                states[ids[each["_id"]]] = State(**kept)
+            else:  # somebody else wrote it; the schedule begins anew
+                self._collection.delete_one({"_id": each["_id"]})
+        return states
 
     def _begin(self, key: str, baseline: int | None) -> None:
         first = {"service": self._service, "key": key, "run": ObjectId(), "fires": 0, "baseline": baseline}

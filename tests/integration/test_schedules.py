@@ -165,7 +165,7 @@ class TestTimes:
         looked(data, declared({"cron": "0 3 * * *"}))
         backdate(data, days=3)
         assert looked(data, declared({"cron": "0 4 * * *"})) == ()
-        assert len(looked(data, declared({"cron": "0 3 * * *"}))) == 1
+        assert looked(data, declared({"cron": "0 3 * * *"})) == (), "nor has the one before, when it comes back"
 
     def test_what_comes_next_is_told(self, data: Data) -> None:
         known = tuple(
@@ -181,6 +181,18 @@ class TestTimes:
 
 
 class TestRows:
+    def test_one_that_is_taken_away_and_comes_back_has_missed_nothing(self, data: Data) -> None:
+        """Neither rows nor time: it is another one."""
+        looked(data, declared({"rows": 100}, {"every": 3600.0}))
+        inserted(data, 150)
+        backdate(data, hours=10)
+        assert looked(data, declared({"cron": "0 0 1 1 *"})) == ()
+        assert looked(data, declared({"rows": 100}, {"every": 3600.0})) == ()
+        assert jobs(data) == []
+        inserted(data, 100)
+        [fired] = looked(data, declared({"rows": 100}, {"every": 3600.0}))
+        assert fired.trigger == "rows"
+
     def test_997_rows_do_not_fire_and_the_thousandth_does_across_a_restart(self, data: Data) -> None:
         inserted(data, 50)
         with Service(data, declared({"rows": 1000})) as first:
@@ -348,6 +360,12 @@ class TestOnce:
 
 
 class TestRunning:
+    def test_the_last_one_that_is_taken_away_is_forgotten_too(self, data: Data) -> None:
+        with Service(data, declared({"every": 3600.0})) as service:
+            eventually("it is known", lambda: data[names.SCHEDULES].count_documents({}))
+            service.loop.call_soon_threadsafe(service.scheduling.change, {})
+            eventually("it is forgotten", lambda: not data[names.SCHEDULES].count_documents({}))
+
     def test_an_interval_fires_in_its_second(self, data: Data) -> None:
         """Within a second of being due, without a poll so quick."""
         with Service(data, declared({"every": 2.0})) as service:
