@@ -87,11 +87,18 @@ class Metric:
                 )
             else:
                 value = self.function(predictions, targets, **self.arguments)
-            number = float(value)
         except DeclarationError:
             raise
         except Exception as error:  # the user's function may raise anything
             raise MetricError(f"metric {self.identifier!r} raised {type(error).__name__}: {error}") from error
+        try:
+            if isinstance(value, (str, bytes)):
+                raise TypeError
+            number = float(value)
+        except (TypeError, ValueError, RuntimeError):
+            raise MetricError(
+                f"metric {self.identifier!r} returned {type(value).__name__} {str(value)[:100]!r}; it must return one number"
+            ) from None
         if not math.isfinite(number):
             raise MetricError(
                 f"metric {self.identifier!r} is {number} on {len(targets)} rows; it must be a finite number"

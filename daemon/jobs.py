@@ -32,6 +32,7 @@ from daemon.config import Config
 from daemon.engine import Engine, JobSpec
 from daemon.engine.attempt import RETRIES, Attempt, Limits, Outcome, Terms, failed
 from daemon.handlers.train import checkpoint_folder
+from daemon.logs import readable
 from daemon.store.connection import Data
 from daemon.store.jobs import DECLARED_BY, Jobs
 from daemon.store.registry import Registry
@@ -144,9 +145,10 @@ class JobRunner:
     async def _claim(self, epoch: int) -> bool:
         """Takes a job and starts it; False where there is none."""
         busy = {attempt.job["model"] for attempt in self._attempts.values()}
+        own = tuple(self._attempts)
 
         def claim(data: Data) -> tuple[dict[str, Any], Terms] | None:
-            job = Jobs(data, self._service).claim(epoch, busy)
+            job = Jobs(data, self._service).claim(epoch, busy, own)
             return None if job is None else (job, self._terms(data, epoch, job))
 
         if self._stopping:
@@ -167,10 +169,7 @@ class JobRunner:
         if declared is None or job["model"] not in known.models:
             missing = (kind, job["target"]) if declared is None else ("model", job["model"])
             return Terms(refused=known.refused.get("/".join(missing)) or registry.absent(*missing))
-        said: dict[str, Any] = {
-            **declared.body,
-            **{name: value for name, value in job["options"].items() if value is not None},
-        }
+        said = declared.body
         return Terms(said.get("retries", RETRIES), said.get("time_limit"), said.get("threads"))
 
     # ---- running --------------------------------------------------------------------------------------------------
@@ -178,19 +177,26 @@ class JobRunner:
     async def _run(self, attempt: Attempt, epoch: int) -> None:
         self._changed()
         try:
-            if attempt.terms.refused is not None:
-                outcome = failed("NotApplied", attempt.terms.refused)
-            elif self._stopping:
-                outcome = Outcome("stopped")
-            else:
-                outcome = await attempt.run(
-                    self._engine, self._spec(attempt, epoch), lambda each: self._relay(each, epoch)
-                )
-            await self._settle(attempt, epoch, outcome)
+            try:
+                await self._settle(attempt, epoch, await self._outcome(attempt, epoch))
+            except (
+                Exception
+            ) as error:  # what a job says, or is, must not be the daemon's end; it would be the next one's too
+                log.exception("a job cannot be looked after", job=attempt.id)
+                message = f"what its process reported cannot be dealt with: {type(error).__name__}: {error}"
+                attempt.give_up()
+                await self._settle(attempt, epoch, failed("Unreadable", readable(message)), relay=False)
         finally:
             del self._attempts[attempt.id]
             self._changed()
             self.nudge()
+
+    async def _outcome(self, attempt: Attempt, epoch: int) -> Outcome:
+        if attempt.terms.refused is not None:
+            return failed("NotApplied", attempt.terms.refused)
+        if self._stopping:
+            return Outcome("stopped")
+        return await attempt.run(self._engine, self._spec(attempt, epoch), lambda each: self._relay(each, epoch))
 
     def _spec(self, attempt: Attempt, epoch: int) -> JobSpec:
         config = self._config
@@ -224,11 +230,14 @@ class JobRunner:
         self._changed()
         return ours
 
-    async def _settle(self, attempt: Attempt, epoch: int, outcome: Outcome) -> None:
-        """Writes down how the attempt ended, as soon as MongoDB answers; at the daemon's end the next leader finds out by itself."""
+    async def _settle(self, attempt: Attempt, epoch: int, outcome: Outcome, *, relay: bool = True) -> None:
+        """Writes down how the attempt ended, as soon as MongoDB answers; at the daemon's end the next leader finds out by itself.
+
+        Without `relay` nothing of what its process has said is written down.
+        """
         while True:
             try:
-                if outcome.state != "lost":
+                if relay and outcome.state != "lost":
                     await self._relay(attempt, epoch)
                 await self._call(lambda data: self._write(Jobs(data, self._service), attempt, epoch, outcome))
                 job = await self._call(lambda data: Jobs(data, self._service).get(attempt.id))
@@ -283,9 +292,8 @@ class JobRunner:
 
     def _discard(self, data: Data, job: Mapping[str, Any]) -> None:
         versions = Versions(data, self._service, job["model"])
-        for version in versions.listed():
-            if version.job == job["_id"]:
-                versions.discard(version.number)
+        for version in versions.listed(traces=False, job=job["_id"]):
+            versions.discard(version.number)
         Jobs(data, self._service).tidied(job["_id"])
 
     async def _sweep(self) -> None:
@@ -294,6 +302,7 @@ class JobRunner:
         def open_jobs(data: Data) -> list[dict[str, Any]]:
             jobs = Jobs(data, self._service)
             jobs.prepare()
+            Versions.prepare(data)
             return jobs.listed(0, state={"$in": ["queued", "running"]})
 
         alive = {self._folder(job["_id"]) for job in await self._call(open_jobs)}

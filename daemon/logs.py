@@ -17,7 +17,7 @@ from typing import Any, Literal, TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-__all__ = ["configure", "escaped", "masked"]
+__all__ = ["configure", "escaped", "masked", "readable"]
 
 Format = Literal["auto", "json", "console"]
 
@@ -36,6 +36,11 @@ _CHATTY = ("apscheduler", "asyncio", "pymongo", "uvicorn", "watchfiles", "httpx"
 def masked(text: str) -> str:
     """`text` with the user name and password of every MongoDB URI in it, and secret options, replaced by `***`."""
     return _SECRET_OPTION.sub(r"\1***", _USERINFO.sub(r"\1***@", text))
+
+
+def readable(text: str) -> str:
+    """`text` without credentials, and without what MongoDB does not take for text: names of files that are no UTF-8 come as lone surrogates."""
+    return masked(text.encode("utf-8", "backslashreplace").decode())
 
 
 def escaped(text: str) -> str:

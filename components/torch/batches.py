@@ -14,7 +14,7 @@ from torch.utils.data import default_collate
 
 from components.errors import BatchError, OutputError
 
-__all__ = ["call", "collate", "moved", "split"]
+__all__ = ["OUT_OF_MEMORY", "call", "collate", "kind", "moved", "split"]
 
 
 def collate(xs: list[Any]) -> Any:
@@ -27,7 +27,7 @@ def collate(xs: list[Any]) -> Any:
             return torch.stack([torch.as_tensor(x) for x in xs])
         batch = default_collate(xs)
     except (RuntimeError, TypeError, ValueError, KeyError) as error:
-        kinds = list(dict.fromkeys(_kind(x) for x in xs))
+        kinds = list(dict.fromkeys(kind(x) for x in xs))
         if len(kinds) > 1:
             more = " ..." if len(kinds) > 4 else ""
             raise BatchError(f"rows of unequal kind cannot form a batch: {', '.join(kinds[:4])}{more}") from error
@@ -37,13 +37,17 @@ def collate(xs: list[Any]) -> Any:
     return tuple(batch) if isinstance(first, tuple) else batch
 
 
-def _kind(x: object) -> str:
+OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
+
+
+def kind(x: object) -> str:
+    """What a row, or a batch, is, in words: types, shapes and dtypes."""
     if isinstance(x, torch.Tensor):
         return f"tensor {'x'.join(map(str, x.shape)) or 'scalar'} {str(x.dtype).removeprefix('torch.')}"
     if isinstance(x, tuple):
-        return f"({', '.join(map(_kind, x))})"
+        return f"({', '.join(map(kind, x))})"
     if isinstance(x, Mapping):
-        return "{" + ", ".join(f"{key}: {_kind(value)}" for key, value in x.items()) + "}"
+        return "{" + ", ".join(f"{key}: {kind(value)}" for key, value in x.items()) + "}"
     return type(x).__name__
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 __all__ = ["Checkpoints"]
 
 _NAME = "checkpoint.pt"
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _DIGEST = hashlib.sha256().digest_size
 
 
@@ -66,6 +68,8 @@ class Checkpoints:
         try:
             state: dict[str, Any] = torch.load(io.BytesIO(data[_DIGEST:]), map_location="cpu", weights_only=True)
         except Exception as error:  # noqa: BLE001  # torch raises many kinds, for instance for an optimizer's own objects
-            self.damage = f"torch cannot read it: {type(error).__name__}: {str(error).splitlines()[0]}"
+            self.damage = (
+                f"torch cannot read it: {type(error).__name__}: {_COLOURS.sub('', str(error)).splitlines()[0]}"
+            )
             return None
         return state

@@ -12,7 +12,6 @@ Rows are kept decoded up to a bound in bytes; the others are read each time, by 
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import math
 import sys
@@ -20,35 +19,30 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from components.errors import DeclarationError, TrainingError
+from components.errors import MongoUnavailable, PredictdError, Stopped, TrainingError
 from components.examples import Examples
 from components.torch import batches, randomness
+from components.torch.loader_options import LoaderOptions
 
-__all__ = ["Batch", "Cached", "Loader", "LoaderOptions", "Order", "Pass"]
+__all__ = ["Batch", "Cached", "Loader", "Order", "Pass", "Stop"]
 
 CACHE_BYTES = 256 * 1024 * 1024
+STOP_SECONDS = 0.2
 AHEAD = 4
 """Batches whose rows are read before they are asked for."""
 
 Row: TypeAlias = tuple[Any, ...]
+Stop: TypeAlias = Callable[[], str | None]
 Prepare: TypeAlias = Callable[[list[tuple[int, Row]]], tuple[Any, Any]]
-
-_REFUSED = {
-    "dataset": "the trainer's select and key say which rows",
-    "sampler": "the order is the trainer's, so that a run can be resumed; shuffle=False keeps the rows' own",
-    "batch_sampler": "the order is the trainer's, so that a run can be resumed; batch_size and drop_last are respected",
-    "generator": "the trainer's seed gives the order",
-    "multiprocessing_context": "workers are forked: a transform may be a lambda",
-    "in_order": "batches always come in order, so that a run can be repeated",
-    "pin_memory_device": "it is the model's device",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,47 +53,6 @@ class Batch:
     input: Any
     target: Any
     rows: int
-
-
-@dataclass(frozen=True)
-class LoaderOptions:
-    """Arguments of DataLoader, read; `workers` are those that only its processes need."""
-
-    batch_size: int = 32
-    shuffle: bool = True
-    drop_last: bool = False
-    num_workers: int = 0
-    pin_memory: bool = False
-    collate_fn: Callable[[list[Any]], Any] | None = None
-    workers: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, given: Mapping[str, Any]) -> LoaderOptions:
-        """Read them; raises DeclarationError that names the argument."""
-        known = set(inspect.signature(DataLoader.__init__).parameters) - {"self"}
-        for name, value in given.items():
-            if name in _REFUSED:
-                raise DeclarationError(f"{name}: {_REFUSED[name]}; remove it")
-            if name not in known:
-                raise DeclarationError(f"{name!r} is no argument of torch.utils.data.DataLoader")
-            least = {"batch_size": 1, "num_workers": 0}.get(name)
-            if least is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-                raise DeclarationError(f"{name}: expected a whole number of at least {least}, got {value!r}")
-            if name in {"shuffle", "drop_last", "pin_memory"} and not isinstance(value, bool):
-                raise DeclarationError(f"{name}: expected True or False, got {value!r}")
-            if name in {"collate_fn", "worker_init_fn"} and value is not None and not callable(value):
-                raise DeclarationError(f"{name}: expected a callable, got {value!r}")
-        own = set(cls.__dataclass_fields__) - {"workers"}
-        options = cls(
-            **{name: value for name, value in given.items() if name in own},
-            workers={name: value for name, value in given.items() if name not in own},
-        )
-        try:
-            # torch's own checks of what is left; no process starts before it is iterated over.
-            DataLoader(_Nothing(), num_workers=options.num_workers, **options.workers)
-        except (TypeError, ValueError) as error:
-            raise DeclarationError(str(error)) from None
-        return options
 
 
 class Order:
@@ -145,6 +98,11 @@ class Cached:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def name(self, place: int) -> str:
+        """What a row is called by those who wrote it."""
+        found: str = getattr(self._rows, "name", str)(place)
+        return found
+
     def kept(self, places: Sequence[int]) -> list[Row | None] | None:
         """The rows at these places if all of them are kept."""
         if all(place in self._kept for place in places):
@@ -187,9 +145,12 @@ class Loader:
         cached = Cached(rows, cache // max(1, options.num_workers))
         self._steps = _Steps(cached, prepare, self._order, seed, least)
 
-    def batches(self, start: int = 0) -> Generator[Batch]:
-        """Batch `start` and those after it, without end; raises TrainingError, also where not one batch of an epoch can be used."""
-        made = self._by_workers(start) if self._options.num_workers else self._here(itertools.count(start))
+    def batches(self, start: int = 0, stopped: Stop = lambda: None) -> Generator[Batch]:
+        """Batch `start` and those after it, without end; `stopped` is asked while a worker process is waited for.
+
+        Raises TrainingError, also where not one batch of an epoch can be used, Stopped, and PredictdError where a worker process died.
+        """
+        made = self._by_workers(start, stopped) if self._options.num_workers else self._here(itertools.count(start))
         unusable = 0
         with closing(made):
             for outcome in made:
@@ -232,8 +193,8 @@ class Loader:
             finally:
                 reader.shutdown(wait=True, cancel_futures=True)
 
-    def _by_workers(self, start: int) -> Generator[Batch | _Failed | None]:
-        """Batches made in processes of DataLoader's, in order."""
+    def _by_workers(self, start: int, stopped: Stop) -> Generator[Batch | _Failed | None]:
+        """Batches made in processes of DataLoader's, in order. One whose rows a worker could not reach is made here, where that is waited for."""
         loader: DataLoader[Any] = DataLoader(
             self._steps,
             batch_size=None,
@@ -245,13 +206,16 @@ class Loader:
             multiprocessing_context="fork",
             **self._options.workers,
         )
-        made = iter(loader)
-        while True:
-            try:
-                outcome = next(made)
-            except RuntimeError as error:  # a worker was killed, or did not answer in time
-                raise TrainingError(f"a worker of the loader failed: {error}") from error
-            yield self._pinned(outcome)
+        waited = _Waited(iter(loader))
+        try:
+            while True:
+                try:
+                    outcome = waited.next(stopped)
+                except RuntimeError as error:  # a worker was killed, or did not answer in time: it may be another time
+                    raise PredictdError(f"a worker of the loader failed: {error}") from error
+                yield self._pinned(self._steps.here(outcome.number) if isinstance(outcome, _Unreached) else outcome)
+        finally:
+            waited.close()
 
     def _pinned(self, outcome: Batch | _Failed | None) -> Batch | _Failed | None:
         if not self._pin or not isinstance(outcome, Batch):
@@ -280,14 +244,13 @@ class Pass:
         """The batches of the pass; raises TrainingError."""
         if self._kept is not None:
             for batch in self._kept:
-                # A module may work on its input in place.
-                yield replace(batch, input=batches.moved(batch.input, torch.clone))
+                yield _own(batch)
             return
         room, kept = self._cache, []
         for batch in self._loader.once():
             room -= _bytes(batch.input) + _bytes(batch.target)
             if room >= 0:
-                kept.append(replace(batch, input=batches.moved(batch.input, torch.clone)))
+                kept.append(_own(batch))
             yield batch
         self._kept = kept if room >= 0 else None
 
@@ -297,6 +260,47 @@ class _Failed:
     """A batch that could not be made. From a worker process an exception would come with the worker's whole traceback as its message."""
 
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Unreached:
+    """A batch whose rows could not be read just now, in a worker process, which is not to wait for them by itself."""
+
+    number: int
+
+
+class _Waited:
+    """An iterator that is waited for in small steps. Its thread does not keep the interpreter from leaving, though it waits for a worker that hangs."""
+
+    def __init__(self, iterator: Iterator[Any]) -> None:
+        self._iterator = iterator
+        self._asked: SimpleQueue[bool] = SimpleQueue()
+        self._came: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+        Thread(target=self._wait, name="predictd-workers", daemon=True).start()
+
+    def next(self, stopped: Stop) -> Any:
+        """The next item. Raises what the iterator raises, and Stopped."""
+        self._asked.put(True)
+        while True:
+            try:
+                item, error = self._came.get(timeout=STOP_SECONDS)
+            except Empty:
+                if (reason := stopped()) is not None:
+                    raise Stopped(reason) from None
+                continue
+            if error is not None:
+                raise error
+            return item
+
+    def close(self) -> None:
+        self._asked.put(False)
+
+    def _wait(self) -> None:
+        while self._asked.get():
+            try:
+                self._came.put((next(self._iterator), None))
+            except BaseException as error:  # noqa: BLE001 - it is raised where the item is waited for
+                self._came.put((None, error))
 
 
 class _Steps(Dataset[Any]):
@@ -309,7 +313,13 @@ class _Steps(Dataset[Any]):
         self._seed = seed
         self._least = least
 
-    def __getitem__(self, number: int) -> Batch | _Failed | None:
+    def __getitem__(self, number: int) -> Batch | _Failed | _Unreached | None:
+        try:
+            return self.here(number)
+        except MongoUnavailable:
+            return _Unreached(number)
+
+    def here(self, number: int) -> Batch | _Failed | None:
         places = self._order.places(number)
         return self.made(number, places, self.rows.fetch(places))
 
@@ -325,14 +335,11 @@ class _Steps(Dataset[Any]):
         return Batch(number, given, target, len(there))
 
 
-class _Nothing(Dataset[Any]):
-    """For DataLoader's checks."""
-
-    def __getitem__(self, index: int) -> None:
-        """Hold nothing."""
-
-    def __len__(self) -> int:
-        return 1
+def _own(batch: Batch) -> Batch:
+    """A copy: a module may work on its input in place, an objective on its target."""
+    return replace(
+        batch, input=batches.moved(batch.input, torch.clone), target=batches.moved(batch.target, torch.clone)
+    )
 
 
 def _same(outcome: Any) -> Any:

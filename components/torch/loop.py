@@ -23,8 +23,9 @@ from components.errors import Stopped
 from components.examples import Examples
 from components.torch import randomness
 from components.torch.checkpoints import Checkpoints
+from components.torch.loader import Stop
 from components.torch.model import TorchModel
-from components.torch.run import Report, Run, Stop
+from components.torch.run import Report, Run
 from components.torch.trainer import TorchTrainer
 
 __all__ = ["Trained", "train"]
@@ -82,18 +83,13 @@ def train(
         )
         if checkpoints is not None:
             run.resume(checkpoints)
-        try:
-            _steps(run, checkpoints)
-        except Stopped:
-            if checkpoints is not None:
-                checkpoints.save(run.state())
-            raise
+        _steps(run, checkpoints)
         if checkpoints is not None:  # whoever is killed while it stores the result need not learn again
             checkpoints.save(run.state())
         if run.best_state is not None:
             model.load_state(run.best_state)
-        run.check_weights()
         run.optimizer.zero_grad(set_to_none=True)
+    run.check_weights()  # in the precision that it was declared with: what is finite in float32 need not be in float16
     return Trained(model.state(), run.step, run.best_step, run.metric_values, run.metric_steps, run.history)
 
 
@@ -101,15 +97,20 @@ def _steps(run: Run, checkpoints: Checkpoints | None) -> None:
     """Learn until the last step, or until the validations say that it is enough."""
     trainer = run.trainer
     saved = time.monotonic()
-    with closing(run.loader.batches(run.next_batch)) as loaded:
-        while True:
-            if run.validation_is_due():
-                run.validate()
-            if run.step >= trainer.max_iterations or run.is_exhausted():
-                return
-            if checkpoints is not None and time.monotonic() - saved >= trainer.checkpoint_seconds:
+    with closing(run.loader.batches(run.next_batch, run.stopped)) as loaded:
+        try:
+            while True:
+                if run.validation_is_due():
+                    run.validate()
+                if run.step >= trainer.max_iterations or run.is_exhausted():
+                    return
+                if checkpoints is not None and time.monotonic() - saved >= trainer.checkpoint_seconds:
+                    checkpoints.save(run.state())
+                    saved = time.monotonic()
+                if (reason := run.stopped()) is not None:
+                    raise Stopped(reason)
+                run.learn(next(loaded))
+        except Stopped:
+            if checkpoints is not None:  # before the loader is closed, which may take as long as a batch
                 checkpoints.save(run.state())
-                saved = time.monotonic()
-            if (reason := run.stopped()) is not None:
-                raise Stopped(reason)
-            run.learn(next(loaded))
+            raise

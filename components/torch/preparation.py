@@ -26,8 +26,10 @@ class Preparation:
     where there is a `preprocess_batch`, and the last value is the target. Raises TrainingError, which names the row's place.
     """
 
-    def __init__(self, model: TorchModel, trainer: TorchTrainer) -> None:
+    def __init__(self, model: TorchModel, trainer: TorchTrainer, rows: object) -> None:
+        """`rows` are the examples that it is called with; where they have a `name(place)`, errors name rows by it."""
         self._model = model
+        self._name: Callable[[int], str] = getattr(rows, "name", str)
         self._transform = trainer.transform
         self._collate = trainer.loader.collate_fn
         key = trainer.key
@@ -55,10 +57,14 @@ class Preparation:
             if self._transform is None:
                 return self._model.prepare(self._arguments(row)), row[-1]
             made = self._transform(*row)
+        except batches.OUT_OF_MEMORY:
+            raise
         except Exception as error:  # the user's function may raise anything
-            raise TrainingError(f"{name} failed on row {place}: {type(error).__name__}: {error}") from error
+            raise TrainingError(f"{name} failed on row {self._name(place)}: {type(error).__name__}: {error}") from error
         if not isinstance(made, (tuple, list)) or len(made) != 2:
-            raise TrainingError(f"transform: expected it to return (input, target), got {_said(made)} for row {place}")
+            raise TrainingError(
+                f"transform: expected it to return (input, target), got {_said(made)} for row {self._name(place)}"
+            )
         return made[0], made[1]
 
     def _arguments(self, row: tuple[Any, ...]) -> Arguments:
@@ -71,8 +77,10 @@ class Preparation:
     def _guarded(self, rows: Sequence[tuple[int, Any]], what: str, make: Callable[[], Any]) -> Any:
         try:
             return make()
+        except batches.OUT_OF_MEMORY:
+            raise
         except Exception as error:  # as above
-            places = ", ".join(str(place) for place, _ in rows[:5]) + (" ..." if len(rows) > 5 else "")
+            places = ", ".join(self._name(place) for place, _ in rows[:5]) + (" ..." if len(rows) > 5 else "")
             reason = str(error) if isinstance(error, BatchError) else f"{type(error).__name__}: {error}"
             raise TrainingError(f"{what} failed on the batch of rows {places}: {reason}") from error
 

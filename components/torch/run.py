@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
 
-from components.errors import Stopped, TrainingError
+from components.errors import TrainingError
 from components.examples import Examples
 from components.metric import Metric
-from components.torch import batches, randomness
+from components.torch import randomness
 from components.torch.checkpoints import Checkpoints
-from components.torch.loader import Batch, Loader, Pass
+from components.torch.judging import Loss, ValidLoss, blamed
+from components.torch.loader import Batch, Loader, Stop
 from components.torch.model import TorchModel
 from components.torch.preparation import Preparation
 from components.torch.trainer import TorchTrainer
 
-__all__ = ["Report", "Run", "Stop"]
+__all__ = ["Report", "Run"]
 
 REPORT_SECONDS = 0.5
 LOSSES = ("train/loss", "valid/loss")
 
 Report: TypeAlias = Callable[[dict[str, Any]], None]
-Stop: TypeAlias = Callable[[], str | None]
 
 _KEPT = (
     "step",
@@ -78,25 +76,15 @@ class Run:
 
     def __post_init__(self) -> None:
         trainer, model = self.trainer, self.model
-        prepare = Preparation(model, trainer)
+        prepare = Preparation(model, trainer, self.rows)
         options, seed, device = trainer.loader, trainer.seed, model.device
         # Batch statistics of one row are none: such a rest of an epoch is passed over, as drop_last would, if there is any other batch.
         normalizes = any(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in model.object.modules())  # noqa: SLF001
         least = 2 if normalizes and min(options.batch_size, len(self.rows)) > 1 else 1
         self.loader = Loader(self.rows, prepare, options, seed, least=least, device=device)
-        self.validation = None
-        if self.valid is not None:
-            if not len(self.valid):
-                raise TrainingError(
-                    "there are no rows to validate the loss on; set folds to None, or to another fraction"
-                )
-            self.validation = Pass(self.valid, prepare, options, seed)
+        self.loss = Loss(model, trainer)
+        self.validation = None if self.valid is None else ValidLoss(model, trainer, self.valid, self.loss)
         self.optimizer = _optimizer(trainer, model)
-        objective: Any = trainer.objective() if inspect.isclass(trainer.objective) else trainer.objective
-        self.objective: Callable[..., Any] = (
-            objective.to(device) if isinstance(objective, torch.nn.Module) else objective
-        )
-        self.forward = getattr(model.object, model.forward_method)
         self._told = -math.inf
 
     def learn(self, batch: Batch) -> None:
@@ -105,7 +93,7 @@ class Run:
         step = self.step + 1
         with self.model.learning():
             self.optimizer.zero_grad(set_to_none=True)
-            loss = self._loss(batch, f"step {step}")
+            loss = self.loss(batch, f"step {step}")
             value = loss.item()
             if not math.isfinite(value):
                 raise TrainingError(
@@ -116,7 +104,7 @@ class Run:
                 raise TrainingError(
                     f"step {step}: the loss does not depend on any weight of the model that can be trained"
                 )
-            with _named(f"step {step}", batch):
+            with blamed(f"step {step}: the way back", batch):
                 loss.backward()  # type: ignore[no-untyped-call]
                 self.optimizer.step()
         self.step = step
@@ -140,7 +128,8 @@ class Run:
             metrics = dict(self.evaluate()) if self.evaluate is not None else {}
             metrics["train/loss"] = self.loss_sum / max(1, self.losses)
             if self.validation is not None:
-                metrics["valid/loss"] = self._validation_loss()
+                where = f"the validation after step {self.step}"
+                metrics["valid/loss"] = self.validation(where, self.stopped, self._tell)
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise TrainingError(f"step {self.step}: {name} is {value}")
@@ -204,35 +193,6 @@ class Run:
             return bool(validation.metric(name).greater_is_better)
         return Metric(name.rpartition("/")[2], float).greater_is_better
 
-    def _validation_loss(self) -> float:
-        assert self.validation is not None
-        total, count = 0.0, 0
-        with closing(self.validation.batches()) as loaded:
-            for batch in loaded:
-                if (reason := self.stopped()) is not None:
-                    raise Stopped(reason)
-                with torch.no_grad(), self.model.judging():
-                    loss = self._loss(batch, f"the validation after step {self.step}")
-                total += loss.item() * batch.rows
-                count += batch.rows
-                self._tell(total / count)
-        if not count:
-            raise TrainingError("there is nothing left to validate the loss on: all those rows were deleted")
-        return total / count
-
-    def _loss(self, batch: Batch, where: str) -> torch.Tensor:
-        device = self.model.device
-        with _named(where, batch):
-            output = batches.call(self.forward, batches.moved(batch.input, self.model.inward))
-            target = batches.moved(batch.target, lambda tensor: tensor.to(device, non_blocking=True))
-            loss = self.objective(output, target)
-        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
-            got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
-            raise TrainingError(
-                f"{where}: the objective returned {got}; it must be a tensor of one number (reduction='mean')"
-            )
-        return loss.reshape(())
-
     @property
     def _learning_rate(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
@@ -289,13 +249,12 @@ class Run:
         shapes = [
             f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in self.model.object.state_dict().items()
         ]
-        optimizer = type(self.optimizer).__qualname__
         return {
             "seed": trainer.seed,
             "rows": len(self.rows),
             "batch_size": trainer.loader.batch_size,
             "order": [trainer.loader.shuffle, trainer.loader.drop_last],
-            "optimizer": f"{optimizer} {sorted(map(str, trainer.optimizer_kwargs.items()))}",
+            "optimizer": type(self.optimizer).__qualname__,
             "weights": shapes,
         }
 
@@ -315,13 +274,3 @@ def _optimizer(trainer: TorchTrainer, model: TorchModel) -> torch.optim.Optimize
             f"trainer {trainer.identifier!r}: optimizer_cls: expected it to make an optimizer of torch, got {type(optimizer).__name__}"
         )
     return optimizer
-
-
-@contextmanager
-def _named(where: str, batch: Batch) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # the user's module, objective and optimizer may raise anything
-        raise TrainingError(
-            f"{where}: {type(error).__name__}: {error} (a batch of {batch.rows} rows, number {batch.number})"
-        ) from error

@@ -16,7 +16,7 @@ from components.errors import DeclarationError
 from components.listener import Key, KeySpec
 from components.naming import check_identifier
 from components.query import Query
-from components.torch.loader import LoaderOptions
+from components.torch.loader_options import LoaderOptions
 from components.when import triggers
 
 __all__ = ["TorchTrainer"]
@@ -188,9 +188,10 @@ class _Checks:
     def whole(self, argument: str, value: Any, *, least: int = 1, or_none: bool = False) -> Any:
         if value is None and or_none:
             return None
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
             none = ", or None" if or_none else ""
-            raise self.refuse(argument, f"expected a whole number of at least {least}{none}, got {value!r}")
+            most = " and below 2**63" if isinstance(value, int) and value > 0 else ""
+            raise self.refuse(argument, f"expected a whole number of at least {least}{most}{none}, got {value!r}")
         return value
 
     def number(self, argument: str, value: Any, *, above: bool = False) -> float:

@@ -120,6 +120,11 @@ class Attempt:
             reversed(lines[-(LOG_LINES - len(self._lines)) :] if len(self._lines) < LOG_LINES else [])
         )
 
+    def give_up(self) -> None:
+        """Ends the process."""
+        if self.process is not None:
+            self.process.kill()
+
     def state(self) -> dict[str, Any]:
         """What the service's status shows of it."""
         return {

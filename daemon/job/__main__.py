@@ -85,10 +85,10 @@ def exit_code(error: BaseException) -> int:
 
 def told_of(error: BaseException) -> dict[str, Any]:
     """The error as it goes into the job; of a long traceback both ends."""
-    trace = logs.masked("".join(traceback.format_exception(error)))
+    trace = logs.readable("".join(traceback.format_exception(error)))
     if len(trace) > TRACEBACK_CHARACTERS:
         trace = f"{trace[: TRACEBACK_CHARACTERS // 2]}\n...\n{trace[-TRACEBACK_CHARACTERS // 2 :]}"
-    return {"type": type(error).__name__, "message": logs.masked(str(error)), "traceback": trace}
+    return {"type": type(error).__name__, "message": logs.readable(str(error)), "traceback": trace}
 
 
 def be_polite(threads: int | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from components.signing import SigningKey
 from daemon.job.process import Assignment, Voice
 from daemon.loading import ATTEMPTS, Loaded, Loader
 from daemon.store.components import Catalog, Component
-from daemon.store.connection import open_database
+from daemon.store.connection import open_database, reaching
 from daemon.store.datasets import RowExamples
 from daemon.store.jobs import Jobs
 from daemon.store.patience import Patience
@@ -111,12 +112,22 @@ class _Patient:
     def __init__(self, context: Context, rows: RowExamples) -> None:
         self._context = context
         self._rows = rows
+        self._process = os.getpid()
 
     def __len__(self) -> int:
         return len(self._rows)
 
+    def name(self, place: int) -> str:
+        """A row's `_id`."""
+        return self._rows.name(place)
+
     def fetch(self, places: Sequence[int]) -> list[tuple[Any, ...] | None]:
-        """See `components.examples.Examples`."""
+        """See `components.examples.Examples`. In a process that was forked from the job's, raises MongoUnavailable."""
+        if (
+            os.getpid() != self._process
+        ):  # a worker of the data loader: the process that it belongs to waits, and says so
+            with reaching():
+                return self._rows.fetch(places)
         fetched = self._context.patience("rows", lambda: self._rows.fetch(places))
         self._context.voice.moved()
         return fetched

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,7 +55,7 @@ def save(folder: Path, pins: Pins) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     fresh = folder / f"{_NAME}.new"
     with fresh.open("wb") as file:
-        file.write(bson.encode(asdict(pins)))
+        file.write(bson.encode({each.name: getattr(pins, each.name) for each in fields(pins)}))
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(folder / _NAME)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -16,7 +17,7 @@ from typing import Any, Final, TextIO
 
 import structlog
 
-from daemon.logs import masked
+from daemon.logs import readable
 from daemon.store.jobs import LOG_LINES
 from daemon.store.patience import Patience
 
@@ -115,7 +116,7 @@ class Voice:
     def printed(self, text: str) -> None:
         """A line for the job's log. It is told at once, since the next thing may be a crash; of many lines, only the first ones are."""
         with self._lock:
-            self._lines.append(masked(text)[:LINE_CHARACTERS])
+            self._lines.append(readable(text)[:LINE_CHARACTERS])
             self._at_once -= 1
         if self._at_once >= 0:
             self._report()
@@ -137,7 +138,7 @@ class Voice:
             troubles = self._patience.troubles()
             state = "waiting" if troubles and more is None else self._state
             said = {"state": state, "doing": self._doing, "pid": os.getpid(), "threads": self.threads}
-            said |= {"progress": self._progress, "reason": masked("; ".join(troubles)) or None}
+            said |= {"progress": self._progress, "reason": readable("; ".join(troubles)) or None}
             text, now = json.dumps(said, default=str), time.monotonic()
             if (
                 more is None
@@ -164,8 +165,10 @@ class _Printed(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
-        *lines, self._begun = (self._begun + text).split("\n")
-        for line in lines:
+        *lines, self._begun = re.split(r"[\r\n]", self._begun + text)  # a progress bar ends its lines by going back
+        if len(self._begun) >= LINE_CHARACTERS:
+            lines, self._begun = [*lines, self._begun], ""
+        for line in filter(None, lines):
             self._voice.printed(line)
         sys.stderr.write(text)
         return len(text)

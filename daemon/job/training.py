@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 __all__ = ["train"]
 
 HISTORY_KEPT: Final = 2000
-TRACE_KEPT: Final = 50_000
-"""Points of a trace that go into a version's document, which MongoDB limits to 16 MB."""
+TRACE_KEPT: Final = 200_000
+"""Points of all traces together that go into a version's document, which MongoDB limits to 16 MB."""
 
 LOSS: Final = "valid/loss"
 
@@ -85,9 +85,7 @@ class Training:
 
     def stored(self) -> Version | None:
         """The candidate of an attempt before this one."""
-        mine = [
-            each for each in self._context.patience("versions", self._versions.listed) if each.job == self._job["_id"]
-        ]
+        mine = self._context.patience("versions", lambda: self._versions.listed(job=self._job["_id"]))
         return mine[-1] if mine else None
 
     # ---- learning -------------------------------------------------------------------------------------------------
@@ -100,13 +98,13 @@ class Training:
 
         context, body, voice = self._context, self._declared.body, self._context.voice
         folder = checkpoint_folder(context.assignment.state_dir, str(self._job["_id"]))
-        pins = pinning.load(folder, self._identity) or self._pin()
-        pinning.save(folder, pins)
+        pins = pinning.load(folder, self._identity)
+        if pins is None:
+            pins = self._pin()
+            pinning.save(folder, pins)
         model, parent = self._begun_with(pins.parent)
         rows = context.rows(body["table"], body["key"], pins.train, self._known)
-        valid = (
-            None if pins.valid is None else Cached(context.rows(body["table"], body["key"], pins.valid, self._known))
-        )
+        valid = None if pins.valid is None else context.rows(body["table"], body["key"], pins.valid, self._known)
         evaluation = Evaluation(context, self._validations, self._known, pins.datasets, Cached)
         apart = f", {len(pins.valid)} kept apart" if pins.valid is not None else ""
         voice.say(
@@ -133,13 +131,14 @@ class Training:
         compared = self._compare(evaluation, valid)
         voice.doing("storing the new version")
         data = self._data(pins, trained, time.monotonic() - started, evaluation.greater, compared)
+        points = max(2, TRACE_KEPT // (len(trained.metric_values) + 1))
         candidate = self._store(
             *packed(model),
             parent=parent.number,
             data=data,
             metrics=metrics,
-            metric_values={name: thinned(values, TRACE_KEPT) for name, values in trained.metric_values.items()},
-            metric_steps=thinned(trained.metric_steps, TRACE_KEPT),
+            metric_values={name: thinned(values, points) for name, values in trained.metric_values.items()},
+            metric_steps=thinned(trained.metric_steps, points),
             history=thinned(trained.history, HISTORY_KEPT),
         )
         for validation, found in measured.validations.items():

@@ -30,7 +30,7 @@ from daemon.batching import identity
 from daemon.config import decoded_filter
 from daemon.store import names
 from daemon.store.components import signature
-from daemon.store.connection import open_database
+from daemon.store.connection import ROW_CODEC, open_database
 from daemon.store.outputs import value_at
 
 __all__ = ["Pinned", "RowExamples", "kept", "pinned"]
@@ -39,6 +39,7 @@ log = structlog.get_logger(__name__)
 
 PART_BYTES: Final = 4 * 1024 * 1024
 FETCH_ROWS: Final = 2000
+NAME_SHOWN: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +69,12 @@ def pinned(
         **({"limit": limit} if limit else {}),
     }
     with database.client.start_session(causal_consistency=False) as session:
-        cursor = database.command(command, session=session)["cursor"]
+        cursor = database.command(command, session=session, codec_options=ROW_CODEC)["cursor"]
         at = cursor.get("atClusterTime")
         ids = [row["_id"] for row in cursor["firstBatch"]]
         while cursor["id"]:
-            cursor = database.command({"getMore": cursor["id"], "collection": table}, session=session)["cursor"]
+            more = {"getMore": cursor["id"], "collection": table}
+            cursor = database.command(more, session=session, codec_options=ROW_CODEC)["cursor"]
             ids += [row["_id"] for row in cursor["nextBatch"]]
     return Pinned(ids, at)
 
@@ -171,6 +173,10 @@ class RowExamples:
 
     def __len__(self) -> int:
         return len(self._ids)
+
+    def name(self, place: int) -> str:
+        """The `_id` of a row, for people."""
+        return repr(self._ids[place])[:NAME_SHOWN]
 
     def fetch(self, places: Sequence[int]) -> list[tuple[Any, ...] | None]:
         """The decoded values of the key's fields of the rows at these places, None for one that is gone. The errors of pymongo pass through."""

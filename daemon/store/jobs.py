@@ -1,6 +1,6 @@
 """Jobs: one training or one validation each, from the moment somebody asks for it to what came of it.
 
-    {_id: "service/kind/target/key", service, kind: "train" | "validate", target, model, trigger, options, state, epoch, attempts, failures, retries,
+    {_id: "service/kind/target/key", service, kind: "train" | "validate", target, model, trigger, state, epoch, attempts, failures, retries,
      best_step, ran, threads, progress {step, total, loss, ...}, heartbeat, log [], error {type, message, traceback}, result, promoted,
      created_at, started_at, finished_at, retry_at, untidy}
 
@@ -37,6 +37,15 @@ LOG_LINES: Final = 200
 KEEP_SECONDS: Final = 90 * 24 * 3600
 DECLARED_BY: Final = {"train": "trainer", "validate": "validation"}
 
+_WHOLE: Final = {
+    **{name: {"$type": "string"} for name in ("_id", "target", "model")},
+    **{name: {"$type": "number"} for name in ("epoch", "attempts", "failures", "best_step", "ran")},
+    **{name: {"$type": "object"} for name in ("trigger", "progress")},
+    "log": {"$type": "array"},
+    "kind": {"$in": list(DECLARED_BY)},
+}
+"""What every job has. A document that lacks any of it was written by somebody else, and is no job."""
+
 Kind = Literal["train", "validate"]
 
 
@@ -47,6 +56,7 @@ class Jobs:
         self._database = database
         self._collection: Collection[dict[str, Any]] = database[names.JOBS]
         self._service = service
+        self._whole = {"service": service, **_WHOLE}
 
     def prepare(self) -> None:
         """Makes the indexes; ended jobs go after 90 days, what they found stays with the versions."""
@@ -62,7 +72,6 @@ class Jobs:
         trigger: Mapping[str, Any],
         *,
         key: str | None = None,
-        options: Mapping[str, Any] | None = None,
     ) -> str | None:
         """Asks for a job: `target` is the model to train, or the validation to run; its id.
 
@@ -77,7 +86,6 @@ class Jobs:
             **self._of(kind, target),
             "model": model,
             "trigger": dict(trigger),
-            "options": dict(options or {}),
             "state": "queued",
             "epoch": 0,
             "attempts": 0,
@@ -119,31 +127,32 @@ class Jobs:
     def get(self, identifier: str) -> dict[str, Any] | None:
         """One job by its id (with or without the service's name in front), or by the end of its id where only one ends so; else None."""
         for whole in (identifier, f"{self._service}/{identifier}"):
-            found = self._collection.find_one({"_id": whole, "service": self._service})
+            found = self._collection.find_one({**self._whole, "_id": whole})
             if found is not None:
                 return found
         ending = {"$expr": {"$eq": [{"$arrayElemAt": [{"$split": ["$_id", "/"]}, -1]}, {"$literal": identifier}]}}
-        several = list(self._collection.find({"service": self._service, **ending}).limit(2))
+        several = list(self._collection.find({**self._whole, **ending}).limit(2))
         return several[0] if len(several) == 1 else None
 
     def listed(self, limit: int = 100, **matching: Any) -> list[dict[str, Any]]:
         """The newest jobs, newest first, without their logs; `matching` narrows them (kind=..., target=..., model=..., state=...)."""
-        query = {"service": self._service, **matching}
+        query = {"$and": [self._whole, matching]}
         return list(self._collection.find(query, {"log": 0}).sort([("created_at", -1), ("_id", -1)]).limit(limit))
 
     # ---- running them: everything from here on is the leader's -----------------------------------------------------
 
-    def claim(self, epoch: int, busy: Container[str]) -> dict[str, Any] | None:
+    def claim(self, epoch: int, busy: Container[str], own: Container[str] | None = None) -> dict[str, Any] | None:
         """Takes over the oldest job that is due: one that waits, or whose retry has come, or that an older leader left running.
 
-        Jobs of the models in `busy` are passed over. The job as it is now, None where there is none.
+        `own` are those that the leader of this epoch knows to run: another one of its own is one whose claim it never heard of, and is claimed again. Jobs of
+        the models in `busy` are passed over. The job as it is now, None where there is none.
         """
         due = {
-            "service": self._service,
-            "model": {"$nin": list(busy)},
+            "$and": [self._whole, {"model": {"$nin": list(busy)}}],
             "$or": [
                 {"state": "queued", "epoch": {"$lte": epoch}, "$expr": {"$lte": ["$retry_at", "$$NOW"]}},
                 {"state": "running", "epoch": {"$lt": epoch}},
+                *([] if own is None else [{"state": "running", "epoch": epoch, "_id": {"$nin": list(own)}}]),
             ],
         }
         claimed = {
@@ -203,7 +212,7 @@ class Jobs:
 
     def untidy(self) -> list[dict[str, Any]]:
         """Jobs that were cancelled or have failed for good and may have left a candidate or a checkpoint."""
-        return list(self._collection.find({"service": self._service, "untidy": True}, {"log": 0}))
+        return list(self._collection.find({**self._whole, "untidy": True}, {"log": 0}))
 
     def tidied(self, identifier: str) -> None:
         """What the job left is gone."""

@@ -6,6 +6,7 @@ Its behaviours stand in `fake/jobs.json` in the state directory, one for each st
     "crash"    takes a step and ends with 1       "silent"   says nothing more, and is deaf to SIGTERM
     "kill"     takes a step and kills itself      "refuse"   ends with 65: a person must act
     "long"     takes steps until it is stopped    "fenced"   ends with 76
+    "odd"      reports what MongoDB cannot hold
 
 What happened stands in `fake/jobs.log`, a line each: started JOB PID EPOCH, stopped, orphaned. A "progress" behind a comma lets crash and kill get further
 each time ("kill,progress").
@@ -41,7 +42,7 @@ def note(*words: object) -> None:
 
 
 def report(state: str, **more: Any) -> None:
-    print(json.dumps({"state": state, "still": 0.0, "threads": 1, **more}), flush=True)
+    print(json.dumps({"state": state, "still": 0.0, "threads": 1} | more), flush=True)
 
 
 def main() -> None:
@@ -54,6 +55,9 @@ def main() -> None:
     print("a transform printed this", flush=True)
     step = starts + 1 if further else 1
     report("running", progress={"step": step, "total": 9}, log=[f"attempt {starts + 1}"], doing="training")
+    while what == "odd":
+        report("running", progress={"total": 10**20}, threads=10**20)
+        time.sleep(0.1)
     if what == "silent":
         while True:
             time.sleep(1)

@@ -115,8 +115,8 @@ class Stage:
         lines = path.read_text().splitlines() if path.exists() else []
         return [line.split() for line in lines if line.startswith(word)]
 
-    def queue(self, **options: Any) -> str:
-        identifier = self.jobs.queue("train", MODEL, {"by": "a test"}, options=options)
+    def queue(self) -> str:
+        identifier = self.jobs.queue("train", MODEL, {"by": "a test"})
         assert identifier is not None
         return identifier
 

@@ -16,9 +16,11 @@ from harness.jobs import MODEL, VALIDATION, Stage, declare, training
 from harness.processes import SERVICE
 from pymongo.database import Database
 
+from components.errors import MongoUnavailable
 from daemon.engine.attempt import Limits
 from daemon.handlers.train import checkpoint_folder
 from daemon.store import names
+from daemon.store.registry import Registry
 from daemon.store.versions import Versions
 
 QUICK = Limits(poll=0.05, relay=0.05, silent=1.0, still=60.0, first_retry=0.05, most_retry=0.2)
@@ -61,6 +63,42 @@ def test_a_job_runs_in_a_process_of_its_own_and_leaves_its_result(play: Any) -> 
         await stage.until("its end is told", lambda: stage.finished)
         assert [each["_id"] for each in stage.finished] == [identifier]
         assert stage.runner.states() == ()
+
+    play(scene)
+
+
+def test_what_a_job_reports_is_not_the_daemon_s_end(play: Any) -> None:
+    """Nor that of the daemon that would claim it next."""
+
+    async def scene(stage: Stage) -> None:
+        stage.behave("odd")
+        job = await stage.until_state(stage.queue(), "failed")
+        assert job["error"]["type"] == "Unreadable"
+        assert "8-byte ints" in job["error"]["message"]
+        (_, _, pid, _), *_ = stage.history("started")
+        await stage.until("its process has ended", lambda: not psutil.pid_exists(int(pid)))
+        stage.behave("done")
+        assert await stage.until_state(stage.queue(), "done")
+
+    play(scene)
+
+
+def test_a_claim_whose_answer_was_lost_is_made_again(play: Any) -> None:
+    """Else the job would run nowhere, and say that it does."""
+
+    async def scene(stage: Stage) -> None:
+        stage.behave("done")
+        registry = Registry.read
+        failures = iter([True])
+
+        def read(self: Registry) -> Any:
+            if next(failures, False):
+                raise MongoUnavailable("as the test ordered")
+            return registry(self)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Registry, "read", read)
+            assert await stage.until_state(stage.queue(), "done")
 
     play(scene)
 
@@ -125,8 +163,9 @@ def test_what_a_person_must_mend_is_not_tried_again(play: Any) -> None:
 
 def test_a_killed_process_is_named_as_such(play: Any) -> None:
     async def scene(stage: Stage) -> None:
+        declare(stage.database, training(retries=0))
         stage.behave("kill")
-        job = await stage.until_state(stage.queue(retries=0), "failed")
+        job = await stage.until_state(stage.queue(), "failed")
         assert job["error"]["message"] == (
             "its process ended with killed by SIGKILL (out of memory, perhaps) while it was training"
         )
@@ -144,14 +183,15 @@ def test_a_process_that_hangs_is_ended_and_the_job_tried_again(play: Any) -> Non
         assert job["attempts"] == 3
 
     async def twice(stage: Stage) -> None:
+        declare(stage.database, training(retries=0))
         stage.behave("hang")
-        job = await stage.until_state(stage.queue(retries=0), "failed")
+        job = await stage.until_state(stage.queue(), "failed")
         assert job["error"]["type"] == "Hanging"
         assert "has not moved for 100" in job["error"]["message"]
         assert "while it was training" in job["error"]["message"]
         (stage.folder / "fake" / "jobs.log").unlink()
         stage.behave("silent")
-        job = await stage.until_state(stage.queue(retries=0), "failed")
+        job = await stage.until_state(stage.queue(), "failed")
         assert "has said nothing for 1 s" in job["error"]["message"]
 
     async def both(stage: Stage) -> None:

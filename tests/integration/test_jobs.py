@@ -47,16 +47,11 @@ def state(jobs: Jobs, identifier: str | None) -> str:
 def test_a_job_that_is_asked_for_waits_with_all_that_is_known_of_it(jobs: Jobs, database: Any) -> None:
     """And the bell rings, so that the leader need not poll."""
     rung = bells.count(database, SERVICE)
-    identifier = jobs.queue("validate", VALIDATION, {"by": "$clock"}, options={"why": "$$NOW"})
+    identifier = jobs.queue("validate", VALIDATION, {"by": "$$NOW"})
     assert identifier is not None
     job = jobs.get(identifier)
     assert job is not None
-    assert (job["state"], job["model"], job["trigger"], job["options"]) == (
-        "queued",
-        MODEL,
-        {"by": "$clock"},
-        {"why": "$$NOW"},
-    )
+    assert (job["state"], job["model"], job["trigger"]) == ("queued", MODEL, {"by": "$$NOW"})
     assert job["created_at"] is not None
     assert bells.count(database, SERVICE) == rung + 1
 

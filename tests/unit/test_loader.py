@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 from itertools import chain, islice
@@ -11,10 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from components import TrainingError
+from components import MongoUnavailable, PredictdError, Stopped, TrainingError
 from components.examples import ListExamples
 from components.torch import randomness
-from components.torch.loader import AHEAD, Cached, Loader, LoaderOptions, Order, Pass
+from components.torch.loader import AHEAD, Cached, Loader, Order, Pass
+from components.torch.loader_options import LoaderOptions
 
 
 class Counted(ListExamples):
@@ -109,16 +111,47 @@ def test_workers_make_the_same_batches():
         assert torch.equal(one.target, other.target)
 
 
-def test_a_worker_that_dies_is_a_training_error():
-    """Not a hang."""
+def test_a_worker_that_dies_is_told_and_may_be_tried_again():
+    """Not a hang; and no TrainingError, which another attempt would not mend."""
 
     def dies(rows):
         import os
 
         os._exit(3)
 
-    with pytest.raises(TrainingError, match="a worker of the loader failed"):
+    with pytest.raises(PredictdError, match="a worker of the loader failed") as caught:
         next(loader(numbers(10), dies, num_workers=1).batches())
+    assert not isinstance(caught.value, TrainingError)
+
+
+def test_a_worker_that_is_waited_for_does_not_keep_a_training_from_stopping():
+    """Though the batch would take a minute."""
+
+    def slow(rows):
+        import time
+
+        time.sleep(60)
+
+    with pytest.raises(Stopped, match="enough"):
+        next(loader(numbers(10), slow, num_workers=1).batches(stopped=lambda: "enough"))
+
+
+def test_rows_that_a_worker_cannot_reach_are_waited_for_by_the_process_that_it_belongs_to():
+    """In which alone somebody is told that it waits."""
+    own = os.getpid()
+
+    class Away(ListExamples):
+        def fetch(self, places):
+            if os.getpid() != own:
+                raise MongoUnavailable("away")
+            return super().fetch(places)
+
+    rows = [(n,) for n in range(10)]
+    made = loader(Away(rows), num_workers=1, batch_size=5, shuffle=False).batches()
+    expected = loader(ListExamples(rows), batch_size=5, shuffle=False).batches()
+    for batch, wanted in islice(zip(made, expected, strict=False), 4):
+        assert torch.equal(batch.input, wanted.input)
+    made.close()
 
 
 def test_rows_that_fit_are_read_once():
@@ -253,3 +286,13 @@ def test_seeds_depend_on_nothing_but_their_names():
     assert randomness.derived(0, "epoch", 0) == randomness.derived("0", "epoch", "0")
     assert randomness.derived(0, "epoch", 1) == 3_716_769_190_500_185_217
     assert len({randomness.derived(seed, "batch", n) for seed in range(10) for n in range(10)}) == 100
+
+
+def test_an_objective_may_work_on_its_target_in_place():
+    """What is kept for the next pass is not what was handed out."""
+    kept = Pass(numbers(8), plain, LoaderOptions.of({"batch_size": 4}), 0)
+    for _ in range(3):
+        for batch in kept.batches():
+            batch.target.sub_(100)
+            batch.input.sub_(100)
+    assert [batch.target.tolist() for batch in kept.batches()] == [[0, 1, 2, 3], [4, 5, 6, 7]]

@@ -13,6 +13,7 @@ from components import DeclarationError, Metric, Stopped, TrainingError
 from components.examples import ListExamples
 from components.query import Query
 from components.torch import TorchModel, TorchTrainer, train, weights
+from components.torch.judging import valid_loss
 from examples import mnist
 
 CPU = {"preferred_devices": ("cpu",)}
@@ -236,7 +237,9 @@ def test_a_rest_of_one_row_is_passed_over_where_batch_statistics_are_learned():
     trained = train(model, trainer(objective=objective), line(17))
     assert trained.step == 10
     assert sizes == [8] * 10
-    with pytest.raises(TrainingError, match=r"step 1: ValueError: Expected more than 1 value per channel.*1 rows"):
+    with pytest.raises(
+        TrainingError, match=r"step 1: the model raised ValueError: Expected more than 1 value per channel.*1 rows"
+    ):
         train(model, trainer(), line(1))
 
 
@@ -409,7 +412,7 @@ def test_what_the_objective_must_return():
     def odd(output, target):
         raise ValueError("odd")
 
-    with pytest.raises(TrainingError, match=r"step 1: ValueError: odd \(a batch of 8 rows, number 0\)"):
+    with pytest.raises(TrainingError, match=r"step 1: the objective raised ValueError: odd \(batch 0, 8 rows, on"):
         train(linear(), trainer(objective=odd), line())
 
 
@@ -624,3 +627,45 @@ def test_metrics_know_their_direction_by_the_models_validation():
     model.validation = Validation()
     values = iter([1.0, 3.0, 2.0, 0.5])
     assert train(model, trainer(), line(), evaluate=lambda: {"v/acc": next(values)}).best_step == 10
+
+
+def test_the_loss_on_rows_apart_is_what_the_training_measured():
+    """Also where they are fewer than a batch and the training drops what is no whole one."""
+    model = linear()
+    declared = trainer(loader_kwargs={"batch_size": 8, "drop_last": True})
+    trained = train(model, declared, line(), line(5))
+    model.load_state(trained.state)
+    assert valid_loss(model, declared, line(5)) == min(trained.metric_values["valid/loss"])
+
+
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
+def test_memory_that_runs_out_is_no_error_of_the_declaration(error):
+    """Another attempt may end otherwise, so it passes as it is, from wherever it comes."""
+
+    def greedy(*_: object) -> None:
+        raise error("no memory")
+
+    for options in ({"objective": greedy}, {"transform": greedy}):
+        with pytest.raises(error, match="no memory"):
+            train(linear(), trainer(**options), line())
+
+
+def test_an_error_says_whose_code_it_was_on_what_and_names_the_row():
+    """A row by the name that its examples give it."""
+
+    class Named(ListExamples):
+        def name(self, place):
+            return f"id{place}"
+
+    def fussy(x, y):
+        raise ValueError("I do not like it")
+
+    rows = Named([(0.5, 1.0)])
+    with pytest.raises(TrainingError, match=r"transform failed on row id0: ValueError: I do not like it"):
+        train(linear(), trainer(transform=fussy), rows)
+    with pytest.raises(TrainingError, match=r"step 1: the model raised RuntimeError: .*on tensor 1x1 float64"):
+        train(linear(preprocess=lambda x: torch.tensor([x], dtype=torch.float64)), trainer(), rows)
+    with pytest.raises(
+        TrainingError, match=r"step 1: the objective raised .*on \(tensor 1x1 float32, tensor 1 float32\)"
+    ):
+        train(linear(), trainer(objective=fussy), rows)

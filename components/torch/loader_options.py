@@ -1,0 +1,75 @@
+"""What may be said of a loader: the arguments of DataLoader, as far as they are not the trainer's own business."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset
+
+from components.errors import DeclarationError
+
+__all__ = ["LoaderOptions"]
+
+_REFUSED = {
+    "dataset": "the trainer's select and key say which rows",
+    "sampler": "the order is the trainer's, so that a run can be resumed; shuffle=False keeps the rows' own",
+    "batch_sampler": "the order is the trainer's, so that a run can be resumed; batch_size and drop_last are respected",
+    "generator": "the trainer's seed gives the order",
+    "multiprocessing_context": "workers are forked: a transform may be a lambda",
+    "in_order": "batches always come in order, so that a run can be repeated",
+    "pin_memory_device": "it is the model's device",
+}
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """Arguments of DataLoader, read; `workers` are those that only its processes need."""
+
+    batch_size: int = 32
+    shuffle: bool = True
+    drop_last: bool = False
+    num_workers: int = 0
+    pin_memory: bool = False
+    collate_fn: Callable[[list[Any]], Any] | None = None
+    workers: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> LoaderOptions:
+        """Read them; raises DeclarationError that names the argument."""
+        known = set(inspect.signature(DataLoader.__init__).parameters) - {"self"}
+        for name, value in given.items():
+            if name in _REFUSED:
+                raise DeclarationError(f"{name}: {_REFUSED[name]}; remove it")
+            if name not in known:
+                raise DeclarationError(f"{name!r} is no argument of torch.utils.data.DataLoader")
+            least = {"batch_size": 1, "num_workers": 0}.get(name)
+            if least is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+                raise DeclarationError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+            if name in {"shuffle", "drop_last", "pin_memory"} and not isinstance(value, bool):
+                raise DeclarationError(f"{name}: expected True or False, got {value!r}")
+            if name in {"collate_fn", "worker_init_fn"} and value is not None and not callable(value):
+                raise DeclarationError(f"{name}: expected a callable, got {value!r}")
+        own = set(cls.__dataclass_fields__) - {"workers"}
+        options = cls(
+            **{name: value for name, value in given.items() if name in own},
+            workers={name: value for name, value in given.items() if name not in own},
+        )
+        try:
+            # torch's own checks of what is left; no process starts before it is iterated over.
+            DataLoader(_Nothing(), num_workers=options.num_workers, **options.workers)
+        except (TypeError, ValueError) as error:
+            raise DeclarationError(str(error)) from None
+        return options
+
+
+class _Nothing(Dataset[Any]):
+    """For DataLoader's checks."""
+
+    def __getitem__(self, index: int) -> None:
+        """Hold nothing."""
+
+    def __len__(self) -> int:
+        return 1
