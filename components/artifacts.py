@@ -40,7 +40,7 @@ from components.canonical import canonical
 from components.errors import ArtifactRefused, DeclarationError
 from components.origins import importable, travelling_modules
 
-__all__ = ["Artifact", "code_slot", "dumps", "loads", "together"]
+__all__ = ["Artifact", "code_slot", "dumps", "fits", "loads", "together"]
 
 _turn = threading.RLock()
 _scope: contextvars.ContextVar[str | None] = contextvars.ContextVar("predictd_artifact_scope", default=None)
@@ -129,6 +129,15 @@ def loads(slot: Mapping[str, Any], blob: Callable[[str], bytes]) -> Any:
             ) from error
         except Exception as error:  # unpickling runs the user's code, which may raise anything
             raise ArtifactRefused(f"{name} cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def fits(slot: Mapping[str, Any]) -> bool:
+    """Whether an artifact was made with versions of Python, torch and cloudpickle that can load it here."""
+    try:
+        _check_versions("", slot)
+    except ArtifactRefused:
+        return False
+    return True
 
 
 @contextmanager

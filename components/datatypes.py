@@ -53,7 +53,7 @@ def datatype(spec: str) -> Datatype:
 
     Never imports torch, not even for a tensor: its first decoding does.
     """
-    match = _SPEC.fullmatch(spec.strip())
+    match = _SPEC.fullmatch(spec.strip()) if isinstance(spec, str) else None
     if match is None:
         raise UnknownDatatype(f"{spec!r} is no datatype; {_KNOWN}")
     name, parameters = match["name"], match["parameters"]

@@ -14,6 +14,8 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,10 +116,12 @@ def build_model(name: str, body: Mapping[str, Any], resolve: Resolve) -> Model:
     """The model of a declaration, with its initial weights; raises DeclarationError that names the key ("models.lenet.object").
 
     A class, or with arguments a function, is called with the arguments and makes the model's object; a function without arguments is
-    itself the object of type "object", and makes that of type "torch". What came as an artifact is the object already.
+    itself the object of type "object", and makes that of type "torch". What came as an artifact is the object already; a module that an import path
+    leads to is copied, if it can be, so that no two models share it. Whatever is random in a torch model is the same in every process: it is built with the generators
+    seeded by its name.
     """
     at = f"models.{name}"
-    with together():
+    with together(), _seeded(name, body["type"]):
         found = _resolved(f"{at}.object", body["object"], resolve)
         functions = {key: _resolved(f"{at}.{key}", body.get(key), resolve) for key in ("preprocess", "postprocess")}
         many = _resolved(f"{at}.preprocess_batch", body.get("preprocess_batch"), resolve)
@@ -131,9 +135,10 @@ def build_model(name: str, body: Mapping[str, Any], resolve: Resolve) -> Model:
                 return ObjectModel(name, made, **functions, batched=body["batched"])
             from components.torch import TorchModel  # the supervisor, which never gets here, stays free of torch
 
+            shared = made is found and isinstance(body["object"], str)
             return TorchModel(
                 name,
-                made,
+                _copied(made) if shared else made,
                 **functions,
                 preprocess_batch=many,
                 preferred_devices=_devices(body["device"]),
@@ -188,6 +193,22 @@ def build_validation(name: str, body: Mapping[str, Any], resolve: Resolve) -> Va
         for dataset, given in body["datasets"].items()
     ]
     return Validation(name, body["key"], datasets, metrics, model=body["model"], when=body["when"])
+
+
+def _copied(module: Any) -> Any:
+    """A copy of a module that stands in somebody's file; the module itself where it cannot be copied (one with a lock, weight_norm's)."""
+    try:
+        return deepcopy(module)
+    except Exception:  # noqa: BLE001 - copying runs the user's code, and torch's, which raise many kinds
+        return module
+
+
+def _seeded(name: str, kind: str) -> AbstractContextManager[None]:
+    if kind != "torch":
+        return nullcontext()
+    from components.torch import randomness
+
+    return randomness.seeded(randomness.derived("initial weights", name))
 
 
 class _Codes:

@@ -6,13 +6,16 @@ The user's own modules are all others: the script, the notebook, and the files b
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import inspect
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from importlib.machinery import PathFinder
 from importlib.metadata import packages_distributions, version
+from importlib.util import resolve_name
 from pathlib import Path
 from types import ModuleType
 
@@ -58,49 +61,86 @@ def travelling_modules(allow: Sequence[str] = ()) -> list[ModuleType]:
     ]
 
 
-def source_hash(objects: Iterable[object]) -> str:
+def source_hash(objects: Iterable[object], paths: Iterable[str] = ()) -> str:
     """SHA-256 over the code that these (imported) objects come from; "" where all of it travelled by value.
 
-    The user's modules count by the bytes of their files, together with the user's modules that they use; installed packages by
-    their names and versions. predictd itself does not count: an upgrade of it is no new version of a model.
+    paths: the import paths under which they were found, whose modules count too. The user's modules count by the bytes of their files, together
+    with the user's modules that their text imports, and the packages that these lie in; installed packages by their names and versions. predictd
+    itself does not count: an upgrade of it is no new version of a model.
+
+    Only files are read, never what happens to be imported already: every process that has the same files gets the same hash.
     """
+    names = [getattr(obj, "__module__", None) or type(obj).__module__ for obj in objects]
     found: dict[str, str] = {}
-    for obj in objects:
-        module = sys.modules.get(getattr(obj, "__module__", None) or type(obj).__module__)
-        if module is not None:
-            _add_sources(module, found)
+    for name in (*names, *(path.partition(":")[0] for path in paths)):
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file is None:
+            continue
+        if not _installed(file):
+            _add_sources(name, file, found)
+        elif distributions := _distributions().get(name.split(".")[0]):
+            found[distributions[0]] = version(
+                distributions[0]
+            )  # the standard library, which has none, is Python's version
     if not found:
         return ""
     text = "\n".join(f"{name} {content}" for name, content in sorted(found.items()))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _add_sources(module: ModuleType, found: dict[str, str]) -> None:
-    name = module.__name__
-    file = getattr(module, "__file__", None)
-    if name in found or file is None or name == "__main__" or _predictd(name, file):
-        return
-    if _installed(file):
-        package = name.split(".")[0]
-        distribution = next(iter(_distributions().get(package, [])), None)
-        if distribution is not None:  # else it is the standard library, which the Python version stands for
-            found[distribution] = version(distribution)
-        return
+def _add_sources(name: str, file: str, found: dict[str, str]) -> None:
+    waiting = [(name, file)]
+    while waiting:
+        name, file = waiting.pop()
+        if name in found or name == "__main__" or _predictd(name, file):
+            continue
+        package = name if Path(file).stem == "__init__" else name.rpartition(".")[0]
+        try:
+            about = Path(file).stat()
+            found[name], used = _read(file, package, about.st_mtime_ns, about.st_size)
+        except OSError:  # a module from a zip file, or one whose file is gone: its name has to do
+            found[name], used = "unreadable", frozenset()
+        parents = {each.rpartition(".")[0] for each in (name, *used)}
+        for each in (used | parents) - {""}:
+            other = _file_of(each)
+            if other is not None and not _installed(other):
+                waiting.append((each, other))
+
+
+@lru_cache(maxsize=4096)
+def _read(file: str, package: str, modified: int, size: int) -> tuple[str, frozenset[str]]:  # noqa: ARG001 - by which a change is seen
+    """A module's hash, and what may be modules among the names that it imports, anywhere in its text. Raises OSError."""
+    source = Path(file).read_bytes()
+    return hashlib.sha256(source).hexdigest(), frozenset(_imports(package, source))
+
+
+def _imports(package: str, source: bytes) -> Iterator[str]:
     try:
-        found[name] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
-    except OSError:  # a module from a zip file, or one whose file is gone: its name has to do
-        found[name] = "unreadable"
-    for used in _used(module):
-        other_file = getattr(used, "__file__", None)
-        if other_file is not None and not _installed(other_file):
-            _add_sources(used, found)
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError):  # no text of Python's, such as a compiled extension
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            try:
+                origin = resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module
+            except ImportError:  # beyond the outermost package: it cannot have been run
+                continue
+            yield from (str(origin), *(f"{origin}.{alias.name}" for alias in node.names))
 
 
-def _used(module: ModuleType) -> Iterator[ModuleType]:
-    for value in list(vars(module).values()):
-        used = value if isinstance(value, ModuleType) else sys.modules.get(getattr(value, "__module__", None) or "")
-        if used is not None and isinstance(getattr(used, "__name__", None), str):
-            yield used
+def _file_of(name: str) -> str | None:
+    """The file of a module, found without importing anything; None where there is no such module, or it has no file."""
+    way: Sequence[str] | None = None
+    spec = None
+    parts = name.split(".")
+    for end in range(1, len(parts) + 1):
+        spec = PathFinder.find_spec(".".join(parts[:end]), way)
+        if spec is None or (spec.submodule_search_locations is None and end < len(parts)):
+            return None
+        way = spec.submodule_search_locations
+    return spec.origin if spec is not None and spec.has_location else None
 
 
 def _within(name: str, packages: Sequence[str]) -> bool:

@@ -101,7 +101,7 @@ class Corridor:
         if any(row.seen.generation > live.generation for row in snapshot.rows):  # R6
             # Somebody knows of a newer generation than we do. What is higher even than the registry's came with a copied
             # row, and is predicted and written over (R6b).
-            self.live = live = self._reload(live)
+            live = self._reload(live)  # which alone says what runs: a swap may have come in between
         return judge(batch, snapshot, live, self._letters.settled)
 
     def prepare(self, judged: Judged) -> Prepared:

@@ -1,9 +1,10 @@
 """From a declaration in the registry to a model in memory, with the weights of its live version.
 
 A version is a declaration, the source of the code that it names, and weights. Where the live version was made for what is declared now, its weights are
-loaded. Where it was not, a new version is made and promoted here, by whichever process comes first: with the weights of the one before it, where the
-object is still declared alike and they fit (another `postprocess`, a mended function), else with the declaration's initial weights, which are built once and
-from then on always loaded. So every process that serves the model, and every restart, computes the same.
+loaded. Where it was not, another one is promoted here, by whichever process comes first: a version that was live before and is just what is declared now,
+such as when a change was taken back; else a new one, with the weights of the last one that was live and whose object was declared alike, if they fit (another
+`postprocess`, a mended function); else with the declaration's initial weights, which are built once and from then on always loaded. So every process that
+serves the model, and every restart, computes the same.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pymongo.database import Database
 
 from components import artifacts, declaring
 from components.datatypes import datatype
-from components.errors import DeclarationError, WeightsError
+from components.errors import DeclarationError, PredictdError
 from components.importing import ImportPolicy
 from components.listener import Key
 from components.model import Model
@@ -148,7 +149,7 @@ class Loader:
         model = declaring.build_model(component.name, component.body, resolve)
         if component.signature not in self._sources:
             paths = [slot for slot in map(component.body.get, _CODE) if isinstance(slot, str)]
-            self._sources[component.signature] = declaring.source_hash([resolve(path) for path in paths])
+            self._sources[component.signature] = declaring.source_hash([resolve(path) for path in paths], paths)
         return model
 
     def source(self, component: Component) -> str:
@@ -158,33 +159,70 @@ class Loader:
         return self._sources[component.signature]
 
     def _make(self, component: Component, model: Model, versions: Versions, before: Version | None) -> None:
-        """Stores and promotes the version that the declaration, as it is now, asks for; another process may be quicker."""
-        carried = before is not None and before.loadable and before.object_signature == object_signature(component.body)
+        """Has the version promoted that the declaration, as it is now, asks for; another process, or another declaration, may be quicker."""
+        source = self._sources[component.signature]
+        alike = self._given_alike(component, model, versions, before)
+        if alike is not None and (alike.signature, alike.source) == (component.signature, source):
+            reason = f"it is what is declared again, as before version {component.live}"
+            self._promote(component, versions, alike, reason)
+            return
         origin, trained = "initial weights of the declaration (untrained)", False
-        if carried and before is not None and before.weights is not None:
-            try:
-                self._give(model, versions, before)
-                origin, trained = f"the weights of version {before.number}, with the code as it is now", before.trained
-            except WeightsError as misfit:
-                log.warning(
-                    "the weights do not fit the new code: it begins untrained", model=component.name, reason=str(misfit)
-                )
-                model = self.built(component)
+        if alike is not None and alike.weights is not None:
+            origin, trained = f"the weights of version {alike.number}, with the code as it is now", alike.trained
         data, digest = packed(model)
         made = versions.add(
             data,
             digest,
             signature=component.signature,
-            source=self._sources[component.signature],
+            source=source,
             object_signature=object_signature(component.body),
             origin=origin,
             parent=before.number if before else None,
+            # The same weights are one step on the way back, whatever code was around them.
+            replaced=component.live if alike is None else alike.replaced,
             trained=trained,
         )
-        if versions.promote(made.number, reason=origin, live=component.live):
-            log.info("a version is live", model=component.name, version=made.number, content_hash=digest, origin=origin)
-        else:
+        if not self._promote(component, versions, made, origin):
             versions.discard(made.number)
+
+    def _given_alike(
+        self, component: Component, model: Model, versions: Versions, before: Version | None
+    ) -> Version | None:
+        """Gives the model the weights of a version that was live and whose object was declared as it is now; that version, None where there is none.
+
+        First comes the one that is just what is declared now, with the weights that are live; then the live one; then whichever was live last. One whose weights
+        are damaged, or do not fit, is passed over.
+        """
+        wanted = object_signature(component.body)
+        now = (component.signature, self._sources[component.signature], before.content_hash if before else None)
+
+        def preference(each: Version) -> tuple[bool, bool, Any]:
+            same = (each.signature, each.source, each.content_hash) == now
+            return same, each.number == component.live, each.promoted_at
+
+        known = [each for each in versions.listed(traces=False) if each.loadable and each.promoted_at is not None]
+        for each in sorted((each for each in known if each.object_signature == wanted), key=preference, reverse=True):
+            try:
+                if each.weights is not None:
+                    self._give(model, versions, each)
+            except PredictdError as error:
+                about = {"model": component.name, "version": each.number, "reason": str(error)}
+                log.warning("the weights of a version that was live cannot be taken over", **about)
+            else:
+                return each
+        return None
+
+    @staticmethod
+    def _promote(component: Component, versions: Versions, version: Version, reason: str) -> bool:
+        """False where another process was quicker, or the model is by now declared otherwise."""
+        try:
+            done = versions.promote(version.number, reason=reason, live=component.live, back=True)
+        except DeclarationError:
+            return False
+        if done:
+            about = {"version": version.number, "content_hash": version.content_hash, "reason": reason}
+            log.info("a version is live", model=component.name, **about)
+        return done
 
     @staticmethod
     def _give(model: Model, versions: Versions, version: Version) -> None:
@@ -204,5 +242,11 @@ def packed(model: Model) -> tuple[bytes | None, str | None]:
 
 
 def object_signature(body: Mapping[str, Any]) -> str:
-    """A hash of what a model's initial weights come from: while it is the same, trained weights outlive a change of the rest."""
-    return signature({name: body.get(name) for name in _OBJECT})
+    """A hash of what a model's initial weights come from: while it is the same, trained weights outlive a change of the rest.
+
+    With which versions of Python and torch an artifact was made is not part of it.
+    """
+    parts = {name: body.get(name) for name in _OBJECT}
+    if isinstance(parts["object"], Mapping):
+        parts["object"] = {name: parts["object"].get(name) for name in ("$artifact", "tensors")}
+    return signature(parts)

@@ -1,7 +1,8 @@
 """Artifacts: code that travels in the database, as blobs in GridFS named by their SHA-256.
 
 A blob by itself is nobody's: only the signed declaration that names its hash makes it ours, and `components.artifacts.loads` compares the hash
-before anything is deserialized. So blobs need no signature and cannot be exchanged; one that was stored twice at the same time is there twice.
+before anything is deserialized. So blobs need no signature and cannot be exchanged; one that was stored twice at the same time is there twice, and of several
+the newest is read.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Final
 from gridfs import GridFSBucket, NoFile
 from gridfs.errors import CorruptGridFile
 from pymongo.database import Database
+from pymongo.errors import PyMongoError
 
 from components.errors import ArtifactRefused
 from daemon.store import names
@@ -33,16 +35,25 @@ class Artifacts:
         self._bucket = GridFSBucket(database, bucket_name=names.ARTIFACTS)
 
     def put(self, blobs: Iterable[tuple[str, bytes]]) -> None:
-        """Stores (SHA-256 in hex, bytes) pairs that are not there yet, or no longer as they were."""
+        """Stores (SHA-256 in hex, bytes) pairs that are not there yet, or no longer as they were; all of them count as young from now on."""
         for digest, data in blobs:
             # By name, not by `_id`: what a client that was killed left half-written must not be in the way.
-            if self._stored(digest) != data:
-                self._bucket.upload_from_stream(digest, data)  # of several the newest is read
+            if self._stored(digest) == data:
+                self._files.update_many({"filename": digest}, {"$currentDate": {"uploadDate": True}})
+                continue
+            stale = [found["_id"] for found in self._files.find({"filename": digest}, {"_id": 1})]
+            self._bucket.upload_from_stream(digest, data)
+            for each in stale:
+                with suppress(NoFile):
+                    self._bucket.delete(each)
 
     def _stored(self, digest: str) -> bytes | None:
-        with suppress(ArtifactRefused):
+        try:
             return self.blob(digest)
-        return None
+        except PyMongoError:
+            raise
+        except Exception:  # noqa: BLE001 - a file's document may hold anything, and the driver believes it
+            return None
 
     def blob(self, digest: str) -> bytes:
         """One blob; its hash is the caller's to compare. Raises ArtifactRefused where it is not there, or not whole."""
@@ -53,7 +64,7 @@ class Artifacts:
             raise ArtifactRefused(
                 f"the artifact {digest[:12]} is not in the database; apply the component again"
             ) from None
-        except CorruptGridFile:
+        except (CorruptGridFile, TypeError, ValueError):
             raise ArtifactRefused(
                 f"the artifact {digest[:12]} was altered in the database, some of it is missing; apply the component again"
             ) from None

@@ -19,10 +19,12 @@ __all__ = ["count", "ring"]
 
 def ring(database: Database[dict[str, Any]], service: str) -> None:
     """Everybody who listens to the service's bell looks again."""
-    database[names.BELLS].update_one({"_id": service}, {"$inc": {"count": 1}}, upsert=True)
+    rung = {"$add": [{"$cond": [{"$isNumber": "$count"}, "$count", 0]}, 1]}
+    database[names.BELLS].update_one({"_id": service}, [{"$set": {"count": rung}}], upsert=True)
 
 
 def count(database: Database[dict[str, Any]], service: str) -> int:
     """How often the service's bell has rung; 0 before the first time."""
     found = database[names.BELLS].find_one({"_id": service})
-    return 0 if found is None else int(found["count"])
+    count_ = (found or {}).get("count")
+    return int(count_) if isinstance(count_, (int, float)) else 0

@@ -1,13 +1,17 @@
 """What is declared, as it lies in `_predictd.components`: one signed document for each table, model, listener, trainer and validation.
 
     {_id: "service/kind/name", service, kind, name, source: "config" | "api", state: "applied" | "removed",
-     declaration: JSON text, revision, mac, signature, generation, live, promotions, paused, epoch, applied_at}
+     declaration: JSON text, revision, mac, signature, generation, model, live, bound, paused, epoch, applied_at}
 
 *A declaration names code that will run*, so each is signed: an HMAC with the service's key over service, kind, name, source, revision and the
 text itself. One that anybody else wrote, or copied under another name, is never read further than that; `Catalog.refused` says so.
 
-`generation` (listeners) is raised by `daemon.store.registry` when the same row would get another output; `live` and `promotions` (models)
-belong to each other and change together (`daemon.store.versions`). Either only grows, so a listener's effective generation is their sum.
+`generation` (listeners) is raised when the same row would get another output: by `daemon.store.registry` where the listener says something else, and by
+each promotion of its `model`, in the transaction that changes what is `live` (`daemon.store.versions`). It never falls. A listener that comes to a model
+writes that one's `bound`, so that it comes wholly before or wholly after a promotion.
+
+The fields beside the signed text are written by whoever may write to the database: a document in which they are not what they have to be is refused like
+one without a signature, until it is applied again.
 """
 
 from __future__ import annotations
@@ -17,15 +21,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Final, Literal
 
 from pymongo.collection import Collection
 from pymongo.database import Database
 
 from components.signing import SigningKey
+from daemon.logs import escaped
 from daemon.store import names
 
-__all__ = ["Catalog", "Component", "Source", "canonical", "catalog", "mac", "signature"]
+__all__ = ["Catalog", "Component", "Source", "canonical", "catalog", "mac", "problem", "signature"]
 
 Source = Literal["config", "api"]
 
@@ -42,7 +48,6 @@ class Component:
     signature: str
     generation: int = 0
     live: int | None = None
-    promotions: int = 0
     paused: bool = False
     forced: int = 0
     applied_at: datetime | None = None
@@ -50,7 +55,7 @@ class Component:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """All applied declarations of one service at one moment; `refused` are those that do not carry its signature, with the reason."""
+    """All applied declarations of one service at one moment; `refused` are those that do not carry its signature, or lack what they need, with the reason."""
 
     tables: Mapping[str, Component] = field(default_factory=dict)
     models: Mapping[str, Component] = field(default_factory=dict)
@@ -64,11 +69,21 @@ class Catalog:
         found: Mapping[str, Component] = getattr(self, f"{kind}s")
         return found
 
-    def generation(self, listener: str) -> int:
-        """What fences a listener's outputs: raised by its own changes, and by each promotion of its model."""
-        own = self.listeners[listener]
-        model = self.models.get(own.body["model"])
-        return own.generation + (model.promotions if model else 0)
+
+_BESIDE: Final[Mapping[str, Any]] = {
+    "revision": int,
+    "signature": str,
+    "generation": int,
+    "live": (int, NoneType),
+    "forced": int,
+    "paused": (bool, NoneType),
+    "applied_at": datetime,
+}
+"""What the fields that are not signed have to be."""
+
+REFUSED_SHOWN: Final = 100
+NAME_SHOWN: Final = 200
+"""Characters."""
 
 
 def canonical(declaration: Any) -> str:
@@ -100,15 +115,28 @@ def catalog(database: Database[dict[str, Any]], service: str, key: SigningKey) -
     with database.client.start_session(snapshot=True) as session:
         documents = list(collection.find({"service": service, "state": "applied"}, session=session))
     for document in documents:
-        problem = _problem(document, service, key)
-        if problem:
-            refused[f"{document.get('kind')}/{document.get('name')}"] = problem
+        why = problem(document, service, key)
+        if why:
+            refused[_shown(document)] = why
         elif document["kind"] in found:
             found[document["kind"]][document["name"]] = _component(document)
-    return Catalog(**{f"{kind}s": named for kind, named in found.items()}, refused=refused)
+    for each in (*found["listener"].values(), *found["trainer"].values(), *found["validation"].values()):
+        for needed in ("model", "table"):
+            name = each.body.get(needed)
+            if name is not None and name not in found[needed]:
+                refused[f"{each.kind}/{each.name}"] = (
+                    f"its {needed} {name!r} is not applied; apply that, or remove this"
+                )
+    shown = dict(sorted(refused.items())[:REFUSED_SHOWN])
+    return Catalog(**{f"{kind}s": named for kind, named in found.items()}, refused=shown)
 
 
-def _problem(document: Mapping[str, Any], service: str, key: SigningKey) -> str | None:
+def _shown(document: Mapping[str, Any]) -> str:
+    """The name of a document that is refused: whoever wrote it may have put anything there, and it is shown to people."""
+    return escaped(f"{document.get('kind')}/{document.get('name')}")[:NAME_SHOWN]
+
+
+def problem(document: Mapping[str, Any], service: str, key: SigningKey) -> str | None:
     """Why a document is not to be believed. Its `_id` is what writes aim at, so it must say the same as the signed fields."""
     kind, name = document.get("kind"), document.get("name")
     parts = (service, kind, name, document.get("source"), document.get("declaration"), document.get("mac"))
@@ -120,6 +148,13 @@ def _problem(document: Mapping[str, Any], service: str, key: SigningKey) -> str 
             "its signature is not this service's (altered, copied, or signed with another key); it is not run. "
             "Apply it again, with the key of the daemon (security.signing_key_file)"
         )
+    for field_, kinds in _BESIDE.items():
+        if not isinstance(document.get(field_), kinds):
+            return f"what stands beside its declaration was altered ({field_}); it is not run. Apply it again"
+    if (
+        kind == "listener" and document.get("model") != json.loads(str(parts[4]))["model"]
+    ):  # a promotion would not find it
+        return "what stands beside its declaration was altered (model); it is not run. Apply it again"
     return None
 
 
@@ -131,10 +166,9 @@ def _component(document: Mapping[str, Any]) -> Component:
         body=json.loads(document["declaration"]),
         revision=document["revision"],
         signature=document["signature"],
-        generation=document.get("generation", 0),
+        generation=document["generation"],
         live=document.get("live"),
-        promotions=document.get("promotions", 0),
         paused=bool(document.get("paused")),
-        forced=document.get("forced", 0),
-        applied_at=document.get("applied_at"),
+        forced=document["forced"],
+        applied_at=document["applied_at"],
     )

@@ -27,15 +27,17 @@ class DeadLetters:
         self._collection: Collection[dict[str, Any]] = database[names.DEAD_LETTERS]
         self._about = {"service": service, "listener": listener, "table": table}
         self._of = {"_id.service": service, "_id.listener": listener}
-        self._dead: dict[Hashable, tuple[bytes, int] | None] = {}
+        self._dead: dict[Hashable, tuple[Any, Any] | None] = {}
 
     def load(self) -> None:
         """Reads which rows are dead; letters of a table that the listener no longer watches are nobody's."""
         self._collection.delete_many({**self._of, "table": {"$ne": self._about["table"]}})
         only = {"input": 1, "generation": 1, "unwritable": 1}
         self._dead = {
-            identity(found["_id"]["row"]): (found["input"], found["generation"]) if found.get("unwritable") else None
-            for found in self._collection.find(self._of, only)
+            identity(found["_id"]["row"]): (found.get("input"), found.get("generation"))
+            if found.get("unwritable")
+            else None
+            for found in self._collection.find({**self._of, "_id.row": {"$exists": True}}, only)
         }
 
     def __len__(self) -> int:

@@ -77,7 +77,7 @@ class Lease:
             "pid": {"$literal": self._holder.pid},
             "expires": self._expiry(),
             "acquired_at": "$$NOW",
-            "epoch": {"$add": [{"$ifNull": ["$epoch", 0]}, 1]},
+            "epoch": {"$add": [{"$cond": [{"$isNumber": "$epoch"}, "$epoch", 0]}, 1]},
         }
         with reaching():
             document = self._collection.find_one_and_update(
@@ -87,7 +87,7 @@ class Lease:
                 return_document=ReturnDocument.AFTER,
             )
         assert document is not None  # an upsert that returns the document after it
-        if (document["owner"], document["host"]) != (self._holder.instance, self._holder.host):
+        if (document.get("owner"), document.get("host")) != (self._holder.instance, self._holder.host):
             raise AnotherDaemon(f"{_named(document)} is active for the service {self._service!r}")
         return int(document["epoch"])
 
@@ -117,4 +117,4 @@ class Lease:
 
 
 def _named(document: Mapping[str, Any]) -> str:
-    return f"{document['host']} (pid {document['pid']}, epoch {document['epoch']})"
+    return f"{document.get('host')} (pid {document.get('pid')}, epoch {document.get('epoch')})"

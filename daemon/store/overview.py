@@ -81,7 +81,7 @@ def scans(database: Database[dict[str, Any]], service: str) -> dict[str, dict[st
 
     `current`: its worker has begun that scan; `finished`: every row has been judged for what is live now.
     """
-    listeners, models = (_applied(database, service, kind) for kind in ("listener", "model"))
+    listeners = _applied(database, service, "listener")
     noted = {
         each["_id"]: each
         for each in database[names.SCANS].find({"_id": {"$in": [f"{service}/{name}" for name in listeners]}})
@@ -89,8 +89,7 @@ def scans(database: Database[dict[str, Any]], service: str) -> dict[str, dict[st
     found = {}
     for name, listener in listeners.items():
         declaration, scan = listener["declaration"], noted.get(f"{service}/{name}", {})
-        promotions = models.get(declaration["model"], {}).get("promotions", 0)
-        current = (scan.get("mark") or {}).get("generation") == listener.get("generation", 0) + promotions
+        current = (scan.get("mark") or {}).get("generation") == listener.get("generation")
         found[name] = {
             "model": declaration["model"],
             "worker": declaration["worker"],

@@ -59,7 +59,7 @@ class Positions:
         """
         try:
             before = self._collection.find_one_and_update(
-                {"_id": self._id, "epoch": {"$lte": self._epoch}},
+                {"_id": self._id, "epoch": {"$not": {"$gt": self._epoch}}},
                 {"$set": {"epoch": self._epoch}},
                 upsert=True,
                 return_document=ReturnDocument.BEFORE,
@@ -68,16 +68,16 @@ class Positions:
             raise Fenced(
                 f"another daemon, with a higher epoch than {self._epoch}, owns the stream {self._id}"
             ) from None
-        if before is None or "cluster_time" not in before:
+        if before is None or not isinstance(before.get("cluster_time"), Timestamp):
             return None
-        token = before["token"] if before.get("subscription") == subscription else None
-        return Position(before["cluster_time"], token)
+        token = before.get("token") if before.get("subscription") == subscription else None
+        return Position(before["cluster_time"], token if isinstance(token, Mapping) else None)
 
     def save(self, position: Position, subscription: str) -> None:
         """Notes the position. Raises Fenced where a higher epoch owns the stream."""
         try:
             self._collection.update_one(
-                {"_id": self._id, "epoch": {"$lte": self._epoch}},  # R10b
+                {"_id": self._id, "epoch": {"$not": {"$gt": self._epoch}}},  # R10b
                 {
                     "$set": {
                         "token": position.token,

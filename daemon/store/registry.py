@@ -2,7 +2,7 @@
 
 The supervisor publishes the declarations of service.toml; clients of the Python API apply theirs; a worker or a job reads what it needs, and
 needs nothing else to run it. A listener's *generation* fences its outputs: it is raised whenever the same row would get another
-output (another model, another key, another datatype of a key field; and by each promotion of its model, see `components.Catalog`),
+output (another model, another key, another datatype of a key field; and by each promotion of its model, see `daemon.store.components`),
 and every worker that meets a higher generation in a row reloads from here. A change of `where` changes which rows are judged, not
 what comes of them: it brings a scan, not a generation. Other code or another declaration of the model brings a version of it, whose promotion
 raises the generation.
@@ -10,23 +10,28 @@ raises the generation.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
-from bson import ObjectId
 from pymongo.collection import Collection
 from pymongo.database import Database
-from pymongo.errors import CollectionInvalid, DuplicateKeyError
+from pymongo.errors import CollectionInvalid, OperationFailure
 
-from components.errors import DeclarationError, Fenced, NotApplied
+from components.errors import DeclarationError, NotApplied
 from components.signing import SigningKey
+from daemon.config import decoded_filter
 from daemon.store import names, requests
-from daemon.store.components import Catalog, Component, Source, canonical, catalog, mac, signature
+from daemon.store.components import Catalog, Component, canonical, catalog, signature
+from daemon.store.declarations import Declarations, taken
 
 __all__ = ["Declared", "Registry", "signature"]
 
+# BadValue, FailedToParse, TypeMismatch; what else may be wrong with a filter has a number in the 51000s
+_BAD_FILTER: Final = frozenset({2, 9, 14})
 KINDS: Final = ("table", "model", "listener", "trainer", "validation")
 
 
@@ -61,6 +66,7 @@ class Registry:
         self._service = service
         self._epoch = epoch
         self._key = key
+        self._declarations = Declarations(database, service, epoch, key)
 
     # ---- reading --------------------------------------------------------------------------------------------------
 
@@ -92,18 +98,19 @@ class Registry:
         service of this database has a listener of the same name on the same table (both would write the same outputs).
         """
         self._refuse_foreign(declarations["listeners"])
+        for kind in ("listener", "trainer", "validation"):
+            for name, body in declarations.get(f"{kind}s", {}).items():
+                self._refuse_filters(kind, name, body)
         wanted = {(kind, name): body for kind in KINDS for name, body in declarations.get(f"{kind}s", {}).items()}
         known = self.read()
         for kind, name in wanted:
             other = known.of(kind).get(name)
             if other is not None and other.source == "api":
-                raise DeclarationError(
-                    f"{kind}s.{name}: a {kind} of this name was applied through the API; remove it there (db.remove), or rename this one"
-                )
+                raise DeclarationError(taken(kind, name, "config"))
         tables = {name: body for (kind, name), body in wanted.items() if kind == "table"}
         for (kind, name), body in wanted.items():
-            self._put(kind, name, body, "config", _identity(kind, body, tables))
-        self._remove_all_but([self._id(kind, name) for kind, name in wanted])
+            self._declarations.put(kind, name, body, "config", _identity(kind, body, tables))
+        self._remove_all_but([self._declarations.id(kind, name) for kind, name in wanted])
         self._create(tables)
 
     def _remove_all_but(self, kept: list[str]) -> None:
@@ -112,10 +119,12 @@ class Registry:
             "state": "applied",
             "source": {"$ne": "api"},
             "_id": {"$nin": kept},
-            "epoch": {"$lte": self._epoch},
+            "epoch": {"$not": {"$gt": self._epoch}},
+            "kind": {"$in": KINDS},
+            "name": {"$type": "string"},
         }
         for component in list(self._components.find(gone, {"kind": 1, "name": 1})):
-            self._remove(component["kind"], component["name"])
+            self._declarations.remove(component["kind"], component["name"])
 
     # ---- the API --------------------------------------------------------------------------------------------------
 
@@ -130,10 +139,9 @@ class Registry:
             known = self.read()
             other = known.of(kind).get(name)
             if other is not None and other.source == "config":
-                raise DeclarationError(
-                    f"{kind} {name!r} is declared in service.toml; change it there, or give this one another name"
-                )
+                raise DeclarationError(taken(kind, name, "api"))
             _refuse_dangling(kind, name, body, known)
+            self._refuse_filters(kind, name, body)
             if kind == "listener":
                 self._refuse_foreign({name: body})
             if other is not None and not force and canonical(other.body) == canonical(body):
@@ -142,14 +150,16 @@ class Registry:
             tables = {table: each.body for table, each in known.tables.items()} | (
                 {name: body} if kind == "table" else {}
             )
-            self._put(kind, name, body, "api", _identity(kind, body, tables), forced)
+            self._declarations.put(kind, name, body, "api", _identity(kind, body, tables), forced)
             changed.append(f"{kind}/{name}")
             if kind == "table":
                 self._create({name: body})
                 for reader in known.listeners.values():  # the same bytes may be another input now
                     if reader.body["table"] == name:
                         again = _identity("listener", reader.body, tables)
-                        self._put("listener", reader.name, reader.body, reader.source, again, reader.forced)
+                        self._declarations.put(
+                            "listener", reader.name, reader.body, reader.source, again, reader.forced
+                        )
         return changed
 
     def remove(self, kind: str, name: str) -> None:
@@ -163,24 +173,25 @@ class Registry:
             raise NotApplied(self.absent(kind, name))
         if component is not None and component.source == "config":
             raise DeclarationError(f"{kind} {name!r} is declared in service.toml; remove it there")
-        users = [each.name for each in known.listeners.values() if each.body.get(kind) == name]
-        if kind in ("table", "model") and users:
-            raise DeclarationError(f"{kind} {name!r} is in use by listener {', '.join(users)}; remove that first")
+        if kind in ("table", "model") and (users := _users(known, kind, name)):
+            raise DeclarationError(f"{kind} {name!r} is in use by {', '.join(users)}; remove that first")
         if kind == "model":
             for other in (*known.trainers.values(), *known.validations.values()):
                 if other.body["model"] == name and other.source == "api":
-                    self._remove(other.kind, other.name)
-        self._remove(kind, name)
+                    self._declarations.remove(other.kind, other.name)
+        self._declarations.remove(kind, name)
 
     def absent(self, kind: str, name: str) -> str:
         """Why there is no such component, in words."""
-        document = self._components.find_one({"_id": self._id(kind, name)})
-        if document is not None and document["state"] == "removed":
+        document = self._components.find_one({"_id": self._declarations.id(kind, name)})
+        if (
+            document is not None
+            and document.get("state") == "removed"
+            and isinstance(document.get("removed_at"), datetime)
+        ):
             return f"{kind} {name!r} was removed at {document['removed_at']:%Y-%m-%d %H:%M:%S} UTC; apply it again to use it"
-        there = sorted(
-            each["name"]
-            for each in self._components.find({"service": self._service, "kind": kind, "state": "applied"}, {"name": 1})
-        )
+        applied = {"service": self._service, "kind": kind, "state": "applied", "name": {"$type": "string"}}
+        there = sorted(each["name"] for each in self._components.find(applied, {"name": 1}))
         return f"there is no {kind} {name!r}; there is {', '.join(there) if there else f'no {kind} at all'}"
 
     # ---- what people ask of a listener ----------------------------------------------------------------------------
@@ -193,75 +204,20 @@ class Registry:
     def pause(self, listener: str) -> None:
         """Outputs of the listener are no longer kept up, until `resume`. Raises NotApplied."""
         self._listener(listener, {"$set": {"paused": True}})
-        self._forget_mark(listener)
+        self._declarations.forget_mark(listener)
 
     def resume(self, listener: str) -> None:
         """The listener is served again, beginning with a scan: what changed meanwhile was passed over. Raises NotApplied."""
-        self._forget_mark(listener)
+        self._declarations.forget_mark(listener)
         self._listener(listener, {"$unset": {"paused": ""}})
 
     def _listener(self, name: str, update: Mapping[str, Any]) -> None:
         if not self._components.update_one(
-            {"_id": self._id("listener", name), "state": "applied"}, update
+            {"_id": self._declarations.id("listener", name), "state": "applied"}, update
         ).matched_count:
             raise NotApplied(self.absent("listener", name))
 
     # ---- shared ---------------------------------------------------------------------------------------------------
-
-    def _put(
-        self, kind: str, name: str, body: Mapping[str, Any], source: Source, identity: str, forced: int = 0
-    ) -> None:
-        """Writes one declaration; where somebody else does so at the same time, one after the other. Raises Fenced.
-
-        `forced` counts how often it was applied by force: each time it is another one, though it says the same.
-        """
-        identifier, text = self._id(kind, name), canonical(body)
-        identity = signature([identity, forced]) if forced else identity
-        while True:
-            old = self._components.find_one({"_id": identifier}) or {}
-            if source == "config" and old.get("epoch", 0) > self._epoch:
-                raise Fenced(f"a daemon with a higher epoch than {self._epoch} has published {identifier}")
-            revision = old.get("revision", 0) + (old.get("declaration") != text)
-            changed = {"$ne": ["$signature", identity]}
-            update = {
-                "service": {"$literal": self._service},
-                "kind": kind,
-                "name": {"$literal": name},
-                "source": source,
-                "state": "applied",
-                "declaration": {"$literal": text},
-                "revision": revision,
-                "mac": mac(self._key, self._service, kind, name, source, revision, text),
-                "generation": {"$add": [{"$ifNull": ["$generation", 0]}, {"$cond": [changed, 1, 0]}]},
-                "signature": identity,
-                "forced": forced,
-                "epoch": {"$max": ["$epoch", self._epoch]},
-                "applied_at": {"$cond": [changed, "$$NOW", {"$ifNull": ["$applied_at", "$$NOW"]}]},
-            }
-            # What was read must still stand; a document of an older release has no revision.
-            still = {"_id": identifier, "revision": old.get("revision"), "epoch": old.get("epoch")}
-            with suppress(DuplicateKeyError):
-                if self._components.update_one(still, [{"$set": update}], upsert=not old).matched_count or not old:
-                    return
-
-    def _remove(self, kind: str, name: str) -> None:
-        if kind == "listener":
-            # Should it come back, its rows have changed meanwhile: without a mark it scans. The document stays, and with it
-            # the epoch that fences an older leader; so does the generation; and the letters, whose rows still say so.
-            self._forget_mark(name)
-        self._components.update_one(
-            {"_id": self._id(kind, name)}, {"$set": {"state": "removed"}, "$currentDate": {"removed_at": True}}
-        )
-
-    def _forget_mark(self, listener: str) -> None:
-        fence = {"$lte": self._epoch} if self._epoch else {"$exists": True}
-        self._database[names.SCANS].update_one(
-            {"_id": f"{self._service}/{listener}", "epoch": fence},
-            [
-                {"$set": {"state": "removed", "epoch": {"$max": ["$epoch", self._epoch]}, "run": ObjectId()}},
-                {"$unset": "mark"},
-            ],
-        )
 
     def _refuse_foreign(self, listeners: Mapping[str, Mapping[str, Any]]) -> None:
         query = {
@@ -272,11 +228,28 @@ class Registry:
         }
         for other in self._components.find(query):
             # Another service signs with its own key: its word is taken as it stands, which can only refuse something.
-            if f'"table": "{listeners[other["name"]]["table"]}"' in str(other.get("declaration")):
+            if f'"table": {json.dumps(listeners[other["name"]]["table"], ensure_ascii=False)}' in str(
+                other.get("declaration")
+            ):
                 raise DeclarationError(
                     f"listeners.{other['name']}: service {other['service']!r} has a listener of this name on this table, and both "
                     "would write the same outputs; give one of them another name"
                 )
+
+    def _refuse_filters(self, kind: str, name: str, body: Mapping[str, Any]) -> None:
+        """Asks the server whether it takes a declaration's filters: one that it does not take would be tried, and waited for, without end."""
+        queries = body["datasets"].values() if kind == "validation" else [body] if "where" in body else []
+        for query in queries:
+            find = {"find": query["table"], "filter": decoded_filter(query["where"])}
+            try:
+                self._database.command("explain", find, verbosity="queryPlanner")
+            except OperationFailure as error:
+                if error.code in _BAD_FILTER or 51000 <= (error.code or 0) < 52000:
+                    said = (error.details or {}).get("errmsg") or str(error)
+                    raise DeclarationError(
+                        f"{kind}s.{name}: MongoDB does not take its filter {query['where']!r}: {said}"
+                    ) from None
+                raise
 
     def _create(self, tables: Iterable[str]) -> None:
         """A table that nobody has written to yet exists from now on, so that a dropped one can be told from a new one."""
@@ -284,9 +257,6 @@ class Registry:
         for table in set(tables) - set(self._database.list_collection_names()):
             with suppress(CollectionInvalid):  # a client was quicker
                 self._database.create_collection(table)
-
-    def _id(self, kind: str, name: str) -> str:
-        return f"{self._service}/{kind}/{name}"
 
 
 def served(known: Catalog) -> list[str]:
@@ -305,7 +275,7 @@ def _declared(name: str, known: Catalog) -> Declared:
         listener=own.body,
         model=known.models[own.body["model"]],
         fields=known.tables[own.body["table"]].body["fields"],
-        generation=known.generation(name),
+        generation=own.generation,
         signature=own.signature,
     )
 
@@ -319,6 +289,20 @@ def _identity(kind: str, body: Mapping[str, Any], tables: Mapping[str, Mapping[s
     fields = tables.get(body["table"], {}).get("fields", {})
     paths = body["key"] if isinstance(body["key"], (list, dict)) else [body["key"]]
     return signature([body["table"], body["key"], body["model"], {path: fields.get(path) for path in paths}])
+
+
+def _users(known: Catalog, kind: str, name: str) -> list[str]:
+    """What needs a table or a model; with a model go its trainer and its validations, so these do not count."""
+    listeners = [f"listener {each.name}" for each in known.listeners.values() if each.body[kind] == name]
+    if kind == "model":
+        return listeners
+    trainers = [f"the trainer of {each.name}" for each in known.trainers.values() if each.body["table"] == name]
+    validations = [
+        f"validation {each.name}"
+        for each in known.validations.values()
+        if name in {dataset["table"] for dataset in each.body["datasets"].values()}
+    ]
+    return [*listeners, *trainers, *validations]
 
 
 def _refuse_dangling(kind: str, name: str, body: Mapping[str, Any], known: Catalog) -> None:

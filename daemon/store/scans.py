@@ -61,15 +61,16 @@ class Scans:
         """
         run = ObjectId()
         found = self._collection.find_one_and_update(
-            {"_id": self._id, "epoch": {"$lte": self._epoch}}, {"$set": {"epoch": self._epoch, "run": run}}
+            {"_id": self._id, "epoch": {"$not": {"$gt": self._epoch}}}, {"$set": {"epoch": self._epoch, "run": run}}
         )
         if found is None or found.get("mark") != mark.document():
             return self.begin(mark, "first start" if found is None else "the listener changed", order)
-        if found["state"] == "done":
+        if found.get("state") == "done":
             return None
-        if found.get("order", "oldest") != order:
-            return self.begin(mark, found["reason"], order)
-        return Run(run, found["reason"], "last" in found, found.get("last"), found["done"])
+        reason, done = str(found.get("reason")), found.get("done")
+        if found.get("order", "oldest") != order or not isinstance(done, int):
+            return self.begin(mark, reason, order)
+        return Run(run, reason, "last" in found, found.get("last"), done)
 
     def begin(self, mark: Mark, reason: str, order: str) -> Run:
         """Orders a scan from the beginning; a run that goes on is overtaken. Raises Fenced."""
@@ -84,7 +85,7 @@ class Scans:
         }
         try:
             self._collection.update_one(
-                {"_id": self._id, "epoch": {"$lte": self._epoch}},
+                {"_id": self._id, "epoch": {"$not": {"$gt": self._epoch}}},
                 {
                     "$set": {**about, "epoch": self._epoch},
                     "$unset": {"last": "", "finished_at": ""},

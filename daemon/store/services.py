@@ -34,7 +34,9 @@ class Served:
 def served(database: Database[dict[str, Any]]) -> list[Served]:
     """The services of one database whose lease runs, by name. Raises MongoUnavailable."""
     with reaching():
-        leases = list(database[names.LEASES].find({"$expr": {"$gt": ["$expires", "$$NOW"]}}).sort("_id", 1))
+        whole = {"_id": {"$type": "string"}, "owner": {"$type": "string"}, "host": {"$type": "string"}}
+        whole |= {"pid": {"$type": "number"}, "epoch": {"$type": "number"}, "expires": {"$type": "date"}}
+        leases = list(database[names.LEASES].find({**whole, "$expr": {"$gt": ["$expires", "$$NOW"]}}).sort("_id", 1))
     return [
         Served(database.name, lease["_id"], lease["owner"], lease["host"], int(lease["pid"]), int(lease["epoch"]))
         for lease in leases

@@ -1,13 +1,13 @@
 """Versions: the sets of weights of a model, immutable, each with the hash of all of its tensors, its lineage and its metrics.
 
-    {_id: "service/model/number", state: "candidate" | "live" | "retired" | "rejected" | "removed", weights (GridFS), sha256, content_hash,
+    {_id: "service/model/number", state: "candidate" | "live" | "retired" | "rejected" | "removed" | "discarded", weights (GridFS), sha256, content_hash,
      signature, source, parent, replaced, origin, trained, data, metrics, metric_values, metric_steps, history, validations, reason, ...}
 
 Weights lie in GridFS as safetensors; they are read back whole and their SHA-256 is compared before anything looks into them. A version's number is
 claimed by its unique `_id`.
 
-Which version is live stands with the model's declaration (`live`), beside how often that changed (`promotions`), which is part of its listeners'
-generation: one transaction changes both, marks the versions, and asks the workers to look again. So no generation ever has two versions.
+Which version is live stands with the model's declaration (`live`). One transaction changes that, raises the generation of each of the model's listeners, marks
+the versions, and asks the workers to look again. So no generation ever has two versions.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
+from bson import ObjectId
+from bson.errors import BSONError
 from gridfs import GridFSBucket, NoFile
 from gridfs.errors import CorruptGridFile
 from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 from pymongo.database import Database
-from pymongo.errors import DuplicateKeyError
+from pymongo.errors import DuplicateKeyError, PyMongoError
 
 from components.errors import DeclarationError, Fenced, NotApplied, PredictdError
 from daemon.store import bells, names, requests
@@ -32,6 +34,7 @@ from daemon.store import bells, names, requests
 __all__ = ["ANY", "Version", "Versions"]
 
 VALIDATIONS_KEPT: Final = 1000
+YOUNG_SECONDS: Final = 24 * 3600
 ANY: Final = -1  # whatever is live is replaced
 
 
@@ -69,6 +72,7 @@ class Version:
         return self.state != "removed" and not self.pruned
 
 
+_TRACES: Final = ("metric_values", "metric_steps", "history", "validations")
 _FIELDS: Final = tuple(Version.__dataclass_fields__)
 
 
@@ -83,6 +87,29 @@ class Versions:
         self._service = service
         self._model = model
         self._of = {"service": service, "model": model}
+        self._numbered = {**self._of, "number": {"$type": "int"}}
+
+    @staticmethod
+    def prepare(database: Database[dict[str, Any]]) -> None:
+        """Makes the indexes."""
+        database[names.VERSIONS].create_index([("service", 1), ("model", 1), ("number", 1)])
+
+    @staticmethod
+    def sweep(database: Database[dict[str, Any]]) -> int:
+        """Deletes weights that no version names: what was killed between storing them and naming them has left them. How many there were.
+
+        What is younger than a day may be about to be named.
+        """
+        files, bucket = database[f"{names.WEIGHTS}.files"], GridFSBucket(database, bucket_name=names.WEIGHTS)
+        old = {"$expr": {"$lt": ["$uploadDate", {"$subtract": ["$$NOW", YOUNG_SECONDS * 1000]}]}}
+        surplus = [found["_id"] for found in files.find({"_id": {"$type": "objectId"}, **old}, {"_id": 1})]
+        naming = database[names.VERSIONS].find({"weights": {"$in": surplus}}, {"weights": 1})
+        named = {found["weights"] for found in naming if isinstance(found["weights"], ObjectId)}
+        left = [each for each in surplus if each not in named]
+        for each in left:
+            with suppress(NoFile):
+                bucket.delete(each)
+        return len(left)
 
     # ---- reading --------------------------------------------------------------------------------------------------
 
@@ -94,12 +121,14 @@ class Versions:
 
     def get(self, number: int) -> Version | None:
         """One version, None where there is none of this number."""
-        found = self._collection.find_one({"_id": self._id(number)})
+        found = self._collection.find_one({"_id": self._id(number), "state": {"$ne": "discarded"}})
         return None if found is None else _version(found)
 
-    def listed(self) -> list[Version]:
-        """All versions, oldest first."""
-        return [_version(found) for found in self._collection.find(self._of).sort("number", 1)]
+    def listed(self, *, traces: bool = True, **matching: Any) -> list[Version]:
+        """All versions, oldest first, or those that match (job=...); without `traces` (their larger part) they cost little."""
+        query = {"$and": [self._numbered, {"state": {"$ne": "discarded"}}, matching]}
+        found = self._collection.find(query, None if traces else dict.fromkeys(_TRACES, 0)).sort("number", 1)
+        return [version for version in map(_version, found) if version is not None]
 
     def weights(self, version: Version) -> bytes:
         """The stored weights. Raises PredictdError where they are not the bytes that were stored, or were pruned."""
@@ -137,30 +166,40 @@ class Versions:
         if weights is not None:
             digest = hashlib.sha256(weights).hexdigest()
             stored = self._bucket.upload_from_stream(f"{self._service}/{self._model}", weights)
-        while True:
-            newest = self._collection.find_one(self._of, {"number": 1}, sort=[("number", -1)])
-            number = 1 if newest is None else newest["number"] + 1
-            document = {
-                "_id": self._id(number),
-                **self._of,
-                "number": number,
-                "state": "candidate",
-                "signature": signature,
-                "source": source,
-                "object_signature": object_signature,
-                "content_hash": content_hash,
-                "weights": stored,
-                "sha256": digest,
-                "parent": parent,
-                "origin": origin,
-                "trained": trained,
-                **about,
-            }
-            with suppress(DuplicateKeyError):  # somebody took the number: the next one, then
-                self._collection.insert_one(document)
-                break
+        document = {
+            "state": "candidate",
+            "signature": signature,
+            "source": source,
+            "object_signature": object_signature,
+            "content_hash": content_hash,
+            "weights": stored,
+            "sha256": digest,
+            "parent": parent,
+            "origin": origin,
+            "trained": trained,
+            **about,
+        }
+        number = self._insert(document)
         self._collection.update_one({"_id": self._id(number)}, {"$currentDate": {"created_at": True}})
-        return _version(document)
+        version = _version(document)
+        assert version is not None
+        return version
+
+    def _insert(self, document: dict[str, Any]) -> int:
+        """Gives the document the next number that is free, and stores it; its weights go again where MongoDB cannot hold it."""
+        newest = self._collection.find_one(self._numbered, {"number": 1}, sort=[("number", -1)])
+        number = 0 if newest is None else newest["number"]
+        while True:
+            number += 1
+            document |= {"_id": self._id(number), **self._of, "number": number}
+            try:
+                self._collection.insert_one(document)
+            except DuplicateKeyError:  # somebody took the number: the next one, then
+                continue
+            except (BSONError, OverflowError):
+                self._delete(document)
+                raise
+            return number
 
     def promote(
         self,
@@ -181,7 +220,8 @@ class Versions:
                 lambda _: self._promote(session, number, reason=reason, live=live, job=job, back=back)
             )
         if done:
-            bells.ring(self._database, self._service)
+            with suppress(PyMongoError):  # it is done; without the bell it is heard of a little later
+                bells.ring(self._database, self._service)
         return done
 
     def _promote(
@@ -211,9 +251,7 @@ class Versions:
                 raise Fenced(
                     f"job {job[0]} is no longer this process's; {self._model} version {number} is not promoted"
                 )
-        self._components.update_one(
-            {"_id": self._component}, {"$set": {"live": number}, "$inc": {"promotions": 1}}, session=session
-        )
+        self._components.update_one({"_id": self._component}, {"$set": {"live": number}}, session=session)
         if before is not None and before != number:
             self._collection.update_one(
                 {"_id": self._id(before), "state": "live"}, {"$set": {"state": "retired"}}, session=session
@@ -224,14 +262,11 @@ class Versions:
         self._collection.update_one(
             {"_id": self._id(version.number)}, {"$set": said, "$currentDate": {"promoted_at": True}}, session=session
         )
-        listeners = [
-            each["name"]
-            for each in self._components.find(
-                {"service": self._service, "kind": "listener", "state": "applied"}, session=session
-            )
-            if f'"model": "{self._model}"' in str(each.get("declaration"))
-        ]
-        requests.reload(self._database, self._service, listeners, session)
+        # Those that were removed as well: should one come back, it must not come under a generation that had another version.
+        mine = {"service": self._service, "kind": "listener", "model": self._model, "generation": {"$type": "number"}}
+        self._components.update_many(mine, {"$inc": {"generation": 1}}, session=session)
+        applied = self._components.find({**mine, "state": "applied"}, {"name": 1}, session=session)
+        requests.reload(self._database, self._service, [str(each.get("name")) for each in applied], session)
         return True
 
     def _promotable(self, number: int, signature: str, session: ClientSession) -> Version:
@@ -241,7 +276,7 @@ class Versions:
                 f"model {self._model!r} has no version {number}; `predictd versions {self._model}` lists them"
             )
         version = _version(found)
-        if not version.loadable:
+        if version is None or not version.loadable:
             raise DeclarationError(
                 f"{self._model} version {number}: its weights are no longer stored (trainer's keep = N)"
             )
@@ -295,7 +330,9 @@ class Versions:
 
     def discard(self, number: int) -> None:
         """Takes a candidate away that was never to be seen: another process built the same at the same time, or its job was cancelled."""
-        found = self._collection.find_one_and_delete({"_id": self._id(number), "state": "candidate"})
+        # Its number stays taken: no number ever means two things.
+        left = {"_id": self._id(number), **self._of, "number": number, "state": "discarded"}
+        found = self._collection.find_one_and_replace({"_id": self._id(number), "state": "candidate"}, left)
         if found is not None:
             self._delete(found)
 
@@ -303,7 +340,7 @@ class Versions:
         """Deletes the weights of all but the newest `keep` trained versions; never those of the live one, of its parent, or of the one to go back to."""
         live = self.live()
         held = {live.number, live.parent, live.replaced} if live else set()
-        trained = [each for each in self.listed() if each.trained and each.loadable]
+        trained = [each for each in self.listed(traces=False) if each.trained and each.loadable]
         surplus = [each for each in trained[:-keep] if each.number not in held and each.state != "candidate"]
         for version in surplus:
             found = self._collection.find_one_and_update(
@@ -315,12 +352,12 @@ class Versions:
 
     def remove(self) -> None:
         """The model was removed: the weights go, the numbers and their history stay, so that no number ever means two things."""
-        for found in self._collection.find({**self._of, "state": {"$ne": "removed"}}):
+        for found in self._collection.find({**self._of, "state": {"$nin": ["removed", "discarded"]}}):
             self._collection.update_one({"_id": found["_id"]}, {"$set": {"state": "removed"}})
             self._delete(found)
 
     def _delete(self, found: Mapping[str, Any]) -> None:
-        if found["weights"] is not None:
+        if found.get("weights") is not None:
             with suppress(NoFile):
                 self._bucket.delete(found["weights"])
 
@@ -332,5 +369,10 @@ class Versions:
         return f"{self._service}/{self._model}/{number}"
 
 
-def _version(found: Mapping[str, Any]) -> Version:
+def _version(found: Mapping[str, Any]) -> Version | None:
+    """None for a document that is no version: somebody else wrote it."""
+    if not isinstance(found.get("number"), int) or not all(
+        isinstance(found.get(name), str) for name in ("state", "signature")
+    ):
+        return None
     return Version(**{name: found[name] for name in _FIELDS if name in found})

@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 from pymongo.database import Database
+from pymongo.errors import PyMongoError
 
 from components.errors import DeclarationError, PredictdError
 from daemon.batching import BatchCap, DirtyKeys
@@ -65,7 +66,7 @@ class ListenerRun:
         self.corridor = Corridor(
             name,
             live=live,
-            reload=self.reload,
+            reload=self._asked,
             outputs=outputs,
             letters=self.letters,
             dirty=dirty,
@@ -89,19 +90,28 @@ class ListenerRun:
         self._registry = shared.registry
         self._loader = shared.loader
         self._swapping = threading.Lock()
+        self._unloadable: int | None = None
+        self._swap_later = partial(shared.swaps.put, self)
 
     def reload(self, live: Live) -> Live:
-        """Asks the registry what is live (R6), and runs that from the next batch on. A higher generation brings a scan (R9d).
+        """Asks the registry what is live, and runs that from the next batch on. A higher generation brings a scan (R9d).
 
-        Batches that are under way keep the version that they were judged for: each output is what its stated version computes.
+        Batches that are under way keep the version that they were judged for: each output is what its stated version computes. Raises whatever loading it
+        raises, and DeclarationChanged.
         """
         with self._swapping:  # asked for by a promotion, and by a row that holds a newer output
-            if self._now().generation == live.generation:
+            generation = self._now().generation
+            if generation == live.generation:
                 return self.corridor.live
+            self._unloadable = generation
             try:
                 _, newer = self._loader.live(self._now, fresh=False)
             except CodeChanged as error:
                 raise DeclarationChanged(str(error)) from error
+            except PyMongoError:
+                self._unloadable = None
+                raise
+            self._unloadable = None
             before, self.corridor.live = self.corridor.live, newer
         log.info(
             "swapped",
@@ -112,6 +122,21 @@ class ListenerRun:
         )
         self.scan.request(f"version {newer.version} is live (generation {newer.generation})")
         return newer
+
+    def _asked(self, live: Live) -> Live:
+        """What is live, asked for because of a row that holds a newer output (R6).
+
+        A version that cannot be loaded is left to the swap, which tries again: the one before it is served on, and the scan after the swap makes up for it.
+        """
+        if self._now().generation == self._unloadable:
+            return self.corridor.live
+        try:
+            return self.reload(live)
+        except (DeclarationChanged, PyMongoError):
+            raise
+        except Exception:  # noqa: BLE001 - whatever the user's code raises; the swap tells it
+            self._swap_later()
+            return self.corridor.live
 
     def _now(self) -> Declared:
         """The listener as it is declared now. Raises DeclarationChanged where it is not what this worker was started for."""

@@ -8,7 +8,6 @@ prediction that was done twice to effect.
 from __future__ import annotations
 
 import hashlib
-import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -166,10 +165,7 @@ class Oracle:
     def _generation(self) -> int:
         components = self._database[names.COMPONENTS]
         found = components.find_one({"_id": f"{SERVICE}/listener/{self._listener}"})
-        if found is None:
-            return 0
-        model = components.find_one({"_id": f"{SERVICE}/model/{json.loads(found['declaration'])['model']}"}) or {}
-        return int(found["generation"] + model.get("promotions", 0))
+        return 0 if found is None else int(found["generation"])
 
     def _letters(self) -> dict[Any, Any]:
         letters = self._database[names.DEAD_LETTERS].find({"_id.listener": self._listener})

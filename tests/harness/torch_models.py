@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import zlib
 from typing import Any
@@ -24,6 +25,17 @@ class Answer(torch.nn.Module):
         return x + self.answer
 
 
+class Noisy(torch.nn.Module):
+    """Adds noise that no version holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("noise", torch.rand((), dtype=torch.float64), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.noise
+
+
 class SlowAnswer(Answer):
     """Takes half a second to build, as a large model does."""
 
@@ -37,6 +49,11 @@ def number(x: Any) -> torch.Tensor:
     return torch.tensor(zlib.crc32(str(x).encode()) % 1000, dtype=torch.float64)
 
 
+def length(x: Any) -> torch.Tensor:
+    """A row as the length of its text."""
+    return torch.tensor(len(str(x)), dtype=torch.float64)
+
+
 def answered(x: Any, answer: float) -> float:
     """What `Answer` computes of a row."""
     return float(number(x).item() + answer)
@@ -44,6 +61,11 @@ def answered(x: Any, answer: float) -> float:
 
 def plain(x: torch.Tensor) -> float:
     return float(x.item())
+
+
+shared = Answer(42.0)
+locked = Answer(43.0)
+locked.lock = threading.Lock()  # type: ignore[assignment]
 
 
 def stored(answer: float) -> tuple[bytes, str]:

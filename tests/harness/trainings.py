@@ -185,7 +185,7 @@ class Site:
 
     def resynced(self, listener: str) -> bool:
         """Whether all rows have been judged for what is live now."""
-        scan, generation = self.scan(listener), self.registry.read().generation(listener)
+        scan, generation = self.scan(listener), self.registry.read().listeners[listener].generation
         return scan.get("state") == "done" and scan["mark"]["generation"] == generation
 
     # ---- the oracle -----------------------------------------------------------------------------------------------
@@ -199,7 +199,7 @@ class Site:
     def differences(self, listener: str, model: str) -> list[str]:
         """Every row that does not hold what the live version makes of it as it is now, under the live generation."""
         known = self.registry.read()
-        live, generation = known.models[model].live, known.generation(listener)
+        live, generation = known.models[model].live, known.listeners[listener].generation
         assert live is not None
         answer, wrong = self.answer(model, live), []
         for row in self.rows.find():

@@ -263,6 +263,7 @@ def trained(folder: Path, *changes: tuple[str, str]) -> Config:
     return load(file, {})
 
 
+@pytest.mark.slow
 def test_trainers_and_validations_that_will_not_do(tmp_path: Path) -> None:
     """Each way of failing is told at the key that is to blame, nothing else is blamed for it, and what is good is not blamed at all."""
     good = [
@@ -279,6 +280,7 @@ def test_trainers_and_validations_that_will_not_do(tmp_path: Path) -> None:
             assert word in found[path], path
 
 
+@pytest.mark.slow
 def test_training_code_that_crashes_is_named(tmp_path: Path) -> None:
     """The section whose code kills the process is told, and those after it are judged all the same."""
     found = told(build(trained(tmp_path, ("learns:mse_loss", "crashing:x"), ("learns:agree", "learns:agre"))))

@@ -447,8 +447,9 @@ def test_promote_and_rollback_change_what_is_live_and_wait_for_every_output(
     told = place.runs("promote", "net", "2", "--wait").splitlines()
     assert told[0] == "net: version 2 is live, in place of version 1"
     assert sorted(told[1:]) == ["L: all 40 rows are judged", "M: all 50 rows are judged"]
+    generation = place.registry.listener("L").generation
     assert place.runs("promote", "net", "2", "--wait").startswith("net: version 2 is live already\n")
-    assert place.component().promotions == 2
+    assert place.registry.listener("L").generation == generation, "nothing was promoted twice"
     place.registry.pause("M")
     beside(lambda: assert_true(eventually("it", lambda: place.component().live == 1)) or place.scanned("L"))
     told = place.runs("rollback", "net", "--wait").splitlines()
@@ -481,12 +482,13 @@ def test_what_cannot_be_promoted_is_refused_in_a_line(place: Place) -> None:
 
 def test_a_worker_that_cannot_build_the_model_ends_the_waiting(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     from daemon.cli import following, shared
+    from daemon.handlers import failing
 
     place.added(1.0)
     place.versions().promote(1, reason="first")
     why = "exit code 65: models.net.object: there is no module 'gone'"
     place.daemon_is_active(workers={"net": {"up": False, "reason": why, "listeners": {}}})
-    monkeypatch.setattr(following, "FAILING_SECONDS", 0.5)
+    monkeypatch.setattr(failing, "FAILING_SECONDS", 0.5)
     config = configuration.load(place.folder / "service.toml", {})
     with pytest.raises(following.DeclarationError, match="there is no module 'gone'"):
         following.follow(shared.Place(config, place.data.client, place.data), ["L"])

@@ -182,3 +182,57 @@ def test_a_paused_listener_is_not_served_until_it_is_resumed(data: Database[dict
     assert set(one.worker("w")) == {"L"}
     with pytest.raises(NotApplied):
         one.pause("M")
+
+
+def test_a_listener_whose_model_service_toml_no_longer_has_is_told_of(data: Database[dict[str, Any]]) -> None:
+    """It stays declared, is not served, and says why."""
+    registry(data).publish(declared())
+    table, _, (kind, name, body) = through_the_api()
+    registry(data, 0).apply([table, (kind, name, {**body, "model": "f"})])
+    assert "N" in registry(data).worker(body["worker"])
+    registry(data, 2).publish(declarations({}, {"g": {"object": "harness.models:echo"}}, {}))
+    assert registry(data).read().refused == {"listener/N": "its model 'f' is not applied; apply that, or remove this"}
+    assert "N" not in registry(data).worker(body["worker"])
+    with pytest.raises(DeclarationError, match="its model 'f' is not applied"):
+        registry(data).listener("N")
+    registry(data, 0).remove("listener", "N")
+
+
+def test_a_name_that_is_declared_the_other_way_in_between_is_not_taken_over(data: Database[dict[str, Any]]) -> None:
+    """Whoever comes second is refused, also where it looked before the first one was there."""
+    late = registry(data, 0)
+    before = late.read()
+    registry(data).publish(declarations({}, {"h": {"object": "harness.models:echo"}}, {}))
+    late.read = lambda: before  # type: ignore[method-assign]
+    with pytest.raises(DeclarationError, match=r"model 'h' is declared in service\.toml"):
+        late.apply(through_the_api()[1:2])
+    assert registry(data).read().models["h"].source == "config"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "change"),
+    [
+        ("listener", "N", {"$unset": {"model": ""}}),
+        ("listener", "N", {"$set": {"model": "zzz"}}),
+        ("listener", "N", {"$set": {"generation": 7.0}}),
+        ("listener", "N", {"$set": {"generation": float("nan")}}),
+        ("model", "h", {"$set": {"live": "x"}}),
+        ("model", "h", {"$set": {"live": 3.0, "forced": "x"}}),
+        ("model", "h", {"$unset": {"applied_at": ""}}),
+    ],
+)
+def test_what_was_altered_beside_the_text_is_refused_until_it_is_applied_again(
+    data: Database[dict[str, Any]], kind: str, name: str, change: dict[str, Any]
+) -> None:
+    one = registry(data, 0)
+    one.apply(through_the_api())
+    before = data[names.COMPONENTS].find_one({"_id": f"{S}/{kind}/{name}"}) or {}
+    data[names.COMPONENTS].update_one({"_id": f"{S}/{kind}/{name}"}, change)
+    assert "was altered" in one.read().refused[f"{kind}/{name}"]
+    assert f"{kind}/{name}" in one.apply(through_the_api())
+    known = one.read()
+    assert not known.refused
+    assert known.of(kind)[name].signature == before["signature"]
+    after = data[names.COMPONENTS].find_one({"_id": f"{S}/{kind}/{name}"}) or {}
+    assert after.get("model") == before.get("model")
+    assert after["generation"] == (7 if change == {"$set": {"generation": 7.0}} else after["generation"])

@@ -285,6 +285,7 @@ def test_a_daemon_that_must_not_stand_by_leaves(folder: Path, start: Start, tmp_
     assert "is active for the service 'mnist'" in second.log.read_text()
 
 
+@pytest.mark.slow
 def test_without_mongodb_it_is_red_and_waits_and_starts_when_mongodb_comes(
     tmp_path: Path, start: Start, mongod: Path
 ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bson.timestamp import Timestamp
 from harness.daemons import eventually
 from harness.keys import KEY
 from harness.processes import LISTENER, SERVICE, TABLE, WORKER, Worker, Workplace, declarations
@@ -162,10 +163,15 @@ def test_a_version_that_cannot_be_loaded_leaves_the_one_before_it_at_work(place:
     assert answers.versions.promote(number, reason="a test")
     worker.until("it says so", lambda: "cannot be loaded" in str(worker.report.get("reason")))
     place.rows.insert_one({"_id": "after", "x": "after"})
-    eventually(
-        "a row that comes now has its output",
-        lambda: place.rows.find_one({"_id": "after", f"_outputs.{LISTENER}.version": 1}),
-    )
+    # One that was copied from elsewhere asks for the newest version (R6), which cannot be had.
+    foreign = {"value": 0, "generation": 99, "version": 9, "asof": Timestamp(1, 1), "input": b"", "model": MODEL}
+    place.rows.insert_one({"_id": "copied", "x": "copied", "_outputs": {LISTENER: foreign}})
+    for row in ("after", "copied"):
+        eventually(
+            "a row that comes now has its output",
+            lambda row=row: place.rows.find_one({"_id": row, f"_outputs.{LISTENER}.version": 1}),
+        )
+    assert worker.process.poll() is None
     assert answers.versions.rollback("it is broken").number == 1
     worker.until("all is well again", lambda: worker.report.get("state") == "running")
     eventually("every row is current", lambda: all_of(place, 1))
@@ -179,11 +185,9 @@ def test_resync_predicts_every_row_anew_newest_first(place: Workplace) -> None:
     generation = worker.listener()["generation"] + 1
     fresh = {f"_outputs.{LISTENER}.generation": generation}
     eventually("it begins", lambda: place.rows.count_documents(fresh) > 0)
-    done = [row["_id"] for row in place.rows.find(fresh)]
-    if (
-        len(done) < 300
-    ):  # 300 rows at 200 a second take a second and more; a machine that stood still meanwhile has seen it all
-        assert min(done) > 300 - 1 - len(done) - 10
+    done = {row["_id"] for row in place.rows.find(fresh)}
+    newest = set(range(100, 300))  # the first page, of a second's rows; within it there is no order
+    assert newest <= done or done <= newest
     worker.until(
         "the scan tells how long it takes",
         lambda: "eta_seconds" in (worker.listener().get("scan") or {}) or all_of(place, 1),

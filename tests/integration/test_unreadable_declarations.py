@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -77,6 +78,10 @@ def test_a_damaged_blob_is_whole_again_when_it_is_stored_again(
     artifacts.put([(digest, whole)])
     assert artifacts.blob(digest) == whole
     artifacts.put([(digest, whole)])
-    assert data[f"{names.ARTIFACTS}.files"].count_documents({"filename": digest}) == 2, (
-        "what is whole is not stored twice"
+    files = data[f"{names.ARTIFACTS}.files"]
+    assert files.count_documents({"filename": digest}) == 1, (
+        "what is whole is not stored twice, what is not does not stay"
     )
+    files.update_one({"filename": digest}, {"$set": {"length": "x", "uploadDate": datetime(2100, 1, 1)}})  # noqa: DTZ001
+    artifacts.put([(digest, whole)])
+    assert artifacts.blob(digest) == whole

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from gridfs import GridFSBucket
 from harness.keys import KEY
 from harness.processes import LISTENER, declared
 from pymongo.database import Database
+from pymongo.errors import DocumentTooLarge
 
 from components.errors import DeclarationError, Fenced, NotApplied, PredictdError
 from daemon.store import bells, names
@@ -178,3 +181,21 @@ def test_validations_are_kept_with_their_version_newest_last(
         ("v", {"valid/acc": 0.6}, "j2"),
     ]
     assert all(each["at"] for each in found.validations)
+
+
+def test_weights_that_no_version_names_are_swept(data: Database[dict[str, Any]], versions: Versions) -> None:
+    """Once they are a day old: until then somebody may be about to name them."""
+    kept = added(data)
+    bucket = GridFSBucket(data, bucket_name=names.WEIGHTS)
+    lost = bucket.upload_from_stream("s/f", b"of a process that was killed")
+    assert Versions.sweep(data) == 0
+    data[f"{names.WEIGHTS}.files"].update_many({}, {"$set": {"uploadDate": datetime(2020, 1, 1, tzinfo=UTC)}})
+    assert Versions.sweep(data) == 1
+    assert not data[f"{names.WEIGHTS}.files"].find_one({"_id": lost})
+    assert versions.weights(kept) == b"weights"
+
+
+def test_a_document_that_mongodb_cannot_hold_leaves_no_weights(data: Database[dict[str, Any]]) -> None:
+    with pytest.raises(DocumentTooLarge):
+        added(data, history=["x" * 1000] * 17_000)
+    assert data[f"{names.WEIGHTS}.files"].count_documents({}) == 0

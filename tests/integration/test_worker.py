@@ -577,6 +577,7 @@ def test_a_worker_leaves_at_once_when_its_parent_is_gone(place: Workplace) -> No
     Oracle(place.database).settle()
 
 
+@pytest.mark.slow
 def test_a_worker_that_waits_for_mongodb_stops_when_told_to(place: Workplace) -> None:
     """And says what it waits for."""
     worker = place.start(uri="mongodb://127.0.0.1:9/?serverSelectionTimeoutMS=200")

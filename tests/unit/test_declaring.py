@@ -277,3 +277,34 @@ def test_the_source_hash_follows_the_users_code_and_what_it_uses(tmp_path, monke
     assert source_hash([torch.nn.Linear]) == hashlib.sha256(
         f"torch {torch.__version__.partition('+')[0]}".encode()
     ).hexdigest() or ("+" in torch.__version__)
+
+
+def test_the_source_hash_does_not_depend_on_what_else_is_imported(tmp_path, monkeypatch):
+    """A package knows every module of it that anybody has imported; what a model uses is in its own text."""
+    import importlib
+
+    package = tmp_path / "sourcepkg"
+    (package / "sub").mkdir(parents=True)
+    for file, text in {
+        "__init__.py": "from sourcepkg import base\n",
+        "base.py": "B = 1\n",
+        "util.py": "U = 1\n",
+        "other.py": "O = 1\n",
+        "sub/__init__.py": "",
+        "sub/deep.py": "def late():\n    from ..util import U\n    return U\n",
+        "model.py": "import sourcepkg.util\nfrom .sub import deep\ndef f(): return deep.late()\nf2 = deep.late\n",
+    }.items():
+        (package / file).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    model = importlib.import_module("sourcepkg.model")
+    before = source_hash([model.f])
+    importlib.import_module("sourcepkg.other")
+    assert source_hash([model.f]) == before
+    (package / "other.py").write_text("O = 2\n")
+    assert source_hash([model.f]) == before
+    for used in ("base.py", "util.py", "sub/__init__.py", "sub/deep.py", "__init__.py", "model.py"):
+        (package / used).write_text((package / used).read_text() + "# another\n")
+        after = source_hash([model.f])
+        assert after != before, used
+        before = after
+    assert source_hash([model.f2]) != source_hash([model.f2], ["sourcepkg.model:f2"])

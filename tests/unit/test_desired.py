@@ -87,7 +87,7 @@ def test_a_listener_whose_model_is_refused_is_not_run(config: Config) -> None:
 def test_a_promotion_concerns_no_worker_and_a_new_declaration_does(config: Config) -> None:
     known = applied()
     before = desired(config, known).fingerprints
-    promoted = replace(known, models={"h": replace(known.models["h"], live=2, promotions=1)})
+    promoted = replace(known, models={"h": replace(known.models["h"], live=2)})
     assert desired(config, promoted).fingerprints == before
     anew = replace(known, models={"h": replace(known.models["h"], revision=2, signature="other")})
     assert desired(config, anew).fingerprints["h"] != before["h"]
