@@ -63,6 +63,21 @@ arguments = {{ num_classes = 10 }}
 preprocess = "examples.mnist:preprocess"
 postprocess = "examples.mnist:postprocess"
 device = "cpu"
+[models.endless]
+object = "examples.mnist:LeNet5"
+arguments = {{ num_classes = 10 }}
+preprocess = "examples.mnist:preprocess"
+device = "cpu"
+[trainers.endless]
+table = "{TABLE}"
+where = {{ _fold = "train" }}
+key = ["img", "class"]
+objective = "torch.nn.functional:cross_entropy"
+loader = {{ batch_size = {BATCH} }}
+max_iterations = 1_000_000_000
+validation_interval = 1_000_000_000
+threads = {THREADS}
+promote = "manual"
 [listeners.digit]
 table = "{TABLE}"
 key = "img"
@@ -145,7 +160,7 @@ class Place:
     @contextmanager
     def training(self) -> Iterator[None]:
         """While a training runs that would not end by itself."""
-        job = self.jobs.queue("train", MODEL, {"by": "bench"}, options={"max_iterations": 10**7})
+        job = self.jobs.queue("train", "endless", {"by": "bench"})
         assert job is not None
         self.until("the training's first steps", lambda: ((self.jobs.get(job) or {}).get("progress") or {}).get("step"))
         try:
@@ -229,9 +244,10 @@ class Stream:
         self._place.until("every output of the stream", lambda: all(key in self.seen for key in keys))
         return [1000 * (self.seen[key][0] - self.sent[key]) for key in keys]
 
-    def first_of(self, version: int) -> float | None:
-        """When the first output of a version was seen."""
-        return min((at for at, number in list(self.seen.values()) if number == version), default=None)
+    def first_of(self, version: int, after: float) -> float | None:
+        """When the first output of a version was seen, of those that were seen after a moment."""
+        seen = list(self.seen.values())
+        return min((at for at, number in seen if number == version and at > after), default=None)
 
 
 # ---- what is measured ---------------------------------------------------------------------------------------------
@@ -295,11 +311,8 @@ def swap(place: Place, plan: Plan, status: Callable[[str], None]) -> dict[str, A
             quiet += stream.waited(began, time.perf_counter())
             number = (one, other)[n % 2]
             before = time.perf_counter()
-            stream.seen = {
-                key: (at, -version) for key, (at, version) in stream.seen.items()
-            }  # an earlier swap's do not count
             place.versions.promote(number, reason="bench")
-            swapped = place.until("the swap", lambda number=number: stream.first_of(number), pause=0.002)
+            swapped = place.until("the swap", lambda n=number, at=before: stream.first_of(n, at), pause=0.002)
             swapping += stream.waited(before, swapped + 0.2)
             place.until("the resync", lambda: not _scanning(place), pause=0.2)
             resyncing += stream.waited(swapped + 0.2, time.perf_counter())
@@ -358,7 +371,7 @@ def measure(plan: Plan, parts: list[str], console: Console) -> dict[str, dict[st
     """Everything; whatever was started is ended when this returns or raises."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="predictd-training-")))
-        daemon = Daemon(folder, SERVICE_TOML)
+        daemon = Daemon(folder, SERVICE_TOML, {})
         stack.callback(daemon.end)
         daemon.until_ready(console)
         client: MongoClient[dict[str, Any]] = stack.enter_context(MongoClient(daemon.uri(), tz_aware=True))

@@ -11,13 +11,14 @@ Nothing here knows MongoDB, models or threads other than the lock that it holds.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from itertools import count, islice
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, TypeVar
 
 import bson
 from bson import ObjectId
@@ -150,11 +151,19 @@ class Batch:
         return max((key.newest for key in self.keys if key.newest is not None), default=None)
 
 
+SCAN_SHARE: Final = 8
+"""Which part of a batch a scan may fill while live rows come: several batches are on their way at once, and a live row waits for those before it."""
+
+LIVE_SECONDS: Final = 1.0
+
+
 class DirtyKeys:
     """Coalesced dirty keys in two lanes; `take` drains what is there, live keys first."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit = limit
+        self._clock = clock
+        self._live_at = -math.inf
         self._ready = threading.Condition()
         self._lanes: dict[Lane, dict[Hashable, DirtyKey]] = {"live": {}, "scan": {}}
         self._closed = False
@@ -168,6 +177,8 @@ class DirtyKeys:
         name = identity(key)
         with self._ready:
             live, scan = self._lanes["live"], self._lanes["scan"]
+            if lane == "live":
+                self._live_at = self._clock()
             known = live.get(name) or scan.get(name)
             if known is None:
                 if lane == "live" and len(live) >= self._limit:
@@ -199,14 +210,20 @@ class DirtyKeys:
             self._ready.notify()
 
     def take(self, cap: int) -> Batch | None:
-        """Waits until something is there, then takes what is there at once, up to the cap; None once closed."""
+        """Waits until something is there, then takes what is there at once, up to the cap; None once closed.
+
+        What live keys leave of it the scan fills; less than that while live keys come, so that these do not wait behind full batches.
+        """
         with self._ready:
             self._ready.wait_for(lambda: self._closed or any(self._lanes.values()))
             if self._closed:
                 return None
-            taken: list[DirtyKey] = []
-            for lane in (self._lanes["live"], self._lanes["scan"]):
-                taken.extend(lane.pop(name) for name in list(islice(lane, cap - len(taken))))
+            live, scan = self._lanes["live"], self._lanes["scan"]
+            taken = [live.pop(name) for name in list(islice(live, cap))]
+            room = cap - len(taken)
+            if self._clock() - self._live_at < LIVE_SECONDS:
+                room = min(room, max(1, cap // SCAN_SHARE))
+            taken += [scan.pop(name) for name in list(islice(scan, room))]
             return Batch(tuple(taken))
 
     def take_live(self) -> list[DirtyKey]:

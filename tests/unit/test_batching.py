@@ -13,7 +13,7 @@ from bson.timestamp import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.batching import BatchCap, DirtyKey, DirtyKeys, Progress, identity
+from daemon.batching import LIVE_SECONDS, SCAN_SHARE, BatchCap, DirtyKey, DirtyKeys, Progress, identity
 
 
 def taken(dirty: DirtyKeys, cap: int = 100) -> list[Any]:
@@ -73,14 +73,24 @@ def test_a_batch_without_times_may_be_read_at_any_time() -> None:
 
 
 def test_live_keys_go_first_and_the_scan_fills_what_is_left() -> None:
-    """Both lanes in the order in which they came."""
-    dirty = DirtyKeys(100)
-    for n in range(5):
+    """Once no live keys have come for a while; as long as they come, it fills no more than a part of a batch."""
+    now = [0.0]
+    dirty = DirtyKeys(100, clock=lambda: now[0])
+    for n in range(200):
         dirty.put(f"scan{n}", "scan", [])
+    assert len(taken(dirty, 40)) == 40
     for n in range(3):
         dirty.put(f"live{n}", "live", [])
-    assert taken(dirty, 5) == ["live0", "live1", "live2", "scan0", "scan1"]
-    assert taken(dirty, 5) == ["scan2", "scan3", "scan4"]
+    share = 40 // SCAN_SHARE
+    assert taken(dirty, 40) == ["live0", "live1", "live2", *(f"scan{n}" for n in range(40, 40 + share))]
+    assert len(taken(dirty, 40)) == share
+    assert len(taken(dirty, 3)) == 1
+    now[0] = LIVE_SECONDS
+    assert len(taken(dirty, 40)) == 40
+    now[0] = 2.0
+    for n in range(50):
+        dirty.put(f"live{n}", "live", [])
+    assert taken(dirty, 40) == [f"live{n}" for n in range(40)]
 
 
 def test_an_event_moves_a_key_out_of_the_scan_lane() -> None:
