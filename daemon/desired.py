@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from daemon.config import Config
 from daemon.store.components import Catalog, Component
 
-__all__ = ["Desired", "desired"]
+__all__ = ["Desired", "built_from", "desired"]
 
 _CODE = ("object", "preprocess", "preprocess_batch", "postprocess")
 
@@ -37,8 +37,8 @@ def desired(config: Config, known: Catalog) -> Desired:
     for worker, listeners in config.workers().items():
         paused = [name for name in listeners if name in known.listeners and known.listeners[name].paused]
         workers[worker] = [name for name in listeners if name not in paused]
-        code = _files(config, {config.listeners[name].model for name in listeners})
-        parts[worker] = [settings[worker], paused, code]
+        models = {config.listeners[name].model for name in listeners}
+        parts[worker] = [settings[worker], paused, sorted(file for model in models for file in _files(config, model))]
     for name, listener in known.listeners.items():
         model, table = (known.models.get(listener.body["model"]), known.tables.get(listener.body["table"]))
         if listener.source == "config" or listener.paused or model is None or table is None:
@@ -60,16 +60,27 @@ def _said(component: Component) -> list[Any]:
     return [component.name, component.source, component.revision, component.signature]
 
 
-def _files(config: Config, models: Iterable[str]) -> list[tuple[str, str]]:
-    """The files that the import paths of these models lead to, as far as they lie beside service.toml, with their hashes."""
+def built_from(config: Config) -> dict[str, Any]:
+    """What each model, trainer and validation of the file is built from, by its section ("models.lenet"): what it says, and the files of its code."""
+    declared = config.declarations()
+    keys = {
+        name: sorted(str(one["key"]) for one in declared["listeners"].values() if one["model"] == name)
+        for name in declared["models"]
+    }
+    return {
+        f"{kind}.{name}": [body, keys.get(name), _files(config, name) if kind == "models" else None]
+        for kind in ("models", "trainers", "validations")
+        for name, body in declared[kind].items()
+    }
+
+
+def _files(config: Config, model: str) -> list[tuple[str, str]]:
+    """The files that the import paths of a model lead to, as far as they lie beside service.toml, with their hashes."""
     root = config.service.import_root
     found = set()
-    for name in models:
-        for key in _CODE:
-            module = (getattr(config.models[name], key) or "").partition(":")[0].replace(".", "/")
-            found |= {
-                path for path in (root / f"{module}.py", root / module / "__init__.py") if module and path.is_file()
-            }
+    for key in _CODE:
+        module = (getattr(config.models[model], key) or "").partition(":")[0].replace(".", "/")
+        found |= {path for path in (root / f"{module}.py", root / module / "__init__.py") if module and path.is_file()}
     return [(str(path), hashlib.sha256(_bytes(path)).hexdigest()) for path in sorted(found)]
 
 

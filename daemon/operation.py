@@ -30,6 +30,7 @@ from daemon.store.artifacts import Artifacts
 from daemon.store.components import Catalog
 from daemon.store.connection import Data
 from daemon.store.registry import Registry
+from daemon.store.versions import Versions
 from daemon.supervision import Fleet
 
 __all__ = ["Operation"]
@@ -130,8 +131,8 @@ class Operation:
         self._fleet.nudge()  # code that a worker failed on may have been mended, which no declaration tells
         return str(work)
 
-    async def look(self) -> None:
-        """Runs what the registry asks for by now. Raises MongoUnavailable."""
+    async def look(self, *, rung: bool) -> None:
+        """Runs what the registry asks for by now; `rung` says that somebody has changed something. Raises MongoUnavailable."""
         if not self.active:
             return
         self._learn(await self._leadership.call(lambda data: self._registry(data).read()))
@@ -144,6 +145,8 @@ class Operation:
         for name in work.coming:
             self._start_worker(name)
         self._scheduling.change(_scheduled(self.known))
+        if rung:
+            self._fleet.nudge()  # an artifact that a worker failed on may have been stored again, which no declaration tells
         self._jobs.nudge()
 
     # ---- what is shown --------------------------------------------------------------------------------------------
@@ -172,6 +175,7 @@ class Operation:
             registry = self._registry(data)
             registry.publish(config.declarations())
             Artifacts(data).prune()
+            Versions.sweep(data)
             return registry.read()
 
         try:
@@ -217,8 +221,9 @@ class Operation:
 
     def _finished(self, job: Mapping[str, Any]) -> None:
         """A job is done or has failed: a validation's metrics may be what a trainer waits for."""
-        if job["kind"] == "validate" and job["state"] == "done":
-            self._spawn(self._scheduling.validated(job["target"], job["result"]["metrics"]))
+        metrics = (job.get("result") or {}).get("metrics")
+        if job["kind"] == "validate" and job["state"] == "done" and isinstance(metrics, Mapping):
+            self._spawn(self._scheduling.validated(job["target"], metrics))
 
     def _fenced(self, reason: str) -> None:
         self._leadership.lose(f"a process of this daemon was fenced: {reason}")

@@ -30,7 +30,9 @@ from components.errors import ConfigurationError, DeclarationError, LeaseLost, M
 from components.signing import SigningKey
 from daemon import config as configuration
 from daemon import logs, signals
+from daemon.check import build
 from daemon.config import Config
+from daemon.desired import built_from
 from daemon.engine import Engine
 from daemon.engine.local import LocalEngine
 from daemon.handlers.health import ConfigState, ServiceState
@@ -43,6 +45,7 @@ from daemon.store import bells
 from daemon.store.leases import Holder
 from daemon.store.state_directory import StateDirectory
 from daemon.store.status import StatusBoard
+from daemon.supervision import Backoff
 from daemon.systemd import MANAGER_VARIABLES, Notifier
 from daemon.web.app import WebServer, application
 
@@ -84,12 +87,14 @@ class Supervisor:
     ) -> None:
         self._path = path
         self._config = config
+        self._built = built_from(config)
         self._environ = environ
         self._notifier = notifier
         self._engine = engine
         self._modules = (worker_module, job_module)
         self._config_state = ConfigState(loaded_at=_now())
-        self._changing = asyncio.Lock()  # one start, stop or reload at a time
+        self._reloading = asyncio.Lock()  # one reload at a time
+        self._changing = asyncio.Lock()  # one start, stop or change of what runs at a time
         self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
         self._reload_owed = False
@@ -149,17 +154,22 @@ class Supervisor:
     async def _lead(self, *, wait: float | None, standby: bool) -> None:
         """Reaches MongoDB, takes the lease, keeps the workers running while it is held; and again."""
         await self._leadership.connect(wait)
+        backoff = Backoff(most=5.0)
         while True:
             epoch = await self._leadership.acquire(standby=standby)
+            began = time.monotonic()
             try:
                 await self._begin(epoch)
                 await self._leadership.hold()
             except MongoUnavailable:
-                continue  # before the workers were started: `acquire` waits until MongoDB is back
+                pass  # before the workers were started: `acquire` waits until MongoDB is back
             except LeaseLost as error:
                 log.warning("stepping down", reason=str(error))
             async with self._changing:
                 await self._operation.stop()
+            await asyncio.sleep(
+                backoff.delay(time.monotonic() - began)
+            )  # it may answer, and refuse what is asked of it
 
     async def _begin(self, epoch: int) -> None:
         async with self._changing:
@@ -181,7 +191,7 @@ class Supervisor:
                 if rung == heard and time.monotonic() - looked < _LOOK_SECONDS:
                     continue
                 async with self._changing:
-                    await self._operation.look()
+                    await self._operation.look(rung=rung != heard)
                 heard, looked = rung, time.monotonic()
                 self._changed()
 
@@ -195,10 +205,14 @@ class Supervisor:
 
     async def reload(self) -> str:
         """Reads service.toml and applies the difference; what was done, in words. Raises ConfigurationError, and changes nothing, where it is refused."""
-        async with self._changing:
+        async with self._reloading:
             self._reporter.reloading()
             try:
-                done = await self._apply(await in_thread(lambda: configuration.load(self._path, self._environ)))
+                config = await in_thread(lambda: configuration.load(self._path, self._environ))
+                built = await self._proven(config)
+                async with self._changing:
+                    done = await self._apply(config)
+                self._built = built
             except ConfigurationError as error:
                 self._config_state = replace(self._config_state, ok=False, error=str(error))
                 problems = [str(problem) for problem in error.problems]
@@ -209,12 +223,28 @@ class Supervisor:
             log.info("service.toml is applied", done=done)
             return done
 
-    async def _apply(self, config: Config) -> str:
-        """Makes `config` the one that runs, the whole of it, or nothing."""
-        self._reload_owed = False
+    async def _proven(self, config: Config) -> dict[str, Any]:
+        """What the sections of `config` are built from. Raises ConfigurationError where one that is built otherwise than before cannot be.
+
+        That takes its time, in which nothing else has to wait.
+        """
         refused = frozen_changes(self._config, config)
         if refused:
             raise ConfigurationError(refused)
+        built = await in_thread(lambda: built_from(config))
+        anew = [section for section, parts in built.items() if self._built.get(section) != parts]
+        if anew and self._operation.active:  # what cannot be built must not take the place of what runs
+            try:
+                problems = await in_thread(lambda: build(config, only=anew))
+            except OSError as error:
+                problems = [Problem(anew[0], f"it cannot be tried whether this can be built: {error}")]
+            if problems:
+                raise ConfigurationError(problems)
+        return built
+
+    async def _apply(self, config: Config) -> str:
+        """Makes `config` the one that runs, the whole of it, or nothing."""
+        self._reload_owed = False
         if self._operation.active and self._leadership.mongo is not None:
             self._owe_reload(self._leadership.mongo)
         try:

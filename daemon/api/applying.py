@@ -9,22 +9,25 @@ earlier training came to nothing.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
 
-from components.artifacts import Artifact
+from components.artifacts import Artifact, fits
 from components.declaring import Declared, declare
-from components.errors import DeclarationError, JobFailed
+from components.errors import DeclarationError, JobFailed, MongoUnavailable
 from components.listener import Listener
 from components.model import Model
 from components.table import Table
 from components.validation import Validation
+from daemon.api.checking import refuse_filters
 from daemon.api.connecting import Connection
 from daemon.api.loading import Loading
 from daemon.api.waiting import wait_for_job, wait_for_listener
 from daemon.loading import packed
-from daemon.store import bells
+from daemon.store import bells, dead_letters, names
 from daemon.store.artifacts import Artifacts
 from daemon.store.components import Component
 from daemon.store.connection import reaching
@@ -52,6 +55,7 @@ class Applying:
             self._publish([declared], force=force)
             if wait and isinstance(component, Listener):
                 wait_for_listener(self._at, component.identifier)
+                self._tell_of_dead(component)
         else:
             kind = type(component).__name__
             how = {
@@ -77,19 +81,44 @@ class Applying:
         job = self._training(name, asked=not changed.isdisjoint({f"model/{name}", f"trainer/{name}"}))
         if not wait:
             return
-        ended = None if job is None else wait_for_job(self._at, job)
+        try:
+            ended = None if job is None else wait_for_job(self._at, job)
+        except JobFailed as failed:
+            raise JobFailed(f"{failed}{self._meanwhile(name)}") from None
         Loading(self._at).refresh(model, job=ended)
+
+    def _meanwhile(self, model: str) -> str:
+        """What is live where a training has failed, if that is not what one would expect."""
+        live = None
+        with suppress(MongoUnavailable), reaching():
+            live = Versions(self._at.database, self._at.service, model).live()
+        untrained = live is not None and not live.trained
+        return f"; version {live.number} of {model!r}, which is live, is untrained" if live and untrained else ""
+
+    def _tell_of_dead(self, listener: Listener) -> None:
+        """Warns where rows have an error in place of an output: that is no failure of the listener, but seldom what one wants."""
+        with suppress(MongoUnavailable), reaching():
+            of = {"_id.listener": listener.identifier}
+            count = self._at.database[names.DEAD_LETTERS].count_documents({"_id.service": self._at.service, **of})
+            for dead in dead_letters.listed(self._at.database, self._at.service, of, 1):
+                error = dead.get("error") or {}
+                warnings.warn(
+                    f"listener {listener.identifier!r}: {count:,} rows have an error in place of an output; that of row "
+                    f"{dead['_id'].get('row')!r} is {error.get('type')}: {error.get('message')}",
+                    stacklevel=4,
+                )
 
     def _publish(self, parts: list[Declared], *, force: bool) -> set[str]:
         """Stores the code, then the declarations that name it, then rings; "kind/name" of what changed."""
+        for part in parts:
+            refuse_filters(part)
         registry, blobs = self._at.registry(), Artifacts(self._at.database)
         self._at.catalog()  # with a foreign key nothing is to be written
         made: list[Artifact] = [artifact for part in parts for artifact in part.artifacts]
         with reaching():
             blobs.put([blob for artifact in made for blob in artifact.blobs.items()])
             changed = registry.apply([(part.kind, part.name, part.body) for part in parts], force=force)
-            if changed:
-                bells.ring(self._at.database, self._at.service)
+            bells.ring(self._at.database, self._at.service)  # also where only a damaged blob was mended
         return set(changed)
 
     def _as_declared(self, model: Model, own: Declared, before: Component | None) -> Declared:
@@ -101,7 +130,7 @@ class Applying:
             return own
         _, content = packed(model)
         with reaching():
-            versions = Versions(self._at.database, self._at.service, model.identifier).listed()
+            versions = Versions(self._at.database, self._at.service, model.identifier).listed(traces=False)
         ours = {each.content_hash for each in versions if each.signature == before.signature}
         return replace(own, body=body) if content in ours else own
 
@@ -141,6 +170,11 @@ def _attached(model: Any) -> list[Declared]:
 
 
 def _same_code(slot: Any, before: Any) -> Any:
-    """The slot as it was, where only its tensors differ."""
-    both = isinstance(slot, Mapping) and isinstance(before, Mapping)
-    return before if both and slot.get("$artifact") == before.get("$artifact") else slot
+    """The slot as it was, where only its tensors differ; where it was made with versions that are gone by now, with the tensors that it had."""
+    if (
+        not isinstance(slot, Mapping)
+        or not isinstance(before, Mapping)
+        or slot.get("$artifact") != before.get("$artifact")
+    ):
+        return slot
+    return before if fits(before) else {**slot, "tensors": before.get("tensors")}

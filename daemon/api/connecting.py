@@ -52,6 +52,7 @@ class Connection:
     database: Data
     service: str
     shown: str
+    uri: str = field(repr=False)
     key_file: Path | None = None
     release: Callable[[], None] = field(default=lambda: None, repr=False)
     closed: bool = False
@@ -178,7 +179,13 @@ def _embedded(folder: Path, service: str | None, database: str | None, key_file:
     key_file = key_file or (StateDirectory(found.state_dir).signing_key_file if found.owned else None)
     database_ = _database(client, found.served.database)
     return Connection(
-        client, database_, found.served.service, str(found.state_dir), key_file, lambda: child.release(found)
+        client,
+        database_,
+        found.served.service,
+        str(found.state_dir),
+        found.uri,
+        key_file,
+        lambda: child.release(found),
     )
 
 
@@ -190,7 +197,7 @@ def _remote(uri: str, service: str | None, database: str | None, key_file: Path 
     except BaseException:
         client.close()
         raise
-    return Connection(client, _database(client, found.database), found.service, masked(uri), key_file)
+    return Connection(client, _database(client, found.database), found.service, masked(uri), uri, key_file)
 
 
 def _client(uri: str) -> Client:

@@ -122,7 +122,7 @@ class Datalayer:
                 "listeners": [name for name, each in known.listeners.items() if each.body["model"] == found.name],
             }
         if kind == "listener":
-            about |= {"generation": known.generation(found.name), "paused": found.paused}
+            about |= {"generation": found.generation, "paused": found.paused}
         return about | {"declaration": dict(found.body)}
 
     def __getitem__(self, table: str) -> TableHandle:
@@ -139,11 +139,35 @@ class Datalayer:
             raise NotApplied(at.registry().absent("model", model))
         return VersionList(model, found)
 
-    def jobs(self, **matching: Any) -> list[dict[str, Any]]:
-        """The newest jobs, newest first; `matching` narrows them: model="my-model", kind="train", state="failed"."""
+    def jobs(
+        self,
+        *,
+        model: str | None = None,
+        kind: str | None = None,
+        target: str | None = None,
+        state: str | None = None,
+        limit: int = 100,
+    ) -> list[dict[str, Any]]:
+        """The newest jobs, newest first, without their logs: of one model, kind ("train", "validate"), target or state."""
+        at = self._open()
+        wanted = {"model": model, "kind": kind, "target": target, "state": state}
+        matching = {name: value for name, value in wanted.items() if value is not None}
+        with reaching():
+            return Jobs(at.database, at.service).listed(limit, **matching)
+
+    def logs(self, job: str) -> list[str]:
+        """The last 200 lines that a job has said, what the user's code prints among them; `job` is its id, or the end of it. Raises NotApplied."""
         at = self._open()
         with reaching():
-            return Jobs(at.database, at.service).listed(**matching)
+            found = Jobs(at.database, at.service).get(job)
+        if found is None:
+            raise NotApplied(f"there is no job {job!r}, or more than one name ends so; db.jobs() lists them")
+        return [str(line) for line in found["log"]]
+
+    @property
+    def uri(self) -> str:
+        """Where its MongoDB answers, for any other client; with the user name and the password, where it was given some."""
+        return self._at.uri
 
     def close(self) -> None:
         """Ends the connection; a daemon that came with it ends as well, unless another connection of this process uses it. May be called again."""

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from components.errors import DeclarationError, JobFailed, MongoUnavailable, NotApplied, SignatureRefused
 from daemon.api.connecting import Connection, NotServed
+from daemon.handlers.failing import Failing
 from daemon.logs import escaped
 from daemon.store import names
 from daemon.store.connection import reaching
@@ -29,13 +30,9 @@ __all__ = ["wait_for_job", "wait_for_listener", "wait_until_unserved"]
 PATIENCE_SECONDS: Final = 60.0
 """How long nobody may be there to do what is waited for; a daemon that is restarted needs less."""
 
-FAILING_SECONDS: Final = 10.0
-"""A worker that says for so long that it cannot run is believed: its word may be some seconds old, from before what was just applied."""
-
 _PAUSE: Final = 0.1
 _LOOK_SECONDS: Final = 2.0
 _LINE_SECONDS: Final = 5.0
-_CANNOT_BE_BUILT: Final = "exit code 65"
 
 
 class Show(Protocol):
@@ -45,8 +42,11 @@ class Show(Protocol):
         """`done` of `total` (None: nobody knows), and what else is worth saying."""
 
 
-def wait_for_job(connection: Connection, identifier: str) -> dict[str, Any]:
-    """The job, once it is done. Raises JobFailed, with its reason, where it fails or is cancelled, and NotServed where no daemon is left to run it."""
+def wait_for_job(connection: Connection, identifier: str, more: str = "db.logs({job!r})") -> dict[str, Any]:
+    """The job, once it is done. Raises JobFailed, with its reason, where it fails or is cancelled, and NotServed where no daemon is left to run it.
+
+    `more` is what tells more of a job that has failed.
+    """
     jobs = Jobs(connection.database, connection.service)
     watch = _Watch(connection, f"job {identifier}")
     with _shown(f"{identifier.split('/')[1]} {identifier.split('/')[2]}") as show:
@@ -59,7 +59,7 @@ def wait_for_job(connection: Connection, identifier: str) -> dict[str, Any]:
             if job["state"] == "done":
                 return job
             if job["state"] in ("failed", "cancelled"):
-                raise JobFailed(_reason(job))
+                raise JobFailed(_reason(job, more))
             time.sleep(_PAUSE)
 
 
@@ -77,13 +77,13 @@ def _message(job: Mapping[str, Any]) -> str:
     return f"{error.get('type', 'Error')}: {error.get('message', 'it left no reason')}"
 
 
-def _reason(job: Mapping[str, Any]) -> str:
+def _reason(job: Mapping[str, Any], more: str) -> str:
     name = "/".join(str(job["_id"]).split("/")[1:])
     if job["state"] == "cancelled":
         return f"{name} was cancelled"
     attempts = job.get("attempts") or 1
     tried = "" if attempts == 1 else f" after {attempts} attempts"
-    return f"{name} failed{tried}: {_message(job)} (`predictd jobs logs {name}` has more)"
+    return f"{name} failed{tried}: {_message(job)} ({more.format(job=name)} has more)"
 
 
 def wait_for_listener(connection: Connection, listener: str) -> None:
@@ -135,7 +135,7 @@ class _Watch:
         self._seen = time.monotonic()
         self._looked = 0.0
         self._status: dict[str, Any] = {}
-        self._failing_since: float | None = None
+        self._failing = Failing()
 
     def __call__(self, call: Callable[[], Any]) -> Any:
         """The call's result. Raises what stood in its way for too long."""
@@ -180,14 +180,9 @@ class _Watch:
 
     def worker(self, name: str) -> None:
         """Raises DeclarationError where a worker has been unable to run what is declared for a while."""
-        worker = (self._status.get("workers") or {}).get(name) or {}
-        reason = str(worker.get("reason") or "")
-        if worker.get("up") or not reason.startswith(_CANNOT_BE_BUILT):
-            self._failing_since = None
-            return
-        self._failing_since = self._failing_since or time.monotonic()
-        if time.monotonic() - self._failing_since > FAILING_SECONDS:
-            raise DeclarationError(f"worker {name}: {reason.partition(': ')[2] or reason}")
+        why = self._failing.why(name, (self._status.get("workers") or {}).get(name) or {}, time.monotonic())
+        if why is not None:
+            raise DeclarationError(f"worker {name}: {why.partition(': ')[2] or why}")
 
     def total(self, listener: str) -> float | None:
         """How many rows the listener's scan has to judge, as far as its worker has said so."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
@@ -16,9 +18,12 @@ from daemon.check.models import model_problems
 
 __all__ = ["main"]
 
+_PR_SET_PDEATHSIG = 1
+
 
 def main() -> None:
     """Build what stdin names and report on stdout."""
+    _end_with_parent()
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as reports:
         os.dup2(2, 1)  # what the user's code prints must not be taken for a report
         order = json.load(sys.stdin)
@@ -46,6 +51,11 @@ def _problems(path: str, declared: Mapping[str, Any], policy: ImportPolicy, buil
         yield from trainer_problems(name, body, declared["models"][name], policy, built.get(name))
     else:
         yield from validation_problems(name, body, declared["models"][body["model"]], policy)
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this process with the thread that started it and waits for it, whatever the user's code does."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _report(reports: IO[str], *report: str) -> None:

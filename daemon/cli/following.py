@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from components.errors import DeclarationError, PredictdError
 from daemon import screens
 from daemon.cli.shared import Place, err, hint, say
+from daemon.handlers.failing import Failing
 from daemon.logs import escaped
 from daemon.store import overview
 from daemon.store.status import StatusBoard
@@ -18,12 +19,8 @@ from daemon.store.status import StatusBoard
 PATIENCE_SECONDS: Final = 60.0
 """How long no daemon may be active while its work is waited for; one that is restarted needs less."""
 
-FAILING_SECONDS: Final = 10.0
-"""How long a worker has to say that it cannot run before it is believed: its word may be from before the last change."""
-
 _PAUSE: Final = 0.2
 _LOOK_SECONDS: Final = 1.0
-_CANNOT_BE_BUILT: Final = "exit code 65"
 
 
 def unserved(here: Place) -> str:
@@ -39,7 +36,8 @@ def wait_for_job(here: Place, identifier: str) -> dict[str, Any]:
     if not here.served:
         hint(unserved(here))
     try:
-        return waiting.wait_for_job(Connection(here.client, here.database, here.service, here.service), identifier)
+        connection = Connection(here.client, here.database, here.service, here.service, here.config.mongo.uri)
+        return waiting.wait_for_job(connection, identifier, more="`predictd jobs logs {job}`")
     except KeyboardInterrupt:
         name = screens.job_id(identifier)
         hint(f"{name} goes on; `predictd jobs show {name}` tells how it is, `predictd jobs cancel {name}` ends it")
@@ -96,7 +94,7 @@ class _Watch:
         self._here = here
         self._seen = time.monotonic()
         self._looked = 0.0
-        self._failing: dict[str, float] = {}
+        self._failing = Failing()
         self._workers: dict[str, Any] = {}
 
     def scans(self) -> dict[str, dict[str, Any]]:
@@ -118,9 +116,6 @@ class _Watch:
 
     def failing(self, name: str) -> None:
         """Raises DeclarationError where this worker has been unable to build what is declared for a while."""
-        worker = self._workers.get(name) or {}
-        reason = str(worker.get("reason") or "")
-        if worker.get("up") or not reason.startswith(_CANNOT_BE_BUILT):
-            self._failing.pop(name, None)
-        elif time.monotonic() - self._failing.setdefault(name, time.monotonic()) > FAILING_SECONDS:
-            raise DeclarationError(f"worker {name}: {reason}")
+        why = self._failing.why(name, self._workers.get(name) or {}, time.monotonic())
+        if why is not None:
+            raise DeclarationError(f"worker {name}: {why}")

@@ -64,7 +64,7 @@ def promote(
             say(f"{model}: version {number} is live already")
         else:
             versions.promote(number, reason="promoted by hand")
-            say(f"{model}: version {number} is live{_instead(before)}")
+            say(f"{model}: {_named(versions.get(number), number)} is live{_instead(before)}")
         _followed(here, model, wait=wait)
 
 
@@ -74,8 +74,13 @@ def rollback(model: ModelName, config: ConfigFile = None, wait: WaitForRows = Fa
         versions = Versions(here.database, here.service, model)
         before = versions.live()
         now = versions.rollback("rolled back by hand")
-        say(f"{model}: version {now.number} is live again{_instead(before)}")
+        say(f"{model}: {_named(now, now.number)} is live again{_instead(before)}")
         _followed(here, model, wait=wait)
+
+
+def _named(version: Version | None, number: int) -> str:
+    untrained = ", which is untrained," if version is not None and not version.trained else ""
+    return f"version {number}{untrained}"
 
 
 def _instead(before: Version | None) -> str:

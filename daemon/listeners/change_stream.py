@@ -11,12 +11,14 @@ whoever consumes it can note the point and order scans.
 from __future__ import annotations
 
 import random
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import pymongo
+from bson.regex import Regex
 from bson.timestamp import Timestamp
 from pymongo.change_stream import ChangeStream
 from pymongo.database import Database
@@ -248,6 +250,10 @@ def _read(
         yield Reached(place.position)
 
 
+_NEVER_AN_ID: Final = (Regex, re.Pattern, list)
+"""What no row's `_id` can be, and what a query would not take for one."""
+
+
 def _told(event: Mapping[str, Any], subscription: Subscription, time: Timestamp) -> Iterator[Event]:
     kind, name = event["operationType"], event.get("ns", {}).get("coll")
     if kind in {"insert", "update", "replace", "delete"}:
@@ -255,8 +261,11 @@ def _told(event: Mapping[str, Any], subscription: Subscription, time: Timestamp)
         if name != names.REQUESTS:
             yield Changed(name, key, time)
         elif isinstance(key, Mapping) and key.get("service") == subscription.service:
-            listener = str(key.get("listener"))
-            yield ReloadAsked(listener) if key.get("reload") else Requested(listener, key.get("row"), time)
+            listener, row = str(key.get("listener")), key.get("row")
+            if key.get("reload"):
+                yield ReloadAsked(listener)
+            elif not isinstance(row, _NEVER_AN_ID):
+                yield Requested(listener, row, time)
     elif kind in {"drop", "rename"}:
         yield TableGone(name)
         if kind == "rename":

@@ -156,13 +156,46 @@ def test_a_training_that_fails_says_why_and_is_tried_again_when_asked(db: Datala
     broken = model(db, "broken", objective=loss, retries=0)
     before = broken.state()
     for _ in range(2):
-        with pytest.raises(JobFailed, match=r"train/broken/\w+ failed: .*this loss is not defined.*predictd jobs logs"):
+        with pytest.raises(
+            JobFailed, match=r"train/broken/\w+ failed: .*this loss is not defined.*db.logs\(.*is untrained"
+        ):
             db.apply(broken)
     assert trainings(db, "broken") == ["failed", "failed"]
+    assert any("learns from" in line for line in db.logs(db.jobs(target="broken")[0]["_id"]))
+    with pytest.raises(NotApplied, match="there is no job 'nothing'"):
+        db.logs("nothing")
     assert all(torch.equal(broken.state()[key], before[key]) for key in before)
     broken.trainer = broken.trainer.replaced(objective=torch.nn.functional.cross_entropy)
     db.apply(broken)
     assert db.versions("broken").live.trained  # type: ignore[union-attr]
+
+
+def test_a_listener_whose_rows_have_errors_is_told_of(db: Datalayer) -> None:
+    """It is no failure of the listener, but seldom what somebody wanted."""
+
+    def fussy(x: Any) -> Any:
+        raise ValueError("not this one")
+
+    db.apply(ObjectModel("fussy", fussy))
+    with pytest.warns(UserWarning, match=r"listener 'fussy': \d+ rows have an error .* is ValueError: not this one"):
+        db.apply(Listener("fussy", table="points", key="x", model="fussy"))
+    db.remove("Listener", "fussy", outputs=True)
+
+
+def test_a_filter_that_nobody_can_use_is_refused_where_it_is_applied(db: Datalayer) -> None:
+    """By predictd, which knows what it does not follow; and by the server, which alone knows its expressions."""
+    db.apply(ObjectModel("plain", len))
+    for where, message in (
+        ({"$foo": 1}, r"listeners\.odd\.where.*unknown operator"),
+        ({"x": {"$regex": "("}}, r"listeners\.odd: MongoDB does not take its filter .*"),
+        ({"x": {"$mod": [0, 1]}}, r"listeners\.odd: MongoDB does not take its filter .*"),
+    ):
+        with pytest.raises(DeclarationError, match=message):
+            db.apply(Listener("odd", table="points", key="x", model="plain", where=where))
+    assert "odd" not in db.show("Listener")
+    with pytest.raises(DeclarationError, match="table 'points' is in use by"):
+        db.apply(Listener("even", table="points", key="x", model="plain"), wait=False) and db.remove("Table", "points")
+    db.remove("Listener", "even")
 
 
 def test_without_waiting_the_training_is_met_again(db: Datalayer) -> None:

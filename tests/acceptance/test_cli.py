@@ -144,6 +144,7 @@ def test_status_tables_and_models_tell_what_there_is(place: Place) -> None:
     assert "harness.models:fails_until_mended" in place.runs("models").stdout
 
 
+@pytest.mark.slow
 def test_a_dead_letter_is_listed_shown_retried_and_discarded(place: Place) -> None:
     """The way of a row that cannot be predicted, from its reason to its output; and of one that is given up."""
     rows = place.database.rows

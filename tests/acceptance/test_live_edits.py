@@ -338,3 +338,29 @@ def test_a_reload_can_be_asked_for(
     # A page in somebody's browser may not.
     assert daemon.reload(Origin="http://elsewhere.example").status_code == 403
     assert daemon.stop() == 0
+
+
+@SLOW
+def test_code_that_cannot_be_built_does_not_take_the_place_of_what_runs(
+    serve: Callable[..., Daemon], mongo_uri: str, database: Database[dict[str, Any]]
+) -> None:
+    """An import path with a typo is refused as a whole, by the key that it stands at; the worker that serves is left alone."""
+    daemon = serve({"a": ALL})
+    until_ready(daemon, "a")
+    before = until_workers(daemon, database, "of_a")
+    good = (daemon.folder / "service.toml").read_text()
+    save(daemon.folder, good.replace("harness.models:digest", "harness.models:digst"))
+    eventually("the file is refused", lambda: daemon.readyz().get("config", {}).get("ok") is False)
+    error = daemon.readyz()["config"]["error"]
+    assert "models.of_a.object" in error
+    assert "did you mean 'digest'?" in error
+    reply = daemon.reload()
+    assert reply.status_code == 400
+    assert "models.of_a.object" in reply.text
+    database.rows.insert_one({"_id": 1, "x": "still", "m": True})
+    oracle(database, "a", ALL).settle()
+    assert until_workers(daemon, database, "of_a") == before
+    save(daemon.folder, good)
+    eventually("the verdict is good again", lambda: metric(daemon, CONFIG_OK) == 1)
+    assert until_workers(daemon, database, "of_a") == before
+    assert daemon.stop() == 0

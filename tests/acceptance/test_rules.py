@@ -26,7 +26,7 @@ RULES = {
     "r8b": (OUTPUTS, '{"_id": write.key, **self._as_seen(write.seen)}, {"$unset"', '{"_id": write.key}, {"$unset"'),
     "r10": (BATCHING, "while self._stretches and self._stretches[0].closed and not self._stretches[0].unfinished:",
             "while self._stretches and self._stretches[0].closed:"),
-    "r10b": (POSITIONS, '"epoch": {"$lte": self._epoch}},  # R10b', "},"),
+    "r10b": (POSITIONS, '"epoch": {"$not": {"$gt": self._epoch}}},  # R10b', "},"),
 }  # fmt: skip
 
 

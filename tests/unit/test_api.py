@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ import pytest
 from PIL import Image
 
 from components import ObjectModel, Table
+from components.artifacts import dumps
 from components.errors import DeclarationError, NotApplied, PredictdError
 from daemon.api import VersionList
+from daemon.api.applying import _same_code
 from daemon.api.kinds import kind_of, named, type_name
+from daemon.loading import object_signature
 from daemon.store.components import Component
 from daemon.store.versions import Version
 
@@ -136,3 +140,13 @@ def test_a_plot_that_cannot_be_written_says_so(tmp_path: Path) -> None:
         VersionList("mine", [version(1)]).plot(tmp_path / "absent" / "versions.png")
     with pytest.raises(PredictdError, match="cannot be written to"):
         VersionList("mine", [version(1)]).plot(tmp_path / "versions.nothing")
+
+
+def test_code_made_with_versions_that_are_gone_is_sent_again_with_the_weights_that_it_had() -> None:
+    """After an upgrade "apply it again" has to help; the same versions are no change."""
+    slot = dumps(len, served=None).slot | {"torch": metadata.version("torch"), "tensors": "as built"}
+    before = {**slot, "tensors": "as declared"}
+    assert _same_code(slot, before) == before
+    assert _same_code(slot, {**before, "torch": "1.13.1"}) == before
+    assert _same_code(slot, {**before, "$artifact": "other code"}) == slot
+    assert object_signature({"object": before}) == object_signature({"object": {**before, "torch": "1.13.1"}})
