@@ -19,9 +19,9 @@ from pymongo import MongoClient
 from pymongo.collection import Collection
 
 from bench.straight_loop import FIELD, Order
-from components.signing import SigningKey
+from components.signing_key import SigningKey
 from daemon import config
-from daemon.store.registry import Registry
+from daemon.store.registry.registry import Registry
 
 __all__ = ["FIELD", "LOOP", "PREDICTD", "ROOT", "Failed", "Side", "clocks", "start"]
 

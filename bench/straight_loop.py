@@ -24,7 +24,7 @@ from PIL import Image
 from pymongo import MongoClient, UpdateOne
 
 from components.torch import weights
-from daemon.store.versions import Versions
+from daemon.store.registry.versions import Versions
 from examples.mnist import LeNet5, postprocess, preprocess, preprocess_batch
 
 FIELD = "_outputs.digit.value"

@@ -39,8 +39,8 @@ from bench.bare_training import Order
 from bench.sides import ROOT, Failed
 from daemon.demo.process import Daemon
 from daemon.store.connection import open_database
-from daemon.store.jobs import Jobs
-from daemon.store.versions import Versions
+from daemon.store.registry.versions import Versions
+from daemon.store.service.jobs import Jobs
 from examples.digits import digits, png
 
 SERVICE, MODEL, TABLE = "training", "lenet", "mnist"

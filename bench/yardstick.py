@@ -36,7 +36,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.sides import FIELD, LOOP, PREDICTD, ROOT, Failed, Side, clocks, start
-from daemon.store.embedded import ensure
+from daemon.embedded.server import ensure
 from examples.digits import digits, png
 
 BURST = 500

@@ -34,12 +34,12 @@ from components.errors import (
 )
 from components.examples import Examples, ListExamples
 from components.hashing import hash_item
-from components.importing import ImportPolicy
+from components.import_paths import ImportPolicy
 from components.listener import Arguments, Key, Listener
 from components.metric import Metric
 from components.model import Model, ObjectModel
 from components.query import Condition, Field, Query
-from components.signing import SigningKey
+from components.signing_key import SigningKey
 from components.table import Table
 from components.validation import Validation
 

@@ -36,9 +36,9 @@ from uuid import uuid4
 import cloudpickle
 from cloudpickle import cloudpickle as internals
 
-from components.canonical import canonical
+from components.code_source import importable, travelling_modules
 from components.errors import ArtifactRefused, DeclarationError
-from components.origins import importable, travelling_modules
+from components.stable_pickle import canonical
 
 __all__ = ["Artifact", "code_slot", "dumps", "fits", "loads", "together"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from components.errors import DeclarationError
-from components.naming import check_identifier
+from components.names import check_identifier
 from components.query import Query
 
 __all__ = ["Dataset"]

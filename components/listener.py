@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 from components.errors import DeclarationError
-from components.naming import check_field, check_identifier
+from components.names import check_field, check_identifier
 
 __all__ = ["Arguments", "Key", "KeySpec", "Listener"]
 

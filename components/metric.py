@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import inspect
 import math
-import re
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
 from components.errors import DeclarationError, MetricError
-from components.naming import check_identifier
+from components.metric_direction import sounds_greater
+from components.names import check_identifier
 
 __all__ = ["Metric"]
-
-_LOWER = re.compile(r"loss|error|err|[a-z]*(mse|mae|mape)|rmse|perplexity|distance|divergence|wer|cer|nll|latency")
-_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
 class Metric:
@@ -65,8 +62,7 @@ class Metric:
             own = getattr(self._built(), "higher_is_better", None)  # Accuracy only knows once it knows its task
         if isinstance(own, bool):
             return own
-        words = [word.lower() for word in _WORDS.findall(f"{self.identifier} {getattr(self.function, '__name__', '')}")]
-        return not any(_LOWER.fullmatch(word) for word in words)
+        return sounds_greater(f"{self.identifier} {getattr(self.function, '__name__', '')}")
 
     @property
     def function(self) -> Callable[..., Any]:

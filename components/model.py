@@ -18,7 +18,7 @@ from typing import Any
 
 from components.errors import DeclarationError, OutputError
 from components.listener import Arguments
-from components.naming import check_identifier
+from components.names import check_identifier
 from components.outputs import storable
 
 __all__ = ["Arguments", "Model", "ObjectModel"]

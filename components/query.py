@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from components.errors import DeclarationError
-from components.naming import check_field
+from components.names import check_field
 
 __all__ = ["Condition", "Field", "Query", "mentioned"]
 

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from components.datatypes import Datatype, datatype
 from components.errors import DeclarationError, UnknownDatatype
-from components.naming import check_field
+from components.names import check_field
 
 __all__ = ["Table"]
 

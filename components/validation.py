@@ -11,7 +11,7 @@ from components.examples import Examples
 from components.listener import Arguments, Key, KeySpec
 from components.metric import Metric
 from components.model import Model
-from components.naming import check_identifier
+from components.names import check_identifier
 from components.when import triggers
 
 __all__ = ["Validation"]

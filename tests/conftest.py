@@ -14,7 +14,7 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from components.errors import MongoUnavailable
-from daemon.store.embedded import ensure, find_mongod
+from daemon.embedded.server import ensure, find_mongod
 
 TEST_MONGO_URI = "PREDICTD_TEST_MONGO_URI"
 

@@ -24,9 +24,9 @@ from components.examples import Examples
 from components.torch import randomness
 from components.torch.checkpoints import Checkpoints
 from components.torch.loader import Stop
-from components.torch.model import TorchModel
-from components.torch.run import Report, Run
+from components.torch.module import TorchModule
 from components.torch.trainer import TorchTrainer
+from components.torch.training_state import Report, TrainingState
 
 __all__ = ["Trained", "train"]
 
@@ -44,7 +44,7 @@ class Trained:
 
 
 def train(
-    model: TorchModel,
+    model: TorchModule,
     trainer: TorchTrainer,
     rows: Examples,
     valid: Examples | None = None,
@@ -71,7 +71,7 @@ def train(
     # Whoever calls may have turned gradients off.
     with started, model.in_training(), torch.inference_mode(mode=False), torch.enable_grad():
         model.warm()
-        run = Run(
+        run = TrainingState(
             model,
             trainer,
             rows,
@@ -93,7 +93,7 @@ def train(
     return Trained(model.state(), run.step, run.best_step, run.metric_values, run.metric_steps, run.history)
 
 
-def _steps(run: Run, checkpoints: Checkpoints | None) -> None:
+def _steps(run: TrainingState, checkpoints: Checkpoints | None) -> None:
     """Learn until the last step, or until the validations say that it is enough."""
     trainer = run.trainer
     saved = time.monotonic()

@@ -1,30 +1,17 @@
-"""A PyTorch module as a model.
-
-The module is moved to the first device of `preferred_devices` that is there, when the first batch or `warm` asks for it, and
-predicts in evaluation mode without gradients. It may be used from several threads: inference, the steps of a training and the
-loading of weights take turns, so no batch is computed by half of one version and half of another.
-"""
+"""The PyTorch model that people declare: a module that the daemon runs (`module.py`), and that learns here and now by `fit`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from threading import Lock
+from collections.abc import Sequence
 from typing import Any, Self
 
-import torch
-
-from components.errors import DeclarationError, WeightsError
-from components.listener import Arguments
-from components.model import Model, bundled, check_callable
-from components.torch import batches, weights
+from components.torch.fit import fit
+from components.torch.module import TorchModule
 
 __all__ = ["TorchModel"]
 
-_AUTO = ("cuda", "mps", "cpu")
 
-
-class TorchModel(Model):
+class TorchModel(TorchModule):
     """An `nn.Module` with the tutorial's `preprocess` (a row to a tensor) and `postprocess` (one output, on the CPU).
 
     preprocess_batch: the same as `preprocess` for a list of rows at once (one list for each argument), to one batch; used in its
@@ -35,109 +22,6 @@ class TorchModel(Model):
 
     Raises DeclarationError where one of these makes no sense.
     """
-
-    def __init__(
-        self,
-        identifier: str,
-        object: torch.nn.Module | Any,  # noqa: A002  # the reference tutorial's name
-        preprocess: Callable[..., Any] | None = None,
-        postprocess: Callable[[Any], Any] | None = None,
-        preprocess_batch: Callable[..., Any] | None = None,
-        preferred_devices: Sequence[str] = _AUTO,
-        forward_method: str = "__call__",
-        dtype: str | None = None,
-    ) -> None:
-        super().__init__(identifier, preprocess, postprocess)
-        if not isinstance(object, torch.nn.Module):
-            got = object.__name__ if isinstance(object, type) else type(object).__name__
-            raise DeclarationError(f"model {identifier!r}: object: expected an instance of torch.nn.Module, got {got}")
-        check_callable(identifier, "preprocess_batch", preprocess_batch)
-        if not callable(getattr(object, forward_method, None)):
-            raise DeclarationError(
-                f"model {identifier!r}: forward_method: {type(object).__name__} has no method {forward_method!r}"
-            )
-        self.preprocess_batch = preprocess_batch
-        self.preferred_devices = (
-            (preferred_devices,) if isinstance(preferred_devices, str) else tuple(preferred_devices)
-        )
-        self.forward_method = forward_method
-        self.dtype = None if dtype is None else _dtype(identifier, dtype)
-        # At once, not when it is placed: the weights' hash must not depend on whether a batch has run.
-        self.object = object if self.dtype is None else object.to(self.dtype)
-        self._turn = Lock()
-        self._device: torch.device | None = None
-        self._in_training = False
-
-    @property
-    def device(self) -> torch.device:
-        """The device that the model runs on; raises DeclarationError where none of the preferred ones is there."""
-        if self._device is None:
-            self._device = choose_device(self.identifier, self.preferred_devices)
-        return self._device
-
-    @property
-    def prepare_batch(self) -> bool:
-        """Whether there is a `preprocess_batch`."""
-        return self.preprocess_batch is not None
-
-    def prepare(self, arguments: Arguments) -> Any:
-        """Return the preprocessed row; without a preprocess, its argument, a tuple of several, a dict of named ones."""
-        if self.preprocess is not None:
-            return self.preprocess(*arguments.args, **arguments.kwargs)
-        if self.preprocess_batch is not None:
-            return batches.split(self.prepare_many([arguments]), 1)[0]
-        return bundled(arguments)
-
-    def prepare_many(self, rows: list[Arguments]) -> Any:
-        """Return the batch that `preprocess_batch` makes; without one, the rows put together."""
-        if self.preprocess_batch is None:
-            return batches.collate([self.prepare(arguments) for arguments in rows])
-        columns = [list(column) for column in zip(*(row.args for row in rows), strict=True)]
-        named = {name: [row.kwargs[name] for row in rows] for name in rows[0].kwargs}
-        return self.preprocess_batch(*columns, **named)
-
-    def infer(self, xs: list[Any]) -> list[Any]:
-        """Put the rows together, run the module, take its outputs apart; raises BatchError, OutputError, or what the module does."""
-        return self.infer_many(batches.collate(xs), len(xs)) if xs else []
-
-    def infer_many(self, batch: Any, n: int) -> list[Any]:
-        """Run the module on a batch of `n`; returns each row's output on the CPU."""
-        # Inference mode belongs to a thread: it is entered here, whoever calls. During a training it would not do: what a module keeps
-        # of its forward pass (a table of positions) could not take part in a gradient later on.
-        without_gradients = torch.no_grad() if self._in_training else torch.inference_mode()
-        with without_gradients, self.judging():
-            output = batches.call(getattr(self.object, self.forward_method), batches.moved(batch, self.inward))
-            return batches.split(batches.moved(output, self._outward), n)
-
-    def postprocessed(self, output: Any) -> Any:
-        """Return what `postprocess` makes of one output; in inference mode, so that it may change the tensor in place."""
-        if self.postprocess is None:
-            return output
-        with torch.inference_mode():
-            return self.postprocess(output)
-
-    def state(self) -> dict[str, Any]:
-        """Return a copy of all parameters and buffers, on the CPU; tied ones stay tied."""
-        with self._turn:
-            return dict(weights.copied(self.object.state_dict()))
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take the weights of a version, all or none of them; raises WeightsError that names what does not fit."""
-        given = {name: torch.as_tensor(value) for name, value in state.items()}
-        with self._turn:
-            own = self.object.state_dict()
-            problems = _misfits(own, given)
-            if problems:
-                more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-                raise WeightsError(
-                    f"model {self.identifier!r}: the weights do not fit: {'; '.join(problems[:5])}{more}"
-                )
-            self.object.load_state_dict(given)
-
-    def warm(self) -> None:
-        """Move the module to its device, which starts CUDA where that is the device."""
-        with self._turn:
-            self._place()
 
     def fit(
         self,
@@ -155,105 +39,5 @@ class TorchModel(Model):
 
         Raises DeclarationError and TrainingError.
         """
-        from components.torch.fitting import fit  # it needs this module
-
         fit(self, X, y, valid, options)
         return self
-
-    @contextmanager
-    def in_training(self) -> Iterator[None]:
-        """The time of a whole training: a half precision model has its weights in float32."""
-        narrow = self.dtype if self.dtype in {torch.float16, torch.bfloat16} else None
-        with self._turn:
-            self._in_training = True
-            if narrow is not None:
-                self.object.float()
-                self.dtype = None
-        try:
-            yield
-        finally:
-            with self._turn:
-                self._in_training = False
-                if narrow is not None:
-                    self.object.to(narrow)
-                    self.dtype = narrow
-
-    @contextmanager
-    def learning(self) -> Iterator[torch.nn.Module]:
-        """One step of a training: the module in training mode on its device, for the caller alone."""
-        with self._turn:
-            self._place(training=True)
-            yield self.object
-
-    @contextmanager
-    def judging(self) -> Iterator[torch.nn.Module]:
-        """The module in evaluation mode on its device, for the caller alone."""
-        with self._turn:
-            self._place()
-            yield self.object
-
-    def inward(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Move one of a batch's tensors to the model's device and, where it is of floats, its dtype."""
-        dtype = self.dtype if tensor.is_floating_point() else None
-        return tensor.to(self.device, dtype, non_blocking=True)
-
-    def _place(self, *, training: bool = False) -> None:
-        if self._device is None:
-            # Weights that are moved in inference mode could never be trained.
-            with torch.inference_mode(mode=False):
-                self.object.to(self.device)
-        if self.object.training != training:
-            self.object.train(training)
-
-    def _outward(self, tensor: torch.Tensor) -> torch.Tensor:
-        tensor = tensor.cpu()
-        return tensor.float() if self.dtype is not None and tensor.is_floating_point() else tensor
-
-
-def choose_device(identifier: str, preferred: Sequence[str]) -> torch.device:
-    """Return the first device of the list that is there; raises DeclarationError where none is."""
-    for name in preferred:
-        for candidate in _AUTO if name == "auto" else (name,):
-            if _available(identifier, candidate):
-                return torch.device(candidate)
-    raise DeclarationError(
-        f"model {identifier!r}: none of the devices {', '.join(preferred)} is available here; add 'cpu', or write 'auto'"
-    )
-
-
-def _available(identifier: str, name: str) -> bool:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise DeclarationError(
-            f"model {identifier!r}: {name!r} is no device; write 'auto', 'cpu', 'cuda', 'cuda:0' or 'mps'"
-        ) from error
-    if device.type == "cuda":
-        return torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
-    if device.type == "mps":
-        return torch.backends.mps.is_available()
-    return device.type == "cpu"
-
-
-def _dtype(identifier: str, name: str) -> torch.dtype:
-    dtype = getattr(torch, name.removeprefix("torch."), None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise DeclarationError(
-            f"model {identifier!r}: dtype: expected 'float32', 'float16', 'bfloat16' or 'float64', got {name!r}"
-        )
-    return dtype
-
-
-def _misfits(own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> list[str]:
-    """Say what does not fit before anything is copied: load_state_dict would stop half-way."""
-    problems = [f"{name!r} is missing" for name in own if name not in given]
-    problems += [f"{name!r} is not in the model" for name in given if name not in own]
-    for name, tensor in own.items():
-        if name not in given:
-            continue
-        wanted, got = tuple(tensor.shape), tuple(given[name].shape)
-        if wanted != got:
-            problems.append(f"{name!r} has shape {got}, the model's has {wanted}")
-        elif tensor.is_floating_point() != given[name].is_floating_point():
-            problems.append(f"{name!r} is of {given[name].dtype}, the model's of {tensor.dtype}")
-    return problems

@@ -13,7 +13,7 @@ from components.listener import Arguments, Key
 from components.torch import batches
 
 if TYPE_CHECKING:
-    from components.torch.model import TorchModel
+    from components.torch.module import TorchModule
     from components.torch.trainer import TorchTrainer
 
 __all__ = ["Preparation", "targets"]
@@ -26,7 +26,7 @@ class Preparation:
     where there is a `preprocess_batch`, and the last value is the target. Raises TrainingError, which names the row's place.
     """
 
-    def __init__(self, model: TorchModel, trainer: TorchTrainer, rows: object) -> None:
+    def __init__(self, model: TorchModule, trainer: TorchTrainer, rows: object) -> None:
         """`rows` are the examples that it is called with; where they have a `name(place)`, errors name rows by it."""
         self._model = model
         self._name: Callable[[int], str] = getattr(rows, "name", str)

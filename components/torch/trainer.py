@@ -14,7 +14,7 @@ import torch
 
 from components.errors import DeclarationError
 from components.listener import Key, KeySpec
-from components.naming import check_identifier
+from components.names import check_identifier
 from components.query import Query
 from components.torch.loader_options import LoaderOptions
 from components.when import triggers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from daemon.api.connecting import NotServed
+from daemon.api.connection import NotServed
 from daemon.api.datalayer import Datalayer, connect
 from daemon.api.table import TableHandle
 from daemon.api.versions import VersionList

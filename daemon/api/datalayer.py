@@ -1,6 +1,6 @@
 """The Python API: a database that a daemon keeps in sync, as an object.
 
-    db = connect("embedded")                         daemon.api.connecting, .child
+    db = connect("embedded")                         daemon.api.connection, .child
     db.apply(component)                              declare it, sign it, put it into the registry; the daemon does the rest: .applying
     db["mnist"].insert(rows)                         rows, without the daemon: .table
     db.load("TorchModel", "my-model")                out of the registry, with the live version's weights: .loading
@@ -16,16 +16,16 @@ from typing import Any, NoReturn, Self, TypeVar
 
 from components.datatypes import Datatype, datatype
 from components.errors import DeclarationError, NotApplied, PredictdError
-from daemon.api.applying import Applying
-from daemon.api.connecting import Connection, open_connection
+from daemon.api.applier import Applier
+from daemon.api.component_loader import ComponentLoader
+from daemon.api.connection import Connection, open_connection
 from daemon.api.kinds import kind_of, named, type_name
-from daemon.api.loading import Loading
-from daemon.api.removing import remove
+from daemon.api.remover import remove
 from daemon.api.table import TableHandle
 from daemon.api.versions import VersionList
 from daemon.store.connection import reaching
-from daemon.store.jobs import Jobs
-from daemon.store.versions import Versions
+from daemon.store.registry.versions import Versions
+from daemon.store.service.jobs import Jobs
 
 __all__ = ["Datalayer", "connect"]
 
@@ -73,7 +73,7 @@ class Datalayer:
         Raises DeclarationError where it cannot be applied (service.toml has the name, it cannot travel, it names what is not applied), SignatureRefused
         where the service's key is not to be had, JobFailed, with the job's reason, where the training fails.
         """
-        Applying(self._open()).apply(component, force=force, wait=wait)
+        Applier(self._open()).apply(component, force=force, wait=wait)
         return component
 
     def load(self, type: str | type[Any], identifier: str) -> Any:  # noqa: A002 - as in the reference tutorial
@@ -82,7 +82,7 @@ class Datalayer:
         `type` is a class or its name ("TorchModel", "Model", "Table"...). Raises NotApplied where it was removed (and when) or never applied,
         SignatureRefused where its declaration is not the service's, ArtifactRefused where its code cannot be loaded here.
         """
-        return Loading(self._open()).load(type, identifier)
+        return ComponentLoader(self._open()).load(type, identifier)
 
     def remove(self, type: str | type[Any], identifier: str, outputs: bool = False) -> None:  # noqa: A002
         """Takes a component out of service: a model with its versions, its trainer and its validations. Rows stay.

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any, Final
 
 from components.errors import DeclarationError
-from daemon.store.components import Component
+from daemon.store.registry.components import Component
 
 __all__ = ["kind_of", "named", "type_name"]
 

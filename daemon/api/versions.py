@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.errors import PredictdError
-from daemon.plots import versions_figure
-from daemon.store.versions import Version
+from daemon.api.plots import versions_figure
+from daemon.store.registry.versions import Version
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +29,7 @@ class VersionList(list[Version]):
         return next((version for version in self if version.state == "live"), None)
 
     def plot(self, file: str | Path | None = None) -> Figure:
-        """The picture of `daemon.plots`: a figure of pyplot's, which a notebook shows, or written into a file, whose ending says the format.
+        """The picture of `daemon.api.plots`: a figure of pyplot's, which a notebook shows, or written into a file, whose ending says the format.
 
         Raises NotApplied where there is nothing to draw yet, PredictdError where the file cannot be written.
         """

@@ -7,7 +7,7 @@ along; `child` is what they do, with `models` and `learning`; `mongo` meets the 
 from __future__ import annotations
 
 from components.errors import Problem
-from daemon.check.building import BUILD_SECONDS, build
+from daemon.check.builder import BUILD_SECONDS, build
 from daemon.check.mongo import MINIMUM_MONGODB, meet
 from daemon.config import Config
 

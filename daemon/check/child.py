@@ -1,4 +1,4 @@
-"""The child: builds what stdin names, one after another, and reports on stdout (see `daemon.check.building`)."""
+"""The child: builds what stdin names, one after another, and reports on stdout (see `daemon.check.builder`)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 from components.errors import Problem
-from components.importing import ImportPolicy
-from daemon.check.learning import trainer_problems, validation_problems
+from components.import_paths import ImportPolicy
 from daemon.check.models import model_problems
+from daemon.check.trainers import trainer_problems, validation_problems
 
 __all__ = ["main"]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from components.errors import ImportRefused, Problem
-from components.importing import ImportPolicy
+from components.import_paths import ImportPolicy
 
 __all__ = ["Imported", "mismatch", "said"]
 

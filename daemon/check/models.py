@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from components.errors import DeclarationError, Problem
-from components.importing import ImportPolicy
+from components.import_paths import ImportPolicy
 from components.model import ObjectModel
 from daemon.check.code import Imported, mismatch, said
 

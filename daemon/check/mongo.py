@@ -10,7 +10,7 @@ from typing import Any
 
 from components.errors import ConfigurationError, MongoUnavailable, Problem
 from daemon.config import Config
-from daemon.logs import masked
+from daemon.logs.text import masked
 
 __all__ = ["MINIMUM_MONGODB", "meet"]
 
@@ -26,7 +26,7 @@ def meet(config: Config) -> list[Problem]:
 
 
 def _embedded_problems() -> Iterator[Problem]:
-    from daemon.store.embedded import find_mongod
+    from daemon.embedded.server import find_mongod
 
     try:
         mongod = find_mongod()

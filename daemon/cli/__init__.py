@@ -22,8 +22,11 @@ from typing import Annotated, Any, Final
 import typer
 
 from components.errors import PredictdError
-from daemon.cli import jobs, letters, listeners, looking, models, serving
-from daemon.cli.shared import FAILED, INTERRUPTED, leave, out
+from daemon.cli import dead_letters as letters
+from daemon.cli import jobs, listeners, models
+from daemon.cli import run as serving
+from daemon.cli import show as looking
+from daemon.cli.command import FAILED, INTERRUPTED, leave, out
 
 __all__ = ["app", "main"]
 

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Final
 import typer
 
 from components.errors import NotApplied, PredictdError
-from daemon import screens
-from daemon.cli.shared import ConfigFile, Json, Place, hint, place, say, show
-from daemon.logs import escaped
-from daemon.store.jobs import Jobs
+from daemon.cli import screens
+from daemon.cli.command import ConfigFile, Json, Place, hint, place, say, show
+from daemon.logs.text import escaped
+from daemon.store.service.jobs import Jobs
 
 app = typer.Typer(help="Trainings and validations: those that run, wait or have ended; their logs; their end.")
 

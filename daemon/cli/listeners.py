@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from daemon.cli.following import follow, unserved
-from daemon.cli.shared import ConfigFile, Place, hint, place, say
-from daemon.store import bells
-from daemon.store.registry import Registry
+from daemon.cli.command import ConfigFile, Place, hint, place, say
+from daemon.cli.follow import follow, unserved
+from daemon.store.registry.registry import Registry
+from daemon.store.service import notify as bells
 
 ListenerName = Annotated[str, typer.Argument(metavar="LISTENER", help="The listener, as `predictd status` shows it.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Until every row has been judged, with rate and time left.")]

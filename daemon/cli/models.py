@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from daemon import screens
-from daemon.cli.following import follow, unserved, wait_for_job
-from daemon.cli.shared import ConfigFile, Json, ModelName, Place, hint, place, say, show
-from daemon.store import overview
-from daemon.store.jobs import Jobs
-from daemon.store.versions import Version, Versions
+from daemon.cli import screens
+from daemon.cli.command import ConfigFile, Json, ModelName, Place, hint, place, say, show
+from daemon.cli.follow import follow, unserved, wait_for_job
+from daemon.store.registry.versions import Version, Versions
+from daemon.store.service import overview
+from daemon.store.service.jobs import Jobs
 
 WaitForJob = Annotated[
     bool, typer.Option("--wait", help="Until it has ended, with a progress bar; exit 1 where it fails.")
@@ -110,7 +110,7 @@ def predict(
     json: Json = False,
 ) -> None:
     """Ask a model for one output, here and now, and store nothing."""
-    from daemon.cli import predicting
+    from daemon.cli import predict as predicting
 
     with place(config) as here:
         answer: dict[str, Any] = predicting.answer(here, model, file, version)

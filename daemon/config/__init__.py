@@ -14,7 +14,9 @@ from pydantic import ValidationError
 
 from components.errors import ConfigurationError, Problem
 from daemon.config.crosscheck import crosscheck
+from daemon.config.document import Source, dotted
 from daemon.config.filters import decoded_filter, encoded_filter
+from daemon.config.problems import worded
 from daemon.config.sections import (
     Config,
     HttpConfig,
@@ -27,8 +29,7 @@ from daemon.config.sections import (
     ServiceConfig,
     TableConfig,
 )
-from daemon.config.source import Source, find, read
-from daemon.config.wording import dotted, worded
+from daemon.config.source import find, read
 
 __all__ = [
     "Config",

@@ -12,11 +12,11 @@ from typing import Any
 
 from components.datatypes import datatype
 from components.errors import Problem, UnknownDatatype
+from daemon.config.document import Source, dotted
 from daemon.config.filters import filter_problems
-from daemon.config.learning import learning
+from daemon.config.problems import shown
 from daemon.config.references import Named, import_path, key_field, keywords, near_name, reference, sections
-from daemon.config.source import Source
-from daemon.config.wording import dotted, shown
+from daemon.config.trainer_checks import learning
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _TABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")

@@ -18,8 +18,9 @@ from bson import json_util
 from bson.errors import BSONError
 
 from components.errors import Problem
-from components.extended import decoded, encoded
-from daemon.config.wording import dotted, suggestion
+from components.extended_json import decoded, encoded
+from daemon.config.document import dotted
+from daemon.config.problems import suggestion
 
 _LOGICAL = ("$and", "$or", "$nor")
 _COMPARISONS = (

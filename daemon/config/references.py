@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from components.errors import ImportRefused, Problem
-from components.importing import ALWAYS_ALLOWED, ImportPolicy
+from components.import_paths import ALWAYS_ALLOWED, ImportPolicy
+from daemon.config.document import Source, dotted
 from daemon.config.filters import value_problems
-from daemon.config.source import Source
-from daemon.config.wording import dotted, shown, suggestion
+from daemon.config.problems import shown, suggestion
 
 __all__ = ["Named", "Path", "arguments", "import_path", "key_field", "keywords", "near_name", "reference", "sections"]
 

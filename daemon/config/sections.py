@@ -17,7 +17,7 @@ from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 
 from components.errors import Problem
 from daemon.config.filters import encoded_filter
-from daemon.config.training import TrainerConfig, ValidationConfig
+from daemon.config.trainer_sections import TrainerConfig, ValidationConfig
 from daemon.config.values import Database, Device, Duration, FileName, KeyShape, Listen, Module, Section, Uri
 
 _LOOPBACK = re.compile(r"127(\.\d{1,3}){3}|::1|localhost")

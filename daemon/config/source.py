@@ -11,55 +11,21 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from components.errors import ConfigurationError, Problem
+from daemon.config.document import Keys, Source, dotted
+from daemon.config.problems import section_of, suggestion
 from daemon.config.sections import Config
-from daemon.config.wording import dotted, section_of, suggestion
 
 PREFIX = "PREDICTD_"
 SYSTEM_FILE = Path("/etc/predictd/service.toml")
 _NO_OVERRIDE = ("PREDICTD_TEST_",)
 _VARIABLE = re.compile(r"\$(\$\{)|\$\{([^}]*)\}|\$\{")
 _PLACE = re.compile(r"^(.*) \(at (line \d+, column \d+|end of document)\)$", re.DOTALL)
-
-Keys = tuple[str | int, ...]
-
-
-@dataclass
-class Source:
-    """A configuration as it was read, before anything is checked."""
-
-    path: Path
-    data: dict[str, Any] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
-    written: dict[Keys, str] = field(default_factory=dict)
-    """What the file says where a value holds `${VAR}`: messages show this, never the variable's value."""
-    expanded: dict[Keys, str] = field(default_factory=dict)
-    """What those values became."""
-    broken: set[Keys] = field(default_factory=set)
-    """Keys whose value could not be put together; one problem each is enough."""
-    overridden: dict[Keys, str] = field(default_factory=dict)
-    """Keys set by the environment, with the variable's name."""
-
-    def report(self, path: Keys, message: str) -> None:
-        """Note a problem of the value at `path`, which is not judged any further."""
-        self.problems.append(Problem(dotted(path), message))
-        self.broken.add(path)
-
-    def forget(self, path: Keys) -> None:
-        """Drop what is known of a value that the environment replaces."""
-        inside = [known for known in (*self.written, *self.broken) if known[: len(path)] == path]
-        gone = {dotted(known) for known in inside}
-        for known in inside:
-            self.written.pop(known, None)
-            self.expanded.pop(known, None)
-            self.broken.discard(known)
-        self.problems = [problem for problem in self.problems if problem.path not in gone]
 
 
 def find(explicit: Path | None, environ: Mapping[str, str]) -> Path:

@@ -20,9 +20,9 @@ from rich.text import Text
 
 from components.errors import PredictdError
 from daemon import config as configuration
-from daemon.logs import escaped
-from daemon.store import embedded
-from daemon.store.state_directory import http_address
+from daemon.embedded import server as embedded
+from daemon.logs.text import escaped
+from daemon.store.service.state_directory import http_address
 
 __all__ = ["Daemon", "DemoFailed", "own_folder"]
 

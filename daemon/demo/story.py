@@ -29,14 +29,13 @@ from pymongo.change_stream import ChangeStream
 from rich.console import Console
 from rich.text import Text
 
+from daemon.demo.console import bar, say
 from daemon.demo.process import Daemon, DemoFailed
-from daemon.demo.telling import bar, say
 from daemon.demo.training import FOLDS, KEPT_APART, Training
-from daemon.logs import escaped
-from daemon.screens import row_id
-from daemon.store import dead_letters
-from daemon.store.outputs import Outputs
-from daemon.store.status import StatusBoard
+from daemon.logs.text import escaped, row_id
+from daemon.store.rows import dead_letters
+from daemon.store.rows.outputs import Outputs
+from daemon.store.service.status import StatusBoard
 
 __all__ = ["KEY", "TABLE", "Digit", "Story"]
 

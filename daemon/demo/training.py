@@ -22,13 +22,13 @@ from pymongo.collection import Collection
 from pymongo.database import Database
 from rich.console import Console
 
+from daemon.api.plots import versions_figure
+from daemon.demo.console import Bar, bar, say
 from daemon.demo.process import Daemon, DemoFailed
-from daemon.demo.telling import Bar, bar, say
-from daemon.logs import escaped
-from daemon.plots import versions_figure
+from daemon.logs.text import escaped
 from daemon.store import names
-from daemon.store.jobs import Jobs
-from daemon.store.versions import Version, Versions
+from daemon.store.registry.versions import Version, Versions
+from daemon.store.service.jobs import Jobs
 
 __all__ = ["FOLDS", "KEPT_APART", "MODEL", "Right", "Training"]
 

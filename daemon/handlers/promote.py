@@ -16,11 +16,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Decision", "Judged", "decide"]
+__all__ = ["Decision", "Measured", "decide"]
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class Measured:
     """A version and what it reached: `metrics` by name, the most telling first; `greater` says of each whether more of it is better."""
 
     version: int
@@ -39,7 +39,7 @@ class Decision:
     metric: str | None = None
 
 
-def decide(trainer: Mapping[str, Any], live: Judged | None, candidate: Judged) -> Decision:
+def decide(trainer: Mapping[str, Any], live: Measured | None, candidate: Measured) -> Decision:
     """Judges a candidate by the `promote`, `promote_metric` and `promote_margin` of its trainer's declaration."""
     if live is None:
         return Decision(True, "live", "it is the first version")
@@ -52,7 +52,7 @@ def decide(trainer: Mapping[str, Any], live: Judged | None, candidate: Judged) -
     return _better(trainer, live, candidate)
 
 
-def _better(trainer: Mapping[str, Any], live: Judged, candidate: Judged) -> Decision:
+def _better(trainer: Mapping[str, Any], live: Measured, candidate: Measured) -> Decision:
     wanted, margin = trainer["promote_metric"], float(trainer["promote_margin"])
     name = named(wanted, list(candidate.metrics)) if wanted is not None else next(iter(candidate.metrics), None)
     if name is None:

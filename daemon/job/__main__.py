@@ -15,14 +15,16 @@ from typing import Any, Final
 import structlog
 
 from components.errors import DeclarationError, Fenced, MetricError, NotApplied, Stopped, TrainingError
-from daemon import logs
 from daemon.engine import Exit
 from daemon.engine.child import leave_with_parent
+from daemon.job.assignment import Assignment
 from daemon.job.context import Context
-from daemon.job.process import Assignment, Voice
+from daemon.job.reporter import JobReporter
 from daemon.job.training import train
-from daemon.job.validating import validate
-from daemon.store.patience import Patience, Stopping
+from daemon.job.validation import validate
+from daemon.logs.setup import configure
+from daemon.logs.text import readable
+from daemon.store.mongo_retry import MongoRetry, Stopping
 
 log = structlog.get_logger(__name__)
 
@@ -35,14 +37,14 @@ TRACEBACK_CHARACTERS: Final = 8000
 def main() -> None:
     """The process, from its first line to its exit code."""
     assignment = Assignment.read(sys.stdin.buffer.readline().decode())
-    logs.configure(**assignment.log)  # type: ignore[arg-type]
+    configure(**assignment.log)  # type: ignore[arg-type]
     structlog.contextvars.bind_contextvars(job=assignment.job)
     faulthandler.enable()  # a crash in somebody's extension says where it was
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    patience = Patience(stopping)
-    voice = Voice.over_stdout(patience)
+    patience = MongoRetry(stopping)
+    voice = JobReporter.over_stdout(patience)
     threading.Thread(target=leave_with_parent, name="parent", daemon=True).start()
     voice.threads = be_polite(assignment.threads)
     sys.path.insert(0, str(assignment.import_root))
@@ -52,7 +54,7 @@ def main() -> None:
     )  # threads may still wait for MongoDB: nothing of theirs is lost
 
 
-def work(assignment: Assignment, voice: Voice, patience: Patience, stopping: threading.Event) -> int:
+def work(assignment: Assignment, voice: JobReporter, patience: MongoRetry, stopping: threading.Event) -> int:
     """Does the job and reports its end; the exit code."""
     try:
         context = Context(assignment, voice, patience, stopping)
@@ -85,10 +87,10 @@ def exit_code(error: BaseException) -> int:
 
 def told_of(error: BaseException) -> dict[str, Any]:
     """The error as it goes into the job; of a long traceback both ends."""
-    trace = logs.readable("".join(traceback.format_exception(error)))
+    trace = readable("".join(traceback.format_exception(error)))
     if len(trace) > TRACEBACK_CHARACTERS:
         trace = f"{trace[: TRACEBACK_CHARACTERS // 2]}\n...\n{trace[-TRACEBACK_CHARACTERS // 2 :]}"
-    return {"type": type(error).__name__, "message": logs.readable(str(error)), "traceback": trace}
+    return {"type": type(error).__name__, "message": readable(str(error)), "traceback": trace}
 
 
 def be_polite(threads: int | None) -> int:

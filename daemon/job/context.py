@@ -12,17 +12,18 @@ from pymongo.database import Database
 
 from components.errors import DeclarationError, Fenced, NotApplied
 from components.examples import Examples
-from components.importing import ImportPolicy
+from components.import_paths import ImportPolicy
 from components.listener import Key
-from components.signing import SigningKey
-from daemon.job.process import Assignment, Voice
-from daemon.loading import ATTEMPTS, Loaded, Loader
-from daemon.store.components import Catalog, Component
+from components.signing_key import SigningKey
+from daemon.job.assignment import Assignment
+from daemon.job.reporter import JobReporter
 from daemon.store.connection import open_database, reaching
-from daemon.store.datasets import RowExamples
-from daemon.store.jobs import Jobs
-from daemon.store.patience import Patience
-from daemon.store.registry import Registry
+from daemon.store.mongo_retry import MongoRetry
+from daemon.store.registry.components import Catalog, Component
+from daemon.store.registry.model_loader import ATTEMPTS, Loaded, ModelLoader
+from daemon.store.registry.registry import Registry
+from daemon.store.rows.datasets import RowExamples
+from daemon.store.service.jobs import Jobs
 
 __all__ = ["Context"]
 
@@ -30,7 +31,9 @@ __all__ = ["Context"]
 class Context:
     """One job at work. Its methods wait for MongoDB as long as it takes, and raise Stopping where it is away while the job is to stop."""
 
-    def __init__(self, assignment: Assignment, voice: Voice, patience: Patience, stopping: threading.Event) -> None:
+    def __init__(
+        self, assignment: Assignment, voice: JobReporter, patience: MongoRetry, stopping: threading.Event
+    ) -> None:
         self.assignment = assignment
         self.voice = voice
         self.patience = patience
@@ -39,7 +42,7 @@ class Context:
         self.registry = Registry(
             self.database, assignment.service, assignment.epoch, SigningKey.parse(assignment.signing_key)
         )
-        self.loader = Loader(self.database, assignment.service, ImportPolicy(assignment.allow_imports))
+        self.loader = ModelLoader(self.database, assignment.service, ImportPolicy(assignment.allow_imports))
 
     @property
     def fence(self) -> tuple[str, int]:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from components.dataset import Dataset
-from components.declaring import build_validation
 from components.examples import Examples
 from components.model import Model
+from components.serialization import build_validation
 from components.validation import Validation
 from daemon.job.context import Context
-from daemon.store.components import Catalog, Component
-from daemon.store.datasets import kept
+from daemon.store.registry.components import Catalog, Component
+from daemon.store.rows.datasets import kept
 
 __all__ = ["Evaluation", "Measured", "chosen", "of_model"]
 

@@ -17,21 +17,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from components.declaring import build_trainer
 from components.errors import DeclarationError, PredictdError, Stopped, TrainingError
 from components.examples import Examples
 from components.model import Model
-from daemon.handlers.promote import Decision, Judged, decide
+from components.serialization import build_trainer
+from daemon.handlers.promote import Decision, Measured, decide
 from daemon.handlers.train import checkpoint_folder, folds, split
 from daemon.job import pins as pinning
 from daemon.job.context import Context
 from daemon.job.evaluation import Evaluation, chosen, of_model
 from daemon.job.pins import Pins
-from daemon.loading import Loaded, object_signature, packed
-from daemon.store.components import signature
-from daemon.store.datasets import Pinned, pinned
-from daemon.store.patience import Stopping
-from daemon.store.versions import Version
+from daemon.store.mongo_retry import Stopping
+from daemon.store.registry.components import signature
+from daemon.store.registry.model_loader import Loaded, object_signature, packed
+from daemon.store.registry.versions import Version
+from daemon.store.rows.datasets import Pinned, pinned
 
 if TYPE_CHECKING:
     from components.torch.loop import Trained
@@ -216,7 +216,7 @@ class Training:
     # ---- measuring and storing ------------------------------------------------------------------------------------
 
     def _loss(self, model: Model, valid: Examples) -> float:
-        from components.torch.judging import valid_loss
+        from components.torch.loss import valid_loss
         from components.torch.model import TorchModel
 
         assert isinstance(model, TorchModel)
@@ -295,8 +295,8 @@ class Training:
         greater = {**candidate.data["greater"], LOSS: False}
         return decide(
             self._declared.body,
-            Judged(compared.version, compared.trained, compared.metrics, greater),
-            Judged(candidate.number, trained=True, metrics=candidate.metrics, greater=greater),
+            Measured(compared.version, compared.trained, compared.metrics, greater),
+            Measured(candidate.number, trained=True, metrics=candidate.metrics, greater=greater),
         )
 
     def _done(self, candidate: Version, decision: Decision, compared: Compared) -> bool:

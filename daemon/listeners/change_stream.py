@@ -25,8 +25,8 @@ from pymongo.database import Database
 from pymongo.errors import OperationFailure, PyMongoError
 
 from daemon.store import names
-from daemon.store.positions import Position, cluster_time
-from daemon.store.registry import signature
+from daemon.store.registry.registry import signature
+from daemon.store.rows.positions import Position, cluster_time
 
 # ChangeStreamHistoryLost, CappedPositionLost, InvalidResumeToken, ChangeStreamFatalError; and what a token that is damaged answers.
 HISTORY_LOST: Final = frozenset(
@@ -110,7 +110,7 @@ class Changed:
 
 @dataclass(frozen=True, slots=True)
 class Requested:
-    """Somebody asked for a row to be judged again (`daemon.store.dead_letters.retry`)."""
+    """Somebody asked for a row to be judged again (`daemon.store.rows.dead_letters.retry`)."""
 
     listener: str
     key: Any
@@ -119,7 +119,7 @@ class Requested:
 
 @dataclass(frozen=True, slots=True)
 class ReloadAsked:
-    """Another generation of the listener is live (`daemon.store.requests.reload`)."""
+    """Another generation of the listener is live (`daemon.store.service.requests.reload`)."""
 
     listener: str
 

@@ -26,7 +26,7 @@ from pymongo.errors import (
 from pymongo.read_concern import ReadConcern
 
 from components.errors import ConfigurationError, MongoUnavailable, Problem
-from daemon.logs import masked
+from daemon.logs.text import masked
 
 __all__ = ["OPERATION_SECONDS", "ROW_CODEC", "Client", "Data", "check", "open_client", "open_database", "reaching"]
 

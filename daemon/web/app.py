@@ -27,7 +27,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from components.errors import ConfigurationError, PredictdError
-from daemon.handlers.health import ServiceState, readiness
+from daemon.health.readiness import ServiceState, readiness
 from daemon.web.metrics import exposition
 
 __all__ = ["Service", "WebServer", "application"]

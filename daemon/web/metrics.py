@@ -19,7 +19,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from daemon.handlers.health import ServiceState, WorkerState
+from daemon.health.readiness import ServiceState, WorkerState
 
 __all__ = ["FAMILIES", "Family", "exposition"]
 

@@ -13,12 +13,12 @@ from typing import Final
 import structlog
 
 from components.errors import DeclarationError, Fenced, PredictdError
-from daemon import logs
 from daemon.engine import Exit
 from daemon.engine.child import leave_with_parent
+from daemon.logs.setup import configure
 from daemon.worker.assignment import Assignment
-from daemon.worker.listening import DeclarationChanged
-from daemon.worker.process import Worker
+from daemon.worker.listener_run import DeclarationChanged
+from daemon.worker.worker import Worker
 
 log = structlog.get_logger(__name__)
 
@@ -42,7 +42,7 @@ def exit_code(failure: BaseException | None) -> int:
 def main() -> None:
     """The process, from its first line to its exit code."""
     assignment = Assignment.read(sys.stdin.buffer.readline().decode())
-    logs.configure(**assignment.log)  # type: ignore[arg-type]
+    configure(**assignment.log)  # type: ignore[arg-type]
     structlog.contextvars.bind_contextvars(worker=assignment.worker)
     threading.Thread(target=leave_with_parent, name="parent", daemon=True).start()
     sys.path.insert(0, str(Path(assignment.import_root)))

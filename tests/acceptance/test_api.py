@@ -210,7 +210,7 @@ def test_without_waiting_the_training_is_met_again(db: Datalayer) -> None:
 
 
 def test_a_cancelled_training_is_a_failed_one(db: Datalayer) -> None:
-    from daemon.store.jobs import Jobs
+    from daemon.store.service.jobs import Jobs
 
     applied = model(db, "cancelled")
     db.apply(applied, wait=False)

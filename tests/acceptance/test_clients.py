@@ -164,7 +164,7 @@ def test_a_row_of_another_client_has_its_outputs_through_its_whole_life(
 def of_different_digits(database: Database[dict[str, Any]]) -> tuple[Callable[[bytes], int], list[bytes]]:
     """The daemon's LeNet with its weights, in this process, and three digits; the first and the second differ for it."""
     from components.torch import TorchModel, weights
-    from daemon.store.versions import Versions
+    from daemon.store.registry.versions import Versions
     from examples.mnist import LeNet5, digits, png, postprocess, preprocess
 
     versions = Versions(database, SERVICE, "lenet")

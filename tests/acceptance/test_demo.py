@@ -18,9 +18,9 @@ from harness.daemons import eventually
 from PIL import Image
 from pymongo import MongoClient
 
-from daemon.store.embedded import attach
-from daemon.store.jobs import Jobs
-from daemon.store.versions import Versions
+from daemon.embedded.server import attach
+from daemon.store.registry.versions import Versions
+from daemon.store.service.jobs import Jobs
 
 PREDICTD = str(Path(sys.executable).with_name("predictd"))
 ROWS = 150

@@ -17,10 +17,11 @@ from pymongo.database import Database
 
 from components import Listener, ObjectModel
 from components.errors import ArtifactRefused
-from components.signing import SigningKey
+from components.signing_key import SigningKey
 from daemon import connect
-from daemon.store import bells, names
-from daemon.store.components import canonical, mac
+from daemon.store import names
+from daemon.store.registry.components import canonical, mac
+from daemon.store.service import notify as bells
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

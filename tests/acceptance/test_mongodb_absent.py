@@ -15,7 +15,7 @@ from harness.models import digest
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from daemon.store.embedded import ensure
+from daemon.embedded.server import ensure
 
 LIGHT = {
     "tables": {"rows": {"fields": {"x": "str"}}},

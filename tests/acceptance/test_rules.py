@@ -12,8 +12,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-OUTPUTS, CORRIDOR, PREDICT = "daemon/store/outputs.py", "daemon/corridor.py", "daemon/handlers/predict.py"
-BATCHING, POSITIONS = "daemon/batching.py", "daemon/store/positions.py"
+OUTPUTS, CORRIDOR, PREDICT = (
+    "daemon/store/rows/outputs.py",
+    "daemon/handlers/predict/corridor.py",
+    "daemon/handlers/predict/stages.py",
+)
+BATCHING, POSITIONS = "daemon/handlers/predict/dirty_keys.py", "daemon/store/rows/positions.py"
 
 # rule: the file, the words that keep it, and what stands there once it is out
 RULES = {

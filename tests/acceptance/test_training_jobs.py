@@ -15,10 +15,10 @@ from harness.jobs import MODEL, VALIDATION, Stage, declare, training
 from harness.processes import SERVICE, TABLE
 from pymongo.database import Database
 
-from daemon.engine.attempt import Limits
 from daemon.handlers.train import checkpoint_folder
 from daemon.store import names
-from daemon.store.versions import Version, Versions
+from daemon.store.registry.versions import Version, Versions
+from daemon.supervisor.job_attempt import Limits
 
 QUICK = Limits(poll=0.1, relay=0.1, silent=60.0, still=60.0, first_retry=0.1, most_retry=0.2)
 FIELDS = {"x": "float", "y": "float", "_fold": "str"}

@@ -15,7 +15,7 @@ from harness.daemons import eventually
 from harness.trainings import SERVICE, Site
 from pymongo.database import Database
 
-from components.signing import SigningKey
+from components.signing_key import SigningKey
 from daemon.store import names
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]

@@ -19,7 +19,7 @@ from PIL import Image
 
 from components.errors import NotApplied
 from daemon import connect
-from daemon.store.state_directory import is_held
+from daemon.store.service.state_directory import is_held
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("mongod"), pytest.mark.timeout(300)]
 

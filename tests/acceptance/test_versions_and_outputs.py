@@ -18,7 +18,7 @@ from harness.trainings import SERVICE, TABLE, Site
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from daemon.store import embedded
+from daemon.embedded import server as embedded
 
 pytestmark = pytest.mark.slow
 

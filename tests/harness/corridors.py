@@ -14,20 +14,22 @@ from pymongo.database import Database
 
 from components.listener import Key
 from components.model import ObjectModel
-from daemon.batching import BatchCap, DirtyKeys
-from daemon.corridor import Corridor
-from daemon.handlers.predict import Live, Predicted
-from daemon.intake import Feed, ScanLane, StreamIntake
+from daemon.handlers.predict.batch_cap import BatchCap
+from daemon.handlers.predict.corridor import Corridor
+from daemon.handlers.predict.dirty_keys import DirtyKeys
+from daemon.handlers.predict.stages import Live, Predicted
+from daemon.health.measures import Measures, WorkerMeasures
 from daemon.listeners import change_stream
-from daemon.measures import Measures, WorkerMeasures
+from daemon.listeners.intake import Feed, StreamIntake
+from daemon.listeners.scan_lane import ScanLane
 from daemon.store import names
 from daemon.store.connection import open_database
-from daemon.store.dead_letters import DeadLetters
-from daemon.store.outputs import Outputs
-from daemon.store.patience import Patience
-from daemon.store.positions import Positions
-from daemon.store.registry import Registry
-from daemon.store.scans import Mark, Scans
+from daemon.store.mongo_retry import MongoRetry
+from daemon.store.registry.registry import Registry
+from daemon.store.rows.dead_letters import DeadLetters
+from daemon.store.rows.outputs import Outputs
+from daemon.store.rows.positions import Positions
+from daemon.store.rows.scans import Mark, Scans
 from harness.keys import KEY
 from harness.models import echo
 
@@ -87,7 +89,7 @@ class SteppedWorker:
             batch_bytes=1 << 24,
         )
         self._registry = registry
-        patience = Patience(threading.Event())
+        patience = MongoRetry(threading.Event())
         self.scan = ScanLane(
             database[TABLE],
             listener=LISTENER,

@@ -139,11 +139,12 @@ class NotifySocket:
 def main() -> int:
     """A daemon with fake workers; exit codes as the command line's. At a good end it tells whether torch was imported."""
     from components.errors import ConfigurationError, MongoUnavailable
-    from daemon import config, logs
+    from daemon import config
     from daemon.engine.local import LocalEngine
-    from daemon.service import Supervisor
-    from daemon.store.leases import AnotherDaemon
-    from daemon.systemd import MANAGER_VARIABLES, Notifier
+    from daemon.logs.setup import configure
+    from daemon.store.service.leases import AnotherDaemon
+    from daemon.supervisor.service import Supervisor
+    from daemon.supervisor.systemd import MANAGER_VARIABLES, Notifier
 
     parser = argparse.ArgumentParser()
     parser.add_argument("config", type=Path)
@@ -153,7 +154,7 @@ def main() -> int:
 
     async def serve() -> None:
         loaded = config.load(given.config, os.environ)
-        logs.configure("json", "debug")
+        configure("json", "debug")
         engine, notifier = LocalEngine(MANAGER_VARIABLES), Notifier.from_environ(os.environ)
         supervisor = Supervisor(given.config, loaded, os.environ, engine, notifier, "harness.fake_worker")
         await supervisor.run(wait=given.wait, standby=given.standby)

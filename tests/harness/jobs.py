@@ -12,14 +12,14 @@ from pymongo.database import Database
 
 from components.errors import MongoUnavailable
 from daemon import config as configuration
-from daemon.config.training import TrainerConfig, ValidationConfig
-from daemon.engine.attempt import Limits
+from daemon.config.trainer_sections import TrainerConfig, ValidationConfig
 from daemon.engine.local import LocalEngine
-from daemon.jobs import JobRunner
-from daemon.leadership import in_thread
 from daemon.store.connection import open_database
-from daemon.store.jobs import Jobs
-from daemon.store.registry import Registry
+from daemon.store.registry.registry import Registry
+from daemon.store.service.jobs import Jobs
+from daemon.supervisor.job_attempt import Limits
+from daemon.supervisor.job_runner import JobRunner
+from daemon.supervisor.leadership import in_thread
 from harness.daemons import PATIENCE
 from harness.keys import KEY
 from harness.processes import SERVICE, TABLE, declarations

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from components.signing import SigningKey
+from components.signing_key import SigningKey
 
 KEY: Final = SigningKey.fresh()

@@ -17,10 +17,10 @@ import bson
 from bson.timestamp import Timestamp
 from pymongo.database import Database
 
-from daemon.batching import identity
+from daemon.handlers.predict.dirty_keys import identity
 from daemon.store import names
 from daemon.store.connection import open_database
-from daemon.store.positions import Position, cluster_time
+from daemon.store.rows.positions import Position, cluster_time
 from harness.daemons import PATIENCE, eventually
 from harness.models import digest
 from harness.processes import LISTENER, SERVICE, TABLE

@@ -22,7 +22,7 @@ from pymongo.database import Database
 
 from daemon.config.filters import encoded_filter
 from daemon.config.sections import ListenerConfig, ModelConfig
-from daemon.store.registry import Registry
+from daemon.store.registry.registry import Registry
 from harness.daemons import PATIENCE, TESTS, Daemon, eventually
 from harness.keys import KEY
 

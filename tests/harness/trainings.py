@@ -12,13 +12,13 @@ import psutil
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from components.signing import SigningKey
+from components.signing_key import SigningKey
 from components.torch import weights
 from daemon.store import names
 from daemon.store.connection import open_database
-from daemon.store.jobs import Jobs
-from daemon.store.registry import Registry
-from daemon.store.versions import Version, Versions
+from daemon.store.registry.registry import Registry
+from daemon.store.registry.versions import Version, Versions
+from daemon.store.service.jobs import Jobs
 from harness import commands
 from harness.commands import predictd
 from harness.daemons import PATIENCE, Daemon, eventually

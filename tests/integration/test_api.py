@@ -29,12 +29,12 @@ from components.errors import (
 )
 from components.metric import Metric
 from components.query import Query
-from components.signing import SigningKey
+from components.signing_key import SigningKey
 from daemon import connect
 from daemon.api import Datalayer, NotServed
-from daemon.store.leases import Holder, Lease
-from daemon.store.registry import Registry
-from daemon.store.status import StatusBoard
+from daemon.store.registry.registry import Registry
+from daemon.store.service.leases import Holder, Lease
+from daemon.store.service.status import StatusBoard
 
 SERVICE = "digits"
 FIELDS = {"img": "pil_image", "class": "int", "_fold": "str", "deep.vector": "vector[2]"}

@@ -19,8 +19,9 @@ from harness.models import digest
 from components import ObjectModel, Table
 from components.errors import DeclarationError, MongoUnavailable
 from daemon import connect
-from daemon.api import NotServed, child
-from daemon.store.state_directory import is_held
+from daemon.api import NotServed
+from daemon.api import embedded_daemon as child
+from daemon.store.service.state_directory import is_held
 
 pytestmark = pytest.mark.usefixtures("mongod")
 

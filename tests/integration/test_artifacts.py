@@ -12,9 +12,9 @@ from pymongo.database import Database
 
 from components.errors import ArtifactRefused
 from daemon.store import names
-from daemon.store.artifacts import Artifacts
 from daemon.store.connection import open_database
-from daemon.store.registry import Registry
+from daemon.store.registry.artifacts import Artifacts
+from daemon.store.registry.registry import Registry
 
 
 def blob(text: str) -> tuple[str, bytes]:

@@ -14,13 +14,13 @@ from pymongo import MongoClient
 from pymongo.collection import Collection
 from pymongo.database import Database
 
-from daemon.batching import identity
+from daemon.handlers.predict.dirty_keys import identity
+from daemon.handlers.predict.records import MISSING, Seen, Write
 from daemon.listeners import change_stream as stream
-from daemon.rows import MISSING, Seen, Write
-from daemon.store import dead_letters
 from daemon.store.connection import open_database
-from daemon.store.outputs import Outputs
-from daemon.store.positions import Position, cluster_time
+from daemon.store.rows import dead_letters
+from daemon.store.rows.outputs import Outputs
+from daemon.store.rows.positions import Position, cluster_time
 
 APP = f"stream test {uuid4().hex[:8]}"
 LARGE = {"filler": "x" * 2000}  # on a small document an update by pipeline comes as a replace

@@ -34,15 +34,16 @@ from components.listener import Key
 from daemon import config as configuration
 from daemon.cli import main
 from daemon.cli.jobs import appended
-from daemon.cli.predicting import arguments, reading
-from daemon.store import bells, names
-from daemon.store.components import Component
+from daemon.cli.predict import arguments, reading
+from daemon.store import names
 from daemon.store.connection import open_database
-from daemon.store.jobs import Jobs
-from daemon.store.registry import Registry
-from daemon.store.scans import Mark, Scans
-from daemon.store.status import StatusBoard
-from daemon.store.versions import Version, Versions
+from daemon.store.registry.components import Component
+from daemon.store.registry.registry import Registry
+from daemon.store.registry.versions import Version, Versions
+from daemon.store.rows.scans import Mark, Scans
+from daemon.store.service import notify as bells
+from daemon.store.service.jobs import Jobs
+from daemon.store.service.status import StatusBoard
 
 S, EPOCH = "s", 1
 
@@ -481,8 +482,9 @@ def test_what_cannot_be_promoted_is_refused_in_a_line(place: Place) -> None:
 
 
 def test_a_worker_that_cannot_build_the_model_ends_the_waiting(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    from daemon.cli import following, shared
-    from daemon.handlers import failing
+    from daemon.cli import command as shared
+    from daemon.cli import follow as following
+    from daemon.health import worker_failure as failing
 
     place.added(1.0)
     place.versions().promote(1, reason="first")

@@ -15,8 +15,9 @@ from PIL import Image
 from pymongo.database import Database
 
 from daemon.config.filters import encoded_filter
-from daemon.store import datasets, names
-from daemon.store.datasets import Pinned, RowExamples, kept, pinned
+from daemon.store import names
+from daemon.store.rows import datasets
+from daemon.store.rows.datasets import Pinned, RowExamples, kept, pinned
 
 TABLE = "rows"
 SEVERAL: list[Any] = ["a", 1.5, 7, {"k": 1}, b"b", True, ObjectId(), Timestamp(1, 1)]

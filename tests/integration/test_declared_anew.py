@@ -14,12 +14,12 @@ from harness.processes import LISTENER, SERVICE, TABLE, WORKER, Workplace, decla
 from harness.torch_models import answered, stored
 from pymongo.database import Database
 
-from components.importing import ImportPolicy
+from components.import_paths import ImportPolicy
 from components.torch import weights
-from daemon.loading import Loader
 from daemon.store.connection import open_database
-from daemon.store.registry import Registry
-from daemon.store.versions import Version, Versions
+from daemon.store.registry.model_loader import ModelLoader
+from daemon.store.registry.registry import Registry
+from daemon.store.registry.versions import Version, Versions
 
 CODE = "harness.torch_models"
 ROWS = 20
@@ -59,7 +59,7 @@ class Declared:
         return self.loaded()
 
     def loaded(self, model: str = "a") -> Version:
-        loader = Loader(self.data, SERVICE, ImportPolicy(("harness",)))
+        loader = ModelLoader(self.data, SERVICE, ImportPolicy(("harness",)))
         for _ in range(3):
             loaded = loader.loaded(self.registry.read().models[model])
             if loaded is not None:
@@ -207,7 +207,7 @@ def test_models_that_name_one_module_do_not_share_its_weights(declared: Declared
     declared.registry.publish(
         declarations({}, {"a": model(object=f"{CODE}:shared"), "b": model(object=f"{CODE}:shared")}, {})
     )
-    loader = Loader(declared.data, SERVICE, ImportPolicy(("harness",)))
+    loader = ModelLoader(declared.data, SERVICE, ImportPolicy(("harness",)))
 
     def built(name: str) -> Any:
         return loader.built(declared.registry.read().models[name])
@@ -219,7 +219,7 @@ def test_models_that_name_one_module_do_not_share_its_weights(declared: Declared
 
 def test_a_module_that_cannot_be_copied_is_taken_as_it_is(declared: Declared) -> None:
     declared.registry.publish(declarations({}, {"a": model(object=f"{CODE}:locked")}, {}))
-    loader = Loader(declared.data, SERVICE, ImportPolicy(("harness",)))
+    loader = ModelLoader(declared.data, SERVICE, ImportPolicy(("harness",)))
     assert loader.built(declared.registry.read().models["a"]).predict("x") == answered("x", 43.0)
 
 
@@ -230,7 +230,8 @@ def test_what_is_random_in_a_model_is_the_same_in_every_process(declared: Declar
     )
     known = declared.registry.read().models
     values = [
-        Loader(declared.data, SERVICE, ImportPolicy(("harness",))).built(known[name]).predict("x") for name in "aab"
+        ModelLoader(declared.data, SERVICE, ImportPolicy(("harness",))).built(known[name]).predict("x")
+        for name in "aab"
     ]
     assert values[0] == values[1]
     assert values[0] != values[2], "another model is random by itself"

@@ -20,14 +20,14 @@ import pytest
 from pymongo import MongoClient
 
 from components.errors import MongoUnavailable
-from daemon.store import embedded
-from daemon.store.embedded import EmbeddedMongo, ensure, find_mongod
-from daemon.store.mongod_guardian import STOPPED, Guardian, Serving
+from daemon.embedded import server as embedded
+from daemon.embedded.guardian import STOPPED, Guardian, Serving
+from daemon.embedded.server import EmbeddedMongo, ensure, find_mongod
 
 OWNER = """
 import sys, time
 from pathlib import Path
-from daemon.store.embedded import ensure
+from daemon.embedded.server import ensure
 mongo = ensure(Path(sys.argv[1]))
 print(mongo.uri, mongo.owned, flush=True)
 time.sleep(600)
@@ -342,7 +342,7 @@ def test_a_mongod_that_will_not_stop_is_killed(tmp_path):
 def test_the_log_is_bounded(tmp_path, monkeypatch):
     """A log over its bound becomes the one before it, and mongod is told to open a new one."""
     told = []
-    monkeypatch.setattr("daemon.store.mongod_guardian._LOG_BYTES", 10)
+    monkeypatch.setattr("daemon.embedded.guardian._LOG_BYTES", 10)
     monkeypatch.setattr(subprocess.Popen, "send_signal", lambda self, number: told.append(number))
     (tmp_path / "mongod.log").write_text("more than ten bytes")
     with subprocess.Popen(["true"]) as process:
@@ -354,7 +354,7 @@ def test_the_log_is_bounded(tmp_path, monkeypatch):
 
 def test_the_guardian_is_light():
     """It imports neither torch nor pymongo: it lives as long as the daemon does."""
-    code = "import sys, daemon.store.mongod_guardian; sys.exit(bool({'torch', 'pymongo', 'bson', 'asyncio'} & set(sys.modules)))"
+    code = "import sys, daemon.embedded.guardian; sys.exit(bool({'torch', 'pymongo', 'bson', 'asyncio'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
 
 

@@ -17,11 +17,11 @@ from harness.processes import SERVICE
 from pymongo.database import Database
 
 from components.errors import MongoUnavailable
-from daemon.engine.attempt import Limits
 from daemon.handlers.train import checkpoint_folder
 from daemon.store import names
-from daemon.store.registry import Registry
-from daemon.store.versions import Versions
+from daemon.store.registry.registry import Registry
+from daemon.store.registry.versions import Versions
+from daemon.supervisor.job_attempt import Limits
 
 QUICK = Limits(poll=0.05, relay=0.05, silent=1.0, still=60.0, first_retry=0.05, most_retry=0.2)
 

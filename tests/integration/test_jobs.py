@@ -13,9 +13,10 @@ from harness.processes import SERVICE
 from pymongo.database import Database
 
 from components.errors import Fenced, NotApplied
-from daemon.store import bells, names
-from daemon.store.jobs import LOG_LINES, Jobs
-from daemon.store.versions import Versions
+from daemon.store import names
+from daemon.store.registry.versions import Versions
+from daemon.store.service import notify as bells
+from daemon.store.service.jobs import LOG_LINES, Jobs
 
 BY_HAND = {"by": "hand"}
 

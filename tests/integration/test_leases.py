@@ -11,8 +11,8 @@ from pymongo.database import Database
 from components.errors import LeaseLost, MongoUnavailable
 from daemon.store import names
 from daemon.store.connection import open_client
-from daemon.store.leases import AnotherDaemon, Holder, Lease
-from daemon.store.status import StatusBoard
+from daemon.store.service.leases import AnotherDaemon, Holder, Lease
+from daemon.store.service.status import StatusBoard
 
 ONE = Holder("one", "host-1", 11)
 OTHER = Holder("other", "host-2", 22)

@@ -13,11 +13,11 @@ from bson.timestamp import Timestamp
 from pymongo.collection import Collection
 from pymongo.database import Database
 
-from daemon.batching import identity
-from daemon.rows import MISSING, Seen, Write
+from daemon.handlers.predict.dirty_keys import identity
+from daemon.handlers.predict.records import MISSING, Seen, Write
 from daemon.store.connection import open_database
-from daemon.store.outputs import Outputs, value_at
-from daemon.store.positions import cluster_time
+from daemon.store.rows.outputs import Outputs, value_at
+from daemon.store.rows.positions import cluster_time
 
 NOW = Timestamp(1000, 1)
 MANY = 64 * 1024 * 1024

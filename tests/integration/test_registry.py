@@ -11,10 +11,10 @@ from harness.processes import declarations, declared
 from pymongo.database import Database
 
 from components.errors import DeclarationError, Fenced, NotApplied
-from components.signing import SigningKey
+from components.signing_key import SigningKey
 from daemon.store import names
 from daemon.store.connection import open_database
-from daemon.store.registry import Registry
+from daemon.store.registry.registry import Registry
 
 KEY = SigningKey.fresh()
 S = "s"

@@ -15,10 +15,10 @@ from pymongo.database import Database
 
 from components.errors import MongoUnavailable
 from daemon.handlers.schedule import Schedule, schedules
-from daemon.scheduling import Scheduling, judge, look
 from daemon.store import names
-from daemon.store.jobs import Jobs
-from daemon.store.schedules import RowCounts, Schedules
+from daemon.store.service.jobs import Jobs
+from daemon.store.service.schedules import RowCounts, Schedules
+from daemon.supervisor.scheduler import Scheduler, judge, look
 
 SERVICE = "s"
 Data = Database[dict[str, Any]]
@@ -76,11 +76,11 @@ class Service:
         self._thread.start()
         self.scheduling = self.run(self._begun(declarations))
 
-    async def _begun(self, declarations: dict[str, Any]) -> Scheduling:
+    async def _begun(self, declarations: dict[str, Any]) -> Scheduler:
         def queued() -> None:
             self.told += 1
 
-        scheduling = Scheduling(self._call, SERVICE, asyncio.get_running_loop().create_task, queued)
+        scheduling = Scheduler(self._call, SERVICE, asyncio.get_running_loop().create_task, queued)
         scheduling.start(declarations)
         return scheduling
 

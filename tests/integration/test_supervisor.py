@@ -13,8 +13,8 @@ import pytest
 from harness.daemons import Daemon, NotifySocket, eventually
 from pymongo.database import Database
 
+from daemon.embedded.server import ensure
 from daemon.store import names
-from daemon.store.embedded import ensure
 
 FILE = """
 [service]

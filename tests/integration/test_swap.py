@@ -17,8 +17,8 @@ from harness.torch_models import answered, stored
 from pymongo.database import Database
 
 from daemon.store.connection import open_database
-from daemon.store.registry import Registry
-from daemon.store.versions import Version, Versions
+from daemon.store.registry.registry import Registry
+from daemon.store.registry.versions import Version, Versions
 
 MODEL = "a"
 

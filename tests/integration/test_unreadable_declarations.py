@@ -12,11 +12,12 @@ from harness.processes import SERVICE
 from pymongo.database import Database
 
 from components.errors import ArtifactRefused, NotApplied
-from daemon.store import names, overview
-from daemon.store.artifacts import Artifacts
+from daemon.store import names
 from daemon.store.connection import open_database
-from daemon.store.jobs import Jobs
-from daemon.store.versions import Versions
+from daemon.store.registry.artifacts import Artifacts
+from daemon.store.registry.versions import Versions
+from daemon.store.service import overview
+from daemon.store.service.jobs import Jobs
 
 RUBBISH = pytest.mark.parametrize("text", [None, 5, "no JSON", "[]", "{}"])
 

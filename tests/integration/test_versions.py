@@ -14,10 +14,11 @@ from pymongo.database import Database
 from pymongo.errors import DocumentTooLarge
 
 from components.errors import DeclarationError, Fenced, NotApplied, PredictdError
-from daemon.store import bells, names
+from daemon.store import names
 from daemon.store.connection import open_database
-from daemon.store.registry import Registry
-from daemon.store.versions import Version, Versions
+from daemon.store.registry.registry import Registry
+from daemon.store.registry.versions import Version, Versions
+from daemon.store.service import notify as bells
 
 S, MODEL = "s", "f"
 

@@ -19,8 +19,10 @@ from harness.processes import LISTENER, SERVICE, TABLE, WORKER, Worker, Workplac
 from PIL import Image
 from pymongo.database import Database
 
-from daemon.store import dead_letters, names, overview
-from daemon.store.registry import Registry
+from daemon.store import names
+from daemon.store.registry.registry import Registry
+from daemon.store.rows import dead_letters
+from daemon.store.service import overview
 
 
 @pytest.fixture

@@ -17,11 +17,11 @@ from components import ObjectModel, Table
 from components.artifacts import dumps
 from components.errors import DeclarationError, NotApplied, PredictdError
 from daemon.api import VersionList
-from daemon.api.applying import _same_code
+from daemon.api.applier import _same_code
 from daemon.api.kinds import kind_of, named, type_name
-from daemon.loading import object_signature
-from daemon.store.components import Component
-from daemon.store.versions import Version
+from daemon.store.registry.components import Component
+from daemon.store.registry.model_loader import object_signature
+from daemon.store.registry.versions import Version
 
 
 @pytest.mark.parametrize("program", ["import daemon", "from daemon import connect, Datalayer; import daemon.api"])

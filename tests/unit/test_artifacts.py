@@ -18,7 +18,7 @@ import torch
 
 from components import ArtifactRefused, DeclarationError, hash_item
 from components.artifacts import Artifact, code_slot, dumps, loads, together
-from components.canonical import canonical
+from components.stable_pickle import canonical
 
 ROOT = Path(__file__).parents[2]
 

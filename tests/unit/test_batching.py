@@ -13,7 +13,8 @@ from bson.timestamp import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.batching import LIVE_SECONDS, SCAN_SHARE, BatchCap, DirtyKey, DirtyKeys, Progress, identity
+from daemon.handlers.predict.batch_cap import BatchCap
+from daemon.handlers.predict.dirty_keys import LIVE_SECONDS, SCAN_SHARE, DirtyKey, DirtyKeys, Progress, identity
 
 
 def taken(dirty: DirtyKeys, cap: int = 100) -> list[Any]:

@@ -8,12 +8,12 @@ from typing import Any
 
 from components.errors import MongoUnavailable
 from daemon import config as configuration
-from daemon.handlers.health import ServiceState
-from daemon.leadership import Leadership
-from daemon.reporting import Reporter
-from daemon.scheduling import Scheduling
-from daemon.store.leases import Holder
-from daemon.systemd import Notifier
+from daemon.health.readiness import ServiceState
+from daemon.store.service.leases import Holder
+from daemon.supervisor.leadership import Leadership
+from daemon.supervisor.reporter import Reporter
+from daemon.supervisor.scheduler import Scheduler
+from daemon.supervisor.systemd import Notifier
 
 SOON = 5.0
 SCHEDULED = {"validations": {"v": {"model": "f", "datasets": {}, "when": [{"every": 60.0}]}}}
@@ -38,7 +38,7 @@ async def cancelled(task: asyncio.Task[Any]) -> bool:
 
 def test_schedules_that_change_in_the_moment_of_the_end_do_not_keep_it_up() -> None:
     async def scene() -> None:
-        scheduling = Scheduling(nobody, "s", asyncio.get_running_loop().create_task)
+        scheduling = Scheduler(nobody, "s", asyncio.get_running_loop().create_task)
         scheduling.start(SCHEDULED)
         await settled()
         scheduling.change(SCHEDULED)

@@ -7,11 +7,12 @@ from typing import Any
 from bson.timestamp import Timestamp
 
 from components import Key, ObjectModel
-from daemon.batching import BatchCap, DirtyKeys
-from daemon.corridor import Corridor
-from daemon.handlers.predict import Live
-from daemon.measures import Measures, WorkerMeasures
-from daemon.rows import Row, Seen, Snapshot
+from daemon.handlers.predict.batch_cap import BatchCap
+from daemon.handlers.predict.corridor import Corridor
+from daemon.handlers.predict.dirty_keys import DirtyKeys
+from daemon.handlers.predict.records import Row, Seen, Snapshot
+from daemon.handlers.predict.stages import Live
+from daemon.health.measures import Measures, WorkerMeasures
 
 
 def live(version: int) -> Live:

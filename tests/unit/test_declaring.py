@@ -24,7 +24,7 @@ from components import (
     Validation,
 )
 from components.artifacts import loads
-from components.declaring import (
+from components.serialization import (
     build_listener,
     build_model,
     build_table,
@@ -35,7 +35,7 @@ from components.declaring import (
 )
 from components.torch import TorchModel
 from daemon.config.sections import ListenerConfig, ModelConfig, TableConfig
-from daemon.config.training import TrainerConfig, ValidationConfig
+from daemon.config.trainer_sections import TrainerConfig, ValidationConfig
 
 POLICY = ImportPolicy(("harness", "examples"))
 

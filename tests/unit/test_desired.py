@@ -9,8 +9,8 @@ import pytest
 
 from daemon import config as configuration
 from daemon.config import Config
-from daemon.desired import desired
-from daemon.store.components import Catalog, Component
+from daemon.store.registry.components import Catalog, Component
+from daemon.supervisor.desired_state import desired
 
 TOML = """
 [service]

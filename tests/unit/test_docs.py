@@ -14,7 +14,7 @@ from pydantic_core import PydanticUndefined
 
 from components.datatypes import NAMES
 from daemon.config import Config, load
-from daemon.config.wording import section_of
+from daemon.config.problems import section_of
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")

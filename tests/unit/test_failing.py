@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from daemon.handlers.failing import CRASHES, FAILING_SECONDS, Failing
+from daemon.health.worker_failure import CRASHES, FAILING_SECONDS, Failing
 
 UNBUILT = {"up": False, "state": "down", "reason": "exit code 65: there is no module 'gone'"}
 

@@ -13,8 +13,9 @@ from components.datatypes import datatype
 from components.errors import OutputError
 from components.listener import Arguments, Key
 from components.model import Model, ObjectModel
-from daemon.batching import Batch, DirtyKey
-from daemon.handlers.predict import (
+from daemon.handlers.predict.dirty_keys import Batch, DirtyKey
+from daemon.handlers.predict.records import Row, Seen, Snapshot
+from daemon.handlers.predict.stages import (
     LARGEST_OUTPUT,
     LONGEST_MESSAGE,
     LONGEST_TRACEBACK,
@@ -25,7 +26,6 @@ from daemon.handlers.predict import (
     predict,
     prepare,
 )
-from daemon.rows import Row, Seen, Snapshot
 
 AT = Timestamp(100, 1)
 BEFORE = Timestamp(50, 1)
@@ -143,7 +143,7 @@ def test_a_row_that_is_known_to_refuse_its_write_is_left_alone() -> None:
 
 
 def _name(key: Any) -> Any:
-    from daemon.batching import identity
+    from daemon.handlers.predict.dirty_keys import identity
 
     return identity(key)
 

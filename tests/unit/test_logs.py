@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from daemon import logs
+from daemon.logs.setup import Format, configure
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def _restored() -> Iterator[None]:
 def test_credentials_in_an_address_are_masked_wherever_they_stand() -> None:
     """In the event, in a value, in what the standard library logs, in a traceback."""
     out = io.StringIO()
-    logs.configure("json", "info", out)
+    configure("json", "info", out)
     uri = "mongodb://user:p@ss@db.example/?tlsCertificateKeyFilePassword=hush"
     structlog.get_logger("x").info(f"at {uri}", nested={"list": [uri]})
     logging.getLogger("other").warning("at %s", uri)
@@ -45,10 +45,10 @@ def test_credentials_in_an_address_are_masked_wherever_they_stand() -> None:
 
 
 @pytest.mark.parametrize("format_", ["json", "console"])
-def test_a_value_cannot_forge_a_line_or_drive_a_terminal(format_: logs.Format) -> None:
+def test_a_value_cannot_forge_a_line_or_drive_a_terminal(format_: Format) -> None:
     """Control characters come out as visible escapes."""
     out = io.StringIO()
-    logs.configure(format_, "info", out)
+    configure(format_, "info", out)
     structlog.get_logger("x").info("row", key="a\nerror forged\x1b[2J\u202e")
     text = out.getvalue()
     assert len(text.splitlines()) == 1
@@ -61,7 +61,7 @@ def test_auto_is_json_where_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> Non
     """Neither a terminal nor the journal."""
     monkeypatch.delenv("JOURNAL_STREAM", raising=False)
     out = io.StringIO()
-    logs.configure("auto", "warning", out)
+    configure("auto", "warning", out)
     structlog.get_logger("x").info("quiet")
     structlog.get_logger("x").warning("loud")
     assert [json.loads(line)["event"] for line in out.getvalue().splitlines()] == ["loud"]

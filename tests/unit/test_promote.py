@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from daemon.handlers.promote import Decision, Judged, decide, named
+from daemon.handlers.promote import Decision, Measured, decide, named
 from daemon.handlers.train import checkpoint_folder, folds, split
 
 UP, DOWN = {"v/acc": True}, {"v/acc": False}
@@ -16,8 +16,8 @@ def trainer(promote: str = "better", metric: str | None = None, margin: float = 
     return {"promote": promote, "promote_metric": metric, "promote_margin": margin}
 
 
-def judged(version: int, value: float | None, *, trained: bool = True, greater: dict[str, bool] = UP) -> Judged:
-    return Judged(version, trained, {} if value is None else {"v/acc": value}, greater)
+def judged(version: int, value: float | None, *, trained: bool = True, greater: dict[str, bool] = UP) -> Measured:
+    return Measured(version, trained, {} if value is None else {"v/acc": value}, greater)
 
 
 @pytest.mark.parametrize("promote", ["better", "always", "manual"])

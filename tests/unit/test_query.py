@@ -9,7 +9,7 @@ import pytest
 from bson import Decimal128, Int64, ObjectId
 
 from components import DeclarationError, Query
-from components.extended import decoded, encoded
+from components.extended_json import decoded, encoded
 from components.query import mentioned
 from daemon.config.filters import decoded_filter, encoded_filter
 

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from components.errors import ConfigurationError, Problem
-from daemon.handlers.health import ConfigState, ServiceState, WorkerState, readiness, status_line, streams_open, stuck
+from daemon.health.readiness import ConfigState, ServiceState, WorkerState, readiness, status_line, streams_open, stuck
 from daemon.web.app import application
 
 NOW = 1000.0

@@ -10,7 +10,7 @@ import pytest
 HEAVY = ("torch", "torchvision", "safetensors", "mlxtend", "examples")
 
 
-@pytest.mark.parametrize("module", ["daemon.service", "daemon.cli", "daemon.demo", "examples.digits"])
+@pytest.mark.parametrize("module", ["daemon.supervisor.service", "daemon.cli", "daemon.demo", "examples.digits"])
 def test_what_must_be_light_brings_no_torch(module: str) -> None:
     """A fresh process imports it, and nothing heavy has come along."""
     code = f"import sys, {module}; print(*sys.modules)"

@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 from harness.daemons import NotifySocket
 
-from daemon.systemd import Notifier
+from daemon.supervisor.systemd import Notifier
 
 
 def test_each_word_of_the_protocol_is_said(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from components import DeclarationError, Metric, Stopped, TrainingError
 from components.examples import ListExamples
 from components.query import Query
 from components.torch import TorchModel, TorchTrainer, train, weights
-from components.torch.judging import valid_loss
+from components.torch.loss import valid_loss
 from examples import mnist
 
 CPU = {"preferred_devices": ("cpu",)}

@@ -1,0 +1,376 @@
+"""Components as declarations, and back.
+
+    component -> declare -> Declared(kind, name, body, artifacts)      body: JSON, what is stored and signed
+    name, body, resolve -> build_model, build_trainer, ... -> component
+
+A body has the same shape whether it comes from service.toml or from here. Code in it is an import path where the daemon can import it,
+else the slot of an artifact, whose blobs travel beside the body (`components.artifacts`); among arguments, an import path is written
+{"$import": path}. `resolve` turns either back into the object.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+from components.artifacts import Artifact, code_slot, dumps, together
+from components.code_source import source_hash
+from components.dataset import Dataset
+from components.errors import DeclarationError, PredictdError
+from components.extended_json import decoded, encoded
+from components.listener import Listener
+from components.metric import Metric
+from components.model import Model, ObjectModel
+from components.query import Query
+from components.table import Table
+from components.validation import Validation
+
+__all__ = [
+    "Declared",
+    "build_listener",
+    "build_model",
+    "build_table",
+    "build_trainer",
+    "build_validation",
+    "declare",
+    "source_hash",
+]
+
+Resolve = Callable[[Any], Any]
+_AUTO = ("cuda", "mps", "cpu")
+_TRAINER_NUMBERS = (
+    "max_iterations",
+    "validation_interval",
+    "seed",
+    "folds",
+    "no_improve_then_stop",
+    "listen",
+    "promote",
+    "promote_metric",
+    "promote_margin",
+    "keep",
+    "time_limit",
+    "retries",
+    "threads",
+    "checkpoint_seconds",
+)
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A declaration: `kind` is "table", "model", "listener", "trainer" or "validation"; a trainer is named after its model."""
+
+    kind: str
+    name: str
+    body: dict[str, Any]
+    artifacts: list[Artifact] = field(default_factory=list)
+
+
+def declare(component: Any, allow: Sequence[str] = (), *, model: Model | str | None = None) -> Declared:
+    """What is stored of a component. The trainer and the validation that are attached to a model are declared by themselves.
+
+    allow: packages that the daemon may import, beside the installed ones; their code goes by import path.
+    model: the model, or its name, that a trainer or a validation belongs to.
+
+    Raises DeclarationError where something is missing, or cannot travel.
+    """
+    codes = _Codes(allow, served=getattr(model, "object", None))
+    name = model.identifier if isinstance(model, Model) else model
+    if isinstance(component, Table):
+        return Declared("table", component.identifier, {"fields": dict(component.fields)})
+    if isinstance(component, Listener):
+        return Declared("listener", component.identifier, _listener(component))
+    if isinstance(component, Validation):
+        body = _validation(component, codes, component.model or name)
+        return Declared("validation", component.identifier, body, codes.artifacts)
+    if isinstance(component, Model):
+        codes = _Codes(allow, served=getattr(component, "object", None))
+        return Declared("model", component.identifier, _model(component, codes), codes.artifacts)
+    if _is_trainer(component):
+        if name is None:
+            raise DeclarationError(
+                f"trainer {component.identifier!r}: belongs to no model; attach it: model.trainer = ..."
+            )
+        return Declared("trainer", name, _trainer(component, codes, name), codes.artifacts)
+    raise DeclarationError(f"expected a Table, Model, Listener, Trainer or Validation, got {type(component).__name__}")
+
+
+def build_table(name: str, body: Mapping[str, Any]) -> Table:
+    """The table of a declaration; raises DeclarationError."""
+    return Table(name, body["fields"])
+
+
+def build_listener(name: str, body: Mapping[str, Any]) -> Listener:
+    """The listener of a declaration; raises DeclarationError."""
+    given = {key: value for key, value in body.items() if key in _LISTENER}
+    return Listener(name, **{**given, "where": decoded(body["where"])})
+
+
+def build_model(name: str, body: Mapping[str, Any], resolve: Resolve) -> Model:
+    """The model of a declaration, with its initial weights; raises DeclarationError that names the key ("models.lenet.object").
+
+    A class, or with arguments a function, is called with the arguments and makes the model's object; a function without arguments is
+    itself the object of type "object", and makes that of type "torch". What came as an artifact is the object already; a module that an import path
+    leads to is copied, if it can be, so that no two models share it. Whatever is random in a torch model is the same in every process: it is built with the generators
+    seeded by its name.
+    """
+    at = f"models.{name}"
+    with together(), _seeded(name, body["type"]):
+        found = _resolved(f"{at}.object", body["object"], resolve)
+        functions = {key: _resolved(f"{at}.{key}", body.get(key), resolve) for key in ("preprocess", "postprocess")}
+        many = _resolved(f"{at}.preprocess_batch", body.get("preprocess_batch"), resolve)
+        try:
+            arguments = _given(f"{at}.arguments", body.get("arguments", {}), resolve)
+            makes = isinstance(found, type) or (
+                bool(arguments) if body["type"] == "object" else inspect.isroutine(found)
+            )
+            made = found(**arguments) if isinstance(body["object"], str) and makes else found
+            if body["type"] == "object":
+                return ObjectModel(name, made, **functions, batched=body["batched"])
+            from components.torch import TorchModel  # the supervisor, which never gets here, stays free of torch
+
+            shared = made is found and isinstance(body["object"], str)
+            return TorchModel(
+                name,
+                _copied(made) if shared else made,
+                **functions,
+                preprocess_batch=many,
+                preferred_devices=_devices(body["device"]),
+                forward_method=body["forward_method"],
+                dtype=body["dtype"],
+            )
+        except PredictdError:
+            raise
+        except Exception as error:  # the user's constructor may raise anything
+            raise DeclarationError(f"{at}.object: building it raised {type(error).__name__}: {error}") from error
+
+
+def build_trainer(name: str, body: Mapping[str, Any], resolve: Resolve) -> Any:
+    """The TorchTrainer of a declaration; raises DeclarationError that names the key ("trainers.lenet.objective")."""
+    from components.torch.trainer import TorchTrainer
+
+    at = f"trainers.{name}"
+    optimizer = _resolved(f"{at}.optimizer", body["optimizer"], resolve)
+    chosen = {} if optimizer is None else {"optimizer_cls": optimizer}
+    try:
+        return TorchTrainer(
+            body["identifier"],
+            _resolved(f"{at}.objective", body["objective"], resolve),
+            select=Query(body["table"], decoded(body["where"]), limit=body["limit"]),
+            key=body["key"],
+            transform=_resolved(f"{at}.transform", body["transform"], resolve),
+            loader_kwargs=_given(f"{at}.loader", body["loader"], resolve),
+            optimizer_kwargs=_given(f"{at}.optimizer_arguments", body["optimizer_arguments"], resolve),
+            when=body["when"],
+            **chosen,
+            **{key: body[key] for key in _TRAINER_NUMBERS},
+        )
+    except PredictdError as error:
+        raise error if str(error).startswith(at) else DeclarationError(f"{at}: {error}") from error
+
+
+def build_validation(name: str, body: Mapping[str, Any], resolve: Resolve) -> Validation:
+    """The validation of a declaration; raises DeclarationError that names the key ("validations.mine.metrics.acc")."""
+    at = f"validations.{name}"
+    with together():
+        metrics = [
+            Metric(
+                metric,
+                _resolved(f"{at}.metrics.{metric}", given["object"], resolve),
+                arguments=_given(f"{at}.metrics.{metric}.arguments", given.get("arguments") or {}, resolve),
+                greater_is_better=given.get("greater_is_better"),
+            )
+            for metric, given in body["metrics"].items()
+        ]
+    datasets = [
+        Dataset(dataset, Query(given["table"], decoded(given["where"]), limit=given["limit"]), given["pin"])
+        for dataset, given in body["datasets"].items()
+    ]
+    return Validation(name, body["key"], datasets, metrics, model=body["model"], when=body["when"])
+
+
+def _copied(module: Any) -> Any:
+    """A copy of a module that stands in somebody's file; the module itself where it cannot be copied (one with a lock, weight_norm's)."""
+    try:
+        return deepcopy(module)
+    except Exception:  # noqa: BLE001 - copying runs the user's code, and torch's, which raise many kinds
+        return module
+
+
+def _seeded(name: str, kind: str) -> AbstractContextManager[None]:
+    if kind != "torch":
+        return nullcontext()
+    from components.torch import randomness
+
+    return randomness.seeded(randomness.derived("initial weights", name))
+
+
+class _Codes:
+    """Turns code into slots, and keeps the artifacts that this makes."""
+
+    def __init__(self, allow: Sequence[str], served: object) -> None:
+        self._allow = tuple(allow)
+        self._served = served
+        self.artifacts: list[Artifact] = []
+
+    def slot(self, at: str, obj: object, *, by_value: bool = False) -> Any:
+        """An import path or an artifact's slot; None for None."""
+        if obj is None:
+            return None
+        try:
+            made = dumps(obj, self._allow, self._served) if by_value else code_slot(obj, self._allow, self._served)
+        except DeclarationError as error:
+            raise DeclarationError(f"{at}: {error}") from error
+        if isinstance(made, str):
+            return made
+        if made.slot not in [known.slot for known in self.artifacts]:
+            self.artifacts.append(made)
+        return made.slot
+
+    def given(self, at: str, value: Any) -> Any:
+        """An argument as JSON: plain values as they are, tuples as lists, all else as code."""
+        if value is None or isinstance(value, (str, bool, int)) or (isinstance(value, float) and math.isfinite(value)):
+            return value
+        if isinstance(value, (list, tuple)):
+            return [self.given(f"{at}[{place}]", item) for place, item in enumerate(value)]
+        if type(value) is dict and all(isinstance(key, str) and not key.startswith("$") for key in value):
+            return {key: self.given(f"{at}.{key}", item) for key, item in value.items()}
+        slot = self.slot(at, value)
+        return {"$import": slot} if isinstance(slot, str) else slot
+
+
+def _resolved(at: str, slot: Any, resolve: Resolve) -> Any:
+    if slot is None:
+        return None
+    try:
+        return resolve(slot)
+    except DeclarationError as error:
+        raise type(error)(f"{at}: {error}") from error
+
+
+def _given(at: str, value: Any, resolve: Resolve) -> Any:
+    if isinstance(value, Mapping):
+        if "$import" in value:
+            return _resolved(at, value["$import"], resolve)
+        if "$artifact" in value:
+            return _resolved(at, value, resolve)
+        return {key: _given(f"{at}.{key}", item, resolve) for key, item in value.items()}
+    return [_given(at, item, resolve) for item in value] if isinstance(value, list) else value
+
+
+_LISTENER = ("table", "key", "model", "where", "latency_budget", "max_batch", "worker", "scan_order", "scan_rate")
+
+
+def _listener(listener: Listener) -> dict[str, Any]:
+    return {
+        **{key: getattr(listener, key) for key in _LISTENER},
+        "key": listener.parsed_key.spec,
+        "where": encoded(listener.where),
+        "latency_budget": float(listener.latency_budget),
+        "worker": listener.worker or listener.model,
+        "scan_rate": float(listener.scan_rate),
+    }
+
+
+def _model(model: Model, codes: _Codes) -> dict[str, Any]:
+    at = f"models.{model.identifier}"
+    torch_model = getattr(sys.modules.get("components.torch.model"), "TorchModel", None)
+    if type(model) not in (ObjectModel, torch_model):
+        raise DeclarationError(
+            f"{at}: {type(model).__name__} is a class of its own, which the daemon does not know; declare a TorchModel or an ObjectModel, "
+            "with what is special about it in its object, preprocess and postprocess"
+        )
+    given: Any = model
+    of_torch = type(model) is not ObjectModel
+    # A class would be built where it is imported; here it is the callable itself. A module is what the user has built.
+    by_value = of_torch or isinstance(given.object, type)
+    return {
+        "type": "torch" if of_torch else "object",
+        "object": codes.slot(f"{at}.object", given.object, by_value=by_value),
+        "arguments": {},
+        "preprocess": codes.slot(f"{at}.preprocess", given.preprocess),
+        "preprocess_batch": codes.slot(f"{at}.preprocess_batch", getattr(given, "preprocess_batch", None)),
+        "postprocess": codes.slot(f"{at}.postprocess", given.postprocess),
+        "device": _device(given.preferred_devices) if of_torch else "auto",
+        "dtype": str(given.dtype).removeprefix("torch.") if of_torch and given.dtype is not None else None,
+        "forward_method": given.forward_method if of_torch else "__call__",
+        "batched": False if of_torch else given.batched,
+    }
+
+
+def _device(preferred: tuple[str, ...]) -> str | list[str]:
+    if preferred in (_AUTO, ("auto",)):
+        return "auto"
+    return preferred[0] if len(preferred) == 1 else list(preferred)
+
+
+def _devices(device: str | Sequence[str]) -> tuple[str, ...]:
+    return (_AUTO if device == "auto" else (device,)) if isinstance(device, str) else tuple(device)
+
+
+def _is_trainer(component: object) -> bool:
+    kind = getattr(sys.modules.get("components.torch.trainer"), "TorchTrainer", None)
+    return kind is not None and isinstance(component, kind)
+
+
+def _trainer(trainer: Any, codes: _Codes, model: str) -> dict[str, Any]:
+    at = f"trainers.{model}"
+    for name in ("select", "key"):
+        if getattr(trainer, name) is None:
+            raise DeclarationError(
+                f"{at}.{name}: is missing; the daemon needs it to know which rows the model learns from"
+            )
+    return {
+        "model": model,
+        "identifier": trainer.identifier,
+        "type": "torch",
+        "table": trainer.select.table,
+        "where": encoded(trainer.select.where),
+        "limit": trainer.select.max_rows,
+        "key": trainer.key.spec,
+        "objective": codes.slot(f"{at}.objective", trainer.objective),
+        "transform": codes.slot(f"{at}.transform", trainer.transform),
+        "loader": codes.given(f"{at}.loader", dict(trainer.loader_kwargs)),
+        "optimizer": codes.slot(f"{at}.optimizer", trainer.optimizer_cls),
+        "optimizer_arguments": codes.given(f"{at}.optimizer_arguments", dict(trainer.optimizer_kwargs)),
+        "when": trainer.when,
+        **{name: getattr(trainer, name) for name in _TRAINER_NUMBERS},
+    }
+
+
+def _validation(validation: Validation, codes: _Codes, model: str | None) -> dict[str, Any]:
+    at = f"validations.{validation.identifier}"
+    if model is None:
+        raise DeclarationError(
+            f"{at}.model: belongs to no model; attach it: model.validation = ..., or give it model='name'"
+        )
+    return {
+        "model": model,
+        "key": validation.key.spec,
+        "datasets": {
+            dataset.identifier: {
+                "table": dataset.select.table,
+                "where": encoded(dataset.select.where),
+                "limit": dataset.select.max_rows,
+                "pin": dataset.pin,
+            }
+            for dataset in validation.datasets
+        },
+        "metrics": {
+            metric.identifier: {
+                "object": metric.object
+                if isinstance(metric.object, str)
+                else codes.slot(f"{at}.metrics.{metric.identifier}", metric.object),
+                "arguments": codes.given(f"{at}.metrics.{metric.identifier}.arguments", metric.arguments),
+                "greater_is_better": metric.declared_direction,
+            }
+            for metric in validation.metrics
+        },
+        "when": validation.when,
+    }

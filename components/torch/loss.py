@@ -1,0 +1,103 @@
+"""The loss of a model: on a batch, as a training computes it, and on rows that it does not learn from ("valid/loss")."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+import torch
+
+from components.errors import PredictdError, Stopped, TrainingError
+from components.examples import Examples
+from components.torch import batches, randomness
+from components.torch.loader import Batch, Pass, Stop
+from components.torch.module import TorchModule
+from components.torch.preparation import Preparation
+from components.torch.trainer import TorchTrainer
+
+__all__ = ["Loss", "ValidLoss", "blamed", "valid_loss"]
+
+Told = Callable[[float], None]
+
+
+class Loss:
+    """The objective of a trainer on the outputs of a model. An objective that is a class is built here."""
+
+    def __init__(self, model: TorchModule, trainer: TorchTrainer) -> None:
+        objective: Any = trainer.objective() if inspect.isclass(trainer.objective) else trainer.objective
+        self._model = model
+        self._objective: Callable[..., Any] = (
+            objective.to(model.device) if isinstance(objective, torch.nn.Module) else objective
+        )
+        self._forward = getattr(model.object, model.forward_method)
+
+    def __call__(self, batch: Batch, where: str) -> torch.Tensor:
+        """The loss on a batch, one number. Raises TrainingError, which says where that was, and whose code failed on what."""
+        model = self._model
+        with blamed(f"{where}: the model", batch, batch.input):
+            output = batches.call(self._forward, batches.moved(batch.input, model.inward))
+        target = batches.moved(batch.target, lambda tensor: tensor.to(model.device, non_blocking=True))
+        with blamed(f"{where}: the objective", batch, (output, target)):
+            loss = self._objective(output, target)
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+            got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+            raise TrainingError(
+                f"{where}: the objective returned {got}; it must be a tensor of one number (reduction='mean')"
+            )
+        return loss.reshape(())
+
+
+class ValidLoss:
+    """The mean loss of a model on the same rows, as often as it is asked for. Raises TrainingError where there are none."""
+
+    def __init__(self, model: TorchModule, trainer: TorchTrainer, valid: Examples, loss: Loss) -> None:
+        if not len(valid):
+            raise TrainingError("there are no rows to validate the loss on; set folds to None, or to another fraction")
+        self._model = model
+        self._loss = loss
+        self._pass = Pass(valid, Preparation(model, trainer, valid), trainer.loader, trainer.seed)
+
+    def __call__(self, where: str, stopped: Stop, told: Told = lambda _: None) -> float:
+        """The loss of the model as it is; `told` gets it as far as it is known. Raises TrainingError and Stopped."""
+        total, count = 0.0, 0
+        with closing(self._pass.batches()) as loaded:
+            for batch in loaded:
+                if (reason := stopped()) is not None:
+                    raise Stopped(reason)
+                with torch.no_grad(), self._model.judging():
+                    loss = self._loss(batch, where)
+                total += loss.item() * batch.rows
+                count += batch.rows
+                told(total / count)
+        if not count:
+            raise TrainingError("there is nothing left to validate the loss on: all those rows were deleted")
+        return total / count
+
+
+def valid_loss(model: TorchModule, trainer: TorchTrainer, valid: Examples, stopped: Stop = lambda: None) -> float:
+    """The mean loss over `valid`, just as a training computes its "valid/loss"; the model stays as it is.
+
+    Raises TrainingError, Stopped, and what `valid.fetch` raises.
+    """
+    seeded = randomness.seeded(randomness.derived(trainer.seed, "validation"), devices=True)
+    with model.in_training(), seeded:
+        model.warm()
+        return ValidLoss(model, trainer, valid, Loss(model, trainer))("the validation", stopped)
+
+
+@contextmanager
+def blamed(where: str, batch: Batch, given: Any = None) -> Iterator[None]:
+    """Says of whatever is raised within where it was, and on what. Memory that ran out passes as it is: it may be there another time."""
+    try:
+        yield
+    except batches.OUT_OF_MEMORY:
+        raise
+    except Exception as error:  # the user's module, objective and optimizer may raise anything
+        if str(error).startswith("DataLoader worker (pid"):  # a signal handler of torch's raises it, wherever we are
+            raise PredictdError(f"a worker of the loader failed: {error}") from error
+        on = "" if given is None else f", on {batches.kind(given)}"
+        raise TrainingError(
+            f"{where} raised {type(error).__name__}: {error} (batch {batch.number}, {batch.rows} rows{on})"
+        ) from error

@@ -1,0 +1,276 @@
+"""One training between two steps: what it does in a step and in a validation, and all that it takes to go on elsewhere."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+
+from components.errors import TrainingError
+from components.examples import Examples
+from components.metric_direction import sounds_greater
+from components.torch import randomness
+from components.torch.checkpoints import Checkpoints
+from components.torch.loader import Batch, Loader, Stop
+from components.torch.loss import Loss, ValidLoss, blamed
+from components.torch.module import TorchModule
+from components.torch.preparation import Preparation
+from components.torch.trainer import TorchTrainer
+
+__all__ = ["Report", "TrainingState"]
+
+REPORT_SECONDS = 0.5
+LOSSES = ("train/loss", "valid/loss")
+
+Report: TypeAlias = Callable[[dict[str, Any]], None]
+
+_KEPT = (
+    "step",
+    "next_batch",
+    "validated",
+    "best_step",
+    "best_value",
+    "best_state",
+    "unimproved",
+    "loss_sum",
+    "losses",
+    "learned_rows",
+    "seconds",
+    "metric_values",
+    "metric_steps",
+    "history",
+)
+"""What a checkpoint holds of a run, beside weights, optimizer and random states."""
+
+
+@dataclass
+class TrainingState:
+    """A run between two steps; what `state` returns of it is all that it takes to go on elsewhere."""
+
+    model: TorchModule
+    trainer: TorchTrainer
+    rows: Examples
+    valid: Examples | None
+    evaluate: Callable[[], dict[str, float]] | None
+    report: Report
+    stopped: Stop
+    greater_is_better: Callable[[str], bool] | None
+    step: int = 0
+    next_batch: int = 0
+    validated: int = 0  # the step of the last validation
+    best_step: int = 0
+    best_value: float = math.nan
+    best_state: dict[str, Any] | None = None  # None as long as the last weights are the best ones
+    unimproved: int = 0
+    loss_sum: float = 0.0  # since the last validation, as the next three
+    losses: int = 0
+    learned_rows: int = 0
+    seconds: float = 0.0
+    metric_values: dict[str, list[float]] = field(default_factory=dict)
+    metric_steps: list[int] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        trainer, model = self.trainer, self.model
+        prepare = Preparation(model, trainer, self.rows)
+        options, seed, device = trainer.loader, trainer.seed, model.device
+        # Batch statistics of one row are none: such a rest of an epoch is passed over, as drop_last would, if there is any other batch.
+        normalizes = any(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in model.object.modules())  # noqa: SLF001
+        least = 2 if normalizes and min(options.batch_size, len(self.rows)) > 1 else 1
+        self.loader = Loader(self.rows, prepare, options, seed, least=least, device=device)
+        self.loss = Loss(model, trainer)
+        self.validation = None if self.valid is None else ValidLoss(model, trainer, self.valid, self.loss)
+        self.optimizer = _optimizer(trainer, model)
+        self._told = -math.inf
+
+    def learn(self, batch: Batch) -> None:
+        """Make one step."""
+        started = time.perf_counter()
+        step = self.step + 1
+        with self.model.learning():
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = self.loss(batch, f"step {step}")
+            value = loss.item()
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"step {step}: the loss is {value}; try a lower learning rate (it is {self._learning_rate:g}), or look for "
+                    "values in the rows that are not finite"
+                )
+            if not loss.requires_grad:
+                raise TrainingError(
+                    f"step {step}: the loss does not depend on any weight of the model that can be trained"
+                )
+            with blamed(f"step {step}: the way back", batch):
+                loss.backward()  # type: ignore[no-untyped-call]
+                self.optimizer.step()
+        self.step = step
+        self.next_batch = batch.number + 1
+        self.loss_sum += value
+        self.losses += 1
+        self.learned_rows += batch.rows
+        self.seconds += time.perf_counter() - started
+        self._tell(value)
+
+    def validation_is_due(self) -> bool:
+        """Whether this step's validation has still to be made."""
+        trainer = self.trainer
+        due = self.step % trainer.validation_interval == 0 or self.step == trainer.max_iterations
+        return due and self.step > self.validated
+
+    def validate(self) -> None:
+        """Validate the weights as they are, and keep them if they are the best so far. An interrupted validation leaves no trace."""
+        # Neither a metric nor a dropout that is left on may change how the training goes on.
+        with randomness.seeded(randomness.derived(self.trainer.seed, "validation"), devices=True):
+            metrics = dict(self.evaluate()) if self.evaluate is not None else {}
+            metrics["train/loss"] = self.loss_sum / max(1, self.losses)
+            if self.validation is not None:
+                where = f"the validation after step {self.step}"
+                metrics["valid/loss"] = self.validation(where, self.stopped, self._tell)
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise TrainingError(f"step {self.step}: {name} is {value}")
+        self._choose(metrics)
+        for name, value in metrics.items():
+            self.metric_values.setdefault(name, []).append(float(value))
+        self.metric_steps.append(self.step)
+        record = self._progress(metrics["train/loss"]) | {"metrics": metrics}
+        self.history.append({name: value for name, value in record.items() if name != "total"})
+        self.validated = self.step
+        self.loss_sum, self.losses, self.learned_rows, self.seconds = 0.0, 0, 0, 0.0
+        self.report(record)
+
+    def check_weights(self) -> None:
+        """Refuse what the last step may have left: no loss was computed with it where nothing is validated. Raises TrainingError."""
+        for name, weight in self.model.object.named_parameters():
+            if weight.requires_grad and not torch.isfinite(weight).all():
+                raise TrainingError(
+                    f"after step {self.best_step}: weight {name!r} is no longer finite; try a lower learning rate"
+                )
+
+    def is_exhausted(self) -> bool:
+        """Whether it was without a new best value for as many validations as the trainer allows."""
+        allowed = self.trainer.no_improve_then_stop
+        return allowed is not None and self.unimproved >= allowed
+
+    def _choose(self, metrics: Mapping[str, float]) -> None:
+        name = self._listened(metrics)
+        if name is None:
+            self.best_step = self.step
+            return
+        value, best = metrics[name], self.best_value
+        if math.isnan(best) or (value > best if self._greater(name) else value < best):
+            self.best_step, self.best_value, self.unimproved = self.step, value, 0
+            self.best_state = self.model.state()
+        else:
+            self.unimproved += 1
+
+    def _listened(self, metrics: Mapping[str, float]) -> str | None:
+        wanted = self.trainer.listen
+        if wanted is not None and wanted not in metrics:
+            raise TrainingError(
+                f"trainer {self.trainer.identifier!r}: listen: there is no {wanted!r}; there is {', '.join(metrics)}"
+            )
+        if wanted is not None:
+            return wanted
+        measured = next((name for name in metrics if name not in LOSSES), None)
+        if measured is None and "valid/loss" in metrics:
+            return "valid/loss"
+        if measured is None and self.trainer.no_improve_then_stop is not None:
+            return "train/loss"
+        return measured
+
+    def _greater(self, name: str) -> bool:
+        if name in LOSSES:
+            return False
+        if self.greater_is_better is not None:
+            return self.greater_is_better(name)
+        validation = self.model.validation
+        if validation is not None and name in validation.names:
+            return bool(validation.metric(name).greater_is_better)
+        return sounds_greater(name.rpartition("/")[2])
+
+    @property
+    def _learning_rate(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def _progress(self, loss: float) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "total": self.trainer.max_iterations,
+            "loss": loss,
+            "learning_rate": self._learning_rate,
+            "rows_per_second": self.learned_rows / self.seconds if self.seconds else 0.0,
+            "device": str(self.model.device),
+        }
+
+    def _tell(self, loss: float) -> None:
+        now = time.monotonic()
+        if now - self._told >= REPORT_SECONDS:
+            self._told = now
+            self.report(self._progress(loss))
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        own = {name: getattr(self, name) for name in _KEPT}
+        return {
+            "run": self._identity(),
+            "model": dict(self.model.object.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "random": randomness.states(),
+            **own,
+        }
+
+    def resume(self, checkpoints: Checkpoints) -> None:
+        """Go on from the checkpoint, if there is one of this run."""
+        state = checkpoints.load()
+        if state is None:
+            if checkpoints.damage is not None:
+                self.report(
+                    {"message": f"the checkpoint cannot be used, the training begins anew: {checkpoints.damage}"}
+                )
+            return
+        if state.get("run") != self._identity():
+            self.report({"message": "the checkpoint is of another training, this one begins anew"})
+            return
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.model.load_state(state["model"])
+        for name in _KEPT:
+            setattr(self, name, state[name])
+        randomness.restore(state["random"])
+        self.report({"message": f"the training goes on after step {self.step}"})
+
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint and a run must have in common."""
+        trainer = self.trainer
+        shapes = [
+            f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in self.model.object.state_dict().items()
+        ]
+        return {
+            "seed": trainer.seed,
+            "rows": len(self.rows),
+            "batch_size": trainer.loader.batch_size,
+            "order": [trainer.loader.shuffle, trainer.loader.drop_last],
+            "optimizer": type(self.optimizer).__qualname__,
+            "weights": shapes,
+        }
+
+
+def _optimizer(trainer: TorchTrainer, model: TorchModule) -> torch.optim.Optimizer:
+    weights = [weight for weight in model.object.parameters() if weight.requires_grad]
+    if not weights:
+        raise TrainingError(
+            f"model {model.identifier!r} has no weights to train: none of its parameters requires a gradient"
+        )
+    try:
+        optimizer = trainer.optimizer_cls(weights, **trainer.optimizer_kwargs)
+    except (TypeError, ValueError) as error:
+        raise TrainingError(f"trainer {trainer.identifier!r}: optimizer_kwargs: {error}") from error
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TrainingError(
+            f"trainer {trainer.identifier!r}: optimizer_cls: expected it to make an optimizer of torch, got {type(optimizer).__name__}"
+        )
+    return optimizer

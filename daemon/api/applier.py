@@ -1,0 +1,182 @@
+"""Applier: a component becomes signed declarations in the registry, its code blobs beside them; then what the daemon makes of it is waited for.
+
+*The same thing twice does nothing*, though a model that was trained holds other weights than it was declared with. So weights that a version of this
+very declaration has count as those that were declared: only other weights are a change.
+
+A model brings three declarations, its own, its validation's and its trainer's. It is trained where its own or its trainer's changed, and where an
+earlier training came to nothing.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, Final
+
+from components.artifacts import Artifact, fits
+from components.errors import DeclarationError, JobFailed, MongoUnavailable
+from components.listener import Listener
+from components.model import Model
+from components.serialization import Declared, declare
+from components.table import Table
+from components.validation import Validation
+from daemon.api.component_loader import ComponentLoader
+from daemon.api.connection import Connection
+from daemon.api.filter_check import refuse_filters
+from daemon.api.waiter import wait_for_job, wait_for_listener
+from daemon.store import names
+from daemon.store.connection import reaching
+from daemon.store.registry.artifacts import Artifacts
+from daemon.store.registry.components import Component
+from daemon.store.registry.model_loader import packed
+from daemon.store.registry.versions import Versions
+from daemon.store.rows import dead_letters
+from daemon.store.service import notify as bells
+from daemon.store.service.jobs import Jobs
+
+__all__ = ["Applier"]
+
+_TRIGGER: Final = {"by": "apply"}
+_CODE: Final = ("object", "preprocess", "preprocess_batch", "postprocess")
+
+
+class Applier:
+    """Applies components over one connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._at = connection
+
+    def apply(self, component: Any, *, force: bool, wait: bool) -> None:
+        """See `Datalayer.apply`."""
+        if isinstance(component, Model):
+            self._apply_model(component, force=force, wait=wait)
+        elif isinstance(component, (Table, Listener, Validation)):
+            declared = declare(component)
+            self._publish([declared], force=force)
+            if wait and isinstance(component, Listener):
+                wait_for_listener(self._at, component.identifier)
+                self._tell_of_dead(component)
+        else:
+            kind = type(component).__name__
+            how = {
+                "TorchTrainer": "attach it to its model: model.trainer = ...",
+                "Metric": "name it in a Validation",
+                "Dataset": "name it in a Validation",
+            }
+            remedy = how.get(kind, "expected a Table, a TorchModel, an ObjectModel, a Listener or a Validation")
+            raise DeclarationError(f"a {kind} is not applied by itself; {remedy}")
+
+    def _apply_model(self, model: Model, *, force: bool, wait: bool) -> None:
+        name, known = model.identifier, self._at.catalog()
+        own = self._as_declared(model, declare(model), known.models.get(name))
+        parts = [own, *_attached(model)]
+        changed = self._publish(parts, force=force)
+        if model.trainer is None:
+            if name in known.trainers and known.trainers[name].source == "api":
+                with reaching():
+                    self._at.registry().remove("trainer", name)
+            if wait:
+                ComponentLoader(self._at).refresh(model)
+            return
+        job = self._training(name, asked=not changed.isdisjoint({f"model/{name}", f"trainer/{name}"}))
+        if not wait:
+            return
+        try:
+            ended = None if job is None else wait_for_job(self._at, job)
+        except JobFailed as failed:
+            raise JobFailed(f"{failed}{self._meanwhile(name)}") from None
+        ComponentLoader(self._at).refresh(model, job=ended)
+
+    def _meanwhile(self, model: str) -> str:
+        """What is live where a training has failed, if that is not what one would expect."""
+        live = None
+        with suppress(MongoUnavailable), reaching():
+            live = Versions(self._at.database, self._at.service, model).live()
+        untrained = live is not None and not live.trained
+        return f"; version {live.number} of {model!r}, which is live, is untrained" if live and untrained else ""
+
+    def _tell_of_dead(self, listener: Listener) -> None:
+        """Warns where rows have an error in place of an output: that is no failure of the listener, but seldom what one wants."""
+        with suppress(MongoUnavailable), reaching():
+            of = {"_id.listener": listener.identifier}
+            count = self._at.database[names.DEAD_LETTERS].count_documents({"_id.service": self._at.service, **of})
+            for dead in dead_letters.listed(self._at.database, self._at.service, of, 1):
+                error = dead.get("error") or {}
+                warnings.warn(
+                    f"listener {listener.identifier!r}: {count:,} rows have an error in place of an output; that of row "
+                    f"{dead['_id'].get('row')!r} is {error.get('type')}: {error.get('message')}",
+                    stacklevel=4,
+                )
+
+    def _publish(self, parts: list[Declared], *, force: bool) -> set[str]:
+        """Stores the code, then the declarations that name it, then rings; "kind/name" of what changed."""
+        for part in parts:
+            refuse_filters(part)
+        registry, blobs = self._at.registry(), Artifacts(self._at.database)
+        self._at.catalog()  # with a foreign key nothing is to be written
+        made: list[Artifact] = [artifact for part in parts for artifact in part.artifacts]
+        with reaching():
+            blobs.put([blob for artifact in made for blob in artifact.blobs.items()])
+            changed = registry.apply([(part.kind, part.name, part.body) for part in parts], force=force)
+            bells.ring(self._at.database, self._at.service)  # also where only a damaged blob was mended
+        return set(changed)
+
+    def _as_declared(self, model: Model, own: Declared, before: Component | None) -> Declared:
+        """The declaration with the weights that it was applied with before, where the model holds those of a version of that."""
+        if before is None or not isinstance(own.body["object"], Mapping):
+            return own
+        body = {**own.body, **{slot: _same_code(own.body[slot], before.body.get(slot)) for slot in _CODE}}
+        if body == own.body:
+            return own
+        _, content = packed(model)
+        with reaching():
+            versions = Versions(self._at.database, self._at.service, model.identifier).listed(traces=False)
+        ours = {each.content_hash for each in versions if each.signature == before.signature}
+        return replace(own, body=body) if content in ours else own
+
+    def _training(self, model: str, *, asked: bool) -> str | None:
+        """The job that trains the model as it is now applied: a new one where that is asked for or owed; None where it is trained."""
+        jobs = Jobs(self._at.database, self._at.service)
+        with reaching():
+            if not asked:
+                last = next(iter(jobs.listed(1, kind="train", target=model)), None)
+                if last is not None and last["state"] in ("queued", "running"):
+                    return str(last["_id"])
+                live = Versions(self._at.database, self._at.service, model).live()
+                if (last is not None and last["state"] == "done") or (live is not None and live.trained):
+                    return None
+            job = jobs.queue("train", model, _TRIGGER)
+        if job is None:
+            raise JobFailed(f"the training of {model!r} could not be queued")
+        return job
+
+
+def _attached(model: Any) -> list[Declared]:
+    """The declarations of what is attached to a model: the validation before the trainer, which may listen to it."""
+    name, validation, found = model.identifier, model.validation, []
+    if validation is not None:
+        if not isinstance(validation, Validation):
+            raise DeclarationError(
+                f"model {name!r}: validation: expected a Validation, got {type(validation).__name__}"
+            )
+        if validation.model not in (None, name):
+            raise DeclarationError(
+                f"model {name!r}: its validation {validation.identifier!r} is of another model, {validation.model!r}"
+            )
+        found.append(declare(validation, model=model))
+    if model.trainer is not None:
+        found.append(declare(model.trainer, model=model))
+    return found
+
+
+def _same_code(slot: Any, before: Any) -> Any:
+    """The slot as it was, where only its tensors differ; where it was made with versions that are gone by now, with the tensors that it had."""
+    if (
+        not isinstance(slot, Mapping)
+        or not isinstance(before, Mapping)
+        or slot.get("$artifact") != before.get("$artifact")
+    ):
+        return slot
+    return before if fits(before) else {**slot, "tensors": before.get("tensors")}

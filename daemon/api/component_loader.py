@@ -1,0 +1,144 @@
+"""ComponentLoader: from a declaration in the registry back to a component, a model with its live weights and its training's traces.
+
+What is loaded is verified first: the declaration's signature, then its code's hashes. Code of service.toml is imported by the paths that the daemon has
+signed for, so here they need no list of packages of their own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from components.errors import DeclarationError, NotApplied, SignatureRefused
+from components.import_paths import ImportPolicy
+from components.model import Model
+from components.serialization import build_listener, build_table, build_trainer, build_validation
+from daemon.api.connection import Connection
+from daemon.api.kinds import kind_of, named, type_name
+from daemon.store.connection import reaching
+from daemon.store.registry.components import Catalog, Component
+from daemon.store.registry.model_loader import ModelLoader
+from daemon.store.registry.versions import Version, Versions
+
+__all__ = ["ComponentLoader"]
+
+ATTEMPTS: Final = 10
+_PATH: Final = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_][\w.]*")
+
+
+class ComponentLoader:
+    """Loads components over one connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._at = connection
+
+    def load(self, type_: str | type[Any], identifier: str) -> Any:
+        """See `Datalayer.load`."""
+        kind, of = kind_of(type_)
+        known = self._at.catalog()
+        component = self._found(known, kind, identifier)
+        if of not in (None, component.body.get("type")):
+            raise NotApplied(f"{identifier!r} is a {type_name(component)}; load it as one")
+        if kind == "table":
+            return build_table(component.name, component.body)
+        if kind == "listener":
+            return build_listener(component.name, component.body)
+        loader = self._loader(component)
+        with reaching():
+            if kind == "validation":
+                return build_validation(component.name, component.body, loader.resolve(component))
+            if kind == "trainer":
+                return self._trainer(component)
+            return self._model(component, known)
+
+    def refresh(self, model: Model, job: Mapping[str, Any] | None = None) -> None:
+        """Gives the model that was just applied its live weights, and its trainer the traces of `job`, or else of what these weights come from."""
+        with reaching():
+            versions = Versions(self._at.database, self._at.service, model.identifier)
+            live = versions.live()
+            component = self._at.catalog().models.get(model.identifier)
+            if (
+                live is not None
+                and live.weights is not None
+                and component is not None
+                and live.signature == component.signature
+            ):
+                from components.torch import weights
+
+                model.load_state(weights.load(versions.weights(live)))
+            if model.trainer is not None:
+                number = ((job or {}).get("result") or {}).get("version")
+                trained = versions.get(number) if isinstance(number, int) else None
+                _give_traces(model.trainer, trained or _traced(live, versions))
+
+    def _found(self, known: Catalog, kind: str, identifier: str) -> Component:
+        there = {named(each): each for each in known.of(kind).values()}
+        if identifier in there:
+            return there[identifier]
+        if f"{kind}/{identifier}" in known.refused:
+            raise SignatureRefused(f"{kind} {identifier!r}: {known.refused[f'{kind}/{identifier}']}")
+        raise NotApplied(self._at.registry().absent(kind, identifier))
+
+    def _model(self, component: Component, known: Catalog) -> Model:
+        model = self._weighted(component)
+        trainer = known.trainers.get(component.name)
+        if trainer is not None:
+            model.trainer = self._trainer(trainer)
+        mine = [each for each in known.validations.values() if each.body["model"] == component.name]
+        # Several may be declared for one model; the one that came with it is the API's.
+        for each in sorted(mine, key=lambda each: (each.source != "api", each.name))[:1]:
+            model.validation = build_validation(each.name, each.body, self._loader(each).resolve(each))
+        return model
+
+    def _weighted(self, component: Component) -> Model:
+        """The model with its live version's weights. Where there is none yet, it is made: so everybody gets the same initial weights."""
+        for _ in range(ATTEMPTS):
+            loader = self._loader(component)
+            live = Versions(self._at.database, self._at.service, component.name).live()
+            if live is not None and live.loadable and live.signature == component.signature:
+                return loader.version(component, live.number).model
+            loaded = loader.loaded(component)
+            if loaded is not None:
+                return loaded.model
+            component = self._found(self._at.catalog(), "model", component.name)
+        raise DeclarationError(f"model {component.name!r}: others keep changing it; try again")
+
+    def _trainer(self, component: Component) -> Any:
+        trainer = build_trainer(component.name, component.body, self._loader(component).resolve(component))
+        versions = Versions(self._at.database, self._at.service, component.name)
+        _give_traces(trainer, _traced(versions.live(), versions))
+        return trainer
+
+    def _loader(self, component: Component) -> ModelLoader:
+        """A loader of its own: what it builds is the caller's alone."""
+        roots = tuple({path.partition(":")[0] for path in _paths(component.body)})
+        return ModelLoader(self._at.database, self._at.service, ImportPolicy(roots))
+
+
+def _traced(live: Version | None, versions: Versions) -> Version | None:
+    """The version whose training is told: the live one's, else the newest that was trained."""
+    if live is not None and live.metric_steps:
+        return live
+    return next((each for each in reversed(versions.listed()) if each.metric_steps and each.state != "removed"), None)
+
+
+def _give_traces(trainer: Any, version: Version | None) -> None:
+    trainer.metric_values = (
+        {} if version is None else {name: list(values) for name, values in version.metric_values.items()}
+    )
+    trainer.metric_steps = [] if version is None else list(version.metric_steps)
+    trainer.history = [] if version is None else [dict(entry) for entry in version.history]
+
+
+def _paths(body: Any) -> Iterator[str]:
+    """Everything in a declaration that may be an import path."""
+    if isinstance(body, str):
+        if _PATH.fullmatch(body):
+            yield body
+    elif isinstance(body, Mapping):
+        for value in body.values():
+            yield from _paths(value)
+    elif isinstance(body, list):
+        for value in body:
+            yield from _paths(value)

@@ -1,0 +1,264 @@
+"""Finding the daemon that serves a database: the one of a folder (`"embedded"`), or the one whose lease runs in a MongoDB that a URI names."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from pymongo import MongoClient
+from pymongo.errors import ConfigurationError as DriverConfigurationError
+from pymongo.errors import PyMongoError
+
+from components.errors import DeclarationError, MongoUnavailable, NotApplied, PredictdError, SignatureRefused
+from components.signing_key import SigningKey
+from daemon.api import embedded_daemon as child
+from daemon.logs.text import masked
+from daemon.store import names
+from daemon.store.connection import ROW_CODEC, Client, Data, check, open_database, reaching
+from daemon.store.registry.components import Catalog
+from daemon.store.registry.registry import KINDS, Registry
+from daemon.store.service.services import Served, find_served, served
+from daemon.store.service.state_directory import StateDirectory
+from daemon.store.service.status import StatusBoard
+
+__all__ = ["Connection", "NotServed", "open_connection"]
+
+PATIENCE_MS: Final = 10_000
+"""How long an operation looks for a primary; a URI that says `serverSelectionTimeoutMS` says otherwise."""
+
+TOLD_SECONDS: Final = 5.0
+"""A daemon that has just become active tells everything about itself within this time."""
+
+
+_open: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+
+class NotServed(PredictdError):
+    """No daemon is active for this database or service; start one, or name another."""
+
+
+@dataclass(eq=False)
+class Connection:
+    """A database that a daemon serves. `key_file` is where its signing key lies, where that is known without asking the daemon."""
+
+    client: Client = field(repr=False)
+    database: Data
+    service: str
+    shown: str
+    uri: str = field(repr=False)
+    key_file: Path | None = None
+    release: Callable[[], None] = field(default=lambda: None, repr=False)
+    closed: bool = False
+    _key: SigningKey | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        _open.add(self)
+        weakref.finalize(self, self.client.close).atexit = False
+
+    def close(self) -> None:
+        """Ends the connection, and the daemon that came with it. May be called again."""
+        if not self.closed:
+            self.closed = True
+            self.client.close()
+            self.release()
+
+    def registry(self) -> Registry:
+        """What is declared, to be read and written with the service's key. Raises SignatureRefused where that is not to be had."""
+        return Registry(self.database, self.service, 0, self.key())
+
+    def catalog(self) -> Catalog:
+        """Everything that is applied. Raises SignatureRefused where the key at hand is evidently not the service's."""
+        registry = self.registry()
+        with reaching():
+            known = registry.read()
+        if known.refused and not any(known.of(kind) for kind in KINDS):
+            raise SignatureRefused(
+                f"nothing that is applied to service {self.service!r} carries the signature of the key at hand: is it another service's? "
+                "Name the right one: connect(..., signing_key_file=...)"
+            )
+        return known
+
+    def key(self) -> SigningKey:
+        """The service's key: from the file that was named, else from where the daemon says that it lies. Raises SignatureRefused."""
+        if self._key is None:
+            path = self.key_file or self._told_key_file()
+            try:
+                self._key = SigningKey.read(path)
+            except OSError as error:
+                raise SignatureRefused(
+                    f"the signing key of service {self.service!r} cannot be read at {path} ({error.strerror}): what is applied must be signed with it. "
+                    "Copy it here from the daemon's machine, for your eyes only (chmod 600), and name it: connect(..., signing_key_file=...)"
+                ) from None
+            except DeclarationError as error:
+                raise SignatureRefused(str(error)) from None
+        return self._key
+
+    def _told_key_file(self) -> Path:
+        end = time.monotonic() + TOLD_SECONDS
+        while True:
+            status = StatusBoard(self.database, self.service).read() or {}
+            if status.get("signing_key"):
+                return Path(status["signing_key"])
+            if time.monotonic() > end:
+                raise SignatureRefused(
+                    f"the daemon of service {self.service!r} does not say where its signing key lies: name it, connect(..., signing_key_file=...)"
+                )
+            time.sleep(0.1)
+
+    def fields(self, table: str) -> Mapping[str, str]:
+        """The declared fields of a table with their datatypes. Raises NotApplied where it is not applied.
+
+        They are believed without a signature, because whoever only reads and inserts rows needs no key: they name no code.
+        """
+        components = self.database[names.COMPONENTS]
+        with reaching():
+            found = components.find_one(
+                {"_id": f"{self.service}/table/{table}"}, {"state": 1, "declaration": 1, "removed_at": 1}
+            )
+            if found is not None and found["state"] == "applied":
+                fields: Mapping[str, str] = json.loads(found["declaration"])["fields"]
+                return fields
+            there = [
+                each["name"]
+                for each in components.find({"service": self.service, "kind": "table", "state": "applied"}, {"name": 1})
+            ]
+        gone = (
+            f"was removed at {found['removed_at']:%Y-%m-%d %H:%M:%S} UTC"
+            if found and found.get("removed_at")
+            else "is not applied"
+        )
+        known = f"; there is {', '.join(sorted(there))}" if there else ""
+        raise NotApplied(f"table {table!r} {gone}: db.apply(Table({table!r}, fields={{...}})) does that{known}")
+
+
+def open_connection(
+    target: str,
+    *,
+    service: str | None,
+    database: str | None,
+    folder: str | Path | None,
+    signing_key_file: str | Path | None,
+) -> Connection:
+    """See `connect`."""
+    key_file = None if signing_key_file is None else Path(signing_key_file).expanduser().absolute()
+    if target == "embedded":
+        return _embedded(Path(folder or ".predictd").expanduser(), service, database, key_file)
+    if not isinstance(target, str) or not target.startswith(("mongodb://", "mongodb+srv://")):
+        shown = masked(target) if isinstance(target, str) else type(target).__name__
+        raise DeclarationError(
+            f'connect: expected "embedded" or a MongoDB URI ("mongodb://host/database"), got {shown!r}'
+        )
+    if folder is not None:
+        raise DeclarationError(
+            'connect: folder= is where connect("embedded") keeps its data; with a URI it has no meaning'
+        )
+    return _remote(target, service, database, key_file)
+
+
+def _embedded(folder: Path, service: str | None, database: str | None, key_file: Path | None) -> Connection:
+    found = child.reach(folder)
+    try:
+        for what, wanted, there in (
+            ("service", service, found.served.service),
+            ("database", database, found.served.database),
+        ):
+            if wanted not in (None, there):
+                raise NotServed(f"the daemon in {found.state_dir} serves the {what} {there!r}, not {wanted!r}")
+        client = _client(found.uri)
+    except BaseException:
+        child.release(found)
+        raise
+    # The configuration of one that we have started says nothing of a key, so it is the one that the folder keeps.
+    key_file = key_file or (StateDirectory(found.state_dir).signing_key_file if found.owned else None)
+    database_ = _database(client, found.served.database)
+    return Connection(
+        client,
+        database_,
+        found.served.service,
+        str(found.state_dir),
+        found.uri,
+        key_file,
+        lambda: child.release(found),
+    )
+
+
+def _remote(uri: str, service: str | None, database: str | None, key_file: Path | None) -> Connection:
+    client = _client(uri)
+    try:
+        check(client)
+        found = _chosen(client, service, database or _named(client))
+    except BaseException:
+        client.close()
+        raise
+    return Connection(client, _database(client, found.database), found.service, masked(uri), uri, key_file)
+
+
+def _client(uri: str) -> Client:
+    """A client as the user's URI asks for it. Raises DeclarationError where that is wrong, MongoUnavailable where the DNS does not answer."""
+    given = uri.lower()
+    options: dict[str, Any] = {"appname": "predictd"} if "appname=" not in given else {}
+    if "serverselectiontimeoutms=" not in given:
+        options["serverSelectionTimeoutMS"] = PATIENCE_MS
+    try:
+        return MongoClient(uri, connect=False, **options)
+    except (PyMongoError, ValueError, OSError) as error:
+        if uri.startswith("mongodb+srv://") and isinstance(error, DriverConfigurationError):
+            raise MongoUnavailable(f"the DNS does not tell the hosts of {masked(uri)}: {masked(str(error))}") from None
+        raise DeclarationError(f"connect: {masked(uri)} is no usable MongoDB URI: {masked(str(error))}") from None
+
+
+def _named(client: Client) -> str | None:
+    """The database that the URI names, None where it names none."""
+    try:
+        return client.get_default_database().name
+    except DriverConfigurationError:
+        return None
+
+
+def _database(client: Client, name: str) -> Data:
+    """Rows as models see them, whatever the URI's options say; but how UUIDs are stored is the owner's choice."""
+    database = open_database(client, name)
+    codec = ROW_CODEC.with_options(uuid_representation=client.codec_options.uuid_representation)
+    return database.with_options(codec_options=codec)
+
+
+def _chosen(client: Client, service: str | None, database: str | None) -> Served:
+    """The one service that is meant. Raises NotServed, with what there is, where it is none or several."""
+    if database is None:
+        try:
+            found = find_served(client)
+        except MongoUnavailable as error:
+            raise NotServed(f"name the database, as in mongodb://host/DATABASE or database=...: {error}") from None
+    else:
+        with reaching():
+            found = served(open_database(client, database))
+    meant = [each for each in found if service in (None, each.service)]
+    if len(meant) == 1:
+        return meant[0]
+    where = "this MongoDB" if database is None else f"database {database!r}"
+    if meant:
+        several = ", ".join(f"{each.service!r} in {each.database!r}" for each in meant)
+        raise NotServed(f"several daemons serve {where}: {several}; choose with service=... and database=...")
+    what = "no daemon serves" if service is None else f"no daemon serves the service {service!r} in"
+    other = "; active there: " + ", ".join(f"{each.service!r} in {each.database!r}" for each in found) if found else ""
+    raise NotServed(
+        f"{what} {where}{other}. Start one with `predictd run`, whose service.toml names this MongoDB and the database "
+        '([mongo] uri and database), or use connect("embedded")'
+    )
+
+
+def _close_clients() -> None:
+    for connection in list(_open):
+        connection.client.close()
+
+
+# Registered after the same of `child`, so called before it: clients say goodbye to a server that is still there.
+atexit.register(_close_clients)
+os.register_at_fork(after_in_child=_open.clear)

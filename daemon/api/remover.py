@@ -1,0 +1,59 @@
+"""Removing: a declaration leaves the registry, and with it, where that is asked for, what the daemon wrote into the rows for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from components.errors import DeclarationError, NotApplied
+from daemon.api.connection import Connection
+from daemon.api.kinds import kind_of, named
+from daemon.api.waiter import wait_until_unserved
+from daemon.store import names
+from daemon.store.connection import reaching
+from daemon.store.registry.components import Component
+from daemon.store.registry.versions import Versions
+from daemon.store.service import notify as bells
+from daemon.store.service.jobs import Jobs
+
+__all__ = ["remove"]
+
+
+def remove(connection: Connection, type_: str | type[Any], identifier: str, *, outputs: bool) -> None:
+    """See `Datalayer.remove`."""
+    kind, of = kind_of(type_)
+    known = connection.catalog()
+    if outputs and kind not in ("listener", "model"):
+        raise DeclarationError(f"remove: outputs are a listener's, or a model's; a {kind} has none of its own")
+    found = next((each for each in known.of(kind).values() if named(each) == identifier), None)
+    if found is not None and of not in (None, found.body.get("type")):
+        raise NotApplied(connection.registry().absent(kind, identifier))
+    if outputs and kind == "model":
+        for listener in [each for each in known.listeners.values() if each.body["model"] == identifier]:
+            _forget(connection, listener)
+    if outputs and kind == "listener" and found is not None:
+        _forget(connection, found)
+        return
+    _take_out(connection, kind, found.name if found is not None else identifier)
+
+
+def _take_out(connection: Connection, kind: str, name: str) -> None:
+    """Out of the registry. A model's trainings end, and its weights go; its versions' numbers and history stay."""
+    with reaching():
+        connection.registry().remove(kind, name)
+        if kind == "model":
+            jobs = Jobs(connection.database, connection.service)
+            for job in jobs.listed(model=name, state={"$in": ["queued", "running"]}):
+                jobs.cancel(job["_id"])
+            Versions(connection.database, connection.service, name).remove()
+        bells.ring(connection.database, connection.service)
+
+
+def _forget(connection: Connection, listener: Component) -> None:
+    """A listener, and then its outputs and dead letters, once nobody writes them any more."""
+    _take_out(connection, "listener", listener.name)
+    wait_until_unserved(connection, listener.name)
+    output = f"_outputs.{listener.name}"
+    letters = {"_id.service": connection.service, "_id.listener": listener.name}
+    with reaching():
+        connection.database[listener.body["table"]].update_many({output: {"$exists": True}}, {"$unset": {output: ""}})
+        connection.database[names.DEAD_LETTERS].delete_many(letters)

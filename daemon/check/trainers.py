@@ -1,0 +1,125 @@
+"""In the child: whether a trainer or a validation can be imported and built, and called with what its key gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from components.errors import PredictdError, Problem
+from components.import_paths import ImportPolicy
+from components.serialization import build_trainer, build_validation
+from daemon.check.code import Imported, mismatch, said
+
+__all__ = ["trainer_problems", "validation_problems"]
+
+_KEYS = {"loader_kwargs": "loader", "optimizer_cls": "optimizer", "optimizer_kwargs": "optimizer_arguments"}
+
+
+def trainer_problems(
+    name: str, declared: Mapping[str, Any], model: Mapping[str, Any], policy: ImportPolicy, built: Any
+) -> Iterator[Problem]:
+    """Yield what is wrong with the trainer of the model `name`; `built` is that model, None where it could not be built."""
+    base = f"trainers.{name}"
+    imported = Imported(policy)
+    code = {
+        key: imported.get(declared[key], f"{base}.{key}")
+        for key in ("objective", "transform", "optimizer")
+        if declared[key]
+    }
+    for key in ("loader", "optimizer_arguments"):
+        for place, path in _among(declared[key], f"{base}.{key}"):
+            imported.get(path, place)
+    yield from imported.problems
+    if imported.problems:
+        return
+    if not isinstance(code["objective"], type):  # a class is built first
+        yield from _called(declared["objective"], code["objective"], ("output", "target"), f"{base}.objective")
+    if "transform" in code:
+        yield from _called(declared["transform"], code["transform"], declared["key"], f"{base}.transform")
+    else:
+        yield from _fits(model, declared["key"], imported, f"{base}.key")
+    try:
+        trainer = build_trainer(name, declared, lambda path: imported.get(path, base))
+    except PredictdError as error:
+        yield _told(error, base)
+        return
+    if built is not None:
+        try:
+            trainer.optimizer_cls(list(built.object.parameters()), **trainer.optimizer_kwargs)
+        except Exception as error:  # noqa: BLE001 - optimizers raise ValueError, TypeError and others; one may be the user's own
+            yield Problem(f"{base}.optimizer_arguments", f"the optimizer cannot be built with these: {said(error)}")
+
+
+def validation_problems(
+    name: str, declared: Mapping[str, Any], model: Mapping[str, Any], policy: ImportPolicy
+) -> Iterator[Problem]:
+    """Yield what is wrong with one validation."""
+    base = f"validations.{name}"
+    imported = Imported(policy)
+    for metric, given in declared["metrics"].items():
+        at = f"{base}.metrics.{metric}"
+        found = imported.get(given["object"], at)
+        if callable(found):
+            yield from _metric(given, found, at)
+    yield from _fits(model, declared["key"], imported, f"{base}.key")
+    yield from imported.problems
+    if not imported.problems:
+        try:
+            build_validation(name, declared, lambda path: imported.get(path, base))
+        except PredictdError as error:
+            yield _told(error, base)
+
+
+def _metric(given: Mapping[str, Any], found: Any, at: str) -> Iterator[Problem]:
+    """Yield why a metric cannot be computed: a class of torchmetrics is built with the arguments, all else is called with them."""
+    own = isinstance(found, type) and any(base.__module__.split(".")[0] == "torchmetrics" for base in found.__mro__)
+    if not own:
+        yield from _called(given["object"], found, ("predictions", "targets"), at, given["arguments"])
+        return
+    try:
+        found(**given["arguments"])
+    except Exception as error:  # noqa: BLE001 - torchmetrics raises ValueError, TypeError and others for bad arguments
+        yield Problem(f"{at}.arguments", f'"{given["object"]}" cannot be built with these: {said(error)}')
+
+
+def _fits(model: Mapping[str, Any], key: Sequence[str], imported: Imported, at: str) -> Iterator[Problem]:
+    """Yield that the model's first step does not take as many values as a row gives: all of the key but the last."""
+    for step in ("preprocess", "preprocess_batch"):
+        if model[step] is not None:
+            function = imported.get(model[step], at)
+            if callable(function):
+                yield from _called(model[step], function, key[:-1], at)
+
+
+def _called(
+    path: str, function: Any, args: Sequence[str], at: str, kwargs: Mapping[str, Any] | None = None
+) -> Iterator[Problem]:
+    reason = mismatch(function, tuple(args), kwargs or {})
+    if reason:
+        yield Problem(at, f'"{path}" cannot be called with ({", ".join(args)}): {reason}')
+
+
+def _among(value: Any, at: str) -> Iterator[tuple[str, str]]:
+    """Yield each piece of code among arguments, with where it stands."""
+    if isinstance(value, dict) and "$import" in value:
+        yield at, value["$import"]
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _among(item, f"{at}.{key}")
+    elif isinstance(value, list):
+        for place, item in enumerate(value):
+            yield from _among(item, f"{at}[{place}]")
+
+
+def _told(error: PredictdError, base: str) -> Problem:
+    """Return an error of a declaration at the key that it names."""
+    text = str(error)
+    path, _, rest = text.partition(": ")
+    if not path.startswith(base):
+        path, rest = base, text
+    if rest.startswith(("trainer '", "validation '")):
+        rest = rest.partition(": ")[2]
+        key, _, reason = rest.partition(": ")
+        if key.isidentifier() and reason:
+            path, rest = f"{base}.{_KEYS.get(key, key)}", reason
+    return Problem(path, rest)

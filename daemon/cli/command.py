@@ -1,0 +1,183 @@
+"""What the commands share: the place that they work at, the way they show things, and the way they end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, NoReturn
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from components.errors import ConfigurationError, DeclarationError, MongoUnavailable, PredictdError
+from components.signing_key import SigningKey
+from daemon import config as configuration
+from daemon.cli import screens
+from daemon.config import Config
+from daemon.config.source import read
+from daemon.embedded import server as embedded
+from daemon.store.connection import ROW_CODEC, Client, Data, open_client, open_database, reaching
+from daemon.store.connection import check as meet
+from daemon.store.registry.registry import Registry
+from daemon.store.service import services
+from daemon.store.service.leases import AnotherDaemon
+from daemon.store.service.state_directory import StateDirectory
+
+FAILED, USAGE, UNAVAILABLE, ANOTHER, CONFIGURATION, INTERRUPTED = 1, 2, 69, 75, 78, 130
+PIPE_WIDTH: Final = 10_000  # where no screen bounds it, a row of a table is one line: for grep
+NEEDED: Final = ("service", "mongo", "security")  # the sections that say where and as whom a command works
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("-c", "--config", help="service.toml (else $PREDICTD_CONFIG, ./, /etc/predictd/)", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Plain JSON, for programs.")]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="The model, as `predictd models` shows it.")]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a command works: the configuration, and the database that it names."""
+
+    config: Config
+    client: Client
+    database: Data
+
+    @property
+    def service(self) -> str:
+        return self.config.service.name
+
+    @property
+    def served(self) -> bool:
+        """Whether a daemon is active for the service."""
+        return any(each.service == self.service for each in services.served(self.database))
+
+    def registry(self, key: SigningKey | None = None) -> Registry:
+        """The declarations. Without the service's own key nothing in it can be read, and nothing declared; listeners can be told to pause."""
+        return Registry(self.database, self.service, 0, key or SigningKey.fresh())
+
+
+def loaded(path: Path | None) -> Config:
+    """The whole configuration, with its warnings said. Raises ConfigurationError."""
+    config = configuration.load(configuration.find(path, os.environ), os.environ)
+    for each in config.warnings:
+        warn(str(each))
+    return config
+
+
+def located(path: Path | None, *, quietly: bool = False) -> Config:
+    """Enough of the configuration to reach what runs: a daemon goes on when its file is broken, and so do the commands that look after it.
+
+    What is wrong is a warning, unless `quietly`. Raises ConfigurationError where the sections that say where it is are wrong themselves.
+    """
+    found = configuration.find(path, os.environ)
+    try:
+        return configuration.load(found, os.environ)
+    except ConfigurationError as error:
+        source = read(found, os.environ)
+        sections = {name: source.data[name] for name in NEEDED if name in source.data}
+        if any(problem.path.split(".")[0] in NEEDED for problem in error.problems):
+            raise
+        try:
+            config = Config.model_validate(sections, context={"root": source.path.parent, "environ": os.environ})
+        except ValidationError:
+            raise error from None
+        for problem in () if quietly else error.problems:
+            warn(f"{found}: {problem}")
+        return config
+
+
+@contextmanager
+def place(path: Path | None) -> Iterator[Place]:
+    """Opens the database that the configuration names; an embedded one has to be running."""
+    config = located(path)
+    uri = config.mongo.uri
+    if config.mongo.embedded:
+        running = embedded.attach(config.service.state_dir)
+        if running is None:
+            raise MongoUnavailable(
+                f"the embedded MongoDB of {config.service.state_dir} is not running; start `predictd run` or `predictd mongod` first"
+            )
+        uri = running.uri
+    client = open_client(uri)
+    try:
+        meet(client)
+        with reaching():
+            database = open_database(client, config.mongo.database)
+            yield Place(config, client, database.with_options(ROW_CODEC.with_options(tz_aware=True)))
+    finally:
+        client.close()
+
+
+def signing_key(config: Config) -> SigningKey:
+    """The key that the service's declarations are signed with: only this machine's copy can tell whether they may be run."""
+    path = config.security.signing_key_file or StateDirectory(config.service.state_dir).signing_key_file
+    try:
+        return SigningKey.read(path)
+    except FileNotFoundError:
+        raise PredictdError(
+            f"there is no signing key {path}, and without it no declaration in the database can be believed; run this command where the "
+            "daemon has its state directory, or name a copy of the key in security.signing_key_file"
+        ) from None
+    except OSError as error:
+        raise PredictdError(
+            f"the signing key {path} cannot be read ({error.strerror}); run this command as the user of the service"
+        ) from None
+    except DeclarationError as error:
+        raise PredictdError(str(error)) from None
+
+
+def show(document: Any, screen: Callable[[Any], Any], *, json: bool) -> None:
+    """Prints a document: for programs, for a screen, or, into a pipe, in lines that are never broken."""
+    if json:
+        sys.stdout.write(screens.as_json(document) + "\n")
+    else:
+        console = out if out.is_terminal else Console(highlight=False, soft_wrap=True, width=PIPE_WIDTH)
+        console.print(screen(document))
+
+
+def say(text: str) -> None:
+    """What was done, on standard output."""
+    out.print(text, markup=False)
+
+
+def hint(text: str) -> None:
+    """What is good to know, beside the output."""
+    err.print(text, markup=False)
+
+
+def warn(text: str) -> None:
+    """What does not stop the command."""
+    err.print(f"warning: {text}", style="yellow", markup=False)
+
+
+def refuse(text: str) -> None:
+    """What does, a line for each problem."""
+    err.print(f"error: {text}", style="red", markup=False)
+
+
+def leave(error: BaseException) -> NoReturn:
+    """Ends the process by what went wrong."""
+    match error:
+        case ConfigurationError():
+            for problem in error.problems:
+                refuse(str(problem))
+            code = CONFIGURATION
+        case MongoUnavailable():
+            refuse(f"MongoDB cannot be reached: {error}")
+            code = UNAVAILABLE
+        case AnotherDaemon():
+            refuse(str(error))
+            code = ANOTHER
+        case _:
+            refuse(str(error))
+            code = FAILED
+    sys.exit(code)

@@ -1,0 +1,88 @@
+"""`predictd dead-letters`: rows that cannot be predicted, why, and their way back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
+
+import typer
+
+from components.errors import PredictdError
+from daemon.cli import screens
+from daemon.cli.command import ConfigFile, Json, Place, place, say, show
+from daemon.logs.text import row_id
+from daemon.store.connection import Data
+from daemon.store.rows import dead_letters
+
+app = typer.Typer(no_args_is_help=True, help="Rows that cannot be predicted: why, and their way back.")
+
+ListenerName = Annotated[str | None, typer.Option("--listener", help="Only this listener's.")]
+RowId = Annotated[str, typer.Argument(help="The row, as `list` shows it: LISTENER/ID.")]
+RowIds = Annotated[list[str] | None, typer.Argument(help="Rows, as `list` shows them: LISTENER/ID.")]
+Every = Annotated[bool, typer.Option("--all", help="All of them (with --listener: all of its).")]
+
+
+@app.command("list")
+def listed(config: ConfigFile = None, listener: ListenerName = None, limit: int = 100, json: Json = False) -> None:
+    """The rows that have no output, and why, oldest first."""
+    with place(config) as here:
+        query = {"_id.listener": listener} if listener else {}
+        show(list(dead_letters.listed(here.database, here.service, query, limit)), screens.letters, json=json)
+
+
+@app.command("show")
+def shown(row: RowId, config: ConfigFile = None, json: Json = False) -> None:
+    """One dead letter, with its traceback."""
+    with place(config) as here:
+        for letter in _chosen(here, [row], every=False, listener=None):
+            show(letter, screens.letter, json=json)
+
+
+@app.command()
+def retry(rows: RowIds = None, config: ConfigFile = None, every: Every = False, listener: ListenerName = None) -> None:
+    """Give rows another attempt, once the cause is mended; the daemon takes it up at once, or when it runs again."""
+    with place(config) as here:
+        _each(here, rows, dead_letters.retry, "will be tried again", every=every, listener=listener)
+
+
+@app.command()
+def discard(
+    rows: RowIds = None, config: ConfigFile = None, every: Every = False, listener: ListenerName = None
+) -> None:
+    """Forget dead letters; their rows keep the error, and are tried again when they change."""
+    with place(config) as here:
+        _each(here, rows, dead_letters.discard, "forgotten", every=every, listener=listener)
+
+
+def _each(
+    here: Place,
+    rows: list[str] | None,
+    do: Callable[[Data, dict[str, Any]], None],
+    done: str,
+    *,
+    every: bool,
+    listener: str | None,
+) -> None:
+    count = 0
+    for letter in _chosen(here, rows or [], every=every, listener=listener):
+        do(here.database, letter)
+        count += 1
+    say(f"{count} dead letter{'' if count == 1 else 's'}: {done}")
+
+
+def _chosen(here: Place, rows: list[str], *, every: bool, listener: str | None) -> Iterator[dict[str, Any]]:
+    """The letters that a person means. Raises PredictdError where one is not there."""
+    if every == bool(rows):
+        raise typer.BadParameter("name rows as LISTENER/ID, or say --all", param_hint="ROWS")
+    if every:
+        yield from list(
+            dead_letters.listed(here.database, here.service, {"_id.listener": listener} if listener else {})
+        )
+        return
+    for row in rows:
+        name, _, identifier = row.partition("/")
+        of_listener = dead_letters.listed(here.database, here.service, {"_id.listener": name})
+        found = next((letter for letter in of_listener if row_id(letter["_id"]["row"]) == identifier), None)
+        if found is None:
+            raise PredictdError(f"there is no dead letter {row!r}; `predictd dead-letters list` shows all of them")
+        yield found

@@ -1,0 +1,121 @@
+"""Following what the daemon does, until it is done: a job, or the scans that bring every output to a model's live version."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from components.errors import DeclarationError, PredictdError
+from daemon.cli import screens
+from daemon.cli.command import Place, err, hint, say
+from daemon.health.worker_failure import Failing
+from daemon.logs.text import escaped
+from daemon.store.service import overview
+from daemon.store.service.status import StatusBoard
+
+PATIENCE_SECONDS: Final = 60.0
+"""How long no daemon may be active while its work is waited for; one that is restarted needs less."""
+
+_PAUSE: Final = 0.2
+_LOOK_SECONDS: Final = 1.0
+
+
+def unserved(here: Place) -> str:
+    """What to tell somebody who has asked for work that nobody is there to do."""
+    return f"no daemon is active for the service {here.service!r}: it is done once one runs (`predictd run`)"
+
+
+def wait_for_job(here: Place, identifier: str) -> dict[str, Any]:
+    """The job, once it is done, with a progress bar on a terminal. Raises JobFailed, with its reason."""
+    from daemon.api import waiter as waiting  # only who waits needs the API
+    from daemon.api.connection import Connection
+
+    if not here.served:
+        hint(unserved(here))
+    try:
+        connection = Connection(here.client, here.database, here.service, here.service, here.config.mongo.uri)
+        return waiting.wait_for_job(connection, identifier, more="`predictd jobs logs {job}`")
+    except KeyboardInterrupt:
+        name = screens.job_id(identifier)
+        hint(f"{name} goes on; `predictd jobs show {name}` tells how it is, `predictd jobs cancel {name}` ends it")
+        raise
+
+
+def follow(here: Place, listeners: Sequence[str]) -> None:
+    """Returns once every row of these listeners has been judged for what is live now; shows rows, rate and the time left on a terminal.
+
+    One that is paused is not waited for. Raises PredictdError where no daemon is left to do it, DeclarationError where its worker cannot run it.
+    """
+    watch = _Watch(here)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[words]}"),
+    )
+    try:
+        with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
+            tasks = {name: progress.add_task(escaped(name), total=None, words="") for name in listeners}
+            while tasks:
+                known = overview.scans(here.database, here.service)
+                scanning = watch.scans()
+                for name in list(tasks):
+                    scan = known.get(name)
+                    if scan is None or scan["paused"] or scan["finished"]:
+                        progress.remove_task(tasks.pop(name))
+                        say(_outcome(name, scan))
+                        continue
+                    watch.failing(scan["worker"])
+                    now = scanning.get(name) or {}
+                    done = max(scan["done"], now.get("done") or 0) if scan["current"] else 0
+                    words = screens.pace(now) if scan["current"] else "its worker takes up the new version"
+                    progress.update(tasks[name], completed=done, total=now.get("total"), words=words)
+                time.sleep(_PAUSE if tasks else 0)
+    except KeyboardInterrupt:
+        hint("it goes on without being watched; `predictd status` shows how far it is")
+        raise
+
+
+def _outcome(name: str, scan: dict[str, Any] | None) -> str:
+    if scan is None:
+        return f"{name}: was removed"
+    if scan["paused"]:
+        return f"{name}: is paused; it follows when it is resumed"
+    return f"{name}: all {scan['done']:,} rows are judged"
+
+
+class _Watch:
+    """What the daemon says of its work, and whether anybody is there to do it."""
+
+    def __init__(self, here: Place) -> None:
+        self._here = here
+        self._seen = time.monotonic()
+        self._looked = 0.0
+        self._failing = Failing()
+        self._workers: dict[str, Any] = {}
+
+    def scans(self) -> dict[str, dict[str, Any]]:
+        """The scans that go on, by listener, as the daemon last told. Raises PredictdError where none has been active for a while."""
+        now = time.monotonic()
+        if now - self._looked >= _LOOK_SECONDS:
+            self._looked = now
+            self._workers = (StatusBoard(self._here.database, self._here.service).read() or {}).get("workers") or {}
+            if self._here.served:
+                self._seen = now
+            elif now - self._seen > PATIENCE_SECONDS:
+                raise PredictdError(unserved(self._here))
+        return {
+            name: listener["scan"]
+            for worker in self._workers.values()
+            for name, listener in (worker.get("listeners") or {}).items()
+            if listener.get("scan")
+        }
+
+    def failing(self, name: str) -> None:
+        """Raises DeclarationError where this worker has been unable to build what is declared for a while."""
+        why = self._failing.why(name, self._workers.get(name) or {}, time.monotonic())
+        if why is not None:
+            raise DeclarationError(f"worker {name}: {why}")

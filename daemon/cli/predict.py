@@ -1,0 +1,179 @@
+"""One input from a file through a model, here and now: what `predictd predict` does. This is the one command that loads models, and torch with them.
+
+The file holds what a row's fields would: an image, text or bytes as they are; an array as .npy; anything as .json, with one value, or for a key of
+several fields a list of their values, or an object that names them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Final
+
+from bson import json_util
+from bson.json_util import JSONOptions
+
+from components.datatypes import Datatype, datatype
+from components.errors import DecodeError, NotApplied, PredictdError, SignatureRefused
+from components.import_paths import ImportPolicy
+from components.listener import Arguments, Key
+from components.outputs import storable
+from daemon.cli.command import Place, signing_key, warn
+from daemon.logs.setup import configure
+from daemon.store.registry.components import Catalog, Component
+
+__all__ = ["answer", "arguments", "reading"]
+
+_AS_BYTES: Final = frozenset({"pil_image", "bytes", "array", "tensor"})
+_NUMERIC: Final = frozenset({"array", "tensor"})
+_ROW: Final = JSONOptions(tz_aware=False)  # dates as rows bring them
+
+
+def answer(here: Place, model: str, file: Path, number: int | None) -> dict[str, Any]:
+    """What a version of the model (the live one, unless `number` names another) makes of the file.
+
+    Raises NotApplied, DeclarationError, DecodeError, OutputError, and PredictdError where the file cannot be read or the model raises.
+    """
+    registry = here.registry(signing_key(here.config))
+    known = registry.read()
+    component = known.models.get(model)
+    if component is None:
+        if f"model/{model}" in known.refused:
+            raise SignatureRefused(f"model {model!r}: {known.refused[f'model/{model}']}")
+        raise NotApplied(registry.absent("model", model))
+    wanted = component.live if number is None else number
+    if wanted is None:
+        raise NotApplied(f"model {model!r} has no live version yet: the daemon makes the first one (`predictd run`)")
+    given = arguments(file, *reading(known, component))
+    output = _predicted(here, component, wanted, given)
+    return {"model": model, "version": wanted, "output": storable(output)}
+
+
+def reading(known: Catalog, model: Component) -> tuple[Key | None, Mapping[str, str]]:
+    """What a model reads of a row, and the datatypes of its table: as a listener of it says, else as its trainer does; None where nobody says."""
+    for listener in sorted(known.listeners.values(), key=lambda each: each.name):
+        if listener.body["model"] == model.name and listener.body["table"] in known.tables:
+            return Key.parse(listener.body["key"]), known.tables[listener.body["table"]].body["fields"]
+    trainer = known.trainers.get(model.name)
+    if trainer is not None and trainer.body["table"] in known.tables:
+        return Key.parse(trainer.body["key"][:-1]), known.tables[trainer.body["table"]].body["fields"]
+    return None, {}
+
+
+def arguments(file: Path, key: Key | None, fields: Mapping[str, str]) -> Arguments:
+    """What the model is called with for this file. Raises DecodeError, which names the field, and PredictdError where the file cannot be read."""
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise PredictdError(f"{file} cannot be read: {error.strerror}") from None
+    plain = file.suffix.lower() == ".json"
+    if key is None:
+        if not plain:
+            raise PredictdError(
+                f"{file}: no listener says what the model reads, so the input has to be a .json file with the plain value"
+            )
+        return Arguments((_parsed(file, data),))
+    types = {path: datatype(fields[path]) if path in fields else None for path in key.fields}
+    if plain:
+        values = _by_field(file, _parsed(file, data), key.fields)
+        return key.arguments({path: _decoded(file, path, types[path], values[path]) for path in key.fields})
+    if len(key.fields) > 1:
+        names = ", ".join(key.fields)
+        raise PredictdError(
+            f"{file}: the model reads several fields ({names}): give a .json file with a list of their values"
+        )
+    return key.arguments([_whole(file, key.fields[0], types[key.fields[0]], data)])
+
+
+def _parsed(file: Path, data: bytes) -> Any:
+    try:
+        return json_util.loads(data.decode("utf-8-sig"), json_options=_ROW)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise PredictdError(f"{file} is no JSON: {error}") from None
+    except (TypeError, ValueError) as error:  # {"$date": "soon"}
+        raise PredictdError(f"{file} is no extended JSON: {error}") from None
+
+
+def _by_field(file: Path, value: Any, paths: Sequence[str]) -> dict[str, Any]:
+    if len(paths) == 1:
+        return {paths[0]: value}
+    if isinstance(value, list) and len(value) == len(paths):
+        return dict(zip(paths, value, strict=True))
+    if isinstance(value, dict) and value.keys() == set(paths):
+        return value
+    raise PredictdError(
+        f"{file}: expected a list of {len(paths)} values, for {', '.join(paths)}, or an object that names them"
+    )
+
+
+def _decoded(file: Path, path: str, kind: Datatype | None, value: Any) -> Any:
+    """A value of a .json file as the model sees it; an array may be written as nested lists."""
+
+    def decoded() -> Any:
+        if kind is None:
+            return value
+        if isinstance(value, list) and _name(kind) in _NUMERIC:
+            return kind.decode(kind.encode(_array(kind, value)))
+        return kind.decode(value)
+
+    return _named(file, path, decoded)
+
+
+def _whole(file: Path, path: str, kind: Datatype | None, data: bytes) -> Any:
+    """A file that is one field's value."""
+
+    def decoded() -> Any:
+        name = _name(kind) if kind is not None else ""
+        if kind is not None and name in _NUMERIC and file.suffix.lower() == ".npy":
+            import numpy as np
+
+            return kind.decode(kind.encode(np.load(BytesIO(data), allow_pickle=False)))
+        if kind is not None and name in _AS_BYTES:
+            return kind.decode(data)
+        if kind is not None and name == "str":
+            return kind.decode(data.decode("utf-8"))
+        raise DecodeError(
+            f"is {kind.spec if kind else 'of no declared datatype'}: give a .json file with the plain value"
+        )
+
+    return _named(file, path, decoded)
+
+
+def _named(file: Path, path: str, decoded: Callable[[], Any]) -> Any:
+    """Says of whatever is wrong with a value whose it is."""
+    try:
+        return decoded()
+    except (PredictdError, ValueError, OverflowError) as error:  # numpy's and UTF-8's are ValueErrors
+        raise DecodeError(f"{file}, as field {path}: {error}") from None
+
+
+def _array(kind: Datatype, value: list[Any]) -> Any:
+    import numpy as np
+
+    return np.asarray(value, dtype=kind.spec.partition("[")[2].partition(",")[0])
+
+
+def _name(kind: Datatype) -> str:
+    return kind.spec.partition("[")[0]
+
+
+def _predicted(here: Place, component: Component, number: int, given: Arguments) -> Any:
+    from daemon.store.registry.model_loader import ModelLoader
+
+    configure("console", "warning")
+    sys.path.insert(0, str(here.config.service.import_root))
+    loader = ModelLoader(here.database, here.service, ImportPolicy(tuple(here.config.security.allow_imports)))
+    loaded = loader.version(component, number)
+    if loaded.version.source and loaded.version.source != loader.source(component):
+        warn(
+            f"{component.name} version {number} was made with other code than is imported here; its output may differ from the daemon's"
+        )
+    try:
+        return loaded.model.predict(*given.args, **given.kwargs)
+    except PredictdError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+        raise PredictdError(f"{component.name} version {number} raised {type(error).__name__}: {error}") from None

@@ -1,0 +1,165 @@
+"""The daemon itself: running it, its configuration, and a first look at it."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import os
+import signal
+import threading
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from components.errors import ConfigurationError, MongoUnavailable, PredictdError, Problem
+from daemon import config as configuration
+from daemon.cli.command import ConfigFile, err, hint, loaded, located, out, say
+from daemon.embedded import server as embedded
+from daemon.store.service.state_directory import http_address
+from daemon.supervisor import signals
+
+RELOAD_SECONDS: Final = 180.0
+"""Workers that are restarted drain first, for `service.stop_timeout` at most."""
+
+
+def run(
+    config: ConfigFile = None,
+    wait: Annotated[
+        float | None, typer.Option(help="Seconds to wait for MongoDB before giving up (exit 69); else for ever.")
+    ] = None,
+    standby: Annotated[
+        bool, typer.Option(help="While another daemon is active: wait for it, or leave at once (exit 75).")
+    ] = True,
+    with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True)] = False,
+) -> None:
+    """Run the daemon in the foreground, as systemd does."""
+    _sole_owner_of_its_name()
+    if with_parent:
+        signals.stop_with_parent()
+    from daemon.supervisor.service import serve
+
+    asyncio.run(serve(configuration.find(config, os.environ), os.environ, wait=wait, standby=standby))
+
+
+def reload(config: ConfigFile = None) -> None:
+    """Have the running daemon read service.toml again, and say what came of it. Exit 78 where it is refused."""
+    settings = located(config, quietly=True)  # the daemon says what is wrong
+    address = http_address(settings.service.state_dir)
+    if address is None:
+        raise PredictdError(
+            f"no daemon runs in {settings.service.state_dir}; `predictd run` reads service.toml when it starts"
+        )
+    host, _, port = address.rpartition(":")
+    # Not by a URL: a proxy that the environment names has no business between the two.
+    connection = http.client.HTTPConnection(_reachable(host.strip("[]")), int(port), timeout=RELOAD_SECONDS)
+    try:
+        with err.status("the daemon reads service.toml"):
+            connection.request("POST", "/-/reload")
+            answer = connection.getresponse()
+            told = answer.read().decode(errors="replace").strip()
+    except OSError as error:
+        raise PredictdError(
+            f"the daemon of {settings.service.state_dir} does not answer on {address} ({error.strerror or error}); does it still run?"
+        ) from None
+    finally:
+        connection.close()
+    if answer.status == http.client.BAD_REQUEST:
+        raise ConfigurationError([Problem("", line) for line in told.splitlines()])
+    if answer.status != http.client.OK:
+        raise PredictdError(f"{address} answers {answer.status}: {told}")
+    say(told)
+
+
+def _reachable(host: str) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - who listens everywhere listens here
+
+
+def mongod(config: ConfigFile = None) -> None:
+    """Run the embedded MongoDB in the foreground and print its URI, for mongosh."""
+    settings = loaded(config)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with embedded.ensure(settings.service.state_dir, settings.mongo.port) as running:
+        say(running.uri)
+        if not running.owned:
+            hint("it was running already; this command only watches it (Ctrl-C leaves it running)")
+        else:
+            hint("MongoDB runs until Ctrl-C")
+        while not stop.wait(1.0):
+            if not running.alive():
+                raise MongoUnavailable("the embedded MongoDB has ended")
+
+
+def check(
+    config: ConfigFile = None,
+    mongo: Annotated[bool, typer.Option("--mongo", help="Meet MongoDB as well.")] = False,
+    build: Annotated[bool, typer.Option(help="Import and build what the file names, in a process of its own.")] = True,
+) -> None:
+    """Say everything that is wrong with service.toml, or that nothing is."""
+    from daemon import check as checking
+
+    path = configuration.find(config, os.environ)
+    settings = loaded(path)
+    problems: list[Problem] = []
+    if build:
+        with err.status("importing and building what the file names"):
+            problems += checking.build(settings)
+    if mongo:
+        problems += checking.meet(settings)
+    if problems:
+        raise ConfigurationError(problems)
+    declared = settings.declarations()
+    counts = [(kind.removesuffix("s"), len(declared[kind])) for kind in declared]
+    always = ("table", "model", "listener")
+    told = ", ".join(f"{n} {what}{'' if n == 1 else 's'}" for what, n in counts if n or what in always)
+    say(f"{path}: good ({told})")
+
+
+def init(
+    path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("service.toml"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
+) -> None:
+    """Write a first service.toml, commented and valid."""
+    try:
+        with path.open("w" if force else "x", encoding="utf-8") as file:
+            file.write(first_service())
+    except FileExistsError:
+        raise PredictdError(f"{path} is there already; --force overwrites it") from None
+    except OSError as error:
+        raise PredictdError(f"{path} cannot be written: {error.strerror}") from None
+    say(f"wrote {path}; next: predictd check -c {path}, then predictd run -c {path}")
+
+
+def first_service() -> str:
+    """The text of the service.toml that the distribution ships: in a wheel it lies in the package `daemon`, in a checkout above it."""
+    package = Path(__file__).parents[1]
+    packaged = package / "service.toml"
+    return (packaged if packaged.exists() else package.parent / "service.toml").read_text(encoding="utf-8")
+
+
+def demo(
+    keep: Annotated[bool, typer.Option("--keep", help="Leave everything running at the end.")] = False,
+    rows: Annotated[int, typer.Option(min=100, max=5000, help="How many digits to insert.")] = 1000,
+) -> None:
+    """Show the main job on real rows: insert, predict, update, break, kill, recover, train, predict better."""
+    from daemon import demo as showing
+
+    raise typer.Exit(showing.show(out, first_service(), keep=keep, rows=rows))
+
+
+def _sole_owner_of_its_name() -> None:
+    """The PyPI package python-daemon has the import name `daemon` too, and the two overwrite each other without a word."""
+    owners = set(packages_distributions().get("daemon", ())) - {"predictd"}
+    if owners:
+        raise ConfigurationError(
+            [
+                Problem(
+                    "",
+                    f"the package {', '.join(sorted(owners))} is installed beside predictd, and both are imported as `daemon`; "
+                    "install predictd in an environment of its own",
+                )
+            ]
+        )

@@ -1,0 +1,83 @@
+"""What there is: the state of the service, its tables and models, and the versions of a model."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from components.errors import NotApplied, PredictdError
+from daemon.cli import screens
+from daemon.cli.command import FAILED, ConfigFile, Json, ModelName, hint, out, place, show
+from daemon.store.registry.versions import Version, Versions
+from daemon.store.service import overview
+from daemon.store.service.status import StatusBoard
+
+
+def status(
+    config: ConfigFile = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh every second until Ctrl-C.")] = False,
+    json: Json = False,
+) -> None:
+    """What the daemon does, and how far behind it is. Exit 1 where none is active or not all is ready."""
+    with place(config) as here:
+        board = StatusBoard(here.database, here.service)
+
+        def now() -> dict[str, Any]:
+            document = board.read() or {"_id": here.service, "state": "never started", "ready": False}
+            return {**document, "waiting": overview.waiting(here.database, here.service)}
+
+        if watch and not json and out.is_terminal:
+            with screens.live(out) as draw:
+                while True:
+                    draw(screens.status(now()))
+                    time.sleep(1)
+        document = now()
+        show(document, screens.status, json=json)
+        raise typer.Exit(0 if screens.is_well(document) else FAILED)
+
+
+def tables(config: ConfigFile = None, json: Json = False) -> None:
+    """The registered tables."""
+    with place(config) as here:
+        show(overview.tables(here.database, here.service), screens.tables, json=json)
+
+
+def models(config: ConfigFile = None, json: Json = False) -> None:
+    """The models, and the version of each that is live."""
+    with place(config) as here:
+        show(overview.models(here.database, here.service), screens.models, json=json)
+
+
+def versions(
+    model: ModelName,
+    config: ConfigFile = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.png", help="Draw metrics and training into this file (.png, .svg, .pdf).", show_default=False
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """The versions of a model: what each was trained on, how well it does, and why it is live or not."""
+    with place(config) as here:
+        found = Versions(here.database, here.service, model).listed()
+        if not found and not overview.is_applied(here.database, here.service, "model", model):
+            raise NotApplied(here.registry().absent("model", model))
+        if plot is not None:
+            _draw(model, found, plot)
+            hint(f"wrote {plot}")
+        show([asdict(version) for version in found], screens.versions, json=json)
+
+
+def _draw(model: str, found: list[Version], file: Path) -> None:
+    from daemon.api.plots import versions_figure  # matplotlib is for who draws
+
+    try:
+        versions_figure(found, title=model).savefig(file)
+    except (OSError, ValueError) as error:  # no such folder, no such format
+        raise PredictdError(f"{file} cannot be written: {error}") from None

@@ -1,0 +1,57 @@
+"""A configuration as it was written: its values, where each came from, and the problems found so far."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from components.errors import Problem
+
+Keys = tuple[str | int, ...]
+
+
+def dotted(path: Iterable[str | int]) -> str:
+    """Return the key's path as TOML writes it: `listeners.digit.key[0]`, with quotes where a part needs them."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            text += ("." if text else "") + (part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else json.dumps(part))
+    return text
+
+
+@dataclass
+class Source:
+    """A configuration as it was read, before anything is checked."""
+
+    path: Path
+    data: dict[str, Any] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    written: dict[Keys, str] = field(default_factory=dict)
+    """What the file says where a value holds `${VAR}`: messages show this, never the variable's value."""
+    expanded: dict[Keys, str] = field(default_factory=dict)
+    """What those values became."""
+    broken: set[Keys] = field(default_factory=set)
+    """Keys whose value could not be put together; one problem each is enough."""
+    overridden: dict[Keys, str] = field(default_factory=dict)
+    """Keys set by the environment, with the variable's name."""
+
+    def report(self, path: Keys, message: str) -> None:
+        """Note a problem of the value at `path`, which is not judged any further."""
+        self.problems.append(Problem(dotted(path), message))
+        self.broken.add(path)
+
+    def forget(self, path: Keys) -> None:
+        """Drop what is known of a value that the environment replaces."""
+        inside = [known for known in (*self.written, *self.broken) if known[: len(path)] == path]
+        gone = {dotted(known) for known in inside}
+        for known in inside:
+            self.written.pop(known, None)
+            self.expanded.pop(known, None)
+            self.broken.discard(known)
+        self.problems = [problem for problem in self.problems if problem.path not in gone]

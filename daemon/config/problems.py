@@ -1,0 +1,170 @@
+"""How problems are put in words: what the value was (never a secret), and what would be right.
+
+A message has three parts: what is wrong with the value that it shows, what would be right, and an example of it. The last
+two come from the key's own `description` and `examples` in `sections`, so a new key brings its message along.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from components.errors import Problem
+from daemon.config.document import Source, dotted
+
+_SHOWN = 80
+_CREDENTIALS = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://)?.*@", re.DOTALL)
+_QUERY = re.compile(r"(://[^?]*\?).+", re.DOTALL)
+_SECRET_KEY = re.compile(r"pass(word|wd|phrase)?|secret|token|credential|api_?key|private", re.IGNORECASE)
+
+Path = tuple[str | int, ...]
+
+
+def masked(text: str) -> str:
+    """Return `text` without what may be a secret: all before the last @, and the options of an address."""
+    return _QUERY.sub(r"\1...", _CREDENTIALS.sub(r"\1***@", text))
+
+
+def toml(value: Any) -> str:
+    """Return `value` about as TOML writes it."""
+    if isinstance(value, Mapping) and not value:
+        return "{}"
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{dotted([str(key)])} = {toml(item)}" for key, item in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(toml(item) for item in value) + "]"
+    if isinstance(value, str | bool):
+        return json.dumps(value, ensure_ascii=False)
+    return str(value)
+
+
+def shown(value: Any, path: Path, source: Source | None = None) -> str:
+    """Return `value` for a message: short, credentials masked, and as written where it came from `${VAR}`."""
+    if any(isinstance(part, str) and _SECRET_KEY.search(part) for part in path):
+        return "the value (not shown)"
+    if source is not None and path in source.written:
+        value = source.written[path]
+    text = toml(_without_secrets(value, path, source))
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
+def _without_secrets(value: Any, path: Path, source: Source | None) -> Any:
+    if source is not None and path in source.written:
+        return source.written[path]
+    if isinstance(value, Mapping):
+        return {
+            key: "***" if _SECRET_KEY.search(str(key)) else _without_secrets(item, (*path, key), source)
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_without_secrets(item, (*path, place), source) for place, item in enumerate(value)]
+    return masked(value) if isinstance(value, str) else value
+
+
+def suggestion(word: str, known: Iterable[str], noun: str) -> str:
+    """Return "did you mean `x`?" where a known name is near, else which names there are."""
+    names = list(known)
+    folded = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=0.6)
+    if near:
+        return f"did you mean `{folded[near[0]]}`?"
+    if not names:
+        return f"there is no {noun} here yet"
+    listed = ", ".join(f"`{name}`" for name in names[:12])
+    return f"known {noun}s: {listed}" + (", ..." if len(names) > 12 else "")
+
+
+def model_at(root: type[BaseModel], path: Path) -> type[BaseModel] | None:
+    """Return the pydantic model that describes the section at `path`, None where `path` names no section."""
+    model = root
+    parts: Iterator[str | int] = iter(path)
+    for part in parts:
+        field = model.model_fields.get(str(part))
+        if field is None:
+            return None
+        inner = section_of(field) or _listed(field)
+        if inner is None:
+            return None
+        model, named = inner
+        if named and next(parts, None) is None:
+            return None
+    return model
+
+
+def section_of(field: FieldInfo) -> tuple[type[BaseModel], bool] | None:
+    """Return the section that a field holds, and whether it holds many by name (`[tables.NAME]`); None for a plain key."""
+    annotation = field.annotation
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation, False
+    inner = get_args(annotation)
+    if len(inner) == 2 and isinstance(inner[1], type) and issubclass(inner[1], BaseModel):
+        return inner[1], True
+    return None
+
+
+def _listed(field: FieldInfo) -> tuple[type[BaseModel], bool] | None:
+    """Return the section that a key holds a list of, such as `when`."""
+    inner = get_args(field.annotation)
+    if len(inner) == 1 and isinstance(inner[0], type) and issubclass(inner[0], BaseModel):
+        return inner[0], True
+    return None
+
+
+def expected(root: type[BaseModel], path: Path) -> str:
+    """Return what would be right at `path`, with an example of it; empty where the path is no key of ours."""
+    for cut in range(len(path), 0, -1):
+        model = model_at(root, path[: cut - 1])
+        field = model.model_fields.get(str(path[cut - 1])) if model is not None else None
+        if field is not None and field.description:
+            words = f"it must be {field.description}"
+            if field.examples:
+                words += f", for example `{path[cut - 1]} = {toml(field.examples[0])}`"
+            return words
+    return ""
+
+
+def worded(error: ValidationError, root: type[BaseModel], source: Source) -> Iterator[Problem]:
+    """Yield a Problem for each of pydantic's errors about `root`."""
+    for detail in error.errors(include_url=False):
+        path: Path = tuple(detail["loc"])
+        if path in source.broken:
+            continue
+        yield Problem(dotted(path), _message(root, detail["type"], path, detail, source) + _origin(path, source))
+
+
+def _message(root: type[BaseModel], kind: str, path: Path, detail: Any, source: Source) -> str:
+    what = expected(root, path)
+    if kind == "extra_forbidden":
+        return _unknown(root, path)
+    if kind == "missing":
+        return f"is missing; {what}"
+    if kind in {"model_type", "dict_type", "model_attributes_type"} and not what:
+        return f"{shown(detail['input'], path, source)} is not a section; write [{dotted(path)}] and its keys under it"
+    wrong = shown(detail["input"], path, source)
+    if kind == "value_error":
+        reason = str(detail["ctx"]["error"])
+        return f"{wrong}: {reason}; {what}" if reason else f"{wrong} is not right; {what}"
+    return f"{wrong} is not right; {what}" if what else f"{wrong} is not right: {detail['msg']}"
+
+
+def _unknown(root: type[BaseModel], path: Path) -> str:
+    name = str(path[-1])
+    model = model_at(root, path[:-1])
+    noun = "section" if len(path) == 1 else "key"
+    known = list(model.model_fields) if model is not None else []
+    if len(path) == 1:
+        return f"unknown section; {suggestion(name, known, noun)}"
+    return f"unknown key; {suggestion(name, known, noun)}"
+
+
+def _origin(path: Path, source: Source) -> str:
+    for cut in range(len(path), 0, -1):
+        if path[:cut] in source.overridden:
+            return f" (set by {source.overridden[path[:cut]]})"
+    return ""

@@ -1,0 +1,255 @@
+"""What the sections about training say together: trainers and their models, metrics and their names, and when to run.
+
+Like the rest of the crosscheck it works on the raw data, and steps over whatever has the wrong shape.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+from zoneinfo import available_timezones
+
+from components import cron
+from components.errors import Problem
+from components.query import mentioned
+from daemon.config.document import Source, dotted
+from daemon.config.filters import filter_problems
+from daemon.config.problems import shown, suggestion
+from daemon.config.references import Path, import_path, key_field, keywords, reference, sections
+from daemon.config.trainer_sections import TORCHMETRICS
+
+__all__ = ["learning"]
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+_CLASS = re.compile(r"[A-Z]\w*")
+_TRIGGERS = ("every", "cron", "rows", "below")
+_LOSSES = ("train/loss", "valid/loss")
+_OWN_LOADER = {
+    "sampler": "rows are shuffled from `seed`, so that a training that was interrupted goes on at the same place",
+    "batch_sampler": "rows are shuffled from `seed`, so that a training that was interrupted goes on at the same place",
+    "generator": "random numbers come from `seed`",
+    "dataset": "the rows come from `table` and `where`",
+}
+
+
+def learning(source: Source) -> Iterator[Problem]:
+    """Yield every problem of the trainers and validations that takes more than one key to see."""
+    for name, trainer in sections(source, "trainers").items():
+        yield from _trainer(name, trainer, source)
+    for name, validation in sections(source, "validations").items():
+        yield from _validation(name, validation, source)
+    yield from _same_metrics(source)
+
+
+def _trainer(name: str, trainer: Mapping[str, Any], source: Source) -> Iterator[Problem]:
+    base: Path = ("trainers", name)
+    model = sections(source, "models").get(name)
+    if model is None:
+        near = suggestion(name, sections(source, "models"), "model")
+        message = (
+            f"a trainer is called like the model that it trains, and there is no model `{name}` in this file; {near}"
+        )
+        yield Problem(dotted(base), message)
+    elif model.get("type", "torch") == "object":
+        yield Problem(
+            dotted(base),
+            f'model `{name}` is of type = "object", which nothing trains; remove this section, or make it a torch model',
+        )
+    yield from _rows(trainer, base, trainer.get("key"), (*base, "key"), source)
+    for key in ("objective", "transform", "optimizer"):
+        if isinstance(trainer.get(key), str):
+            yield from import_path(trainer[key], dotted((*base, key)), source)
+    for key in ("loader", "optimizer_arguments"):
+        yield from keywords(trainer.get(key), (*base, key))
+        yield from _imported(trainer.get(key), (*base, key), source)
+    if isinstance(trainer.get("loader"), dict):
+        yield from _loader(trainer["loader"], (*base, "loader"))
+    yield from _judged(name, trainer, source)
+    yield from _occasions(trainer.get("when"), (*base, "when"), source, None)
+
+
+def _rows(query: Mapping[str, Any], base: Path, key: Any, at: Path, source: Source) -> Iterator[Problem]:
+    """Yield what is wrong with a query and the key that is read from its rows."""
+    yield from reference(query.get("table"), "tables", (*base, "table"), source)
+    if isinstance(query.get("where"), dict):
+        yield from filter_problems(query["where"], (*base, "where"))
+    for place, field in enumerate(key if isinstance(key, list) else ()):
+        if isinstance(field, str) and field:
+            yield from key_field(field, dotted((*at, place)), query, source)
+
+
+def _imported(value: Any, path: Path, source: Source) -> Iterator[Problem]:
+    """Yield what is wrong with the code that stands among arguments as `{ "$import" = "package.module:name" }`."""
+    if isinstance(value, dict) and "$import" in value:
+        if len(value) > 1 or not isinstance(value["$import"], str):
+            yield Problem(dotted(path), 'code among arguments stands alone, as { "$import" = "package.module:name" }')
+        else:
+            yield from import_path(value["$import"], dotted((*path, "$import")), source)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _imported(item, (*path, key), source)
+    elif isinstance(value, list):
+        for place, item in enumerate(value):
+            yield from _imported(item, (*path, place), source)
+
+
+def _loader(loader: Mapping[str, Any], path: Path) -> Iterator[Problem]:
+    for key, reason in _OWN_LOADER.items():
+        if key in loader:
+            yield Problem(dotted((*path, key)), f"this is the trainer's own: {reason}; remove it")
+    for key, least in (("batch_size", 1), ("num_workers", 0)):
+        value = loader.get(key, least)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            message = f"{shown(value, ())} is not right; it must be a whole number, at least {least}, for example `{key} = {64 if least else 2}`"
+            yield Problem(dotted((*path, key)), message)
+
+
+def _judged(name: str, trainer: Mapping[str, Any], source: Source) -> Iterator[Problem]:
+    """Yield what is wrong with the metrics that choose among a trainer's states and versions."""
+    own = [each for each in sections(source, "validations").values() if each.get("model") == name]
+    measured = [metric for validation in own for metric in _metrics(validation)]
+    apart = _keeps_rows_apart(trainer, source)
+    promote, metric, listen = (trainer.get(key) for key in ("promote", "promote_metric", "listen"))
+    if trainer.get("promote", "better") == "better" and not own and not apart and name in sections(source, "models"):
+        yield Problem(
+            dotted(("trainers", name, "promote")),
+            f'"better" needs a validation of model `{name}` to tell: add a section [validations.NAME] with model = "{name}", '
+            'keep rows apart for the loss (folds = 0.1), or set promote = "always"',
+        )
+    elif isinstance(metric, str) and metric not in (*measured, *(["valid/loss"] if apart else [])):
+        near = suggestion(metric, measured, "metric")
+        yield Problem(
+            dotted(("trainers", name, "promote_metric")), f"no validation of model `{name}` gives `{metric}`; {near}"
+        )
+    if isinstance(listen, str) and listen not in (*measured, *_LOSSES):
+        near = suggestion(listen, (*measured, *_LOSSES), "metric")
+        yield Problem(dotted(("trainers", name, "listen")), f"nothing gives `{listen}` for model `{name}`; {near}")
+    if promote in ("always", "manual"):
+        for key in ("promote_metric", "promote_margin"):
+            if key in trainer:
+                yield Problem(
+                    dotted(("trainers", name, key)), 'only promote = "better" compares; remove it, or change promote'
+                )
+
+
+def _keeps_rows_apart(trainer: Mapping[str, Any], source: Source) -> bool:
+    """Return whether there are rows to measure a training's loss on: a fraction of them, or those of a fold."""
+    folds, where = trainer.get("folds", "auto"), trainer.get("where", {})
+    fields = sections(source, "tables").get(str(trainer.get("table")), {}).get("fields", {})
+    told = isinstance(fields, dict) and "_fold" in fields and "_fold" not in mentioned(where)
+    return isinstance(folds, float) or (folds == "auto" and told)
+
+
+def _metrics(validation: Mapping[str, Any]) -> list[str]:
+    """Return what one validation measures, as "dataset/metric"."""
+    datasets, metrics = validation.get("datasets"), validation.get("metrics")
+    if not isinstance(datasets, dict) or not isinstance(metrics, dict):
+        return []
+    return [f"{dataset}/{metric}" for dataset in datasets for metric in metrics]
+
+
+def _validation(name: str, validation: Mapping[str, Any], source: Source) -> Iterator[Problem]:
+    base: Path = ("validations", name)
+    yield from reference(validation.get("model"), "models", (*base, "model"), source)
+    datasets, metrics = validation.get("datasets"), validation.get("metrics")
+    for dataset, query in (datasets if isinstance(datasets, dict) else {}).items():
+        yield from _plain_name(dataset, (*base, "datasets", dataset), "dataset")
+        if isinstance(query, dict):
+            yield from _rows(query, (*base, "datasets", dataset), validation.get("key"), (*base, "key"), source)
+    for metric, given in (metrics if isinstance(metrics, dict) else {}).items():
+        at: Path = (*base, "metrics", metric)
+        yield from _plain_name(metric, at, "metric")
+        code = given
+        if isinstance(given, dict):
+            yield from keywords(given.get("arguments"), (*at, "arguments"))
+            code, at = given.get("object"), (*at, "object")
+        if isinstance(code, str):
+            yield from import_path(f"{TORCHMETRICS}:{code}" if _CLASS.fullmatch(code) else code, dotted(at), source)
+    yield from _occasions(validation.get("when"), (*base, "when"), source, name)
+
+
+def _plain_name(name: str, path: Path, noun: str) -> Iterator[Problem]:
+    if not _NAME.fullmatch(name) or len(name) > 120:
+        yield Problem(
+            dotted(path),
+            f'not a name for a {noun}: it must be letters, digits, - and _, at most 120: it is shown as "dataset/metric"',
+        )
+
+
+def _same_metrics(source: Source) -> Iterator[Problem]:
+    """Yield metrics of one model that could not be told apart."""
+    seen: dict[tuple[str, str], str] = {}
+    for name, validation in sections(source, "validations").items():
+        for metric in _metrics(validation):
+            known = seen.setdefault((str(validation.get("model")), metric), name)
+            if metric in _LOSSES:
+                message = (
+                    f"`{metric}` is what a training calls its own loss; give the dataset or the metric another name"
+                )
+                yield Problem(dotted(("validations", name)), message)
+            elif known != name:
+                message = f"validation `{known}` gives `{metric}` of this model already; give a dataset or metric another name"
+                yield Problem(dotted(("validations", name)), message)
+
+
+def _occasions(when: Any, path: Path, source: Source, validation: str | None) -> Iterator[Problem]:
+    """Yield what is wrong with each of the occasions for a run; `validation` is the one that runs then."""
+    kinds: list[str] = []
+    for place, one in enumerate(when if isinstance(when, list) else ()):
+        if not isinstance(one, dict):
+            continue
+        here = (*path, place)
+        given = [key for key in _TRIGGERS if key in one]
+        if len(given) != 1:
+            said = f"has {' and '.join(given)}" if given else "says none of every, cron, rows and below"
+            yield Problem(dotted(here), f'{said}; one occasion has one of them, for example {{ every = "6h" }}')
+            continue
+        kind = given[0]
+        if kind in ("every", "rows") and kind in kinds:
+            yield Problem(
+                dotted(here), f"`{kind}` stands twice; keep the shorter one, the other would never be the first"
+            )
+        kinds.append(kind)
+        if kind != "cron" and "timezone" in one:
+            yield Problem(dotted((*here, "timezone")), f"only a cron has a time zone; remove it from this `{kind}`")
+        if kind == "cron":
+            yield from _cron(one, here)
+        elif kind == "below" and isinstance(one["below"], dict):
+            yield from _below(one["below"], (*here, "below"), source, validation)
+
+
+def _cron(one: Mapping[str, Any], path: Path) -> Iterator[Problem]:
+    text, zone = one["cron"], one.get("timezone", "UTC")
+    if isinstance(text, str):
+        try:
+            cron.parse(text)
+        except ValueError as error:
+            yield Problem(
+                dotted((*path, "cron")),
+                f'{shown(text, ())}: {error}; for example cron = "0 3 * * *", at three every night',
+            )
+    if isinstance(zone, str):
+        try:
+            cron.zone(zone)
+        except ValueError as error:
+            near = suggestion(zone, sorted(available_timezones()), "time zone")
+            near = (
+                near if near.startswith("did") else 'write a name such as "UTC", "Europe/Berlin" or "America/New_York"'
+            )
+            yield Problem(dotted((*path, "timezone")), f"{error}; {near}")
+
+
+def _below(below: Mapping[str, Any], path: Path, source: Source, validation: str | None) -> Iterator[Problem]:
+    measured = [f"{name}/{metric}" for name, one in sections(source, "validations").items() for metric in _metrics(one)]
+    for metric in below:
+        if metric not in measured:
+            near = suggestion(metric, measured, "metric")
+            yield Problem(
+                dotted((*path, metric)),
+                f'no validation gives this; write "validation/dataset/metric" of one in this file: {near}',
+            )
+        elif validation is not None and metric.startswith(f"{validation}/"):
+            yield Problem(
+                dotted((*path, metric)), "a validation that starts itself would never end; let this start the trainer"
+            )

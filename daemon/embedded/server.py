@@ -1,0 +1,397 @@
+"""The embedded MongoDB: a real single-node replica set, started by its owner and stopped with it.
+
+`ensure(state_dir)` gives a writable primary on a state directory, or says why there is none. Whoever gets the folder's flock
+first owns the server: it starts a guardian (`daemon.embedded.guardian`), which starts mongod, and the lock goes along
+to both. Whoever comes later attaches. The lock alone decides: one that is held while its server goes away (a stop, a kill) is
+waited for, and then the newcomer starts its own server on the same data.
+
+What answers on a port is believed only once it has shown the process id and the data directory of our mongod: the port may be
+another program's, another MongoDB's even, and that one must not be initiated or reconfigured.
+
+    STATE_DIR/mongod/lock          held by flock while a guardian or a mongod lives
+    STATE_DIR/mongod/port          the port that was chosen, where none is configured
+    STATE_DIR/mongod/state.json    the server that may be attached to
+    STATE_DIR/mongod/data          MongoDB's files
+    STATE_DIR/mongod/mongod.log    bounded, with one file before it; guardian.log is the guardian's own
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import json
+import os
+import platform
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pymongo import MongoClient
+from pymongo.errors import OperationFailure, PyMongoError
+
+from components.errors import MongoUnavailable
+from daemon.embedded.guardian import PORT_TAKEN, STOP_SECONDS, Serving
+
+REPLICA_SET = "rs0"
+START_SECONDS = 120.0
+"""How long `ensure` waits for a writable primary; a mongod that was killed replays its journal first."""
+
+_PAUSE = 0.05
+_PORTS = range(27_100, 29_900)  # below the ephemeral ports, so that no outgoing connection takes a kept port
+_NOT_YET_INITIALIZED, _ALREADY_INITIALIZED = 94, 23
+
+
+class _PortTaken(Exception):
+    """Another process listens on the port that was to be ours."""
+
+
+@dataclass(eq=False)
+class EmbeddedMongo:
+    """A writable primary. Its `uri` holds as long as it is `alive()`; a later `ensure` may give another one.
+
+    `owned` tells who stops it: an owner's `close()`, or its end. An attached server goes away with its owner, whenever that is;
+    `alive()` then turns false, and `ensure` again makes this process the owner, with the same data.
+    """
+
+    uri: str
+    port: int
+    state_dir: Path
+    owned: bool
+    _guardian: int
+    _process: subprocess.Popen[bytes] | None = None
+
+    def alive(self) -> bool:
+        """Whether the server is being kept running; true also while a mongod that died is being started again."""
+        if self._process is not None:
+            return self._process.poll() is None
+        serving = Serving.read(_folder(self.state_dir))
+        return (
+            not self.owned and serving is not None and serving.guardian == self._guardian and _is_locked(self.state_dir)
+        )
+
+    def close(self) -> None:
+        """Stop an owned server and wait until it is gone; leave an attached one alone. May be called again."""
+        process, self._process = self._process, None
+        if process is not None:
+            _dismiss(process)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def find_mongod(state_dir: Path | None = None) -> Path:
+    """The mongod to run: one on PATH, else the one of the `embedded` extra's wheel.
+
+    The wheel's may lack its run bit. It is given one, or, where the installation is read-only, copied into `state_dir`.
+    Raises MongoUnavailable where there is none.
+    """
+    on_path = shutil.which("mongod")
+    if on_path is not None:
+        return Path(on_path)
+    spec = importlib.util.find_spec("fiftyone")
+    for location in (spec.submodule_search_locations or ()) if spec is not None else ():
+        mongod = Path(location, "db", "bin", "mongod")
+        if mongod.is_file():
+            return mongod if os.access(mongod, os.X_OK) else _runnable(mongod, state_dir)
+    raise MongoUnavailable(
+        'no mongod was found, neither on PATH nor in this Python environment: run `pip install "predictd[embedded]"`, '
+        'install MongoDB, or name your own replica set in service.toml ([mongo] uri = "mongodb://...")'
+    )
+
+
+def ensure(state_dir: Path, port: int | None = None, *, parameters: Mapping[str, str] | None = None) -> EmbeddedMongo:
+    """A writable primary on `state_dir`: started and owned by this process, or attached to if one runs there already.
+
+    `port` is the configured one; without it a port is chosen once and kept in the state directory, and another one chosen
+    when it is taken. `parameters` are further `--setParameter` of a server that is started here.
+
+    Raises MongoUnavailable, with what to do, where there is no mongod, it does not start, or the configured port is taken.
+    """
+    if platform.system() != "Linux":
+        raise MongoUnavailable(
+            f"the embedded MongoDB needs Linux, and this is {platform.system()}: name a replica set in service.toml "
+            '([mongo] uri = "mongodb://...")'
+        )
+    folder = _folder(state_dir)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        lock = _take_lock(state_dir)
+        if lock is not None:
+            try:
+                return _start(state_dir, port, parameters or {}, lock)
+            finally:
+                os.close(lock)  # and never LOCK_UN, which would unlock for the guardian and mongod too
+        attached = attach(state_dir, port)
+        if attached is not None:
+            return attached
+        time.sleep(_PAUSE)
+    raise MongoUnavailable(
+        f"the embedded MongoDB in {folder} belongs to another process and did not become a writable primary within "
+        f"{START_SECONDS:.0f} s: read {folder / 'mongod.log'}"
+    )
+
+
+def _folder(state_dir: Path) -> Path:
+    return state_dir.resolve() / "mongod"
+
+
+def _runnable(mongod: Path, state_dir: Path | None) -> Path:
+    try:
+        mongod.chmod(mongod.stat().st_mode | 0o111)
+        return mongod
+    except OSError as error:
+        if state_dir is None:
+            raise MongoUnavailable(f"{mongod} may not be run ({error}): give it its run bit (chmod +x)") from error
+    copy = _folder(state_dir) / "bin" / "mongod"
+    if not copy.is_file() or copy.stat().st_size != mongod.stat().st_size:
+        copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft = copy.with_name(f"mongod.{os.getpid()}")
+        shutil.copyfile(mongod, draft)
+        draft.chmod(0o700)
+        draft.replace(copy)
+    return copy
+
+
+def _take_lock(state_dir: Path) -> int | None:
+    """The descriptor of the folder's lock, or None while somebody else holds it."""
+    descriptor = os.open(_folder(state_dir) / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _is_locked(state_dir: Path) -> bool:
+    # An `ensure` that meets this short hold of ours sees a locked folder without a server, and tries again.
+    descriptor = _take_lock(state_dir)
+    if descriptor is None:
+        return True
+    os.close(descriptor)
+    return False
+
+
+def attach(state_dir: Path, port: int | None = None) -> EmbeddedMongo | None:
+    """The server that runs on the folder; None while there is none that could be used (it starts, stops, or is gone)."""
+    folder = _folder(state_dir)
+    serving = Serving.read(folder)
+    if serving is None or not _accepts(serving.port):
+        return None
+    try:
+        with _direct(serving.port) as client:
+            usable = _is_ours(client, serving, folder) and _is_primary(client, serving.port)
+    except PyMongoError:
+        return None
+    # Read once more: a stop that began meanwhile has withdrawn the state file.
+    if not usable or Serving.read(folder) != serving or not _is_locked(state_dir):
+        return None
+    if port is not None and port != serving.port:
+        raise MongoUnavailable(
+            f"mongo.port is {port}, but the embedded MongoDB in {folder} already runs on port {serving.port}, started by "
+            "another process: stop that process, or configure its port"
+        )
+    return EmbeddedMongo(_uri(serving.port), serving.port, state_dir, owned=False, _guardian=serving.guardian)
+
+
+def _start(state_dir: Path, port: int | None, parameters: Mapping[str, str], lock: int) -> EmbeddedMongo:
+    """Start a server on the folder, whose lock this process holds as descriptor `lock`."""
+    folder = _folder(state_dir)
+    Serving.withdraw(folder)  # what a guardian that was killed left behind
+    mongod = find_mongod(state_dir)
+    (folder / "data").mkdir(mode=0o700, exist_ok=True)
+    for _ in range(10):
+        chosen = port if port is not None else _choose_port(folder)
+        try:
+            return _start_on(chosen, state_dir, _command(mongod, folder, chosen, parameters), lock)
+        except _PortTaken as taken:
+            if port is not None:
+                raise MongoUnavailable(
+                    f"port {port} on 127.0.0.1 is taken by another process: free it, configure another mongo.port, or leave "
+                    "mongo.port out to have a free one chosen"
+                ) from taken
+            (folder / "port").unlink(missing_ok=True)
+    raise MongoUnavailable("no free port on 127.0.0.1 was found for the embedded MongoDB: set mongo.port to a free one")
+
+
+def _start_on(port: int, state_dir: Path, command: list[str], lock: int) -> EmbeddedMongo:
+    if not _is_free(port):
+        raise _PortTaken
+    folder = _folder(state_dir)
+    log = folder / "mongod.log"
+    told = log.stat().st_size if log.exists() else 0
+    with (folder / "guardian.log").open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "daemon.embedded.guardian", str(folder), str(port), str(lock), *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=output,
+            pass_fds=(lock,),
+            start_new_session=True,  # Ctrl-C in the owner's terminal must not reach mongod before the owner has drained
+        )
+    try:
+        _wait_for_primary(process, folder, port, told)
+        draft = folder / "port.new"
+        draft.write_text(f"{port}\n")
+        draft.replace(folder / "port")
+    except BaseException:
+        _dismiss(process)
+        raise
+    return EmbeddedMongo(_uri(port), port, state_dir, owned=True, _guardian=process.pid, _process=process)
+
+
+def _command(mongod: Path, folder: Path, port: int, parameters: Mapping[str, str]) -> list[str]:
+    options = {
+        "replSet": REPLICA_SET,
+        "bind_ip": "127.0.0.1",
+        "port": str(port),
+        "dbpath": str(folder / "data"),
+        "logpath": str(folder / "mongod.log"),
+        "logRotate": "reopen",
+        "wiredTigerCacheSizeGB": "0.5",
+        "oplogSize": "990",
+    }
+    command = [str(mongod), "--nounixsocket", "--logappend", "--quiet"]
+    for name, value in options.items():
+        command += [f"--{name}", value]
+    for name, value in {"diagnosticDataCollectionEnabled": "false", **parameters}.items():
+        command += ["--setParameter", f"{name}={value}"]
+    return command
+
+
+def _wait_for_primary(process: subprocess.Popen[bytes], folder: Path, port: int, told: int) -> None:
+    """Return once the guardian's mongod is a writable primary on `port`, initiated or reconfigured as it needs."""
+    deadline = time.monotonic() + START_SECONDS
+    last: PyMongoError | None = None
+    while time.monotonic() < deadline:
+        code = process.poll()
+        if code == PORT_TAKEN:
+            raise _PortTaken
+        if code is not None:
+            raise MongoUnavailable(
+                f"the embedded MongoDB in {folder} did not start (guardian: {code}): {_reason(folder, told)}"
+            )
+        serving = Serving.read(folder)
+        if serving is not None and serving.guardian == process.pid and _accepts(port):
+            try:
+                with _direct(port) as client:
+                    if _is_ours(client, serving, folder) and _became_primary(client, port):
+                        return
+            except PyMongoError as error:
+                last = error
+        time.sleep(_PAUSE)
+    raise MongoUnavailable(
+        f"the embedded MongoDB in {folder} did not become a writable primary within {START_SECONDS:.0f} s "
+        f"({last or 'it answered, but not as one'}): {_reason(folder, told)}"
+    )
+
+
+def _became_primary(client: MongoClient[dict[str, Any]], port: int) -> bool:
+    """Whether the node is primary under this port's name; otherwise does what brings it nearer to that."""
+    if _is_primary(client, port):
+        return True
+    member = {"_id": 0, "host": f"127.0.0.1:{port}"}
+    try:
+        config = client.admin.command("replSetGetConfig")["config"]
+    except OperationFailure as error:
+        if error.code != _NOT_YET_INITIALIZED:
+            raise
+        try:
+            client.admin.command("replSetInitiate", {"_id": REPLICA_SET, "members": [member]})
+        except OperationFailure as refused:
+            # A node that is still reading its configuration calls itself uninitialized, and then refuses.
+            if refused.code != _ALREADY_INITIALIZED:
+                raise
+        return False
+    if [each["host"] for each in config["members"]] != [member["host"]]:
+        # The data was served on another port: under the old name the node would never become primary. (Before it answers
+        # at all, mongod asks the old port whether that is itself; a stranger there that stays silent costs 30 s, once.)
+        moved = {**config, "version": config["version"] + 1, "members": [{**config["members"][0], **member}]}
+        client.admin.command("replSetReconfig", moved, force=True)
+    return False
+
+
+def _uri(port: int) -> str:
+    return f"mongodb://127.0.0.1:{port}/?replicaSet={REPLICA_SET}"
+
+
+def _direct(port: int) -> MongoClient[dict[str, Any]]:
+    return MongoClient("127.0.0.1", port, directConnection=True, serverSelectionTimeoutMS=2_000, socketTimeoutMS=10_000)
+
+
+def _is_ours(client: MongoClient[dict[str, Any]], serving: Serving, folder: Path) -> bool:
+    options = client.admin.command("getCmdLineOpts")["parsed"]
+    if options.get("storage", {}).get("dbPath") != str(folder / "data"):
+        return False
+    return int(client.admin.command("serverStatus")["pid"]) == serving.mongod
+
+
+def _is_primary(client: MongoClient[dict[str, Any]], port: int) -> bool:
+    hello = client.admin.command("hello")
+    return bool(hello["isWritablePrimary"]) and hello.get("me") == f"127.0.0.1:{port}"
+
+
+def _accepts(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # as mongod: connections that are closing do not count
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _choose_port(folder: Path) -> int:
+    """The port that was kept, else a free one."""
+    with suppress(OSError, ValueError):
+        return int((folder / "port").read_text())
+    free = (port for port in secrets.SystemRandom().sample(_PORTS, 100) if _is_free(port))
+    return next(free, _PORTS[0])  # none of a hundred: `_start_on` finds it taken, and asks again
+
+
+def _dismiss(process: subprocess.Popen[bytes]) -> None:
+    """Tell a guardian to stop its mongod, and wait for both; one that hangs is killed, and its mongod with it."""
+    if process.stdin is not None:
+        process.stdin.close()
+    try:
+        process.wait(STOP_SECONDS + 5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _reason(folder: Path, told: int) -> str:
+    """The last that the guardian and mongod said, in a line; `told` is the log's size, in bytes, before this start."""
+    words = (folder / "guardian.log").read_text(errors="replace").splitlines()
+    said = [line for line in words if '"s":"I"' not in line][-3:]
+    with suppress(OSError), (folder / "mongod.log").open("rb") as log:
+        log.seek(max(told, log.seek(0, os.SEEK_END) - 65_536))
+        for line in log:
+            with suppress(ValueError):  # the first line may be half of one
+                entry = json.loads(line)
+                if entry["s"] in {"E", "F"}:
+                    said.append(f"{entry['msg']} {json.dumps(entry.get('attr', {}))[:300]}")
+    return "; ".join([*said[-6:], f"see {folder / 'mongod.log'}"])

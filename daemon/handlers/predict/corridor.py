@@ -1,0 +1,255 @@
+"""The corridor: from a changed row to its output, for one listener.
+
+    change stream --+                                     one thread per stage, bounded queues between them
+                    +--> dirty keys --> read --> prepare --> predict --> write --> position
+    scan -----------+    (coalesced)  (snapshot)  (decode,    (model)   (guarded)   (contiguous prefix)
+                                                preprocess)
+
+1. *Events are dirty keys.* The stream and the scan only name rows; a row that is named ten times waits once.
+2. *Batches are drained, not timed.* `read` takes what waits, up to a cap; batches grow while the model is busy. No timer, no polling.
+3. *Rows are read once per batch at a snapshot*, not before the newest event of the batch (R3a), nor before this corridor's own
+   newest acknowledged write. The reply's cluster time V is the version of everything in the batch.
+4. *Every judged row is written, and each write compares and sets*: it names the output's `asof` that the snapshot saw. What
+   matches nothing met a race and is judged anew (R1b), at a snapshot not older than that failed write (R1c).
+5. *The position moves last*: a key is finished when its write, or its dead letter, is acknowledged; the stretch of the stream
+   that named it ends only then.
+6. *A failed batch is bisected* until the failing row stands alone.
+
+`Corridor` holds the four steps, each a plain method: a test can hold one batch between two of them. `CorridorThreads` runs them. The
+rules' names (R1...) are those of docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Final, Protocol, TypeVar
+
+import structlog
+from bson.timestamp import Timestamp
+
+from daemon.handlers.predict.batch_cap import BatchCap
+from daemon.handlers.predict.dirty_keys import Batch, DirtyKeys, identity
+from daemon.handlers.predict.records import Letter, Row, Snapshot, Write, Written
+from daemon.handlers.predict.stages import Judged, Live, Predicted, Prepared, judge, letter, predict, prepare
+from daemon.health.measures import Measures
+
+log = structlog.get_logger(__name__)
+
+WAITING_BATCHES: Final = 1  # between two stages: enough that none waits while the other has something ready
+BATCHES_HELD: Final = 4 + 3 * WAITING_BATCHES  # by the four stages and the three queues between them, at most
+MEETS_MONGODB: Final = ("read", "write")
+B = TypeVar("B")
+T = TypeVar("T")
+
+
+class OutputsPort(Protocol):
+    """The rows of the listener; `daemon.store.rows.outputs.Outputs` is the real one."""
+
+    def read(self, keys: Sequence[Any], after: Timestamp | None, max_bytes: int) -> Snapshot: ...
+    def write(self, writes: Sequence[Write]) -> Written: ...
+
+
+class LettersPort(Protocol):
+    """The dead letters of the listener; `daemon.store.rows.dead_letters.DeadLetters` is the real one."""
+
+    def add(self, letters: Iterable[Letter]) -> None: ...
+    def clear(self, keys: Iterable[Any]) -> int: ...
+    def settled(self, key: Any, input_: bytes, generation: int) -> bool: ...
+
+
+class Corridor:
+    """The four steps of one listener. Each is called by one thread at a time; none keeps anything of a batch."""
+
+    def __init__(
+        self,
+        listener: str,
+        *,
+        live: Live,
+        reload: Callable[[Live], Live],
+        outputs: OutputsPort,
+        letters: LettersPort,
+        dirty: DirtyKeys,
+        cap: BatchCap,
+        measures: Measures,
+        batch_bytes: int,
+    ) -> None:
+        self.listener = listener
+        self.live = live
+        self.dirty = dirty
+        self.cap = cap
+        self.measures = measures
+        self._batch_bytes = batch_bytes
+        self._reload = reload
+        self._outputs = outputs
+        self._letters = letters
+        self._floor: Timestamp | None = None
+
+    def read(self, batch: Batch) -> Judged:
+        """Reads the batch's rows at one snapshot and decides what each needs."""
+        after = max((t for t in (batch.after, self._floor) if t is not None), default=None)  # R3a
+        snapshot = self._outputs.read([key.key for key in batch.keys], after, self._batch_bytes)
+        if snapshot.unread:
+            unread = {identity(key) for key in snapshot.unread}
+            for key in batch.keys:
+                if identity(key.key) in unread:
+                    self.dirty.put_back(key)
+            batch = Batch(tuple(key for key in batch.keys if identity(key.key) not in unread))
+        live = self.live
+        if any(row.seen.generation > live.generation for row in snapshot.rows):  # R6
+            # Somebody knows of a newer generation than we do. What is higher even than the registry's came with a copied
+            # row, and is predicted and written over (R6b).
+            live = self._reload(live)  # which alone says what runs: a swap may have come in between
+        return judge(batch, snapshot, live, self._letters.settled)
+
+    def prepare(self, judged: Judged) -> Prepared:
+        """Decodes and preprocesses."""
+        return prepare(judged)
+
+    def predict(self, prepared: Prepared) -> Predicted:
+        """Runs the model."""
+        began = time.perf_counter()
+        predicted = predict(prepared, self.cap.halve)
+        self.cap.observe(len(prepared.rows), time.perf_counter() - began)
+        return predicted
+
+    def write(self, predicted: Predicted) -> None:
+        """Writes what came of the batch; finishes its keys, or makes them dirty again where a write met a race."""
+        judged = predicted.judged
+        self._letters.add(predicted.letters)
+        written = self._outputs.write(predicted.writes) if predicted.writes else Written(frozenset(), {}, None)
+        if written.refused:
+            written = self._refused(predicted, written)
+        if written.time is not None:
+            self._floor = max(self._floor or written.time, written.time)
+        dead = {identity(dead.key) for dead in predicted.letters} | set(written.refused) | judged.settled
+        dead |= {identity(w.key) for w in predicted.writes if w.kind == "touch" and w.seen.error}
+        done = [key for key in judged.batch.keys if identity(key.key) not in written.missed]
+        self._letters.clear(key.key for key in done if identity(key.key) not in dead)
+        for key in judged.batch.keys:
+            if identity(key.key) in written.missed:
+                self.dirty.put_back(key, newest=written.time)  # R1b, R1c
+        for key in done:
+            key.finish()
+        self._count(predicted, written)
+
+    def _refused(self, predicted: Predicted, written: Written) -> Written:
+        """Rows that refuse their write: dead, and without an output that would be stale, if they let go of it."""
+        judged = predicted.judged
+        rows = {identity(row.key): row for row in judged.rows}
+        letters, unsets = [], []
+        for write in predicted.writes:
+            name = identity(write.key)
+            if name not in written.refused or write.kind == "touch":
+                continue  # a row that refuses a touch holds a current output: there is nothing to mourn
+            row = rows.get(name) or Row(write.key, (), write.seen.input or b"", write.seen)
+            refusal = letter(row, judged.live, "write", RuntimeError(written.refused[name]))
+            letters.append(replace(refusal, type="WriteRefused", traceback="", unwritable=True))
+            if write.seen.present and write.kind == "set":
+                unsets.append(Write(write.key, write.seen, "unset", write.asof, write.generation))
+        self._letters.add(letters)
+        if not unsets:
+            return written
+        second = self._outputs.write(unsets)
+        return Written(written.missed | second.missed, written.refused, second.time or written.time)
+
+    def _count(self, predicted: Predicted, written: Written) -> None:
+        judged, missed = predicted.judged, len(written.missed)
+        kinds = [write.kind for write in predicted.writes if identity(write.key) not in written.missed]
+        dead = len(predicted.letters)
+        self.measures.rows(
+            predicted=predicted.predicted,
+            touched=kinds.count("touch"),
+            unset=kinds.count("unset"),
+            dead=dead + sum(w.kind != "touch" and identity(w.key) in written.refused for w in predicted.writes),
+            conflict=missed,
+            gone=max(0, len(judged.batch.keys) - len(judged.rows) - len(judged.writes)),
+        )
+        self.measures.batch(len(judged.batch.keys))
+
+
+class CorridorThreads:
+    """Runs a corridor: one thread per stage, each waiting for the one before it.
+
+    `retry` wraps what talks to MongoDB: it tries again until it answers. Whatever else escapes a stage is a bug, or a declaration
+    that changed under us: `failed` is told, and the worker ends, so that nothing hangs half-alive.
+    """
+
+    def __init__(
+        self,
+        corridor: Corridor,
+        retry: Callable[[str, Callable[[], Any]], Any],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._corridor = corridor
+        self._retry = retry
+        self._failed = failed
+        self._judged: queue.Queue[Judged | None] = queue.Queue(WAITING_BATCHES)
+        self._prepared: queue.Queue[Prepared | None] = queue.Queue(WAITING_BATCHES)
+        self._predicted: queue.Queue[Predicted | None] = queue.Queue(WAITING_BATCHES)
+        self._busy: dict[str, float] = {}
+        self._threads = [
+            threading.Thread(
+                target=self._guarded, args=(stage,), name=f"{corridor.listener}.{stage.__name__}", daemon=True
+            )
+            for stage in (self.read, self.prepare, self.predict, self.write)
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, timeout: float) -> bool:
+        """Takes no more batches and lets those in flight end; whether they did, within so many seconds."""
+        self._corridor.dirty.close()
+        end = time.monotonic() + timeout
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def busy(self) -> dict[str, float]:
+        """For how many seconds each stage has been at its present batch (waiting for MongoDB does not count)."""
+        now = time.monotonic()
+        return {stage: now - since for stage, since in list(self._busy.items())}
+
+    # ---- the stages -----------------------------------------------------------------------------------------------
+
+    def read(self) -> None:
+        while (batch := self._corridor.dirty.take(self._corridor.cap.value)) is not None:
+            self._judged.put(self._timed("read", self._corridor.read, batch))
+        self._judged.put(None)
+
+    def prepare(self) -> None:
+        while (judged := self._judged.get()) is not None:
+            self._prepared.put(self._timed("prepare", self._corridor.prepare, judged))
+        self._prepared.put(None)
+
+    def predict(self) -> None:
+        while (prepared := self._prepared.get()) is not None:
+            self._predicted.put(self._timed("predict", self._corridor.predict, prepared))
+        self._predicted.put(None)
+
+    def write(self) -> None:
+        while (predicted := self._predicted.get()) is not None:
+            self._timed("write", self._corridor.write, predicted)
+
+    def _timed(self, stage: str, step: Callable[[B], T], batch: B) -> T:
+        began = time.perf_counter()
+        try:
+            if stage in MEETS_MONGODB:
+                result: T = self._retry(f"{self._corridor.listener}.{stage}", lambda: step(batch))
+                return result
+            self._busy[stage] = time.monotonic()
+            return step(batch)
+        finally:
+            self._busy.pop(stage, None)
+            self._corridor.measures.stage(stage, time.perf_counter() - began)
+
+    def _guarded(self, stage: Callable[[], None]) -> None:
+        try:
+            stage()
+        except BaseException as error:  # noqa: BLE001  # a stage that ended silently would be a row that waits for ever
+            self._failed(error)

@@ -1,0 +1,244 @@
+"""What waits for a corridor, and how far its sources are done.
+
+`DirtyKeys` holds the keys of rows whose output may be out of date. Two lanes, live and scan; a key stands in it once, however
+many events named it, so ten updates of a row cost one prediction. `Progress` remembers which stretch of a source (the change
+stream, a scan) each key came from, and gives the position up to which *everything* is finished: the contiguous prefix, never
+a later stretch that happened to finish first.
+
+Nothing here knows MongoDB, models or threads other than the lock that it holds.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, field
+from itertools import count, islice
+from typing import Any, Final, Generic, Literal, TypeVar
+
+import bson
+from bson import ObjectId
+from bson.timestamp import Timestamp
+
+Lane = Literal["live", "scan"]
+P = TypeVar("P")
+
+
+def identity(key: Any) -> Hashable:
+    """What makes two `_id`s the same row: an `_id` may be of any BSON type, so not every one can be hashed as it is.
+
+    Python takes 1, 1.0 and True for equal; their BSON bytes differ, and a row's `_id` always comes back as it was stored.
+    """
+    if type(key) is ObjectId or type(key) is str:
+        return key
+    return bson.encode({"": key})
+
+
+class Stretch(Generic[P]):
+    """A stretch of a source: the keys that it named and that are not finished yet, and the position where it ends."""
+
+    __slots__ = ("closed", "lock", "number", "position", "received", "unfinished")
+
+    def __init__(self, lock: threading.Lock, number: int) -> None:
+        self.lock = lock  # that of the source's Progress, so it tells the source, too
+        self.number = number
+        self.unfinished = 0
+        self.closed = False
+        self.position: P | None = None
+        self.received = time.monotonic()
+
+
+class Progress(Generic[P]):
+    """How far a source is done.
+
+    The source calls `begin()` for each key that it hands out and `close(position)` where a stretch ends; the corridor calls
+    `finish` for each key. `position()` is the end of the last stretch before which nothing is unfinished.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stretches: deque[Stretch[P]] = deque()
+        self._open: Stretch[P] | None = None
+        self._numbers = count()
+        self._position: P | None = None
+
+    def begin(self, keys: int = 1) -> Stretch[P]:
+        """The open stretch, now with that many more unfinished keys."""
+        with self._lock:
+            if self._open is None:
+                self._open = Stretch(self._lock, next(self._numbers))
+                self._stretches.append(self._open)
+            self._open.unfinished += keys
+            return self._open
+
+    def close(self, position: P) -> None:
+        """Whatever was begun since the last call ends at this position; with nothing begun, the position itself moves on."""
+        with self._lock:
+            stretch = self._open or Stretch(self._lock, next(self._numbers))
+            if self._open is None:
+                self._stretches.append(stretch)
+            stretch.closed, stretch.position, self._open = True, position, None
+            self._advance()
+
+    def position(self) -> P | None:
+        """The end of the contiguous finished prefix; None before the first."""
+        with self._lock:
+            self._advance()
+            return self._position
+
+    def oldest(self) -> float | None:
+        """When (monotonic seconds) the oldest unfinished stretch began to arrive; None when nothing is unfinished."""
+        with self._lock:
+            self._advance()
+            return next((stretch.received for stretch in self._stretches if stretch.unfinished), None)
+
+    def idle(self) -> bool:
+        """Whether every key that was handed out is finished."""
+        return self.oldest() is None
+
+    def _advance(self) -> None:
+        while self._stretches and self._stretches[0].closed and not self._stretches[0].unfinished:
+            self._position = self._stretches.popleft().position
+
+
+@dataclass(slots=True)
+class DirtyKey:
+    """A row whose output may be out of date, and every stretch that waits for it."""
+
+    key: Any
+    lane: Lane
+    newest: Timestamp | None = None
+    stretches: list[Stretch[Any]] = field(default_factory=list)
+
+    def wait_for(self, stretches: Iterable[Stretch[Any]]) -> None:
+        """These stretches wait for the row as well.
+
+        Of one source only the earliest has to: its position cannot pass that one. So a row that changes a thousand times
+        while it waits takes no more memory than one that changes once.
+        """
+        for stretch in stretches:
+            same = next((known for known in self.stretches if known.lock is stretch.lock), None)
+            later = stretch if same is None or same.number <= stretch.number else same
+            if same is None:
+                self.stretches.append(stretch)
+            else:
+                if later is same:
+                    self.stretches[self.stretches.index(same)] = stretch
+                with later.lock:
+                    later.unfinished -= 1
+
+    def finish(self) -> None:
+        """The row was judged and what followed is acknowledged: every stretch that waited for it may move on."""
+        for stretch in self.stretches:
+            with stretch.lock:
+                stretch.unfinished -= 1
+        self.stretches = []
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Keys that are judged together, and the cluster time before which they must not be read."""
+
+    keys: tuple[DirtyKey, ...]
+
+    @property
+    def after(self) -> Timestamp | None:
+        """The newest event among the keys (rule R3a: a batch reads not before it)."""
+        return max((key.newest for key in self.keys if key.newest is not None), default=None)
+
+
+SCAN_SHARE: Final = 8
+"""Which part of a batch a scan may fill while live rows come: several batches are on their way at once, and a live row waits for those before it."""
+
+LIVE_SECONDS: Final = 1.0
+
+
+class DirtyKeys:
+    """Coalesced dirty keys in two lanes; `take` drains what is there, live keys first."""
+
+    def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit = limit
+        self._clock = clock
+        self._live_at = -math.inf
+        self._ready = threading.Condition()
+        self._lanes: dict[Lane, dict[Hashable, DirtyKey]] = {"live": {}, "scan": {}}
+        self._closed = False
+
+    def put(self, key: Any, lane: Lane, stretches: Iterable[Stretch[Any]], newest: Timestamp | None = None) -> bool:
+        """Marks a row as dirty.
+
+        Returns False, and takes nothing, where the live lane is full (a scan makes room for its pages itself): the caller then falls back to a scan. A key that waits in
+        the scan lane moves to the live lane when an event names it.
+        """
+        name = identity(key)
+        with self._ready:
+            live, scan = self._lanes["live"], self._lanes["scan"]
+            if lane == "live":
+                self._live_at = self._clock()
+            known = live.get(name) or scan.get(name)
+            if known is None:
+                if lane == "live" and len(live) >= self._limit:
+                    return False
+                known = self._lanes[lane][name] = DirtyKey(key, lane)
+            elif lane == "live" and known.lane == "scan":
+                known.lane = "live"
+                live[name] = scan.pop(name)
+            known.wait_for(stretches)
+            if newest is not None and (known.newest is None or newest > known.newest):
+                known.newest = newest
+            self._ready.notify()
+            return True
+
+    def put_back(self, dirty: DirtyKey, newest: Timestamp | None = None) -> None:
+        """A key whose write met a race, or that was not read: dirty again, whatever the limit says, and judged anew."""
+        stretches, dirty.stretches = dirty.stretches, []
+        name = identity(dirty.key)
+        with self._ready:
+            live, scan = self._lanes["live"], self._lanes["scan"]
+            known = live.get(name) or scan.pop(name, None) or DirtyKey(dirty.key, dirty.lane)
+            if dirty.lane == "live":
+                known.lane = "live"
+            self._lanes[known.lane][name] = known
+            known.wait_for(stretches)
+            for time_ in (newest, dirty.newest):
+                if time_ is not None and (known.newest is None or time_ > known.newest):
+                    known.newest = time_
+            self._ready.notify()
+
+    def take(self, cap: int) -> Batch | None:
+        """Waits until something is there, then takes what is there at once, up to the cap; None once closed.
+
+        What live keys leave of it the scan fills; less than that while live keys come, so that these do not wait behind full batches.
+        """
+        with self._ready:
+            self._ready.wait_for(lambda: self._closed or any(self._lanes.values()))
+            if self._closed:
+                return None
+            live, scan = self._lanes["live"], self._lanes["scan"]
+            taken = [live.pop(name) for name in list(islice(live, cap))]
+            room = cap - len(taken)
+            if self._clock() - self._live_at < LIVE_SECONDS:
+                room = min(room, max(1, cap // SCAN_SHARE))
+            taken += [scan.pop(name) for name in list(islice(scan, room))]
+            return Batch(tuple(taken))
+
+    def take_live(self) -> list[DirtyKey]:
+        """Empties the live lane; the caller finishes what it got, once something else sees to those rows."""
+        with self._ready:
+            taken = list(self._lanes["live"].values())
+            self._lanes["live"] = {}
+        return taken
+
+    def close(self) -> None:
+        """No more batches: whoever waits in `take` gets None."""
+        with self._ready:
+            self._closed = True
+            self._ready.notify_all()
+
+    def depth(self) -> dict[Lane, int]:
+        """How many keys wait in each lane."""
+        with self._ready:
+            return {lane: len(keys) for lane, keys in self._lanes.items()}

@@ -1,0 +1,215 @@
+"""The intake of a worker: one change stream for all of its listeners.
+
+`StreamIntake` reads the stream and hands keys to the `Feed` of each listener that watches the row's table. `PositionSaver` saves how far the stream and
+the scans are.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import structlog
+from pymongo.database import Database
+
+from daemon.handlers.predict.dirty_keys import DirtyKeys, Progress, Stretch
+from daemon.listeners import change_stream as stream
+from daemon.listeners.scan_lane import ScanLane
+from daemon.store.mongo_retry import MongoRetry
+from daemon.store.rows.dead_letters import DeadLetters
+from daemon.store.rows.positions import Position, Positions, cluster_time
+
+log = structlog.get_logger(__name__)
+
+KEEP_SECONDS: Final = 0.5
+KEEP_IDLE_SECONDS: Final = 30.0  # saving an idle position moves the oplog, which moves the position: seldom
+
+
+class Feed:
+    """One listener as the stream sees it."""
+
+    def __init__(
+        self,
+        listener: str,
+        table: str,
+        dirty: DirtyKeys,
+        scan: ScanLane,
+        letters: DeadLetters,
+        reload: Callable[[], None],
+    ) -> None:
+        """`reload` makes the worker look at the registry again, soon, on another thread."""
+        self.listener, self.table, self.reload = listener, table, reload
+        self.dirty, self.scan, self.letters = dirty, scan, letters
+        self.missing: str | None = None
+
+    def changed(self, key: Any, time_: Any, stretch: Stretch[Any]) -> None:
+        """A row changed. Where too many wait already, they are dropped for a scan: late, never lost."""
+        self.missing = None
+        if not self.dirty.put(key, "live", [stretch], time_):
+            # Taken out first: what the new scan names must not be among what is dropped.
+            dropped = self.dirty.take_live()
+            self.scan.request("too many rows changed at once")
+            for each in dropped:
+                each.finish()
+            log.warning("the queue is full: falling back to a scan", listener=self.listener, dropped=len(dropped))
+            self.dirty.put(key, "live", [stretch], time_)
+
+
+class StreamIntake:
+    """The change stream of a worker: reads it, and marks rows as dirty in the corridors that watch their table."""
+
+    def __init__(
+        self,
+        database: Database[dict[str, Any]],
+        subscription: stream.Subscription,
+        positions: Positions,
+        feeds: Sequence[Feed],
+        *,
+        patience: MongoRetry,
+        count_key: Callable[[], None],
+        count_open: Callable[[], None],
+    ) -> None:
+        self._database, self._subscription, self._positions = database, subscription, positions
+        self._patience, self._count_key, self._count_open = patience, count_key, count_open
+        self._feeds = list(feeds)
+        self._watching: dict[str, list[Feed]] = {}
+        for feed in feeds:
+            self._watching.setdefault(feed.table, []).append(feed)
+        self.progress: Progress[Position] = Progress()
+        self._kept: tuple[Position | None, float] = (None, 0.0)
+        self._worked = False
+        self._start: Position
+        self.open = False
+        self._stop = threading.Event()
+
+    def claim(self) -> None:
+        """Takes the stream over from whoever had it. One without a position starts now, and everything is scanned.
+
+        Comes before the first scan begins: what a scan does not see has to come through the stream.
+        """
+        position = self._patience("stream", lambda: self._positions.claim(self._subscription.hash))
+        if position is None:
+            position = self._fresh(
+                self._patience("stream", lambda: Position(cluster_time(self._database))), "first start"
+            )
+        self._start = position
+
+    def run(self) -> None:
+        """Reads the stream from the claimed position until stopped."""
+        for event in stream.watch(self._database, self._subscription, self._start, self._stop):
+            self._handle(event)
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def save(self, *, last: bool = False) -> None:
+        """Saves the position over the contiguous finished prefix. Called by the keeper. Raises Fenced."""
+        position, now = self.progress.position(), time.monotonic()
+        kept, at = self._kept
+        if position is None or position is kept:
+            return
+        if self._worked or last or now - at >= KEEP_IDLE_SECONDS:
+            self._worked = not self.progress.idle()
+            self._positions.save(position, self._subscription.hash)
+            self._kept = (position, now)
+
+    def _fresh(self, position: Position, reason: str) -> Position:
+        """Starts from a new point, asked for before the scans begin, so that what they do not see comes through the stream.
+
+        The scans are ordered before the point is saved: killed in between, the next start finds no point (or the lost one)
+        and orders them again. The other way round it would find a point and nothing to do.
+        """
+        for feed in self._feeds:
+            feed.scan.request(reason)
+            feed.reload()  # a promotion that lies before the new point does not come through the stream
+        self._patience("stream", lambda: self._positions.save(position, self._subscription.hash))
+        return position
+
+    def _handle(self, event: stream.Event) -> None:  # noqa: C901  # one line for each kind of event
+        match event:
+            case stream.Changed(table, key, time_):
+                self._changed(table, key, time_)
+            case stream.Reached(position):
+                self.progress.close(position)
+                self._open()
+            case stream.Requested(listener, key, time_):
+                self._requested(listener, key, time_)
+            case stream.ReloadAsked(listener):
+                self._reload(listener)
+            case stream.TableGone(table):
+                self._gone(table)
+            case stream.TableCame(table):
+                self._came(table)
+            case stream.HistoryLost(reason, fresh):
+                log.error("history lost: every row is scanned", reason=reason)
+                self._fresh(fresh, "the change stream's history was lost")
+            case stream.Opened():
+                self._count_open()
+                self._open()
+            case stream.Interrupted(reason):
+                if self.open:
+                    log.warning("the change stream is interrupted", reason=reason)
+                self.open = False
+                self._patience.note("stream", reason)
+
+    def _changed(self, table: str, key: Any, time_: Any) -> None:
+        self._count_key()
+        self._worked = True
+        feeds = self._watching.get(table, ())
+        if feeds:
+            stretch = self.progress.begin(len(feeds))
+            for feed in feeds:
+                feed.changed(key, time_, stretch)
+
+    def _gone(self, table: str) -> None:
+        for feed in self._watching.get(table, ()):
+            feed.missing = f"table {table!r} was dropped or renamed; it is served again when it is back"
+            for key in feed.letters.rows():  # judged again: those of rows that are gone are cleared
+                feed.dirty.put(key, "scan", [self.progress.begin()])
+            log.warning("the table is gone", listener=feed.listener, table=table)
+
+    def _came(self, table: str) -> None:
+        for feed in self._watching.get(table, ()):
+            feed.missing = None
+            feed.scan.request("another collection was renamed to the table")
+
+    def _open(self) -> None:
+        if not self.open:
+            self.open = True
+            self._patience.note("stream", None)
+
+    def _reload(self, listener: str) -> None:
+        for feed in self._feeds:
+            if feed.listener == listener:
+                feed.reload()
+
+    def _requested(self, listener: str, key: Any, time_: Any) -> None:
+        """Somebody asks for a row to be judged again: the dead letter's way back. The event holds all of it, and comes again
+        after a kill as any other.
+        """
+        for feed in self._feeds:
+            if feed.listener == listener:
+                feed.letters.forget(key)
+                feed.changed(key, time_, self.progress.begin())
+
+
+class PositionSaver:
+    """Saves the positions of a worker's stream and scans, as often as they move."""
+
+    def __init__(self, intake: StreamIntake, scans: Sequence[ScanLane], patience: MongoRetry) -> None:
+        self._intake, self._scans, self._patience = intake, scans, patience
+        self._stop = threading.Event()
+
+    def run(self) -> None:
+        while not self._stop.wait(KEEP_SECONDS):
+            self._patience("positions", self.save)
+
+    def save(self, *, last: bool = False) -> None:
+        self._intake.save(last=last)
+        for scan in self._scans:
+            scan.save()
+
+    def stop(self) -> None:
+        self._stop.set()

@@ -1,0 +1,172 @@
+"""The scans of a listener: a backfill at its first start, and again whenever its mark is not the one that it serves or somebody asks.
+
+Somebody asks if history was lost, a queue overflowed, or a generation was raised.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+import structlog
+from pymongo.collection import Collection
+
+from daemon.handlers.predict.dirty_keys import DirtyKeys, Progress, identity
+from daemon.listeners.scan import PAGE, Order, pages
+from daemon.store.mongo_retry import MongoRetry
+from daemon.store.rows.positions import cluster_time
+from daemon.store.rows.scans import Mark, Run, Scans
+
+log = structlog.get_logger(__name__)
+
+POLL_SECONDS: Final = 0.02  # only while a scan goes on
+
+
+class _Scan:
+    """One run of a scan in this process: whatever belongs to it, and ends with it."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.progress: Progress[tuple[Any, int]] = Progress()
+        self.done = run.done
+        self.total: int | None = None
+        self.saved: tuple[Any, int] | None = None
+        self.began = time.monotonic()
+
+    def report(self) -> dict[str, Any]:
+        """How far it is, for people; `rate` in rows a second since it began in this process."""
+        rate = (self.done - self.run.done) / max(time.monotonic() - self.began, 1e-9)
+        left = max(0, self.total - self.done) if self.total is not None else None
+        eta = round(left / rate, 1) if left is not None and rate > 0 else None
+        return {
+            "done": self.done, "total": self.total, "rate": round(rate, 1), "eta_seconds": eta, "reason": self.run.reason
+        }  # fmt: skip
+
+    def ahead(self, rate: float) -> bool:
+        """Whether it has named more rows than `rate` (rows a second; 0: any) allows until now."""
+        return bool(rate) and (self.done - self.run.done) > rate * (time.monotonic() - self.began)
+
+
+class ScanLane:
+    """The scans of one listener, one at a time, on a thread of its own that sleeps between them.
+
+    Which run counts is decided in the database: an order gives the scan a new run id there, and whatever goes on under an older
+    one is overtaken, wherever it stands. So no lock is held while MongoDB is asked for something.
+    """
+
+    def __init__(
+        self,
+        table: Collection[dict[str, Any]],
+        *,
+        listener: str,
+        dirty: DirtyKeys,
+        scans: Scans,
+        mark: Callable[[], Mark],
+        dead: Callable[[], list[Any]],
+        patience: MongoRetry,
+        order: Order,
+        rate: float,
+    ) -> None:
+        """`order`: which end of the table comes first; `rate`: rows a second at most, 0 for as many as the live lane leaves room for."""
+        self._order, self._rate = order, rate
+        self._page = PAGE if not rate else max(1, min(PAGE, int(rate)))
+        self._table, self._listener, self._dead = table, listener, dead
+        self._dirty, self._scans, self._mark, self._patience = dirty, scans, mark, patience
+        self._wake = threading.Condition()
+        self._orders = 1  # the first: to look whether one is due
+        self._stopped = False
+        self._scan: _Scan | None = None
+
+    def request(self, reason: str) -> None:
+        """Orders a scan from the beginning. Noted in the database when this returns, so a position may move on behind it."""
+        self._patience(f"{self._listener}.scan", lambda: self._scans.begin(self._mark(), reason, self._order))
+        with self._wake:
+            self._orders += 1
+            self._wake.notify_all()
+        log.info("a scan is due", listener=self._listener, reason=reason)
+
+    def run(self) -> None:
+        """Scans whatever is due, until stopped."""
+        seen = 0
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._stopped or self._orders != seen)  # noqa: B023  # called right here
+                if self._stopped:
+                    return
+                seen = self._orders
+            while not self._patience(f"{self._listener}.scan", partial(self._scan_once, seen)):
+                if self._interrupted(seen):
+                    break
+            self._scan = None
+
+    def stop(self) -> None:
+        with self._wake:
+            self._stopped = True
+            self._wake.notify_all()
+
+    def report(self) -> dict[str, Any] | None:
+        """How far the scan is; None where none goes on."""
+        scan = self._scan
+        return None if scan is None else scan.report()
+
+    def save(self) -> None:
+        """Notes how far the scan is. Called by the keeper."""
+        scan = self._scan
+        place = None if scan is None else scan.progress.position()
+        if scan is not None and place is not None and place is not scan.saved:
+            self._scans.progress(scan.run, *place)
+            scan.saved = place
+
+    def _scan_once(self, orders: int) -> bool:
+        """One scan, from where it is; False where it was overtaken by a newer order, or stopped."""
+        run = self._scans.due(self._mark(), self._order)
+        if run is None:
+            return True
+        self._scan = scan = _Scan(run)
+        log.info("scan begins", listener=self._listener, reason=run.reason, resumed=run.resumed, done=run.done)
+        start = cluster_time(self._table.database)  # R3d: asked for now; every row is judged not before it
+        scan.total = self._table.estimated_document_count()
+        source = pages(self._table, start, run.last, resumed=run.resumed, order=self._order, size=self._page)
+        for page in source:
+            if not self._room(orders, scan):
+                return False
+            for key in page:
+                self._dirty.put(key, "scan", [scan.progress.begin()], start)  # R3c
+            scan.done += len(page)
+            scan.progress.close((page[-1], scan.done))
+        for key in self._gone():
+            self._dirty.put(key, "scan", [scan.progress.begin()], start)
+        while not scan.progress.idle():
+            if self._interrupted(orders):
+                return False
+            time.sleep(POLL_SECONDS)
+        if not self._scans.finish(run, scan.done):  # R9b: only now
+            return False
+        log.info("scan ends", listener=self._listener, rows=scan.done, rows_per_second=scan.report()["rate"])
+        return True
+
+    def _gone(self) -> list[Any]:
+        """Dead rows that a scan does not come across, because they no longer exist: once judged, their letters go too."""
+        dead, gone = self._dead(), []
+        for begin in range(0, len(dead), PAGE):
+            some = dead[begin : begin + PAGE]
+            there = {identity(found["_id"]) for found in self._table.find({"_id": {"$in": some}}, {"_id": 1})}
+            gone += [key for key in some if identity(key) not in there]
+        return gone
+
+    def _room(self, orders: int, scan: _Scan) -> bool:
+        """Waits until the scan lane is nearly empty: live rows go first, and a scan holds about one page of keys at a time.
+
+        A scan with a rate waits as well until it is no longer ahead of it.
+        """
+        while self._dirty.depth()["scan"] > self._page // 2 or scan.ahead(self._rate):
+            if self._interrupted(orders):
+                return False
+            time.sleep(POLL_SECONDS)
+        return not self._interrupted(orders)
+
+    def _interrupted(self, orders: int) -> bool:
+        return self._stopped or self._orders != orders

@@ -1,0 +1,174 @@
+"""What is declared, as it lies in `_predictd.components`: one signed document for each table, model, listener, trainer and validation.
+
+    {_id: "service/kind/name", service, kind, name, source: "config" | "api", state: "applied" | "removed",
+     declaration: JSON text, revision, mac, signature, generation, model, live, bound, paused, epoch, applied_at}
+
+*A declaration names code that will run*, so each is signed: an HMAC with the service's key over service, kind, name, source, revision and the
+text itself. One that anybody else wrote, or copied under another name, is never read further than that; `Catalog.refused` says so.
+
+`generation` (listeners) is raised when the same row would get another output: by `daemon.store.registry.registry` where the listener says something else, and by
+each promotion of its `model`, in the transaction that changes what is `live` (`daemon.store.registry.versions`). It never falls. A listener that comes to a model
+writes that one's `bound`, so that it comes wholly before or wholly after a promotion.
+
+The fields beside the signed text are written by whoever may write to the database: a document in which they are not what they have to be is refused like
+one without a signature, until it is applied again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from types import NoneType
+from typing import Any, Final, Literal
+
+from pymongo.collection import Collection
+from pymongo.database import Database
+
+from components.signing_key import SigningKey
+from daemon.logs.text import escaped
+from daemon.store import names
+
+__all__ = ["Catalog", "Component", "Source", "canonical", "catalog", "mac", "problem", "signature"]
+
+Source = Literal["config", "api"]
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One applied declaration. `live` is a model's live version, None before its first."""
+
+    kind: str
+    name: str
+    source: Source
+    body: Mapping[str, Any]
+    revision: int
+    signature: str
+    generation: int = 0
+    live: int | None = None
+    paused: bool = False
+    forced: int = 0
+    applied_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """All applied declarations of one service at one moment; `refused` are those that do not carry its signature, or lack what they need, with the reason."""
+
+    tables: Mapping[str, Component] = field(default_factory=dict)
+    models: Mapping[str, Component] = field(default_factory=dict)
+    listeners: Mapping[str, Component] = field(default_factory=dict)
+    trainers: Mapping[str, Component] = field(default_factory=dict)
+    validations: Mapping[str, Component] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    def of(self, kind: str) -> Mapping[str, Component]:
+        """The components of a kind."""
+        found: Mapping[str, Component] = getattr(self, f"{kind}s")
+        return found
+
+
+_BESIDE: Final[Mapping[str, Any]] = {
+    "revision": int,
+    "signature": str,
+    "generation": int,
+    "live": (int, NoneType),
+    "forced": int,
+    "paused": (bool, NoneType),
+    "applied_at": datetime,
+}
+"""What the fields that are not signed have to be."""
+
+REFUSED_SHOWN: Final = 100
+NAME_SHOWN: Final = 200
+"""Characters."""
+
+
+def canonical(declaration: Any) -> str:
+    """The text of a declaration: equal for equal ones. The order of keys inside a filter or a key counts, so none is sorted but the outermost."""
+    ordered = (
+        {name: declaration[name] for name in sorted(declaration)} if isinstance(declaration, Mapping) else declaration
+    )
+    return json.dumps(ordered, ensure_ascii=False, default=str)
+
+
+def signature(declaration: Any) -> str:
+    """A hash of a declaration: equal for equal declarations, whatever the order of their keys."""
+    text = json.dumps(declaration, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def mac(key: SigningKey, service: str, kind: str, name: str, source: str, revision: int, text: str) -> str:
+    """The signature of one declaration: it holds for this name, this revision and this way of declaring, and for no other."""
+    return key.sign("declaration", service, kind, name, source, str(revision), text)
+
+
+def catalog(database: Database[dict[str, Any]], service: str, key: SigningKey) -> Catalog:
+    """Reads everything that is applied, at one snapshot: a model's live version and its listeners' generations belong together."""
+    collection: Collection[dict[str, Any]] = database[names.COMPONENTS]
+    found: dict[str, dict[str, Component]] = {
+        kind: {} for kind in ("table", "model", "listener", "trainer", "validation")
+    }
+    refused: dict[str, str] = {}
+    with database.client.start_session(snapshot=True) as session:
+        documents = list(collection.find({"service": service, "state": "applied"}, session=session))
+    for document in documents:
+        why = problem(document, service, key)
+        if why:
+            refused[_shown(document)] = why
+        elif document["kind"] in found:
+            found[document["kind"]][document["name"]] = _component(document)
+    for each in (*found["listener"].values(), *found["trainer"].values(), *found["validation"].values()):
+        for needed in ("model", "table"):
+            name = each.body.get(needed)
+            if name is not None and name not in found[needed]:
+                refused[f"{each.kind}/{each.name}"] = (
+                    f"its {needed} {name!r} is not applied; apply that, or remove this"
+                )
+    shown = dict(sorted(refused.items())[:REFUSED_SHOWN])
+    return Catalog(**{f"{kind}s": named for kind, named in found.items()}, refused=shown)
+
+
+def _shown(document: Mapping[str, Any]) -> str:
+    """The name of a document that is refused: whoever wrote it may have put anything there, and it is shown to people."""
+    return escaped(f"{document.get('kind')}/{document.get('name')}")[:NAME_SHOWN]
+
+
+def problem(document: Mapping[str, Any], service: str, key: SigningKey) -> str | None:
+    """Why a document is not to be believed. Its `_id` is what writes aim at, so it must say the same as the signed fields."""
+    kind, name = document.get("kind"), document.get("name")
+    parts = (service, kind, name, document.get("source"), document.get("declaration"), document.get("mac"))
+    if not all(isinstance(part, str) for part in parts) or document["_id"] != f"{service}/{kind}/{name}":
+        return "it carries no signature of this service; it is not run. Apply it again"
+    said = ("declaration", service, str(kind), str(name), str(parts[3]), str(document.get("revision")), str(parts[4]))
+    if not key.verify(str(parts[5]), *said):
+        return (
+            "its signature is not this service's (altered, copied, or signed with another key); it is not run. "
+            "Apply it again, with the key of the daemon (security.signing_key_file)"
+        )
+    for field_, kinds in _BESIDE.items():
+        if not isinstance(document.get(field_), kinds):
+            return f"what stands beside its declaration was altered ({field_}); it is not run. Apply it again"
+    if (
+        kind == "listener" and document.get("model") != json.loads(str(parts[4]))["model"]
+    ):  # a promotion would not find it
+        return "what stands beside its declaration was altered (model); it is not run. Apply it again"
+    return None
+
+
+def _component(document: Mapping[str, Any]) -> Component:
+    return Component(
+        kind=document["kind"],
+        name=document["name"],
+        source=document["source"],
+        body=json.loads(document["declaration"]),
+        revision=document["revision"],
+        signature=document["signature"],
+        generation=document["generation"],
+        live=document.get("live"),
+        paused=bool(document.get("paused")),
+        forced=document["forced"],
+        applied_at=document["applied_at"],
+    )

@@ -1,0 +1,164 @@
+"""Writing one declaration: signed, in turn with whoever else writes it, and with the number that fences what comes of it.
+
+A document is written only as it was read (`_write`), so two clients, or a client and a daemon, come one after the other. What its fields have to be
+is said in `daemon.store.registry.components`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from bson import ObjectId
+from pymongo.client_session import ClientSession
+from pymongo.collection import Collection
+from pymongo.database import Database
+from pymongo.errors import DuplicateKeyError
+
+from components.errors import DeclarationError, Fenced
+from components.signing_key import SigningKey
+from daemon.store import names
+from daemon.store.registry.components import Source, canonical, mac, problem, signature
+
+__all__ = ["Declarations", "taken"]
+
+
+class Declarations:
+    """The declarations of one service, to be written by a process of `epoch`."""
+
+    def __init__(self, database: Database[dict[str, Any]], service: str, epoch: int, key: SigningKey) -> None:
+        self._database = database
+        self._components: Collection[dict[str, Any]] = database[names.COMPONENTS]
+        self._service = service
+        self._epoch = epoch
+        self._key = key
+
+    def id(self, kind: str, name: str) -> str:
+        """The `_id` of a component's document."""
+        return f"{self._service}/{kind}/{name}"
+
+    def put(
+        self, kind: str, name: str, body: Mapping[str, Any], source: Source, identity: str, forced: int = 0
+    ) -> None:
+        """Writes one declaration; where somebody else does so at the same time, one after the other.
+
+        `forced` counts how often it was applied by force: each time it is another one, though it says the same. Raises Fenced, and DeclarationError where
+        the name was declared the other way meanwhile.
+        """
+        identity = signature([identity, forced]) if forced else identity
+        if kind != "listener":
+            self._write(kind, name, body, source, identity, forced)
+            return
+        # A promotion of the model raises the generation of those that listen to it, all in one transaction. A listener that comes to the model at the same
+        # time must come wholly before it or wholly after it, so both write the model's document.
+        model = {"_id": self.id("model", body["model"])}
+        with self._database.client.start_session() as session:
+
+            def bind(session: ClientSession) -> None:
+                self._components.update_one(model, {"$set": {"bound": ObjectId()}}, session=session)
+                self._write(kind, name, body, source, identity, forced, session)
+
+            session.with_transaction(bind)
+
+    def _write(
+        self,
+        kind: str,
+        name: str,
+        body: Mapping[str, Any],
+        source: Source,
+        identity: str,
+        forced: int,
+        session: ClientSession | None = None,
+    ) -> None:
+        identifier, text = self.id(kind, name), canonical(body)
+        while True:
+            old = self._components.find_one({"_id": identifier}, session=session) or {}
+            if source == "config" and _number(old.get("epoch")) > self._epoch:
+                raise Fenced(f"a daemon with a higher epoch than {self._epoch} has published {identifier}")
+            applied = old.get("state") == "applied" and problem(old, self._service, self._key) is None
+            if applied and old["source"] != source:
+                raise DeclarationError(taken(kind, name, source))
+            revision = _number(old.get("revision")) + (old.get("declaration") != text)
+            changed = {"$ne": ["$signature", identity]}
+            update = {
+                "service": {"$literal": self._service},
+                "kind": kind,
+                "name": {"$literal": name},
+                "source": source,
+                "state": "applied",
+                "declaration": {"$literal": text},
+                "revision": revision,
+                "mac": mac(self._key, self._service, kind, name, source, revision, text),
+                "generation": {"$add": [_number_of("$generation"), {"$cond": [changed, 1, 0]}]},
+                "signature": identity,
+                "forced": forced,
+                "epoch": {"$max": [_number_of("$epoch"), self._epoch]},
+                "applied_at": {
+                    "$cond": [{"$and": [{"$not": changed}, _is_date("$applied_at")]}, "$applied_at", "$$NOW"]
+                },
+                "paused": {"$eq": ["$paused", True]},
+                # What a promotion finds its listeners by: as it stands in the text.
+                **({"model": {"$literal": body["model"]}} if kind == "listener" else {}),
+                **({"live": _whole_or_null("$live")} if kind == "model" else {}),
+            }
+            # What was read must still stand; a document of an older release has no revision.
+            still = {each: {"$eq": old.get(each)} for each in ("revision", "epoch", "source", "state")}
+            with suppress(DuplicateKeyError):
+                written = self._components.update_one(
+                    {"_id": identifier, **still}, [{"$set": update}], upsert=not old, session=session
+                )
+                if written.matched_count or not old:
+                    return
+
+    def remove(self, kind: str, name: str) -> None:
+        """Marks a component as removed; its document stays, with the numbers that must never fall."""
+        if kind == "listener":
+            # Should it come back, its rows have changed meanwhile: without a mark it scans. The document stays, and with it
+            # the epoch that fences an older leader; so does the generation; and the letters, whose rows still say so.
+            self.forget_mark(name)
+        self._components.update_one(
+            {"_id": self.id(kind, name)}, {"$set": {"state": "removed"}, "$currentDate": {"removed_at": True}}
+        )
+
+    def forget_mark(self, listener: str) -> None:
+        """Has the next worker of the listener scan its table."""
+        fence = {"$not": {"$gt": self._epoch}} if self._epoch else {"$exists": True}
+        self._database[names.SCANS].update_one(
+            {"_id": f"{self._service}/{listener}", "epoch": fence},
+            [
+                {
+                    "$set": {
+                        "state": "removed",
+                        "epoch": {"$max": [_number_of("$epoch"), self._epoch]},
+                        "run": ObjectId(),
+                    }
+                },
+                {"$unset": "mark"},
+            ],
+        )
+
+
+def taken(kind: str, name: str, source: Source) -> str:
+    """Why `source` cannot declare a name: one name comes from one of both."""
+    if source == "config":
+        return f"{kind}s.{name}: a {kind} of this name was applied through the API; remove it there (db.remove), or rename this one"
+    return f"{kind} {name!r} is declared in service.toml; change it there, or give this one another name"
+
+
+def _number(value: Any) -> int:
+    """A number as it was stored; 0 for what is none."""
+    return value if isinstance(value, int) else 0
+
+
+def _number_of(field: str) -> dict[str, Any]:
+    """The same, on the server, as a whole number."""
+    return {"$convert": {"input": field, "to": "long", "onError": 0, "onNull": 0}}
+
+
+def _whole_or_null(field: str) -> dict[str, Any]:
+    return {"$cond": [{"$in": [{"$type": field}, ["int", "long"]]}, field, None]}
+
+
+def _is_date(field: str) -> dict[str, Any]:
+    return {"$eq": [{"$type": field}, "date"]}

@@ -1,0 +1,253 @@
+"""From a declaration in the registry to a model in memory, with the weights of its live version.
+
+A version is a declaration, the source of the code that it names, and weights. Where the live version was made for what is declared now, its weights are
+loaded. Where it was not, another one is promoted here, by whichever process comes first: a version that was live before and is just what is declared now,
+such as when a change was taken back; else a new one, with the weights of the last one that was live and whose object was declared alike, if they fit (another
+`postprocess`, a mended function); else with the declaration's initial weights, which are built once and from then on always loaded. So every process that
+serves the model, and every restart, computes the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import structlog
+from pymongo.database import Database
+
+from components import artifacts
+from components import serialization as declaring
+from components.datatypes import datatype
+from components.errors import DeclarationError, PredictdError
+from components.import_paths import ImportPolicy
+from components.listener import Key
+from components.model import Model
+from daemon.handlers.predict.stages import Live
+from daemon.store.registry.artifacts import Artifacts
+from daemon.store.registry.components import Component, signature
+from daemon.store.registry.registry import Declared
+from daemon.store.registry.versions import Version, Versions
+
+__all__ = ["CodeChanged", "Loaded", "ModelLoader", "resolver"]
+
+log = structlog.get_logger(__name__)
+
+ATTEMPTS: Final = 10
+_CODE: Final = ("object", "preprocess", "preprocess_batch", "postprocess")
+_OBJECT: Final = ("type", "object", "arguments")
+
+
+class CodeChanged(DeclarationError):
+    """The live version was made with other code than this process has imported; a new process has the new code."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model with the weights of a version."""
+
+    model: Model
+    version: Version
+
+
+def resolver(component: Component, policy: ImportPolicy, blobs: Artifacts) -> Callable[[Any], Any]:
+    """What turns the code that a declaration names into objects.
+
+    An import path of service.toml must lie in `policy`. One that came through the API is signed by somebody who could as well have sent the
+    code itself, so it may name anything; and only there may an artifact stand.
+    """
+
+    def resolve(slot: Any) -> Any:
+        if isinstance(slot, str):
+            return (policy if component.source == "config" else ImportPolicy((slot.partition(":")[0],))).resolve(slot)
+        if component.source == "config":
+            raise DeclarationError(f"{component.kind} {component.name!r}: service.toml names code by import path only")
+        return artifacts.loads(slot, blobs.blob)
+
+    return resolve
+
+
+class ModelLoader:
+    """Builds the models of one service in one process. What has been imported is not imported again, so neither is its source read again."""
+
+    def __init__(self, database: Database[dict[str, Any]], service: str, policy: ImportPolicy) -> None:
+        self._database = database
+        self._service = service
+        self._policy = policy
+        self._blobs = Artifacts(database)
+        self._sources: dict[str, str] = {}
+        self._kept: dict[str, tuple[str, Loaded]] = {}
+
+    def resolve(self, component: Component) -> Callable[[Any], Any]:
+        """See `resolver`."""
+        return resolver(component, self._policy, self._blobs)
+
+    def versions(self, model: str) -> Versions:
+        """The versions of a model."""
+        return Versions(self._database, self._service, model)
+
+    def live(self, read: Callable[[], Declared], *, fresh: bool) -> tuple[Declared, Live]:
+        """What a listener runs now: the model with its live version's weights, under the generation that belongs to it.
+
+        `fresh` says that this process has just been started, and may make a version of code that has changed; else that raises CodeChanged. Raises
+        DeclarationError, naming the key, where the code cannot be imported or built, and PredictdError where stored weights are damaged.
+        """
+        for _ in range(ATTEMPTS):
+            declared = read()
+            loaded = self.loaded(declared.model, fresh=fresh)
+            if loaded is not None:
+                key = Key.parse(declared.listener["key"])
+                types = tuple(
+                    datatype(declared.fields[path]) if path in declared.fields else None for path in key.fields
+                )
+                return declared, Live(loaded.model, loaded.version.number, declared.generation, key, types)
+        raise DeclarationError(
+            f"models.{declared.model.name}: another process keeps changing it; is its code the same on all machines?"
+        )
+
+    def loaded(self, component: Component, *, fresh: bool = True) -> Loaded | None:
+        """The model with the weights of the version that `component` says is live; listeners of one process share it.
+
+        None where there was none to load: one was made, and the registry says so now.
+        """
+        kept = self._kept.get(component.name)
+        if kept is not None and kept[0] == component.signature and kept[1].version.number == component.live:
+            return kept[1]
+        model = self.built(component)
+        versions = self.versions(component.name)
+        version = None if component.live is None else versions.get(component.live)
+        if version is None or not version.loadable or version.signature != component.signature:
+            self._make(component, model, versions, version)
+            return None
+        if version.source != self._sources[component.signature]:
+            if not fresh:
+                raise CodeChanged(
+                    f"models.{component.name}: the live version {version.number} was made with other code than this process runs"
+                )
+            self._make(component, model, versions, version)
+            return None
+        if version.weights is not None:
+            self._give(model, versions, version)
+        model.warm()
+        loaded = Loaded(model, version)
+        self._kept[component.name] = (component.signature, loaded)
+        return loaded
+
+    def version(self, component: Component, number: int) -> Loaded:
+        """The model with the weights of any version, live or not. Raises NotApplied, DeclarationError, WeightsError."""
+        versions = self.versions(component.name)
+        version = versions.get(number)
+        if version is None or not version.loadable:
+            raise DeclarationError(f"models.{component.name}: there is no version {number}, or its weights were pruned")
+        model = self.built(component)
+        if version.weights is not None:
+            self._give(model, versions, version)
+        return Loaded(model, version)
+
+    def built(self, component: Component) -> Model:
+        """A model of its own, as declared, with its initial weights."""
+        resolve = self.resolve(component)
+        model = declaring.build_model(component.name, component.body, resolve)
+        if component.signature not in self._sources:
+            paths = [slot for slot in map(component.body.get, _CODE) if isinstance(slot, str)]
+            self._sources[component.signature] = declaring.source_hash([resolve(path) for path in paths], paths)
+        return model
+
+    def source(self, component: Component) -> str:
+        """The hash of the code that a model's declaration names, as this process has imported it."""
+        if component.signature not in self._sources:
+            self.built(component)
+        return self._sources[component.signature]
+
+    def _make(self, component: Component, model: Model, versions: Versions, before: Version | None) -> None:
+        """Has the version promoted that the declaration, as it is now, asks for; another process, or another declaration, may be quicker."""
+        source = self._sources[component.signature]
+        alike = self._given_alike(component, model, versions, before)
+        if alike is not None and (alike.signature, alike.source) == (component.signature, source):
+            reason = f"it is what is declared again, as before version {component.live}"
+            self._promote(component, versions, alike, reason)
+            return
+        origin, trained = "initial weights of the declaration (untrained)", False
+        if alike is not None and alike.weights is not None:
+            origin, trained = f"the weights of version {alike.number}, with the code as it is now", alike.trained
+        data, digest = packed(model)
+        made = versions.add(
+            data,
+            digest,
+            signature=component.signature,
+            source=source,
+            object_signature=object_signature(component.body),
+            origin=origin,
+            parent=before.number if before else None,
+            # The same weights are one step on the way back, whatever code was around them.
+            replaced=component.live if alike is None else alike.replaced,
+            trained=trained,
+        )
+        if not self._promote(component, versions, made, origin):
+            versions.discard(made.number)
+
+    def _given_alike(
+        self, component: Component, model: Model, versions: Versions, before: Version | None
+    ) -> Version | None:
+        """Gives the model the weights of a version that was live and whose object was declared as it is now; that version, None where there is none.
+
+        First comes the one that is just what is declared now, with the weights that are live; then the live one; then whichever was live last. One whose weights
+        are damaged, or do not fit, is passed over.
+        """
+        wanted = object_signature(component.body)
+        now = (component.signature, self._sources[component.signature], before.content_hash if before else None)
+
+        def preference(each: Version) -> tuple[bool, bool, Any]:
+            same = (each.signature, each.source, each.content_hash) == now
+            return same, each.number == component.live, each.promoted_at
+
+        known = [each for each in versions.listed(traces=False) if each.loadable and each.promoted_at is not None]
+        for each in sorted((each for each in known if each.object_signature == wanted), key=preference, reverse=True):
+            try:
+                if each.weights is not None:
+                    self._give(model, versions, each)
+            except PredictdError as error:
+                about = {"model": component.name, "version": each.number, "reason": str(error)}
+                log.warning("the weights of a version that was live cannot be taken over", **about)
+            else:
+                return each
+        return None
+
+    @staticmethod
+    def _promote(component: Component, versions: Versions, version: Version, reason: str) -> bool:
+        """False where another process was quicker, or the model is by now declared otherwise."""
+        try:
+            done = versions.promote(version.number, reason=reason, live=component.live, back=True)
+        except DeclarationError:
+            return False
+        if done:
+            about = {"version": version.number, "content_hash": version.content_hash, "reason": reason}
+            log.info("a version is live", model=component.name, **about)
+        return done
+
+    @staticmethod
+    def _give(model: Model, versions: Versions, version: Version) -> None:
+        from components.torch import weights  # whoever has weights has torch; the supervisor never gets here
+
+        model.load_state(weights.load(versions.weights(version)))
+
+
+def packed(model: Model) -> tuple[bytes | None, str | None]:
+    """A model's weights as they are stored, and the hash over all of them; None twice for a model that has none."""
+    state = model.state()
+    if state is None:
+        return None, None
+    from components.torch import weights
+
+    return weights.save(state), weights.content_hash(state)
+
+
+def object_signature(body: Mapping[str, Any]) -> str:
+    """A hash of what a model's initial weights come from: while it is the same, trained weights outlive a change of the rest.
+
+    With which versions of Python and torch an artifact was made is not part of it.
+    """
+    parts = {name: body.get(name) for name in _OBJECT}
+    if isinstance(parts["object"], Mapping):
+        parts["object"] = {name: parts["object"].get(name) for name in ("$artifact", "tensors")}
+    return signature(parts)

@@ -1,0 +1,313 @@
+"""The registry: puts declarations into `_predictd.components`, and keeps the generation of each listener.
+
+The supervisor publishes the declarations of service.toml; clients of the Python API apply theirs; a worker or a job reads what it needs, and
+needs nothing else to run it. A listener's *generation* fences its outputs: it is raised whenever the same row would get another
+output (another model, another key, another datatype of a key field; and by each promotion of its model, see `daemon.store.registry.components`),
+and every worker that meets a higher generation in a row reloads from here. A change of `where` changes which rows are judged, not
+what comes of them: it brings a scan, not a generation. Other code or another declaration of the model brings a version of it, whose promotion
+raises the generation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from pymongo.collection import Collection
+from pymongo.database import Database
+from pymongo.errors import CollectionInvalid, OperationFailure
+
+from components.errors import DeclarationError, NotApplied
+from components.signing_key import SigningKey
+from daemon.config import decoded_filter
+from daemon.store import names
+from daemon.store.registry.components import Catalog, Component, canonical, catalog, signature
+from daemon.store.registry.declarations import Declarations, taken
+from daemon.store.service import requests
+
+__all__ = ["Declared", "Registry", "signature"]
+
+# BadValue, FailedToParse, TypeMismatch; what else may be wrong with a filter has a number in the 51000s
+_BAD_FILTER: Final = frozenset({2, 9, 14})
+KINDS: Final = ("table", "model", "listener", "trainer", "validation")
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A listener as a worker needs it: its own declaration, its model's, its table's fields, and its generation."""
+
+    name: str
+    listener: Mapping[str, Any]
+    model: Component
+    fields: Mapping[str, str]
+    generation: int
+    signature: str
+
+    @property
+    def scope(self) -> str:
+        """A hash of which rows the listener takes, and of the worker that serves it: another one has another position."""
+        return signature([self.listener[name] for name in ("table", "key", "where", "worker")])
+
+    @property
+    def identity(self) -> tuple[str, str, str, str]:
+        """What a worker was started for: where any of it differs, it has to start anew."""
+        return self.signature, self.scope, self.model.name, self.model.signature
+
+
+class Registry:
+    """The declarations of one service, as a process of `epoch` sees and writes them (the API's clients have none: 0)."""
+
+    def __init__(self, database: Database[dict[str, Any]], service: str, epoch: int, key: SigningKey) -> None:
+        self._database = database
+        self._components: Collection[dict[str, Any]] = database[names.COMPONENTS]
+        self._service = service
+        self._epoch = epoch
+        self._key = key
+        self._declarations = Declarations(database, service, epoch, key)
+
+    # ---- reading --------------------------------------------------------------------------------------------------
+
+    def read(self) -> Catalog:
+        """Everything that is applied now, at one snapshot."""
+        return catalog(self._database, self._service, self._key)
+
+    def worker(self, worker: str) -> dict[str, Declared]:
+        """The listeners that a worker of that name serves; those that are paused, or refused, are not among them."""
+        known = self.read()
+        return {
+            name: _declared(name, known) for name in served(known) if known.listeners[name].body["worker"] == worker
+        }
+
+    def listener(self, name: str) -> Declared:
+        """One listener as it is declared now. Raises DeclarationError where it is no longer to be served."""
+        known = self.read()
+        if name not in served(known):
+            reason = known.refused.get(f"listener/{name}", "it is no longer declared, or is paused")
+            raise DeclarationError(f"listeners.{name}: {reason}")
+        return _declared(name, known)
+
+    # ---- service.toml ---------------------------------------------------------------------------------------------
+
+    def publish(self, declarations: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
+        """Makes these the service's own from its configuration, whole: what is not among them is removed; the API's stay.
+
+        Raises Fenced where a newer leader has published, and DeclarationError where a name was applied through the API, or where another
+        service of this database has a listener of the same name on the same table (both would write the same outputs).
+        """
+        self._refuse_foreign(declarations["listeners"])
+        for kind in ("listener", "trainer", "validation"):
+            for name, body in declarations.get(f"{kind}s", {}).items():
+                self._refuse_filters(kind, name, body)
+        wanted = {(kind, name): body for kind in KINDS for name, body in declarations.get(f"{kind}s", {}).items()}
+        known = self.read()
+        for kind, name in wanted:
+            other = known.of(kind).get(name)
+            if other is not None and other.source == "api":
+                raise DeclarationError(taken(kind, name, "config"))
+        tables = {name: body for (kind, name), body in wanted.items() if kind == "table"}
+        for (kind, name), body in wanted.items():
+            self._declarations.put(kind, name, body, "config", _identity(kind, body, tables))
+        self._remove_all_but([self._declarations.id(kind, name) for kind, name in wanted])
+        self._create(tables)
+
+    def _remove_all_but(self, kept: list[str]) -> None:
+        gone = {
+            "service": self._service,
+            "state": "applied",
+            "source": {"$ne": "api"},
+            "_id": {"$nin": kept},
+            "epoch": {"$not": {"$gt": self._epoch}},
+            "kind": {"$in": KINDS},
+            "name": {"$type": "string"},
+        }
+        for component in list(self._components.find(gone, {"kind": 1, "name": 1})):
+            self._declarations.remove(component["kind"], component["name"])
+
+    # ---- the API --------------------------------------------------------------------------------------------------
+
+    def apply(self, declared: Iterable[tuple[str, str, Mapping[str, Any]]], *, force: bool = False) -> list[str]:
+        """Applies (kind, name, body) one after the other; "kind/name" of those that were not applied just so before.
+
+        With `force` each of them counts as changed. Raises DeclarationError where service.toml declares the name, or where what a
+        declaration names is not there.
+        """
+        changed = []
+        for kind, name, body in declared:
+            known = self.read()
+            other = known.of(kind).get(name)
+            if other is not None and other.source == "config":
+                raise DeclarationError(taken(kind, name, "api"))
+            _refuse_dangling(kind, name, body, known)
+            self._refuse_filters(kind, name, body)
+            if kind == "listener":
+                self._refuse_foreign({name: body})
+            if other is not None and not force and canonical(other.body) == canonical(body):
+                continue
+            forced = (other.forced if other else 0) + force
+            tables = {table: each.body for table, each in known.tables.items()} | (
+                {name: body} if kind == "table" else {}
+            )
+            self._declarations.put(kind, name, body, "api", _identity(kind, body, tables), forced)
+            changed.append(f"{kind}/{name}")
+            if kind == "table":
+                self._create({name: body})
+                for reader in known.listeners.values():  # the same bytes may be another input now
+                    if reader.body["table"] == name:
+                        again = _identity("listener", reader.body, tables)
+                        self._declarations.put(
+                            "listener", reader.name, reader.body, reader.source, again, reader.forced
+                        )
+        return changed
+
+    def remove(self, kind: str, name: str) -> None:
+        """Removes what was applied through the API; with a model go its trainer and its validations.
+
+        Raises NotApplied where there is none, DeclarationError where service.toml declares it or where something still needs it.
+        """
+        known = self.read()
+        component = known.of(kind).get(name)
+        if component is None and f"{kind}/{name}" not in known.refused:
+            raise NotApplied(self.absent(kind, name))
+        if component is not None and component.source == "config":
+            raise DeclarationError(f"{kind} {name!r} is declared in service.toml; remove it there")
+        if kind in ("table", "model") and (users := _users(known, kind, name)):
+            raise DeclarationError(f"{kind} {name!r} is in use by {', '.join(users)}; remove that first")
+        if kind == "model":
+            for other in (*known.trainers.values(), *known.validations.values()):
+                if other.body["model"] == name and other.source == "api":
+                    self._declarations.remove(other.kind, other.name)
+        self._declarations.remove(kind, name)
+
+    def absent(self, kind: str, name: str) -> str:
+        """Why there is no such component, in words."""
+        document = self._components.find_one({"_id": self._declarations.id(kind, name)})
+        if (
+            document is not None
+            and document.get("state") == "removed"
+            and isinstance(document.get("removed_at"), datetime)
+        ):
+            return f"{kind} {name!r} was removed at {document['removed_at']:%Y-%m-%d %H:%M:%S} UTC; apply it again to use it"
+        applied = {"service": self._service, "kind": kind, "state": "applied", "name": {"$type": "string"}}
+        there = sorted(each["name"] for each in self._components.find(applied, {"name": 1}))
+        return f"there is no {kind} {name!r}; there is {', '.join(there) if there else f'no {kind} at all'}"
+
+    # ---- what people ask of a listener ----------------------------------------------------------------------------
+
+    def resync(self, listener: str) -> None:
+        """Every row of the listener is predicted anew. Raises NotApplied."""
+        self._listener(listener, {"$inc": {"generation": 1}})
+        requests.reload(self._database, self._service, [listener])
+
+    def pause(self, listener: str) -> None:
+        """Outputs of the listener are no longer kept up, until `resume`. Raises NotApplied."""
+        self._listener(listener, {"$set": {"paused": True}})
+        self._declarations.forget_mark(listener)
+
+    def resume(self, listener: str) -> None:
+        """The listener is served again, beginning with a scan: what changed meanwhile was passed over. Raises NotApplied."""
+        self._declarations.forget_mark(listener)
+        self._listener(listener, {"$unset": {"paused": ""}})
+
+    def _listener(self, name: str, update: Mapping[str, Any]) -> None:
+        if not self._components.update_one(
+            {"_id": self._declarations.id("listener", name), "state": "applied"}, update
+        ).matched_count:
+            raise NotApplied(self.absent("listener", name))
+
+    # ---- shared ---------------------------------------------------------------------------------------------------
+
+    def _refuse_foreign(self, listeners: Mapping[str, Mapping[str, Any]]) -> None:
+        query = {
+            "kind": "listener",
+            "state": "applied",
+            "name": {"$in": list(listeners)},
+            "service": {"$ne": self._service},
+        }
+        for other in self._components.find(query):
+            # Another service signs with its own key: its word is taken as it stands, which can only refuse something.
+            if f'"table": {json.dumps(listeners[other["name"]]["table"], ensure_ascii=False)}' in str(
+                other.get("declaration")
+            ):
+                raise DeclarationError(
+                    f"listeners.{other['name']}: service {other['service']!r} has a listener of this name on this table, and both "
+                    "would write the same outputs; give one of them another name"
+                )
+
+    def _refuse_filters(self, kind: str, name: str, body: Mapping[str, Any]) -> None:
+        """Asks the server whether it takes a declaration's filters: one that it does not take would be tried, and waited for, without end."""
+        queries = body["datasets"].values() if kind == "validation" else [body] if "where" in body else []
+        for query in queries:
+            find = {"find": query["table"], "filter": decoded_filter(query["where"])}
+            try:
+                self._database.command("explain", find, verbosity="queryPlanner")
+            except OperationFailure as error:
+                if error.code in _BAD_FILTER or 51000 <= (error.code or 0) < 52000:
+                    said = (error.details or {}).get("errmsg") or str(error)
+                    raise DeclarationError(
+                        f"{kind}s.{name}: MongoDB does not take its filter {query['where']!r}: {said}"
+                    ) from None
+                raise
+
+    def _create(self, tables: Iterable[str]) -> None:
+        """A table that nobody has written to yet exists from now on, so that a dropped one can be told from a new one."""
+        requests.prepare(self._database)
+        for table in set(tables) - set(self._database.list_collection_names()):
+            with suppress(CollectionInvalid):  # a client was quicker
+                self._database.create_collection(table)
+
+
+def served(known: Catalog) -> list[str]:
+    """The listeners that are to run: not paused, with a model and a table that may be believed."""
+    return [
+        name
+        for name, each in known.listeners.items()
+        if not each.paused and each.body["model"] in known.models and each.body["table"] in known.tables
+    ]
+
+
+def _declared(name: str, known: Catalog) -> Declared:
+    own = known.listeners[name]
+    return Declared(
+        name=name,
+        listener=own.body,
+        model=known.models[own.body["model"]],
+        fields=known.tables[own.body["table"]].body["fields"],
+        generation=own.generation,
+        signature=own.signature,
+    )
+
+
+def _identity(kind: str, body: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]]) -> str:
+    """A hash of what of a declaration decides outputs: the device of a model, for one, does not, nor a listener's limits."""
+    if kind == "model":
+        return signature({name: value for name, value in body.items() if name != "device"})
+    if kind != "listener":
+        return signature(body)
+    fields = tables.get(body["table"], {}).get("fields", {})
+    paths = body["key"] if isinstance(body["key"], (list, dict)) else [body["key"]]
+    return signature([body["table"], body["key"], body["model"], {path: fields.get(path) for path in paths}])
+
+
+def _users(known: Catalog, kind: str, name: str) -> list[str]:
+    """What needs a table or a model; with a model go its trainer and its validations, so these do not count."""
+    listeners = [f"listener {each.name}" for each in known.listeners.values() if each.body[kind] == name]
+    if kind == "model":
+        return listeners
+    trainers = [f"the trainer of {each.name}" for each in known.trainers.values() if each.body["table"] == name]
+    validations = [
+        f"validation {each.name}"
+        for each in known.validations.values()
+        if name in {dataset["table"] for dataset in each.body["datasets"].values()}
+    ]
+    return [*listeners, *trainers, *validations]
+
+
+def _refuse_dangling(kind: str, name: str, body: Mapping[str, Any], known: Catalog) -> None:
+    for other in ("table", "model"):
+        named = body.get(other)
+        if kind in ("listener", "trainer", "validation") and named is not None and named not in known.of(other):
+            raise DeclarationError(f"{kind} {name!r}: {other} {named!r} is not applied; apply it first")

@@ -1,0 +1,226 @@
+"""The rows that a training or a validation runs on: a list of `_id`s, taken once at one snapshot, and the rows that it names.
+
+A job walks over its rows many times, in an order of its own, while clients insert and delete: so it pins which rows there are, and reads what they hold
+as it gets to them. A row that is gone by then counts as gone.
+
+    _predictd.datasets: {_id: {of: KEY, part: 0}, ids: [...], parts, run, at}      the pinned rows of a validation's dataset
+
+A `Dataset(pin=True)` is chosen once and then the same for every version: KEY is a hash of service, validation, dataset and query. The list is cut into
+parts that MongoDB takes; the first of them is written last, by whoever comes first, and names the run whose parts count.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import bson
+import structlog
+from bson import ObjectId
+from bson.timestamp import Timestamp
+from pymongo import MongoClient
+from pymongo.database import Database
+from pymongo.errors import DuplicateKeyError
+
+from components.datatypes import Datatype, datatype
+from components.errors import DecodeError
+from daemon.config import decoded_filter
+from daemon.handlers.predict.dirty_keys import identity
+from daemon.store import names
+from daemon.store.connection import ROW_CODEC, open_database
+from daemon.store.registry.components import signature
+from daemon.store.rows.outputs import value_at
+
+__all__ = ["Pinned", "RowExamples", "kept", "pinned"]
+
+log = structlog.get_logger(__name__)
+
+PART_BYTES: Final = 4 * 1024 * 1024
+FETCH_ROWS: Final = 2000
+NAME_SHOWN: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """The `_id`s of the rows that matched, in the order of `_id`, and the cluster time at which they did (None where there is no such table)."""
+
+    ids: Sequence[Any]
+    at: Timestamp | None
+
+
+def pinned(
+    database: Database[dict[str, Any]],
+    table: str,
+    where: Mapping[str, Any],
+    fields: Sequence[str],
+    limit: int | None = None,
+) -> Pinned:
+    """The rows of `table` that match `where` (as it is stored in a declaration) and have all of `fields`: the first `limit` of them, at one snapshot."""
+    conditions: list[Mapping[str, Any]] = [{field: {"$exists": True}} for field in fields]
+    conditions += [decoded_filter(where)] if where else []
+    command: dict[str, Any] = {
+        "find": table,
+        "filter": {"$and": conditions} if conditions else {},
+        "projection": {"_id": 1},
+        "sort": {"_id": 1},
+        "readConcern": {"level": "snapshot"},
+        **({"limit": limit} if limit else {}),
+    }
+    with database.client.start_session(causal_consistency=False) as session:
+        cursor = database.command(command, session=session, codec_options=ROW_CODEC)["cursor"]
+        at = cursor.get("atClusterTime")
+        ids = [row["_id"] for row in cursor["firstBatch"]]
+        while cursor["id"]:
+            more = {"getMore": cursor["id"], "collection": table}
+            cursor = database.command(more, session=session, codec_options=ROW_CODEC)["cursor"]
+            ids += [row["_id"] for row in cursor["nextBatch"]]
+    return Pinned(ids, at)
+
+
+def kept(
+    database: Database[dict[str, Any]],
+    service: str,
+    validation: str,
+    dataset: str,
+    query: Mapping[str, Any],
+    fields: Sequence[str],
+) -> Pinned:
+    """The rows of a dataset as it is declared (`query`: table, where, limit, pin): chosen now, or, with `pin`, the ones chosen the first time."""
+
+    def choose() -> Pinned:
+        return pinned(database, query["table"], query["where"], fields, query["limit"])
+
+    if not query["pin"]:
+        return choose()
+    key = signature([service, validation, dataset, query, list(fields)])
+    return _stored(database, key) or _store(database, key, choose())
+
+
+def _stored(database: Database[dict[str, Any]], key: str) -> Pinned | None:
+    collection = database[names.DATASETS]
+    head = collection.find_one({"_id": {"of": key, "part": 0}})
+    if head is None:
+        return None
+    rest = [collection.find_one({"_id": {"of": key, "part": n, "run": head["run"]}}) for n in range(1, head["parts"])]
+    if any(part is None for part in rest):  # somebody deleted them by hand
+        return None
+    return Pinned([each for part in (head, *rest) if part is not None for each in part["ids"]], head["at"])
+
+
+def _store(database: Database[dict[str, Any]], key: str, chosen: Pinned) -> Pinned:
+    """Keeps a choice, unless somebody has kept one meanwhile: then that one counts. An empty one is not kept: there may be rows tomorrow."""
+    if not chosen.ids:
+        return chosen
+    collection, run, parts = database[names.DATASETS], ObjectId(), list(_parts(chosen.ids))
+    for number, ids in enumerate(parts[1:], 1):
+        collection.insert_one({"_id": {"of": key, "part": number, "run": run}, "ids": ids})
+    head = {"of": key, "part": 0}
+    try:
+        collection.insert_one({"_id": head, "ids": parts[0], "parts": len(parts), "run": run, "at": chosen.at})
+    except DuplicateKeyError:
+        theirs = _stored(database, key)
+        if theirs is None:  # a head whose parts are gone
+            collection.delete_one({"_id": head})
+            return _store(database, key, chosen)
+        collection.delete_many({"_id": {"$in": [{"of": key, "part": n, "run": run} for n in range(1, len(parts))]}})
+        return theirs
+    return chosen
+
+
+def _parts(ids: Sequence[Any]) -> Iterator[list[Any]]:
+    part: list[Any] = []
+    size = 0
+    for each in ids:
+        more = len(bson.encode({"": each})) + 8
+        if part and size + more > PART_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(each)
+        size += more
+    yield part
+
+
+class RowExamples:
+    """Rows of a table by their place in `ids`, decoded: `components.examples.Examples` over MongoDB.
+
+    `fields` are the key's paths with their datatypes' specs (None: the value as the driver decodes it). A row that is gone, that lacks a field (or holds null in it), or whose
+    value is not of its datatype counts as gone; the first of the last kind is logged.
+
+    It may be sent to another process, and be used in one that was forked: each process opens a client of its own, at its first fetch.
+    """
+
+    def __init__(
+        self, uri: str, database: str, table: str, fields: Mapping[str, str | None], ids: Sequence[Any]
+    ) -> None:
+        self._uri = uri
+        self._database = database
+        self._table = table
+        self._fields = dict(fields)
+        self._ids = ids
+        self._datatypes: list[tuple[str, Datatype | None]] = [
+            (path, datatype(spec) if spec else None) for path, spec in self._fields.items()
+        ]
+        self._client: tuple[int, Database[dict[str, Any]]] | None = None
+        self._told = False
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self._uri, self._database, self._table, self._fields, self._ids
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.__init__(*state)  # type: ignore[misc]  # all that it is made of
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def name(self, place: int) -> str:
+        """The `_id` of a row, for people."""
+        return repr(self._ids[place])[:NAME_SHOWN]
+
+    def fetch(self, places: Sequence[int]) -> list[tuple[Any, ...] | None]:
+        """The decoded values of the key's fields of the rows at these places, None for one that is gone. The errors of pymongo pass through."""
+        ids = [self._ids[place] for place in places]
+        found: dict[Any, tuple[Any, ...] | None] = {}
+        projection = dict.fromkeys(self._fields, 1)
+        for start in range(0, len(ids), FETCH_ROWS):
+            query = {"_id": {"$in": ids[start : start + FETCH_ROWS]}}
+            for document in self._open()[self._table].find(query, projection):
+                found[identity(document["_id"])] = self._decoded(document)
+        return [found.get(identity(each)) for each in ids]
+
+    def close(self) -> None:
+        """Closes this process's client; the next fetch opens another."""
+        if self._client is not None and self._client[0] == os.getpid():
+            self._client[1].client.close()
+        self._client = None
+
+    def _decoded(self, document: Mapping[str, Any]) -> tuple[Any, ...] | None:
+        values = []
+        for path, kind in self._datatypes:
+            value = value_at(document, path)
+            if value is None:  # absent, or null: neither can be learned from
+                return None
+            try:
+                values.append(value if kind is None else kind.decode(value))
+            except DecodeError as error:
+                if not self._told:
+                    self._told = True
+                    log.warning(
+                        "a row is passed over", table=self._table, row=document["_id"], field=path, reason=str(error)
+                    )
+                return None
+        return tuple(values)
+
+    def _open(self) -> Database[dict[str, Any]]:
+        # A client does not survive a fork: its threads and sockets are the parent's.
+        if self._client is None or self._client[0] != os.getpid():
+            client: MongoClient[dict[str, Any]] = MongoClient(
+                self._uri,
+                appname="predictd job rows",
+                connectTimeoutMS=5000,
+                serverSelectionTimeoutMS=5000,
+                socketTimeoutMS=60_000,
+            )
+            self._client = (os.getpid(), open_database(client, self._database))
+        return self._client[1]

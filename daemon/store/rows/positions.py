@@ -1,0 +1,101 @@
+"""How far each stream is done: resume token and cluster time, fenced by the epoch.
+
+A position moves only over finished stretches (rule R10, kept by `daemon.handlers.predict.dirty_keys.Progress`), and only for the leader: a daemon that
+was paused and has been replaced holds a lower epoch, and its save is refused (rule R10b).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bson.timestamp import Timestamp
+from pymongo import ReturnDocument
+from pymongo.collection import Collection
+from pymongo.database import Database
+from pymongo.errors import DuplicateKeyError
+
+from components.errors import Fenced
+from daemon.store import names
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place in the change stream: `token` to resume after, and a cluster time from which everything may be read again.
+
+    The token is None where only the time is known (a fresh start). The time is never later than the token's place.
+    """
+
+    cluster_time: Timestamp
+    token: Mapping[str, Any] | None = None
+
+    @classmethod
+    def at_token(cls, token: Mapping[str, Any], known: Timestamp) -> Position:
+        """The position of a resume token; its time is read out of the token, else `known`, an earlier time, is kept.
+
+        A token's `_data` is a hexadecimal key string whose first element is a timestamp: type byte 82, then seconds and
+        increment, four bytes each (MongoDB's docs/change_streams and src/mongo/db/pipeline/resume_token.h).
+        """
+        found = re.match(r"82([0-9A-F]{8})([0-9A-F]{8})", str(token.get("_data", "")))
+        time = Timestamp(int(found[1], 16), int(found[2], 16)) if found else known
+        return cls(max(time, known), token)
+
+
+class Positions:
+    """The position of one stream (one worker of a service) in `_predictd.positions`."""
+
+    def __init__(self, database: Database[dict[str, Any]], service: str, worker: str, epoch: int) -> None:
+        self._collection: Collection[dict[str, Any]] = database[names.POSITIONS]
+        self._id = f"{service}/{worker}"
+        self._epoch = epoch
+
+    def claim(self, subscription: str) -> Position | None:
+        """Raises the stored epoch to ours, so that an older leader's saves are refused from now on; the position, if any.
+
+        `subscription` is a hash of what the stream asks for. A token belongs to the filter that it was made with (another
+        one may answer 280), so under a changed filter only the cluster time counts.
+        """
+        try:
+            before = self._collection.find_one_and_update(
+                {"_id": self._id, "epoch": {"$not": {"$gt": self._epoch}}},
+                {"$set": {"epoch": self._epoch}},
+                upsert=True,
+                return_document=ReturnDocument.BEFORE,
+            )
+        except DuplicateKeyError:
+            raise Fenced(
+                f"another daemon, with a higher epoch than {self._epoch}, owns the stream {self._id}"
+            ) from None
+        if before is None or not isinstance(before.get("cluster_time"), Timestamp):
+            return None
+        token = before.get("token") if before.get("subscription") == subscription else None
+        return Position(before["cluster_time"], token if isinstance(token, Mapping) else None)
+
+    def save(self, position: Position, subscription: str) -> None:
+        """Notes the position. Raises Fenced where a higher epoch owns the stream."""
+        try:
+            self._collection.update_one(
+                {"_id": self._id, "epoch": {"$not": {"$gt": self._epoch}}},  # R10b
+                {
+                    "$set": {
+                        "token": position.token,
+                        "cluster_time": position.cluster_time,
+                        "subscription": subscription,
+                        "epoch": self._epoch,
+                    },
+                    "$currentDate": {"saved_at": True},
+                },
+                upsert=True,  # somebody may have dropped the database
+            )
+        except DuplicateKeyError:
+            raise Fenced(
+                f"another daemon, with a higher epoch than {self._epoch}, owns the stream {self._id}"
+            ) from None
+
+
+def cluster_time(database: Database[dict[str, Any]]) -> Timestamp:
+    """The cluster time now, asked of the server: every write that was acknowledged before is not later."""
+    time: Timestamp = database.command("ping")["operationTime"]
+    return time

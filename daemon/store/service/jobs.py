@@ -1,0 +1,261 @@
+"""Jobs: one training or one validation each, from the moment somebody asks for it to what came of it.
+
+    {_id: "service/kind/target/key", service, kind: "train" | "validate", target, model, trigger, state, epoch, attempts, failures, retries,
+     best_step, ran, threads, progress {step, total, loss, ...}, heartbeat, log [], error {type, message, traceback}, result, promoted,
+     created_at, started_at, finished_at, retry_at, untidy}
+
+    queued ──claim──> running ──finish──> done
+      ▲                  │ ├──fail────> failed
+      └──fail, release───┘ └──cancel──> cancelled      (a queued job can be cancelled, too)
+
+* *Once*: a trigger that may be seen by two daemons queues under a key of its own; the second insert of that `_id` finds the first.
+* *Fenced*: a claim writes the leader's epoch, and everything that is written to a running job names it. A job that an older leader left running
+  is claimed by the next one; whatever the older one still says finds nothing.
+* *Cancelled or promoted, never both*: cancelling changes the state that a promotion's transaction asks for (`daemon.store.registry.versions`).
+* Times are the server's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection as Container
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Literal
+
+from bson import ObjectId
+from pymongo import ReturnDocument
+from pymongo.collection import Collection
+from pymongo.database import Database
+from pymongo.errors import DuplicateKeyError
+
+from components.errors import NotApplied
+from daemon.store import names
+from daemon.store.service import notify as bells
+
+__all__ = ["LOG_LINES", "Jobs", "Kind"]
+
+LOG_LINES: Final = 200
+KEEP_SECONDS: Final = 90 * 24 * 3600
+DECLARED_BY: Final = {"train": "trainer", "validate": "validation"}
+
+_WHOLE: Final = {
+    **{name: {"$type": "string"} for name in ("_id", "target", "model")},
+    **{name: {"$type": "number"} for name in ("epoch", "attempts", "failures", "best_step", "ran")},
+    **{name: {"$type": "object"} for name in ("trigger", "progress")},
+    "log": {"$type": "array"},
+    "kind": {"$in": list(DECLARED_BY)},
+}
+"""What every job has. A document that lacks any of it was written by somebody else, and is no job."""
+
+Kind = Literal["train", "validate"]
+
+
+class Jobs:
+    """The jobs of one service."""
+
+    def __init__(self, database: Database[dict[str, Any]], service: str) -> None:
+        self._database = database
+        self._collection: Collection[dict[str, Any]] = database[names.JOBS]
+        self._service = service
+        self._whole = {"service": service, **_WHOLE}
+
+    def prepare(self) -> None:
+        """Makes the indexes; ended jobs go after 90 days, what they found stays with the versions."""
+        self._collection.create_index([("service", 1), ("state", 1), ("created_at", 1)])
+        self._collection.create_index("finished_at", expireAfterSeconds=KEEP_SECONDS)
+
+    # ---- asking for jobs ------------------------------------------------------------------------------------------
+
+    def queue(
+        self,
+        kind: Kind,
+        target: str,
+        trigger: Mapping[str, Any],
+        *,
+        key: str | None = None,
+    ) -> str | None:
+        """Asks for a job: `target` is the model to train, or the validation to run; its id.
+
+        With a `key` it happens once, however many daemons ask: None where the key was used before, or where an equal job is waiting already.
+        Raises NotApplied where nothing of that name is applied.
+        """
+        model = self._model(kind, target)
+        if key is not None and self._collection.find_one({**self._of(kind, target), "state": "queued", "attempts": 0}):
+            return None
+        identifier = f"{self._service}/{kind}/{target}/{key or ObjectId()}"
+        document = {
+            **self._of(kind, target),
+            "model": model,
+            "trigger": dict(trigger),
+            "state": "queued",
+            "epoch": 0,
+            "attempts": 0,
+            "failures": 0,
+            "best_step": 0,
+            "ran": 0.0,
+            "progress": {},
+            "log": [],
+        }
+        literal = {name: {"$literal": value} for name, value in document.items()}
+        try:  # an upsert, because only an update by pipeline knows the server's time
+            self._collection.update_one(
+                {"_id": identifier, "state": None}, [{"$set": {**literal, "created_at": "$$NOW"}}], upsert=True
+            )
+        except DuplicateKeyError:
+            return None
+        bells.ring(self._database, self._service)
+        return identifier
+
+    def cancel(self, identifier: str) -> bool:
+        """Nothing more is to come of the job; False where it has ended already, or has put its version live.
+
+        It counts at once. Whoever runs the job learns of it by the bell, ends the process and takes its candidate away (`untidy`).
+        """
+        found = self._collection.find_one_and_update(
+            {"_id": identifier, "service": self._service, "state": {"$in": ["queued", "running"]}, "promoted": None},
+            {
+                "$set": {"state": "cancelled", "untidy": True},
+                "$unset": {"retry_at": ""},
+                "$currentDate": {"finished_at": True},
+            },
+        )
+        if found is not None:
+            bells.ring(self._database, self._service)
+        return found is not None
+
+    # ---- reading --------------------------------------------------------------------------------------------------
+
+    def get(self, identifier: str) -> dict[str, Any] | None:
+        """One job by its id (with or without the service's name in front), or by the end of its id where only one ends so; else None."""
+        for whole in (identifier, f"{self._service}/{identifier}"):
+            found = self._collection.find_one({**self._whole, "_id": whole})
+            if found is not None:
+                return found
+        ending = {"$expr": {"$eq": [{"$arrayElemAt": [{"$split": ["$_id", "/"]}, -1]}, {"$literal": identifier}]}}
+        several = list(self._collection.find({**self._whole, **ending}).limit(2))
+        return several[0] if len(several) == 1 else None
+
+    def listed(self, limit: int = 100, **matching: Any) -> list[dict[str, Any]]:
+        """The newest jobs, newest first, without their logs; `matching` narrows them (kind=..., target=..., model=..., state=...)."""
+        query = {"$and": [self._whole, matching]}
+        return list(self._collection.find(query, {"log": 0}).sort([("created_at", -1), ("_id", -1)]).limit(limit))
+
+    # ---- running them: everything from here on is the leader's -----------------------------------------------------
+
+    def claim(self, epoch: int, busy: Container[str], own: Container[str] | None = None) -> dict[str, Any] | None:
+        """Takes over the oldest job that is due: one that waits, or whose retry has come, or that an older leader left running.
+
+        `own` are those that the leader of this epoch knows to run: another one of its own is one whose claim it never heard of, and is claimed again. Jobs of
+        the models in `busy` are passed over. The job as it is now, None where there is none.
+        """
+        due = {
+            "$and": [self._whole, {"model": {"$nin": list(busy)}}],
+            "$or": [
+                {"state": "queued", "epoch": {"$lte": epoch}, "$expr": {"$lte": ["$retry_at", "$$NOW"]}},
+                {"state": "running", "epoch": {"$lt": epoch}},
+                *([] if own is None else [{"state": "running", "epoch": epoch, "_id": {"$nin": list(own)}}]),
+            ],
+        }
+        claimed = {
+            "state": "running",
+            "epoch": epoch,
+            "attempts": {"$add": ["$attempts", 1]},
+            "heartbeat": "$$NOW",
+            "started_at": {"$ifNull": ["$started_at", "$$NOW"]},
+        }
+        return self._collection.find_one_and_update(
+            due,
+            [{"$set": claimed}, {"$unset": "retry_at"}],
+            sort=[("created_at", 1), ("_id", 1)],
+            return_document=ReturnDocument.AFTER,
+        )
+
+    def progress(
+        self, identifier: str, epoch: int, fields: Mapping[str, Any], lines: Iterable[str] = (), **about: Any
+    ) -> bool:
+        """Notes a sign of life, what the job says of its progress, the lines of its log, and what is known `about` it (ran, threads, retries...).
+
+        False where the job is no longer ours: cancelled, or claimed by another leader.
+        """
+        update: dict[str, Any] = {
+            "$set": {**{f"progress.{name}": value for name, value in fields.items()}, **about},
+            "$currentDate": {"heartbeat": True},
+        }
+        if "step" in fields:
+            update["$max"] = {"best_step": fields["step"]}
+        lines = list(lines)
+        if lines:
+            update["$push"] = {"log": {"$each": lines, "$slice": -LOG_LINES}}
+        return bool(self._collection.update_one(self._running(identifier, epoch), update).matched_count)
+
+    def log(self, identifier: str, epoch: int, lines: Iterable[str]) -> bool:
+        """Adds lines to the job's log, of which the last 200 are kept."""
+        return self.progress(identifier, epoch, {}, lines)
+
+    def finish(self, identifier: str, epoch: int, result: Mapping[str, Any]) -> bool:
+        """The job is done, with this result; False where it is no longer ours."""
+        return self._end(identifier, epoch, {"state": "done", "result": dict(result)}, ["error"])
+
+    def fail(
+        self, identifier: str, epoch: int, error: Mapping[str, Any], retry_in: float | None, failures: int = 1
+    ) -> bool:
+        """The job has failed: for good, or (`retry_in` seconds) to be tried again; `failures` counts those in a row. False where it is not ours."""
+        if retry_in is None:
+            return self._end(
+                identifier, epoch, {"state": "failed", "error": dict(error), "failures": failures, "untidy": True}
+            )
+        again = {"state": "queued", "error": {"$literal": dict(error)}, "failures": failures}
+        return self._back(identifier, epoch, {**again, "retry_at": {"$add": ["$$NOW", int(retry_in * 1000)]}})
+
+    def release(self, identifier: str, epoch: int) -> bool:
+        """The job goes back into the queue, and this attempt does not count: the daemon stops, the job is not at fault."""
+        return self._back(identifier, epoch, {"state": "queued", "attempts": {"$subtract": ["$attempts", 1]}})
+
+    def untidy(self) -> list[dict[str, Any]]:
+        """Jobs that were cancelled or have failed for good and may have left a candidate or a checkpoint."""
+        return list(self._collection.find({**self._whole, "untidy": True}, {"log": 0}))
+
+    def tidied(self, identifier: str) -> None:
+        """What the job left is gone."""
+        self._collection.update_one({"_id": identifier}, {"$unset": {"untidy": ""}})
+
+    # ---- shared ---------------------------------------------------------------------------------------------------
+
+    def _end(self, identifier: str, epoch: int, fields: Mapping[str, Any], gone: Iterable[str] = ()) -> bool:
+        update: dict[str, Any] = {"$set": dict(fields), "$currentDate": {"finished_at": True, "heartbeat": True}}
+        unset = dict.fromkeys(gone, "")
+        ended = self._collection.update_one(
+            self._running(identifier, epoch), update | ({"$unset": unset} if unset else {})
+        )
+        return self._told(ended.matched_count)
+
+    def _back(self, identifier: str, epoch: int, fields: Mapping[str, Any]) -> bool:
+        return self._told(
+            self._collection.update_one(self._running(identifier, epoch), [{"$set": dict(fields)}]).matched_count
+        )
+
+    def _told(self, matched: int) -> bool:
+        if matched:
+            bells.ring(self._database, self._service)
+        return bool(matched)
+
+    def _running(self, identifier: str, epoch: int) -> dict[str, Any]:
+        return {"_id": identifier, "state": "running", "epoch": epoch}
+
+    def _of(self, kind: str, target: str) -> dict[str, Any]:
+        return {"service": self._service, "kind": kind, "target": target}
+
+    def _model(self, kind: Kind, target: str) -> str:
+        """The model that a job is about: no two jobs of one run at the same time."""
+        declared = DECLARED_BY[kind]
+        component = self._database[names.COMPONENTS].find_one(
+            {"_id": f"{self._service}/{declared}/{target}", "state": "applied"}, {"declaration": 1}
+        )
+        if component is None:
+            raise NotApplied(f"there is no {declared} {target!r} in service {self._service!r}; apply it first")
+        try:
+            return str(json.loads(component["declaration"])["model"])
+        except (KeyError, TypeError, ValueError):  # whoever wrote it has no key, and is refused by the daemon as well
+            raise NotApplied(
+                f"{declared} {target!r} of service {self._service!r} is not readable in the database; apply it again"
+            ) from None

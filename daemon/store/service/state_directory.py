@@ -1,0 +1,125 @@
+"""The state directory: what a daemon keeps on its own disk, and the lock that makes it its own.
+
+    STATE_DIR/lock       held by flock while a daemon runs; holds its process id
+    STATE_DIR/instance   the stable id of this directory's daemon: what it takes its own lease back with after a kill
+    STATE_DIR/signing.key  what this service's declarations are signed with; made at the first start, for its owner's eyes only
+    STATE_DIR/http       the address that the daemon answers on, while it runs ("127.0.0.1:9477")
+
+The kernel gives the lock up with the process, however it ends, so nothing stale is ever left behind.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import uuid
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from components.errors import ConfigurationError, DeclarationError, Problem
+from components.signing_key import SigningKey
+from daemon.store.service.leases import AnotherDaemon
+
+__all__ = ["StateDirectory", "http_address", "instance_of", "is_held"]
+
+
+class StateDirectory:
+    """Ours for the length of the `with` block. Entering raises AnotherDaemon where another process has it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = -1
+
+    def __enter__(self) -> Self:
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            message = f"{self.path} cannot be used ({error.strerror}): name a folder that this user may write"
+            raise ConfigurationError([Problem("service.state_dir", message)]) from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self._lock, 32, 0).decode(errors="replace").strip()
+            os.close(self._lock)
+            raise AnotherDaemon(
+                f"the state directory {self.path} is in use by another predictd (pid {holder or 'unknown'}): "
+                "stop it, or give this one a service.state_dir of its own"
+            ) from None
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        (self.path / "http").unlink(missing_ok=True)
+        os.close(self._lock)
+
+    def instance(self) -> str:
+        """The id of this directory's daemon, made at the first call ever."""
+        path = self.path / "instance"
+        if path.is_file() and (known := path.read_text().strip()):
+            return known
+        made = uuid.uuid4().hex
+        _write(path, made)
+        return made
+
+    @property
+    def signing_key_file(self) -> Path:
+        """Where the key lies that signs declarations."""
+        return self.path / "signing.key"
+
+    def signing_key(self) -> SigningKey:
+        """The key of this directory's service, made at the first call ever. Raises ConfigurationError where others may read it."""
+        path = self.signing_key_file
+        try:
+            if not path.exists():
+                fresh = path.with_name(f".{path.name}.{os.getpid()}")
+                fresh.unlink(missing_ok=True)
+                SigningKey.fresh().write(fresh)
+                fresh.replace(path)  # whole or not at all
+            return SigningKey.read(path)
+        except (OSError, DeclarationError) as error:
+            raise ConfigurationError([Problem("service.state_dir", f"the signing key: {error}")]) from None
+
+    def announce(self, address: str) -> None:
+        """Notes where the daemon answers, for commands on this machine."""
+        _write(self.path / "http", address)
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a living process holds this file's lock. A look takes the lock for an instant: a daemon that starts just then may meet it."""
+    try:
+        with lock.open("r") as file:
+            try:
+                fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    except FileNotFoundError:
+        pass
+    return False
+
+
+def instance_of(state_dir: Path) -> str | None:
+    """The id of this directory's daemon, None where none has ever run there."""
+    try:
+        return (state_dir / "instance").read_text().strip() or None
+    except OSError:
+        return None
+
+
+def http_address(state_dir: Path) -> str | None:
+    """Where the daemon of this state directory answers, None where none has said so."""
+    try:
+        return (state_dir / "http").read_text().strip() or None
+    except OSError:
+        return None
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_text(text + "\n")
+    fresh.replace(path)

@@ -1,0 +1,95 @@
+"""What should run: the workers, each with its listeners, of service.toml and of what was applied through the API together.
+
+A worker has a *fingerprint* of all that it was started with: where that changes, it is restarted; the others are left alone. The files of the code that
+service.toml names are part of it, so a reload takes mended code up. Promotions are not: a worker swaps by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from daemon.config import Config
+from daemon.store.registry.components import Catalog, Component
+
+__all__ = ["Desired", "built_from", "desired"]
+
+_CODE = ("object", "preprocess", "preprocess_batch", "postprocess")
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """Workers by name: their listeners, and their fingerprints."""
+
+    workers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+
+
+def desired(config: Config, known: Catalog) -> Desired:
+    """What this configuration and what is known to be applied ask for. Reads the files of the code that the configuration names."""
+    workers: dict[str, list[str]] = {}
+    parts: dict[str, list[Any]] = {}
+    settings = config.worker_fingerprints
+    for worker, listeners in config.workers().items():
+        paused = [name for name in listeners if name in known.listeners and known.listeners[name].paused]
+        workers[worker] = [name for name in listeners if name not in paused]
+        models = {config.listeners[name].model for name in listeners}
+        parts[worker] = [settings[worker], paused, sorted(file for model in models for file in _files(config, model))]
+    for name, listener in known.listeners.items():
+        model, table = (known.models.get(listener.body["model"]), known.tables.get(listener.body["table"]))
+        if listener.source == "config" or listener.paused or model is None or table is None:
+            continue
+        worker = listener.body["worker"]
+        workers.setdefault(worker, []).append(name)
+        parts.setdefault(worker, [_settings(config)]).append([_said(listener), _said(model), _said(table)])
+    wanted = {worker: tuple(names) for worker, names in workers.items() if names}
+    return Desired(wanted, {worker: _digest(parts[worker]) for worker in wanted})
+
+
+def _settings(config: Config) -> str:
+    """What every worker is started with."""
+    settings = config.model_dump(mode="json", include={"service", "mongo", "security", "log"})
+    return _digest([settings, config.limits.queue_rows, config.limits.queue_bytes])
+
+
+def _said(component: Component) -> list[Any]:
+    return [component.name, component.source, component.revision, component.signature]
+
+
+def built_from(config: Config) -> dict[str, Any]:
+    """What each model, trainer and validation of the file is built from, by its section ("models.lenet"): what it says, and the files of its code."""
+    declared = config.declarations()
+    keys = {
+        name: sorted(str(one["key"]) for one in declared["listeners"].values() if one["model"] == name)
+        for name in declared["models"]
+    }
+    return {
+        f"{kind}.{name}": [body, keys.get(name), _files(config, name) if kind == "models" else None]
+        for kind in ("models", "trainers", "validations")
+        for name, body in declared[kind].items()
+    }
+
+
+def _files(config: Config, model: str) -> list[tuple[str, str]]:
+    """The files that the import paths of a model lead to, as far as they lie beside service.toml, with their hashes."""
+    root = config.service.import_root
+    found = set()
+    for key in _CODE:
+        module = (getattr(config.models[model], key) or "").partition(":")[0].replace(".", "/")
+        found |= {path for path in (root / f"{module}.py", root / module / "__init__.py") if module and path.is_file()}
+    return [(str(path), hashlib.sha256(_bytes(path)).hexdigest()) for path in sorted(found)]
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # it is being replaced; who imports it says what is wrong
+        return b""
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()

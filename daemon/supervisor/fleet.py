@@ -1,0 +1,210 @@
+"""Keeping workers running: each has a keeper, which starts it, waits for its end, judges the exit code and starts it again.
+
+| the worker ended with | the keeper |
+|---|---|
+| 64 declaration changed | starts it again at once |
+| 65 cannot be built | waits a minute, or until somebody changes something (`nudge`) |
+| 76 fenced | says so to the supervisor, which steps down, and does not start it again |
+| anything else, or a signal | starts it again after a backoff that doubles, with jitter, and is forgotten after a minute of health |
+
+The fleet is the set of keepers. It is told names and a recipe for their specifications; it never reads the configuration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
+from typing import Any
+
+import structlog
+
+from daemon.engine import Engine, Exit, WorkerProcess, WorkerSpec, ended
+from daemon.health.readiness import WorkerState
+
+__all__ = ["Backoff", "Fleet", "WorkerKeeper"]
+
+log = structlog.get_logger(__name__)
+
+HEALTHY_SECONDS = 60.0
+CANNOT_BE_BUILT_SECONDS = 60.0
+
+Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+
+
+class Backoff:
+    """Delays that double from `first` to `most` seconds, with jitter, and begin anew after a healthy run."""
+
+    def __init__(self, first: float = 0.5, most: float = 30.0) -> None:
+        self._first = first
+        self._most = most
+        self._failures = 0
+
+    def delay(self, ran_seconds: float) -> float:
+        """How long to wait after a run of `ran_seconds` that ended by itself."""
+        if ran_seconds >= HEALTHY_SECONDS:
+            self._failures = 0
+        delay = min(self._most, self._first * 2.0**self._failures)
+        self._failures = min(self._failures + 1, 16)
+        return delay * random.uniform(0.75, 1.25)  # noqa: S311 - keeps workers apart, guards nothing
+
+
+class WorkerKeeper:
+    """Keeps one worker running until `stop`. `changed` is called whenever there is news of it, `fenced` when it was fenced."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        spec: WorkerSpec,
+        listeners: tuple[str, ...],
+        changed: Callable[[], None],
+        fenced: Callable[[str], None],
+    ) -> None:
+        self._engine = engine
+        self._spec = spec
+        self._listeners = listeners
+        self._changed = changed
+        self._fenced = fenced
+        self._process: WorkerProcess | None = None
+        self._backoff = Backoff()
+        self._nudged = asyncio.Event()
+        self._stopping = False
+        self._ended = asyncio.Event()
+        self._restarts = 0
+        self._reason: str | None = None
+
+    async def run(self) -> None:
+        """Starts the worker, again and again, until `stop` or until it is fenced."""
+        try:
+            while not self._stopping:
+                delay = await self._run_once()
+                if self._stopping or delay is None:
+                    return
+                self._restarts += 1
+                self._nudged.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(delay):  # in Python 3.11 wait_for may pass over a cancellation
+                        await self._nudged.wait()
+        finally:
+            self._ended.set()
+            self._changed()
+
+    async def stop(self, seconds: float) -> None:
+        """Stops the worker, in `seconds` at most, and does not start it again."""
+        self._stopping = True
+        self._nudged.set()
+        if self._process is not None:
+            await self._process.stop(seconds)
+        await self._ended.wait()
+
+    def kill(self) -> None:
+        """Ends the worker at once."""
+        self._stopping = True
+        self._nudged.set()
+        if self._process is not None:
+            self._process.kill()
+
+    def nudge(self) -> None:
+        """Something has changed: a worker that waits to be started again is started now."""
+        self._nudged.set()
+
+    def state(self) -> WorkerState:
+        """What is known of the worker."""
+        process = self._process
+        return WorkerState(
+            name=self._spec.worker,
+            listeners=self._listeners,
+            pid=process.pid if process else None,
+            started_at=process.started_at if process else 0.0,
+            report=process.report if process else None,
+            reported_at=process.reported_at if process else None,
+            restarts=self._restarts,
+            reason=self._reason,
+        )
+
+    async def _run_once(self) -> float | None:
+        """One life of the worker; seconds until the next, None where there is to be none."""
+        try:
+            self._process = process = await self._engine.start(self._spec, self._changed)
+        except OSError as error:
+            delay = self._backoff.delay(0.0)
+            self._reason = f"it cannot be started: {error}"
+            log.warning("worker cannot be started", worker=self._spec.worker, error=str(error), again_in_seconds=delay)
+            return delay
+        log.info("worker started", worker=self._spec.worker, pid=process.pid)
+        self._changed()
+        if self._stopping:  # asked while the process came up
+            process.kill()
+        code = await process.wait()
+        self._process = None
+        return self._judge(process, code)
+
+    def _judge(self, process: WorkerProcess, code: int) -> float | None:
+        ran = time.monotonic() - process.started_at
+        said = (process.report or {}).get("reason")
+        event = {"worker": self._spec.worker, "pid": process.pid, "exit": ended(code), "reason": said}
+        self._reason = ended(code) + (f": {said}" if said else "")
+        self._changed()
+        if self._stopping:
+            log.info("worker stopped", **event)
+            return None
+        if code == Exit.FENCED:
+            log.warning("worker was fenced: another daemon owns the service", **event)
+            self._fenced(self._reason)
+            return None
+        if code == Exit.DECLARATION_CHANGED and ran >= 1.0:  # sooner than that, over and over, is no change but a fault
+            log.info("worker starts again with the new declaration", **event)
+            return 0.0
+        if code == Exit.CANNOT_BE_BUILT:
+            log.error("worker cannot run what is declared: mend service.toml or the code that it names", **event)
+            return CANNOT_BE_BUILT_SECONDS
+        delay = self._backoff.delay(ran)
+        log.error("worker ended and is started again", **event, again_in_seconds=round(delay, 1))
+        return delay
+
+
+class Fleet:
+    """The workers that should run. `spawn` runs a keeper, and makes an error in one an error of the daemon."""
+
+    def __init__(
+        self, engine: Engine, spawn: Spawn, changed: Callable[[], None], fenced: Callable[[str], None]
+    ) -> None:
+        self._engine = engine
+        self._spawn = spawn
+        self._changed = changed
+        self._fenced = fenced
+        self._keepers: dict[str, WorkerKeeper] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The workers that are kept running."""
+        return tuple(self._keepers)
+
+    def start(self, spec: WorkerSpec, listeners: tuple[str, ...]) -> None:
+        """Keeps this worker running from now on."""
+        keeper = WorkerKeeper(self._engine, spec, listeners, self._changed, self._fenced)
+        self._keepers[spec.worker] = keeper
+        self._spawn(keeper.run())
+
+    async def stop(self, names: Iterable[str], seconds: float) -> None:
+        """Stops these workers together, in `seconds` at most."""
+        leaving = [keeper for name in list(names) if (keeper := self._keepers.get(name)) is not None]
+        await asyncio.gather(*(keeper.stop(seconds) for keeper in leaving))
+        self._keepers = {name: keeper for name, keeper in self._keepers.items() if keeper not in leaving}
+        self._changed()
+
+    def kill(self) -> None:
+        """Ends all workers at once."""
+        for keeper in self._keepers.values():
+            keeper.kill()
+
+    def nudge(self) -> None:
+        """Workers that wait to be started again are started now."""
+        for keeper in self._keepers.values():
+            keeper.nudge()
+
+    def states(self) -> tuple[WorkerState, ...]:
+        """What is known of each worker."""
+        return tuple(keeper.state() for keeper in self._keepers.values())

@@ -1,0 +1,183 @@
+"""One attempt at a job: its process, watched from its start to its end, and the verdict on how it went (see `daemon.supervisor.job_runner` for the table)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import structlog
+
+from daemon.engine import Engine, Exit, JobSpec, WorkerProcess, ended
+from daemon.store.service.jobs import DECLARED_BY, LOG_LINES
+
+__all__ = ["RETRIES", "Attempt", "Limits", "Outcome", "Terms", "failed"]
+
+log = structlog.get_logger(__name__)
+
+RETRIES: Final = 2
+"""Of a validation; a trainer declares its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Seconds. `silent`: a process that reports nothing hangs; `still`: so does one that reports that it gets nowhere."""
+
+    poll: float = 5.0
+    relay: float = 1.0
+    silent: float = 120.0
+    still: float = 600.0
+    first_retry: float = 1.0
+    most_retry: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What its declaration grants a job; `refused` says why it is not run at all."""
+
+    retries: int = RETRIES
+    time_limit: float | None = None
+    threads: int | None = None
+    refused: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt ended. `retry`: another one may end differently."""
+
+    state: Literal["done", "failed", "stopped", "lost"]
+    result: Mapping[str, Any] | None = None
+    error: Mapping[str, Any] | None = None
+    retry: bool = False
+
+
+class Attempt:
+    """One process for one job, from its start to its end."""
+
+    def __init__(self, job: Mapping[str, Any], terms: Terms, limits: Limits) -> None:
+        self.job = job
+        self.terms = terms
+        self.process: WorkerProcess | None = None
+        self.stopping = False
+        self.progress: dict[str, Any] = {}
+        self._limits = limits
+        self._lines: deque[str] = deque(maxlen=LOG_LINES)
+        self._started = time.monotonic()
+        self._outcome: Outcome | None = None
+
+    @property
+    def id(self) -> str:
+        return str(self.job["_id"])
+
+    @property
+    def ran(self) -> float:
+        """Seconds that the job has run, in all attempts."""
+        return float(self.job["ran"]) + time.monotonic() - self._started
+
+    @property
+    def failures(self) -> int:
+        """Failures in a row, if this attempt is one: those before it count where it got no further than they did."""
+        further = self.progress.get("step", 0) > self.job["best_step"]
+        return 1 if further else int(self.job["failures"]) + 1
+
+    async def run(
+        self, engine: Engine, spec: JobSpec, relay: Callable[[Attempt], Coroutine[Any, Any, bool]]
+    ) -> Outcome:
+        """Runs the process to its end; `relay` writes down what it has said so far, and tells whether the job is still ours."""
+        try:
+            self.process = process = await engine.start(spec, self._heard)
+        except OSError as error:
+            return failed("CannotStart", f"its process cannot be started: {error}", retry=True)
+        log.info("job started", job=self.id, pid=process.pid, attempt=self.job["attempts"])
+        if self.stopping:  # asked while the process came up
+            process.kill()
+        end = asyncio.ensure_future(process.wait())
+        while not end.done():
+            await asyncio.wait({end}, timeout=self._limits.relay)
+            if end.done():
+                break
+            overdue = self._overdue(process, time.monotonic())
+            if overdue is not None:
+                self._outcome = overdue
+                process.kill()
+            elif not await relay(self):
+                self._outcome = Outcome("lost")
+                process.kill()
+        return self._judged(process, end.result())
+
+    def lines(self) -> list[str]:
+        """What was said since the last time, for the job's log."""
+        said = list(self._lines)
+        self._lines.clear()
+        return said
+
+    def said_again(self, lines: list[str]) -> None:
+        """These lines could not be written down."""
+        self._lines.extendleft(
+            reversed(lines[-(LOG_LINES - len(self._lines)) :] if len(self._lines) < LOG_LINES else [])
+        )
+
+    def give_up(self) -> None:
+        """Ends the process."""
+        if self.process is not None:
+            self.process.kill()
+
+    def state(self) -> dict[str, Any]:
+        """What the service's status shows of it."""
+        return {
+            "job": self.id,
+            "kind": self.job["kind"],
+            "target": self.job["target"],
+            "model": self.job["model"],
+            "pid": self.process.pid if self.process else None,
+            "attempt": self.job["attempts"],
+            "seconds": round(self.ran, 1),
+            "progress": dict(self.progress),
+        }
+
+    def _heard(self) -> None:
+        report = self.process.report if self.process is not None else None
+        if report is not None:
+            self.progress.update(report.get("progress") or {})
+            self._lines.extend(str(line) for line in report.get("log") or ())
+
+    def _overdue(self, process: WorkerProcess, now: float) -> Outcome | None:
+        limit, report = self.terms.time_limit, process.report or {}
+        if limit is not None and self.ran > limit:
+            what = f"{DECLARED_BY[self.job['kind']]} {self.job['target']!r}"
+            message = (
+                f"it was not done after {limit:g} s of work; raise the time_limit of {what}, or give it less to do"
+            )
+            return failed("TimeLimit", message)
+        silent = now - (process.reported_at or process.started_at)
+        if silent > self._limits.silent:
+            return failed("Hanging", f"its process has said nothing for {silent:.0f} s, and was ended", retry=True)
+        still = float(report.get("still") or 0.0) + silent
+        if still > self._limits.still and report.get("state") != "waiting":
+            where = f", while it was {report['doing']}" if report.get("doing") else ""
+            return failed("Hanging", f"it has not moved for {still:.0f} s{where}, and was ended", retry=True)
+        return None
+
+    def _judged(self, process: WorkerProcess, code: int) -> Outcome:
+        if self._outcome is not None:
+            return self._outcome
+        report = process.report or {}
+        state, said = report.get("state"), report.get("error")
+        if code == Exit.STOPPED and state == "done":
+            return Outcome("done", report.get("result") or {})
+        if (code == Exit.STOPPED and state == "stopped") or self.stopping:
+            return Outcome("stopped")
+        if code == Exit.FENCED:
+            return Outcome("lost")
+        if said is not None:
+            return Outcome("failed", error=said, retry=code != Exit.CANNOT_BE_BUILT)
+        hint = " (out of memory, perhaps)" if code == -9 else ""
+        doing = f" while it was {report['doing']}" if report.get("doing") else ""
+        return failed("Crashed", f"its process ended with {ended(code)}{hint}{doing}", retry=True)
+
+
+def failed(kind: str, message: str, *, retry: bool = False) -> Outcome:
+    return Outcome("failed", error={"type": kind, "message": message, "traceback": ""}, retry=retry)

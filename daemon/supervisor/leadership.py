@@ -1,0 +1,247 @@
+"""Reaching MongoDB, and being the one daemon that is active for a service.
+
+`connect` waits for MongoDB (and starts the embedded one), `acquire` takes the lease or stands by until it is free, `hold` renews it until
+it is lost. While MongoDB is away the lease may run out. The workers are not stopped for that: they cannot write either, and what they
+write later is guarded by the protocol and fenced by the epoch. A renewal that finds another owner ends it.
+
+Whoever talks to MongoDB in the supervisor does so through `call`, so that one place knows whether it answers, and tells it in few words:
+at once when it goes away, then ever more rarely, and when it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+
+import structlog
+
+from components.errors import LeaseLost, MongoUnavailable
+from daemon.config import Config
+from daemon.embedded import server as embedded
+from daemon.health.readiness import Role
+from daemon.logs.text import masked
+from daemon.store.connection import Client, Data, check, open_client, reaching
+from daemon.store.service.leases import TTL_SECONDS, AnotherDaemon, Holder, Lease
+
+__all__ = ["Leadership", "in_thread"]
+
+log = structlog.get_logger(__name__)
+
+RENEW_SECONDS = TTL_SECONDS / 3
+_RETRY_SECONDS = (0.5, 5.0)
+_SAY_SECONDS = (5.0, 300.0)
+
+T = TypeVar("T")
+
+
+class Leadership:
+    """One daemon's connection and lease. `changed` is called whenever `role`, `mongo` or `epoch` may have changed."""
+
+    def __init__(self, config: Config, holder: Holder, changed: Callable[[], None]) -> None:
+        self._config = config
+        self._holder = holder
+        self._changed = changed
+        self._embedded: embedded.EmbeddedMongo | None = None
+        self._client: Client | None = None
+        self._lost = asyncio.Event()
+        self._lost_reason = ""
+        self._away_since: float | None = None
+        self._say_at = 0.0
+        self._say_pause = _SAY_SECONDS[0]
+        self.uri = ""
+        self.role: Role = "starting"
+        self.role_reason: str | None = None
+        self.mongo: str | None = (
+            "the embedded server is starting"
+            if config.mongo.embedded
+            else f"no answer yet from {masked(config.mongo.uri)}"
+        )
+        self.mongo_back_at = time.monotonic()
+        self.epoch: int | None = None
+
+    async def connect(self, wait: float | None) -> None:
+        """Waits until MongoDB answers: for ever, or `wait` seconds, then raises MongoUnavailable with the last reason."""
+        try:
+            async with asyncio.timeout(wait):
+                await self._connect()
+        except TimeoutError:
+            raise MongoUnavailable(f"MongoDB was not there within {wait:g} s: {self.mongo}") from None
+
+    async def acquire(self, *, standby: bool) -> int:
+        """Waits until the lease is ours; its new epoch. Without `standby` raises AnotherDaemon where somebody else has it."""
+        while True:
+            try:
+                self.epoch = await self.call(lambda data: self._lease(data).acquire())
+                break
+            except AnotherDaemon as error:
+                if not standby:
+                    raise
+                if self.role_reason != str(error):
+                    log.info("standing by", reason=str(error))
+                self._set_role("standby", str(error))
+                await asyncio.sleep(RENEW_SECONDS)
+            except MongoUnavailable:
+                await self._connect()
+        self._lost.clear()
+        self._set_role("active", None)
+        log.info("lease taken", service=self._config.service.name, epoch=self.epoch)
+        return self.epoch
+
+    async def hold(self) -> None:
+        """Renews the lease until it is lost; always ends by LeaseLost."""
+        renewed = time.monotonic()
+        said = False
+        while True:
+            pause = RENEW_SECONDS if self.mongo is None else 1.0
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):  # in Python 3.11 wait_for may pass over a cancellation
+                    await self._lost.wait()
+            epoch = self.epoch
+            try:
+                if self._lost.is_set() or epoch is None:
+                    raise LeaseLost(self._lost_reason)
+                await self._renew(epoch)
+                renewed, said = time.monotonic(), False
+            except MongoUnavailable:
+                if not said and time.monotonic() - renewed > TTL_SECONDS:
+                    said = True
+                    log.warning("the lease could not be renewed in time: another daemon may take over", epoch=epoch)
+                with suppress(MongoUnavailable):
+                    await self._open()
+            except LeaseLost:
+                self.epoch = None
+                self._set_role("starting", "the lease was lost")
+                raise
+
+    def lose(self, reason: str) -> None:
+        """Somebody found out that another daemon owns the service: `hold` ends."""
+        self._lost_reason = reason
+        self._lost.set()
+
+    async def call(self, function: Callable[[Data], T]) -> T:
+        """Runs `function` with the database in a thread. Raises MongoUnavailable for every error of the driver."""
+        client = self._client
+        if client is None:
+            raise MongoUnavailable(self.mongo or "not connected")
+
+        def work() -> T:
+            with reaching():
+                return function(client[self._config.mongo.database])
+
+        try:
+            result = await in_thread(work)
+        except MongoUnavailable as error:
+            self._away(str(error))
+            raise
+        self._back()
+        return result
+
+    async def release(self) -> None:
+        """Gives the lease back, if it is ours and MongoDB answers; else it runs out by itself."""
+        epoch, self.epoch = self.epoch, None
+        if epoch is not None and self.mongo is None:
+            with suppress(MongoUnavailable):
+                await self.call(lambda data: self._lease(data).release(epoch))
+
+    async def close(self) -> None:
+        """Ends the connection, and then the embedded server, if it is ours."""
+        if self._client is not None:
+            self._client.close()
+        if self._embedded is not None:
+            await in_thread(self._embedded.close)
+
+    async def _connect(self) -> None:
+        """Tries until MongoDB answers."""
+        pause = _RETRY_SECONDS[0]
+        while True:
+            try:
+                await self._open()
+                await self.call(lambda data: check(data.client))
+                return
+            except MongoUnavailable as error:
+                self._away(str(error))
+            await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - keeps daemons apart, guards nothing
+            pause = min(_RETRY_SECONDS[1], pause * 2)
+
+    async def _open(self) -> None:
+        """Sees to it that there is a client, and for the embedded server that it is kept running.
+
+        Where the embedded server came back on another port the lease counts as lost: workers know the old one and must be started anew.
+        """
+        uri = self._config.mongo.uri
+        if self._config.mongo.embedded:
+            if self._embedded is None or not await in_thread(self._embedded.alive):
+                service, port = self._config.service, self._config.mongo.port
+                self._embedded = await in_thread(lambda: embedded.ensure(service.state_dir, port))
+                log.info("embedded MongoDB is up", uri=self._embedded.uri, owned=self._embedded.owned)
+            uri = self._embedded.uri
+        if uri == self.uri and self._client is not None:
+            return
+        if self._client is not None:
+            self._client.close()
+        fresh = await in_thread(lambda: open_client(uri))
+        moved, self.uri, self._client = self._client is not None, uri, fresh
+        if moved and self.epoch is not None:
+            self.lose("the embedded MongoDB is on another port now")
+
+    async def _renew(self, epoch: int) -> None:
+        await self.call(lambda data: self._lease(data).renew(epoch))
+
+    def _lease(self, data: Data) -> Lease:
+        return Lease(data, self._config.service.name, self._holder)
+
+    def _set_role(self, role: Role, reason: str | None) -> None:
+        self.role, self.role_reason = role, reason
+        self._changed()
+
+    def _away(self, reason: str) -> None:
+        now = time.monotonic()
+        if self._away_since is None:
+            self._away_since, self._say_at, self._say_pause = now, now, _SAY_SECONDS[0]
+        self.mongo = reason
+        if now >= self._say_at:
+            seconds = round(now - self._away_since)
+            log.warning("MongoDB cannot be reached, trying on", reason=reason, for_seconds=seconds)
+            self._say_at = now + self._say_pause
+            self._say_pause = min(_SAY_SECONDS[1], self._say_pause * 2)
+        self._changed()
+
+    def _back(self) -> None:
+        if self._away_since is not None:
+            log.info("MongoDB answers again", after_seconds=round(time.monotonic() - self._away_since, 1))
+        if self.mongo is not None:
+            self.mongo = self._away_since = None
+            self.mongo_back_at = time.monotonic()
+            self._changed()
+
+
+async def in_thread(function: Callable[[], T]) -> T:
+    """Runs `function` in a daemon thread of its own: a call that hangs must not keep the process from leaving."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def work() -> None:
+        result: T | None = None
+        failure: BaseException | None = None
+        try:
+            result = function()
+        except BaseException as error:  # noqa: BLE001 - it is handed to who awaits, whatever it is
+            failure = error
+        with suppress(RuntimeError):  # the loop has closed: nobody awaits any more
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    threading.Thread(target=work, name="predictd-call", daemon=True).start()
+    return await future

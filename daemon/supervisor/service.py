@@ -1,0 +1,367 @@
+"""The daemon: wires everything together once, then keeps what runs equal to what service.toml asks for.
+
+    startup     lock the state directory, bind HTTP (so that /readyz can say what is missing), start the tasks below
+    main loop   `_lead`      reach MongoDB, take the lease (or stand by), publish the declarations, keep the workers running; again when it is lost
+                `_follow`    apply each change of service.toml: the whole of it, or nothing
+                `_listen`    look, when the bell was rung, at what clients applied, removed, paused; the jobs' runner and the clock are told as well
+                `Reporter`   say how it goes: the status document, systemd's STATUS, and its watchdog while the workers move
+    shutdown    STOPPING, drain the workers together, give the lease back, stop HTTP, and the embedded MongoDB last
+
+The supervisor is one event loop and never imports torch. It holds no rows and no model: it may be killed at any instant, and the workers, who notice
+that its pipe has closed, go with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Coroutine, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+import structlog
+
+from components.errors import ConfigurationError, DeclarationError, LeaseLost, MongoUnavailable, Problem
+from components.signing_key import SigningKey
+from daemon import config as configuration
+from daemon.check import build
+from daemon.config import Config
+from daemon.engine import Engine
+from daemon.engine.local import LocalEngine
+from daemon.handlers.reload import frozen_changes
+from daemon.health.readiness import ConfigState, ServiceState
+from daemon.listeners.config_file import changes
+from daemon.logs.setup import configure
+from daemon.store.service import notify as bells
+from daemon.store.service.leases import Holder
+from daemon.store.service.state_directory import StateDirectory
+from daemon.store.service.status import StatusBoard
+from daemon.supervisor import signals
+from daemon.supervisor.desired_state import built_from
+from daemon.supervisor.fleet import Backoff
+from daemon.supervisor.leadership import Leadership, in_thread
+from daemon.supervisor.operation import Operation
+from daemon.supervisor.reporter import Reporter
+from daemon.supervisor.systemd import MANAGER_VARIABLES, Notifier
+from daemon.web.app import WebServer, application
+
+__all__ = ["Supervisor", "serve"]
+
+log = structlog.get_logger(__name__)
+
+_BELL_SECONDS = 1.0  # one document is read, by its _id
+_LOOK_SECONDS = 30.0  # a bell may be lost with whoever wanted to ring it
+_LEFT_AT_ONCE = 1
+
+
+async def serve(path: Path, environ: Mapping[str, str], *, wait: float | None = None, standby: bool = True) -> None:
+    """Runs the daemon of the configuration at `path` until SIGTERM or SIGINT; a second one leaves at once, with exit code 1.
+
+    `wait` bounds the wait for MongoDB at the start (seconds; None waits for ever). Without `standby` another active daemon is an error.
+    Raises ConfigurationError, MongoUnavailable, AnotherDaemon, or another PredictdError where the HTTP port is taken.
+    """
+    config = await in_thread(lambda: configuration.load(path, environ))
+    configure(config.log.format, config.log.level)
+    for warning in config.warnings:
+        log.warning("configuration", key=warning.path, problem=warning.message)
+    engine = LocalEngine(without=MANAGER_VARIABLES)
+    await Supervisor(path, config, environ, engine, Notifier.from_environ(environ)).run(wait=wait, standby=standby)
+
+
+class Supervisor:
+    """One daemon, from `run` to its end. `worker_module` and `job_module` are the programs that the engine runs."""
+
+    def __init__(
+        self,
+        path: Path,
+        config: Config,
+        environ: Mapping[str, str],
+        engine: Engine,
+        notifier: Notifier,
+        worker_module: str = "daemon.worker",
+        job_module: str = "daemon.job",
+    ) -> None:
+        self._path = path
+        self._config = config
+        self._built = built_from(config)
+        self._environ = environ
+        self._notifier = notifier
+        self._engine = engine
+        self._modules = (worker_module, job_module)
+        self._config_state = ConfigState(loaded_at=_now())
+        self._reloading = asyncio.Lock()  # one reload at a time
+        self._changing = asyncio.Lock()  # one start, stop or change of what runs at a time
+        self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._reload_owed = False
+        self._stopping = False
+        self._leadership: Leadership
+        self._operation: Operation
+        self._reporter: Reporter
+        self._web: WebServer
+
+    async def run(self, *, wait: float | None = None, standby: bool = True) -> None:
+        """See `serve`."""
+        with (
+            StateDirectory(self._config.service.state_dir) as directory,
+            signals.handled(self._stop, self._leave, lambda: self._spawn(self._reload_quietly())),
+        ):
+            background = self._startup(directory, wait=wait, standby=standby)
+            try:
+                await self._end
+            finally:
+                await self._shutdown(*background)
+
+    # startup
+
+    def _startup(
+        self, directory: StateDirectory, *, wait: float | None, standby: bool
+    ) -> tuple[asyncio.Task[None], ...]:
+        """Starts everything that runs beside the workers; the tasks, the leading one first, the web server last."""
+        holder = Holder(directory.instance(), socket.gethostname(), os.getpid())
+        given = self._config.security.signing_key_file
+        key = _given_key(given) if given else directory.signing_key()
+        self._leadership = Leadership(self._config, holder, self._changed)
+        self._operation = Operation(
+            self._config, self._engine, self._leadership, self._spawn, key, self._changed, *self._modules
+        )
+        http = self._config.http
+        self._web = WebServer(application(self, loopback=http.loopback), http.host, http.port)
+        directory.announce(self._web.address)
+        about = {
+            "owner": {"host": holder.host, "pid": holder.pid},
+            "http": self._web.address,
+            "signing_key": str(given or directory.signing_key_file),
+        }
+        self._reporter = Reporter(self.state, about, self._publish_status, self._notifier)
+        log.info("predictd starts", service=self._config.service.name, pid=os.getpid(), http=self._web.address)
+        parts = (
+            self._lead(wait=wait, standby=standby),
+            self._follow(),
+            self._listen(),
+            self._reporter.tell(),
+            self._reporter.feed_watchdog(),
+            self._web.serve(),
+        )
+        return tuple(self._spawn(part) for part in parts)
+
+    # main loop
+
+    async def _lead(self, *, wait: float | None, standby: bool) -> None:
+        """Reaches MongoDB, takes the lease, keeps the workers running while it is held; and again."""
+        await self._leadership.connect(wait)
+        backoff = Backoff(most=5.0)
+        while True:
+            epoch = await self._leadership.acquire(standby=standby)
+            began = time.monotonic()
+            try:
+                await self._begin(epoch)
+                await self._leadership.hold()
+            except MongoUnavailable:
+                pass  # before the workers were started: `acquire` waits until MongoDB is back
+            except LeaseLost as error:
+                log.warning("stepping down", reason=str(error))
+            async with self._changing:
+                await self._operation.stop()
+            await asyncio.sleep(
+                backoff.delay(time.monotonic() - began)
+            )  # it may answer, and refuse what is asked of it
+
+    async def _begin(self, epoch: int) -> None:
+        async with self._changing:
+            try:
+                await self._operation.start(self._config, epoch)
+            except DeclarationError as error:
+                raise ConfigurationError([Problem("listeners", str(error))]) from None
+        self._changed()
+
+    async def _listen(self) -> None:
+        """Looks at the registry when the bell was rung (by the API, a command, a promotion), and every now and then anyway."""
+        heard, looked = -1, 0.0
+        while True:
+            await asyncio.sleep(_BELL_SECONDS)
+            if not self._operation.active:
+                continue
+            with suppress(MongoUnavailable):
+                rung = await self._leadership.call(lambda data: bells.count(data, self._config.service.name))
+                if rung == heard and time.monotonic() - looked < _LOOK_SECONDS:
+                    continue
+                async with self._changing:
+                    await self._operation.look(rung=rung != heard)
+                heard, looked = rung, time.monotonic()
+                self._changed()
+
+    async def _follow(self) -> None:
+        async for _ in changes(self._path):
+            await self._reload_quietly()
+
+    async def _reload_quietly(self) -> None:
+        with suppress(ConfigurationError):  # said everywhere by `reload`
+            await self.reload()
+
+    async def reload(self) -> str:
+        """Reads service.toml and applies the difference; what was done, in words. Raises ConfigurationError, and changes nothing, where it is refused."""
+        async with self._reloading:
+            self._reporter.reloading()
+            try:
+                config = await in_thread(lambda: configuration.load(self._path, self._environ))
+                built = await self._proven(config)
+                async with self._changing:
+                    done = await self._apply(config)
+                self._built = built
+            except ConfigurationError as error:
+                self._config_state = replace(self._config_state, ok=False, error=str(error))
+                problems = [str(problem) for problem in error.problems]
+                log.error("service.toml is refused, the configuration that runs stays", problems=problems)  # noqa: TRY400 - a person's mistake
+                raise
+            finally:
+                self._reporter.reloaded()
+            log.info("service.toml is applied", done=done)
+            return done
+
+    async def _proven(self, config: Config) -> dict[str, Any]:
+        """What the sections of `config` are built from. Raises ConfigurationError where one that is built otherwise than before cannot be.
+
+        That takes its time, in which nothing else has to wait.
+        """
+        refused = frozen_changes(self._config, config)
+        if refused:
+            raise ConfigurationError(refused)
+        built = await in_thread(lambda: built_from(config))
+        anew = [section for section, parts in built.items() if self._built.get(section) != parts]
+        if anew and self._operation.active:  # what cannot be built must not take the place of what runs
+            try:
+                problems = await in_thread(lambda: build(config, only=anew))
+            except OSError as error:
+                problems = [Problem(anew[0], f"it cannot be tried whether this can be built: {error}")]
+            if problems:
+                raise ConfigurationError(problems)
+        return built
+
+    async def _apply(self, config: Config) -> str:
+        """Makes `config` the one that runs, the whole of it, or nothing."""
+        self._reload_owed = False
+        if self._operation.active and self._leadership.mongo is not None:
+            self._owe_reload(self._leadership.mongo)
+        try:
+            done = await self._operation.change(config)
+        except (LeaseLost, MongoUnavailable) as error:
+            self._owe_reload(str(error))
+        except DeclarationError as error:
+            raise ConfigurationError([Problem("listeners", str(error))]) from None
+        self._config, self._config_state = config, ConfigState(loaded_at=_now())
+        configure(config.log.format, config.log.level)
+        return done
+
+    def _owe_reload(self, reason: str) -> NoReturn:
+        self._reload_owed = True
+        raise ConfigurationError(
+            [
+                Problem(
+                    "mongo", f"the new file is good but cannot be published, and is applied when this is over: {reason}"
+                )
+            ]
+        )
+
+    async def _publish_status(self, document: Mapping[str, Any]) -> None:
+        epoch, service = self._leadership.epoch, self._config.service.name
+        if epoch is not None and self._leadership.mongo is None:
+            await self._leadership.call(lambda data: StatusBoard(data, service).publish(epoch, document))
+
+    # shutdown
+
+    async def _shutdown(self, leading: asyncio.Task[None], *others: asyncio.Task[None]) -> None:
+        """In this order: rows first (workers drain), then the right to write them (the lease), then what shows it (HTTP), then the database."""
+        log.info("predictd stops")
+        self._stopping = True
+        self._operation.leaving = True
+        self._reporter.stopping()
+        *beside, web = others
+        # While workers drain, the lease must be renewed: that task stays until they have ended, unless it has nothing running.
+        await _cancel(*beside, *(() if self._operation.active else (leading,)))
+        await self._operation.stop()
+        await _cancel(leading)
+        await self._reporter.tell_the_end()
+        await self._leadership.release()
+        self._web.stop()
+        await asyncio.wait([web])
+        await self._leadership.close()
+        log.info("predictd has stopped")
+
+    def _stop(self, signal: str) -> None:
+        log.info("asked to stop", signal=signal)
+        if not self._end.done():
+            self._end.set_result(None)
+
+    def _leave(self, signal: str) -> None:
+        """The second signal: workers are killed, and nothing is waited for. The embedded server's guardian notices by itself."""
+        log.warning("leaving at once", signal=signal)
+        self._operation.kill()
+        os._exit(_LEFT_AT_ONCE)
+
+    # what is shown
+
+    def state(self) -> ServiceState:
+        """A picture of the service at this moment."""
+        leadership = self._leadership
+        role = leadership.role
+        if self._stopping:
+            role = "stopping"
+        elif role == "active" and not self._operation.active:
+            role = "starting"  # the lease is ours, the declarations are not published yet
+        return ServiceState(
+            service=self._config.service.name,
+            role=role,
+            role_reason=leadership.role_reason,
+            mongo=leadership.mongo,
+            mongo_back_at=leadership.mongo_back_at,
+            epoch=leadership.epoch,
+            workers=self._operation.workers(),
+            config=self._config_state,
+            jobs=self._operation.jobs(),
+            paused=self._operation.paused,
+            refused=self._operation.known.refused,
+        )
+
+    def _changed(self) -> None:
+        if self._reload_owed and self._leadership.mongo is None:
+            self._reload_owed = False
+            self._spawn(self._reload_quietly())
+        self._reporter.changed()
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Runs a task whose error is the daemon's: a part that is broken must not go unnoticed."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and not self._end.done():
+            self._end.set_exception(error)
+
+
+async def _cancel(*tasks: asyncio.Task[None]) -> None:
+    """Cancels tasks and waits until they have ended; an error of one has already ended the daemon."""
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
+
+
+def _given_key(path: Path) -> SigningKey:
+    try:
+        return SigningKey.read(path)
+    except (OSError, DeclarationError) as error:
+        raise ConfigurationError([Problem("security.signing_key_file", str(error))]) from None
+
+
+def _now() -> str:
+    """For people's eyes only; no decision uses it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

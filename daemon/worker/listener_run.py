@@ -1,0 +1,189 @@
+"""One listener in a worker: its corridor, its scans, what it runs now, and what it reports."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import structlog
+from pymongo.database import Database
+from pymongo.errors import PyMongoError
+
+from components.errors import DeclarationError, PredictdError
+from daemon.config import decoded_filter
+from daemon.handlers.predict.batch_cap import BatchCap
+from daemon.handlers.predict.corridor import BATCHES_HELD, Corridor, CorridorThreads
+from daemon.handlers.predict.dirty_keys import DirtyKeys
+from daemon.handlers.predict.stages import Live
+from daemon.health.measures import Measures, WorkerMeasures
+from daemon.listeners.intake import Feed
+from daemon.listeners.scan_lane import ScanLane
+from daemon.store.mongo_retry import MongoRetry
+from daemon.store.registry.model_loader import CodeChanged, ModelLoader
+from daemon.store.registry.registry import Declared, Registry
+from daemon.store.rows.dead_letters import DeadLetters
+from daemon.store.rows.outputs import Outputs
+from daemon.store.rows.scans import Mark, Scans
+from daemon.worker.assignment import Assignment
+
+__all__ = ["DeclarationChanged", "ListenerRun", "Shared", "chained"]
+
+log = structlog.get_logger(__name__)
+
+
+class DeclarationChanged(PredictdError):
+    """A listener is no longer what this worker was started for."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all listeners of a worker share. `fail` ends the process; whoever is put into `swaps` looks at the registry again, soon."""
+
+    assignment: Assignment
+    database: Database[dict[str, Any]]
+    registry: Registry
+    loader: ModelLoader
+    patience: MongoRetry
+    measures: WorkerMeasures
+    fail: Callable[[BaseException], None]
+    swaps: queue.Queue[ListenerRun] = field(default_factory=queue.Queue)
+
+
+class ListenerRun:
+    """One listener in this worker: its corridor, its scans, and what it reports."""
+
+    def __init__(self, shared: Shared, declared: Declared, live: Live) -> None:
+        assignment, database = shared.assignment, shared.database
+        name, listener = declared.name, declared.listener
+        table = database[listener["table"]]
+        self.declared = declared
+        self.measures = Measures(shared.measures, name)
+        self.letters = DeadLetters(database, assignment.service, name, listener["table"])
+        outputs = Outputs(table, name, live.key.fields, decoded_filter(listener["where"]))
+        dirty = DirtyKeys(assignment.queue_rows)
+        self.corridor = Corridor(
+            name,
+            live=live,
+            reload=self._asked,
+            outputs=outputs,
+            letters=self.letters,
+            dirty=dirty,
+            cap=BatchCap(listener["latency_budget"], listener["max_batch"]),
+            measures=self.measures,
+            batch_bytes=assignment.queue_bytes // BATCHES_HELD,
+        )
+        self.scan = ScanLane(
+            table,
+            listener=name,
+            dirty=dirty,
+            scans=Scans(database, assignment.service, name, assignment.epoch),
+            mark=lambda: Mark(self.corridor.live.generation, declared.scope),
+            dead=self.letters.rows,
+            patience=shared.patience,
+            order=listener["scan_order"],
+            rate=listener["scan_rate"],
+        )
+        self.feed = Feed(name, listener["table"], dirty, self.scan, self.letters, partial(shared.swaps.put, self))
+        self.threads = CorridorThreads(self.corridor, shared.patience, shared.fail)
+        self._registry = shared.registry
+        self._loader = shared.loader
+        self._swapping = threading.Lock()
+        self._unloadable: int | None = None
+        self._swap_later = partial(shared.swaps.put, self)
+
+    def reload(self, live: Live) -> Live:
+        """Asks the registry what is live, and runs that from the next batch on. A higher generation brings a scan (R9d).
+
+        Batches that are under way keep the version that they were judged for: each output is what its stated version computes. Raises whatever loading it
+        raises, and DeclarationChanged.
+        """
+        with self._swapping:  # asked for by a promotion, and by a row that holds a newer output
+            generation = self._now().generation
+            if generation == live.generation:
+                return self.corridor.live
+            self._unloadable = generation
+            try:
+                _, newer = self._loader.live(self._now, fresh=False)
+            except CodeChanged as error:
+                raise DeclarationChanged(str(error)) from error
+            except PyMongoError:
+                self._unloadable = None
+                raise
+            self._unloadable = None
+            before, self.corridor.live = self.corridor.live, newer
+        log.info(
+            "swapped",
+            listener=self.declared.name,
+            version=newer.version,
+            generation=newer.generation,
+            before=before.version,
+        )
+        self.scan.request(f"version {newer.version} is live (generation {newer.generation})")
+        return newer
+
+    def _asked(self, live: Live) -> Live:
+        """What is live, asked for because of a row that holds a newer output (R6).
+
+        A version that cannot be loaded is left to the swap, which tries again: the one before it is served on, and the scan after the swap makes up for it.
+        """
+        if self._now().generation == self._unloadable:
+            return self.corridor.live
+        try:
+            return self.reload(live)
+        except (DeclarationChanged, PyMongoError):
+            raise
+        except Exception:  # noqa: BLE001 - whatever the user's code raises; the swap tells it
+            self._swap_later()
+            return self.corridor.live
+
+    def _now(self) -> Declared:
+        """The listener as it is declared now. Raises DeclarationChanged where it is not what this worker was started for."""
+        try:
+            now = self._registry.listener(self.declared.name)
+        except DeclarationError as error:
+            raise DeclarationChanged(str(error)) from error
+        if now.identity != self.declared.identity:
+            raise DeclarationChanged(f"listeners.{self.declared.name} was declared anew")
+        return now
+
+    def report(self, *, open_: bool, lag: float) -> dict[str, Any]:
+        state, reason, scan = "running", self.feed.missing, self.scan.report()
+        if self.feed.missing:
+            state = "missing"
+        elif not open_:
+            state, reason = "starting", "the change stream is not open"
+        elif scan is not None:
+            state = "backfilling"
+        return {
+            "state": state,
+            "reason": reason,
+            "generation": self.corridor.live.generation,
+            "version": self.corridor.live.version,
+            "lag_seconds": round(lag, 3),
+            "queue": self.corridor.dirty.depth(),
+            "scan": scan,
+            "rows": dict(self.measures.totals),
+            "dead_letters": len(self.letters),
+        }
+
+
+def chained(declared: Declared) -> set[str]:
+    """The paths under `_outputs.` that a listener looks at: in its key, and in its filter."""
+    key = declared.listener["key"]
+    paths = set([key] if isinstance(key, str) else key)
+
+    def walk(query: Any) -> None:
+        if isinstance(query, Mapping):
+            for name, value in query.items():
+                paths.add(name)
+                walk(value)
+        elif isinstance(query, list):
+            for each in query:
+                walk(each)
+
+    walk(declared.listener["where"])
+    return {path for path in paths if path.startswith("_outputs.")}

@@ -1,0 +1,233 @@
+"""The composition root of a worker: starts everything that it runs, reports, swaps versions, and stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final
+
+import structlog
+from pymongo import MongoClient
+from pymongo.database import Database
+from pymongo.errors import PyMongoError
+
+from components.errors import Fenced
+from components.import_paths import ImportPolicy
+from components.signing_key import SigningKey
+from daemon.handlers.predict.stages import Live
+from daemon.health.measures import WorkerMeasures
+from daemon.listeners.change_stream import Subscription
+from daemon.listeners.intake import PositionSaver, StreamIntake
+from daemon.store.connection import open_database
+from daemon.store.mongo_retry import MongoRetry, Stopping
+from daemon.store.registry.model_loader import ModelLoader
+from daemon.store.registry.registry import Registry
+from daemon.store.rows.positions import Positions
+from daemon.worker.assignment import Assignment
+from daemon.worker.listener_run import DeclarationChanged, ListenerRun, Shared, chained
+
+__all__ = ["Worker"]
+
+log = structlog.get_logger(__name__)
+
+REPORT_SECONDS: Final = 0.5
+REPORT_IDLE_SECONDS: Final = 2.0
+SWAP_AGAIN_SECONDS: Final = 30.0
+
+
+class Worker:
+    """The composition root of the process."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        self.assignment = assignment
+        self.stopping = threading.Event()
+        self.patience = MongoRetry(self.stopping)
+        self.measures = WorkerMeasures()
+        self.database: Database[dict[str, Any]]
+        self.shared: Shared
+        self.runs: list[ListenerRun] = []
+        self.intake: StreamIntake | None = None
+        self.keeper: PositionSaver | None = None
+        self.failure: BaseException | None = None
+        self.state = "starting"
+        self.reason: str | None = None
+        self._reporting = threading.Lock()
+        self._reported: tuple[float, str] = (0.0, "")
+        self.told_all = threading.Event()
+
+    # ---- start ----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Loads and starts everything. Raises DeclarationError where the user's code cannot be built."""
+        assignment = self.assignment
+        self.database = self.patience("mongodb", self._connect)
+        self.shared = Shared(
+            assignment,
+            self.database,
+            Registry(self.database, assignment.service, assignment.epoch, SigningKey.parse(assignment.signing_key)),
+            ModelLoader(self.database, assignment.service, ImportPolicy(assignment.allow_imports)),
+            self.patience,
+            self.measures,
+            self.fail,
+        )
+        declared = self.patience("registry", lambda: self.shared.registry.worker(assignment.worker))
+        for name in declared:
+            self.runs.append(self.patience("model", partial(self._load, name)))
+        subscription = Subscription(
+            service=assignment.service,
+            tables=tuple(sorted({run.feed.table for run in self.runs})),
+            chained=tuple(sorted({path for run in self.runs for path in chained(run.declared)})),
+        )
+        self.intake = StreamIntake(
+            self.database,
+            subscription,
+            Positions(self.database, assignment.service, assignment.worker, assignment.epoch),
+            [run.feed for run in self.runs],
+            patience=self.patience,
+            count_key=self.measures.stream_keys.inc,
+            count_open=self.measures.stream_opens.inc,
+        )
+        self.intake.claim()
+        for run in self.runs:  # after the claim: an older leader adds no more
+            self.patience(f"{run.declared.name}.letters", run.letters.load)
+        self.keeper = PositionSaver(self.intake, [run.scan for run in self.runs], self.patience)
+        for run in self.runs:
+            run.threads.start()
+            self._thread(run.scan.run, f"{run.declared.name}.scan")
+        self._thread(self._swap, "swap")
+        self._thread(self.intake.run, "stream")
+        self._thread(self.keeper.run, "keeper")
+        self.state = "running"
+
+    def _connect(self) -> Database[dict[str, Any]]:
+        client: MongoClient[dict[str, Any]] = MongoClient(  # resolves a mongodb+srv name at once, so it may fail
+            self.assignment.uri,
+            appname=f"predictd worker {self.assignment.worker}",
+            connectTimeoutMS=5000,
+            serverSelectionTimeoutMS=5000,
+            socketTimeoutMS=20_000,
+            # What we write may be sent twice by design, and we send it again ourselves (`MongoRetry`). The driver's own way of
+            # retrying makes the server keep a record of every single update.
+            retryWrites=False,
+        )
+        return open_database(client, self.assignment.database)
+
+    def _load(self, name: str) -> ListenerRun:
+        shared = self.shared
+        return ListenerRun(shared, *shared.loader.live(lambda: shared.registry.listener(name), fresh=True))
+
+    def _swap(self) -> None:
+        """Loads what was promoted, one listener after the other, beside whatever runs; a version that cannot be loaded is tried again."""
+        while True:
+            run = self.shared.swaps.get()
+            task = f"{run.declared.name}.swap"
+            try:
+                self.patience(task, partial(self._swapped, run))
+                self.patience.note(task, None)
+            except (DeclarationChanged, Fenced, Stopping):
+                raise
+            except Exception as error:  # whatever the user's code raises: the version that runs goes on
+                log.exception(
+                    "the live version cannot be loaded; the one before it is served on", listener=run.declared.name
+                )
+                self.patience.note(task, f"the live version cannot be loaded: {error}")
+                again = threading.Timer(SWAP_AGAIN_SECONDS, self.shared.swaps.put, [run])
+                again.daemon = True
+                again.start()
+
+    @staticmethod
+    def _swapped(run: ListenerRun) -> Live:
+        return run.reload(run.corridor.live)
+
+    def _thread(self, target: Callable[[], None], name: str) -> None:
+        def guarded() -> None:
+            try:
+                target()
+            except BaseException as error:  # noqa: BLE001  # a thread that ended silently would be rows that wait for ever
+                self.fail(error)
+
+        threading.Thread(target=guarded, name=name, daemon=True).start()
+
+    def fail(self, error: BaseException) -> None:
+        """A thread met what it cannot wait out: the process ends, and its successor starts from the saved position."""
+        if isinstance(error, Stopping):
+            return  # it was told to
+        if self.failure is None:
+            self.failure = error
+        self.stopping.set()
+
+    # ---- run ------------------------------------------------------------------------------------------------------
+
+    def report_on(self) -> None:
+        """Reports until the process ends; from its first moment, so that a start that waits for MongoDB can be seen to."""
+        while not self.told_all.wait(REPORT_SECONDS):
+            self.report()
+
+    def report(self, state: str | None = None, reason: str | None = None) -> None:
+        """Writes one report; where nothing changed, only every two seconds. A given state stays."""
+        with self._reporting:
+            self.state, self.reason = state or self.state, reason or self.reason
+            self._report()
+
+    def _report(self) -> None:
+        intake, state, reason = self.intake, self.state, self.reason
+        open_ = intake is not None and intake.open
+        oldest = intake.progress.oldest() if intake is not None else None
+        lag = 0.0 if oldest is None else time.monotonic() - oldest
+        troubles = self.patience.troubles()
+        if troubles and state in {"starting", "running"}:
+            state, reason = ("waiting" if state == "running" else state), "; ".join(troubles)
+        for run in self.runs:
+            name = run.declared.name
+            self.measures.lag_seconds.labels(name).set(lag)
+            for lane, depth in run.corridor.dirty.depth().items():
+                self.measures.queue_depth.labels(name, lane).set(depth)
+            scan = run.scan.report() or {}
+            self.measures.scan_done.labels(name).set(scan.get("done") or 0)
+            self.measures.scan_total.labels(name).set(scan.get("total") or 0)
+        said: dict[str, Any] = {
+            "state": state,
+            "reason": reason,
+            "pid": os.getpid(),
+            "listeners": {run.declared.name: run.report(open_=open_, lag=lag) for run in self.runs},
+            "stream": {
+                "open": open_,
+                "keys": int(self.measures.stream_keys._value.get()),  # noqa: SLF001  # prometheus has no public reader
+                "opened": int(self.measures.stream_opens._value.get()),  # noqa: SLF001
+            },
+        }
+        busy = {f"{run.declared.name}.{k}": round(v, 3) for run in self.runs for k, v in run.threads.busy().items()}
+        text, now = json.dumps(said, sort_keys=True), time.monotonic()
+        if text == self._reported[1] and not busy and now - self._reported[0] < REPORT_IDLE_SECONDS:
+            return
+        self._reported = (now, text)
+        said["busy"] = busy
+        said["samples"] = list(self.measures.samples())
+        sys.stdout.write(json.dumps(said) + "\n")
+        sys.stdout.flush()
+
+    # ---- stop -----------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Stops the intake, drains the corridors within the stop timeout, and saves the position."""
+        self.report("stopping")
+        if self.intake is None or self.keeper is None:
+            return
+        self.intake.stop()
+        self.keeper.stop()
+        for run in self.runs:
+            run.scan.stop()
+        end = (
+            time.monotonic() + self.assignment.stop_timeout * 0.8
+        )  # the rest is for saving, and for whoever waits for us
+        drained = [run.threads.stop(max(0.0, end - time.monotonic())) for run in self.runs]
+        if not all(drained):
+            log.warning("stopped before every batch in flight had ended; their rows are replayed at the next start")
+        with suppress(PyMongoError):  # then the successor replays a little more
+            self.keeper.save(last=True)
