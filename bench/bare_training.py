@@ -1,7 +1,8 @@
-"""A bare PyTorch training of LeNet over the rows of a collection: what a person would write, with no versions, no checkpoints and no daemon.
+"""A bare PyTorch training of LeNet over the rows of a collection: what a person would write, with no versions, no
+checkpoints and no daemon.
 
-Started with an order on standard input (`Order`); prints one JSON object: the seconds from the first read of a row to the last validation, and the
-accuracy. Imports and the connection do not count.
+Started with an order on standard input (`Order`); prints one JSON object: the seconds from the first read of a row to
+the last validation, and the accuracy. Imports and the connection do not count.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The two sides of the yardstick, as processes: started with the same weights, stopped while it is not their turn, ended with us."""
+"""The two sides of the yardstick, as processes: started with the same weights, stopped while it is not their turn,
+ended with us.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,8 @@ class Side:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)},
-            # A process group of its own, not a session: should we be killed, the kernel wakes and ends who is stopped in it.
+            # A process group of its own, not a session: should we be killed, the kernel wakes and ends who is stopped
+            # in it.
             process_group=0,
         )
         assert self._process.stdin is not None

@@ -1,11 +1,12 @@
 """The yardstick's other side: the loop that a good engineer writes in an afternoon. One thread, no guarantees.
 
-It watches a collection for inserts, takes whatever the stream holds at once, decodes, preprocesses, infers, postprocesses and
-writes the outputs as one unordered bulk. What it does not do is what predictd is for: rows that change or go while they are
-predicted, rows that were there before it or came while it was down, broken rows, a stream that breaks, a kill.
+It watches a collection for inserts, takes whatever the stream holds at once, decodes, preprocesses, infers,
+postprocesses and writes the outputs as one unordered bulk. What it does not do is what predictd is for: rows that
+change or go while they are predicted, rows that were there before it or came while it was down, broken rows, a stream
+that breaks, a kill.
 
-Run as `python -P -m bench.straight_loop` with one JSON line on standard input (`Order`), which then stays open: the loop ends with it.
-It says `ready` on standard output once its stream is open.
+Run as `python -P -m bench.straight_loop` with one JSON line on standard input (`Order`), which then stays open: the
+loop ends with it. It says `ready` on standard output once its stream is open.
 """
 
 from __future__ import annotations

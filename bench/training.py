@@ -5,10 +5,12 @@
 On a real `predictd run` with its own MongoDB, the real LeNet and real digits:
 
 * *overhead*: a job of 200 iterations of batch 10, validating every 20, against a bare PyTorch loop over the same rows
-  (`bench.bare_training`), run by run in turns, at the same niceness and with as many threads, each timed after its start-up;
-* *beside a training*: one row's time from insert to output, while nothing else happens and while a training runs, in turns;
-* *swap*: rows at a steady rate; the 99th percentile of their times while nothing else happens, from a promotion until the first output of the promoted
-  version, and in the resync that follows.
+  (`bench.bare_training`), run by run in turns, at the same niceness and with as many threads, each timed after its
+  start-up;
+* *beside a training*: one row's time from insert to output, while nothing else happens and while a training runs, in
+  turns;
+* *swap*: rows at a steady rate; the 99th percentile of their times while nothing else happens, from a promotion until
+  the first output of the promoted version, and in the resync that follows.
 """
 
 from __future__ import annotations
@@ -102,7 +104,9 @@ metrics = {{ acc = "examples.mnist:accuracy" }}
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much is measured: trainings, single rows a turn, promotions, rows/s and seconds of a quiet stretch of the stream."""
+    """How much is measured: trainings, single rows a turn, promotions, rows/s and seconds of a quiet stretch of the
+    stream.
+    """
 
     runs: int
     singles: int
@@ -191,7 +195,9 @@ class Place:
 
 
 class Stream:
-    """Rows at a steady rate, from a thread of its own, and when the first output of each was seen in a change stream."""
+    """Rows at a steady rate, from a thread of its own, and when the first output of each was seen in a change
+    stream.
+    """
 
     def __init__(self, place: Place, rate: float) -> None:
         self._place, self._pause = place, 1.0 / rate
@@ -297,7 +303,9 @@ def beside(place: Place, plan: Plan, status: Callable[[str], None]) -> dict[str,
 
 
 def swap(place: Place, plan: Plan, status: Callable[[str], None]) -> dict[str, Any]:
-    """The 99th percentiles of a steady stream: quiet, during swaps, and in the resyncs after them. All swaps of a run count together."""
+    """The 99th percentiles of a steady stream: quiet, during swaps, and in the resyncs after them. All swaps of a run
+    count together.
+    """
     status("swaps under a steady stream")
     one, other = (place.trained()[0] for _ in range(2))
     quiet: list[float] = []

@@ -2,16 +2,18 @@
 
     python -m bench.yardstick [--runs 5] [--rows 5000] [--quick] [--json PATH]      (or: make bench ARGS=--quick)
 
-Each side is one process beside mongod and this client. There are two pairs of them, one with the tutorial's per-row preprocess and
-one with the batched one. They take turns, run by run: a burst of rows, timed from the first insert until every output stands, then
-rows one by one, each timed from its insert until its output stands. Whoever's turn it is not is stopped (SIGSTOP), so that nobody
-else's change stream costs anything. Both sides get as many torch threads (half of the cores, as mongod and the client need some too:
-on two cores, two threads for such small batches mostly wait for each other).
+Each side is one process beside mongod and this client. There are two pairs of them, one with the tutorial's per-row
+preprocess and one with the batched one. They take turns, run by run: a burst of rows, timed from the first insert until
+every output stands, then rows one by one, each timed from its insert until its output stands. Whoever's turn it is not
+is stopped (SIGSTOP), so that nobody else's change stream costs anything. Both sides get as many torch threads (half of
+the cores, as mongod and the client need some too: on two cores, two threads for such small batches mostly wait for each
+other).
 
-predictd does more work than the loop, and does it on more cores; so the ratio falls where other processes take the cores away. How much
-they took is measured, and said.
+predictd does more work than the loop, and does it on more cores; so the ratio falls where other processes take the
+cores away. How much they took is measured, and said.
 
-At the end of each run the outputs are counted, and compared between the two sides image by image: a difference ends the run.
+At the end of each run the outputs are counted, and compared between the two sides image by image: a difference ends the
+run.
 """
 
 from __future__ import annotations
@@ -57,8 +59,8 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One side's turn in one run: the burst's rows/s and CPU microseconds a row (its own, mongod's); how many cores were
-    others' meanwhile; and milliseconds of each single row.
+    """One side's turn in one run: the burst's rows/s and CPU microseconds a row (its own, mongod's); how many cores
+    were others' meanwhile; and milliseconds of each single row.
     """
 
     rows_per_second: float
@@ -110,7 +112,8 @@ def take_turn(side: Side, images: list[bytes], plan: Plan) -> tuple[Turn, list[A
 def burst(side: Side, rows: list[dict[str, Any]]) -> float:
     """Seconds from the first insert until all outputs stand.
 
-    Rows are predicted about in their order, so the last one is asked for, which costs next to nothing; only then are all counted.
+    Rows are predicted about in their order, so the last one is asked for, which costs next to nothing; only then are
+    all counted.
     """
     first, last = rows[0]["_id"], rows[-1]["_id"]
     began = time.perf_counter()
@@ -164,7 +167,8 @@ def measure(pair: Pair, images: list[bytes], plan: Plan) -> None:
     differ = sum(a != b for a, b in zip(outputs[LOOP], outputs[PREDICTD], strict=True))
     if differ:
         raise Failed(
-            f"{pair.preprocess}: {differ} of {len(outputs[LOOP])} outputs differ between the two sides, with the same weights"
+            f"{pair.preprocess}: {differ} of {len(outputs[LOOP])} outputs differ between the two sides, with the same "
+            "weights"
         )
 
 

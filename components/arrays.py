@@ -1,8 +1,8 @@
 """Arrays and vectors of numbers in BSON.
 
-An array is stored as the raw little-endian bytes of its elements in C order; its dtype and shape are in the declaration, not in
-the row. A vector is stored as a BSON vector of float32 (binary subtype 9), which vector search reads. Both are read from a plain
-(nested) list of numbers too: that is what a client without numpy writes.
+An array is stored as the raw little-endian bytes of its elements in C order; its dtype and shape are in the
+declaration, not in the row. A vector is stored as a BSON vector of float32 (binary subtype 9), which vector search
+reads. Both are read from a plain (nested) list of numbers too: that is what a client without numpy writes.
 """
 
 from __future__ import annotations
@@ -131,7 +131,8 @@ class VectorLayout:
         if array.ndim != 1 or array.shape[0] != self.length:
             got = "x".join(map(str, array.shape)) or "scalar"
             raise refused(f"expected {self.expects}, got {got}")
-        return ArrayLayout("float32", (self.length,))._fit(array, refused)  # noqa: SLF001  # the same rules for an element
+        # The same rules for an element
+        return ArrayLayout("float32", (self.length,))._fit(array, refused)  # noqa: SLF001
 
 
 def _from_lists(value: list[Any], expects: str) -> np.ndarray[Any, Any]:

@@ -3,15 +3,15 @@
     object -> dumps -> Artifact(pickle, tensors, slot) -> two blobs by their SHA-256, and the slot in a declaration
     slot, blobs -> loads -> object
 
-A pickle runs code when it is loaded. So `loads` checks the hashes of all blobs and the versions of Python, torch and cloudpickle
-before anything is unpickled, and the slot itself must come from a declaration whose signature was verified.
+A pickle runs code when it is loaded. So `loads` checks the hashes of all blobs and the versions of Python, torch and
+cloudpickle before anything is unpickled, and the slot itself must come from a declaration whose signature was verified.
 
-What is importable where the daemon runs is pickled by reference: installed packages, predictd itself, and the packages in
-`allow`. Everything else goes by value: `__main__`, and modules beside the script or notebook.
+What is importable where the daemon runs is pickled by reference: installed packages, predictd itself, and the packages
+in `allow`. Everything else goes by value: `__main__`, and modules beside the script or notebook.
 
-The same object gives the same bytes again, also in another process: classes are named by a hash of their content instead of
-by a random number, and what differs from process to process (a notebook's temporary file names, the order of sets) is evened
-out. Two slots that hold one class therefore meet in one class again when they are loaded.
+The same object gives the same bytes again, also in another process: classes are named by a hash of their content
+instead of by a random number, and what differs from process to process (a notebook's temporary file names, the order of
+sets) is evened out. Two slots that hold one class therefore meet in one class again when they are loaded.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ _MODULE_NOISE = ("__builtins__", "__cached__", "__loader__", "__spec__", "__warn
 
 @dataclass(frozen=True)
 class Artifact:
-    """An object as bytes: its pickle, its tensors (a safetensors file) or None, and the slot that names both by SHA-256."""
+    """An object as bytes: its pickle, its tensors (a safetensors file) or None, and the slot that names both by
+    SHA-256.
+    """
 
     pickle: bytes
     tensors: bytes | None
@@ -72,11 +74,13 @@ def code_slot(obj: object, allow: Sequence[str] = (), served: object = None) -> 
 
 
 def dumps(obj: object, allow: Sequence[str] = (), served: object = None) -> Artifact:
-    """Pickle an object; raises DeclarationError where something in it cannot be pickled (a lock, an open file, a connection).
+    """Pickle an object; raises DeclarationError where something in it cannot be pickled (a lock, an open file, a
+    connection).
 
     allow: packages that the daemon may import beside the installed ones; they go by reference.
-    served: the module that a TorchModel serves. Its weights are kept apart from its identity: the pickle stays the same when
-        they are trained, only the tensors differ; and it is pickled in evaluation mode, in which it is served anyway.
+    served: the module that a TorchModel serves. Its weights are kept apart from its identity: the pickle stays the same
+        when they are trained, only the tensors differ; and it is pickled in evaluation mode, in which it is served
+        anyway.
     """
     name = getattr(obj, "__qualname__", None) or type(obj).__qualname__
     torch_half = _torch_half()
@@ -88,8 +92,9 @@ def dumps(obj: object, allow: Sequence[str] = (), served: object = None) -> Arti
             raise DeclarationError(f"{name} cannot travel to the daemon: {error}") from error
         except Exception as error:  # pickling calls the user's __reduce__ and __getstate__, which may raise anything
             raise DeclarationError(
-                f"{name} cannot travel to the daemon: {type(error).__name__}: {error}; it, or something that it uses, holds what "
-                "only lives in this process (a connection, a lock, an open file): make that inside the function"
+                f"{name} cannot travel to the daemon: {type(error).__name__}: {error}; it, or something that it uses, "
+                "holds what only lives in this process (a connection, a lock, an open file): make that inside the "
+                "function"
             ) from error
     blob = None if tensors is None else tensors.blob()
     slot = {
@@ -106,8 +111,9 @@ def dumps(obj: object, allow: Sequence[str] = (), served: object = None) -> Arti
 def loads(slot: Mapping[str, Any], blob: Callable[[str], bytes]) -> Any:
     """Make the object of a slot again; `blob` returns a blob by its SHA-256.
 
-    Raises ArtifactRefused before anything is unpickled where a blob is missing or is not what its hash says, or where the artifact was
-    made by another Python, torch or cloudpickle; and where unpickling itself fails, for instance for want of a package.
+    Raises ArtifactRefused before anything is unpickled where a blob is missing or is not what its hash says, or where
+    the artifact was made by another Python, torch or cloudpickle; and where unpickling itself fails, for instance for
+    want of a package.
     """
     name = f"artifact {slot.get('name')!r}"
     _check_versions(name, slot)
@@ -125,7 +131,8 @@ def loads(slot: Mapping[str, Any], blob: Callable[[str], bytes]) -> Any:
             raise ArtifactRefused(f"{name}: {error}") from error
         except ModuleNotFoundError as error:
             raise ArtifactRefused(
-                f"{name} needs the module {error.name!r}, which is not installed where the daemon runs; install it there"
+                f"{name} needs the module {error.name!r}, which is not installed where the daemon runs; install it "
+                "there"
             ) from error
         except Exception as error:  # unpickling runs the user's code, which may raise anything
             raise ArtifactRefused(f"{name} cannot be loaded: {type(error).__name__}: {error}") from error
@@ -144,8 +151,8 @@ def fits(slot: Mapping[str, Any]) -> bool:
 def together() -> Iterator[None]:
     """What is loaded inside belongs to one model.
 
-    A class that refers to the model's weights is one and the same in all its slots, and another one than in any other version that
-    this process has loaded, so that versions never share weights.
+    A class that refers to the model's weights is one and the same in all its slots, and another one than in any other
+    version that this process has loaded, so that versions never share weights.
     """
     if _scope.get() is not None:
         yield
@@ -304,8 +311,8 @@ def _check_versions(name: str, slot: Mapping[str, Any]) -> None:
             continue
         if not isinstance(made, str) or own is None or made.split(".")[:parts] != own.split(".")[:parts]:
             raise ArtifactRefused(
-                f"{name} was made with {what.capitalize()} {made}, and here is {own or 'none'}: such code cannot be loaded across "
-                f"versions; apply it again from {what.capitalize()} {own}, or run the daemon with {made}"
+                f"{name} was made with {what.capitalize()} {made}, and here is {own or 'none'}: such code cannot be "
+                f"loaded across versions; apply it again from {what.capitalize()} {own}, or run the daemon with {made}"
             )
 
 

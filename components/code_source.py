@@ -1,7 +1,7 @@
 """Where code comes from: what the daemon can import by itself, what has to travel, and a hash of what it imports.
 
-*Installed* is what lies in the standard library or under site-packages; predictd's own packages count as installed, wherever they lie.
-The user's own modules are all others: the script, the notebook, and the files beside it.
+*Installed* is what lies in the standard library or under site-packages; predictd's own packages count as installed,
+wherever they lie. The user's own modules are all others: the script, the notebook, and the files beside it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _STDLIB = tuple({Path(sysconfig.get_path(name)).resolve() for name in ("stdlib",
 
 
 def importable(obj: object, allow: Sequence[str] = ()) -> str | None:
-    """The import path "package.module:name" under which the daemon finds this very class or function; None where there is none.
+    """The import path "package.module:name" under which the daemon finds this very class or function; None where there
+    is none.
 
     Such are classes and functions of modules that are installed, predictd's own, or within a package of `allow`.
     """
@@ -49,7 +50,9 @@ def importable(obj: object, allow: Sequence[str] = ()) -> str | None:
 
 
 def travelling_modules(allow: Sequence[str] = ()) -> list[ModuleType]:
-    """The loaded modules that are the user's own, without `__main__`, which travels anyway, and without those of `allow`."""
+    """The loaded modules that are the user's own, without `__main__`, which travels anyway, and without those of
+    `allow`.
+    """
     return [
         module
         for name, module in sorted(sys.modules.items())
@@ -64,11 +67,13 @@ def travelling_modules(allow: Sequence[str] = ()) -> list[ModuleType]:
 def source_hash(objects: Iterable[object], paths: Iterable[str] = ()) -> str:
     """SHA-256 over the code that these (imported) objects come from; "" where all of it travelled by value.
 
-    paths: the import paths under which they were found, whose modules count too. The user's modules count by the bytes of their files, together
-    with the user's modules that their text imports, and the packages that these lie in; installed packages by their names and versions. predictd
-    itself does not count: an upgrade of it is no new version of a model.
+    paths: the import paths under which they were found, whose modules count too. The user's modules count by the bytes
+    of their files, together with the user's modules that their text imports, and the packages that these lie in;
+    installed packages by their names and versions. predictd itself does not count: an upgrade of it is no new version
+    of a model.
 
-    Only files are read, never what happens to be imported already: every process that has the same files gets the same hash.
+    Only files are read, never what happens to be imported already: every process that has the same files gets the same
+    hash.
     """
     names = [getattr(obj, "__module__", None) or type(obj).__module__ for obj in objects]
     found: dict[str, str] = {}
@@ -108,8 +113,11 @@ def _add_sources(name: str, file: str, found: dict[str, str]) -> None:
 
 
 @lru_cache(maxsize=4096)
-def _read(file: str, package: str, modified: int, size: int) -> tuple[str, frozenset[str]]:  # noqa: ARG001 - by which a change is seen
-    """A module's hash, and what may be modules among the names that it imports, anywhere in its text. Raises OSError."""
+# By which a change is seen
+def _read(file: str, package: str, modified: int, size: int) -> tuple[str, frozenset[str]]:  # noqa: ARG001
+    """A module's hash, and what may be modules among the names that it imports, anywhere in its text. Raises
+    OSError.
+    """
     source = Path(file).read_bytes()
     return hashlib.sha256(source).hexdigest(), frozenset(_imports(package, source))
 

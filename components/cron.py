@@ -1,7 +1,7 @@
 """Times in the language of crontab: minute, hour, day of the month, month, day of the week.
 
-What a field names is spelled out as a set of numbers here, once and by crontab's own rules (Sunday is 0 or 7, `*/2` counts from the
-field's first value), so that no other reading of the same text can slip in behind it.
+What a field names is spelled out as a set of numbers here, once and by crontab's own rules (Sunday is 0 or 7, `*/2`
+counts from the field's first value), so that no other reading of the same text can slip in behind it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ class Cron:
     months: frozenset[int]
     weekdays: frozenset[int]
     either: bool
-    """Whether a day of the month or a day of the week will do: where crontab has both restricted, one of them is enough."""
+    """Whether a day of the month or a day of the week will do: where crontab has both restricted, one of them is
+    enough.
+    """
 
 
 def parse(text: str) -> Cron:
@@ -70,10 +72,11 @@ def parse(text: str) -> Cron:
 
 @lru_cache(maxsize=256)
 def following(expression: str, timezone: str, after: datetime) -> datetime | None:
-    """Return the first moment after `after` that a crontab expression names in a time zone, in UTC; None where none comes in ten years.
+    """Return the first moment after `after` that a crontab expression names in a time zone, in UTC; None where none
+    comes in ten years.
 
-    An hour that the clocks leave out in spring is made up for an hour later; one that comes twice in autumn counts once, unless the
-    expression names every hour. Raises ValueError where the expression or the time zone is none.
+    An hour that the clocks leave out in spring is made up for an hour later; one that comes twice in autumn counts
+    once, unless the expression names every hour. Raises ValueError where the expression or the time zone is none.
     """
     said, place = parse(expression), zone(timezone)
     day = after.astimezone(place).date() - timedelta(days=1)  # its last minutes may be moved into this one

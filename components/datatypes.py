@@ -1,8 +1,9 @@
 """Datatypes: how a field is stored in BSON, and what Python object a model sees.
 
-A declaration names a datatype by its spec: `pil_image`, `int`, `array[float32,28x28]`, `vector[384]`. Decoding is strict, because
-a row comes from any client: a value of another type is the row's error (it becomes a dead letter with the reason), never a guess.
-The messages are to be read after the field's name: "img: expected an image as bytes (PNG, JPEG, WebP...), got str".
+A declaration names a datatype by its spec: `pil_image`, `int`, `array[float32,28x28]`, `vector[384]`. Decoding is
+strict, because a row comes from any client: a value of another type is the row's error (it becomes a dead letter with
+the reason), never a guess. The messages are to be read after the field's name: "img: expected an image as bytes (PNG,
+JPEG, WebP...), got str".
 """
 
 from __future__ import annotations
@@ -101,7 +102,9 @@ def _floating(error: type[RowError]) -> Callable[[Any], float]:
 
 
 def _instance(kind: type, expects: str, error: type[RowError]) -> Callable[[Any], object]:
-    """Accept instances of one type, and hand back that type itself rather than a subclass (bson's Binary is a bytes)."""
+    """Accept instances of one type, and hand back that type itself rather than a subclass (bson's Binary is a
+    bytes).
+    """
 
     def convert(value: Any) -> object:
         if not isinstance(value, kind):

@@ -2,10 +2,12 @@
 
 Told apart by what can be done about them:
 
-* the configuration is wrong (`ConfigurationError`, and `DeclarationError` for one declaration): a person mends it, trying again is useless;
+* the configuration is wrong (`ConfigurationError`, and `DeclarationError` for one declaration): a person mends it,
+  trying again is useless;
 * what is asked for is not there (`NotApplied`);
 * one row cannot be predicted (`RowError`): the row becomes a dead letter, the rows beside it go on;
-* one job cannot be done (`TrainingError`, `MetricError`; `JobFailed` is what its waiting caller meets): the live version stays;
+* one job cannot be done (`TrainingError`, `MetricError`; `JobFailed` is what its waiting caller meets): the live
+  version stays;
 * the world is in the way (`MongoUnavailable`, `LeaseLost`, `Fenced`): waiting, or leaving, is the remedy.
 
 Whatever is not a `PredictdError` is a bug or comes from the user's model.
@@ -85,7 +87,9 @@ class WeightsError(DeclarationError):
 
 
 class ArtifactRefused(DeclarationError):
-    """Code that travelled by value and is not loaded: altered, missing, or made by another Python, torch or cloudpickle."""
+    """Code that travelled by value and is not loaded: altered, missing, or made by another Python, torch or
+    cloudpickle.
+    """
 
 
 class SignatureRefused(DeclarationError):

@@ -67,6 +67,6 @@ def _scalar(value: Any) -> Any:
         options = "".join(letter for flag, letter in _FLAGS.items() if value.flags & flag)
         return {"$regex": value.pattern, "$options": options} if options else {"$regex": value.pattern}
     raise DeclarationError(
-        f"a filter cannot hold a {type(value).__name__} ({value!r}); write a value that MongoDB stores: text, a number, a date, "
-        "bytes, an ObjectId"
+        f"a filter cannot hold a {type(value).__name__} ({value!r}); write a value that MongoDB stores: text, a "
+        "number, a date, bytes, an ObjectId"
     )

@@ -10,9 +10,11 @@ __all__ = ["hash_item"]
 
 
 def hash_item(item: Any) -> str:
-    """SHA-256 of a value, in 64 hexadecimal digits: of None, numbers, text, bytes, and lists, tuples, sets and dicts of such.
+    """SHA-256 of a value, in 64 hexadecimal digits: of None, numbers, text, bytes, and lists, tuples, sets and dicts of
+    such.
 
-    Arrays and tensors count as nested lists. What else there is counts by its pickle; raises DeclarationError where it has none.
+    Arrays and tensors count as nested lists. What else there is counts by its pickle; raises DeclarationError where it
+    has none.
     """
     return hashlib.sha256(_content(item)).hexdigest()
 

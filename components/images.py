@@ -1,8 +1,8 @@
 """Encoded image bytes <-> `PIL.Image`: what any client in any language writes, what a model sees.
 
-The bytes come from strangers, so they are bounded before anything is decoded: first their number, then the width and height
-that the header claims (`Image.open` reads no pixels), and only formats whose decoders are meant for untrusted input are tried.
-All functions are safe to call from several threads: nothing is shared between two calls.
+The bytes come from strangers, so they are bounded before anything is decoded: first their number, then the width and
+height that the header claims (`Image.open` reads no pixels), and only formats whose decoders are meant for untrusted
+input are tried. All functions are safe to call from several threads: nothing is shared between two calls.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"})
 
 
 def decode(value: object) -> Image.Image:
-    """Turn encoded bytes into a fully loaded image in its native mode (an MNIST PNG is mode `L`); of an animation, the first frame.
+    """Turn encoded bytes into a fully loaded image in its native mode (an MNIST PNG is mode `L`); of an animation, the
+    first frame.
 
     Raises DecodeError: not bytes, too many bytes or pixels, a format outside `FORMATS`, truncated or broken data.
     """

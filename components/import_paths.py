@@ -1,8 +1,8 @@
 """Import paths ("package.module:name") and the packages that they may name.
 
-Importing a module runs it, so the configuration may only name code of packages that its owner listed in `allow_imports`.
-A path is checked against that list before anything is imported, and it cannot leave the package through a module that the
-package happens to import (`examples.mnist:torch.hub.load` is refused).
+Importing a module runs it, so the configuration may only name code of packages that its owner listed in
+`allow_imports`. A path is checked against that list before anything is imported, and it cannot leave the package
+through a module that the package happens to import (`examples.mnist:torch.hub.load` is refused).
 """
 
 from __future__ import annotations

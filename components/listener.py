@@ -97,11 +97,13 @@ class Key:
 
 @dataclass(frozen=True)
 class Listener:
-    """Runs `model` on the rows of `table` that hold every field of `key` and match `where`; writes `_outputs.<identifier>`.
+    """Runs `model` on the rows of `table` that hold every field of `key` and match `where`; writes
+    `_outputs.<identifier>`.
 
-    `latency_budget`: seconds that one batch may take at most, which caps its size; `max_batch`: rows in a batch at most;
-    `worker`: name of the process that runs it (default: one for each model); `scan_order`: "newest" or "oldest" rows first, when all
-    rows are judged anew; `scan_rate`: rows a second at most while doing so, 0 for as many as go. Raises DeclarationError.
+    `latency_budget`: seconds that one batch may take at most, which caps its size; `max_batch`: rows in a batch at
+    most; `worker`: name of the process that runs it (default: one for each model); `scan_order`: "newest" or "oldest"
+    rows first, when all rows are judged anew; `scan_rate`: rows a second at most while doing so, 0 for as many as go.
+    Raises DeclarationError.
     """
 
     identifier: str

@@ -19,12 +19,14 @@ __all__ = ["Metric"]
 class Metric:
     """A number by name: `object(predictions, targets)`, both lists of one item a row.
 
-    object: a callable; a class or an instance of torchmetrics; or a name in it ("MeanSquaredError", "torchmetrics:Accuracy").
+    object: a callable; a class or an instance of torchmetrics; or a name in it ("MeanSquaredError",
+    "torchmetrics:Accuracy").
     arguments: keyword arguments that the class of torchmetrics is built with, or that the callable gets.
-    greater_is_better: which way is up. By default what torchmetrics says, else lower is better where the name sounds of a loss or
-        an error ("mse", "valid_loss"), else greater.
+    greater_is_better: which way is up. By default what torchmetrics says, else lower is better where the name sounds of
+        a loss or an error ("mse", "valid_loss"), else greater.
 
-    torchmetrics gets tensors: predictions that are numbers, arrays or tensors of one shape are stacked; others stay lists.
+    torchmetrics gets tensors: predictions that are numbers, arrays or tensors of one shape are stacked; others stay
+    lists.
     """
 
     def __init__(
@@ -93,7 +95,8 @@ class Metric:
             number = float(value)
         except (TypeError, ValueError, RuntimeError):
             raise MetricError(
-                f"metric {self.identifier!r} returned {type(value).__name__} {str(value)[:100]!r}; it must return one number"
+                f"metric {self.identifier!r} returned {type(value).__name__} {str(value)[:100]!r}; it must return one "
+                "number"
             ) from None
         if not math.isfinite(number):
             raise MetricError(
@@ -125,8 +128,8 @@ def _torchmetrics_path(identifier: str, name: str) -> str:
     module = module or "torchmetrics"
     if module.split(".")[0] != "torchmetrics" or not attribute.isidentifier():
         raise DeclarationError(
-            f"metric {identifier!r}: object: {name!r} is no name of torchmetrics; write for instance 'MeanSquaredError' or "
-            "'torchmetrics:Accuracy', or give the function itself"
+            f"metric {identifier!r}: object: {name!r} is no name of torchmetrics; write for instance "
+            "'MeanSquaredError' or 'torchmetrics:Accuracy', or give the function itself"
         )
     return f"{module}:{attribute}"
 

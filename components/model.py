@@ -3,9 +3,10 @@
     arguments -> prepare -> infer -> finish -> BSON value
                  a row      a batch  a row
 
-`prepare` is the user's `preprocess`; `infer` puts the rows together, runs the model and takes its outputs apart; `finish` is the
-user's `postprocess` and the way into BSON. Where `prepare_batch` is true, `prepare_many` and `infer_many` take their places for a
-whole batch, with the same outputs. Any step may raise: the corridor halves the batch until the failing row stands alone.
+`prepare` is the user's `preprocess`; `infer` puts the rows together, runs the model and takes its outputs apart;
+`finish` is the user's `postprocess` and the way into BSON. Where `prepare_batch` is true, `prepare_many` and
+`infer_many` take their places for a whole batch, with the same outputs. Any step may raise: the corridor halves the
+batch until the failing row stands alone.
 """
 
 from __future__ import annotations
@@ -117,8 +118,8 @@ class Model(ABC):
 class ObjectModel(Model):
     """Any callable as a model: called once a row, or, with `batched`, once a batch with the list of the rows' inputs.
 
-    Without `preprocess` the callable gets the row's arguments as they are; with it, its result. A batched callable gets for
-    a row its only argument, a tuple of several, or a dict of named ones, and returns a sequence of as many outputs.
+    Without `preprocess` the callable gets the row's arguments as they are; with it, its result. A batched callable gets
+    for a row its only argument, a tuple of several, or a dict of named ones, and returns a sequence of as many outputs.
     """
 
     def __init__(

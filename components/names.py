@@ -12,7 +12,9 @@ _IDENTIFIER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,119}", re.ASCII)
 
 
 def check_identifier(name: str, kind: str) -> None:
-    """Refuse a component's name that could not stand in `_outputs.<name>` or in `service/kind/name`; raises DeclarationError."""
+    """Refuse a component's name that could not stand in `_outputs.<name>` or in `service/kind/name`; raises
+    DeclarationError.
+    """
     if not isinstance(name, str) or not _IDENTIFIER.fullmatch(name):
         raise DeclarationError(
             f"{kind} {name!r}: a name has letters, digits, _ and -, at most 120, and does not begin with -"

@@ -1,8 +1,8 @@
 """From what a model returned to a value that BSON can hold.
 
-Tensors and arrays become numbers or nested lists, images become PNG bytes, tuples become lists; what is not finite or has no
-place in BSON is refused with its place in the output: "output.scores[3] is nan". Nothing here knows torch: whatever has `tolist`
-(tensors, arrays, their scalars) is asked for its plain form.
+Tensors and arrays become numbers or nested lists, images become PNG bytes, tuples become lists; what is not finite or
+has no place in BSON is refused with its place in the output: "output.scores[3] is nan". Nothing here knows torch:
+whatever has `tolist` (tensors, arrays, their scalars) is asked for its plain form.
 """
 
 from __future__ import annotations

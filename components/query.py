@@ -1,7 +1,7 @@
 """Queries: which rows of a table, and which of their fields, as a value that can be stored and compared.
 
-A query reads nothing. `query["field"] == value` makes a condition, conditions are put together with `&`, `|` and `~`, and each
-of `filter`, `select` and `limit` returns a new query:
+A query reads nothing. `query["field"] == value` makes a condition, conditions are put together with `&`, `|` and `~`,
+and each of `filter`, `select` and `limit` returns a new query:
 
     valid = Query("mnist").filter(Query("mnist")["_fold"] == "valid").select("img", "class").limit(500)
 
@@ -56,8 +56,8 @@ class Condition:
 class Field:
     """A field of a query's rows, by its (dotted) path; comparing it makes a `Condition`.
 
-    As in MongoDB, a field that holds a list fulfils a comparison where one of its items does, and `!=` is fulfilled by rows
-    that lack the field.
+    As in MongoDB, a field that holds a list fulfils a comparison where one of its items does, and `!=` is fulfilled by
+    rows that lack the field.
     """
 
     __slots__ = ("path",)

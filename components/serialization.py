@@ -3,9 +3,9 @@
     component -> declare -> Declared(kind, name, body, artifacts)      body: JSON, what is stored and signed
     name, body, resolve -> build_model, build_trainer, ... -> component
 
-A body has the same shape whether it comes from service.toml or from here. Code in it is an import path where the daemon can import it,
-else the slot of an artifact, whose blobs travel beside the body (`components.artifacts`); among arguments, an import path is written
-{"$import": path}. `resolve` turns either back into the object.
+A body has the same shape whether it comes from service.toml or from here. Code in it is an import path where the daemon
+can import it, else the slot of an artifact, whose blobs travel beside the body (`components.artifacts`); among
+arguments, an import path is written {"$import": path}. `resolve` turns either back into the object.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ _TRAINER_NUMBERS = (
 
 @dataclass(frozen=True)
 class Declared:
-    """A declaration: `kind` is "table", "model", "listener", "trainer" or "validation"; a trainer is named after its model."""
+    """A declaration: `kind` is "table", "model", "listener", "trainer" or "validation"; a trainer is named after its
+    model.
+    """
 
     kind: str
     name: str
@@ -73,7 +75,8 @@ class Declared:
 
 
 def declare(component: Any, allow: Sequence[str] = (), *, model: Model | str | None = None) -> Declared:
-    """What is stored of a component. The trainer and the validation that are attached to a model are declared by themselves.
+    """What is stored of a component. The trainer and the validation that are attached to a model are declared by
+    themselves.
 
     allow: packages that the daemon may import, beside the installed ones; their code goes by import path.
     model: the model, or its name, that a trainer or a validation belongs to.
@@ -113,12 +116,14 @@ def build_listener(name: str, body: Mapping[str, Any]) -> Listener:
 
 
 def build_model(name: str, body: Mapping[str, Any], resolve: Resolve) -> Model:
-    """The model of a declaration, with its initial weights; raises DeclarationError that names the key ("models.lenet.object").
+    """The model of a declaration, with its initial weights; raises DeclarationError that names the key
+    ("models.lenet.object").
 
-    A class, or with arguments a function, is called with the arguments and makes the model's object; a function without arguments is
-    itself the object of type "object", and makes that of type "torch". What came as an artifact is the object already; a module that an import path
-    leads to is copied, if it can be, so that no two models share it. Whatever is random in a torch model is the same in every process: it is built with the generators
-    seeded by its name.
+    A class, or with arguments a function, is called with the arguments and makes the model's object; a function without
+    arguments is itself the object of type "object", and makes that of type "torch". What came as an artifact is the
+    object already; a module that an import path leads to is copied, if it can be, so that no two models share it.
+    Whatever is random in a torch model is the same in every process: it is built with the generators seeded by its
+    name.
     """
     at = f"models.{name}"
     with together(), _seeded(name, body["type"]):
@@ -196,7 +201,9 @@ def build_validation(name: str, body: Mapping[str, Any], resolve: Resolve) -> Va
 
 
 def _copied(module: Any) -> Any:
-    """A copy of a module that stands in somebody's file; the module itself where it cannot be copied (one with a lock, weight_norm's)."""
+    """A copy of a module that stands in somebody's file; the module itself where it cannot be copied (one with a lock,
+    weight_norm's).
+    """
     try:
         return deepcopy(module)
     except Exception:  # noqa: BLE001 - copying runs the user's code, and torch's, which raise many kinds
@@ -283,8 +290,8 @@ def _model(model: Model, codes: _Codes) -> dict[str, Any]:
     torch_model = getattr(sys.modules.get("components.torch.model"), "TorchModel", None)
     if type(model) not in (ObjectModel, torch_model):
         raise DeclarationError(
-            f"{at}: {type(model).__name__} is a class of its own, which the daemon does not know; declare a TorchModel or an ObjectModel, "
-            "with what is special about it in its object, preprocess and postprocess"
+            f"{at}: {type(model).__name__} is a class of its own, which the daemon does not know; declare a TorchModel "
+            "or an ObjectModel, with what is special about it in its object, preprocess and postprocess"
         )
     given: Any = model
     of_torch = type(model) is not ObjectModel

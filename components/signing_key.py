@@ -1,7 +1,7 @@
 """The key of a service, which signs what the database holds of it.
 
-Whoever can write to the database could otherwise have the daemon run what he likes. The key never lies in the database: it is
-a file that only its owner may read.
+Whoever can write to the database could otherwise have the daemon run what he likes. The key never lies in the database:
+it is a file that only its owner may read.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class SigningKey:
 
     @classmethod
     def read(cls, path: Path) -> SigningKey:
-        """The key in a file of 64 hexadecimal digits; raises DeclarationError where others may read it or it holds no key.
+        """The key in a file of 64 hexadecimal digits; raises DeclarationError where others may read it or it holds no
+        key.
 
         Raises OSError where the file is missing or cannot be read.
         """
@@ -48,7 +49,8 @@ class SigningKey:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             if mode & 0o077:
                 raise DeclarationError(
-                    f"{path}: others than its owner can read or change the signing key (mode {mode:04o}); run: chmod 600 {path}"
+                    f"{path}: others than its owner can read or change the signing key (mode {mode:04o}); run: chmod "
+                    f"600 {path}"
                 )
             text = file.read(1024)
         try:
@@ -65,7 +67,9 @@ class SigningKey:
             raise DeclarationError(f"a signing key is {2 * _BYTES} hexadecimal digits") from None
 
     def write(self, path: Path) -> None:
-        """Put the key into a new file that only its owner can read; raises FileExistsError where there is one already."""
+        """Put the key into a new file that only its owner can read; raises FileExistsError where there is one
+        already.
+        """
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
             file.write(f"{self.hex()}\n")

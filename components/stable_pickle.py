@@ -1,8 +1,9 @@
 """Pickles that depend on what is in them only.
 
-The pickler writes an object that it meets again as a reference to the first one. It tells objects apart by identity, and whether
-two equal strings are one object depends on how they came about: compiled or read from a cache, imported or unpickled. Here
-every short string and byte string is written out wherever it stands; nothing else changes, and the pickle loads as before.
+The pickler writes an object that it meets again as a reference to the first one. It tells objects apart by identity,
+and whether two equal strings are one object depends on how they came about: compiled or read from a cache, imported or
+unpickled. Here every short string and byte string is written out wherever it stands; nothing else changes, and the
+pickle loads as before.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ _GET = {"BINGET", "LONG_BINGET"}
 
 
 def canonical(data: bytes) -> bytes:
-    """The same pickle (of protocol 4 or 5) without references to strings; frames, which only buffer, are left out too."""
+    """The same pickle (of protocol 4 or 5) without references to strings; frames, which only buffer, are left out
+    too.
+    """
     out: list[bytes] = []
     memo: list[bytes | int] = []  # what the old numbers stand for: a string, written out, or a new number
     kept = 0

@@ -47,8 +47,8 @@ class Validation:
             raise DeclarationError(f"validation {identifier!r}: {error}") from None
         if len(self.key.fields) < 2:
             raise DeclarationError(
-                f"validation {identifier!r}: key: expected the model's field and the target's, such as ['img', 'class'], "
-                f"got {self.key.spec!r}"
+                f"validation {identifier!r}: key: expected the model's field and the target's, such as ['img', "
+                f"'class'], got {self.key.spec!r}"
             )
         self.datasets: tuple[Dataset, ...] = _named(identifier, "datasets", Dataset, datasets)
         self.metrics: tuple[Metric, ...] = _named(identifier, "metrics", Metric, metrics)
@@ -78,10 +78,11 @@ class Validation:
         *,
         stopped: Callable[[], str | None] | None = None,
     ) -> dict[str, float]:
-        """Predict all rows and return the values by name; `examples` gives a dataset's rows, with this validation's key.
+        """Predict all rows and return the values by name; `examples` gives a dataset's rows, with this validation's
+        key.
 
-        `stopped` is asked before each batch, and returns a reason to stop, or None. Raises MetricError where a dataset is empty or a
-        metric cannot be computed, Stopped, and whatever the model raises.
+        `stopped` is asked before each batch, and returns a reason to stop, or None. Raises MetricError where a dataset
+        is empty or a metric cannot be computed, Stopped, and whatever the model raises.
         """
         values: dict[str, float] = {}
         for dataset in self.datasets:

@@ -17,13 +17,18 @@ MOST_ROWS = 10**12
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?) ?(s|m|h|d)")
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_FORMS = "{'every': 3600}, {'cron': '0 3 * * *', 'timezone': 'UTC'}, {'rows': 1000} or {'below': {'validation/dataset/metric': 0.97}}"
+_FORMS = (
+    "{'every': 3600}, {'cron': '0 3 * * *', 'timezone': 'UTC'}, {'rows': 1000} "
+    "or {'below': {'validation/dataset/metric': 0.97}}"
+)
 
 
 def triggers(owner: str, when: Any) -> list[dict[str, Any]]:
-    """The triggers of `owner` ("trainer 'lenet'"), one or several mappings, as they are declared: `every` in seconds, `cron` with its time zone.
+    """The triggers of `owner` ("trainer 'lenet'"), one or several mappings, as they are declared: `every` in seconds,
+    `cron` with its time zone.
 
-    `every` may be a string with its unit, such as "6h"; it is of a second to a year. Raises DeclarationError for what is no trigger.
+    `every` may be a string with its unit, such as "6h"; it is of a second to a year. Raises DeclarationError for what
+    is no trigger.
     """
     if isinstance(when, str) or not isinstance(when, Iterable):
         raise DeclarationError(f"{owner}: when: expected a list of {_FORMS}, got {when!r}")
@@ -54,7 +59,8 @@ def _cron(owner: str, text: str, zone: str) -> dict[str, Any]:
         cron.zone(zone)
     except ValueError as error:
         raise DeclarationError(
-            f"{owner}: when: {{'cron': {text!r}, 'timezone': {zone!r}}}: {error}; for example {{'cron': '0 3 * * *'}}, at three every night"
+            f"{owner}: when: {{'cron': {text!r}, 'timezone': {zone!r}}}: {error}; for example {{'cron': '0 3 * * *'}}, "
+            "at three every night"
         ) from None
     return {"cron": text, "timezone": zone}
 

@@ -1,7 +1,8 @@
 """The service: what watches MongoDB, runs the models on the rows that changed, and writes their outputs back.
 
-`components` says WHAT (tables, models, listeners: declarations and pure computation); this package says WHEN and WHERE. Programs use it by
-`from daemon import connect`, which is only imported when it is asked for: `import daemon` costs nothing and brings neither torch nor a driver.
+`components` says WHAT (tables, models, listeners: declarations and pure computation); this package says WHEN and WHERE.
+Programs use it by `from daemon import connect`, which is only imported when it is asked for: `import daemon` costs
+nothing and brings neither torch nor a driver.
 """
 
 from __future__ import annotations

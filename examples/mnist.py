@@ -1,4 +1,6 @@
-"""Handwritten digits: the reference tutorial's LeNet-5, its preprocessing and its metric; with the rows of `examples.digits`, all that the demo needs."""
+"""Handwritten digits: the reference tutorial's LeNet-5, its preprocessing and its metric; with the rows of
+`examples.digits`, all that the demo needs.
+"""
 
 from __future__ import annotations
 
@@ -77,8 +79,8 @@ def preprocess(x: Image.Image) -> torch.Tensor:
 def preprocess_batch(images: list[Image.Image]) -> torch.Tensor:
     """Return what `preprocess` makes of each image, n x 1 x 32 x 32, at a fraction of its cost.
 
-    Resizing is PIL's, as in torchvision; only what follows is done for all images in one go. Images that are not plain grey
-    scale take the long way.
+    Resizing is PIL's, as in torchvision; only what follows is done for all images in one go. Images that are not plain
+    grey scale take the long way.
     """
     if any(image.mode != "L" for image in images):
         return torch.stack([preprocess(image) for image in images])

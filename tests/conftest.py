@@ -32,7 +32,9 @@ def mongod() -> Path:
 
 @pytest.fixture(scope="session")
 def mongo_uri(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A replica set with failpoints for the whole test session; one that PREDICTD_TEST_MONGO_URI names is used as it is."""
+    """A replica set with failpoints for the whole test session; one that PREDICTD_TEST_MONGO_URI names is used as it
+    is.
+    """
     given = os.environ.get(TEST_MONGO_URI)
     if given:
         yield given

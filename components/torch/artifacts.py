@@ -1,7 +1,8 @@
 """The tensors of code that travels: apart from its pickle, in one safetensors blob.
 
-What is written are storages, each once, as raw bytes: tensors that share memory (tied weights, views) share it again when they are
-read. The pickle holds for each tensor a reference: which storage, dtype, shape, strides, offset, and whether it is a Parameter.
+What is written are storages, each once, as raw bytes: tensors that share memory (tied weights, views) share it again
+when they are read. The pickle holds for each tensor a reference: which storage, dtype, shape, strides, offset, and
+whether it is a Parameter.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class Writer:
         ] = {}  # the tensor, so that its id stays its own
 
     def reference(self, obj: Any) -> tuple[Any, ...] | None:
-        """What stands for a tensor in the pickle; None for all else. Raises DeclarationError for what is no dense tensor."""
+        """What stands for a tensor in the pickle; None for all else. Raises DeclarationError for what is no dense
+        tensor.
+        """
         kind = _KINDS.get(type(obj))
         if kind is None:
             return None

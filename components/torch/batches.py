@@ -1,7 +1,8 @@
 """Rows to a batch, and a batch's outputs back to rows.
 
-A row may be a tensor (anything that becomes one), a tuple, which the model gets as several arguments, or a dict, which it gets as
-named ones. An output may be a tensor whose first dimension is the batch, or a tuple or dict of such; a list has one item a row.
+A row may be a tensor (anything that becomes one), a tuple, which the model gets as several arguments, or a dict, which
+it gets as named ones. An output may be a tensor whose first dimension is the batch, or a tuple or dict of such; a list
+has one item a row.
 """
 
 from __future__ import annotations

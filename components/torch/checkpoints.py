@@ -1,7 +1,7 @@
 """The last checkpoint of a training, in a folder of its own.
 
-The file is replaced in one step: whoever is killed while writing leaves the checkpoint before. A SHA-256 stands before the data,
-because torch reads a file with a flipped bit without a word. Nothing in it is code (`weights_only`).
+The file is replaced in one step: whoever is killed while writing leaves the checkpoint before. A SHA-256 stands before
+the data, because torch reads a file with a flipped bit without a word. Nothing in it is code (`weights_only`).
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ class Checkpoints:
             return None
         try:
             state: dict[str, Any] = torch.load(io.BytesIO(data[_DIGEST:]), map_location="cpu", weights_only=True)
-        except Exception as error:  # noqa: BLE001  # torch raises many kinds, for instance for an optimizer's own objects
+        # Torch raises many kinds, for instance for an optimizer's own objects
+        except Exception as error:  # noqa: BLE001
             self.damage = (
                 f"torch cannot read it: {type(error).__name__}: {_COLOURS.sub('', str(error)).splitlines()[0]}"
             )

@@ -42,7 +42,8 @@ def _trainer(model: TorchModule, options: Mapping[str, Any]) -> TorchTrainer:
     own = model.trainer
     if own is None and "objective" not in options:
         raise DeclarationError(
-            f"model {model.identifier!r}: fit needs an objective: fit(X, y, objective=torch.nn.functional.cross_entropy), or set model.trainer"
+            f"model {model.identifier!r}: fit needs an objective: fit(X, y, "
+            "objective=torch.nn.functional.cross_entropy), or set model.trainer"
         )
     if own is None:
         return TorchTrainer(model.identifier, options["objective"]).replaced(**options)

@@ -3,11 +3,12 @@
     number -> places -> rows -> transformed, put together -> Batch
               Order     Cached  Preparation
 
-Batches are numbered from 0 on without end. The number alone gives a batch's rows (the permutation of its epoch, by the seed and the
-epoch) and its randomness (every generator is seeded by the seed and the number while its rows are transformed). So neither worker
-processes, nor reading ahead, nor where a run was resumed make a difference.
+Batches are numbered from 0 on without end. The number alone gives a batch's rows (the permutation of its epoch, by the
+seed and the epoch) and its randomness (every generator is seeded by the seed and the number while its rows are
+transformed). So neither worker processes, nor reading ahead, nor where a run was resumed make a difference.
 
-Rows are kept decoded up to a bound in bytes; the others are read each time, by a thread, a few batches ahead of their use.
+Rows are kept decoded up to a bound in bytes; the others are read each time, by a thread, a few batches ahead of their
+use.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ class Order:
 
 
 class Cached:
-    """Examples that keep the first `limit` bytes of the rows that they have fetched, as near as a row's size can be told.
+    """Examples that keep the first `limit` bytes of the rows that they have fetched, as near as a row's size can be
+    told.
 
     What is kept is handed out in copies: a transform may work on its arguments in place.
     """
@@ -122,9 +124,11 @@ class Cached:
 
 
 class Loader:
-    """The batches of some rows. `prepare` makes (input, target) of a batch's rows with their places, and may raise TrainingError.
+    """The batches of some rows. `prepare` makes (input, target) of a batch's rows with their places, and may raise
+    TrainingError.
 
-    least: a batch of fewer rows is passed over, as is one whose rows are all gone. device: where the batches go, for pin_memory.
+    least: a batch of fewer rows is passed over, as is one whose rows are all gone. device: where the batches go, for
+    pin_memory.
     cache: bytes of decoded rows to keep.
     """
 
@@ -148,7 +152,8 @@ class Loader:
     def batches(self, start: int = 0, stopped: Stop = lambda: None) -> Generator[Batch]:
         """Batch `start` and those after it, without end; `stopped` is asked while a worker process is waited for.
 
-        Raises TrainingError, also where not one batch of an epoch can be used, Stopped, and PredictdError where a worker process died.
+        Raises TrainingError, also where not one batch of an epoch can be used, Stopped, and PredictdError where a
+        worker process died.
         """
         made = self._by_workers(start, stopped) if self._options.num_workers else self._here(itertools.count(start))
         unusable = 0
@@ -194,7 +199,9 @@ class Loader:
                 reader.shutdown(wait=True, cancel_futures=True)
 
     def _by_workers(self, start: int, stopped: Stop) -> Generator[Batch | _Failed | None]:
-        """Batches made in processes of DataLoader's, in order. One whose rows a worker could not reach is made here, where that is waited for."""
+        """Batches made in processes of DataLoader's, in order. One whose rows a worker could not reach is made here,
+        where that is waited for.
+        """
         loader: DataLoader[Any] = DataLoader(
             self._steps,
             batch_size=None,
@@ -227,7 +234,8 @@ class Loader:
 
 
 class Pass:
-    """One pass over all rows in their order, as often as wanted, with the same batches each time: what a loss is validated on.
+    """One pass over all rows in their order, as often as wanted, with the same batches each time: what a loss is
+    validated on.
 
     Its batches are kept ready made if they are no more than `cache` bytes. They are made in this process.
     """
@@ -257,7 +265,9 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class _Failed:
-    """A batch that could not be made. From a worker process an exception would come with the worker's whole traceback as its message."""
+    """A batch that could not be made. From a worker process an exception would come with the worker's whole traceback
+    as its message.
+    """
 
     message: str
 
@@ -270,7 +280,9 @@ class _Unreached:
 
 
 class _Waited:
-    """An iterator that is waited for in small steps. Its thread does not keep the interpreter from leaving, though it waits for a worker that hangs."""
+    """An iterator that is waited for in small steps. Its thread does not keep the interpreter from leaving, though it
+    waits for a worker that hangs.
+    """
 
     def __init__(self, iterator: Iterator[Any]) -> None:
         self._iterator = iterator

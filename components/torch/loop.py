@@ -1,12 +1,12 @@
 """The loop in which a model learns.
 
     while step < max_iterations:        batch -> output -> loss -> gradients -> step
-        every validation_interval steps, and after the last: the validation, and whether these are the best weights so far
-        every checkpoint_seconds: a checkpoint
+        every validation_interval steps, and after the last: the validation, and whether these are the best weights so
+        far every checkpoint_seconds: a checkpoint
 
-A run can be killed between any two instructions. Another that begins at its checkpoint does just what this one would have done: the
-batches have numbers (`components.torch.loader`), the random states are in the checkpoint, and a validation changes neither. That
-holds bit for bit on the CPU with the same number of threads and unchanged rows.
+A run can be killed between any two instructions. Another that begins at its checkpoint does just what this one would
+have done: the batches have numbers (`components.torch.loader`), the random states are in the checkpoint, and a
+validation changes neither. That holds bit for bit on the CPU with the same number of threads and unchanged rows.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ __all__ = ["Trained", "train"]
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a training ended with: `state`, the best weights (of step `best_step`), and the traces as `TorchTrainer` has them."""
+    """What a training ended with: `state`, the best weights (of step `best_step`), and the traces as `TorchTrainer` has
+    them.
+    """
 
     state: dict[str, torch.Tensor]
     step: int
@@ -57,15 +59,16 @@ def train(
 ) -> Trained:
     """Train `model` on `rows`; it ends with the best weights, in the way that it was declared (device, dtype).
 
-    valid: rows for "valid/loss". evaluate: the validation's metrics by name, of the model as it is. greater_is_better: which way is
-        up for one of them; by default the model's own validation is asked, then the name.
+    valid: rows for "valid/loss". evaluate: the validation's metrics by name, of the model as it is. greater_is_better:
+        which way is up for one of them; by default the model's own validation is asked, then the name.
     checkpoints: where to save, and to go on from what is there.
-    report: gets progress about twice a second: step, total, loss, learning_rate, rows_per_second, device; `metrics` after a
-        validation; or only `message`, in words.
-    stopped: asked before each step and each batch of a validation; with a reason, the run saves a checkpoint and raises Stopped.
+    report: gets progress about twice a second: step, total, loss, learning_rate, rows_per_second, device; `metrics`
+        after a validation; or only `message`, in words.
+    stopped: asked before each step and each batch of a validation; with a reason, the run saves a checkpoint and raises
+    Stopped.
 
-    A model in half precision learns in float32. Raises TrainingError, Stopped, DeclarationError (there is no such device), and whatever
-    `evaluate` and `rows.fetch` raise.
+    A model in half precision learns in float32. Raises TrainingError, Stopped, DeclarationError (there is no such
+    device), and whatever `evaluate` and `rows.fetch` raise.
     """
     started = randomness.seeded(randomness.derived(trainer.seed, "training"), devices=True)
     # Whoever calls may have turned gradients off.

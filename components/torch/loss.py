@@ -1,4 +1,6 @@
-"""The loss of a model: on a batch, as a training computes it, and on rows that it does not learn from ("valid/loss")."""
+"""The loss of a model: on a batch, as a training computes it, and on rows that it does not learn from
+("valid/loss").
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class Loss:
         self._forward = getattr(model.object, model.forward_method)
 
     def __call__(self, batch: Batch, where: str) -> torch.Tensor:
-        """The loss on a batch, one number. Raises TrainingError, which says where that was, and whose code failed on what."""
+        """The loss on a batch, one number. Raises TrainingError, which says where that was, and whose code failed on
+        what.
+        """
         model = self._model
         with blamed(f"{where}: the model", batch, batch.input):
             output = batches.call(self._forward, batches.moved(batch.input, model.inward))
@@ -50,7 +54,9 @@ class Loss:
 
 
 class ValidLoss:
-    """The mean loss of a model on the same rows, as often as it is asked for. Raises TrainingError where there are none."""
+    """The mean loss of a model on the same rows, as often as it is asked for. Raises TrainingError where there are
+    none.
+    """
 
     def __init__(self, model: TorchModule, trainer: TorchTrainer, valid: Examples, loss: Loss) -> None:
         if not len(valid):
@@ -89,7 +95,9 @@ def valid_loss(model: TorchModule, trainer: TorchTrainer, valid: Examples, stopp
 
 @contextmanager
 def blamed(where: str, batch: Batch, given: Any = None) -> Iterator[None]:
-    """Says of whatever is raised within where it was, and on what. Memory that ran out passes as it is: it may be there another time."""
+    """Says of whatever is raised within where it was, and on what. Memory that ran out passes as it is: it may be there
+    another time.
+    """
     try:
         yield
     except batches.OUT_OF_MEMORY:

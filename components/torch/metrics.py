@@ -13,7 +13,9 @@ __all__ = ["computed"]
 def computed(
     metric: Callable[..., Any], predictions: list[Any], targets: list[Any], arguments: Mapping[str, Any]
 ) -> Any:
-    """Compute one value over all rows: of an object of torchmetrics, which is left as new, or of one of its functions."""
+    """Compute one value over all rows: of an object of torchmetrics, which is left as new, or of one of its
+    functions.
+    """
     given = _stacked(predictions), _stacked(targets)
     if not hasattr(metric, "update"):
         return metric(*given, **arguments)

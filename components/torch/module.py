@@ -1,8 +1,8 @@
 """A PyTorch module as a model.
 
-The module is moved to the first device of `preferred_devices` that is there, when the first batch or `warm` asks for it, and
-predicts in evaluation mode without gradients. It may be used from several threads: inference, the steps of a training and the
-loading of weights take turns, so no batch is computed by half of one version and half of another.
+The module is moved to the first device of `preferred_devices` that is there, when the first batch or `warm` asks for
+it, and predicts in evaluation mode without gradients. It may be used from several threads: inference, the steps of a
+training and the loading of weights take turns, so no batch is computed by half of one version and half of another.
 """
 
 from __future__ import annotations
@@ -88,20 +88,24 @@ class TorchModule(Model):
         return self.preprocess_batch(*columns, **named)
 
     def infer(self, xs: list[Any]) -> list[Any]:
-        """Put the rows together, run the module, take its outputs apart; raises BatchError, OutputError, or what the module does."""
+        """Put the rows together, run the module, take its outputs apart; raises BatchError, OutputError, or what the
+        module does.
+        """
         return self.infer_many(batches.collate(xs), len(xs)) if xs else []
 
     def infer_many(self, batch: Any, n: int) -> list[Any]:
         """Run the module on a batch of `n`; returns each row's output on the CPU."""
-        # Inference mode belongs to a thread: it is entered here, whoever calls. During a training it would not do: what a module keeps
-        # of its forward pass (a table of positions) could not take part in a gradient later on.
+        # Inference mode belongs to a thread: it is entered here, whoever calls. During a training it would not do: what
+        # a module keeps of its forward pass (a table of positions) could not take part in a gradient later on.
         without_gradients = torch.no_grad() if self._in_training else torch.inference_mode()
         with without_gradients, self.judging():
             output = batches.call(getattr(self.object, self.forward_method), batches.moved(batch, self.inward))
             return batches.split(batches.moved(output, self._outward), n)
 
     def postprocessed(self, output: Any) -> Any:
-        """Return what `postprocess` makes of one output; in inference mode, so that it may change the tensor in place."""
+        """Return what `postprocess` makes of one output; in inference mode, so that it may change the tensor in
+        place.
+        """
         if self.postprocess is None:
             return output
         with torch.inference_mode():
@@ -187,7 +191,8 @@ def choose_device(identifier: str, preferred: Sequence[str]) -> torch.device:
             if _available(identifier, candidate):
                 return torch.device(candidate)
     raise DeclarationError(
-        f"model {identifier!r}: none of the devices {', '.join(preferred)} is available here; add 'cpu', or write 'auto'"
+        f"model {identifier!r}: none of the devices {', '.join(preferred)} is available here; add 'cpu', or write "
+        "'auto'"
     )
 
 

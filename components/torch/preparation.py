@@ -22,8 +22,9 @@ __all__ = ["Preparation", "targets"]
 class Preparation:
     """Makes the pair (input, target) of a batch, on the CPU; called with the rows' places and values.
 
-    A transform gets a row's values in the key's order. Without one the model's own preprocess makes the input, of a whole batch
-    where there is a `preprocess_batch`, and the last value is the target. Raises TrainingError, which names the row's place.
+    A transform gets a row's values in the key's order. Without one the model's own preprocess makes the input, of a
+    whole batch where there is a `preprocess_batch`, and the last value is the target. Raises TrainingError, which names
+    the row's place.
     """
 
     def __init__(self, model: TorchModule, trainer: TorchTrainer, rows: object) -> None:
@@ -86,14 +87,16 @@ class Preparation:
 
 
 def targets(values: list[Any]) -> Any:
-    """Put targets together: whole numbers to int64, floats to float32, as losses want them; tensors, tuples, dicts as inputs are.
+    """Put targets together: whole numbers to int64, floats to float32, as losses want them; tensors, tuples, dicts as
+    inputs are.
 
     Raises BatchError where they do not fit, or are what no loss can be computed of.
     """
     first = values[0]
     if isinstance(first, (str, bytes)) or first is None:
         raise BatchError(
-            f"targets of type {type(first).__name__} cannot form a batch; give the trainer a transform that makes a number or a tensor of it"
+            f"targets of type {type(first).__name__} cannot form a batch; give the trainer a transform that makes a "
+            "number or a tensor of it"
         )
     collated = batches.collate(values)
     if isinstance(first, (tuple, dict)):

@@ -1,4 +1,6 @@
-"""The random states of torch, numpy and Python: kept, seeded, given back; and seeds that depend on nothing but their names."""
+"""The random states of torch, numpy and Python: kept, seeded, given back; and seeds that depend on nothing but their
+names.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def derived(*names: object) -> int:
 
 @contextmanager
 def seeded(seed: int, *, devices: bool = False) -> Iterator[None]:
-    """Run the body with every generator seeded, and give the states from before back; with `devices`, those of CUDA too."""
+    """Run the body with every generator seeded, and give the states from before back; with `devices`, those of CUDA
+    too.
+    """
     cuda = _cuda() if devices else []
     before = (
         torch.default_generator.get_state(),

@@ -27,29 +27,34 @@ PROMOTE = ("better", "always", "manual")
 class TorchTrainer:
     """How a model learns: from which rows, towards what, and for how long.
 
-    objective: `objective(output, target)` returns the loss, one number; both are batches on the model's device. A class, such as
-        `torch.nn.CrossEntropyLoss`, is built without arguments.
+    objective: `objective(output, target)` returns the loss, one number; both are batches on the model's device. A
+        class, such as `torch.nn.CrossEntropyLoss`, is built without arguments.
     select: the rows; key: their fields, all but the last the model's input, the last its target. `fit` needs neither.
-    transform: `transform(*values)` makes of one row's values, in the key's order, the pair (input, target). By default the model's
-        own preprocess makes the input and the target stays as it is. It may be random: it is seeded by (seed, batch).
-    loader_kwargs: of `torch.utils.data.DataLoader`: batch_size (32 unless told), drop_last, shuffle (True unless told), num_workers,
-        collate_fn (a list of (input, target) to a pair of batches), pin_memory, prefetch_factor, timeout, worker_init_fn.
-    optimizer_cls: an optimizer's class, its name in torch.optim, or a function of the parameters; gets optimizer_kwargs too.
+    transform: `transform(*values)` makes of one row's values, in the key's order, the pair (input, target). By default
+        the model's own preprocess makes the input and the target stays as it is. It may be random: it is seeded by
+        (seed, batch).
+    loader_kwargs: of `torch.utils.data.DataLoader`: batch_size (32 unless told), drop_last, shuffle (True unless told),
+        num_workers, collate_fn (a list of (input, target) to a pair of batches), pin_memory, prefetch_factor, timeout,
+        worker_init_fn.
+    optimizer_cls: an optimizer's class, its name in torch.optim, or a function of the parameters; gets optimizer_kwargs
+    too.
     max_iterations: steps, exactly that many unless it stops early.
     validation_interval: steps between two validations; there is one more after the last step.
     no_improve_then_stop: stop after that many validations in a row without a new best value of `listen`.
-    listen: "dataset/metric", "valid/loss" or "train/loss": what the best weights are chosen by. By default the validation's first
-        metric, else "valid/loss" where rows are kept apart; else the last weights are taken.
+    listen: "dataset/metric", "valid/loss" or "train/loss": what the best weights are chosen by. By default the
+        validation's first metric, else "valid/loss" where rows are kept apart; else the last weights are taken.
     seed: of the order of the rows, of the transform's and of the model's randomness.
-    folds: "auto" (rows with `_fold` "train" train, "valid" validate, where the table has that field and `select` does not mention
-        it), a fraction of the rows that is kept apart for "valid/loss", or None: all rows train.
-    promote: when a trained version goes live: "always", "better" (by promote_metric, by more than promote_margin), "manual".
+    folds: "auto" (rows with `_fold` "train" train, "valid" validate, where the table has that field and `select` does
+        not mention it), a fraction of the rows that is kept apart for "valid/loss", or None: all rows train.
+    promote: when a trained version goes live: "always", "better" (by promote_metric, by more than promote_margin),
+    "manual".
     keep: versions that are kept. when: triggers of a training, such as {"every": 3600}.
     time_limit: seconds, or None; retries: of a training that failed; threads: of torch, None for half of the cores.
     checkpoint_seconds: between two checkpoints; 0 for one after each step.
 
-    After a training, `metric_values` holds for each name ("my-valid/acc", "valid/loss", "train/loss") a value for each of
-    `metric_steps`, and `history` a record for each of them: step, loss, learning_rate, rows_per_second, device, metrics.
+    After a training, `metric_values` holds for each name ("my-valid/acc", "valid/loss", "train/loss") a value for each
+    of `metric_steps`, and `history` a record for each of them: step, loss, learning_rate, rows_per_second, device,
+    metrics.
 
     Raises DeclarationError, which names the argument.
     """
@@ -126,7 +131,9 @@ class TorchTrainer:
 
 
 class _Checks:
-    """The checks of the arguments of one trainer; each returns the value, or raises DeclarationError with the argument's name."""
+    """The checks of the arguments of one trainer; each returns the value, or raises DeclarationError with the
+    argument's name.
+    """
 
     def __init__(self, identifier: str) -> None:
         self.identifier = identifier

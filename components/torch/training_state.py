@@ -1,4 +1,6 @@
-"""One training between two steps: what it does in a step and in a validation, and all that it takes to go on elsewhere."""
+"""One training between two steps: what it does in a step and in a validation, and all that it takes to go on
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +80,8 @@ class TrainingState:
         trainer, model = self.trainer, self.model
         prepare = Preparation(model, trainer, self.rows)
         options, seed, device = trainer.loader, trainer.seed, model.device
-        # Batch statistics of one row are none: such a rest of an epoch is passed over, as drop_last would, if there is any other batch.
+        # Batch statistics of one row are none: such a rest of an epoch is passed over, as drop_last would, if there is
+        # any other batch.
         normalizes = any(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in model.object.modules())  # noqa: SLF001
         least = 2 if normalizes and min(options.batch_size, len(self.rows)) > 1 else 1
         self.loader = Loader(self.rows, prepare, options, seed, least=least, device=device)
@@ -97,8 +100,8 @@ class TrainingState:
             value = loss.item()
             if not math.isfinite(value):
                 raise TrainingError(
-                    f"step {step}: the loss is {value}; try a lower learning rate (it is {self._learning_rate:g}), or look for "
-                    "values in the rows that are not finite"
+                    f"step {step}: the loss is {value}; try a lower learning rate (it is {self._learning_rate:g}), or "
+                    "look for values in the rows that are not finite"
                 )
             if not loss.requires_grad:
                 raise TrainingError(
@@ -122,7 +125,9 @@ class TrainingState:
         return due and self.step > self.validated
 
     def validate(self) -> None:
-        """Validate the weights as they are, and keep them if they are the best so far. An interrupted validation leaves no trace."""
+        """Validate the weights as they are, and keep them if they are the best so far. An interrupted validation leaves
+        no trace.
+        """
         # Neither a metric nor a dropout that is left on may change how the training goes on.
         with randomness.seeded(randomness.derived(self.trainer.seed, "validation"), devices=True):
             metrics = dict(self.evaluate()) if self.evaluate is not None else {}
@@ -144,7 +149,9 @@ class TrainingState:
         self.report(record)
 
     def check_weights(self) -> None:
-        """Refuse what the last step may have left: no loss was computed with it where nothing is validated. Raises TrainingError."""
+        """Refuse what the last step may have left: no loss was computed with it where nothing is validated. Raises
+        TrainingError.
+        """
         for name, weight in self.model.object.named_parameters():
             if weight.requires_grad and not torch.isfinite(weight).all():
                 raise TrainingError(
@@ -271,6 +278,7 @@ def _optimizer(trainer: TorchTrainer, model: TorchModule) -> torch.optim.Optimiz
         raise TrainingError(f"trainer {trainer.identifier!r}: optimizer_kwargs: {error}") from error
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TrainingError(
-            f"trainer {trainer.identifier!r}: optimizer_cls: expected it to make an optimizer of torch, got {type(optimizer).__name__}"
+            f"trainer {trainer.identifier!r}: optimizer_cls: expected it to make an optimizer of torch, got "
+            f"{type(optimizer).__name__}"
         )
     return optimizer

@@ -1,7 +1,8 @@
 """Weights as bytes: safetensors, with tied tensors kept tied, and a hash over every one of them.
 
-safetensors refuses tensors that share memory, because it would write them twice. Tied tensors (an embedding and the output layer
-that reuses it) are written once; the other names go into the file's metadata and are tied again when it is read.
+safetensors refuses tensors that share memory, because it would write them twice. Tied tensors (an embedding and the
+output layer that reuses it) are written once; the other names go into the file's metadata and are tied again when it is
+read.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def save(state: Mapping[str, Any]) -> bytes:
 
 
 def load(data: bytes) -> dict[str, torch.Tensor]:
-    """Read what `save` wrote; names that were tied hold one and the same tensor. Raises WeightsError for broken data."""
+    """Read what `save` wrote; names that were tied hold one and the same tensor. Raises WeightsError for broken
+    data.
+    """
     try:
         state: dict[str, torch.Tensor] = load_tensors(data)
         size = int.from_bytes(data[:8], "little")

@@ -1,10 +1,11 @@
-"""Applier: a component becomes signed declarations in the registry, its code blobs beside them; then what the daemon makes of it is waited for.
+"""Applier: a component becomes signed declarations in the registry, its code blobs beside them; then what the daemon
+makes of it is waited for.
 
-*The same thing twice does nothing*, though a model that was trained holds other weights than it was declared with. So weights that a version of this
-very declaration has count as those that were declared: only other weights are a change.
+*The same thing twice does nothing*, though a model that was trained holds other weights than it was declared with. So
+weights that a version of this very declaration has count as those that were declared: only other weights are a change.
 
-A model brings three declarations, its own, its validation's and its trainer's. It is trained where its own or its trainer's changed, and where an
-earlier training came to nothing.
+A model brings three declarations, its own, its validation's and its trainer's. It is trained where its own or its
+trainer's changed, and where an earlier training came to nothing.
 """
 
 from __future__ import annotations
@@ -98,15 +99,17 @@ class Applier:
         return f"; version {live.number} of {model!r}, which is live, is untrained" if live and untrained else ""
 
     def _tell_of_dead(self, listener: Listener) -> None:
-        """Warns where rows have an error in place of an output: that is no failure of the listener, but seldom what one wants."""
+        """Warns where rows have an error in place of an output: that is no failure of the listener, but seldom what one
+        wants.
+        """
         with suppress(MongoUnavailable), reaching():
             of = {"_id.listener": listener.identifier}
             count = self._at.database[names.DEAD_LETTERS].count_documents({"_id.service": self._at.service, **of})
             for dead in dead_letters.listed(self._at.database, self._at.service, of, 1):
                 error = dead.get("error") or {}
                 warnings.warn(
-                    f"listener {listener.identifier!r}: {count:,} rows have an error in place of an output; that of row "
-                    f"{dead['_id'].get('row')!r} is {error.get('type')}: {error.get('message')}",
+                    f"listener {listener.identifier!r}: {count:,} rows have an error in place of an output; that of "
+                    f"row {dead['_id'].get('row')!r} is {error.get('type')}: {error.get('message')}",
                     stacklevel=4,
                 )
 
@@ -124,7 +127,9 @@ class Applier:
         return set(changed)
 
     def _as_declared(self, model: Model, own: Declared, before: Component | None) -> Declared:
-        """The declaration with the weights that it was applied with before, where the model holds those of a version of that."""
+        """The declaration with the weights that it was applied with before, where the model holds those of a version of
+        that.
+        """
         if before is None or not isinstance(own.body["object"], Mapping):
             return own
         body = {**own.body, **{slot: _same_code(own.body[slot], before.body.get(slot)) for slot in _CODE}}
@@ -137,7 +142,9 @@ class Applier:
         return replace(own, body=body) if content in ours else own
 
     def _training(self, model: str, *, asked: bool) -> str | None:
-        """The job that trains the model as it is now applied: a new one where that is asked for or owed; None where it is trained."""
+        """The job that trains the model as it is now applied: a new one where that is asked for or owed; None where it
+        is trained.
+        """
         jobs = Jobs(self._at.database, self._at.service)
         with reaching():
             if not asked:
@@ -172,7 +179,9 @@ def _attached(model: Any) -> list[Declared]:
 
 
 def _same_code(slot: Any, before: Any) -> Any:
-    """The slot as it was, where only its tensors differ; where it was made with versions that are gone by now, with the tensors that it had."""
+    """The slot as it was, where only its tensors differ; where it was made with versions that are gone by now, with the
+    tensors that it had.
+    """
     if (
         not isinstance(slot, Mapping)
         or not isinstance(before, Mapping)

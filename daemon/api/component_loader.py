@@ -1,7 +1,8 @@
-"""ComponentLoader: from a declaration in the registry back to a component, a model with its live weights and its training's traces.
+"""ComponentLoader: from a declaration in the registry back to a component, a model with its live weights and its
+training's traces.
 
-What is loaded is verified first: the declaration's signature, then its code's hashes. Code of service.toml is imported by the paths that the daemon has
-signed for, so here they need no list of packages of their own.
+What is loaded is verified first: the declaration's signature, then its code's hashes. Code of service.toml is imported
+by the paths that the daemon has signed for, so here they need no list of packages of their own.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ class ComponentLoader:
             return self._model(component, known)
 
     def refresh(self, model: Model, job: Mapping[str, Any] | None = None) -> None:
-        """Gives the model that was just applied its live weights, and its trainer the traces of `job`, or else of what these weights come from."""
+        """Gives the model that was just applied its live weights, and its trainer the traces of `job`, or else of what
+        these weights come from.
+        """
         with reaching():
             versions = Versions(self._at.database, self._at.service, model.identifier)
             live = versions.live()
@@ -92,7 +95,9 @@ class ComponentLoader:
         return model
 
     def _weighted(self, component: Component) -> Model:
-        """The model with its live version's weights. Where there is none yet, it is made: so everybody gets the same initial weights."""
+        """The model with its live version's weights. Where there is none yet, it is made: so everybody gets the same
+        initial weights.
+        """
         for _ in range(ATTEMPTS):
             loader = self._loader(component)
             live = Versions(self._at.database, self._at.service, component.name).live()

@@ -1,4 +1,6 @@
-"""Finding the daemon that serves a database: the one of a folder (`"embedded"`), or the one whose lease runs in a MongoDB that a URI names."""
+"""Finding the daemon that serves a database: the one of a folder (`"embedded"`), or the one whose lease runs in a
+MongoDB that a URI names.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ class NotServed(PredictdError):
 
 @dataclass(eq=False)
 class Connection:
-    """A database that a daemon serves. `key_file` is where its signing key lies, where that is known without asking the daemon."""
+    """A database that a daemon serves. `key_file` is where its signing key lies, where that is known without asking the
+    daemon.
+    """
 
     client: Client = field(repr=False)
     database: Data
@@ -70,7 +74,9 @@ class Connection:
             self.release()
 
     def registry(self) -> Registry:
-        """What is declared, to be read and written with the service's key. Raises SignatureRefused where that is not to be had."""
+        """What is declared, to be read and written with the service's key. Raises SignatureRefused where that is not to
+        be had.
+        """
         return Registry(self.database, self.service, 0, self.key())
 
     def catalog(self) -> Catalog:
@@ -80,21 +86,24 @@ class Connection:
             known = registry.read()
         if known.refused and not any(known.of(kind) for kind in KINDS):
             raise SignatureRefused(
-                f"nothing that is applied to service {self.service!r} carries the signature of the key at hand: is it another service's? "
-                "Name the right one: connect(..., signing_key_file=...)"
+                f"nothing that is applied to service {self.service!r} carries the signature of the key at hand: is it "
+                "another service's? Name the right one: connect(..., signing_key_file=...)"
             )
         return known
 
     def key(self) -> SigningKey:
-        """The service's key: from the file that was named, else from where the daemon says that it lies. Raises SignatureRefused."""
+        """The service's key: from the file that was named, else from where the daemon says that it lies. Raises
+        SignatureRefused.
+        """
         if self._key is None:
             path = self.key_file or self._told_key_file()
             try:
                 self._key = SigningKey.read(path)
             except OSError as error:
                 raise SignatureRefused(
-                    f"the signing key of service {self.service!r} cannot be read at {path} ({error.strerror}): what is applied must be signed with it. "
-                    "Copy it here from the daemon's machine, for your eyes only (chmod 600), and name it: connect(..., signing_key_file=...)"
+                    f"the signing key of service {self.service!r} cannot be read at {path} ({error.strerror}): what is "
+                    "applied must be signed with it. Copy it here from the daemon's machine, for your eyes only "
+                    "(chmod 600), and name it: connect(..., signing_key_file=...)"
                 ) from None
             except DeclarationError as error:
                 raise SignatureRefused(str(error)) from None
@@ -108,14 +117,16 @@ class Connection:
                 return Path(status["signing_key"])
             if time.monotonic() > end:
                 raise SignatureRefused(
-                    f"the daemon of service {self.service!r} does not say where its signing key lies: name it, connect(..., signing_key_file=...)"
+                    f"the daemon of service {self.service!r} does not say where its signing key lies: name it, "
+                    "connect(..., signing_key_file=...)"
                 )
             time.sleep(0.1)
 
     def fields(self, table: str) -> Mapping[str, str]:
         """The declared fields of a table with their datatypes. Raises NotApplied where it is not applied.
 
-        They are believed without a signature, because whoever only reads and inserts rows needs no key: they name no code.
+        They are believed without a signature, because whoever only reads and inserts rows needs no key: they name no
+        code.
         """
         components = self.database[names.COMPONENTS]
         with reaching():
@@ -201,7 +212,9 @@ def _remote(uri: str, service: str | None, database: str | None, key_file: Path 
 
 
 def _client(uri: str) -> Client:
-    """A client as the user's URI asks for it. Raises DeclarationError where that is wrong, MongoUnavailable where the DNS does not answer."""
+    """A client as the user's URI asks for it. Raises DeclarationError where that is wrong, MongoUnavailable where the
+    DNS does not answer.
+    """
     given = uri.lower()
     options: dict[str, Any] = {"appname": "predictd"} if "appname=" not in given else {}
     if "serverselectiontimeoutms=" not in given:

@@ -1,11 +1,12 @@
 """The Python API: a database that a daemon keeps in sync, as an object.
 
-    db = connect("embedded")                         daemon.api.connection, .child
-    db.apply(component)                              declare it, sign it, put it into the registry; the daemon does the rest: .applying
-    db["mnist"].insert(rows)                         rows, without the daemon: .table
-    db.load("TorchModel", "my-model")                out of the registry, with the live version's weights: .loading
+    db = connect("embedded")                      connection.py, embedded_daemon.py
+    db.apply(component)                           declare it, sign it, store it; the daemon does the rest: applier.py
+    db["mnist"].insert(rows)                      rows, without the daemon: table.py
+    db.load("TorchModel", "my-model")             from the registry, with the live weights: component_loader.py
 
-The daemon does all the work; this process only writes declarations and reads what came of them, so it may end at any time.
+The daemon does all the work; this process only writes declarations and reads what came of them, so it may end at any
+time.
 """
 
 from __future__ import annotations
@@ -42,12 +43,15 @@ def connect(
 ) -> Datalayer:
     """The database that a daemon serves.
 
-    target: "embedded": the daemon of `folder` (".predictd" unless told), which is started, with a real MongoDB, where none runs there, and then
-        ends with this process; one that another process started ends with that. Or a MongoDB URI, with any of its options: the daemon that is active in its database.
+    target: "embedded": the daemon of `folder` (".predictd" unless told), which is started, with a real MongoDB, where
+        none runs there, and then ends with this process; one that another process started ends with that. Or a MongoDB
+        URI, with any of its options: the daemon that is active in its database.
     service, database: which one is meant, where several are served; the database may as well stand in the URI.
-    signing_key_file: the service's key, which signs what is applied. By default where the daemon says that it lies, if that is readable here.
+    signing_key_file: the service's key, which signs what is applied. By default where the daemon says that it lies, if
+    that is readable here.
 
-    Raises DeclarationError where this makes no sense, NotServed where no daemon is active, MongoUnavailable where MongoDB or the daemon cannot be had.
+    Raises DeclarationError where this makes no sense, NotServed where no daemon is active, MongoUnavailable where
+    MongoDB or the daemon cannot be had.
     """
     return Datalayer(
         open_connection(target, service=service, database=database, folder=folder, signing_key_file=signing_key_file)
@@ -55,7 +59,8 @@ def connect(
 
 
 class Datalayer:
-    """A database that a daemon serves. Closing it ends the connection, and the daemon too where it came with it; `with` does so at its end.
+    """A database that a daemon serves. Closing it ends the connection, and the daemon too where it came with it; `with`
+    does so at its end.
 
     Every method raises MongoUnavailable where MongoDB does not answer, and PredictdError once it is closed.
     """
@@ -64,23 +69,28 @@ class Datalayer:
         self._at = connection
 
     def apply(self, component: T, force: bool = False, wait: bool = True) -> T:
-        """Puts a Table, a model (with its trainer and its validation), a Listener or a Validation into service; the component itself.
+        """Puts a Table, a model (with its trainer and its validation), a Listener or a Validation into service; the
+        component itself.
 
-        What is applied already, just so, stays as it is; else, or with `force`, it replaces what has its name. A model whose declaration, or whose
-        trainer's, is new is trained by the daemon. With `wait` this returns when that is done, and the model holds its live weights and its trainer the
-        metric traces; for a listener, when all rows have their outputs.
+        What is applied already, just so, stays as it is; else, or with `force`, it replaces what has its name. A model
+        whose declaration, or whose trainer's, is new is trained by the daemon. With `wait` this returns when that is
+        done, and the model holds its live weights and its trainer the metric traces; for a listener, when all rows have
+        their outputs.
 
-        Raises DeclarationError where it cannot be applied (service.toml has the name, it cannot travel, it names what is not applied), SignatureRefused
-        where the service's key is not to be had, JobFailed, with the job's reason, where the training fails.
+        Raises DeclarationError where it cannot be applied (service.toml has the name, it cannot travel, it names what
+        is not applied), SignatureRefused where the service's key is not to be had, JobFailed, with the job's reason,
+        where the training fails.
         """
         Applier(self._open()).apply(component, force=force, wait=wait)
         return component
 
     def load(self, type: str | type[Any], identifier: str) -> Any:  # noqa: A002 - as in the reference tutorial
-        """A component as it is applied; a model with its live weights, its trainer with the traces of the training that these come from.
+        """A component as it is applied; a model with its live weights, its trainer with the traces of the training that
+        these come from.
 
-        `type` is a class or its name ("TorchModel", "Model", "Table"...). Raises NotApplied where it was removed (and when) or never applied,
-        SignatureRefused where its declaration is not the service's, ArtifactRefused where its code cannot be loaded here.
+        `type` is a class or its name ("TorchModel", "Model", "Table"...). Raises NotApplied where it was removed (and
+        when) or never applied, SignatureRefused where its declaration is not the service's, ArtifactRefused where its
+        code cannot be loaded here.
         """
         return ComponentLoader(self._open()).load(type, identifier)
 
@@ -93,7 +103,9 @@ class Datalayer:
         remove(self._open(), type, identifier, outputs=outputs)
 
     def show(self, type: str | type[Any] | None = None, identifier: str | None = None) -> Any:  # noqa: A002
-        """What is applied: a list of dictionaries; of one type, the identifiers; of one component, all that is known of it. Raises NotApplied."""
+        """What is applied: a list of dictionaries; of one type, the identifiers; of one component, all that is known of
+        it. Raises NotApplied.
+        """
         known = self._open().catalog()
         if type is None:
             if identifier is not None:
@@ -148,7 +160,9 @@ class Datalayer:
         state: str | None = None,
         limit: int = 100,
     ) -> list[dict[str, Any]]:
-        """The newest jobs, newest first, without their logs: of one model, kind ("train", "validate"), target or state."""
+        """The newest jobs, newest first, without their logs: of one model, kind ("train", "validate"), target or
+        state.
+        """
         at = self._open()
         wanted = {"model": model, "kind": kind, "target": target, "state": state}
         matching = {name: value for name, value in wanted.items() if value is not None}
@@ -156,7 +170,9 @@ class Datalayer:
             return Jobs(at.database, at.service).listed(limit, **matching)
 
     def logs(self, job: str) -> list[str]:
-        """The last 200 lines that a job has said, what the user's code prints among them; `job` is its id, or the end of it. Raises NotApplied."""
+        """The last 200 lines that a job has said, what the user's code prints among them; `job` is its id, or the end
+        of it. Raises NotApplied.
+        """
         at = self._open()
         with reaching():
             found = Jobs(at.database, at.service).get(job)
@@ -166,11 +182,15 @@ class Datalayer:
 
     @property
     def uri(self) -> str:
-        """Where its MongoDB answers, for any other client; with the user name and the password, where it was given some."""
+        """Where its MongoDB answers, for any other client; with the user name and the password, where it was given
+        some.
+        """
         return self._at.uri
 
     def close(self) -> None:
-        """Ends the connection; a daemon that came with it ends as well, unless another connection of this process uses it. May be called again."""
+        """Ends the connection; a daemon that came with it ends as well, unless another connection of this process uses
+        it. May be called again.
+        """
         self._at.close()
 
     def __enter__(self) -> Self:

@@ -1,11 +1,13 @@
-"""The daemon of `connect("embedded")`: found where one runs in the folder already, else started, as a child that ends with this process.
+"""The daemon of `connect("embedded")`: found where one runs in the folder already, else started, as a child that ends
+with this process.
 
     FOLDER/connect.lock    held while somebody looks and starts, so that two that connect at once end with one daemon
     FOLDER/embedded.toml   the configuration that the child runs with: everything else is applied through the API
     FOLDER/daemon.log      what it says, with one file of an earlier run beside it
 
-The child is told to stop by the end of its standard input. That comes from `release`, from this interpreter's exit, or, however this process is
-ended, from the kernel. It is a session of its own: Ctrl-C, and a notebook's "interrupt", stop a cell and not the database.
+The child is told to stop by the end of its standard input. That comes from `release`, from this interpreter's exit, or,
+however this process is ended, from the kernel. It is a session of its own: Ctrl-C, and a notebook's "interrupt", stop a
+cell and not the database.
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ _NOT_ACTIVE: Final = (
 _TAIL_LINES: Final = 20
 _LOG_BYTES: Final = 10_000_000
 
-# What a person has set for a daemon of their own must not lead this one to another database; the rest is the notebook's own business.
+# What a person has set for a daemon of their own must not lead this one to another database; the rest is the notebook's
+# own business.
 _NOT_INHERITED: Final = ("PREDICTD_", "STATE_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_", "MPLBACKEND")
 
 _CONFIGURATION: Final = f"""\
@@ -77,7 +80,9 @@ format = "console"
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """A daemon that is active on a folder: where its MongoDB answers, what it serves there, and whether this process started it."""
+    """A daemon that is active on a folder: where its MongoDB answers, what it serves there, and whether this process
+    started it.
+    """
 
     state_dir: Path
     uri: str
@@ -111,8 +116,8 @@ _turn = threading.RLock()
 def reach(folder: Path) -> Embedded:
     """The daemon that is active on the folder, started where there is none; to be given back by `release`.
 
-    Raises DeclarationError where the folder cannot be used, or its daemon works on a MongoDB elsewhere, and MongoUnavailable, with the end of
-    its log, where it does not come up.
+    Raises DeclarationError where the folder cannot be used, or its daemon works on a MongoDB elsewhere, and
+    MongoUnavailable, with the end of its log, where it does not come up.
     """
     state_dir = folder.absolute()
     with _turn, _one_at_a_time(state_dir), _said(f"starting MongoDB and predictd in {state_dir}"):
@@ -132,7 +137,9 @@ def reach(folder: Path) -> Embedded:
 
 
 def release(daemon: Embedded) -> None:
-    """One connection needs it no longer: a daemon that this process started stops with its last one. One of another process is left alone."""
+    """One connection needs it no longer: a daemon that this process started stops with its last one. One of another
+    process is left alone.
+    """
     with _turn:
         child = _children.get(daemon.state_dir) if daemon.owned else None
         if child is None:
@@ -150,7 +157,8 @@ def _one_at_a_time(state_dir: Path) -> Iterator[None]:
         lock = (state_dir / "connect.lock").open("w")
     except OSError as error:
         raise DeclarationError(
-            f"the folder {state_dir} cannot be used ({error.strerror}): name one that you may write, connect('embedded', folder=...)"
+            f"the folder {state_dir} cannot be used ({error.strerror}): name one that you may write, "
+            "connect('embedded', folder=...)"
         ) from None
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -158,7 +166,9 @@ def _one_at_a_time(state_dir: Path) -> Iterator[None]:
 
 
 def _running(state_dir: Path) -> Embedded | None:
-    """The daemon of another process; None once the folder is free. One that starts, or is about to end, is waited for."""
+    """The daemon of another process; None once the folder is free. One that starts, or is about to end, is waited
+    for.
+    """
     began = time.monotonic()
     mongo_seen = began
     while is_held(state_dir / "lock"):
@@ -171,13 +181,14 @@ def _running(state_dir: Path) -> Embedded | None:
             mongo_seen = now
         elif now - mongo_seen > _FOREIGN_SECONDS:
             raise DeclarationError(
-                f"the daemon in {state_dir} (pid {holder}) runs without an embedded MongoDB: connect to the one that its service.toml "
-                "names, connect('mongodb://...'), or choose another folder, connect('embedded', folder=...)"
+                f"the daemon in {state_dir} (pid {holder}) runs without an embedded MongoDB: connect to the one that "
+                "its service.toml names, connect('mongodb://...'), or choose another folder, connect('embedded', "
+                "folder=...)"
             )
         if now - began > START_SECONDS:
             raise MongoUnavailable(
-                f"the daemon in {state_dir} (pid {holder}, started by another process) is not active after {START_SECONDS:.0f} s: "
-                f"ask `predictd status`, or stop it"
+                f"the daemon in {state_dir} (pid {holder}, started by another process) is not active after "
+                f"{START_SECONDS:.0f} s: ask `predictd status`, or stop it"
             )
         time.sleep(_PAUSE)
     return None
@@ -204,7 +215,9 @@ def _start(state_dir: Path, users: int) -> _Child:
 
 
 def _until_active(child: _Child) -> Embedded | None:
-    """Waits for a child; None where somebody's daemon took the folder first. One that does not come up is ended, and its reason told."""
+    """Waits for a child; None where somebody's daemon took the folder first. One that does not come up is ended, and
+    its reason told.
+    """
     end = time.monotonic() + START_SECONDS
     while (code := child.process.poll()) is None:
         found = _active(child.state_dir)
@@ -224,7 +237,9 @@ def _until_active(child: _Child) -> Embedded | None:
 
 
 def _active(state_dir: Path) -> Embedded | None:
-    """The folder's daemon, if it leads: the lease is of this folder and of the process that holds its lock, not of one that was killed or is leaving."""
+    """The folder's daemon, if it leads: the lease is of this folder and of the process that holds its lock, not of one
+    that was killed or is leaving.
+    """
     instance = instance_of(state_dir)
     running = embedded.attach(state_dir) if instance and _leads(state_dir) else None
     if running is None or instance is None:
@@ -237,7 +252,9 @@ def _active(state_dir: Path) -> Embedded | None:
 
 
 def _leads(state_dir: Path) -> bool:
-    """Whether the daemon says that it is active: what its service.toml declares is published, and it is not about to end."""
+    """Whether the daemon says that it is active: what its service.toml declares is published, and it is not about to
+    end.
+    """
     address = http_address(state_dir)
     if address is None:
         return False
@@ -279,7 +296,9 @@ def _stop_all() -> None:
 
 
 def _forget() -> None:
-    """In a process that was forked from this one: the children are not its own, and its copy of a pipe must not keep one alive."""
+    """In a process that was forked from this one: the children are not its own, and its copy of a pipe must not keep
+    one alive.
+    """
     for child in _children.values():
         child.process.returncode = 0
         if child.process.stdin is not None:

@@ -25,7 +25,9 @@ _SPELLED: Final = {name.lower(): name for name in _KINDS}
 
 
 def kind_of(type_: str | type[Any]) -> tuple[str, str | None]:
-    """The kind, and the `type` that a declaration of it then has (None: any). Raises DeclarationError for what is no component."""
+    """The kind, and the `type` that a declaration of it then has (None: any). Raises DeclarationError for what is no
+    component.
+    """
     given = type_ if isinstance(type_, str) else getattr(type_, "__name__", repr(type_))
     name = _SPELLED.get(given.lower())
     if name is None:

@@ -4,8 +4,8 @@
     by step         how the newest versions learned: the newer, the darker, the live one in its own colour
     by time         what the scheduled validations found of whichever version was live then, where there were any
 
-Losses have panels of their own beside the other metrics: they run on another scale, and the other way round. Figures are made by matplotlib's objects,
-never by pyplot's state, so any thread or process may draw.
+Losses have panels of their own beside the other metrics: they run on another scale, and the other way round. Figures
+are made by matplotlib's objects, never by pyplot's state, so any thread or process may draw.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ Draw = Callable[["Axes"], None]
 
 
 def versions_figure(versions: Sequence[Version], *, title: str = "", figure: Figure | None = None) -> Figure:
-    """Draws the versions into a new figure, or an empty one that is given. Raises NotApplied where there is nothing to draw yet.
+    """Draws the versions into a new figure, or an empty one that is given. Raises NotApplied where there is nothing to
+    draw yet.
 
     Its width and height are in inches, as matplotlib has them; `figure.savefig` writes it.
     """

@@ -1,4 +1,6 @@
-"""Removing: a declaration leaves the registry, and with it, where that is asked for, what the daemon wrote into the rows for it."""
+"""Removing: a declaration leaves the registry, and with it, where that is asked for, what the daemon wrote into the
+rows for it.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """A table in the hands of a Python program: `db["mnist"]`, a query that can also read and write rows.
 
-Rows go in as Python objects and come back as such: each declared field is turned by its datatype, on a copy; what is not declared goes as it is.
-An insert is checked whole before its first row is sent, so one row that cannot be stored leaves the table as it was.
+Rows go in as Python objects and come back as such: each declared field is turned by its datatype, on a copy; what is
+not declared goes as it is. An insert is checked whole before its first row is sent, so one row that cannot be stored
+leaves the table as it was.
 """
 
 from __future__ import annotations
@@ -49,16 +50,19 @@ class TableHandle(Query):
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            f"db[{self.table!r}] does not travel, it is connected to the database; in code that the daemon runs, use the row that it is given"
+            f"db[{self.table!r}] does not travel, it is connected to the database; in code that the daemon runs, use "
+            "the row that it is given"
         )
 
     # ---- writing --------------------------------------------------------------------------------------------------
 
     def insert(self, rows: Iterable[Mapping[str, Any]] | Mapping[str, Any]) -> list[Any]:
-        """Stores rows, all of them or, where one cannot be stored, none; their `_id`s, in order. The caller's dictionaries stay as they were.
+        """Stores rows, all of them or, where one cannot be stored, none; their `_id`s, in order. The caller's
+        dictionaries stay as they were.
 
-        Raises EncodeError, naming row and field, for a value that is not what its field's datatype says or that MongoDB cannot hold, and
-        PredictdError where MongoDB refuses a row (an `_id` that is there already): the rows before it are then stored.
+        Raises EncodeError, naming row and field, for a value that is not what its field's datatype says or that MongoDB
+        cannot hold, and PredictdError where MongoDB refuses a row (an `_id` that is there already): the rows before it
+        are then stored.
         """
         given = [rows] if isinstance(rows, Mapping) else list(rows)
         datatypes, codec = self._datatypes(self.table), self._collection.codec_options
@@ -92,7 +96,8 @@ class TableHandle(Query):
                 else message
             )
             raise PredictdError(
-                f"{self.table}: rows[{place}]: {why}; the {place} before it are inserted, it and the {len(ids) - place - 1} after it are not"
+                f"{self.table}: rows[{place}]: {why}; the {place} before it are inserted, it and the "
+                f"{len(ids) - place - 1} after it are not"
             ) from None
 
     # ---- reading --------------------------------------------------------------------------------------------------
@@ -108,7 +113,9 @@ class TableHandle(Query):
             return int(self._collection.count_documents(self.where, **limit))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """The rows by `_id`, decoded, with their `_outputs`. Raises DecodeError, naming the row, where a value is not what its datatype says."""
+        """The rows by `_id`, decoded, with their `_outputs`. Raises DecodeError, naming the row, where a value is not
+        what its datatype says.
+        """
         datatypes = self._datatypes(self.table)
         projection = None if self.fields is None else _projection(self.fields)
         with (
@@ -134,7 +141,9 @@ class TableHandle(Query):
 
 
 def _stored(row: Any, datatypes: Datatypes) -> dict[str, Any]:
-    """A copy of the row as MongoDB is to hold it, with an `_id`. Raises EncodeError, to be read after the row's number."""
+    """A copy of the row as MongoDB is to hold it, with an `_id`. Raises EncodeError, to be read after the row's
+    number.
+    """
     if not isinstance(row, Mapping):
         raise EncodeError(f": expected a dictionary, got {type(row).__name__}")
     document = {"_id": ObjectId(), **row}

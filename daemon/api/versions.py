@@ -29,7 +29,8 @@ class VersionList(list[Version]):
         return next((version for version in self if version.state == "live"), None)
 
     def plot(self, file: str | Path | None = None) -> Figure:
-        """The picture of `daemon.api.plots`: a figure of pyplot's, which a notebook shows, or written into a file, whose ending says the format.
+        """The picture of `daemon.api.plots`: a figure of pyplot's, which a notebook shows, or written into a file,
+        whose ending says the format.
 
         Raises NotApplied where there is nothing to draw yet, PredictdError where the file cannot be written.
         """

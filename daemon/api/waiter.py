@@ -1,7 +1,7 @@
 """Waiting for what the daemon does: a job until it has ended, a listener until its rows have their outputs.
 
-What is waited for is shown as a bar on a terminal, as a line every few seconds in a notebook, and not at all elsewhere. Nothing here asks anything.
-An interrupt (Ctrl-C) ends the waiting; the daemon goes on.
+What is waited for is shown as a bar on a terminal, as a line every few seconds in a notebook, and not at all elsewhere.
+Nothing here asks anything. An interrupt (Ctrl-C) ends the waiting; the daemon goes on.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Show(Protocol):
 
 
 def wait_for_job(connection: Connection, identifier: str, more: str = "db.logs({job!r})") -> dict[str, Any]:
-    """The job, once it is done. Raises JobFailed, with its reason, where it fails or is cancelled, and NotServed where no daemon is left to run it.
+    """The job, once it is done. Raises JobFailed, with its reason, where it fails or is cancelled, and NotServed where
+    no daemon is left to run it.
 
     `more` is what tells more of a job that has failed.
     """
@@ -89,8 +90,8 @@ def _reason(job: Mapping[str, Any], more: str) -> str:
 def wait_for_listener(connection: Connection, listener: str) -> None:
     """Returns once every row of the listener has been judged for what is applied now; from then on it is live.
 
-    Raises DeclarationError where its worker cannot run it, SignatureRefused where the daemon refuses what it needs, NotApplied where it was
-    removed meanwhile, NotServed where no daemon is left.
+    Raises DeclarationError where its worker cannot run it, SignatureRefused where the daemon refuses what it needs,
+    NotApplied where it was removed meanwhile, NotServed where no daemon is left.
     """
     scans, registry = connection.database[names.SCANS], connection.registry()
     watch = _Watch(connection, f"listener {listener}")
@@ -114,13 +115,16 @@ def wait_for_listener(connection: Connection, listener: str) -> None:
 
 
 def wait_until_unserved(connection: Connection, listener: str) -> None:
-    """Returns once no worker runs the listener any more, so that nothing writes its outputs. Raises NotServed where no daemon is left to say so."""
+    """Returns once no worker runs the listener any more, so that nothing writes its outputs. Raises NotServed where no
+    daemon is left to say so.
+    """
     watch = _Watch(connection, f"listener {listener}")
     asked_at = time.monotonic()
     while True:
         status = watch.status()
         there = any(listener in (worker.get("listeners") or {}) for worker in (status.get("workers") or {}).values())
-        # The document may be as old as the daemon's way of telling it, so a first "no" may be from before the listener came.
+        # The document may be as old as the daemon's way of telling it, so a first "no" may be from before the listener
+        # came.
         if not there and time.monotonic() - asked_at > 2 * _LOOK_SECONDS:
             return
         time.sleep(_PAUSE)
@@ -162,8 +166,8 @@ class _Watch:
             self._seen = now
         elif now - self._seen > PATIENCE_SECONDS:
             raise NotServed(
-                f"{self._what}: no daemon has been active for the service {connection.service!r} for {PATIENCE_SECONDS:.0f} s; what was applied "
-                "stays, and is taken up when one runs again"
+                f"{self._what}: no daemon has been active for the service {connection.service!r} for "
+                f"{PATIENCE_SECONDS:.0f} s; what was applied stays, and is taken up when one runs again"
             )
 
     def status(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What `predictd check` does beyond reading service.toml: import and build what it names, and meet its MongoDB.
 
-`building` runs child processes, so that torch never enters this one, and so that code which hangs, crashes or leaves takes only the child
-along; `child` is what they do, with `models` and `learning`; `mongo` meets the server.
+`building` runs child processes, so that torch never enters this one, and so that code which hangs, crashes or leaves
+takes only the child along; `child` is what they do, with `models` and `learning`; `mongo` meets the server.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
 """The parent: has each model, trainer and validation built by a child (`python -P -m daemon.check.child`).
 
-The child says which one it begins with; when it dies or runs out of time, that one is named and a fresh child goes on with the rest.
+The child says which one it begins with; when it dies or runs out of time, that one is named and a fresh child goes on
+with the rest.
 
-Parent to child: one JSON object on stdin. Child to parent: one JSON list a line on stdout, `["begin", PATH]`, `["problem", PATH, MESSAGE]`,
-`["done", PATH]`, where PATH is that of the section, `models.lenet`. What the user's own code prints goes to stderr.
+Parent to child: one JSON object on stdin. Child to parent: one JSON list a line on stdout, `["begin", PATH]`,
+`["problem", PATH, MESSAGE]`, `["done", PATH]`, where PATH is that of the section, `models.lenet`. What the user's own
+code prints goes to stderr.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ _CRASHED_AT = re.compile(r'File "([^"]+)", line (\d+)')
 
 
 def build(config: Config, *, seconds: float = BUILD_SECONDS, only: Collection[str] | None = None) -> list[Problem]:
-    """Return what keeps a model, trainer or validation from being imported and built, each with its key, after trying all of them.
+    """Return what keeps a model, trainer or validation from being imported and built, each with its key, after trying
+    all of them.
 
     `only` names sections ("models.lenet") where not all of them are to be tried.
     """
@@ -117,7 +120,10 @@ def _death(code: int, seconds: float, complaint: str, *, late: bool) -> str:
     place = _CRASHED_AT.search(complaint)
     where = f", at {place[1]} line {place[2]}" if place else ""
     if late:
-        return f"importing or building it took more than {seconds:g} s{where}; move slow work out of the import and the constructor"
+        return (
+            f"importing or building it took more than {seconds:g} s{where}; "
+            "move slow work out of the import and the constructor"
+        )
     if code < 0:
         name = signal.Signals(-code).name
         hint = (

@@ -41,7 +41,9 @@ def main() -> None:
 
 
 def _problems(path: str, declared: Mapping[str, Any], policy: ImportPolicy, built: dict[str, Any]) -> Iterator[Problem]:
-    """Yield what is wrong with one section; `built` are the models so far, by name, which trainers and validations are tried with."""
+    """Yield what is wrong with one section; `built` are the models so far, by name, which trainers and validations are
+    tried with.
+    """
     kind, _, name = path.partition(".")
     body = declared[kind][name]
     if kind == "models":
@@ -54,7 +56,9 @@ def _problems(path: str, declared: Mapping[str, Any], policy: ImportPolicy, buil
 
 
 def _end_with_parent() -> None:
-    """Have the kernel end this process with the thread that started it and waits for it, whatever the user's code does."""
+    """Have the kernel end this process with the thread that started it and waits for it, whatever the user's code
+    does.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

@@ -21,14 +21,17 @@ class Imported:
         self.problems: list[Problem] = []
 
     def get(self, path: str, key: str, *, called: bool = True) -> Any:
-        """Return what an import path names, None where it cannot be had; `key` is where it stands, `called` says that it must be callable."""
+        """Return what an import path names, None where it cannot be had; `key` is where it stands, `called` says that
+        it must be callable.
+        """
         if path not in self._found:
             try:
                 self._found[path] = self._policy.resolve(path)
             except ImportRefused as error:
                 self.problems.append(Problem(key, str(error)))
                 return None
-            except (Exception, SystemExit) as error:  # noqa: BLE001 - importing runs the user's code, which may raise anything
+            # Importing runs the user's code, which may raise anything
+            except (Exception, SystemExit) as error:  # noqa: BLE001
                 self.problems.append(Problem(key, f'importing "{path}" failed: {said(error)}'))
                 return None
         found = self._found[path]

@@ -20,7 +20,9 @@ _DEVICES = ("cuda", "mps", "cpu")
 def model_problems(
     name: str, declared: Mapping[str, Any], listeners: Mapping[str, Any], policy: ImportPolicy, built: dict[str, Any]
 ) -> Iterator[Problem]:
-    """Yield what is wrong with one model and with the keys of its listeners; what could be built is put into `built`, under its name."""
+    """Yield what is wrong with one model and with the keys of its listeners; what could be built is put into `built`,
+    under its name.
+    """
     imported = Imported(policy)
     code: dict[str, Any] = {}
     for key in _CODE_KEYS:
@@ -69,7 +71,8 @@ def _object_problems(
         if "none of the devices" in message:
             key, rest, named = "device", message, True
         yield Problem(f"{base}.{key}" if named else base, rest if named else message)
-    except Exception as error:  # noqa: BLE001 - moving a module or turning its dtype runs the user's module, which may raise anything
+    # Moving a module or turning its dtype runs the user's module, which may raise anything
+    except Exception as error:  # noqa: BLE001
         yield Problem(base, f"the model cannot be set up: {said(error)}")
 
 

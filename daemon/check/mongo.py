@@ -1,4 +1,6 @@
-"""What about MongoDB would keep `predictd run` from working: a server that is not there, is too old, or refuses the user."""
+"""What about MongoDB would keep `predictd run` from working: a server that is not there, is too old, or refuses the
+user.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,8 @@ def _embedded_problems() -> Iterator[Problem]:
     if version is not None and (int(version[1]), int(version[2])) < MINIMUM_MONGODB:
         yield Problem(
             "mongo.uri",
-            f"{mongod} is MongoDB {version[1]}.{version[2]}; predictd needs 6.0 or later: put a newer mongod first on PATH",
+            f"{mongod} is MongoDB {version[1]}.{version[2]}; predictd needs 6.0 or later: put a newer mongod first on "
+            "PATH",
         )
 
 
@@ -92,7 +95,9 @@ def _remedy(message: str) -> str:
 
 
 def _right_problems(status: Mapping[str, Any], database: str) -> Iterator[Problem]:
-    """Yield the rights on the database that the user lacks; without users (no access control) everybody may everything."""
+    """Yield the rights on the database that the user lacks; without users (no access control) everybody may
+    everything.
+    """
     users = [user["user"] for user in status["authenticatedUsers"]]
     if not users:
         return

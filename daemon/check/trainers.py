@@ -18,7 +18,9 @@ _KEYS = {"loader_kwargs": "loader", "optimizer_cls": "optimizer", "optimizer_kwa
 def trainer_problems(
     name: str, declared: Mapping[str, Any], model: Mapping[str, Any], policy: ImportPolicy, built: Any
 ) -> Iterator[Problem]:
-    """Yield what is wrong with the trainer of the model `name`; `built` is that model, None where it could not be built."""
+    """Yield what is wrong with the trainer of the model `name`; `built` is that model, None where it could not be
+    built.
+    """
     base = f"trainers.{name}"
     imported = Imported(policy)
     code = {
@@ -46,7 +48,8 @@ def trainer_problems(
     if built is not None:
         try:
             trainer.optimizer_cls(list(built.object.parameters()), **trainer.optimizer_kwargs)
-        except Exception as error:  # noqa: BLE001 - optimizers raise ValueError, TypeError and others; one may be the user's own
+        # Optimizers raise ValueError, TypeError and others; one may be the user's own
+        except Exception as error:  # noqa: BLE001
             yield Problem(f"{base}.optimizer_arguments", f"the optimizer cannot be built with these: {said(error)}")
 
 
@@ -71,7 +74,9 @@ def validation_problems(
 
 
 def _metric(given: Mapping[str, Any], found: Any, at: str) -> Iterator[Problem]:
-    """Yield why a metric cannot be computed: a class of torchmetrics is built with the arguments, all else is called with them."""
+    """Yield why a metric cannot be computed: a class of torchmetrics is built with the arguments, all else is called
+    with them.
+    """
     own = isinstance(found, type) and any(base.__module__.split(".")[0] == "torchmetrics" for base in found.__mro__)
     if not own:
         yield from _called(given["object"], found, ("predictions", "targets"), at, given["arguments"])

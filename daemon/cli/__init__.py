@@ -1,4 +1,5 @@
-"""The command line. Every command says what it did, or what is wrong and what to do; a pipe or `--json` gets plain output.
+"""The command line. Every command says what it did, or what is wrong and what to do; a pipe or `--json` gets plain
+output.
 
     serving    the daemon itself: run, reload, check, init, demo, mongod
     looking    what there is: status, tables, models, versions
@@ -7,7 +8,8 @@
     jobs       trainings and validations: what they do, what they say, and their end
     letters    rows that cannot be predicted
 
-Exit codes: 0 done, 1 failed, 2 usage, 69 MongoDB cannot be reached, 75 another daemon is active, 78 the configuration is wrong.
+Exit codes: 0 done, 1 failed, 2 usage, 69 MongoDB cannot be reached, 75 another daemon is active, 78 the configuration
+is wrong.
 """
 
 from __future__ import annotations

@@ -61,7 +61,9 @@ class Place:
         return any(each.service == self.service for each in services.served(self.database))
 
     def registry(self, key: SigningKey | None = None) -> Registry:
-        """The declarations. Without the service's own key nothing in it can be read, and nothing declared; listeners can be told to pause."""
+        """The declarations. Without the service's own key nothing in it can be read, and nothing declared; listeners
+        can be told to pause.
+        """
         return Registry(self.database, self.service, 0, key or SigningKey.fresh())
 
 
@@ -74,9 +76,11 @@ def loaded(path: Path | None) -> Config:
 
 
 def located(path: Path | None, *, quietly: bool = False) -> Config:
-    """Enough of the configuration to reach what runs: a daemon goes on when its file is broken, and so do the commands that look after it.
+    """Enough of the configuration to reach what runs: a daemon goes on when its file is broken, and so do the commands
+    that look after it.
 
-    What is wrong is a warning, unless `quietly`. Raises ConfigurationError where the sections that say where it is are wrong themselves.
+    What is wrong is a warning, unless `quietly`. Raises ConfigurationError where the sections that say where it is are
+    wrong themselves.
     """
     found = configuration.find(path, os.environ)
     try:
@@ -104,7 +108,8 @@ def place(path: Path | None) -> Iterator[Place]:
         running = embedded.attach(config.service.state_dir)
         if running is None:
             raise MongoUnavailable(
-                f"the embedded MongoDB of {config.service.state_dir} is not running; start `predictd run` or `predictd mongod` first"
+                f"the embedded MongoDB of {config.service.state_dir} is not running; start `predictd run` or `predictd "
+                "mongod` first"
             )
         uri = running.uri
     client = open_client(uri)
@@ -118,14 +123,16 @@ def place(path: Path | None) -> Iterator[Place]:
 
 
 def signing_key(config: Config) -> SigningKey:
-    """The key that the service's declarations are signed with: only this machine's copy can tell whether they may be run."""
+    """The key that the service's declarations are signed with: only this machine's copy can tell whether they may be
+    run.
+    """
     path = config.security.signing_key_file or StateDirectory(config.service.state_dir).signing_key_file
     try:
         return SigningKey.read(path)
     except FileNotFoundError:
         raise PredictdError(
-            f"there is no signing key {path}, and without it no declaration in the database can be believed; run this command where the "
-            "daemon has its state directory, or name a copy of the key in security.signing_key_file"
+            f"there is no signing key {path}, and without it no declaration in the database can be believed; run this "
+            "command where the daemon has its state directory, or name a copy of the key in security.signing_key_file"
         ) from None
     except OSError as error:
         raise PredictdError(

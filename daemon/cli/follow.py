@@ -1,4 +1,6 @@
-"""Following what the daemon does, until it is done: a job, or the scans that bring every output to a model's live version."""
+"""Following what the daemon does, until it is done: a job, or the scans that bring every output to a model's live
+version.
+"""
 
 from __future__ import annotations
 
@@ -45,9 +47,11 @@ def wait_for_job(here: Place, identifier: str) -> dict[str, Any]:
 
 
 def follow(here: Place, listeners: Sequence[str]) -> None:
-    """Returns once every row of these listeners has been judged for what is live now; shows rows, rate and the time left on a terminal.
+    """Returns once every row of these listeners has been judged for what is live now; shows rows, rate and the time
+    left on a terminal.
 
-    One that is paused is not waited for. Raises PredictdError where no daemon is left to do it, DeclarationError where its worker cannot run it.
+    One that is paused is not waited for. Raises PredictdError where no daemon is left to do it, DeclarationError where
+    its worker cannot run it.
     """
     watch = _Watch(here)
     columns = (
@@ -98,7 +102,9 @@ class _Watch:
         self._workers: dict[str, Any] = {}
 
     def scans(self) -> dict[str, dict[str, Any]]:
-        """The scans that go on, by listener, as the daemon last told. Raises PredictdError where none has been active for a while."""
+        """The scans that go on, by listener, as the daemon last told. Raises PredictdError where none has been active
+        for a while.
+        """
         now = time.monotonic()
         if now - self._looked >= _LOOK_SECONDS:
             self._looked = now

@@ -21,7 +21,8 @@ def pause(listener: ListenerName, config: ConfigFile = None) -> None:
     with place(config) as here:
         _tell(here, lambda registry: registry.pause(listener))
         say(
-            f"{listener} is paused; `predictd resume {listener}` takes it up again, and everything that changes until then"
+            f"{listener} is paused; `predictd resume {listener}` takes it up again, and everything that changes until "
+            "then"
         )
 
 

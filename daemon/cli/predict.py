@@ -1,7 +1,8 @@
-"""One input from a file through a model, here and now: what `predictd predict` does. This is the one command that loads models, and torch with them.
+"""One input from a file through a model, here and now: what `predictd predict` does. This is the one command that loads
+models, and torch with them.
 
-The file holds what a row's fields would: an image, text or bytes as they are; an array as .npy; anything as .json, with one value, or for a key of
-several fields a list of their values, or an object that names them.
+The file holds what a row's fields would: an image, text or bytes as they are; an array as .npy; anything as .json, with
+one value, or for a key of several fields a list of their values, or an object that names them.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ _ROW: Final = JSONOptions(tz_aware=False)  # dates as rows bring them
 def answer(here: Place, model: str, file: Path, number: int | None) -> dict[str, Any]:
     """What a version of the model (the live one, unless `number` names another) makes of the file.
 
-    Raises NotApplied, DeclarationError, DecodeError, OutputError, and PredictdError where the file cannot be read or the model raises.
+    Raises NotApplied, DeclarationError, DecodeError, OutputError, and PredictdError where the file cannot be read or
+    the model raises.
     """
     registry = here.registry(signing_key(here.config))
     known = registry.read()
@@ -53,7 +55,9 @@ def answer(here: Place, model: str, file: Path, number: int | None) -> dict[str,
 
 
 def reading(known: Catalog, model: Component) -> tuple[Key | None, Mapping[str, str]]:
-    """What a model reads of a row, and the datatypes of its table: as a listener of it says, else as its trainer does; None where nobody says."""
+    """What a model reads of a row, and the datatypes of its table: as a listener of it says, else as its trainer does;
+    None where nobody says.
+    """
     for listener in sorted(known.listeners.values(), key=lambda each: each.name):
         if listener.body["model"] == model.name and listener.body["table"] in known.tables:
             return Key.parse(listener.body["key"]), known.tables[listener.body["table"]].body["fields"]
@@ -64,7 +68,9 @@ def reading(known: Catalog, model: Component) -> tuple[Key | None, Mapping[str, 
 
 
 def arguments(file: Path, key: Key | None, fields: Mapping[str, str]) -> Arguments:
-    """What the model is called with for this file. Raises DecodeError, which names the field, and PredictdError where the file cannot be read."""
+    """What the model is called with for this file. Raises DecodeError, which names the field, and PredictdError where
+    the file cannot be read.
+    """
     try:
         data = file.read_bytes()
     except OSError as error:
@@ -73,7 +79,8 @@ def arguments(file: Path, key: Key | None, fields: Mapping[str, str]) -> Argumen
     if key is None:
         if not plain:
             raise PredictdError(
-                f"{file}: no listener says what the model reads, so the input has to be a .json file with the plain value"
+                f"{file}: no listener says what the model reads, so the input has to be a .json file with the plain "
+                "value"
             )
         return Arguments((_parsed(file, data),))
     types = {path: datatype(fields[path]) if path in fields else None for path in key.fields}
@@ -169,7 +176,8 @@ def _predicted(here: Place, component: Component, number: int, given: Arguments)
     loaded = loader.version(component, number)
     if loaded.version.source and loaded.version.source != loader.source(component):
         warn(
-            f"{component.name} version {number} was made with other code than is imported here; its output may differ from the daemon's"
+            f"{component.name} version {number} was made with other code than is imported here; its output may differ "
+            "from the daemon's"
         )
     try:
         return loaded.model.predict(*given.args, **given.kwargs)

@@ -61,7 +61,8 @@ def reload(config: ConfigFile = None) -> None:
             told = answer.read().decode(errors="replace").strip()
     except OSError as error:
         raise PredictdError(
-            f"the daemon of {settings.service.state_dir} does not answer on {address} ({error.strerror or error}); does it still run?"
+            f"the daemon of {settings.service.state_dir} does not answer on {address} ({error.strerror or error}); "
+            "does it still run?"
         ) from None
     finally:
         connection.close()
@@ -134,7 +135,9 @@ def init(
 
 
 def first_service() -> str:
-    """The text of the service.toml that the distribution ships: in a wheel it lies in the package `daemon`, in a checkout above it."""
+    """The text of the service.toml that the distribution ships: in a wheel it lies in the package `daemon`, in a
+    checkout above it.
+    """
     package = Path(__file__).parents[1]
     packaged = package / "service.toml"
     return (packaged if packaged.exists() else package.parent / "service.toml").read_text(encoding="utf-8")
@@ -151,15 +154,17 @@ def demo(
 
 
 def _sole_owner_of_its_name() -> None:
-    """The PyPI package python-daemon has the import name `daemon` too, and the two overwrite each other without a word."""
+    """The PyPI package python-daemon has the import name `daemon` too, and the two overwrite each other without a
+    word.
+    """
     owners = set(packages_distributions().get("daemon", ())) - {"predictd"}
     if owners:
         raise ConfigurationError(
             [
                 Problem(
                     "",
-                    f"the package {', '.join(sorted(owners))} is installed beside predictd, and both are imported as `daemon`; "
-                    "install predictd in an environment of its own",
+                    f"the package {', '.join(sorted(owners))} is installed beside predictd, and both are imported as "
+                    "`daemon`; install predictd in an environment of its own",
                 )
             ]
         )

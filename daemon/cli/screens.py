@@ -1,4 +1,6 @@
-"""What commands print: plain data in, rich renderables or JSON out. What comes from a row is shown as text, never as markup."""
+"""What commands print: plain data in, rich renderables or JSON out. What comes from a row is shown as text, never as
+markup.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +35,19 @@ _NUMBERS: Final = frozenset(
     )
 )
 _COLOURS: Final = {
-    "running": "green", "done": "green", "live": "bold green", "failed": "red", "rejected": "red", "candidate": "yellow",
-    "queued": "yellow", "paused": "yellow", "backfilling": "yellow", "retired": "dim", "cancelled": "dim", "removed": "dim",
-}  # fmt: skip
+    "running": "green",
+    "done": "green",
+    "live": "bold green",
+    "failed": "red",
+    "rejected": "red",
+    "candidate": "yellow",
+    "queued": "yellow",
+    "paused": "yellow",
+    "backfilling": "yellow",
+    "retired": "dim",
+    "cancelled": "dim",
+    "removed": "dim",
+}
 
 
 def as_json(document: Any) -> str:

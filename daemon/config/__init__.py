@@ -1,8 +1,9 @@
 """service.toml, read whole and checked whole: every problem is found at once, and each names its key and its remedy.
 
-The way of a file: `source` finds it, reads it and puts in what the environment says (`${VAR}`, `PREDICTD_SECTION__KEY`);
-`sections` checks each value by itself (pydantic models, the one list of keys); `crosscheck` checks what several keys say
-together (a listener's table, a chain of listeners, the filter documents of `filters`); `wording` puts it all in words.
+The way of a file: `source` finds it, reads it and puts in what the environment says (`${VAR}`,
+`PREDICTD_SECTION__KEY`); `sections` checks each value by itself (pydantic models, the one list of keys); `crosscheck`
+checks what several keys say together (a listener's table, a chain of listeners, the filter documents of `filters`);
+`wording` puts it all in words.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ def load(path: Path, environ: Mapping[str, str]) -> Config:
 
 
 def _as_written(problem: Problem, source: Source) -> Problem:
-    """Return the problem without what a `${VAR}` stood for, which may be a secret: the message shows what the file says."""
+    """Return the problem without what a `${VAR}` stood for, which may be a secret: the message shows what the file
+    says.
+    """
     message = problem.message
     for path, value in source.expanded.items():
         if len(value) > 2 and problem.path.startswith(dotted(path)):

@@ -1,7 +1,7 @@
 """What several keys say together: names, references, import paths, datatypes, filters, chains of listeners, training.
 
-It works on the raw data and steps over whatever has the wrong shape (that is reported already), so that a mistake in one
-section hides none in another.
+It works on the raw data and steps over whatever has the wrong shape (that is reported already), so that a mistake in
+one section hides none in another.
 """
 
 from __future__ import annotations
@@ -63,13 +63,16 @@ def _names(source: Source) -> Iterator[Problem]:
                 dots = ", and dots between its parts" if kind == "tables" else ""
                 yield Problem(
                     path,
-                    f"not a name for a {kind[:-1]}: it must be letters, digits, - and _{dots}, not beginning with a digit, "
-                    f"at most 120, for example [{kind}.{near_name(name)}]",
+                    f"not a name for a {kind[:-1]}: it must be letters, digits, - and _{dots}, not beginning with a "
+                    f"digit, at most 120, for example [{kind}.{near_name(name)}]",
                 )
     for name, listener in sections(source, "listeners").items():
         worker = listener.get("worker")
         if isinstance(worker, str) and not _NAME.fullmatch(worker):
-            message = f'{shown(worker, ())} is not a name: letters, digits, - and _, not beginning with a digit, for example worker = "gpu0"'
+            message = (
+                f"{shown(worker, ())} is not a name: letters, digits, - and _, not beginning with a digit, "
+                'for example worker = "gpu0"'
+            )
             yield Problem(dotted(("listeners", name, "worker")), message)
 
 
@@ -148,7 +151,10 @@ def _key_shape(name: str, listener: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(dotted(path), f"two fields go to the argument `{argument}`; give each its own")
         for field, argument in key.items():
             if isinstance(argument, str) and argument and not argument.isidentifier():
-                message = f'{shown(argument, ())} is not the name of an argument in Python: letters, digits and _, for example {{ img = "x" }}'
+                message = (
+                    f"{shown(argument, ())} is not the name of an argument in Python: letters, digits and _, "
+                    'for example { img = "x" }'
+                )
                 yield Problem(dotted((*path, field)), message)
 
 

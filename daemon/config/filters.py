@@ -1,11 +1,12 @@
 """A listener's `where`: what of MongoDB's filter language it may hold, and how it travels as JSON.
 
-A filter must depend on the row's own content alone: the daemon judges a row when the row changes, so a filter that looks
-at the clock, at chance or at other outputs would change its mind without an event, and an output would be stale or
-missing. And it must not run code. What is left is all of the query language but a few operators, each refused by name.
+A filter must depend on the row's own content alone: the daemon judges a row when the row changes, so a filter that
+looks at the clock, at chance or at other outputs would change its mind without an event, and an output would be stale
+or missing. And it must not run code. What is left is all of the query language but a few operators, each refused by
+name.
 
-TOML has no ObjectId and no Decimal128: MongoDB's Extended JSON is read for those, `{ "$oid" = "..." }`. A filter that was made in
-Python may hold them as they are; on its way through JSON it has that form too.
+TOML has no ObjectId and no Decimal128: MongoDB's Extended JSON is read for those, `{ "$oid" = "..." }`. A filter that
+was made in Python may hold them as they are; on its way through JSON it has that form too.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ _TOP = (*_LOGICAL, "$jsonSchema", "$comment")
 _CODE = "it would run code in the server; write the condition with query operators, or compute a field when you insert"
 _CHANCE = "its result changes without the row changing, so outputs would silently go stale; filter on a stored field"
 _RAISES = (
-    "an expression can look at the clock, and it can fail on one row ($toInt of a word), which would stop every row that is judged "
-    "with it; write the condition with query operators, or compute a field when you insert"
+    "an expression can look at the clock, and it can fail on one row ($toInt of a word), which would stop every row "
+    "that is judged with it; write the condition with query operators, or compute a field when you insert"
 )
 _SEARCH = "a change of one row cannot be judged by it; filter on a stored field"
 _REFUSED = {

@@ -1,7 +1,7 @@
 """How problems are put in words: what the value was (never a secret), and what would be right.
 
-A message has three parts: what is wrong with the value that it shows, what would be right, and an example of it. The last
-two come from the key's own `description` and `examples` in `sections`, so a new key brings its message along.
+A message has three parts: what is wrong with the value that it shows, what would be right, and an example of it. The
+last two come from the key's own `description` and `examples` in `sections`, so a new key brings its message along.
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ def model_at(root: type[BaseModel], path: Path) -> type[BaseModel] | None:
 
 
 def section_of(field: FieldInfo) -> tuple[type[BaseModel], bool] | None:
-    """Return the section that a field holds, and whether it holds many by name (`[tables.NAME]`); None for a plain key."""
+    """Return the section that a field holds, and whether it holds many by name (`[tables.NAME]`); None for a plain
+    key.
+    """
     annotation = field.annotation
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation, False

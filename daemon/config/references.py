@@ -1,7 +1,7 @@
 """What the names in a configuration point to: sections, tables and models, fields, code.
 
-The checks here are those that several kinds of section need. Each takes the raw data, yields what is wrong with one reference, and steps
-over whatever has the wrong shape.
+The checks here are those that several kinds of section need. Each takes the raw data, yields what is wrong with one
+reference, and steps over whatever has the wrong shape.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ def import_path(value: str, path: str, source: Source) -> Iterator[Problem]:
         listed = ", ".join(f'"{package}"' for package in [*allowed, module.split(".")[0]])
         yield Problem(
             path,
-            f'"{value}" names a module outside security.allow_imports; if you trust it, set allow_imports = [{listed}] in [security]',
+            f'"{value}" names a module outside security.allow_imports; if you trust it, set allow_imports = [{listed}] '
+            "in [security]",
         )
         return
     try:

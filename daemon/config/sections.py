@@ -1,7 +1,7 @@
 """The sections of service.toml as pydantic models: the one list of every key, with its type, default and meaning.
 
-A field's `description` completes the sentence "it must be ..." and `examples` shows one: messages are made of them. Every
-key stands in docs/configuration.md too (a test compares). What several keys say together is in `crosscheck`.
+A field's `description` completes the sentence "it must be ..." and `examples` shows one: messages are made of them.
+Every key stands in docs/configuration.md too (a test compares). What several keys say together is in `crosscheck`.
 """
 
 from __future__ import annotations
@@ -315,8 +315,8 @@ class Config(Section):
     def worker_fingerprints(self) -> dict[str, str]:
         """SHA-256 of all that each worker was started with: its listeners, their tables and models, and the settings.
 
-        A worker whose fingerprint changed is restarted, the others are left alone: how models are trained and validated is no
-        worker's business. The address is part of it: keep these in memory, never in a document or a log.
+        A worker whose fingerprint changed is restarted, the others are left alone: how models are trained and validated
+        is no worker's business. The address is part of it: keep these in memory, never in a document or a log.
         """
         settings = self.model_dump(mode="json", include={"service", "mongo", "security", "log", "limits"})
         del settings["limits"]["jobs"]

@@ -29,7 +29,8 @@ _PLACE = re.compile(r"^(.*) \(at (line \d+, column \d+|end of document)\)$", re.
 
 
 def find(explicit: Path | None, environ: Mapping[str, str]) -> Path:
-    """Return the configuration file: `-c FILE`, else $PREDICTD_CONFIG, else ./service.toml, else /etc/predictd/service.toml.
+    """Return the configuration file: `-c FILE`, else $PREDICTD_CONFIG, else ./service.toml, else
+    /etc/predictd/service.toml.
 
     A file that was named is not looked for: `load` says what is wrong with it. ConfigurationError where there is none.
     """

@@ -54,7 +54,8 @@ def _trainer(name: str, trainer: Mapping[str, Any], source: Source) -> Iterator[
     elif model.get("type", "torch") == "object":
         yield Problem(
             dotted(base),
-            f'model `{name}` is of type = "object", which nothing trains; remove this section, or make it a torch model',
+            f'model `{name}` is of type = "object", which nothing trains; remove this section, or make it a torch '
+            "model",
         )
     yield from _rows(trainer, base, trainer.get("key"), (*base, "key"), source)
     for key in ("objective", "transform", "optimizer"):
@@ -101,7 +102,10 @@ def _loader(loader: Mapping[str, Any], path: Path) -> Iterator[Problem]:
     for key, least in (("batch_size", 1), ("num_workers", 0)):
         value = loader.get(key, least)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            message = f"{shown(value, ())} is not right; it must be a whole number, at least {least}, for example `{key} = {64 if least else 2}`"
+            message = (
+                f"{shown(value, ())} is not right; it must be a whole number, at least {least}, "
+                f"for example `{key} = {64 if least else 2}`"
+            )
             yield Problem(dotted((*path, key)), message)
 
 
@@ -114,7 +118,8 @@ def _judged(name: str, trainer: Mapping[str, Any], source: Source) -> Iterator[P
     if trainer.get("promote", "better") == "better" and not own and not apart and name in sections(source, "models"):
         yield Problem(
             dotted(("trainers", name, "promote")),
-            f'"better" needs a validation of model `{name}` to tell: add a section [validations.NAME] with model = "{name}", '
+            f'"better" needs a validation of model `{name}` to tell: add a section [validations.NAME] with model = '
+            f'"{name}", '
             'keep rows apart for the loss (folds = 0.1), or set promote = "always"',
         )
     elif isinstance(metric, str) and metric not in (*measured, *(["valid/loss"] if apart else [])):
@@ -173,7 +178,8 @@ def _plain_name(name: str, path: Path, noun: str) -> Iterator[Problem]:
     if not _NAME.fullmatch(name) or len(name) > 120:
         yield Problem(
             dotted(path),
-            f'not a name for a {noun}: it must be letters, digits, - and _, at most 120: it is shown as "dataset/metric"',
+            f"not a name for a {noun}: it must be letters, digits, - and _, at most 120: it is shown as "
+            '"dataset/metric"',
         )
 
 
@@ -189,7 +195,10 @@ def _same_metrics(source: Source) -> Iterator[Problem]:
                 )
                 yield Problem(dotted(("validations", name)), message)
             elif known != name:
-                message = f"validation `{known}` gives `{metric}` of this model already; give a dataset or metric another name"
+                message = (
+                    f"validation `{known}` gives `{metric}` of this model already; "
+                    "give a dataset or metric another name"
+                )
                 yield Problem(dotted(("validations", name)), message)
 
 

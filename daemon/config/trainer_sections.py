@@ -19,7 +19,10 @@ TORCHMETRICS = "torchmetrics"
 """The package that a metric's name without a module comes from."""
 
 _PATH = 'an import path "package.module:attribute"'
-_WHEN = 'a list of { every = "6h" }, { cron = "0 3 * * *" }, { rows = 1000 } or { below = { "validation/dataset/metric" = 0.97 } }'
+_WHEN = (
+    'a list of { every = "6h" }, { cron = "0 3 * * *" }, { rows = 1000 } '
+    'or { below = { "validation/dataset/metric" = 0.97 } }'
+)
 
 
 class WhenConfig(Section):

@@ -1,7 +1,8 @@
-"""What every section shares, and values that have a shape of their own: durations, addresses, names that MongoDB allows, keys.
+"""What every section shares, and values that have a shape of their own: durations, addresses, names that MongoDB
+allows, keys.
 
-Each check returns the value or raises ValueError with what is wrong with it; an empty reason leaves the words to the key's
-own description.
+Each check returns the value or raises ValueError with what is wrong with it; an empty reason leaves the words to the
+key's own description.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ class Section(BaseModel):
 
 
 def seconds(value: Any) -> float:
-    """Return a duration in seconds: a number is seconds already, a string carries its unit ("100ms", "5s", "2m", "1h")."""
+    """Return a duration in seconds: a number is seconds already, a string carries its unit ("100ms", "5s", "2m",
+    "1h").
+    """
     if isinstance(value, str):
         found = _DURATION.fullmatch(value.strip())
         if found is None:

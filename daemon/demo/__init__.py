@@ -1,7 +1,8 @@
 """The demo: the main job on real rows, and what is promised about it.
 
-`show` is the whole of it: a folder of its own and `predictd run` in it (`process`), the rows and what happens to them (`story`), what the model
-learns from them (`training`), and the end: everything is stopped, or runs on with words on what to do next.
+`show` is the whole of it: a folder of its own and `predictd run` in it (`process`), the rows and what happens to them
+(`story`), what the model learns from them (`training`), and the end: everything is stopped, or runs on with words on
+what to do next.
 """
 
 from __future__ import annotations
@@ -33,13 +34,16 @@ __all__ = ["show"]
 
 
 def show(out: Console, service_toml: str, *, keep: bool, rows: int) -> int:
-    """Plays the demo with the service that `service_toml` declares and `rows` digits; the exit code, 1 where something did not hold.
+    """Plays the demo with the service that `service_toml` declares and `rows` digits; the exit code, 1 where something
+    did not hold.
 
-    Raises PredictdError where it cannot begin: another demo runs in this folder, the digits or a mongod are not installed.
+    Raises PredictdError where it cannot begin: another demo runs in this folder, the digits or a mongod are not
+    installed.
     """
     images = _images(rows)
     embedded.find_mongod(Path(".predictd").resolve() / "mongod")
-    # PyMongo tells errors of its background threads by traceback where nobody takes them; the demo says itself what is wrong.
+    # PyMongo tells errors of its background threads by traceback where nobody takes them; the demo says itself what is
+    # wrong.
     logging.getLogger("pymongo").addHandler(logging.NullHandler())
     with _ended_by_signals(), own_folder(Path(".predictd/demo").absolute()) as folder:
         # Its only training is the one that its own last row sets off, however many rows there are.

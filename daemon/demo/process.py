@@ -1,4 +1,6 @@
-"""The daemon of the demo: `predictd run` in a process of its own, as a person would start it, in a folder made for it."""
+"""The daemon of the demo: `predictd run` in a process of its own, as a person would start it, in a folder made for
+it.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ class DemoFailed(PredictdError):
 
 @contextmanager
 def own_folder(folder: Path) -> Iterator[Path]:
-    """The demo's folder, made anew, and locked while this demo runs. Raises PredictdError where one is running in it."""
+    """The demo's folder, made anew, and locked while this demo runs. Raises PredictdError where one is running in
+    it.
+    """
     try:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = folder.with_name("demo.lock").open("w")
@@ -85,13 +89,16 @@ def _free(descriptor: int) -> bool:
 
 
 class Daemon:
-    """`predictd run` in a process of its own, with its state and its log in `folder`. `settings` are environment variables over its service.toml."""
+    """`predictd run` in a process of its own, with its state and its log in `folder`. `settings` are environment
+    variables over its service.toml.
+    """
 
     def __init__(self, folder: Path, service_toml: str, settings: Mapping[str, str]) -> None:
         self.file = folder / "service.toml"
         self.file.write_text(service_toml, encoding="utf-8")
         self.log = folder / "log"
-        # What a person has set for a daemon of their own must not lead the demo to their database, nor the port it listens on.
+        # What a person has set for a daemon of their own must not lead the demo to their database, nor the port it
+        # listens on.
         own = ("PREDICTD_", "STATE_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_")
         environ = {name: value for name, value in os.environ.items() if not name.startswith(own)} | {
             "PREDICTD_MONGO__URI": "embedded",

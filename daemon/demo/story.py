@@ -123,7 +123,8 @@ class Story:
         )
 
     def _update_a_row(self) -> None:
-        """A row takes another row's image, so it has to get that one's output: a different one, if any two rows' differ.
+        """A row takes another row's image, so it has to get that one's output: a different one, if any two rows'
+        differ.
 
         Its fold comes along: an image that is kept apart from the training stays apart.
         """
@@ -138,7 +139,8 @@ class Story:
         self._daemon.until("the updated row's output", lambda: self._rows.find_one(query), OUTPUTS_SECONDS, pause=0.01)
         say(
             self._out,
-            f"updated a row with another digit's image: class {row['class']} -> {other['class']}, output {before} -> {due['value']}",
+            f"updated a row with another digit's image: class {row['class']} -> {other['class']}, output {before} -> "
+            f"{due['value']}",
         )
 
     def _delete_a_row(self) -> Any:
@@ -181,7 +183,8 @@ class Story:
         done = self._rows.count_documents(there)
         say(
             self._out,
-            f"killed the worker (pid {pid}, SIGKILL) in the middle of a burst: {done} of its {len(documents)} rows had their output",
+            f"killed the worker (pid {pid}, SIGKILL) in the middle of a burst: {done} of its {len(documents)} rows had "
+            "their output",
         )
         seconds = self._until_seen(documents, RECOVERY_SECONDS, "a new worker starts") - killed
         say(self._out, f"a new worker finished the burst: its last output came {seconds:.1f} s after the kill")
@@ -214,7 +217,8 @@ class Story:
     def _verify(self, deleted: Any, broken: Any) -> dict[str, str]:
         """Reads every row at one snapshot; what is there, in figures.
 
-        An output names a hash of the input that it was computed from, which must be the row's, and the version that computed it.
+        An output names a hash of the input that it was computed from, which must be the row's, and the version that
+        computed it.
         """
         rows = Outputs(self._rows, LISTENER, (KEY,), {}).read(self._ids, None, sys.maxsize).rows
         letters, version = self._letters(), self._training.live()
@@ -236,7 +240,8 @@ class Story:
             raise DemoFailed("; ".join(found))
         say(
             self._out,
-            f"verified all {len(rows):,} rows: each has the output of what it holds now, by version {version}, or its dead letter",
+            f"verified all {len(rows):,} rows: each has the output of what it holds now, by version {version}, or its "
+            "dead letter",
         )
         return {
             "rows inserted": f"{len(self._ids):,} (one of them broken, one deleted later)",

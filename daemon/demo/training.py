@@ -83,7 +83,9 @@ class Training:
         return version.number
 
     def right(self) -> Right:
-        """Counts, in the table, which outputs of the rows kept apart are what the row says it is. Raises DemoFailed where there are none."""
+        """Counts, in the table, which outputs of the rows kept apart are what the row says it is. Raises DemoFailed
+        where there are none.
+        """
         apart = {"_fold": KEPT_APART, f"{self._output}.value": {"$exists": True}}
         rows = self._rows.count_documents(apart)
         if not rows:
@@ -121,8 +123,8 @@ class Training:
         seconds = time.perf_counter() - began
         say(
             self._out,
-            f"inserted one more row, number {count:,}: {seconds:.1f} s later a training was queued by the daemon itself "
-            f"(when = [{{ rows = {count} }}])",
+            f"inserted one more row, number {count:,}: {seconds:.1f} s later a training was queued by the daemon "
+            f"itself (when = [{{ rows = {count} }}])",
         )
         return found[0]
 
@@ -136,8 +138,8 @@ class Training:
         trace = ", ".join(f"{value:.3g}" for value in version.metric_values[metric])
         say(
             self._out,
-            f"trained: {data['steps']} steps in {data['seconds']:.1f} s on {data['rows']:,} rows, in a polite process on "
-            f"{_counted(data['threads'], 'thread')}; {metric} on the way: {trace}",
+            f"trained: {data['steps']} steps in {data['seconds']:.1f} s on {data['rows']:,} rows, in a polite process "
+            f"on {_counted(data['threads'], 'thread')}; {metric} on the way: {trace}",
         )
         say(
             self._out,
@@ -188,7 +190,9 @@ class Training:
         return None
 
     def _resync(self, version: Version) -> tuple[int, float]:
-        """Waits until every row's output, or error, is of this version; how many rows that are, and seconds since it went live, by the server's clock."""
+        """Waits until every row's output, or error, is of this version; how many rows that are, and seconds since it
+        went live, by the server's clock.
+        """
         there = {f"{self._output}.version": version.number}
         total = self._rows.count_documents({})
         with bar(self._out, "outputs follow", total) as show:

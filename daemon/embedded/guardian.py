@@ -5,13 +5,14 @@
 * The owner holds the only write end of the guardian's stdin. The kernel closes it when the owner ends, in whatever way:
   end of file is the one order to stop, and it cannot get lost. Signals that reach a whole terminal or control group are
   ignored here, since the owner may still be draining.
-* The kernel kills mongod when the guardian ends. That is bound to the *thread* that started mongod, so this program has one
-  thread; it also waits with `poll` alone and imports nothing but the standard library.
-* The owner took the flock on the folder and hands its descriptor down to both. The lock is therefore held exactly as long as
-  either lives, and needs no cleaning: there are never two servers on one data directory, and never a stale lock.
+* The kernel kills mongod when the guardian ends. That is bound to the *thread* that started mongod, so this program has
+  one thread; it also waits with `poll` alone and imports nothing but the standard library.
+* The owner took the flock on the folder and hands its descriptor down to both. The lock is therefore held exactly as
+  long as either lives, and needs no cleaning: there are never two servers on one data directory, and never a stale
+  lock.
 
-The state file names the server that may be attached to. It is removed before a stop begins, so it says nothing false for long;
-readers still check what it says (`daemon.embedded.server`).
+The state file names the server that may be attached to. It is removed before a stop begins, so it says nothing false
+for long; readers still check what it says (`daemon.embedded.server`).
 
 Run as `python -P -m daemon.embedded.guardian FOLDER PORT LOCK_FD COMMAND...`.
 """
@@ -81,9 +82,9 @@ class Serving:
 class Guardian:
     """Keeps `command` (a mongod in the foreground) running until stdin ends.
 
-    A mongod that ends without being told to is started again on the same port, after 0.1 s and up to 10 s. Two things end
-    the guardian instead: a first start that fails (the owner is waiting for it, and can say why), and a port that stays taken
-    (only the owner can choose another).
+    A mongod that ends without being told to is started again on the same port, after 0.1 s and up to 10 s. Two things
+    end the guardian instead: a first start that fails (the owner is waiting for it, and can say why), and a port that
+    stays taken (only the owner can choose another).
     """
 
     folder: Path
@@ -159,7 +160,9 @@ class Guardian:
             mongod.wait()
 
     def _bound_log(self, mongod: subprocess.Popen[bytes] | None) -> None:
-        """Keep mongod.log and one file before it, each of about 32 MiB; a running mongod opens its log again on SIGUSR1."""
+        """Keep mongod.log and one file before it, each of about 32 MiB; a running mongod opens its log again on
+        SIGUSR1.
+        """
         log = self.folder / "mongod.log"
         with suppress(OSError):
             if log.stat().st_size > _LOG_BYTES:

@@ -1,12 +1,12 @@
 """The embedded MongoDB: a real single-node replica set, started by its owner and stopped with it.
 
-`ensure(state_dir)` gives a writable primary on a state directory, or says why there is none. Whoever gets the folder's flock
-first owns the server: it starts a guardian (`daemon.embedded.guardian`), which starts mongod, and the lock goes along
-to both. Whoever comes later attaches. The lock alone decides: one that is held while its server goes away (a stop, a kill) is
-waited for, and then the newcomer starts its own server on the same data.
+`ensure(state_dir)` gives a writable primary on a state directory, or says why there is none. Whoever gets the folder's
+flock first owns the server: it starts a guardian (`daemon.embedded.guardian`), which starts mongod, and the lock goes
+along to both. Whoever comes later attaches. The lock alone decides: one that is held while its server goes away (a
+stop, a kill) is waited for, and then the newcomer starts its own server on the same data.
 
-What answers on a port is believed only once it has shown the process id and the data directory of our mongod: the port may be
-another program's, another MongoDB's even, and that one must not be initiated or reconfigured.
+What answers on a port is believed only once it has shown the process id and the data directory of our mongod: the port
+may be another program's, another MongoDB's even, and that one must not be initiated or reconfigured.
 
     STATE_DIR/mongod/lock          held by flock while a guardian or a mongod lives
     STATE_DIR/mongod/port          the port that was chosen, where none is configured
@@ -58,8 +58,8 @@ class _PortTaken(Exception):
 class EmbeddedMongo:
     """A writable primary. Its `uri` holds as long as it is `alive()`; a later `ensure` may give another one.
 
-    `owned` tells who stops it: an owner's `close()`, or its end. An attached server goes away with its owner, whenever that is;
-    `alive()` then turns false, and `ensure` again makes this process the owner, with the same data.
+    `owned` tells who stops it: an owner's `close()`, or its end. An attached server goes away with its owner, whenever
+    that is; `alive()` then turns false, and `ensure` again makes this process the owner, with the same data.
     """
 
     uri: str
@@ -116,10 +116,11 @@ def find_mongod(state_dir: Path | None = None) -> Path:
 def ensure(state_dir: Path, port: int | None = None, *, parameters: Mapping[str, str] | None = None) -> EmbeddedMongo:
     """A writable primary on `state_dir`: started and owned by this process, or attached to if one runs there already.
 
-    `port` is the configured one; without it a port is chosen once and kept in the state directory, and another one chosen
-    when it is taken. `parameters` are further `--setParameter` of a server that is started here.
+    `port` is the configured one; without it a port is chosen once and kept in the state directory, and another one
+    chosen when it is taken. `parameters` are further `--setParameter` of a server that is started here.
 
-    Raises MongoUnavailable, with what to do, where there is no mongod, it does not start, or the configured port is taken.
+    Raises MongoUnavailable, with what to do, where there is no mongod, it does not start, or the configured port is
+    taken.
     """
     if platform.system() != "Linux":
         raise MongoUnavailable(
@@ -188,7 +189,9 @@ def _is_locked(state_dir: Path) -> bool:
 
 
 def attach(state_dir: Path, port: int | None = None) -> EmbeddedMongo | None:
-    """The server that runs on the folder; None while there is none that could be used (it starts, stops, or is gone)."""
+    """The server that runs on the folder; None while there is none that could be used (it starts, stops, or is
+    gone).
+    """
     folder = _folder(state_dir)
     serving = Serving.read(folder)
     if serving is None or not _accepts(serving.port):
@@ -203,8 +206,8 @@ def attach(state_dir: Path, port: int | None = None) -> EmbeddedMongo | None:
         return None
     if port is not None and port != serving.port:
         raise MongoUnavailable(
-            f"mongo.port is {port}, but the embedded MongoDB in {folder} already runs on port {serving.port}, started by "
-            "another process: stop that process, or configure its port"
+            f"mongo.port is {port}, but the embedded MongoDB in {folder} already runs on port {serving.port}, started "
+            "by another process: stop that process, or configure its port"
         )
     return EmbeddedMongo(_uri(serving.port), serving.port, state_dir, owned=False, _guardian=serving.guardian)
 
@@ -222,8 +225,8 @@ def _start(state_dir: Path, port: int | None, parameters: Mapping[str, str], loc
         except _PortTaken as taken:
             if port is not None:
                 raise MongoUnavailable(
-                    f"port {port} on 127.0.0.1 is taken by another process: free it, configure another mongo.port, or leave "
-                    "mongo.port out to have a free one chosen"
+                    f"port {port} on 127.0.0.1 is taken by another process: free it, configure another mongo.port, or "
+                    "leave mongo.port out to have a free one chosen"
                 ) from taken
             (folder / "port").unlink(missing_ok=True)
     raise MongoUnavailable("no free port on 127.0.0.1 was found for the embedded MongoDB: set mongo.port to a free one")
@@ -319,8 +322,9 @@ def _became_primary(client: MongoClient[dict[str, Any]], port: int) -> bool:
                 raise
         return False
     if [each["host"] for each in config["members"]] != [member["host"]]:
-        # The data was served on another port: under the old name the node would never become primary. (Before it answers
-        # at all, mongod asks the old port whether that is itself; a stranger there that stays silent costs 30 s, once.)
+        # The data was served on another port: under the old name the node would never become primary. (Before it
+        # answers at all, mongod asks the old port whether that is itself; a stranger there that stays silent costs 30
+        # s, once.)
         moved = {**config, "version": config["version"] + 1, "members": [{**config["members"][0], **member}]}
         client.admin.command("replSetReconfig", moved, force=True)
     return False

@@ -1,7 +1,9 @@
-"""Where workers and jobs run. An engine starts a process from its specification and hands back a handle; who keeps it running is not its business.
+"""Where workers and jobs run. An engine starts a process from its specification and hands back a handle; who keeps it
+running is not its business.
 
-Such a process needs nothing but its specification: the same program runs as a child process here (`daemon.engine.local`) or wherever another
-engine puts it. What it reports, how it is told to stop and what its exit codes mean is said here, for every engine.
+Such a process needs nothing but its specification: the same program runs as a child process here
+(`daemon.engine.local`) or wherever another engine puts it. What it reports, how it is told to stop and what its exit
+codes mean is said here, for every engine.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from typing import Any, Protocol
 __all__ = ["Engine", "Exit", "JobSpec", "Report", "Spec", "WorkerProcess", "WorkerSpec", "ended"]
 
 Report = Mapping[str, Any]
-"""What a worker says of itself: state, reason, busy stages, its listeners, its stream, metric samples. For a job's see `daemon.job`."""
+"""What a worker says of itself: state, reason, busy stages, its listeners, its stream, metric samples. For a job's see
+`daemon.job`.
+"""
 
 
 class Exit(IntEnum):
@@ -46,7 +50,9 @@ class Spec(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """All that a worker is told. `log` is that section of service.toml; times are in seconds; `module` is the program that runs."""
+    """All that a worker is told. `log` is that section of service.toml; times are in seconds; `module` is the program
+    that runs.
+    """
 
     worker: str
     uri: str = field(repr=False)  # it may hold a password
@@ -159,7 +165,9 @@ class Engine(Protocol):
     """Starts workers and jobs."""
 
     async def start(self, spec: Spec, on_report: Callable[[], None]) -> WorkerProcess:
-        """Starts a process; `on_report` is called in the event loop at each report. Raises OSError where no process can be had."""
+        """Starts a process; `on_report` is called in the event loop at each report. Raises OSError where no process can
+        be had.
+        """
 
 
 def ended(code: int) -> str:

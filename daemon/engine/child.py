@@ -1,4 +1,6 @@
-"""The child's side of the local engine: a process that belongs to another one, which holds the other end of its standard input."""
+"""The child's side of the local engine: a process that belongs to another one, which holds the other end of its
+standard input.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ __all__ = ["leave_with_parent"]
 
 
 def leave_with_parent(last: Callable[[], object] = lambda: None) -> None:
-    """Waits for the end of standard input, which comes when the parent is gone, however it went; then, after `last`, ends the process."""
+    """Waits for the end of standard input, which comes when the parent is gone, however it went; then, after `last`,
+    ends the process.
+    """
     while os.read(sys.stdin.fileno(), 4096):  # unbuffered: the interpreter's end must not wait for a lock that we hold
         pass
     last()

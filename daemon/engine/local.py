@@ -1,10 +1,13 @@
 """The local engine: a worker, or the process of a job, is a child process of the supervisor.
 
-* Its stdin stays open as long as the supervisor lives: its end tells the worker that the supervisor is gone, however that came about. The
-  first line on it is the worker's specification, so that no password stands on a command line or in an environment.
+* Its stdin stays open as long as the supervisor lives: its end tells the worker that the supervisor is gone, however
+  that came about. The first line on it is the worker's specification, so that no password stands on a command line or
+  in an environment.
 * Its stdout carries reports, one JSON object a line. Whatever else comes (a model that prints) is logged.
-* It runs in a session of its own, so that a terminal's Ctrl-C reaches the supervisor alone, which then stops its workers in order.
-* `-P` keeps the current directory out of `sys.path`: what a worker imports does not depend on where the daemon was started.
+* It runs in a session of its own, so that a terminal's Ctrl-C reaches the supervisor alone, which then stops its
+  workers in order.
+* `-P` keeps the current directory out of `sys.path`: what a worker imports does not depend on where the daemon was
+  started.
 """
 
 from __future__ import annotations
@@ -84,7 +87,8 @@ class _LocalWorker:
             return await self.wait()
 
     def kill(self) -> None:
-        # Its session holds whatever it started (data loaders, compilers): they go with it. Until it is reaped its group is surely its own.
+        # Its session holds whatever it started (data loaders, compilers): they go with it. Until it is reaped its group
+        # is surely its own.
         if self._process.returncode is None:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)

@@ -5,9 +5,10 @@
 | none, or untrained | any | goes live: whatever was learned replaces what nobody trained |
 | trained | always | goes live |
 | trained | manual | waits for a person (`predictd promote`) |
-| trained | better | goes live where its metric beats the live version's, on the same rows, by more than the margin; else it is rejected |
+| trained | better | goes live if its metric beats the live one's, on the same rows, by the margin; else rejected |
 
-Where "better" cannot be judged, because either side lacks the metric, the candidate waits for a person: nothing speaks against it, and nothing for it.
+Where "better" cannot be judged, because either side lacks the metric, the candidate waits for a person: nothing speaks
+against it, and nothing for it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ __all__ = ["Decision", "Measured", "decide"]
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A version and what it reached: `metrics` by name, the most telling first; `greater` says of each whether more of it is better."""
+    """A version and what it reached: `metrics` by name, the most telling first; `greater` says of each whether more of
+    it is better.
+    """
 
     version: int
     trained: bool
@@ -31,7 +34,9 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What becomes of the candidate. `state` is its state from now on, `metric` the name of what it was judged by, if it was."""
+    """What becomes of the candidate. `state` is its state from now on, `metric` the name of what it was judged by, if
+    it was.
+    """
 
     promote: bool
     state: Literal["live", "candidate", "rejected"]
@@ -77,7 +82,9 @@ def _better(trainer: Mapping[str, Any], live: Measured, candidate: Measured) -> 
 
 
 def named(wanted: str, names: Sequence[str]) -> str | None:
-    """The metric that is meant: "dataset/metric", or "validation/dataset/metric"; None where there is none of that name."""
+    """The metric that is meant: "dataset/metric", or "validation/dataset/metric"; None where there is none of that
+    name.
+    """
     if wanted in names:
         return wanted
     return next((name for name in names if name.endswith(f"/{wanted}") or wanted.endswith(f"/{name}")), None)

@@ -1,8 +1,9 @@
 """A change of what is declared: what it asks of the running workers.
 
-Pure: what runs and what should run go in, a plan comes out. A worker is restarted when something that it was started with has changed (its listeners,
-their tables and models, limits, imports, logging), and left alone otherwise. What the daemon itself was started with (its name, MongoDB,
-the HTTP address) cannot change under it: such a file is refused as a whole, so that what runs is always one file, never half of two.
+Pure: what runs and what should run go in, a plan comes out. A worker is restarted when something that it was started
+with has changed (its listeners, their tables and models, limits, imports, logging), and left alone otherwise. What the
+daemon itself was started with (its name, MongoDB, the HTTP address) cannot change under it: such a file is refused as a
+whole, so that what runs is always one file, never half of two.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ FROZEN = {"service": None, "mongo": None, "http": None, "security": ("signing_ke
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Names of workers, in the order of the file: `stop` and `restart` are stopped first, then `restart` and `start` are started."""
+    """Names of workers, in the order of the file: `stop` and `restart` are stopped first, then `restart` and `start`
+    are started.
+    """
 
     start: tuple[str, ...] = ()
     stop: tuple[str, ...] = ()

@@ -1,14 +1,17 @@
-"""When a training or a validation is due: which occasions are declared, and what each says about a moment, a count or a metric.
+"""When a training or a validation is due: which occasions are declared, and what each says about a moment, a count or a
+metric.
 
-Pure: what MongoDB remembers of a schedule goes in, a decision comes out. Moments are aware datetimes of the server's clock.
+Pure: what MongoDB remembers of a schedule goes in, a decision comes out. Moments are aware datetimes of the server's
+clock.
 
-* `every` counts from the last run, or from when the schedule was first seen, and keeps its phase. Runs that were missed are one.
+* `every` counts from the last run, or from when the schedule was first seen, and keeps its phase. Runs that were missed
+  are one.
 * `rows` counts the rows of the tables against a baseline, which follows the count down when rows are deleted.
-* `below` fires when a metric falls below its bound, and again only once it has recovered or has fallen lower than when it fired: a model
-  that cannot reach the bound is not trained without end.
+* `below` fires when a metric falls below its bound, and again only once it has recovered or has fallen lower than when
+  it fired: a model that cannot reach the bound is not trained without end.
 
-A schedule's `key` stays as it is while its number changes (an interval, a number of rows, a bound), so no count is lost with it. Another
-time of day is another schedule: it has missed nothing yet.
+A schedule's `key` stays as it is while its number changes (an interval, a number of rows, a bound), so no count is lost
+with it. Another time of day is another schedule: it has missed nothing yet.
 """
 
 from __future__ import annotations
@@ -26,7 +29,9 @@ _KINDS: dict[str, Kind] = {"trainers": "train", "validations": "validate"}
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """One occasion for the runs of one target: `when` is one WHEN of its declaration, with a single metric in a `below`."""
+    """One occasion for the runs of one target: `when` is one WHEN of its declaration, with a single metric in a
+    `below`.
+    """
 
     key: str
     kind: Kind
@@ -85,7 +90,9 @@ def next_every(last: datetime, every: float) -> datetime:
 
 
 def due_every(last: datetime, now: datetime, every: float) -> datetime | None:
-    """Return the latest moment of the interval that has come since `last`, None where none has: missed ones count once."""
+    """Return the latest moment of the interval that has come since `last`, None where none has: missed ones count
+    once.
+    """
     passed = (now - last) // timedelta(seconds=every)
     return last + passed * timedelta(seconds=every) if passed >= 1 else None
 
@@ -96,7 +103,9 @@ def rows_due(baseline: int, count: int, rows: int) -> bool:
 
 
 def below(low: float | None, value: float, bound: float) -> tuple[bool, float | None]:
-    """Return whether a metric's `value` fires, and the new `low`: at which value it fired last, None once it has recovered."""
+    """Return whether a metric's `value` fires, and the new `low`: at which value it fired last, None once it has
+    recovered.
+    """
     if not value < bound:
         return False, None
     if low is None or value < low:

@@ -1,4 +1,6 @@
-"""The pure part of a training job: which rows it learns from, which it validates its loss on, and where its checkpoints lie."""
+"""The pure part of a training job: which rows it learns from, which it validates its loss on, and where its checkpoints
+lie.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ FOLD: Final = "_fold"
 
 @dataclass(frozen=True, slots=True)
 class Folds:
-    """Two filters, as they are stored in declarations. `valid` None: `fraction` of the rows of `train` are kept apart, or (None) none are."""
+    """Two filters, as they are stored in declarations. `valid` None: `fraction` of the rows of `train` are kept apart,
+    or (None) none are.
+    """
 
     train: Mapping[str, Any]
     valid: Mapping[str, Any] | None = None
@@ -37,7 +41,9 @@ def folds(trainer: Mapping[str, Any], fields: Mapping[str, str]) -> Folds:
 
 
 def split(ids: Sequence[Any], fraction: float, seed: int) -> tuple[list[Any], list[Any]]:
-    """Keeps `fraction` of the rows apart, the same ones for the same rows and seed; at least one on either side where there are two."""
+    """Keeps `fraction` of the rows apart, the same ones for the same rows and seed; at least one on either side where
+    there are two.
+    """
     apart = min(max(1, round(len(ids) * fraction)), max(0, len(ids) - 1))
     chosen = set(random.Random(f"folds {seed}").sample(range(len(ids)), apart))  # noqa: S311 - guards nothing
     return [each for n, each in enumerate(ids) if n not in chosen], [each for n, each in enumerate(ids) if n in chosen]

@@ -1,4 +1,5 @@
-"""How the service is: verdicts over what workers and jobs report. Pure; the supervisor, HTTP, systemd and commands all ask here.
+"""How the service is: verdicts over what workers and jobs report. Pure; the supervisor, HTTP, systemd and commands all
+ask here.
 
 readiness.py       is it ready, does its work move, in one line
 worker_failure.py  whether somebody who waits may give a worker up

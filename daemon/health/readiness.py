@@ -1,10 +1,11 @@
 """What the state of the service means: is it ready, does its work still move, how is it said in one line.
 
-Pure functions over a `ServiceState`, which the supervisor takes as a picture of itself. `/readyz`, the watchdog and `systemctl status` all
-ask here, so they cannot disagree. Times are seconds of the monotonic clock; `now` is passed in.
+Pure functions over a `ServiceState`, which the supervisor takes as a picture of itself. `/readyz`, the watchdog and
+`systemctl status` all ask here, so they cannot disagree. Times are seconds of the monotonic clock; `now` is passed in.
 
-Readiness and the watchdog ask different questions. A service is *not ready* as soon as rows would wait (MongoDB is away, a worker starts, a
-backfill runs): nothing is broken. The *watchdog* is withheld only when a process is there and does not move, so that systemd kills it.
+Readiness and the watchdog ask different questions. A service is *not ready* as soon as rows would wait (MongoDB is
+away, a worker starts, a backfill runs): nothing is broken. The *watchdog* is withheld only when a process is there and
+does not move, so that systemd kills it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ STARTING_SECONDS = 120.0
 """How long a worker may take to import torch, load its weights and open its stream."""
 
 STAGES_ON_MONGODB = frozenset({"stream", "scan", "read", "write", "position"})
-"""Stages (of `busy`, whose keys are LISTENER.STAGE) that wait for MongoDB; while it is away their being busy says nothing about the worker."""
+"""Stages (of `busy`, whose keys are LISTENER.STAGE) that wait for MongoDB; while it is away their being busy says
+nothing about the worker.
+"""
 
 Role = Literal["starting", "standby", "active", "stopping"]
 
@@ -76,9 +79,11 @@ class WorkerState:
 
 @dataclass(frozen=True, slots=True)
 class ServiceState:
-    """The whole service at one moment. `mongo` is None while MongoDB answers (since `mongo_back_at`), else why not; `role_reason` explains the role.
+    """The whole service at one moment. `mongo` is None while MongoDB answers (since `mongo_back_at`), else why not;
+    `role_reason` explains the role.
 
-    `jobs` are those that run; `paused` are listeners that somebody paused; `refused` are declarations in the database that are not this service's.
+    `jobs` are those that run; `paused` are listeners that somebody paused; `refused` are declarations in the database
+    that are not this service's.
     """
 
     service: str
@@ -112,7 +117,8 @@ class Readiness:
 
 
 def readiness(state: ServiceState, now: float) -> Readiness:
-    """Ready means: this daemon is active, MongoDB answers, and every listener predicts rows as they come, its stream open.
+    """Ready means: this daemon is active, MongoDB answers, and every listener predicts rows as they come, its stream
+    open.
 
     A backfill does not take that away, live rows go first; it is told as the reason of a listener that is ready.
     """
@@ -176,7 +182,9 @@ def status_line(state: ServiceState, now: float) -> str:
 
 
 def status_document(state: ServiceState, now: float) -> dict[str, Any]:
-    """The service as its status document shows it: verdict, workers with their reports (samples are for /metrics), configuration."""
+    """The service as its status document shows it: verdict, workers with their reports (samples are for /metrics),
+    configuration.
+    """
     verdict = readiness(state, now)
     workers = {}
     for worker in state.workers:

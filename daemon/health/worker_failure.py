@@ -1,4 +1,5 @@
-"""Whether a worker can be given up by somebody who waits for it: a verdict on what the service's status says of it, over a while.
+"""Whether a worker can be given up by somebody who waits for it: a verdict on what the service's status says of it,
+over a while.
 
 Its word may be some seconds old, from before what was just applied, so one look is not enough.
 """
@@ -35,7 +36,9 @@ class Failing:
         self._seen: dict[str, _Seen] = {}
 
     def why(self, name: str, worker: Mapping[str, Any], now: float) -> str | None:
-        """Why the worker will not run, None as long as it may; `worker` is its part of the status document, `now` is of any clock, in seconds."""
+        """Why the worker will not run, None as long as it may; `worker` is its part of the status document, `now` is of
+        any clock, in seconds.
+        """
         restarts = int(worker.get("restarts") or 0)
         seen = self._seen.setdefault(name, _Seen(restarts))
         if worker.get("state") == "running" or str(worker.get("reason")).startswith(_DECLARED_ANEW):

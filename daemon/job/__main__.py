@@ -67,7 +67,8 @@ def work(assignment: Assignment, voice: JobReporter, patience: MongoRetry, stopp
     except BaseException as error:  # whatever it is, it is told, and the exit code says what to do
         code = exit_code(error)
         told = code in (Exit.FENCED, Exit.CANNOT_BE_BUILT)
-        log.error("job ends", reason=str(error), exc_info=None if told else error)  # noqa: TRY400 - a person's mistake needs no traceback
+        # A person's mistake needs no traceback
+        log.error("job ends", reason=str(error), exc_info=None if told else error)  # noqa: TRY400
         voice.last("failed", error=told_of(error))
         return code
     voice.last("done", result=result)
@@ -75,7 +76,9 @@ def work(assignment: Assignment, voice: JobReporter, patience: MongoRetry, stopp
 
 
 def exit_code(error: BaseException) -> int:
-    """What is to be done about an error: nothing (it is no longer our job), a person must act, or another attempt may help."""
+    """What is to be done about an error: nothing (it is no longer our job), a person must act, or another attempt may
+    help.
+    """
     match error:
         case Fenced():
             return Exit.FENCED
@@ -94,7 +97,9 @@ def told_of(error: BaseException) -> dict[str, Any]:
 
 
 def be_polite(threads: int | None) -> int:
-    """Yields to the live lane: in time on a core, in cores, and in who is killed first where memory runs out. How many threads torch may use."""
+    """Yields to the live lane: in time on a core, in cores, and in who is killed first where memory runs out. How many
+    threads torch may use.
+    """
     with suppress(OSError):
         os.nice(NICENESS)
     with suppress(OSError):

@@ -29,7 +29,9 @@ __all__ = ["Context"]
 
 
 class Context:
-    """One job at work. Its methods wait for MongoDB as long as it takes, and raise Stopping where it is away while the job is to stop."""
+    """One job at work. Its methods wait for MongoDB as long as it takes, and raise Stopping where it is away while the
+    job is to stop.
+    """
 
     def __init__(
         self, assignment: Assignment, voice: JobReporter, patience: MongoRetry, stopping: threading.Event

@@ -82,7 +82,9 @@ class Evaluation:
 
 
 def of_model(context: Context, known: Catalog, model: str) -> list[Component]:
-    """The validations of a model, in the order of their names. One that was refused is not among them, and is named in the job's log."""
+    """The validations of a model, in the order of their names. One that was refused is not among them, and is named in
+    the job's log.
+    """
     for name, reason in known.refused.items():
         if name.startswith("validation/"):  # what it says cannot be believed, not even which model it is about
             context.voice.say(f"{name} is left out: {reason}")
@@ -99,7 +101,8 @@ def chosen(context: Context, validations: Sequence[Component], known: Catalog) -
             fields = list(context.fields(query["table"], each.body["key"], known))
             pinned = context.patience(
                 "datasets",
-                lambda: kept(context.database, context.assignment.service, each.name, name, query, fields),  # noqa: B023 - called at once
+                # Called at once
+                lambda: kept(context.database, context.assignment.service, each.name, name, query, fields),  # noqa: B023
             )
             ids[f"{each.name}/{name}"] = list(pinned.ids)
     return ids

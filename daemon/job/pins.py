@@ -1,6 +1,8 @@
-"""What a training has settled before its first step, so that one that resumes goes on with just that: its rows, and the weights that it began with.
+"""What a training has settled before its first step, so that one that resumes goes on with just that: its rows, and the
+weights that it began with.
 
-It lies beside the checkpoint, in the job's folder. Where the file is not there, or is about another declaration, the training begins anew.
+It lies beside the checkpoint, in the job's folder. Where the file is not there, or is about another declaration, the
+training begins anew.
 """
 
 from __future__ import annotations
@@ -25,9 +27,11 @@ _NAME: Final = "pins.bson"
 
 @dataclass(frozen=True, slots=True)
 class Pins:
-    """`_id`s of the rows to learn from, of those for the validation's loss (None: there are none apart), and of each dataset by "validation/dataset".
+    """`_id`s of the rows to learn from, of those for the validation's loss (None: there are none apart), and of each
+    dataset by "validation/dataset".
 
-    `declared` says what was declared, `parent` is the version that the training begins with, `at` the cluster time of its rows.
+    `declared` says what was declared, `parent` is the version that the training begins with, `at` the cluster time of
+    its rows.
     """
 
     declared: str
@@ -39,7 +43,9 @@ class Pins:
 
 
 def load(folder: Path, declared: str) -> Pins | None:
-    """The pins in a folder; None where there are none, or for another declaration: then the folder is emptied, its checkpoint is of no use."""
+    """The pins in a folder; None where there are none, or for another declaration: then the folder is emptied, its
+    checkpoint is of no use.
+    """
     try:
         found = bson.decode((folder / _NAME).read_bytes(), ROW_CODEC)
         if found["declared"] == declared:

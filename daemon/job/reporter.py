@@ -30,10 +30,11 @@ LINES_AT_ONCE: Final = 20
 
 
 class JobReporter:
-    """What the process says of itself: a report at a time, at most twice a second, and one every two seconds where nothing changes.
+    """What the process says of itself: a report at a time, at most twice a second, and one every two seconds where
+    nothing changes.
 
-    `moved` is to be called whenever the work gets on, however little: whoever watches us ends a process that does not move. What the user's code prints
-    becomes lines of the log.
+    `moved` is to be called whenever the work gets on, however little: whoever watches us ends a process that does not
+    move. What the user's code prints becomes lines of the log.
     """
 
     def __init__(self, out: TextIO, patience: MongoRetry) -> None:
@@ -52,7 +53,9 @@ class JobReporter:
 
     @classmethod
     def over_stdout(cls, patience: MongoRetry) -> JobReporter:
-        """Takes standard output for reports. What is printed from now on, by whoever, goes to standard error, and from Python to the log as well."""
+        """Takes standard output for reports. What is printed from now on, by whoever, goes to standard error, and from
+        Python to the log as well.
+        """
         voice = cls(os.fdopen(os.dup(1), "w"), patience)
         os.dup2(2, 1)
         sys.stdout = _Printed(voice)
@@ -88,7 +91,9 @@ class JobReporter:
         self.printed(text)
 
     def printed(self, text: str) -> None:
-        """A line for the job's log. It is told at once, since the next thing may be a crash; of many lines, only the first ones are."""
+        """A line for the job's log. It is told at once, since the next thing may be a crash; of many lines, only the
+        first ones are.
+        """
         with self._lock:
             self._lines.append(readable(text)[:LINE_CHARACTERS])
             self._at_once -= 1

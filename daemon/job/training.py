@@ -1,12 +1,13 @@
 """A training: learn from pinned rows, measure, store a candidate, decide, promote.
 
-    settle     the live version (the first one is made here, if need be), the rows, the validations      -> pins, on disk
-    learn      `components.torch.loop`, from its checkpoint if there is one                              -> the best weights
+    settle     the live version (the first one is made here, if need be), the rows, the validations  -> pins, on disk
+    learn      `components.torch.loop`, from its checkpoint if there is one                          -> the best weights
     measure    the candidate and the live version, on the same rows
-    store      the candidate, with its lineage and all traces                                            -> a version
-    decide     `daemon.handlers.promote`; promote, reject, or leave it to a person                       -> the result
+    store      the candidate, with its lineage and all traces                                        -> a version
+    decide     `daemon.handlers.promote`; promote, reject, or leave it to a person                   -> the result
 
-A second attempt of the same job does not learn again what an attempt before it has stored, and does not decide again what was decided.
+A second attempt of the same job does not learn again what an attempt before it has stored, and does not decide again
+what was decided.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ class Training:
         self._component, self._live = context.live(self._model)
         if self._component.body["type"] != "torch":
             raise DeclarationError(
-                f"trainers.{self._model}: the model is of type {self._component.body['type']!r}; only one of type 'torch' can be trained"
+                f"trainers.{self._model}: the model is of type {self._component.body['type']!r}; only one of type "
+                "'torch' can be trained"
             )
         self._versions = context.loader.versions(self._model)
         self._trainer = build_trainer(self._model, self._declared.body, context.loader.resolve(self._declared))
@@ -108,7 +110,8 @@ class Training:
         evaluation = Evaluation(context, self._validations, self._known, pins.datasets, Cached)
         apart = f", {len(pins.valid)} kept apart" if pins.valid is not None else ""
         voice.say(
-            f"learns from {len(pins.train)} rows{apart}, beginning with version {parent.number}, on {voice.threads} threads"
+            f"learns from {len(pins.train)} rows{apart}, beginning with version {parent.number}, on {voice.threads} "
+            "threads"
         )
         voice.doing("training", total=body["max_iterations"])
         started = time.monotonic()
@@ -186,8 +189,8 @@ class Training:
             valid_ids = list(choose(parts.valid, None).ids) or None
         if not train_ids:
             raise TrainingError(
-                f"there is nothing to learn from: no row of table {body['table']!r} matches {json.dumps(parts.train)} and has "
-                f"{', '.join(fields)}"
+                f"there is nothing to learn from: no row of table {body['table']!r} matches {json.dumps(parts.train)} "
+                f"and has {', '.join(fields)}"
             )
         datasets = chosen(context, self._validations, self._known)
         return Pins(self._identity, self._live.version.number, train_ids, valid_ids, datasets, found.at)
@@ -223,7 +226,9 @@ class Training:
         return valid_loss(model, self._trainer, valid, self._context.stopped)
 
     def _compare(self, evaluation: Evaluation, valid: Examples | None) -> Compared:
-        """Measures the version that is live now. One that cannot be measured has no metrics: then a person decides, or nobody has to."""
+        """Measures the version that is live now. One that cannot be measured has no metrics: then a person decides, or
+        nobody has to.
+        """
         self._context.voice.doing("measuring the live version")
         version = self._context.patience("versions", self._versions.live)
         if version is None:

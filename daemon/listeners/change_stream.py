@@ -1,11 +1,11 @@
 """The change stream as a source: which rows of which tables changed, as keys, and how far the stream is.
 
-The server filters and projects: an update of which every path lies under `_outputs.` never leaves it (the daemon's own writes
-cost nothing), and an event carries only its key, so none is too large and an update costs no lookup.
+The server filters and projects: an update of which every path lies under `_outputs.` never leaves it (the daemon's own
+writes cost nothing), and an event carries only its key, so none is too large and an update costs no lookup.
 
-`watch` is one endless generator. It opens the stream, opens it again after errors from where it was (with backoff), and turns
-what it cannot mend into an event: lost history is told with a fresh start point, *before* the stream goes on from there, so that
-whoever consumes it can note the point and order scans.
+`watch` is one endless generator. It opens the stream, opens it again after errors from where it was (with backoff), and
+turns what it cannot mend into an event: lost history is told with a fresh start point, *before* the stream goes on from
+there, so that whoever consumes it can note the point and order scans.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from daemon.store import names
 from daemon.store.registry.registry import signature
 from daemon.store.rows.positions import Position, cluster_time
 
-# ChangeStreamHistoryLost, CappedPositionLost, InvalidResumeToken, ChangeStreamFatalError; and what a token that is damaged answers.
+# ChangeStreamHistoryLost, CappedPositionLost, InvalidResumeToken, ChangeStreamFatalError; and what a token that is
+# damaged answers.
 HISTORY_LOST: Final = frozenset(
     {286, 136, 260, 280} | {9, 14, 15, 40647, 40648, 40649, 50793, 50795, 50796, 50811, 50872, 51055}
 )
@@ -41,7 +42,9 @@ LONGEST_OPENING: Final = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """What a stream asks for: the tables, the paths under `_outputs.` that are somebody's input, and its service's requests."""
+    """What a stream asks for: the tables, the paths under `_outputs.` that are somebody's input, and its service's
+    requests.
+    """
 
     service: str
     tables: tuple[str, ...]
@@ -159,7 +162,9 @@ class Interrupted:
 
 @dataclass(frozen=True, slots=True)
 class HistoryLost:
-    """What happened since the last position is no longer known. The stream goes on from `fresh`; everything must be scanned."""
+    """What happened since the last position is no longer known. The stream goes on from `fresh`; everything must be
+    scanned.
+    """
 
     reason: str
     fresh: Position
@@ -216,15 +221,18 @@ def _reason(error: PyMongoError, code: int | None) -> str:
     if code == 40573:
         return "MongoDB is not a replica set, and only those have change streams; start mongod with --replSet"
     if code in NEVER_SPIN:
-        return f"MongoDB refuses the change stream to this user (code {code}): grant it `changeStream` and `find` on the database"
+        return (
+            f"MongoDB refuses the change stream to this user (code {code}): "
+            "grant it `changeStream` and `find` on the database"
+        )
     return f"the change stream broke: {type(error).__name__}: {error}"
 
 
 def _open(
     database: Database[dict[str, Any]], subscription: Subscription, place: _Place, failures: int
 ) -> ChangeStream[dict[str, Any]]:
-    # Opening answers only when the server has come to the first event that passes the filter. Far behind in a busy database that
-    # takes long, so each failure allows it more: the client's own limit would never let it open.
+    # Opening answers only when the server has come to the first event that passes the filter. Far behind in a busy
+    # database that takes long, so each failure allows it more: the client's own limit would never let it open.
     with pymongo.timeout(min(LONGEST_OPENING, SHORTEST_OPENING * 2**failures)):
         return database.watch(subscription.pipeline(), max_await_time_ms=AWAIT_MS, batch_size=2000, **place.opening())
 

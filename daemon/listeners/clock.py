@@ -1,8 +1,9 @@
 """The clock: a wake-up call at each moment that is due. The only user of APScheduler.
 
-Its scheduler has timers only, in memory: what is due is decided by `daemon.supervisor.scheduler` from what MongoDB remembers, by the server's
-clock, so timers that were lost, came early or came twice do no harm. Its job store for MongoDB is not used: that one pickles, and has no
-claim on a due run. Nor are its cron triggers: where the clocks change they pass over whole days (decision 0023).
+Its scheduler has timers only, in memory: what is due is decided by `daemon.supervisor.scheduler` from what MongoDB
+remembers, by the server's clock, so timers that were lost, came early or came twice do no harm. Its job store for
+MongoDB is not used: that one pickles, and has no claim on a due run. Nor are its cron triggers: where the clocks change
+they pass over whole days (decision 0023).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Changes of service.toml, however it is changed: saved in place, replaced by an editor, swapped by a link.
 
-An editor writes a new file and renames it; Kubernetes swaps a link `..data` beside the file and never touches its name; a link's target may be
-edited somewhere else. So every directory is watched in which a link of the chain, or the file itself, stands; events are not filtered
-by name, and what counts is whether the content differs from what was last seen.
+An editor writes a new file and renames it; Kubernetes swaps a link `..data` beside the file and never touches its name;
+a link's target may be edited somewhere else. So every directory is watched in which a link of the chain, or the file
+itself, stands; events are not filtered by name, and what counts is whether the content differs from what was last seen.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _GONE_SECONDS = 2.0
 
 
 async def changes(path: Path) -> AsyncIterator[None]:
-    """Yields after each change of the file's content, once writes have been quiet for a moment; runs until it is cancelled.
+    """Yields after each change of the file's content, once writes have been quiet for a moment; runs until it is
+    cancelled.
 
     A file that has vanished counts as changed too: who reads it says what is wrong.
     """

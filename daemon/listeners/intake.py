@@ -1,7 +1,7 @@
 """The intake of a worker: one change stream for all of its listeners.
 
-`StreamIntake` reads the stream and hands keys to the `Feed` of each listener that watches the row's table. `PositionSaver` saves how far the stream and
-the scans are.
+`StreamIntake` reads the stream and hands keys to the `Feed` of each listener that watches the row's table.
+`PositionSaver` saves how far the stream and the scans are.
 """
 
 from __future__ import annotations
@@ -116,10 +116,11 @@ class StreamIntake:
             self._kept = (position, now)
 
     def _fresh(self, position: Position, reason: str) -> Position:
-        """Starts from a new point, asked for before the scans begin, so that what they do not see comes through the stream.
+        """Starts from a new point, asked for before the scans begin, so that what they do not see comes through the
+        stream.
 
-        The scans are ordered before the point is saved: killed in between, the next start finds no point (or the lost one)
-        and orders them again. The other way round it would find a point and nothing to do.
+        The scans are ordered before the point is saved: killed in between, the next start finds no point (or the lost
+        one) and orders them again. The other way round it would find a point and nothing to do.
         """
         for feed in self._feeds:
             feed.scan.request(reason)
@@ -186,8 +187,8 @@ class StreamIntake:
                 feed.reload()
 
     def _requested(self, listener: str, key: Any, time_: Any) -> None:
-        """Somebody asks for a row to be judged again: the dead letter's way back. The event holds all of it, and comes again
-        after a kill as any other.
+        """Somebody asks for a row to be judged again: the dead letter's way back. The event holds all of it, and comes
+        again after a kill as any other.
         """
         for feed in self._feeds:
             if feed.listener == listener:

@@ -26,10 +26,12 @@ def pages(
 
     "newest" begins with the highest `_id`, which for ObjectIds are the newest rows.
 
-    Which of them match is not asked here: a page then comes from the index alone, in bounded time, however rare a match is.
+    Which of them match is not asked here: a page then comes from the index alone, in bounded time, however rare a match
+    is.
 
-    Pages are read not before `start`: whatever was there then is in one of them, unless it was deleted since; what comes later
-    is the change stream's business. Errors of pymongo pass through, and the caller starts again behind the last page.
+    Pages are read not before `start`: whatever was there then is in one of them, unless it was deleted since; what
+    comes later is the change stream's business. Errors of pymongo pass through, and the caller starts again behind the
+    last page.
     """
     operator, direction = ("$gt", 1) if order == "oldest" else ("$lt", -1)
     behind: dict[str, Any] = {"$expr": {operator: ["$_id", {"$literal": last}]}} if resumed else {}

@@ -1,4 +1,5 @@
-"""The scans of a listener: a backfill at its first start, and again whenever its mark is not the one that it serves or somebody asks.
+"""The scans of a listener: a backfill at its first start, and again whenever its mark is not the one that it serves or
+somebody asks.
 
 Somebody asks if history was lost, a queue overflowed, or a generation was raised.
 """
@@ -42,8 +43,12 @@ class _Scan:
         left = max(0, self.total - self.done) if self.total is not None else None
         eta = round(left / rate, 1) if left is not None and rate > 0 else None
         return {
-            "done": self.done, "total": self.total, "rate": round(rate, 1), "eta_seconds": eta, "reason": self.run.reason
-        }  # fmt: skip
+            "done": self.done,
+            "total": self.total,
+            "rate": round(rate, 1),
+            "eta_seconds": eta,
+            "reason": self.run.reason,
+        }
 
     def ahead(self, rate: float) -> bool:
         """Whether it has named more rows than `rate` (rows a second; 0: any) allows until now."""
@@ -53,8 +58,8 @@ class _Scan:
 class ScanLane:
     """The scans of one listener, one at a time, on a thread of its own that sleeps between them.
 
-    Which run counts is decided in the database: an order gives the scan a new run id there, and whatever goes on under an older
-    one is overtaken, wherever it stands. So no lock is held while MongoDB is asked for something.
+    Which run counts is decided in the database: an order gives the scan a new run id there, and whatever goes on under
+    an older one is overtaken, wherever it stands. So no lock is held while MongoDB is asked for something.
     """
 
     def __init__(
@@ -70,7 +75,9 @@ class ScanLane:
         order: Order,
         rate: float,
     ) -> None:
-        """`order`: which end of the table comes first; `rate`: rows a second at most, 0 for as many as the live lane leaves room for."""
+        """`order`: which end of the table comes first; `rate`: rows a second at most, 0 for as many as the live lane
+        leaves room for.
+        """
         self._order, self._rate = order, rate
         self._page = PAGE if not rate else max(1, min(PAGE, int(rate)))
         self._table, self._listener, self._dead = table, listener, dead
@@ -81,7 +88,9 @@ class ScanLane:
         self._scan: _Scan | None = None
 
     def request(self, reason: str) -> None:
-        """Orders a scan from the beginning. Noted in the database when this returns, so a position may move on behind it."""
+        """Orders a scan from the beginning. Noted in the database when this returns, so a position may move on behind
+        it.
+        """
         self._patience(f"{self._listener}.scan", lambda: self._scans.begin(self._mark(), reason, self._order))
         with self._wake:
             self._orders += 1
@@ -149,7 +158,9 @@ class ScanLane:
         return True
 
     def _gone(self) -> list[Any]:
-        """Dead rows that a scan does not come across, because they no longer exist: once judged, their letters go too."""
+        """Dead rows that a scan does not come across, because they no longer exist: once judged, their letters go
+        too.
+        """
         dead, gone = self._dead(), []
         for begin in range(0, len(dead), PAGE):
             some = dead[begin : begin + PAGE]
@@ -158,7 +169,8 @@ class ScanLane:
         return gone
 
     def _room(self, orders: int, scan: _Scan) -> bool:
-        """Waits until the scan lane is nearly empty: live rows go first, and a scan holds about one page of keys at a time.
+        """Waits until the scan lane is nearly empty: live rows go first, and a scan holds about one page of keys at a
+        time.
 
         A scan with a rate waits as well until it is no longer ahead of it.
         """

@@ -1,8 +1,9 @@
-"""Logs: structlog to stderr, as JSON lines or for a person's eyes, with the standard library's loggers in the same stream.
+"""Logs: structlog to stderr, as JSON lines or for a person's eyes, with the standard library's loggers in the same
+stream.
 
-`auto` means console on a terminal and in the systemd journal (there without colours and times, which the journal adds), JSON elsewhere.
-Two things are done to every line, whoever wrote it: credentials in a MongoDB URI are masked, and control characters are escaped, so that
-nothing that came from a row or a peer can forge a line or drive a terminal.
+`auto` means console on a terminal and in the systemd journal (there without colours and times, which the journal adds),
+JSON elsewhere. Two things are done to every line, whoever wrote it: credentials in a MongoDB URI are masked, and
+control characters are escaped, so that nothing that came from a row or a peer can forge a line or drive a terminal.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ _TRACEBACKS = ("exception", "stack")
 _CHATTY = ("apscheduler", "asyncio", "pymongo", "uvicorn", "watchfiles", "httpx", "httpcore", "PIL")
 
 
-def configure(format: Format = "auto", level: str = "info", stream: TextIO | None = None) -> None:  # noqa: A002 - the key's name in service.toml
+# The key's name in service.toml
+def configure(format: Format = "auto", level: str = "info", stream: TextIO | None = None) -> None:  # noqa: A002
     """Sets up both structlog and `logging` for this process; a later call replaces the earlier one."""
     stream = stream if stream is not None else sys.stderr
     journal = _is_journal(stream)
@@ -81,7 +83,9 @@ def configure(format: Format = "auto", level: str = "info", stream: TextIO | Non
 
 
 def _is_journal(stream: TextIO) -> bool:
-    """Whether `stream` is connected to the systemd journal: JOURNAL_STREAM holds the device and inode of that socket."""
+    """Whether `stream` is connected to the systemd journal: JOURNAL_STREAM holds the device and inode of that
+    socket.
+    """
     expected = os.environ.get("JOURNAL_STREAM", "")
     try:
         found = os.fstat(stream.fileno())

@@ -25,7 +25,9 @@ def masked(text: str) -> str:
 
 
 def readable(text: str) -> str:
-    """`text` without credentials, and without what MongoDB does not take for text: names of files that are no UTF-8 come as lone surrogates."""
+    """`text` without credentials, and without what MongoDB does not take for text: names of files that are no UTF-8
+    come as lone surrogates.
+    """
     return masked(text.encode("utf-8", "backslashreplace").decode())
 
 

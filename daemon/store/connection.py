@@ -1,7 +1,9 @@
-"""The supervisor's way to MongoDB: one client whose every operation is bounded in time, and one error for whatever is in the way.
+"""The supervisor's way to MongoDB: one client whose every operation is bounded in time, and one error for whatever is
+in the way.
 
-The supervisor only leases, publishes and shows: it would rather hear soon that MongoDB does not answer than wait for it. So each
-operation has `OPERATION_SECONDS` in all (the driver's `timeoutMS`, retries included), which also bounds how long a shutdown can take.
+The supervisor only leases, publishes and shows: it would rather hear soon that MongoDB does not answer than wait for
+it. So each operation has `OPERATION_SECONDS` in all (the driver's `timeoutMS`, retries included), which also bounds how
+long a shutdown can take.
 """
 
 from __future__ import annotations
@@ -67,7 +69,8 @@ def check(client: Client) -> None:
         hello = client.admin.command("hello")
     if "setName" not in hello and hello.get("msg") != "isdbgrid":
         raise MongoUnavailable(
-            "this MongoDB is no replica set, and change streams need one: start mongod with --replSet and run rs.initiate() (one node is enough)"
+            "this MongoDB is no replica set, and change streams need one: start mongod with --replSet and run "
+            "rs.initiate() (one node is enough)"
         )
     if not hello.get("isWritablePrimary") and hello.get("msg") != "isdbgrid":
         raise MongoUnavailable(

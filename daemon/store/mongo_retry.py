@@ -1,8 +1,10 @@
-"""MongoRetry with MongoDB: what it refuses or does not answer is tried again until it does, and meanwhile everybody can see why.
+"""MongoRetry with MongoDB: what it refuses or does not answer is tried again until it does, and meanwhile everybody can
+see why.
 
-Whatever of pymongo's comes up is waited out: a database that is down comes back, and one that refuses (a user without rights, a
-filter that it cannot parse, a full disk) is mended by a person, whom the reason reaches through status, readiness and log.
-To retry is safe, because everything that is written is guarded, fenced, or the same when written twice.
+Whatever of pymongo's comes up is waited out: a database that is down comes back, and one that refuses (a user without
+rights, a filter that it cannot parse, a full disk) is mended by a person, whom the reason reaches through status,
+readiness and log. To retry is safe, because everything that is written is guarded, fenced, or the same when written
+twice.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ T = TypeVar("T")
 
 
 class Stopping(PredictdError):
-    """MongoDB did not answer, and this process has been told to stop: what was not acknowledged is done again by its successor."""
+    """MongoDB did not answer, and this process has been told to stop: what was not acknowledged is done again by its
+    successor.
+    """
 
 
 class MongoRetry:

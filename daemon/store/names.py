@@ -1,4 +1,6 @@
-"""The names of predictd's own collections, in one place: they stand in the user's database, all beginning with `_predictd.`"""
+"""The names of predictd's own collections, in one place: they stand in the user's database, all beginning with
+`_predictd.`
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""What should run: the workers, each with its listeners, of service.toml and of what was applied through the API together.
+"""What should run: the workers, each with its listeners, of service.toml and of what was applied through the API
+together.
 
-A worker has a *fingerprint* of all that it was started with: where that changes, it is restarted; the others are left alone. The files of the code that
-service.toml names are part of it, so a reload takes mended code up. Promotions are not: a worker swaps by itself.
+A worker has a *fingerprint* of all that it was started with: where that changes, it is restarted; the others are left
+alone. The files of the code that service.toml names are part of it, so a reload takes mended code up. Promotions are
+not: a worker swaps by itself.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ class Desired:
 
 
 def desired(config: Config, known: Catalog) -> Desired:
-    """What this configuration and what is known to be applied ask for. Reads the files of the code that the configuration names."""
+    """What this configuration and what is known to be applied ask for. Reads the files of the code that the
+    configuration names.
+    """
     workers: dict[str, list[str]] = {}
     parts: dict[str, list[Any]] = {}
     settings = config.worker_fingerprints
@@ -61,7 +65,9 @@ def _said(component: Component) -> list[Any]:
 
 
 def built_from(config: Config) -> dict[str, Any]:
-    """What each model, trainer and validation of the file is built from, by its section ("models.lenet"): what it says, and the files of its code."""
+    """What each model, trainer and validation of the file is built from, by its section ("models.lenet"): what it says,
+    and the files of its code.
+    """
     declared = config.declarations()
     keys = {
         name: sorted(str(one["key"]) for one in declared["listeners"].values() if one["model"] == name)

@@ -1,13 +1,15 @@
-"""Keeping workers running: each has a keeper, which starts it, waits for its end, judges the exit code and starts it again.
+"""Keeping workers running: each has a keeper, which starts it, waits for its end, judges the exit code and starts it
+again.
 
 | the worker ended with | the keeper |
 |---|---|
 | 64 declaration changed | starts it again at once |
 | 65 cannot be built | waits a minute, or until somebody changes something (`nudge`) |
 | 76 fenced | says so to the supervisor, which steps down, and does not start it again |
-| anything else, or a signal | starts it again after a backoff that doubles, with jitter, and is forgotten after a minute of health |
+| anything else, or a signal | starts it again after a backoff that doubles, with jitter; a minute of health ends it |
 
-The fleet is the set of keepers. It is told names and a recipe for their specifications; it never reads the configuration.
+The fleet is the set of keepers. It is told names and a recipe for their specifications; it never reads the
+configuration.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ class Backoff:
 
 
 class WorkerKeeper:
-    """Keeps one worker running until `stop`. `changed` is called whenever there is news of it, `fenced` when it was fenced."""
+    """Keeps one worker running until `stop`. `changed` is called whenever there is news of it, `fenced` when it was
+    fenced.
+    """
 
     def __init__(
         self,

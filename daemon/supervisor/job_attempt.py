@@ -1,4 +1,6 @@
-"""One attempt at a job: its process, watched from its start to its end, and the verdict on how it went (see `daemon.supervisor.job_runner` for the table)."""
+"""One attempt at a job: its process, watched from its start to its end, and the verdict on how it went (see
+`daemon.supervisor.job_runner` for the table).
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ RETRIES: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Seconds. `silent`: a process that reports nothing hangs; `still`: so does one that reports that it gets nowhere."""
+    """Seconds. `silent`: a process that reports nothing hangs; `still`: so does one that reports that it gets
+    nowhere.
+    """
 
     poll: float = 5.0
     relay: float = 1.0
@@ -86,7 +90,9 @@ class Attempt:
     async def run(
         self, engine: Engine, spec: JobSpec, relay: Callable[[Attempt], Coroutine[Any, Any, bool]]
     ) -> Outcome:
-        """Runs the process to its end; `relay` writes down what it has said so far, and tells whether the job is still ours."""
+        """Runs the process to its end; `relay` writes down what it has said so far, and tells whether the job is still
+        ours.
+        """
         try:
             self.process = process = await engine.start(spec, self._heard)
         except OSError as error:

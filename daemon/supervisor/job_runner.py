@@ -6,12 +6,13 @@
 | reports that it was stopped, and ends with 0 | goes back into the queue; its checkpoint stays |
 | ends with 65: what is declared cannot be built or trained | failed: a person must act |
 | outlives its trainer's time limit | failed: a person must act |
-| ends otherwise, is killed, says nothing or does not move | tried again after a backoff, from its checkpoint; failed after `retries` in a row that got no further |
+| ends otherwise, is killed, says nothing or does not move | tried again from its checkpoint; `retries` times |
 | ends with 76, or its job is no longer this leader's | is somebody else's, or was cancelled: nothing is written |
 
-At most `limits.jobs` run at once, and of one model one. The process is polite by itself (`daemon.job`). What it reports is relayed into the job's
-document about once a second; where MongoDB is away, later. A daemon that stops gives its jobs back; one that is killed leaves them as they
-are, and the next leader claims them by its higher epoch: all that a job needs to go on is its document and its checkpoint.
+At most `limits.jobs` run at once, and of one model one. The process is polite by itself (`daemon.job`). What it reports
+is relayed into the job's document about once a second; where MongoDB is away, later. A daemon that stops gives its jobs
+back; one that is killed leaves them as they are, and the next leader claims them by its higher epoch: all that a job
+needs to go on is its document and its checkpoint.
 """
 
 from __future__ import annotations
@@ -57,8 +58,9 @@ class Call(Protocol):
 class JobRunner:
     """Runs the service's jobs while this daemon leads: between `start` and `stop`.
 
-    `call` reaches MongoDB (`Leadership.call`), `spawn` runs a task whose error is the daemon's, `changed` is called whenever there is news for the status,
-    `fenced` where another leader owns a job, and `finished` with the document of each job that is done or has failed for good.
+    `call` reaches MongoDB (`Leadership.call`), `spawn` runs a task whose error is the daemon's, `changed` is called
+    whenever there is news for the status, `fenced` where another leader owns a job, and `finished` with the document of
+    each job that is done or has failed for good.
     """
 
     def __init__(
@@ -231,7 +233,8 @@ class JobRunner:
         return ours
 
     async def _settle(self, attempt: Attempt, epoch: int, outcome: Outcome, *, relay: bool = True) -> None:
-        """Writes down how the attempt ended, as soon as MongoDB answers; at the daemon's end the next leader finds out by itself.
+        """Writes down how the attempt ended, as soon as MongoDB answers; at the daemon's end the next leader finds out
+        by itself.
 
         Without `relay` nothing of what its process has said is written down.
         """

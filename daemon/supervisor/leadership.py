@@ -1,11 +1,12 @@
 """Reaching MongoDB, and being the one daemon that is active for a service.
 
-`connect` waits for MongoDB (and starts the embedded one), `acquire` takes the lease or stands by until it is free, `hold` renews it until
-it is lost. While MongoDB is away the lease may run out. The workers are not stopped for that: they cannot write either, and what they
-write later is guarded by the protocol and fenced by the epoch. A renewal that finds another owner ends it.
+`connect` waits for MongoDB (and starts the embedded one), `acquire` takes the lease or stands by until it is free,
+`hold` renews it until it is lost. While MongoDB is away the lease may run out. The workers are not stopped for that:
+they cannot write either, and what they write later is guarded by the protocol and fenced by the epoch. A renewal that
+finds another owner ends it.
 
-Whoever talks to MongoDB in the supervisor does so through `call`, so that one place knows whether it answers, and tells it in few words:
-at once when it goes away, then ever more rarely, and when it is back.
+Whoever talks to MongoDB in the supervisor does so through `call`, so that one place knows whether it answers, and tells
+it in few words: at once when it goes away, then ever more rarely, and when it is back.
 """
 
 from __future__ import annotations
@@ -65,7 +66,9 @@ class Leadership:
         self.epoch: int | None = None
 
     async def connect(self, wait: float | None) -> None:
-        """Waits until MongoDB answers: for ever, or `wait` seconds, then raises MongoUnavailable with the last reason."""
+        """Waits until MongoDB answers: for ever, or `wait` seconds, then raises MongoUnavailable with the last
+        reason.
+        """
         try:
             async with asyncio.timeout(wait):
                 await self._connect()
@@ -73,7 +76,9 @@ class Leadership:
             raise MongoUnavailable(f"MongoDB was not there within {wait:g} s: {self.mongo}") from None
 
     async def acquire(self, *, standby: bool) -> int:
-        """Waits until the lease is ours; its new epoch. Without `standby` raises AnotherDaemon where somebody else has it."""
+        """Waits until the lease is ours; its new epoch. Without `standby` raises AnotherDaemon where somebody else has
+        it.
+        """
         while True:
             try:
                 self.epoch = await self.call(lambda data: self._lease(data).acquire())
@@ -171,7 +176,8 @@ class Leadership:
     async def _open(self) -> None:
         """Sees to it that there is a client, and for the embedded server that it is kept running.
 
-        Where the embedded server came back on another port the lease counts as lost: workers know the old one and must be started anew.
+        Where the embedded server came back on another port the lease counts as lost: workers know the old one and must
+        be started anew.
         """
         uri = self._config.mongo.uri
         if self._config.mongo.embedded:

@@ -1,4 +1,5 @@
-"""What runs while this daemon leads: workers, jobs and schedules, of service.toml and of what was applied through the API together.
+"""What runs while this daemon leads: workers, jobs and schedules, of service.toml and of what was applied through the
+API together.
 
     start    publish the declarations of service.toml, then run what the registry asks for
     change   another service.toml: the workers that it concerns end, then it is published, then they start again
@@ -45,7 +46,9 @@ Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
 
 class Operation:
-    """The processes of one service. `spawn` runs a task whose error is the daemon's; `changed` is called whenever there is news for the status."""
+    """The processes of one service. `spawn` runs a task whose error is the daemon's; `changed` is called whenever there
+    is news for the status.
+    """
 
     def __init__(
         self,
@@ -86,7 +89,9 @@ class Operation:
         """The daemon is on its way out: nothing is started any more."""
 
     async def start(self, config: Config, epoch: int) -> None:
-        """Raises MongoUnavailable, DeclarationError, or LeaseLost where a newer leader has published; then nothing runs."""
+        """Raises MongoUnavailable, DeclarationError, or LeaseLost where a newer leader has published; then nothing
+        runs.
+        """
         self._config, self._epoch = config, epoch
         await self._publish(config)
         self._desired = await self._asked_for(config)
@@ -132,7 +137,9 @@ class Operation:
         return str(work)
 
     async def look(self, *, rung: bool) -> None:
-        """Runs what the registry asks for by now; `rung` says that somebody has changed something. Raises MongoUnavailable."""
+        """Runs what the registry asks for by now; `rung` says that somebody has changed something. Raises
+        MongoUnavailable.
+        """
         if not self.active:
             return
         self._learn(await self._leadership.call(lambda data: self._registry(data).read()))
@@ -146,7 +153,8 @@ class Operation:
             self._start_worker(name)
         self._scheduling.change(_scheduled(self.known))
         if rung:
-            self._fleet.nudge()  # an artifact that a worker failed on may have been stored again, which no declaration tells
+            # An artifact that a worker failed on may have been stored again, which no declaration tells
+            self._fleet.nudge()
         self._jobs.nudge()
 
     # ---- what is shown --------------------------------------------------------------------------------------------

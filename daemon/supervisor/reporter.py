@@ -1,6 +1,8 @@
-"""How the daemon says how it goes: to systemd (READY, STATUS, WATCHDOG, RELOADING, STOPPING) and to the status document.
+"""How the daemon says how it goes: to systemd (READY, STATUS, WATCHDOG, RELOADING, STOPPING) and to the status
+document.
 
-Everything said comes from one picture of the service, so what systemd, MongoDB and /readyz show never differ by more than seconds.
+Everything said comes from one picture of the service, so what systemd, MongoDB and /readyz show never differ by more
+than seconds.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ TELL_AT_LEAST_SECONDS = 10.0
 
 
 class Reporter:
-    """Speaks for one daemon. `about` (host, process, HTTP address) stands in every status document, which `publish` writes."""
+    """Speaks for one daemon. `about` (host, process, HTTP address) stands in every status document, which `publish`
+    writes.
+    """
 
     def __init__(
         self,
@@ -75,7 +79,9 @@ class Reporter:
         self._notifier.stopping()
 
     async def tell(self) -> None:
-        """Publishes the status document soon after a change, and from time to time anyway; runs until it is cancelled."""
+        """Publishes the status document soon after a change, and from time to time anyway; runs until it is
+        cancelled.
+        """
         told: dict[str, Any] = {}
         told_at = 0.0
         while True:
@@ -97,7 +103,9 @@ class Reporter:
             await self._publish(self._document() | {"state": "stopped", "reason": "stopped"})
 
     async def feed_watchdog(self) -> None:
-        """Feeds the watchdog, but not while a worker is there and does not move: then systemd is to start everything anew."""
+        """Feeds the watchdog, but not while a worker is there and does not move: then systemd is to start everything
+        anew.
+        """
         interval = self._notifier.watchdog_interval
         said = None
         while interval is not None:

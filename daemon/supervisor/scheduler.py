@@ -1,10 +1,13 @@
-"""Scheduler: trainings and validations are queued when their occasion comes, each due run once, whatever happens to daemons.
+"""Scheduler: trainings and validations are queued when their occasion comes, each due run once, whatever happens to
+daemons.
 
-    clock, a poll where rows are counted, a changed configuration  ->  look  ->  claim by the job's unique key  ->  note it
+    clock, a poll where rows are counted, a changed configuration  ->  look  ->  claim by the job's unique key  ->  note
+    it
 
-`look` decides everything from what MongoDB remembers (`daemon.store.service.schedules`) by the server's clock; whatever wakes it only asks it to
-look again. A daemon that is killed between claim and note finds the run claimed when it looks next, and notes it then. Where a job of the same
-target waits in the queue already, a run is noted without another one: it will see all that this one would.
+`look` decides everything from what MongoDB remembers (`daemon.store.service.schedules`) by the server's clock; whatever
+wakes it only asks it to look again. A daemon that is killed between claim and note finds the run claimed when it looks
+next, and notes it then. Where a job of the same target waits in the queue already, a run is noted without another one:
+it will see all that this one would.
 """
 
 from __future__ import annotations
@@ -49,7 +52,9 @@ class Call(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Upcoming:
-    """What a schedule waits for: a moment, or a number of rows; neither of a `below`. `problem`: why it cannot run as it is."""
+    """What a schedule waits for: a moment, or a number of rows; neither of a `below`. `problem`: why it cannot run as
+    it is.
+    """
 
     schedule: Schedule
     at: datetime | None = None
@@ -67,7 +72,9 @@ class Look:
 
 
 class Scheduler:
-    """The schedules of one service, from `start` to `stop`, for as long as this daemon leads. `queued` is called after a run was queued."""
+    """The schedules of one service, from `start` to `stop`, for as long as this daemon leads. `queued` is called after
+    a run was queued.
+    """
 
     def __init__(self, call: Call, service: str, spawn: Spawn, queued: Callable[[], None] = lambda: None) -> None:
         self._call = call
@@ -84,7 +91,9 @@ class Scheduler:
         """What comes next, as of the last look."""
 
     def start(self, declarations: Declarations) -> None:
-        """Runs these schedules from now on: the "trainers" and "validations" among the declarations, by name, as they are stored."""
+        """Runs these schedules from now on: the "trainers" and "validations" among the declarations, by name, as they
+        are stored.
+        """
         self.change(declarations)
         if self._task is None:
             self._clock = Clock(lambda _: self._woken.set(), lambda: local_now() + self._ahead)
@@ -96,7 +105,8 @@ class Scheduler:
         self._woken.set()
 
     async def validated(self, target: str, metrics: Mapping[str, float]) -> None:
-        """A validation of a live model has ended with these metrics, "dataset/metric": what waits for one to fall is queued.
+        """A validation of a live model has ended with these metrics, "dataset/metric": what waits for one to fall is
+        queued.
 
         Where MongoDB does not answer it says so and leaves it to the next validation.
         """
@@ -172,7 +182,8 @@ def look(data: Data, service: str, known: tuple[Schedule, ...], counts: RowCount
             else:
                 upcoming.append(looker.at_time(each, state))
         except (NotApplied, OverflowError, ValueError) as error:
-            # Not in the registry yet, or no longer: the next look will tell. Or a time zone that only another machine knows.
+            # Not in the registry yet, or no longer: the next look will tell. Or a time zone that only another machine
+            # knows.
             upcoming.append(Upcoming(each, problem=str(error)))
     return Look(looker.now, tuple(looker.queued), tuple(upcoming))
 
@@ -180,7 +191,9 @@ def look(data: Data, service: str, known: tuple[Schedule, ...], counts: RowCount
 def judge(
     data: Data, service: str, known: tuple[Schedule, ...], target: str, metrics: Mapping[str, float]
 ) -> tuple[Schedule, ...]:
-    """Queues what waits for one of these metrics of the validation `target` to fall below its bound; what was queued."""
+    """Queues what waits for one of these metrics of the validation `target` to fall below its bound; what was
+    queued.
+    """
     values = {f"{target}/{name}": value for name, value in metrics.items()}
     waiting = [each for each in known if each.trigger == "below" and each.metric[0] in values]
     if not waiting:

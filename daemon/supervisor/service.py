@@ -1,14 +1,16 @@
 """The daemon: wires everything together once, then keeps what runs equal to what service.toml asks for.
 
     startup     lock the state directory, bind HTTP (so that /readyz can say what is missing), start the tasks below
-    main loop   `_lead`      reach MongoDB, take the lease (or stand by), publish the declarations, keep the workers running; again when it is lost
-                `_follow`    apply each change of service.toml: the whole of it, or nothing
-                `_listen`    look, when the bell was rung, at what clients applied, removed, paused; the jobs' runner and the clock are told as well
-                `Reporter`   say how it goes: the status document, systemd's STATUS, and its watchdog while the workers move
+    main loop   `_lead`      reach MongoDB, take the lease (or stand by), publish the declarations, keep the workers
+                             running; again when the lease is lost
+                `_follow`    apply each change of service.toml: all of it, or nothing
+                `_listen`    after a notification, look at what clients applied, removed, paused; tell the job runner
+                             and the clock as well
+                `Reporter`   the status document, systemd's STATUS, and its watchdog while the workers move
     shutdown    STOPPING, drain the workers together, give the lease back, stop HTTP, and the embedded MongoDB last
 
-The supervisor is one event loop and never imports torch. It holds no rows and no model: it may be killed at any instant, and the workers, who notice
-that its pipe has closed, go with it.
+The supervisor is one event loop and never imports torch. It holds no rows and no model: it may be killed at any
+instant, and the workers, who notice that its pipe has closed, go with it.
 """
 
 from __future__ import annotations
@@ -60,10 +62,12 @@ _LEFT_AT_ONCE = 1
 
 
 async def serve(path: Path, environ: Mapping[str, str], *, wait: float | None = None, standby: bool = True) -> None:
-    """Runs the daemon of the configuration at `path` until SIGTERM or SIGINT; a second one leaves at once, with exit code 1.
+    """Runs the daemon of the configuration at `path` until SIGTERM or SIGINT; a second one leaves at once, with exit
+    code 1.
 
-    `wait` bounds the wait for MongoDB at the start (seconds; None waits for ever). Without `standby` another active daemon is an error.
-    Raises ConfigurationError, MongoUnavailable, AnotherDaemon, or another PredictdError where the HTTP port is taken.
+    `wait` bounds the wait for MongoDB at the start (seconds; None waits for ever). Without `standby` another active
+    daemon is an error. Raises ConfigurationError, MongoUnavailable, AnotherDaemon, or another PredictdError where the
+    HTTP port is taken.
     """
     config = await in_thread(lambda: configuration.load(path, environ))
     configure(config.log.format, config.log.level)
@@ -181,7 +185,9 @@ class Supervisor:
         self._changed()
 
     async def _listen(self) -> None:
-        """Looks at the registry when the bell was rung (by the API, a command, a promotion), and every now and then anyway."""
+        """Looks at the registry when the bell was rung (by the API, a command, a promotion), and every now and then
+        anyway.
+        """
         heard, looked = -1, 0.0
         while True:
             await asyncio.sleep(_BELL_SECONDS)
@@ -205,7 +211,9 @@ class Supervisor:
             await self.reload()
 
     async def reload(self) -> str:
-        """Reads service.toml and applies the difference; what was done, in words. Raises ConfigurationError, and changes nothing, where it is refused."""
+        """Reads service.toml and applies the difference; what was done, in words. Raises ConfigurationError, and
+        changes nothing, where it is refused.
+        """
         async with self._reloading:
             self._reporter.reloading()
             try:
@@ -217,7 +225,8 @@ class Supervisor:
             except ConfigurationError as error:
                 self._config_state = replace(self._config_state, ok=False, error=str(error))
                 problems = [str(problem) for problem in error.problems]
-                log.error("service.toml is refused, the configuration that runs stays", problems=problems)  # noqa: TRY400 - a person's mistake
+                # A person's mistake
+                log.error("service.toml is refused, the configuration that runs stays", problems=problems)  # noqa: TRY400
                 raise
             finally:
                 self._reporter.reloaded()
@@ -225,7 +234,8 @@ class Supervisor:
             return done
 
     async def _proven(self, config: Config) -> dict[str, Any]:
-        """What the sections of `config` are built from. Raises ConfigurationError where one that is built otherwise than before cannot be.
+        """What the sections of `config` are built from. Raises ConfigurationError where one that is built otherwise
+        than before cannot be.
 
         That takes its time, in which nothing else has to wait.
         """
@@ -276,13 +286,16 @@ class Supervisor:
     # shutdown
 
     async def _shutdown(self, leading: asyncio.Task[None], *others: asyncio.Task[None]) -> None:
-        """In this order: rows first (workers drain), then the right to write them (the lease), then what shows it (HTTP), then the database."""
+        """In this order: rows first (workers drain), then the right to write them (the lease), then what shows it
+        (HTTP), then the database.
+        """
         log.info("predictd stops")
         self._stopping = True
         self._operation.leaving = True
         self._reporter.stopping()
         *beside, web = others
-        # While workers drain, the lease must be renewed: that task stays until they have ended, unless it has nothing running.
+        # While workers drain, the lease must be renewed: that task stays until they have ended, unless it has nothing
+        # running.
         await _cancel(*beside, *(() if self._operation.active else (leading,)))
         await self._operation.stop()
         await _cancel(leading)
@@ -299,7 +312,9 @@ class Supervisor:
             self._end.set_result(None)
 
     def _leave(self, signal: str) -> None:
-        """The second signal: workers are killed, and nothing is waited for. The embedded server's guardian notices by itself."""
+        """The second signal: workers are killed, and nothing is waited for. The embedded server's guardian notices by
+        itself.
+        """
         log.warning("leaving at once", signal=signal)
         self._operation.kill()
         os._exit(_LEFT_AT_ONCE)

@@ -1,7 +1,8 @@
 """Signals as a context manager, for a process that runs an asyncio event loop.
 
-SIGTERM and SIGINT ask to stop; the second of them, of either kind, asks to leave at once. SIGHUP asks to read the configuration again.
-The callbacks run in the event loop, so they may touch what the loop owns. What was there before is put back at the end.
+SIGTERM and SIGINT ask to stop; the second of them, of either kind, asks to leave at once. SIGHUP asks to read the
+configuration again. The callbacks run in the event loop, so they may touch what the loop owns. What was there before is
+put back at the end.
 
 A daemon that belongs to another process (`connect("embedded")`) is asked to stop by `stop_with_parent` as well.
 """
@@ -23,7 +24,9 @@ _STOP = (signal.SIGTERM, signal.SIGINT)
 
 @contextmanager
 def handled(stop: Callable[[str], None], leave: Callable[[str], None], reload: Callable[[], object]) -> Iterator[None]:
-    """Within the block: the first SIGTERM or SIGINT calls `stop`, each later one `leave` (both with its name), SIGHUP calls `reload`."""
+    """Within the block: the first SIGTERM or SIGINT calls `stop`, each later one `leave` (both with its name), SIGHUP
+    calls `reload`.
+    """
     loop = asyncio.get_running_loop()
     asked = False
 
@@ -45,7 +48,9 @@ def handled(stop: Callable[[str], None], leave: Callable[[str], None], reload: C
 
 
 def stop_with_parent() -> None:
-    """Asks this process to stop, as SIGTERM does, at the end of its standard input: whoever holds the other end has gone, however that came about."""
+    """Asks this process to stop, as SIGTERM does, at the end of its standard input: whoever holds the other end has
+    gone, however that came about.
+    """
 
     def watch() -> None:
         with suppress(OSError):  # a standard input that was never open has ended, too

@@ -1,7 +1,8 @@
 """What predictd tells systemd: datagrams of `KEY=value` lines to the socket that NOTIFY_SOCKET names.
 
-The protocol is small enough to speak without a library (`sd_notify(3)`). Without NOTIFY_SOCKET every call does nothing, so the daemon
-need not know whether it runs as a service. A socket that has gone away is no reason to stop predicting: it is logged once.
+The protocol is small enough to speak without a library (`sd_notify(3)`). Without NOTIFY_SOCKET every call does nothing,
+so the daemon need not know whether it runs as a service. A socket that has gone away is no reason to stop predicting:
+it is logged once.
 
 The watchdog is fed by whoever knows that the work moves (see `daemon.health.readiness`), never by a timer of its own.
 """
@@ -24,7 +25,9 @@ log = structlog.get_logger(__name__)
 
 
 class Notifier:
-    """Speaks to systemd; `watchdog_interval` is how often (seconds) it wants to hear WATCHDOG=1, None where it does not ask."""
+    """Speaks to systemd; `watchdog_interval` is how often (seconds) it wants to hear WATCHDOG=1, None where it does not
+    ask.
+    """
 
     def __init__(self, address: str | None, watchdog_interval: float | None = None) -> None:
         self.address = address or None
@@ -34,7 +37,9 @@ class Notifier:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Notifier:
-        """Reads NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID; a watchdog meant for another process is not ours to feed."""
+        """Reads NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID; a watchdog meant for another process is not ours to
+        feed.
+        """
         interval = None
         pid = environ.get("WATCHDOG_PID", "")
         microseconds = environ.get("WATCHDOG_USEC", "")

@@ -1,8 +1,10 @@
-"""The HTTP application: `/healthz` (the process is alive), `/readyz` (per listener, 503 with the reason), `/metrics`, `POST /-/reload`.
+"""The HTTP application: `/healthz` (the process is alive), `/readyz` (per listener, 503 with the reason), `/metrics`,
+`POST /-/reload`.
 
-A browser on this machine can be made to send requests here by any page it shows. Two checks in front of every route keep such a page out:
-the Origin, where there is one, must be this server's own; and while the daemon listens on loopback, Host must be a loopback name, because a
-name of someone else's that resolves to 127.0.0.1 makes a foreign page look like our own.
+A browser on this machine can be made to send requests here by any page it shows. Two checks in front of every route
+keep such a page out: the Origin, where there is one, must be this server's own; and while the daemon listens on
+loopback, Host must be a loopback name, because a name of someone else's that resolves to 127.0.0.1 makes a foreign page
+look like our own.
 """
 
 from __future__ import annotations
@@ -126,7 +128,9 @@ def _is_loopback(name: str) -> bool:
 
 
 class _Uvicorn(uvicorn.Server):
-    """Signals are the supervisor's: it stops the server when its workers have stopped. Until then an idle server sleeps."""
+    """Signals are the supervisor's: it stops the server when its workers have stopped. Until then an idle server
+    sleeps.
+    """
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -142,7 +146,9 @@ class _Uvicorn(uvicorn.Server):
 
 
 class WebServer:
-    """The application on a socket, in the event loop of the caller. The port is bound, and known, from construction on."""
+    """The application on a socket, in the event loop of the caller. The port is bound, and known, from construction
+    on.
+    """
 
     def __init__(self, app: ASGIApp, host: str, port: int) -> None:
         try:
@@ -150,7 +156,8 @@ class WebServer:
             self._socket = socket.create_server((host, port), family=family)
         except OSError as error:
             raise PredictdError(
-                f"http.listen: {host}:{port} cannot be bound ({error.strerror}): stop what listens there, or choose another port (0 takes any free one)"
+                f"http.listen: {host}:{port} cannot be bound ({error.strerror}): stop what listens there, or choose "
+                "another port (0 takes any free one)"
             ) from None
         bound = self._socket.getsockname()[1]
         self.address = f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"

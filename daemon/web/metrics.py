@@ -1,8 +1,9 @@
 """The metrics page: the supervisor's own state, and what its workers measured, in Prometheus' text format.
 
-`FAMILIES` is the one list of names; a sample of any other name is left out, so a worker cannot add a series that nobody documented. Workers send
-cumulative samples under their Prometheus names (`..._total`, `..._bucket`, ...). What stands in a worker's report anyway (lag, rows, queues, scans,
-keys of the stream) is taken from there unless the worker sent a sample of it.
+`FAMILIES` is the one list of names; a sample of any other name is left out, so a worker cannot add a series that nobody
+documented. Workers send cumulative samples under their Prometheus names (`..._total`, `..._bucket`, ...). What stands
+in a worker's report anyway (lag, rows, queues, scans, keys of the stream) is taken from there unless the worker sent a
+sample of it.
 
 A worker's counters begin at zero when it is restarted, which Prometheus' `rate` and `increase` take into account.
 """

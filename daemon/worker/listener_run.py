@@ -41,7 +41,9 @@ class DeclarationChanged(PredictdError):
 
 @dataclass(frozen=True)
 class Shared:
-    """What all listeners of a worker share. `fail` ends the process; whoever is put into `swaps` looks at the registry again, soon."""
+    """What all listeners of a worker share. `fail` ends the process; whoever is put into `swaps` looks at the registry
+    again, soon.
+    """
 
     assignment: Assignment
     database: Database[dict[str, Any]]
@@ -96,10 +98,11 @@ class ListenerRun:
         self._swap_later = partial(shared.swaps.put, self)
 
     def reload(self, live: Live) -> Live:
-        """Asks the registry what is live, and runs that from the next batch on. A higher generation brings a scan (R9d).
+        """Asks the registry what is live, and runs that from the next batch on. A higher generation brings a scan
+        (R9d).
 
-        Batches that are under way keep the version that they were judged for: each output is what its stated version computes. Raises whatever loading it
-        raises, and DeclarationChanged.
+        Batches that are under way keep the version that they were judged for: each output is what its stated version
+        computes. Raises whatever loading it raises, and DeclarationChanged.
         """
         with self._swapping:  # asked for by a promotion, and by a row that holds a newer output
             generation = self._now().generation
@@ -128,7 +131,8 @@ class ListenerRun:
     def _asked(self, live: Live) -> Live:
         """What is live, asked for because of a row that holds a newer output (R6).
 
-        A version that cannot be loaded is left to the swap, which tries again: the one before it is served on, and the scan after the swap makes up for it.
+        A version that cannot be loaded is left to the swap, which tries again: the one before it is served on, and the
+        scan after the swap makes up for it.
         """
         if self._now().generation == self._unloadable:
             return self.corridor.live
@@ -141,7 +145,9 @@ class ListenerRun:
             return self.corridor.live
 
     def _now(self) -> Declared:
-        """The listener as it is declared now. Raises DeclarationChanged where it is not what this worker was started for."""
+        """The listener as it is declared now. Raises DeclarationChanged where it is not what this worker was started
+        for.
+        """
         try:
             now = self._registry.listener(self.declared.name)
         except DeclarationError as error:

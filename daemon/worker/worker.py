@@ -112,8 +112,8 @@ class Worker:
             connectTimeoutMS=5000,
             serverSelectionTimeoutMS=5000,
             socketTimeoutMS=20_000,
-            # What we write may be sent twice by design, and we send it again ourselves (`MongoRetry`). The driver's own way of
-            # retrying makes the server keep a record of every single update.
+            # What we write may be sent twice by design, and we send it again ourselves (`MongoRetry`). The driver's own
+            # way of retrying makes the server keep a record of every single update.
             retryWrites=False,
         )
         return open_database(client, self.assignment.database)
@@ -123,7 +123,9 @@ class Worker:
         return ListenerRun(shared, *shared.loader.live(lambda: shared.registry.listener(name), fresh=True))
 
     def _swap(self) -> None:
-        """Loads what was promoted, one listener after the other, beside whatever runs; a version that cannot be loaded is tried again."""
+        """Loads what was promoted, one listener after the other, beside whatever runs; a version that cannot be loaded
+        is tried again.
+        """
         while True:
             run = self.shared.swaps.get()
             task = f"{run.declared.name}.swap"
@@ -149,7 +151,8 @@ class Worker:
         def guarded() -> None:
             try:
                 target()
-            except BaseException as error:  # noqa: BLE001  # a thread that ended silently would be rows that wait for ever
+            # A thread that ended silently would be rows that wait for ever
+            except BaseException as error:  # noqa: BLE001
                 self.fail(error)
 
         threading.Thread(target=guarded, name=name, daemon=True).start()
@@ -165,7 +168,9 @@ class Worker:
     # ---- run ------------------------------------------------------------------------------------------------------
 
     def report_on(self) -> None:
-        """Reports until the process ends; from its first moment, so that a start that waits for MongoDB can be seen to."""
+        """Reports until the process ends; from its first moment, so that a start that waits for MongoDB can be seen
+        to.
+        """
         while not self.told_all.wait(REPORT_SECONDS):
             self.report()
 

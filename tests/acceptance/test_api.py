@@ -1,4 +1,6 @@
-"""Models through the Python API, with a real daemon that trains and serves them: what is applied, what comes back, and what nothing comes of."""
+"""Models through the Python API, with a real daemon that trains and serves them: what is applied, what comes back, and
+what nothing comes of.
+"""
 
 from __future__ import annotations
 
@@ -107,7 +109,9 @@ def test_the_applied_and_the_loaded_model_have_the_trained_weights_and_the_whole
 
 
 def test_the_same_thing_twice_does_nothing(db: Datalayer) -> None:
-    """Be it the object that was applied, which holds trained weights by now, one that was loaded, or one that was made alike."""
+    """Be it the object that was applied, which holds trained weights by now, one that was loaded, or one that was made
+    alike.
+    """
     applied = model(db, "twice")
     db.apply(applied)
     before = everything(db)
@@ -284,7 +288,9 @@ def test_a_listener_whose_model_cannot_be_made_by_the_daemon_says_so(db: Datalay
 
 
 def test_code_beside_the_script_travels_with_it(tmp_path: Path) -> None:
-    """A module that lies beside the script, a closure over it, and a class of the script itself: the daemon has never heard of any of them."""
+    """A module that lies beside the script, a closure over it, and a class of the script itself: the daemon has never
+    heard of any of them.
+    """
     (tmp_path / "beside.py").write_text("FACTOR = 3\n\ndef times(x):\n    return x * FACTOR\n")
     script = """
     from daemon import connect

@@ -1,4 +1,6 @@
-"""Trainings that end badly on a real daemon: whatever they do, the live version serves on, and why nothing came of them can be read."""
+"""Trainings that end badly on a real daemon: whatever they do, the live version serves on, and why nothing came of them
+can be read.
+"""
 
 from __future__ import annotations
 
@@ -129,7 +131,9 @@ def serves(site: Site, versions: dict[str, int]) -> None:
 
 
 def apply_what_falls_apart(site: Site) -> str:
-    """Through the API: an objective that cannot even travel, and one that does and cannot be made again where it arrives. The model's name."""
+    """Through the API: an objective that cannot even travel, and one that does and cannot be made again where it
+    arrives. The model's name.
+    """
     model = TorchModel("foreign", Answer(3.0), preprocess=number, postprocess=plain)
     with connect(site.uri, service=SERVICE, database=site.data.name) as db:
         lock = threading.Lock()

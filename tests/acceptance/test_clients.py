@@ -150,7 +150,9 @@ def goes_all_the_way(client: Client, table: Watched, pictures: list[bytes], on_i
 def test_a_row_of_another_client_has_its_outputs_through_its_whole_life(
     kind: type[Client], recognising: Database[dict[str, Any]], mongo_uri: str, tmp_path: Path
 ) -> None:
-    """Real MNIST digits through LeNet, compared with the same weights in this process; and three models without torch."""
+    """Real MNIST digits through LeNet, compared with the same weights in this process; and three models without
+    torch.
+    """
     client = kind(mongo_uri, recognising.name, "rows", tmp_path)
     recognising.rows.delete_many({})
     lenet, pictures = of_different_digits(recognising)
@@ -162,7 +164,9 @@ def test_a_row_of_another_client_has_its_outputs_through_its_whole_life(
 
 
 def of_different_digits(database: Database[dict[str, Any]]) -> tuple[Callable[[bytes], int], list[bytes]]:
-    """The daemon's LeNet with its weights, in this process, and three digits; the first and the second differ for it."""
+    """The daemon's LeNet with its weights, in this process, and three digits; the first and the second differ for
+    it.
+    """
     from components.torch import TorchModel, weights
     from daemon.store.registry.versions import Versions
     from examples.mnist import LeNet5, digits, png, postprocess, preprocess

@@ -75,7 +75,9 @@ def accuracy(words: str) -> tuple[float, float, int]:
 
 
 def trained_as_told(client: MongoClient, words: str) -> None:
-    """The live version is of the training that the rows set off, every row is of it, and the rows kept apart are as often right as was said."""
+    """The live version is of the training that the rows set off, every row is of it, and the rows kept apart are as
+    often right as was said.
+    """
     live = Versions(client.mnist, "mnist", "lenet").live()
     assert live is not None
     (job,) = Jobs(client.mnist, "mnist").listed(kind="train")
@@ -108,7 +110,9 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_the_demo_ends_well(folder: Path) -> None:
-    """Every figure of the summary is there, and the model is right more often after its training; nothing runs on, and no data is left."""
+    """Every figure of the summary is there, and the model is right more often after its training; nothing runs on, and
+    no data is left.
+    """
     code, words = demo(folder)
     assert code == 0, words
     assert "\x1b" not in words
@@ -137,7 +141,9 @@ def test_the_demo_ends_well(folder: Path) -> None:
 
 
 def test_a_demo_that_is_kept_runs_on_until_it_is_killed(folder: Path) -> None:
-    """What it says is so in the database; what it prints works: the row that mongosh would insert gets its output, status is green, kill ends all."""
+    """What it says is so in the database; what it prints works: the row that mongosh would insert gets its output,
+    status is green, kill ends all.
+    """
     code, words = demo(folder, "--keep")
     assert code == 0, words
     picture = re.search(r'BinData\(0, "([A-Za-z0-9+/=]+)"\)', words)

@@ -1,4 +1,6 @@
-"""What somebody without the key writes into the database is refused by a running daemon, before any of it runs, and `status` says so."""
+"""What somebody without the key writes into the database is refused by a running daemon, before any of it runs, and
+`status` says so.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ def canary(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def site(tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]], canary: Path) -> Iterator[Site]:
-    """A service with a model that was applied as it should be, by value; its rows hold a command for whoever would run them."""
+    """A service with a model that was applied as it should be, by value; its rows hold a command for whoever would run
+    them.
+    """
     with Site(tmp_path / "site", mongo_uri, database, PLAIN) as site:
         site.start()
         site.rows.insert_one({"_id": 0, "x": f"touch '{canary}'"})
@@ -169,7 +173,9 @@ def test_declarations_of_others_are_refused_and_never_run(site: Site, canary: Pa
 
 
 def test_blobs_that_are_not_what_the_manifest_names_are_not_deserialized(site: Site, canary: Path) -> None:
-    """A byte of one flipped, two exchanged, one replaced by another pickle: each time the workers are started anew, to load them."""
+    """A byte of one flipped, two exchanged, one replaced by another pickle: each time the workers are started anew, to
+    load them.
+    """
     forger = Forger(site)
     first, second = (forger.body[part]["$artifact"] for part in ("object", "postprocess"))
     whole = {each: bytes(forger.blobs.open_download_stream_by_name(each).read()) for each in (first, second)}

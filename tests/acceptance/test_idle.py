@@ -23,7 +23,9 @@ DEMO = Path(__file__).parents[2] / "service.toml"
 @pytest.mark.usefixtures("mongod")
 @pytest.mark.timeout(240)
 def test_an_idle_daemon_takes_next_to_no_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The demo's own service: supervisor, embedded MongoDB's guardian, and a worker with LeNet; mongod itself is not counted."""
+    """The demo's own service: supervisor, embedded MongoDB's guardian, and a worker with LeNet; mongod itself is not
+    counted.
+    """
     commands.save(tmp_path, DEMO.read_text().replace('"127.0.0.1:9477"', '"127.0.0.1:0"'))
     with commands.start(tmp_path) as daemon:
         daemon.until_ready()

@@ -58,7 +58,9 @@ def site(tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]]) -> 
 
 
 def test_a_service_learns_to_read_digits_and_its_outputs_say_so(site: Site) -> None:
-    """5,000 rows come, 4,000 of them to learn from: the training begins by itself, and what it learned is in every row's output."""
+    """5,000 rows come, 4,000 of them to learn from: the training begins by itself, and what it learned is in every
+    row's output.
+    """
     site.start()
     mnist, kept = site.data.mnist, {"_fold": "kept"}
     folds = ["train"] * TRAIN + ["valid"] * VALID + ["kept"] * KEPT
@@ -81,7 +83,8 @@ def test_a_service_learns_to_read_digits_and_its_outputs_say_so(site: Site) -> N
     )
     right = mnist.count_documents({**kept, "$expr": {"$eq": ["$_outputs.digit.value", "$class"]}})
     print(
-        f"{right / KEPT:.3f} of the rows kept apart are right, in {job['result']['seconds'] if 'seconds' in job['result'] else job['ran']:.1f} s"
+        f"{right / KEPT:.3f} of the rows kept apart are right, in "
+        f"{job['result']['seconds'] if 'seconds' in job['result'] else job['ran']:.1f} s"
     )
     assert mnist.count_documents(kept) == KEPT
     assert right / KEPT >= 0.95

@@ -1,4 +1,6 @@
-"""service.toml is edited while rows flow: what is asked takes effect, what is wrong changes nothing, and no row is ever forgotten."""
+"""service.toml is edited while rows flow: what is asked takes effect, what is wrong changes nothing, and no row is ever
+forgotten.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ SLOW = pytest.mark.slow
 
 
 class Writer:
-    """A client that inserts, updates, marks and deletes rows at random, some eighty times a second, until it is paused."""
+    """A client that inserts, updates, marks and deletes rows at random, some eighty times a second, until it is
+    paused.
+    """
 
     def __init__(self, uri: str, database: str, seed: int = 11) -> None:
         self._mongo = MongoClient[dict[str, Any]](uri)
@@ -183,7 +187,9 @@ def serve(mongo_uri: str, database: Database[dict[str, Any]], tmp_path: Path) ->
 def test_saving_the_file_is_enough_while_rows_flow(
     serve: Callable[..., Daemon], mongo_uri: str, database: Database[dict[str, Any]]
 ) -> None:
-    """A listener is added, changed and removed, the file is broken and mended; after each the oracle holds over all rows."""
+    """A listener is added, changed and removed, the file is broken and mended; after each the oracle holds over all
+    rows.
+    """
 
     def edit(listeners: Mapping[str, Mapping[str, Any]]) -> None:
         save(daemon.folder, file(mongo_uri, database.name, listeners))
@@ -258,7 +264,8 @@ def _few(database: Database[dict[str, Any]], query: Mapping[str, Any]) -> bool:
 
 
 def refused_everywhere(daemon: Daemon, key: str, good: str) -> None:
-    """The key of a refused file is named on /readyz, in the metric, the log and the status; the daemon is ready all the same.
+    """The key of a refused file is named on /readyz, in the metric, the log and the status; the daemon is ready all the
+    same.
 
     `good` is the text that still runs: who monitors the service from elsewhere has a copy of it.
     """
@@ -292,7 +299,8 @@ def told(folder: Path) -> dict[str, Any] | None:
 def test_a_reload_can_be_asked_for(
     serve: Callable[..., Daemon], mongo_uri: str, database: Database[dict[str, Any]]
 ) -> None:
-    """SIGHUP and POST /-/reload: what systemd and scripts use, and what is left where a change of the file cannot be seen.
+    """SIGHUP and POST /-/reload: what systemd and scripts use, and what is left where a change of the file cannot be
+    seen.
 
     Such a change is one through another name of the file, in a folder that nobody watches.
     """
@@ -344,7 +352,9 @@ def test_a_reload_can_be_asked_for(
 def test_code_that_cannot_be_built_does_not_take_the_place_of_what_runs(
     serve: Callable[..., Daemon], mongo_uri: str, database: Database[dict[str, Any]]
 ) -> None:
-    """An import path with a typo is refused as a whole, by the key that it stands at; the worker that serves is left alone."""
+    """An import path with a typo is refused as a whole, by the key that it stands at; the worker that serves is left
+    alone.
+    """
     daemon = serve({"a": ALL})
     until_ready(daemon, "a")
     before = until_workers(daemon, database, "of_a")

@@ -1,4 +1,6 @@
-"""MongoDB that is not there, a daemon that is there already, and a wrong configuration: a message, an exit code, never a traceback."""
+"""MongoDB that is not there, a daemon that is there already, and a wrong configuration: a message, an exit code, never
+a traceback.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ def logged(daemon: Daemon) -> list[dict[str, Any]]:
 @pytest.mark.usefixtures("mongod")
 @pytest.mark.slow
 def test_it_waits_for_a_mongodb_that_comes_later(tmp_path: Path, start: Start) -> None:
-    """Alive and red with the reason all the while, one clear line in the log; then it does its work as if nothing had been."""
+    """Alive and red with the reason all the while, one clear line in the log; then it does its work as if nothing had
+    been.
+    """
     uri, port = absent()
     commands.write_service(tmp_path, uri, "later", LIGHT)
     daemon = start(tmp_path)
@@ -199,9 +203,15 @@ BAD = {
         ],
     ),
     "no TOML": (GOOD + "[listeners.L\n", ["service.toml", "line"]),
-    "a variable that is not set": (GOOD.replace('"d"', '"${NOT_SET_ANYWHERE}"'), ["mongo.database", "NOT_SET_ANYWHERE"]),
-    "a state directory that cannot be": (GOOD.replace("[mongo]", 'state_dir = "/proc/no"\n[mongo]'), ["service.state_dir"]),
-}  # fmt: skip
+    "a variable that is not set": (
+        GOOD.replace('"d"', '"${NOT_SET_ANYWHERE}"'),
+        ["mongo.database", "NOT_SET_ANYWHERE"],
+    ),
+    "a state directory that cannot be": (
+        GOOD.replace("[mongo]", 'state_dir = "/proc/no"\n[mongo]'),
+        ["service.state_dir"],
+    ),
+}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""The promise, on real processes over a real MongoDB: whatever is written, killed, repeated or reordered, every row ends as the oracle says.
+"""The promise, on real processes over a real MongoDB: whatever is written, killed, repeated or reordered, every row
+ends as the oracle says.
 
 Each test has a quick variant, which `make test` runs too.
 """
@@ -230,7 +231,9 @@ def test_a_worker_that_is_killed_again_and_again_loses_nothing_and_does_nothing_
 def test_kills_of_worker_supervisor_or_both_lose_nothing_and_do_nothing_twice(
     mongo_uri: str, database: Database[dict[str, Any]], tmp_path: Path, seed: str, *, whole: bool
 ) -> None:
-    """`predictd run`, SIGKILL twenty times at random instants during 10,000 rows; the oracle holds after each restart."""
+    """`predictd run`, SIGKILL twenty times at random instants during 10,000 rows; the oracle holds after each
+    restart.
+    """
     choose = random.Random(seed)
     oracle, history = Oracle(database, EXPECT), History(database, EXPECT)
     whom = ["worker", "supervisor", "both"] * 7 if whole else ["worker", "supervisor"]

@@ -28,10 +28,13 @@ RULES = {
     "r5": (PREDICT, 'writes.append(Write(row.key, row.seen, "touch", at, generation))  # R5', "pass"),
     "r6": (CORRIDOR, "if any(row.seen.generation > live.generation for row in snapshot.rows):", "if False:"),
     "r8b": (OUTPUTS, '{"_id": write.key, **self._as_seen(write.seen)}, {"$unset"', '{"_id": write.key}, {"$unset"'),
-    "r10": (BATCHING, "while self._stretches and self._stretches[0].closed and not self._stretches[0].unfinished:",
-            "while self._stretches and self._stretches[0].closed:"),
+    "r10": (
+        BATCHING,
+        "while self._stretches and self._stretches[0].closed and not self._stretches[0].unfinished:",
+        "while self._stretches and self._stretches[0].closed:",
+    ),
     "r10b": (POSITIONS, '"epoch": {"$not": {"$gt": self._epoch}}},  # R10b', "},"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.slow

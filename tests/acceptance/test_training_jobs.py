@@ -1,4 +1,6 @@
-"""Real trainings and validations, each in its process: what they leave behind when they go well, and when they do not."""
+"""Real trainings and validations, each in its process: what they leave behind when they go well, and when they do
+not.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Every occasion of `when` on real daemons, two on one database: each due run happens, and happens once, whichever of them is killed or frozen."""
+"""Every occasion of `when` on real daemons, two on one database: each due run happens, and happens once, whichever of
+them is killed or frozen.
+"""
 
 from __future__ import annotations
 
@@ -150,7 +152,9 @@ def test_each_occasion_fires_once_whatever_happens_to_the_daemons(sites: tuple[S
 
 
 def once(site: Site) -> None:
-    """No run came twice: not in the clock's moments, not in the numbers of the runs, not in the history of what was measured."""
+    """No run came twice: not in the clock's moments, not in the numbers of the runs, not in the history of what was
+    measured.
+    """
     dues = [job["trigger"]["due"] for job in site.fires("often", "every")]
     assert len(dues) >= 5
     gaps = [later - sooner for sooner, later in pairwise(dues)]

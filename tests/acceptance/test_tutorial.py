@@ -1,4 +1,6 @@
-"""The tutorial, as a plain script and as a notebook; its text is `examples/tutorial.py`, which is run here as it stands."""
+"""The tutorial, as a plain script and as a notebook; its text is `examples/tutorial.py`, which is run here as it
+stands.
+"""
 
 from __future__ import annotations
 

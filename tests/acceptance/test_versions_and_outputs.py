@@ -1,4 +1,6 @@
-"""Whatever goes live, and whatever is killed meanwhile: once the resync is done, every output is what the live version makes of the row."""
+"""Whatever goes live, and whatever is killed meanwhile: once the resync is done, every output is what the live version
+makes of the row.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,8 @@ LEARNED = 7.0
 
 
 class Churn:
-    """A client that inserts, updates and deletes some eighty rows a second, and one that watches the rows that nobody touches.
+    """A client that inserts, updates and deletes some eighty rows a second, and one that watches the rows that nobody
+    touches.
 
     Of those each output must be, at any moment, exactly what the version that it names computes.
     """
@@ -194,7 +197,9 @@ def the_supervisor(site: Site) -> None:
 
 
 def test_a_resync_goes_on_where_it_was_whatever_is_killed(tmp_path: Path, mongod: Path) -> None:
-    """With a database of its own, which is killed as well. Rows that were resynced before the kill are not predicted again."""
+    """With a database of its own, which is killed as well. Rows that were resynced before the kill are not predicted
+    again.
+    """
     with embedded.ensure(tmp_path / ".predictd") as mongo, MongoClient[dict[str, Any]](mongo.uri) as client:
         client[SERVICE][TABLE].insert_many(still(SLOWED))
         site = Site(tmp_path, "embedded", client[SERVICE], ANSWERS.format(rate=PER_SECOND))

@@ -49,7 +49,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh virtual environment with the wheel; its dependencies are those of the environment that runs the tests.
 
-    A .pth file in a folder that a .pth file has added is not read, so the checkout, which the other environment has by one, stays out of sight.
+    A .pth file in a folder that a .pth file has added is not read, so the checkout, which the other environment has by
+    one, stays out of sight.
     """
     venv = tmp_path_factory.mktemp("environment") / "venv"
     output(sys.executable, "-m", "venv", "--without-pip", venv, cwd=venv.parent)

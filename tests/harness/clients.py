@@ -1,7 +1,8 @@
-"""Clients in another language: the real mongosh and the Node driver, from npm, in versions that tests/acceptance/clients/package.json pins.
+"""Clients in another language: the real mongosh and the Node driver, from npm, in versions that
+tests/acceptance/clients/package.json pins.
 
-They are installed once into `node_modules/` of the checkout, which git ignores. Where that is not possible the tests are skipped on a laptop, and
-fail in CI.
+They are installed once into `node_modules/` of the checkout, which git ignores. Where that is not possible the tests
+are skipped on a laptop, and fail in CI.
 """
 
 from __future__ import annotations

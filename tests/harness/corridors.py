@@ -52,7 +52,9 @@ def promote(database: Database[dict[str, Any]]) -> None:
 
 
 class OldestOutputs(Outputs):
-    """Reads at the oldest snapshot that the reader permits, but not before `wanted`: what a slow secondary could answer."""
+    """Reads at the oldest snapshot that the reader permits, but not before `wanted`: what a slow secondary could
+    answer.
+    """
 
     wanted: Timestamp
 

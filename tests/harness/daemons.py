@@ -1,4 +1,5 @@
-"""A daemon in a process of its own, with fake workers or (through the command line) with real ones, and what a test asks of it.
+"""A daemon in a process of its own, with fake workers or (through the command line) with real ones, and what a test
+asks of it.
 
 `python -m harness.daemons CONFIG [--wait N] [--no-standby]` is that process, with fake workers.
 """
@@ -137,7 +138,9 @@ class NotifySocket:
 
 
 def main() -> int:
-    """A daemon with fake workers; exit codes as the command line's. At a good end it tells whether torch was imported."""
+    """A daemon with fake workers; exit codes as the command line's. At a good end it tells whether torch was
+    imported.
+    """
     from components.errors import ConfigurationError, MongoUnavailable
     from daemon import config
     from daemon.engine.local import LocalEngine

@@ -1,4 +1,5 @@
-"""A job's process without MongoDB or torch, for tests of whoever runs jobs: it speaks the protocol of `daemon.job` and nothing else.
+"""A job's process without MongoDB or torch, for tests of whoever runs jobs: it speaks the protocol of `daemon.job` and
+nothing else.
 
 Its behaviours stand in `fake/jobs.json` in the state directory, one for each start, the last for all further ones:
 
@@ -8,8 +9,8 @@ Its behaviours stand in `fake/jobs.json` in the state directory, one for each st
     "long"     takes steps until it is stopped    "fenced"   ends with 76
     "odd"      reports what MongoDB cannot hold
 
-What happened stands in `fake/jobs.log`, a line each: started JOB PID EPOCH, stopped, orphaned. A "progress" behind a comma lets crash and kill get further
-each time ("kill,progress").
+What happened stands in `fake/jobs.log`, a line each: started JOB PID EPOCH, stopped, orphaned. A "progress" behind a
+comma lets crash and kill get further each time ("kill,progress").
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""A worker without MongoDB or models, for tests of whoever starts workers: it speaks the protocol of a worker and nothing else.
+"""A worker without MongoDB or models, for tests of whoever starts workers: it speaks the protocol of a worker and
+nothing else.
 
-It takes its listeners from service.toml and does as a file `fake/WORKER.json` in the state directory says, which may be written at any time:
-`{"exit": 65}` ends it with a reason, `{"busy": {...}}`, `{"open": false}` and `{"listener": {...}}` change what it reports, `{"deaf": true}` makes it
-ignore SIGTERM. What happened to it stands in `fake/WORKER.log`, one word a line.
+It takes its listeners from service.toml and does as a file `fake/WORKER.json` in the state directory says, which may be
+written at any time: `{"exit": 65}` ends it with a reason, `{"busy": {...}}`, `{"open": false}` and
+`{"listener": {...}}` change what it reports, `{"deaf": true}` makes it ignore SIGTERM. What happened to it stands in
+`fake/WORKER.log`, one word a line.
 """
 
 from __future__ import annotations

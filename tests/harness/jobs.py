@@ -1,4 +1,6 @@
-"""What tests of jobs declare (a model with a trainer and a validation, by import paths alone, with the defaults of service.toml), and a runner to watch."""
+"""What tests of jobs declare (a model with a trainer and a validation, by import paths alone, with the defaults of
+service.toml), and a runner to watch.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,8 @@ class Stage:
         self.errors: list[BaseException] = []
         (folder / "fake").mkdir()
         (folder / "service.toml").write_text(
-            f'[service]\nname = "{SERVICE}"\nstate_dir = "{folder}"\n[mongo]\nuri = "{uri}"\ndatabase = "{database.name}"\n'
+            f'[service]\nname = "{SERVICE}"\nstate_dir = "{folder}"\n[mongo]\nuri = "{uri}"\ndatabase = '
+            f'"{database.name}"\n'
             f'[security]\nallow_imports = ["harness", "torch"]\n[log]\nformat = "json"\n'
         )
         self.config = configuration.load(folder / "service.toml", {})

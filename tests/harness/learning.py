@@ -1,7 +1,8 @@
 """What whole services learn in tests: the one number of an `Answer`. Named in declarations as `harness.learning:...`.
 
-A row has `x`, a text, and `y`, what the model shall make of it: `number(x)` plus the answer. So the weights tell what was learned, and an output
-tells which weights made it. Importing this imports no torch: what only counts and measures starts quickly.
+A row has `x`, a text, and `y`, what the model shall make of it: `number(x)` plus the answer. So the weights tell what
+was learned, and an output tells which weights made it. Importing this imports no torch: what only counts and measures
+starts quickly.
 """
 
 from __future__ import annotations

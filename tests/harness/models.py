@@ -47,7 +47,9 @@ def hangs_on_hang(x: Any) -> Any:
 
 
 def obeys(x: Any) -> Any:
-    """Raises while the file that PREDICTD_TEST_MENDED names does not exist, and does not come back while it says "wait"."""
+    """Raises while the file that PREDICTD_TEST_MENDED names does not exist, and does not come back while it says
+    "wait".
+    """
     order = Path(os.environ["PREDICTD_TEST_MENDED"])
     if not order.exists():
         raise RuntimeError("not mended yet")

@@ -1,8 +1,8 @@
 """The judge of the promise: what every row of a table should hold, from its final content, and what it does hold.
 
-`Oracle` compares the table at rest. `History` goes further: it replays everything that ever happened to the table from the
-oplog, and finds an output that was not computed from the row as it was at the output's `asof`, an `asof` that went back, and a
-prediction that was done twice to effect.
+`Oracle` compares the table at rest. `History` goes further: it replays everything that ever happened to the table from
+the oplog, and finds an output that was not computed from the row as it was at the output's `asof`, an `asof` that went
+back, and a prediction that was done twice to effect.
 """
 
 from __future__ import annotations
@@ -194,7 +194,9 @@ class _Life:
 
 
 class History:
-    """Everything that happened to the table since this was made, from the oplog. Clients change top-level fields only."""
+    """Everything that happened to the table since this was made, from the oplog. Clients change top-level fields
+    only.
+    """
 
     def __init__(
         self, database: Database[dict[str, Any]], expect: Callable[[Row], Expectation] | None = None, table: str = TABLE

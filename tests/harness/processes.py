@@ -1,7 +1,7 @@
 """Real processes: a worker, started and told as the local engine does it, and a whole `predictd run`.
 
-A `Workplace` is a database with one service's declarations, and the worker processes on it. Every worker that it starts has a higher
-epoch than the one before, as the leader's have.
+A `Workplace` is a database with one service's declarations, and the worker processes on it. Every worker that it starts
+has a higher epoch than the one before, as the leader's have.
 """
 
 from __future__ import annotations

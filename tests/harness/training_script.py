@@ -1,8 +1,8 @@
 """A training in a process of its own, for tests that kill it: `python training_script.py CHECKPOINTS RESULT`.
 
-Everything that may come out differently after a resumption is in it: dropout, batch statistics, an optimizer with a state, random
-transforms of all three generators, a validation that draws random numbers. It prints a line when the first step is about to be made;
-RESULT gets the final weights and traces.
+Everything that may come out differently after a resumption is in it: dropout, batch statistics, an optimizer with a
+state, random transforms of all three generators, a validation that draws random numbers. It prints a line when the
+first step is about to be made; RESULT gets the final weights and traces.
 """
 
 from __future__ import annotations

@@ -14,9 +14,11 @@ from harness.processes import TABLE
 
 
 class Writer(threading.Thread):
-    """One client with a connection of its own: inserts its rows in bursts and one by one, and changes and deletes anybody's.
+    """One client with a connection of its own: inserts its rows in bursts and one by one, and changes and deletes
+    anybody's.
 
-    Of `rows` inserted rows a third are updated and a tenth deleted. What it does depends on its seed alone; when, on nobody.
+    Of `rows` inserted rows a third are updated and a tenth deleted. What it does depends on its seed alone; when, on
+    nobody.
     """
 
     def __init__(self, uri: str, database: str, seed: str, rows: int) -> None:

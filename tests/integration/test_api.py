@@ -254,7 +254,8 @@ def test_an_id_that_is_there_already_says_which_rows_are_in(mnist: Datalayer) ->
     mnist["mnist"].insert({"_id": 7})
     with pytest.raises(
         PredictdError,
-        match=r"rows\[1\]: a row with the _id 7 is there already; the 1 before it are inserted, it and the 1 after it are not",
+        match=r"rows\[1\]: a row with the _id 7 is there already; the 1 before it are inserted, "
+        r"it and the 1 after it are not",
     ):
         mnist["mnist"].insert([{"_id": 1}, {"_id": 7}, {"_id": 2}])
     assert {row["_id"] for row in mnist["mnist"]} == {1, 7}

@@ -1,4 +1,6 @@
-"""The change stream against a real mongod: what is heard, what never leaves the server, and how it goes on after everything that ends a stream."""
+"""The change stream against a real mongod: what is heard, what never leaves the server, and how it goes on after
+everything that ends a stream.
+"""
 
 from __future__ import annotations
 
@@ -161,7 +163,9 @@ def test_a_key_comes_as_it_is_stored(own: Any, rows: Any, key: Any) -> None:
     ids=repr,
 )
 def test_an_update_of_anything_outside_outputs_is_heard(own: Any, rows: Any, update: Any) -> None:
-    """Paths are compared part by part; one path outside is enough. So is one that takes all outputs away: we never do that."""
+    """Paths are compared part by part; one path outside is enough. So is one that takes all outputs away: we never do
+    that.
+    """
     rows.insert_one(
         {
             "_id": 1,

@@ -1,4 +1,6 @@
-"""What `predictd check` finds beyond the file itself: code that cannot be imported or built, a MongoDB that will not do."""
+"""What `predictd check` finds beyond the file itself: code that cannot be imported or built, a MongoDB that will not
+do.
+"""
 
 from __future__ import annotations
 
@@ -150,7 +152,8 @@ def test_a_factory_with_arguments(tmp_path: Path) -> None:
 
 def test_a_key_that_does_not_fit_the_code(tmp_path: Path) -> None:
     """A key of two fields for a function of one argument is told at the listener's key."""
-    listener = '[listeners.l]\ntable = "rows"\nkey = ["a", "b"]\nmodel = "m"\n[listeners.n]\ntable = "rows"\nkey = { a = "y" }\nmodel = "m"'
+    listener = '[listeners.l]\ntable = "rows"\nkey = ["a", "b"]\nmodel = "m"\n'
+    listener += '[listeners.n]\ntable = "rows"\nkey = { a = "y" }\nmodel = "m"'
     found = told(build(written(tmp_path, {"m": 'object = "mycode:one"'}, listener)))
     assert set(found) == {"listeners.l.key", "listeners.n.key"}
     assert "too many positional arguments" in found["listeners.l.key"]
@@ -265,7 +268,9 @@ def trained(folder: Path, *changes: tuple[str, str]) -> Config:
 
 @pytest.mark.slow
 def test_trainers_and_validations_that_will_not_do(tmp_path: Path) -> None:
-    """Each way of failing is told at the key that is to blame, nothing else is blamed for it, and what is good is not blamed at all."""
+    """Each way of failing is told at the key that is to blame, nothing else is blamed for it, and what is good is not
+    blamed at all.
+    """
     good = [
         ("learns:mse_loss", "learns:mse_loss"),
         ('transform = "learns:both"\n', ""),

@@ -1,7 +1,7 @@
 """The commands about models, jobs and listeners, on a real MongoDB; a test's thread plays the daemon.
 
-Most are called in this process, as the console script calls them: to start it anew would take most of the time. What loads models, or
-needs a terminal, runs as the script.
+Most are called in this process, as the console script calls them: to start it anew would take most of the time. What
+loads models, or needs a terminal, runs as the script.
 """
 
 from __future__ import annotations
@@ -335,8 +335,14 @@ def test_logs_follow_a_job_to_its_end(place: Place, beside: Callable[[Callable[[
 
 @pytest.mark.parametrize(
     ("before", "now", "gained"),
-    [([], ["a"], ["a"]), (["a"], ["a", "b"], ["b"]), (["a", "b"], ["b", "c"], ["c"]), (["a", "a"], ["a", "a"], []), (["a"], ["x"], ["x"])],
-)  # fmt: skip
+    [
+        ([], ["a"], ["a"]),
+        (["a"], ["a", "b"], ["b"]),
+        (["a", "b"], ["b", "c"], ["c"]),
+        (["a", "a"], ["a", "a"], []),
+        (["a"], ["x"], ["x"]),
+    ],
+)
 def test_a_log_that_keeps_its_last_lines_is_shown_without_repeats(
     before: list[str], now: list[str], gained: list[str]
 ) -> None:

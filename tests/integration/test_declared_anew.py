@@ -167,7 +167,9 @@ def test_code_that_is_taken_back_brings_its_version_back_unless_it_was_trained_m
 
 
 def test_a_version_whose_weights_are_damaged_is_not_brought_back(declared: Declared) -> None:
-    """What is declared again begins with what is there; the version that serves is not given up for one that cannot be loaded."""
+    """What is declared again begins with what is there; the version that serves is not given up for one that cannot be
+    loaded.
+    """
     declared.declare()
     damaged = declared.trained(7.0)
     declared.data["_predictd.weights.chunks"].update_one(

@@ -1,4 +1,6 @@
-"""The embedded MongoDB against a real mongod: its life, its ports, and what is left when any of its three processes is killed."""
+"""The embedded MongoDB against a real mongod: its life, its ports, and what is left when any of its three processes is
+killed.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,9 @@ def keys(mongo: EmbeddedMongo) -> set[str]:
 
 @contextmanager
 def listening(port: int = 0) -> Iterator[int]:
-    """Another program on a port of the loopback; it hangs up on everybody (mongod asks a silent one for 30 s who it is)."""
+    """Another program on a port of the loopback; it hangs up on everybody (mongod asks a silent one for 30 s who it
+    is).
+    """
 
     def hang_up() -> None:
         with suppress(OSError):
@@ -224,7 +228,9 @@ def test_a_killed_guardian_takes_mongod_with_it_and_ensure_recovers(state_dir):
 
 
 def test_signals_of_a_terminal_do_not_reach_guardian_or_mongod(state_dir):
-    """Only the owner's end decides: both are in a session of their own, and the guardian ignores being asked to stop."""
+    """Only the owner's end decides: both are in a session of their own, and the guardian ignores being asked to
+    stop.
+    """
     with ensure(state_dir) as mongo:
         now = serving(state_dir)
         assert os.getsid(now.guardian) == os.getsid(now.mongod) == now.guardian != os.getsid(0)
@@ -235,7 +241,9 @@ def test_signals_of_a_terminal_do_not_reach_guardian_or_mongod(state_dir):
 
 
 def test_a_port_that_is_taken_moves_the_replica_set_to_a_new_one(state_dir):
-    """The data is served on another port by a writable primary with change streams, and that port is kept from then on."""
+    """The data is served on another port by a writable primary with change streams, and that port is kept from then
+    on.
+    """
     with ensure(state_dir) as mongo:
         write(mongo, "before")
     with listening(mongo.port), ensure(state_dir) as moved:
@@ -292,7 +300,9 @@ def test_a_mongod_on_the_path_goes_before_the_wheels(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("read_only", [False, True])
 def test_a_wheel_without_run_bit_is_mended_or_copied(tmp_path, monkeypatch, read_only):
-    """A fresh wheel's file gets its run bit; where the installation is read-only, a copy in the state directory does."""
+    """A fresh wheel's file gets its run bit; where the installation is read-only, a copy in the state directory
+    does.
+    """
     wheel, state_dir = tmp_path / "fiftyone" / "db" / "bin" / "mongod", tmp_path / "state"
     wheel.parent.mkdir(parents=True)
     wheel.write_text("#!/bin/sh\n")
@@ -354,7 +364,8 @@ def test_the_log_is_bounded(tmp_path, monkeypatch):
 
 def test_the_guardian_is_light():
     """It imports neither torch nor pymongo: it lives as long as the daemon does."""
-    code = "import sys, daemon.embedded.guardian; sys.exit(bool({'torch', 'pymongo', 'bson', 'asyncio'} & set(sys.modules)))"
+    code = "import sys, daemon.embedded.guardian; "
+    code += "sys.exit(bool({'torch', 'pymongo', 'bson', 'asyncio'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
 
 

@@ -1,6 +1,8 @@
-"""Somebody who may write to the database, and has no key, writes garbage into predictd's own collections: a running daemon serves on, and so does the next.
+"""Somebody who may write to the database, and has no key, writes garbage into predictd's own collections: a running
+daemon serves on, and so does the next.
 
-What he may do on purpose (docs/security.md) is not looked at here: only that what is no document of ours does not bring the service down.
+What he may do on purpose (docs/security.md) is not looked at here: only that what is no document of ours does not bring
+the service down.
 """
 
 from __future__ import annotations
@@ -34,39 +36,72 @@ Garbage = tuple[str, Mapping[str, Any]]
 
 BESIDE: dict[str, Garbage] = {
     "a component without kind and name": (names.COMPONENTS, {**OF_SERVICE, "state": "applied", "epoch": 0}),
-    "a component whose name is no text": (names.COMPONENTS, {**OF_SERVICE, "state": "applied", "kind": "model", "name": 5}),
+    "a component whose name is no text": (
+        names.COMPONENTS,
+        {**OF_SERVICE, "state": "applied", "kind": "model", "name": 5},
+    ),
     "a component with a name that no status can hold": (
-        names.COMPONENTS, {**OF_SERVICE, "state": "applied", "kind": "model", "name": "a\0b"}
+        names.COMPONENTS,
+        {**OF_SERVICE, "state": "applied", "kind": "model", "name": "a\0b"},
     ),
     "a component with an endless name": (
-        names.COMPONENTS, {**OF_SERVICE, "state": "applied", "kind": "model", "name": "a" * 9_000_000}
+        names.COMPONENTS,
+        {**OF_SERVICE, "state": "applied", "kind": "model", "name": "a" * 9_000_000},
     ),
     "a nameless listener of a model": (
         names.COMPONENTS,
-        {**OF_SERVICE, "state": "applied", "kind": "listener", "model": MODEL, "generation": 1, "declaration": '"model": "f"'},
+        {
+            **OF_SERVICE,
+            "state": "applied",
+            "kind": "listener",
+            "model": MODEL,
+            "generation": 1,
+            "declaration": '"model": "f"',
+        },
     ),
-    "a job without anything": (names.JOBS, {**OF_SERVICE, "state": "queued", "epoch": 0, "model": MODEL, "created_at": None}),
+    "a job without anything": (
+        names.JOBS,
+        {**OF_SERVICE, "state": "queued", "epoch": 0, "model": MODEL, "created_at": None},
+    ),
     "a job that cannot be counted": (
         names.JOBS,
-        {"_id": "j", **OF_SERVICE, "kind": "train", "target": MODEL, "model": MODEL, "state": "queued", "epoch": 0, "attempts": "x"},
+        {
+            "_id": "j",
+            **OF_SERVICE,
+            "kind": "train",
+            "target": MODEL,
+            "model": MODEL,
+            "state": "queued",
+            "epoch": 0,
+            "attempts": "x",
+        },
     ),
     "an untidy job": (names.JOBS, {**OF_SERVICE, "untidy": True}),
     "a schedule": (names.SCHEDULES, {"_id": f"{SERVICE}/train/f/every", **OF_SERVICE}),
     "a dead letter without a row": (names.DEAD_LETTERS, {"_id": {**OF_SERVICE, "listener": LISTENER}, "table": TABLE}),
     "a dead letter without an input": (
-        names.DEAD_LETTERS, {"_id": {**OF_SERVICE, "listener": LISTENER, "row": 77}, "table": TABLE, "unwritable": True}
+        names.DEAD_LETTERS,
+        {"_id": {**OF_SERVICE, "listener": LISTENER, "row": 77}, "table": TABLE, "unwritable": True},
     ),
     "a request for a row that cannot be": (
-        names.REQUESTS, {"_id": {**OF_SERVICE, "listener": LISTENER, "row": Regex("("), "nonce": ObjectId()}}
+        names.REQUESTS,
+        {"_id": {**OF_SERVICE, "listener": LISTENER, "row": Regex("("), "nonce": ObjectId()}},
     ),
-    "a version that is none": (names.VERSIONS, {"_id": f"{SERVICE}/{MODEL}/2", **OF_SERVICE, "model": MODEL, "number": "zz"}),
-}  # fmt: skip
+    "a version that is none": (
+        names.VERSIONS,
+        {"_id": f"{SERVICE}/{MODEL}/2", **OF_SERVICE, "model": MODEL, "number": "zz"},
+    ),
+}
 
 OVER: dict[str, tuple[str, Any, Mapping[str, Any]]] = {
     "no signature beside the text": (names.COMPONENTS, LISTENED, {"$unset": {"signature": ""}}),
     "a generation that is none": (names.COMPONENTS, LISTENED, {"$set": {"generation": "x"}}),
     "an epoch that is none": (names.COMPONENTS, LISTENED, {"$set": {"epoch": "x", "revision": "1"}}),
-    "a removal without its time": (names.COMPONENTS, f"{SERVICE}/model/other", {"$set": {"state": "removed", "service": SERVICE}}),
+    "a removal without its time": (
+        names.COMPONENTS,
+        f"{SERVICE}/model/other",
+        {"$set": {"state": "removed", "service": SERVICE}},
+    ),
     "a bell that is no number": (names.BELLS, SERVICE, {"$set": {"count": "x"}}),
     "a position without a token": (names.POSITIONS, f"{SERVICE}/w", {"$unset": {"token": ""}}),
     "a position of no epoch": (names.POSITIONS, f"{SERVICE}/w", {"$set": {"epoch": "x"}}),
@@ -76,7 +111,7 @@ OVER: dict[str, tuple[str, Any, Mapping[str, Any]]] = {
     "a live version without a signature": (names.VERSIONS, f"{SERVICE}/{MODEL}/1", {"$unset": {"signature": ""}}),
     "a lease of no epoch": (names.LEASES, SERVICE, {"$set": {"epoch": "x"}}),
     "a lease of nobody": (names.LEASES, SERVICE, {"$unset": {"owner": "", "host": "", "pid": ""}}),
-}  # fmt: skip
+}
 
 
 @pytest.fixture

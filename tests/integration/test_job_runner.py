@@ -1,4 +1,6 @@
-"""The runner of jobs with processes that do as they are told, on a real MongoDB: how each of their ends is judged, and what is left of it."""
+"""The runner of jobs with processes that do as they are told, on a real MongoDB: how each of their ends is judged, and
+what is left of it.
+"""
 
 from __future__ import annotations
 

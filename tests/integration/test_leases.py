@@ -30,7 +30,9 @@ def test_a_lease_that_is_held_is_refused_and_its_holder_named(database: Any) -> 
 
 
 def test_its_own_lease_is_taken_back_at_once_with_a_higher_epoch(database: Any) -> None:
-    """A daemon that was killed does not wait for its own lease to expire, and fences what is left of its former self."""
+    """A daemon that was killed does not wait for its own lease to expire, and fences what is left of its former
+    self.
+    """
     lease(database, ONE).acquire()
     again = Holder("one", "host-1", 12)
     assert lease(database, again).acquire() == 2

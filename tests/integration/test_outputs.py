@@ -1,4 +1,6 @@
-"""The rows of a listener on a real mongod: what a snapshot sees of them, what a guarded write does to them, and which refuse it."""
+"""The rows of a listener on a real mongod: what a snapshot sees of them, what a guarded write does to them, and which
+refuse it.
+"""
 
 from __future__ import annotations
 

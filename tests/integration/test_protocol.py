@@ -1,7 +1,7 @@
 """The counterexamples of the write protocol's check, each in its own order of steps, against a real MongoDB.
 
-Two workers over one row: `old` was paused and has been replaced by `new`. Each test fails when its rule is taken out of the code;
-tests/acceptance/test_rules.py takes them out.
+Two workers over one row: `old` was paused and has been replaced by `new`. Each test fails when its rule is taken out of
+the code; tests/acceptance/test_rules.py takes them out.
 """
 
 from __future__ import annotations

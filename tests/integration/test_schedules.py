@@ -1,4 +1,6 @@
-"""Schedules on a real MongoDB: every due run is queued, and once, across restarts, missed times, deleted rows and a second daemon."""
+"""Schedules on a real MongoDB: every due run is queued, and once, across restarts, missed times, deleted rows and a
+second daemon.
+"""
 
 from __future__ import annotations
 

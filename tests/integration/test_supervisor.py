@@ -1,4 +1,6 @@
-"""The supervisor with fake workers, in a process of its own, on a real MongoDB: what it starts, shows, refuses, survives and gives back."""
+"""The supervisor with fake workers, in a process of its own, on a real MongoDB: what it starts, shows, refuses,
+survives and gives back.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +102,9 @@ def free_port() -> int:
 
 
 def test_it_starts_its_workers_shows_them_and_gives_everything_back(folder: Path, start: Start, database: Any) -> None:
-    """READY when the streams are open; at the end workers are drained, the lease is free, and torch was never imported."""
+    """READY when the streams are open; at the end workers are drained, the lease is free, and torch was never
+    imported.
+    """
     with NotifySocket(folder) as systemd:
         daemon = start(folder, NOTIFY_SOCKET=systemd.path)
         daemon.until_ready()
@@ -139,7 +143,9 @@ def test_a_worker_that_is_killed_is_started_again(folder: Path, start: Start) ->
 
 
 def test_a_worker_that_cannot_be_built_waits_until_somebody_asks(folder: Path, start: Start) -> None:
-    """Its reason is readable; SIGHUP tries again at once, for the code may have been mended though the file is the same."""
+    """Its reason is readable; SIGHUP tries again at once, for the code may have been mended though the file is the
+    same.
+    """
     daemon = start(folder)
     daemon.order("one", exit=65)
     assert "exit code 65: as the test ordered" in daemon.until_reason("exit code 65")

@@ -1,4 +1,6 @@
-"""A version goes live while rows stream in: nothing waits, nothing is lost, and each output is what its stated version computes."""
+"""A version goes live while rows stream in: nothing waits, nothing is lost, and each output is what its stated version
+computes.
+"""
 
 from __future__ import annotations
 

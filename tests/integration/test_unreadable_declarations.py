@@ -1,4 +1,6 @@
-"""Somebody without the key has written rubbish among the declarations, or damaged a blob: nobody stumbles over it, and applying again mends it."""
+"""Somebody without the key has written rubbish among the declarations, or damaged a blob: nobody stumbles over it, and
+applying again mends it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""One worker process from its start to its end: every way in which a row comes, changes and goes, and every way in which it cannot be predicted."""
+"""One worker process from its start to its end: every way in which a row comes, changes and goes, and every way in
+which it cannot be predicted.
+"""
 
 from __future__ import annotations
 

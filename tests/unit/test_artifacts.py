@@ -109,7 +109,8 @@ def test_a_module_beside_the_script_travels_by_value_and_a_lambda_with_what_it_c
     """Neither the helper nor `__main__` is importable here."""
     (tmp_path / "send.py").write_text(WRITES)
     (tmp_path / "helper_beside.py").write_text(
-        "import math\nFACTOR = 3\nclass Scaler:\n    def __call__(self, x): return twice(x) * FACTOR + math.floor(0.5)\n"
+        "import math\nFACTOR = 3\nclass Scaler:\n    def __call__(self, x): return twice(x) * FACTOR + "
+        "math.floor(0.5)\n"
         "def twice(x): return 2 * x\n"
     )
     run_script(
@@ -140,7 +141,7 @@ from send import send
 class LeNet5(torch.nn.Module):
     def __init__(self, num_classes):
         super().__init__()
-        self.layer1 = torch.nn.Sequential(torch.nn.Conv2d(1, 6, kernel_size=5), torch.nn.BatchNorm2d(6), torch.nn.ReLU())
+        self.layer1 = torch.nn.Sequential(torch.nn.Conv2d(1, 6, 5), torch.nn.BatchNorm2d(6), torch.nn.ReLU())
         self.fc = torch.nn.Linear(6 * 28 * 28, num_classes)
 
     def __hash__(self):
@@ -162,7 +163,8 @@ def test_the_lenet_of_the_tutorial_survives_with_its_hash_that_names_a_global(tm
     (tmp_path / "send.py").write_text(WRITES)
     script = (
         LENET
-        + "\nx = torch.ones(2, 1, 32, 32)\nsend('.', model=lenet_model, y=lenet_model.eval()(x).tolist(), h=hash(lenet_model))\n"
+        + "\nx = torch.ones(2, 1, 32, 32)\n"
+        + "send('.', model=lenet_model, y=lenet_model.eval()(x).tolist(), h=hash(lenet_model))\n"
     )
     run_script(tmp_path, script)
     model = received(tmp_path, "model")
@@ -183,7 +185,8 @@ lenet_model.train()(torch.ones(2, 1, 32, 32)).sum().backward()
 torch.optim.Adam(lenet_model.parameters()).step()
 lenet_model.eval()
 second = dumps(lenet_model, served=lenet_model)
-print(first.slot["$artifact"] == second.slot["$artifact"], first.slot["tensors"] != second.slot["tensors"], lenet_model.training)
+same = first.slot["$artifact"] == second.slot["$artifact"]
+print(same, first.slot["tensors"] != second.slot["tensors"], lenet_model.training)
 """
     )
     assert run_script(tmp_path, script).split() == ["True", "True", "False"]
@@ -229,17 +232,22 @@ print(before)
 
 
 def test_the_same_object_gives_the_same_bytes_again_also_in_another_process(tmp_path):
-    """Whatever the order of sets there, whether classes were compiled or read from a cache, and after what was used has been used."""
+    """Whatever the order of sets there, whether classes were compiled or read from a cache, and after what was used has
+    been used.
+    """
     (tmp_path / "helper_stable.py").write_text(
         "LIMITS = {'some_long_name', 'other', 'third'} and (1, 2)\n"
-        "class Helper:\n    'words words'\n    field = 'field'\n    def go(self): return [x for x in {'words words', 'b', 'c'}], self.field\n"
+        "class Helper:\n    'words words'\n    field = 'field'\n    def go(self): return [x for x in {'words words', "
+        "'b', 'c'}], self.field\n"
     )
     printed = {run_script(tmp_path, STABLE, hash_seed=str(seed)) for seed in (0, 1, 2)}
     assert len(printed) == 1
 
 
 def test_slots_that_hold_one_class_meet_in_one_class_again():
-    """An Enum from `preprocess` is the one that `postprocess` compares with; but versions of a model share nothing that refers to its weights."""
+    """An Enum from `preprocess` is the one that `postprocess` compares with; but versions of a model share nothing that
+    refers to its weights.
+    """
     Net, Kind = _notebook()  # noqa: N806
     first, second = dumps(lambda: Kind.A), dumps(lambda x: x is Kind.A)
     make, compare = (loads(each.slot, each.blobs.__getitem__) for each in (first, second))

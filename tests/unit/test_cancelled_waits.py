@@ -1,4 +1,6 @@
-"""A task that is told to end at the very moment at which what it waits for comes: it ends. (Python 3.11's `asyncio.wait_for` forgets that it was told.)"""
+"""A task that is told to end at the very moment at which what it waits for comes: it ends. (Python 3.11's
+`asyncio.wait_for` forgets that it was told.)
+"""
 
 from __future__ import annotations
 

@@ -15,7 +15,9 @@ def at(*parts: int) -> datetime:
 
 
 def test_the_clock_wakes_at_its_times_by_the_clock_that_it_is_given() -> None:
-    """A server's clock that is days ahead: three o'clock there is when the timer fires, and what has passed fires at once."""
+    """A server's clock that is days ahead: three o'clock there is when the timer fires, and what has passed fires at
+    once.
+    """
 
     async def story() -> list[tuple[str, float]]:
         ahead = at(2030, 6, 2, 2, 59, 59) - local_now()

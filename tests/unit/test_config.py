@@ -75,96 +75,298 @@ KEY = 'key = "img"'
 
 BAD = {
     "an unknown section": (GOOD + "[loging]\n", "loging", ["unknown section", "did you mean `log`?"]),
-    "an unknown key": (changed("[models.lenet]", '[models.lenet]\npreproces = "x"'), "models.lenet.preproces", ["did you mean `preprocess`?"]),
+    "an unknown key": (
+        changed("[models.lenet]", '[models.lenet]\npreproces = "x"'),
+        "models.lenet.preproces",
+        ["did you mean `preprocess`?"],
+    ),
     "a missing name": (changed('name = "mnist"', ""), "service.name", ["is missing", 'name = "mnist"']),
     "a missing section": ("[mongo]\ndatabase = 'x'", "service.name", ["is missing"]),
-    "a missing object": (changed('object = "examples.mnist:LeNet5"', ""), "models.lenet.object", ["is missing", "package.module:attribute"]),
+    "a missing object": (
+        changed('object = "examples.mnist:LeNet5"', ""),
+        "models.lenet.object",
+        ["is missing", "package.module:attribute"],
+    ),
     "a value for a section": ("http = 3\n" + GOOD, "http", ["3 is not a section", "[http]"]),
-    "a number for a string": (changed('database = "mnist"', "database = 3"), "mongo.database", ["3 is not right", 'database = "mnist"']),
-    "a string for a number": (changed(KEY, KEY + '\nmax_batch = "many"'), "listeners.digit.max_batch", ['"many"', "from 1 to 65536"]),
-    "true for a number": (changed(KEY, KEY + "\nmax_batch = true"), "listeners.digit.max_batch", ["true", "whole number"]),
-    "a batch of none": (changed(KEY, KEY + "\nmax_batch = 0"), "listeners.digit.max_batch", ["0 is not right", "from 1"]),
-    "a bad duration": (changed(KEY, KEY + '\nlatency_budget = "soon"'), "listeners.digit.latency_budget", ['"soon"', "ms, s, m or h"]),
-    "a duration of nothing": (changed(KEY, KEY + "\nlatency_budget = 0"), "listeners.digit.latency_budget", ["above 0"]),
+    "a number for a string": (
+        changed('database = "mnist"', "database = 3"),
+        "mongo.database",
+        ["3 is not right", 'database = "mnist"'],
+    ),
+    "a string for a number": (
+        changed(KEY, KEY + '\nmax_batch = "many"'),
+        "listeners.digit.max_batch",
+        ['"many"', "from 1 to 65536"],
+    ),
+    "true for a number": (
+        changed(KEY, KEY + "\nmax_batch = true"),
+        "listeners.digit.max_batch",
+        ["true", "whole number"],
+    ),
+    "a batch of none": (
+        changed(KEY, KEY + "\nmax_batch = 0"),
+        "listeners.digit.max_batch",
+        ["0 is not right", "from 1"],
+    ),
+    "a bad duration": (
+        changed(KEY, KEY + '\nlatency_budget = "soon"'),
+        "listeners.digit.latency_budget",
+        ['"soon"', "ms, s, m or h"],
+    ),
+    "a duration of nothing": (
+        changed(KEY, KEY + "\nlatency_budget = 0"),
+        "listeners.digit.latency_budget",
+        ["above 0"],
+    ),
     "an endless stop": (changed("[mongo]", "stop_timeout = inf\n[mongo]"), "service.stop_timeout", ['up to "1h"']),
-    "a bad service name": (changed('name = "mnist"', 'name = "9 lives"'), "service.name", ['"9 lives"', "not beginning with a digit"]),
+    "a bad service name": (
+        changed('name = "mnist"', 'name = "9 lives"'),
+        "service.name",
+        ['"9 lives"', "not beginning with a digit"],
+    ),
     "an empty state_dir": (changed("[mongo]", 'state_dir = ""\n[mongo]'), "service.state_dir", ["a folder"]),
     "a foreign uri": (changed('"embedded"', '"postgres://h/"'), "mongo.uri", ["no address of a MongoDB", "mongodb://"]),
     "a uri without a host": (changed('"embedded"', '"mongodb://"'), "mongo.uri", ["come hosts"]),
-    "a port in srv": (changed('"embedded"', '"mongodb+srv://a.b.c:27017/"'), "mongo.uri", ["one host name and no port"]),
-    "a port for one's own mongod": (changed('"embedded"', '"mongodb://h/"\nport = 27018'), "mongo.port", ["only an embedded", "remove it"]),
+    "a port in srv": (
+        changed('"embedded"', '"mongodb+srv://a.b.c:27017/"'),
+        "mongo.uri",
+        ["one host name and no port"],
+    ),
+    "a port for one's own mongod": (
+        changed('"embedded"', '"mongodb://h/"\nport = 27018'),
+        "mongo.port",
+        ["only an embedded", "remove it"],
+    ),
     "a port out of range": (changed('"embedded"', '"embedded"\nport = 70000'), "mongo.port", ["from 1 to 65535"]),
-    "a database with a dot": (changed('database = "mnist"', 'database = "a.b"'), "mongo.database", ['may not hold "."']),
+    "a database with a dot": (
+        changed('database = "mnist"', 'database = "a.b"'),
+        "mongo.database",
+        ['may not hold "."'],
+    ),
     "a long database": (changed('database = "mnist"', f'database = "{"x" * 64}"'), "mongo.database", ["1 to 63 bytes"]),
-    "MongoDB's own database": (changed('database = "mnist"', 'database = "admin"'), "mongo.database", ["MongoDB's own"]),
+    "MongoDB's own database": (
+        changed('database = "mnist"', 'database = "admin"'),
+        "mongo.database",
+        ["MongoDB's own"],
+    ),
     "a listen without a port": (GOOD + '[http]\nlisten = "localhost"', "http.listen", ["host:port", "127.0.0.1:9477"]),
     "a listen with a wild port": (GOOD + '[http]\nlisten = "localhost:99999"', "http.listen", ["65535"]),
     "an unknown log level": (GOOD + '[log]\nlevel = "loud"', "log.level", ['"loud"', '"debug"']),
-    "a list of numbers to import": (changed('["examples"]', "[1]"), "security.allow_imports[0]", ["a list of packages"]),
-    "a path to import": (changed('["examples"]', '["./examples"]'), "security.allow_imports[0]", ['"./examples"', "a list of packages"]),
-    "an import outside": (changed('"examples.mnist:LeNet5"', '"os:system"'), "models.lenet.object", ["outside security.allow_imports", '["examples", "os"]']),
-    "an import of a near name": (changed('"examples.mnist:LeNet5"', '"examples2:x"'), "models.lenet.object", ["outside security.allow_imports"]),
-    "an import without a colon": (changed('"examples.mnist:LeNet5"', '"examples.mnist.LeNet5"'), "models.lenet.object", ['for example "examples.mnist:LeNet5"']),
-    "an import of a dunder": (changed('"examples.mnist:LeNet5"', '"examples.mnist:__builtins__"'), "models.lenet.object", ["special attribute"]),
-    "a list of no devices": (changed("[listeners.digit]", "device = []\n[listeners.digit]"), "models.lenet.device", ["[] is not right", '"cuda"']),
-    "any device in a list": (changed("[listeners.digit]", 'device = ["auto"]\n[listeners.digit]'), "models.lenet.device", ['a list of these but "auto"']),
-    "an unknown order": (changed(KEY, KEY + '\nscan_order = "random"'), "listeners.digit.scan_order", ['"newest"', '"oldest"']),
-    "a negative rate": (changed(KEY, KEY + "\nscan_rate = -1"), "listeners.digit.scan_rate", ["-1 is not right", "rows a second"]),
+    "a list of numbers to import": (
+        changed('["examples"]', "[1]"),
+        "security.allow_imports[0]",
+        ["a list of packages"],
+    ),
+    "a path to import": (
+        changed('["examples"]', '["./examples"]'),
+        "security.allow_imports[0]",
+        ['"./examples"', "a list of packages"],
+    ),
+    "an import outside": (
+        changed('"examples.mnist:LeNet5"', '"os:system"'),
+        "models.lenet.object",
+        ["outside security.allow_imports", '["examples", "os"]'],
+    ),
+    "an import of a near name": (
+        changed('"examples.mnist:LeNet5"', '"examples2:x"'),
+        "models.lenet.object",
+        ["outside security.allow_imports"],
+    ),
+    "an import without a colon": (
+        changed('"examples.mnist:LeNet5"', '"examples.mnist.LeNet5"'),
+        "models.lenet.object",
+        ['for example "examples.mnist:LeNet5"'],
+    ),
+    "an import of a dunder": (
+        changed('"examples.mnist:LeNet5"', '"examples.mnist:__builtins__"'),
+        "models.lenet.object",
+        ["special attribute"],
+    ),
+    "a list of no devices": (
+        changed("[listeners.digit]", "device = []\n[listeners.digit]"),
+        "models.lenet.device",
+        ["[] is not right", '"cuda"'],
+    ),
+    "any device in a list": (
+        changed("[listeners.digit]", 'device = ["auto"]\n[listeners.digit]'),
+        "models.lenet.device",
+        ['a list of these but "auto"'],
+    ),
+    "an unknown order": (
+        changed(KEY, KEY + '\nscan_order = "random"'),
+        "listeners.digit.scan_order",
+        ['"newest"', '"oldest"'],
+    ),
+    "a negative rate": (
+        changed(KEY, KEY + "\nscan_rate = -1"),
+        "listeners.digit.scan_rate",
+        ["-1 is not right", "rows a second"],
+    ),
     "no jobs": (GOOD + "[limits]\njobs = 0", "limits.jobs", ["0 is not right", "from 1 to 64"]),
-    "an empty key file": (changed("[tables.mnist]", 'signing_key_file = ""\n[tables.mnist]'), "security.signing_key_file", ["the name of a file"]),
-    "a device that is none": (changed("[listeners.digit]", 'device = "gpu"\n[listeners.digit]'), "models.lenet.device", ['"gpu"', '"cuda"']),
-    "a key of the other type": (changed("[listeners.digit]", "batched = true\n[listeners.digit]"), "models.lenet.batched", ['type = "object"', "remove it"]),
-    "a date for a model": (changed("num_classes = 10", "since = 2026-01-01"), "models.lenet.arguments.since", ["write a string"]),
-    "nan for a model": (changed("num_classes = 10", "x = [nan]"), "models.lenet.arguments.x[0]", ["not a finite number"]),
-    "an argument with a space": (changed("num_classes = 10", '"a b" = 1'), 'models.lenet.arguments."a b"', ["passes an argument by"]),
+    "an empty key file": (
+        changed("[tables.mnist]", 'signing_key_file = ""\n[tables.mnist]'),
+        "security.signing_key_file",
+        ["the name of a file"],
+    ),
+    "a device that is none": (
+        changed("[listeners.digit]", 'device = "gpu"\n[listeners.digit]'),
+        "models.lenet.device",
+        ['"gpu"', '"cuda"'],
+    ),
+    "a key of the other type": (
+        changed("[listeners.digit]", "batched = true\n[listeners.digit]"),
+        "models.lenet.batched",
+        ['type = "object"', "remove it"],
+    ),
+    "a date for a model": (
+        changed("num_classes = 10", "since = 2026-01-01"),
+        "models.lenet.arguments.since",
+        ["write a string"],
+    ),
+    "nan for a model": (
+        changed("num_classes = 10", "x = [nan]"),
+        "models.lenet.arguments.x[0]",
+        ["not a finite number"],
+    ),
+    "an argument with a space": (
+        changed("num_classes = 10", '"a b" = 1'),
+        'models.lenet.arguments."a b"',
+        ["passes an argument by"],
+    ),
     "a number of 65 bits": (changed("num_classes = 10", f"n = {2**64}"), "models.lenet.arguments.n", ["64 bits"]),
     "a bad datatype": (changed('"pil_image"', '"pil_imag"'), "tables.mnist.fields.img", ["did you mean 'pil_image'"]),
     "a table without fields": (GOOD + "[tables.t]\nfields = {}", "tables.t.fields", ["{} is not right", "datatypes"]),
-    "a field of outputs": (changed("class =", "_outputs ="), "tables.mnist.fields._outputs", ["where predictd writes", "remove it"]),
+    "a field of outputs": (
+        changed("class =", "_outputs ="),
+        "tables.mnist.fields._outputs",
+        ["where predictd writes", "remove it"],
+    ),
     "a field with a dollar": (changed("class =", '"$class" ='), 'tables.mnist.fields."$class"', ["begins with $"]),
-    "a table of the system's": (GOOD + '[tables."system.users"]\nfields = { a = "int" }', 'tables."system.users"', ["are taken"]),
-    "a table of ours": (GOOD + '[tables."_predictd.jobs"]\nfields = { a = "int" }', 'tables."_predictd.jobs"', ["are taken"]),
-    "a model with a dot": (GOOD + '[models."a.b"]\nobject = "examples:x"', 'models."a.b"', ["not a name", "[models.a_b]"]),
-    "a listener with a dollar": (GOOD + '[listeners."$x"]\ntable = "mnist"\nkey = "img"\nmodel = "lenet"', 'listeners."$x"', ["not a name", "[listeners.x]"]),
-    "a worker with a space": (changed(KEY, KEY + '\nworker = "a b"'), "listeners.digit.worker", ["not a name", 'worker = "gpu0"']),
-    "an unknown table": (changed('table = "mnist"', 'table = "mnits"'), "listeners.digit.table", ["no table", "did you mean `mnist`?"]),
-    "an unknown model": (changed('model = "lenet"', 'model = "Lenet5"'), "listeners.digit.model", ["no model", "did you mean `lenet`?"]),
-    "an unknown field": (changed(KEY, 'key = ["class", "image"]'), "listeners.digit.key[1]", ["declares no field `image`", "did you mean `img`?"]),
+    "a table of the system's": (
+        GOOD + '[tables."system.users"]\nfields = { a = "int" }',
+        'tables."system.users"',
+        ["are taken"],
+    ),
+    "a table of ours": (
+        GOOD + '[tables."_predictd.jobs"]\nfields = { a = "int" }',
+        'tables."_predictd.jobs"',
+        ["are taken"],
+    ),
+    "a model with a dot": (
+        GOOD + '[models."a.b"]\nobject = "examples:x"',
+        'models."a.b"',
+        ["not a name", "[models.a_b]"],
+    ),
+    "a listener with a dollar": (
+        GOOD + '[listeners."$x"]\ntable = "mnist"\nkey = "img"\nmodel = "lenet"',
+        'listeners."$x"',
+        ["not a name", "[listeners.x]"],
+    ),
+    "a worker with a space": (
+        changed(KEY, KEY + '\nworker = "a b"'),
+        "listeners.digit.worker",
+        ["not a name", 'worker = "gpu0"'],
+    ),
+    "an unknown table": (
+        changed('table = "mnist"', 'table = "mnits"'),
+        "listeners.digit.table",
+        ["no table", "did you mean `mnist`?"],
+    ),
+    "an unknown model": (
+        changed('model = "lenet"', 'model = "Lenet5"'),
+        "listeners.digit.model",
+        ["no model", "did you mean `lenet`?"],
+    ),
+    "an unknown field": (
+        changed(KEY, 'key = ["class", "image"]'),
+        "listeners.digit.key[1]",
+        ["declares no field `image`", "did you mean `img`?"],
+    ),
     "an empty key": (changed(KEY, "key = []"), "listeners.digit.key", ["[] is not right", "a list of fields"]),
     "a number for a key": (changed(KEY, "key = 3"), "listeners.digit.key", ["3 is not right", 'key = "img"']),
     "a key twice": (changed(KEY, 'key = ["img", "img"]'), "listeners.digit.key", ["stands twice"]),
-    "an argument twice": (changed(KEY, 'key = { img = "x", class = "x" }'), "listeners.digit.key", ["two fields go to the argument `x`"]),
-    "an argument that is none": (changed(KEY, 'key = { img = "a-b" }'), "listeners.digit.key.img", ["name of an argument"]),
-    "a chain to nobody": (changed(KEY, 'key = "_outputs.digi.value"'), "listeners.digit.key", ["no listener `digi`", "did you mean `digit`?"]),
-    "a chain to a version": (changed(KEY, 'key = "_outputs.digit.version"'), "listeners.digit.key", ['"_outputs.digit.value"']),
+    "an argument twice": (
+        changed(KEY, 'key = { img = "x", class = "x" }'),
+        "listeners.digit.key",
+        ["two fields go to the argument `x`"],
+    ),
+    "an argument that is none": (
+        changed(KEY, 'key = { img = "a-b" }'),
+        "listeners.digit.key.img",
+        ["name of an argument"],
+    ),
+    "a chain to nobody": (
+        changed(KEY, 'key = "_outputs.digi.value"'),
+        "listeners.digit.key",
+        ["no listener `digi`", "did you mean `digit`?"],
+    ),
+    "a chain to a version": (
+        changed(KEY, 'key = "_outputs.digit.version"'),
+        "listeners.digit.key",
+        ['"_outputs.digit.value"'],
+    ),
     "a chain to itself": (changed(KEY, 'key = "_outputs.digit.value"'), "listeners.digit.key", ["digit -> digit"]),
     "a cycle": (GOOD + CHAIN, "listeners.a.key", ["a -> c -> b -> a", "one of them must"]),
     "a chain across tables": (
-        GOOD + '[tables.t]\nfields = { a = "int" }\n[listeners.x]\ntable = "t"\nkey = "_outputs.digit.value"\nmodel = "lenet"',
+        GOOD
+        + '[tables.t]\nfields = { a = "int" }\n'
+        + '[listeners.x]\ntable = "t"\nkey = "_outputs.digit.value"\nmodel = "lenet"',
         "listeners.x.key",
         ["both must be on the same table"],
     ),
-    "a filter that runs code": (GOOD + 'where = { "$where" = "1" }', 'listeners.digit.where."$where"', ["run code", "query operators"]),
-    "an expression": (GOOD + 'where = { "$expr" = { "$lt" = ["$at", "$$NOW"] } }', 'listeners.digit.where."$expr"', ["the clock", "query operators"]),
+    "a filter that runs code": (
+        GOOD + 'where = { "$where" = "1" }',
+        'listeners.digit.where."$where"',
+        ["run code", "query operators"],
+    ),
+    "an expression": (
+        GOOD + 'where = { "$expr" = { "$lt" = ["$at", "$$NOW"] } }',
+        'listeners.digit.where."$expr"',
+        ["the clock", "query operators"],
+    ),
     "an expression deep down": (
         GOOD + 'where = { "$and" = [ { "$expr" = { "$function" = {} } } ] }',
         'listeners.digit.where."$and"[0]."$expr"',
         ["fail on one row"],
     ),
-    "a filter on outputs": (GOOD + 'where = { "_outputs.digit.value" = 1 }', 'listeners.digit.where."_outputs.digit.value"', ["cannot look at outputs", "chain"]),
-    "an unknown operator": (GOOD + 'where = { class = { "$gtt" = 3 } }', 'listeners.digit.where.class."$gtt"', ["did you mean `$gt`?"]),
+    "a filter on outputs": (
+        GOOD + 'where = { "_outputs.digit.value" = 1 }',
+        'listeners.digit.where."_outputs.digit.value"',
+        ["cannot look at outputs", "chain"],
+    ),
+    "an unknown operator": (
+        GOOD + 'where = { class = { "$gtt" = 3 } }',
+        'listeners.digit.where.class."$gtt"',
+        ["did you mean `$gt`?"],
+    ),
     "an operator at the top": (GOOD + 'where = { "$gt" = 3 }', 'listeners.digit.where."$gt"', ["stands below a field"]),
-    "an or of nothing": (GOOD + 'where = { "$or" = [] }', 'listeners.digit.where."$or"', ["takes a list of conditions"]),
+    "an or of nothing": (
+        GOOD + 'where = { "$or" = [] }',
+        'listeners.digit.where."$or"',
+        ["takes a list of conditions"],
+    ),
     "an in of one": (GOOD + 'where = { class = { "$in" = 3 } }', 'listeners.digit.where.class."$in"', ["takes a list"]),
-    "operators among fields": (GOOD + 'where = { class = { "$gt" = 3, a = 1 } }', "listeners.digit.where.class.a", ['"class.a"']),
-    "a date without a zone": (GOOD + "where = { at = 2026-01-01T00:00:00 }", "listeners.digit.where.at", ["no time zone", "2026-01-01T00:00:00Z"]),
+    "operators among fields": (
+        GOOD + 'where = { class = { "$gt" = 3, a = 1 } }',
+        "listeners.digit.where.class.a",
+        ['"class.a"'],
+    ),
+    "a date without a zone": (
+        GOOD + "where = { at = 2026-01-01T00:00:00 }",
+        "listeners.digit.where.at",
+        ["no time zone", "2026-01-01T00:00:00Z"],
+    ),
     "a day": (GOOD + "where = { at = 2026-01-01 }", "listeners.digit.where.at", ["2026-01-01T00:00:00Z"]),
-    "a broken object id": (GOOD + 'where = { _id = { "$oid" = "xyz" } }', "listeners.digit.where._id", ["Extended JSON"]),
+    "a broken object id": (
+        GOOD + 'where = { _id = { "$oid" = "xyz" } }',
+        "listeners.digit.where._id",
+        ["Extended JSON"],
+    ),
     "a filter that is a string": (GOOD + 'where = "class = 3"', "listeners.digit.where", ["a MongoDB filter document"]),
     "an unset variable": (changed('"embedded"', '"${MONGO_URI}"'), "mongo.uri", ["MONGO_URI is not set", "set it"]),
     "a broken variable": (changed('"embedded"', '"${MONGO-URI}"'), "mongo.uri", ["`${NAME}`", "`$${`"]),
     "an open variable": (changed('"embedded"', '"${MONGO"'), "mongo.uri", ["`${NAME}`"]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("text", "path", "words"), BAD.values(), ids=BAD)
@@ -254,7 +456,9 @@ def test_defaults(tmp_path: Path) -> None:
 
 
 def test_the_state_directory(tmp_path: Path) -> None:
-    """The key comes before systemd's $STATE_DIRECTORY (the first, of several), and that before .predictd beside the file."""
+    """The key comes before systemd's $STATE_DIRECTORY (the first, of several), and that before .predictd beside the
+    file.
+    """
     systemd = {"STATE_DIRECTORY": "/var/lib/predictd:/var/lib/more"}
     assert read(tmp_path, GOOD, systemd).service.state_dir == Path("/var/lib/predictd")
     keyed = changed("[mongo]", 'state_dir = "state"\n[mongo]')
@@ -316,7 +520,8 @@ def test_a_model_without_a_listener_is_worth_a_warning(tmp_path: Path) -> None:
 
 def test_filters_travel_as_json_and_come_back(tmp_path: Path) -> None:
     """Dates, object ids and numbers that are not finite survive the way through JSON."""
-    where = 'where = { at = { "$gte" = 2026-01-31T01:00:00+01:00 }, _id = { "$ne" = { "$oid" = "0123456789abcdef01234567" } }, x = { "$lt" = inf } }'
+    where = 'where = { at = { "$gte" = 2026-01-31T01:00:00+01:00 }, '
+    where += '_id = { "$ne" = { "$oid" = "0123456789abcdef01234567" } }, x = { "$lt" = inf } }'
     declared = read(tmp_path, GOOD + where).declarations()
     travelled = json.loads(json.dumps(declared, allow_nan=False))["listeners"]["digit"]["where"]
     assert decoded_filter(travelled) == {
@@ -367,10 +572,13 @@ def test_regular_expressions_keep_their_neighbours(tmp_path: Path) -> None:
 
 
 def test_fingerprints_tell_what_changed(tmp_path: Path) -> None:
-    """A change touches the fingerprint of its declaration and of the workers that use it, an order or a comment none."""
+    """A change touches the fingerprint of its declaration and of the workers that use it, an order or a comment
+    none.
+    """
     two = (
         GOOD
-        + '[models.other]\nobject = "torch.nn:ReLU"\n[listeners.second]\ntable = "mnist"\nkey = "class"\nmodel = "other"\n'
+        + '[models.other]\nobject = "torch.nn:ReLU"\n'
+        + '[listeners.second]\ntable = "mnist"\nkey = "class"\nmodel = "other"\n'
     )
     before = read(tmp_path, two)
     assert before.workers() == {"lenet": ("digit",), "other": ("second",)}

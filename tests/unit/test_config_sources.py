@@ -1,4 +1,6 @@
-"""Where a configuration comes from: the file that counts, what the environment puts in, and that no message shows a secret."""
+"""Where a configuration comes from: the file that counts, what the environment puts in, and that no message shows a
+secret.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""service.toml on training: what is read from [trainers.*] and [validations.*], and how each way of getting it wrong is told."""
+"""service.toml on training: what is read from [trainers.*] and [validations.*], and how each way of getting it wrong is
+told.
+"""
 
 from __future__ import annotations
 
@@ -75,73 +77,244 @@ def when(*lines: str, validation: bool = False) -> str:
 
 
 BAD = {
-    "a trainer of no model": (GOOD.replace("[trainers.lenet]", "[trainers.lennet]"), "trainers.lennet", ["no model `lennet`", "did you mean `lenet`?"]),
+    "a trainer of no model": (
+        GOOD.replace("[trainers.lenet]", "[trainers.lennet]"),
+        "trainers.lennet",
+        ["no model `lennet`", "did you mean `lenet`?"],
+    ),
     "a trainer of an object": (
-        GOOD + '[trainers.words]\ntable = "mnist"\nkey = ["img", "class"]\nobjective = "torch.nn:MSELoss"\npromote = "always"',
+        GOOD
+        + '[trainers.words]\ntable = "mnist"\n'
+        + 'key = ["img", "class"]\nobjective = "torch.nn:MSELoss"\npromote = "always"',
         "trainers.words",
         ['type = "object"', "remove this section"],
     ),
     "an unknown key": (GOOD + "max_iteration = 3", "trainers.lenet.max_iteration", ["did you mean `max_iterations`?"]),
-    "no objective": (changed('objective = "torch.nn.functional:cross_entropy"', ""), "trainers.lenet.objective", ["is missing", "package.module"]),
-    "an unknown table": (changed('table = "mnist"\nkey = ["img", "class"]\nobjective', 'table = "mnits"\nkey = ["img", "class"]\nobjective'), "trainers.lenet.table", ["no table `mnits`", "did you mean `mnist`?"]),
-    "an unknown field": (changed(KEY, 'key = ["img", "label"]\nobjective'), "trainers.lenet.key[1]", ["declares no field `label`"]),
+    "no objective": (
+        changed('objective = "torch.nn.functional:cross_entropy"', ""),
+        "trainers.lenet.objective",
+        ["is missing", "package.module"],
+    ),
+    "an unknown table": (
+        changed(
+            'table = "mnist"\nkey = ["img", "class"]\nobjective', 'table = "mnits"\nkey = ["img", "class"]\nobjective'
+        ),
+        "trainers.lenet.table",
+        ["no table `mnits`", "did you mean `mnist`?"],
+    ),
+    "an unknown field": (
+        changed(KEY, 'key = ["img", "label"]\nobjective'),
+        "trainers.lenet.key[1]",
+        ["declares no field `label`"],
+    ),
     "a key of one": (changed(KEY, 'key = ["img"]\nobjective'), "trainers.lenet.key", ["at least two different fields"]),
-    "a key of the same": (changed(KEY, 'key = ["img", "img"]\nobjective'), "trainers.lenet.key", ["at least two different fields"]),
-    "a key that is a string": (changed(KEY, 'key = "img"\nobjective'), "trainers.lenet.key", ["a list of at least two"]),
+    "a key of the same": (
+        changed(KEY, 'key = ["img", "img"]\nobjective'),
+        "trainers.lenet.key",
+        ["at least two different fields"],
+    ),
+    "a key that is a string": (
+        changed(KEY, 'key = "img"\nobjective'),
+        "trainers.lenet.key",
+        ["a list of at least two"],
+    ),
     "a filter that runs code": (GOOD + 'where = { "$where" = "1" }', 'trainers.lenet.where."$where"', ["run code"]),
-    "an objective outside": (changed("torch.nn.functional:cross_entropy", "os:system"), "trainers.lenet.objective", ["outside security.allow_imports"]),
-    "a transform that is no path": (GOOD + 'transform = "examples.mnist.transform"', "trainers.lenet.transform", ['"examples.mnist:transform"']),
+    "an objective outside": (
+        changed("torch.nn.functional:cross_entropy", "os:system"),
+        "trainers.lenet.objective",
+        ["outside security.allow_imports"],
+    ),
+    "a transform that is no path": (
+        GOOD + 'transform = "examples.mnist.transform"',
+        "trainers.lenet.transform",
+        ['"examples.mnist:transform"'],
+    ),
     "an optimizer outside": (GOOD + 'optimizer = "mine:Sgd"', "trainers.lenet.optimizer", ['["examples", "mine"]']),
-    "a date for the optimizer": (GOOD + "optimizer_arguments = { lr = 2026-01-01 }", "trainers.lenet.optimizer_arguments.lr", ["write a string"]),
+    "a date for the optimizer": (
+        GOOD + "optimizer_arguments = { lr = 2026-01-01 }",
+        "trainers.lenet.optimizer_arguments.lr",
+        ["write a string"],
+    ),
     "a sampler": (GOOD + "loader = { sampler = 3 }", "trainers.lenet.loader.sampler", ["the trainer's own", "`seed`"]),
-    "a batch of none": (GOOD + "loader = { batch_size = 0 }", "trainers.lenet.loader.batch_size", ["0 is not right", "`batch_size = 64`"]),
-    "half a worker": (GOOD + "loader = { num_workers = 0.5 }", "trainers.lenet.loader.num_workers", ["whole number, at least 0"]),
-    "an import among arguments": (GOOD + 'loader = { collate_fn = { "$import" = "os:system" } }', 'trainers.lenet.loader.collate_fn."$import"', ["outside security"]),
-    "an import with company": (GOOD + 'loader = { collate_fn = { "$import" = "examples.mnist:x", a = 1 } }', "trainers.lenet.loader.collate_fn", ["stands alone"]),
+    "a batch of none": (
+        GOOD + "loader = { batch_size = 0 }",
+        "trainers.lenet.loader.batch_size",
+        ["0 is not right", "`batch_size = 64`"],
+    ),
+    "half a worker": (
+        GOOD + "loader = { num_workers = 0.5 }",
+        "trainers.lenet.loader.num_workers",
+        ["whole number, at least 0"],
+    ),
+    "an import among arguments": (
+        GOOD + 'loader = { collate_fn = { "$import" = "os:system" } }',
+        'trainers.lenet.loader.collate_fn."$import"',
+        ["outside security"],
+    ),
+    "an import with company": (
+        GOOD + 'loader = { collate_fn = { "$import" = "examples.mnist:x", a = 1 } }',
+        "trainers.lenet.loader.collate_fn",
+        ["stands alone"],
+    ),
     "no iterations": (GOOD + "max_iterations = 0", "trainers.lenet.max_iterations", ["whole number of steps from 1"]),
     "a whole fold": (GOOD + "folds = 1.0", "trainers.lenet.folds", ["a fraction between 0 and 1"]),
     "an unknown fold": (GOOD + 'folds = "some"', "trainers.lenet.folds", ['"auto", "none"']),
     "a negative seed": (GOOD + "seed = -1", "trainers.lenet.seed", ["63 bits"]),
-    "an unknown metric to listen to": (GOOD + 'listen = "valid/los"', "trainers.lenet.listen", ["did you mean `valid/loss`?"]),
-    "an unknown metric to promote by": (GOOD + 'promote_metric = "valid/accuracy"', "trainers.lenet.promote_metric", ["did you mean `valid/acc`?"]),
-    "better without a validation": (GOOD.replace(VALIDATION, "") + 'folds = "none"', "trainers.lenet.promote", ["needs a validation", 'promote = "always"']),
-    "a margin without better": (GOOD + 'promote = "always"\npromote_margin = 0.1', "trainers.lenet.promote_margin", ['only promote = "better"']),
-    "an unknown way to promote": (GOOD + 'promote = "best"', "trainers.lenet.promote", ['"better", "always" or "manual"']),
+    "an unknown metric to listen to": (
+        GOOD + 'listen = "valid/los"',
+        "trainers.lenet.listen",
+        ["did you mean `valid/loss`?"],
+    ),
+    "an unknown metric to promote by": (
+        GOOD + 'promote_metric = "valid/accuracy"',
+        "trainers.lenet.promote_metric",
+        ["did you mean `valid/acc`?"],
+    ),
+    "better without a validation": (
+        GOOD.replace(VALIDATION, "") + 'folds = "none"',
+        "trainers.lenet.promote",
+        ["needs a validation", 'promote = "always"'],
+    ),
+    "a margin without better": (
+        GOOD + 'promote = "always"\npromote_margin = 0.1',
+        "trainers.lenet.promote_margin",
+        ['only promote = "better"'],
+    ),
+    "an unknown way to promote": (
+        GOOD + 'promote = "best"',
+        "trainers.lenet.promote",
+        ['"better", "always" or "manual"'],
+    ),
     "to keep nothing": (GOOD + "keep = 0", "trainers.lenet.keep", ["from 1 to 10000"]),
     "an empty occasion": (when("{}"), "trainers.lenet.when[0]", ["none of every, cron, rows and below"]),
-    "two occasions in one": (when('{ every = "6h", rows = 3 }'), "trainers.lenet.when[0]", ["has every and rows", "one of them"]),
-    "an unknown occasion": (when('{ every = "6h", evry = 1 }'), "trainers.lenet.when[0].evry", ["did you mean `every`?"]),
+    "two occasions in one": (
+        when('{ every = "6h", rows = 3 }'),
+        "trainers.lenet.when[0]",
+        ["has every and rows", "one of them"],
+    ),
+    "an unknown occasion": (
+        when('{ every = "6h", evry = 1 }'),
+        "trainers.lenet.when[0].evry",
+        ["did you mean `every`?"],
+    ),
     "an occasion that is none": (when('"6h"'), "trainers.lenet.when[0]", ['"6h"', "it must be a list of"]),
     "always": (when("{ every = 0.1 }"), "trainers.lenet.when[0].every", ['from "1s" to a year']),
     "an interval in days": (when('{ every = "1d" }'), "trainers.lenet.when[0].every", ["ms, s, m or h"]),
     "two intervals": (when('{ every = "6h" }', '{ every = "8h" }'), "trainers.lenet.when[1]", ["`every` stands twice"]),
     "a bad cron": (when('{ cron = "0 25 * * *" }'), "trainers.lenet.when[0].cron", ["`25` is no hour", "0 3 * * *"]),
     "a cron of six": (when('{ cron = "0 0 3 * * *" }'), "trainers.lenet.when[0].cron", ["five fields"]),
-    "an unknown zone": (when('{ cron = "0 3 * * *", timezone = "Europe/Berln" }'), "trainers.lenet.when[0].timezone", ["did you mean `Europe/Berlin`?"]),
-    "a path for a zone": (when('{ cron = "0 3 * * *", timezone = "../etc" }'), "trainers.lenet.when[0].timezone", ["no time zone"]),
-    "a zone without a cron": (when('{ every = "6h", timezone = "UTC" }'), "trainers.lenet.when[0].timezone", ["only a cron"]),
+    "an unknown zone": (
+        when('{ cron = "0 3 * * *", timezone = "Europe/Berln" }'),
+        "trainers.lenet.when[0].timezone",
+        ["did you mean `Europe/Berlin`?"],
+    ),
+    "a path for a zone": (
+        when('{ cron = "0 3 * * *", timezone = "../etc" }'),
+        "trainers.lenet.when[0].timezone",
+        ["no time zone"],
+    ),
+    "a zone without a cron": (
+        when('{ every = "6h", timezone = "UTC" }'),
+        "trainers.lenet.when[0].timezone",
+        ["only a cron"],
+    ),
     "no rows": (when("{ rows = 0 }"), "trainers.lenet.when[0].rows", ["new rows from 1"]),
-    "below an unknown metric": (when('{ below = { "v/valid/ac" = 0.9 } }'), 'trainers.lenet.when[0].below."v/valid/ac"', ["did you mean `v/valid/acc`?"]),
-    "below half a name": (when('{ below = { "valid/acc" = 0.9 } }'), 'trainers.lenet.when[0].below."valid/acc"', ['"validation/dataset/metric"']),
+    "below an unknown metric": (
+        when('{ below = { "v/valid/ac" = 0.9 } }'),
+        'trainers.lenet.when[0].below."v/valid/ac"',
+        ["did you mean `v/valid/acc`?"],
+    ),
+    "below half a name": (
+        when('{ below = { "valid/acc" = 0.9 } }'),
+        'trainers.lenet.when[0].below."valid/acc"',
+        ['"validation/dataset/metric"'],
+    ),
     "below nothing": (when("{ below = {} }"), "trainers.lenet.when[0].below", ["a section of"]),
-    "below a word": (when('{ below = { "v/valid/acc" = "low" } }'), 'trainers.lenet.when[0].below."v/valid/acc"', ['"low"']),
-    "a validation that starts itself": (when('{ below = { "v/valid/acc" = 0.9 } }', validation=True), 'validations.v.when[0].below."v/valid/acc"', ["never end"]),
-    "a validation of no model": (changed('[validations.v]\nmodel = "lenet"', '[validations.v]\nmodel = "lenett"') + 'promote = "always"', "validations.v.model", ["did you mean `lenet`?"]),
-    "a validation with a dot": (GOOD + VALIDATION.replace("[validations.v]", '[validations."v.1"]').replace("valid =", "other ="), 'validations."v.1"', ["not a name for a validation", "[validations.v_1]"]),
-    "no datasets": (changed('datasets = { valid = { table = "mnist", where = { _fold = "valid" } } }', "datasets = {}"), "validations.v.datasets", ["{} is not right", "a table and a filter each"]),
-    "a dataset of no table": (changed('table = "mnist", where', 'table = "mnits", where'), "validations.v.datasets.valid.table", ["did you mean `mnist`?"]),
-    "a dataset with a bad filter": (changed('_fold = "valid"', '_fold = { "$gtt" = 3 }'), 'validations.v.datasets.valid.where._fold."$gtt"', ["did you mean `$gt`?"]),
-    "a dataset with an unknown key": (changed('where = { _fold = "valid" }', "pinned = true"), "validations.v.datasets.valid.pinned", ["unknown key"]),
-    "a dataset with a slash": (changed("datasets = { valid", 'datasets = { "a/b"'), 'validations.v.datasets."a/b"', ["not a name for a dataset"]),
-    "a metric outside": (changed(METRICS, 'metrics = { acc = "os:system" }'), "validations.v.metrics.acc", ["outside security.allow_imports"]),
-    "a metric that is no path": (changed(METRICS, 'metrics = { acc = "accuracy" }'), "validations.v.metrics.acc", ["no import path"]),
-    "a metric with an unknown key": (changed(METRICS, 'metrics = { acc = { object = "MeanSquaredError", kind = 1 } }'), "validations.v.metrics.acc.kind", ["unknown key"]),
+    "below a word": (
+        when('{ below = { "v/valid/acc" = "low" } }'),
+        'trainers.lenet.when[0].below."v/valid/acc"',
+        ['"low"'],
+    ),
+    "a validation that starts itself": (
+        when('{ below = { "v/valid/acc" = 0.9 } }', validation=True),
+        'validations.v.when[0].below."v/valid/acc"',
+        ["never end"],
+    ),
+    "a validation of no model": (
+        changed('[validations.v]\nmodel = "lenet"', '[validations.v]\nmodel = "lenett"') + 'promote = "always"',
+        "validations.v.model",
+        ["did you mean `lenet`?"],
+    ),
+    "a validation with a dot": (
+        GOOD + VALIDATION.replace("[validations.v]", '[validations."v.1"]').replace("valid =", "other ="),
+        'validations."v.1"',
+        ["not a name for a validation", "[validations.v_1]"],
+    ),
+    "no datasets": (
+        changed('datasets = { valid = { table = "mnist", where = { _fold = "valid" } } }', "datasets = {}"),
+        "validations.v.datasets",
+        ["{} is not right", "a table and a filter each"],
+    ),
+    "a dataset of no table": (
+        changed('table = "mnist", where', 'table = "mnits", where'),
+        "validations.v.datasets.valid.table",
+        ["did you mean `mnist`?"],
+    ),
+    "a dataset with a bad filter": (
+        changed('_fold = "valid"', '_fold = { "$gtt" = 3 }'),
+        'validations.v.datasets.valid.where._fold."$gtt"',
+        ["did you mean `$gt`?"],
+    ),
+    "a dataset with an unknown key": (
+        changed('where = { _fold = "valid" }', "pinned = true"),
+        "validations.v.datasets.valid.pinned",
+        ["unknown key"],
+    ),
+    "a dataset with a slash": (
+        changed("datasets = { valid", 'datasets = { "a/b"'),
+        'validations.v.datasets."a/b"',
+        ["not a name for a dataset"],
+    ),
+    "a metric outside": (
+        changed(METRICS, 'metrics = { acc = "os:system" }'),
+        "validations.v.metrics.acc",
+        ["outside security.allow_imports"],
+    ),
+    "a metric that is no path": (
+        changed(METRICS, 'metrics = { acc = "accuracy" }'),
+        "validations.v.metrics.acc",
+        ["no import path"],
+    ),
+    "a metric with an unknown key": (
+        changed(METRICS, 'metrics = { acc = { object = "MeanSquaredError", kind = 1 } }'),
+        "validations.v.metrics.acc.kind",
+        ["unknown key"],
+    ),
     "a metric of a number": (changed(METRICS, "metrics = { acc = 3 }"), "validations.v.metrics.acc", ["3 is not"]),
-    "a metric with a dot": (changed("metrics = { acc", 'metrics = { "a.b"'), 'validations.v.metrics."a.b"', ["not a name for a metric"]),
-    "a validation's unknown field": (changed('[validations.v]\nmodel = "lenet"\nkey = ["img", "class"]', '[validations.v]\nmodel = "lenet"\nkey = ["image", "class"]'), "validations.v.key[0]", ["did you mean `img`?"]),
-    "two validations of one name": (GOOD + VALIDATION.replace("[validations.v]", "[validations.w]"), "validations.w", ["`v` gives `valid/acc`", "another name"]),
-    "a metric called like a loss": (changed(METRICS, 'metrics = { acc = "examples.mnist:accuracy", loss = "MeanSquaredError" }'), "validations.v", ["its own loss"]),
-}  # fmt: skip
+    "a metric with a dot": (
+        changed("metrics = { acc", 'metrics = { "a.b"'),
+        'validations.v.metrics."a.b"',
+        ["not a name for a metric"],
+    ),
+    "a validation's unknown field": (
+        changed(
+            '[validations.v]\nmodel = "lenet"\nkey = ["img", "class"]',
+            '[validations.v]\nmodel = "lenet"\nkey = ["image", "class"]',
+        ),
+        "validations.v.key[0]",
+        ["did you mean `img`?"],
+    ),
+    "two validations of one name": (
+        GOOD + VALIDATION.replace("[validations.v]", "[validations.w]"),
+        "validations.w",
+        ["`v` gives `valid/acc`", "another name"],
+    ),
+    "a metric called like a loss": (
+        changed(METRICS, 'metrics = { acc = "examples.mnist:accuracy", loss = "MeanSquaredError" }'),
+        "validations.v",
+        ["its own loss"],
+    ),
+}
 
 
 @pytest.mark.parametrize(("text", "path", "words"), BAD.values(), ids=BAD)
@@ -200,7 +373,9 @@ def test_the_demo_s_trainer_and_validation() -> None:
 
 
 def test_everything_said_is_stored(tmp_path: Path) -> None:
-    """Dates of filters as Extended JSON, durations in seconds, a cron with its zone, a name of torchmetrics with its module."""
+    """Dates of filters as Extended JSON, durations in seconds, a cron with its zone, a name of torchmetrics with its
+    module.
+    """
     text = GOOD.replace(
         METRICS,
         'metrics = { mse = "MeanSquaredError", f1 = { object = "torchmetrics:F1Score", '
@@ -219,7 +394,10 @@ promote_margin = 0.01
 time_limit = "2h"
 threads = 1
 checkpoint_seconds = "1m"
-when = [{ every = "90s" }, { cron = "0 3 * * mon" }, { cron = "@daily", timezone = "Asia/Tokyo" }, { below = { "v/valid/f1" = 1 } }]
+when = [
+    { every = "90s" }, { cron = "0 3 * * mon" }, { cron = "@daily", timezone = "Asia/Tokyo" },
+    { below = { "v/valid/f1" = 1 } }
+]
 """
     declared = read(tmp_path, text).declarations()
     trainer, validation = declared["trainers"]["lenet"], declared["validations"]["v"]

@@ -67,7 +67,10 @@ def test_a_time_zone_counts() -> None:
 
 def test_an_hour_that_is_left_out_is_made_up_for() -> None:
     """On the day when 02:30 does not exist there is one run all the same."""
-    days = [each.astimezone(ZoneInfo("Europe/Berlin")).date().day for each in upcoming("30 2 * * *", "Europe/Berlin", at(2026, 3, 27, 12), 4)]  # fmt: skip
+    days = [
+        each.astimezone(ZoneInfo("Europe/Berlin")).date().day
+        for each in upcoming("30 2 * * *", "Europe/Berlin", at(2026, 3, 27, 12), 4)
+    ]
     assert days == [28, 29, 30, 31]
 
 
@@ -93,8 +96,27 @@ def test_a_day_on_which_midnight_is_left_out_or_moved_is_not_passed_over() -> No
     assert havana == [at(2026, 3, 8, 5), at(2026, 3, 9, 4)]
 
 
-ZONES = ("Europe/Berlin", "America/New_York", "America/Havana", "Australia/Lord_Howe", "Asia/Beirut", "Pacific/Chatham", "America/St_Johns", "Africa/Cairo")  # fmt: skip
-EXPRESSIONS = ("0 0 * * *", "30 0 * * *", "30 2 * * *", "*/15 2 * * *", "0 * * * *", "*/10 * * * *", "45 1,2,3 * * *", "59 23 * * sun", "5 1-23 * * *")  # fmt: skip
+ZONES = (
+    "Europe/Berlin",
+    "America/New_York",
+    "America/Havana",
+    "Australia/Lord_Howe",
+    "Asia/Beirut",
+    "Pacific/Chatham",
+    "America/St_Johns",
+    "Africa/Cairo",
+)
+EXPRESSIONS = (
+    "0 0 * * *",
+    "30 0 * * *",
+    "30 2 * * *",
+    "*/15 2 * * *",
+    "0 * * * *",
+    "*/10 * * * *",
+    "45 1,2,3 * * *",
+    "59 23 * * sun",
+    "5 1-23 * * *",
+)
 
 
 def transitions(zone: ZoneInfo) -> list[datetime]:
@@ -110,7 +132,9 @@ def transitions(zone: ZoneInfo) -> list[datetime]:
 
 @pytest.mark.parametrize("name", ZONES)
 def test_around_each_change_of_the_clocks_it_is_what_a_look_at_every_minute_finds(name: str) -> None:
-    """Every minute whose time on the wall is named, of those that come twice the first; and what was left out, a little later."""
+    """Every minute whose time on the wall is named, of those that come twice the first; and what was left out, a little
+    later.
+    """
     zone = ZoneInfo(name)
     for change in transitions(zone):
         begin, end = change - timedelta(hours=30), change + timedelta(hours=30)

@@ -125,7 +125,9 @@ def test_declaring_the_same_thing_twice_gives_the_same_declaration():
     ],
 )
 def test_an_object_model_is_the_callable_itself(obj, path, args, output):
-    """A function goes by path; an instance, a class, a partial and a lambda by value, and nothing is built of them again."""
+    """A function goes by path; an instance, a class, a partial and a lambda by value, and nothing is built of them
+    again.
+    """
     declared = declare(ObjectModel("m", obj, postprocess=None, batched=False), allow=["harness"])
     assert (declared.body["object"] == path) if path else (declared.body["object"]["$artifact"])
     back = build_model("m", travelled(declared.body), resolver(declared))

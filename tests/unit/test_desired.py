@@ -75,8 +75,13 @@ def test_a_mended_file_of_code_concerns_the_workers_whose_models_name_it(config:
 
 def test_a_paused_listener_is_not_run_and_its_worker_neither_where_it_has_no_other(config: Config) -> None:
     known = applied()
-    paused = replace(known, listeners={"N": replace(known.listeners["N"], paused=True),
-                                       "M": replace(component("listener", "M", "config", table="rows", model="g", worker="g"), paused=True)})  # fmt: skip
+    paused = replace(
+        known,
+        listeners={
+            "N": replace(known.listeners["N"], paused=True),
+            "M": replace(component("listener", "M", "config", table="rows", model="g", worker="g"), paused=True),
+        },
+    )
     assert desired(config, paused).workers == {"f": ("L",)}
 
 

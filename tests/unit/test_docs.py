@@ -1,4 +1,6 @@
-"""docs/configuration.md is the reference of service.toml: it has every key, no other, and true defaults and examples."""
+"""docs/configuration.md is the reference of service.toml: it has every key, no other, and true defaults and
+examples.
+"""
 
 from __future__ import annotations
 

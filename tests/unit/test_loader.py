@@ -1,4 +1,6 @@
-"""The loader: every row once an epoch, an order that only the seed gives, rows that are kept within a bound, rows that are gone."""
+"""The loader: every row once an epoch, an order that only the seed gives, rows that are kept within a bound, rows that
+are gone.
+"""
 
 from __future__ import annotations
 
@@ -256,7 +258,9 @@ def test_when_all_rows_are_gone_it_says_so(num_workers):
 
 
 def test_a_validations_batches_are_the_same_each_time():
-    """In the rows' own order, to the last; ready made after the first time, and safe from a module that works in place."""
+    """In the rows' own order, to the last; ready made after the first time, and safe from a module that works in
+    place.
+    """
     rows = numbers(10)
     options = LoaderOptions.of({"batch_size": 4, "drop_last": True, "num_workers": 2})
     fixed = Pass(rows, drawn, options, 0)

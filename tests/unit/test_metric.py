@@ -11,7 +11,8 @@ import torchmetrics
 
 from components import DeclarationError, Metric, MetricError
 
-acc = lambda x, y: sum([xx == yy for xx, yy in zip(x, y)]) / len(x)  # noqa: E731, B905  # the tutorial's, letter by letter
+# The tutorial's, letter by letter
+acc = lambda x, y: sum([xx == yy for xx, yy in zip(x, y)]) / len(x)  # noqa: E731, B905
 
 
 def test_a_callable_gets_lists_of_predictions_and_targets():

@@ -1,4 +1,6 @@
-"""When a run is due: what each kind of occasion says about a moment, a count of rows, a metric; and what crontab's words mean."""
+"""When a run is due: what each kind of occasion says about a moment, a count of rows, a metric; and what crontab's
+words mean.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The trainer: its declaration, exactly as many steps as it says, the best weights, and errors that name what is wrong."""
+"""The trainer: its declaration, exactly as many steps as it says, the best weights, and errors that name what is
+wrong.
+"""
 
 from __future__ import annotations
 
@@ -461,7 +463,9 @@ def test_frozen_weights_stay_and_tied_ones_stay_tied():
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_half_precision_model_learns_in_float32(dtype):
-    """Steps that are smaller than half precision can tell still add up; the result is what the model is declared to hold."""
+    """Steps that are smaller than half precision can tell still add up; the result is what the model is declared to
+    hold.
+    """
     model = linear(dtype=dtype)
     seen = set()
 
@@ -505,7 +509,9 @@ class Remembering(torch.nn.Module):
 
 
 def test_predictions_during_a_training_do_not_disturb_it():
-    """They are made in evaluation mode, the steps in training mode; what the module keeps of them can still take part in a gradient."""
+    """They are made in evaluation mode, the steps in training mode; what the module keeps of them can still take part
+    in a gradient.
+    """
     model = TorchModel("m", Remembering(), preprocess=lambda x: torch.tensor([x]), **CPU)
 
     def evaluate():

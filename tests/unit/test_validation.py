@@ -13,7 +13,9 @@ SMALL, BIG = Dataset("small", Query("t")), Dataset("big", Query("t").filter({"n"
 
 
 def test_each_metric_is_computed_on_each_dataset():
-    """All but the last field go to the model, one as it is; the last is the target; rows that are gone are passed over."""
+    """All but the last field go to the model, one as it is; the last is the target; rows that are gone are passed
+    over.
+    """
     rows = {"small": [(1, 2), None, (2, 5)], "big": [(n, 2 * n) for n in range(1000)]}
     validation = Validation("v", ["x", "y"], [SMALL, BIG], [ACC, ERR])
     values = validation.evaluate(

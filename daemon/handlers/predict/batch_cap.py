@@ -6,9 +6,9 @@ from __future__ import annotations
 class BatchCap:
     """How many rows a batch may hold, from the measured cost t(n) = a*n + b seconds and a latency budget.
 
-    The line is fitted by least squares whose weights fade (each observation weighs `FADING` of its successor), so it follows a
-    machine that grows slow. Where the fixed cost b alone eats the budget, small batches would not help: the cap then is
-    where a*n equals b, at which half of the time is spent on rows.
+    The line is fitted by least squares whose weights fade (each observation weighs `FADING` of its successor), so it
+    follows a machine that grows slow. Where the fixed cost b alone eats the budget, small batches would not help: the
+    cap then is where a*n equals b, at which half of the time is spent on rows.
     """
 
     FADING = 0.9

@@ -6,17 +6,18 @@
                                                 preprocess)
 
 1. *Events are dirty keys.* The stream and the scan only name rows; a row that is named ten times waits once.
-2. *Batches are drained, not timed.* `read` takes what waits, up to a cap; batches grow while the model is busy. No timer, no polling.
-3. *Rows are read once per batch at a snapshot*, not before the newest event of the batch (R3a), nor before this corridor's own
-   newest acknowledged write. The reply's cluster time V is the version of everything in the batch.
-4. *Every judged row is written, and each write compares and sets*: it names the output's `asof` that the snapshot saw. What
-   matches nothing met a race and is judged anew (R1b), at a snapshot not older than that failed write (R1c).
-5. *The position moves last*: a key is finished when its write, or its dead letter, is acknowledged; the stretch of the stream
-   that named it ends only then.
+2. *Batches are drained, not timed.* `read` takes what waits, up to a cap; batches grow while the model is busy. No
+   timer, no polling.
+3. *Rows are read once per batch at a snapshot*, not before the newest event of the batch (R3a), nor before this
+   corridor's own newest acknowledged write. The reply's cluster time V is the version of everything in the batch.
+4. *Every judged row is written, and each write compares and sets*: it names the output's `asof` that the snapshot saw.
+   What matches nothing met a race and is judged anew (R1b), at a snapshot not older than that failed write (R1c).
+5. *The position moves last*: a key is finished when its write, or its dead letter, is acknowledged; the stretch of the
+   stream that named it ends only then.
 6. *A failed batch is bisected* until the failing row stands alone.
 
-`Corridor` holds the four steps, each a plain method: a test can hold one batch between two of them. `CorridorThreads` runs them. The
-rules' names (R1...) are those of docs/architecture.md.
+`Corridor` holds the four steps, each a plain method: a test can hold one batch between two of them. `CorridorThreads`
+runs them. The rules' names (R1...) are those of docs/architecture.md.
 """
 
 from __future__ import annotations
@@ -100,8 +101,8 @@ class Corridor:
             batch = Batch(tuple(key for key in batch.keys if identity(key.key) not in unread))
         live = self.live
         if any(row.seen.generation > live.generation for row in snapshot.rows):  # R6
-            # Somebody knows of a newer generation than we do. What is higher even than the registry's came with a copied
-            # row, and is predicted and written over (R6b).
+            # Somebody knows of a newer generation than we do. What is higher even than the registry's came with a
+            # copied row, and is predicted and written over (R6b).
             live = self._reload(live)  # which alone says what runs: a swap may have come in between
         return judge(batch, snapshot, live, self._letters.settled)
 
@@ -174,8 +175,8 @@ class Corridor:
 class CorridorThreads:
     """Runs a corridor: one thread per stage, each waiting for the one before it.
 
-    `retry` wraps what talks to MongoDB: it tries again until it answers. Whatever else escapes a stage is a bug, or a declaration
-    that changed under us: `failed` is told, and the worker ends, so that nothing hangs half-alive.
+    `retry` wraps what talks to MongoDB: it tries again until it answers. Whatever else escapes a stage is a bug, or a
+    declaration that changed under us: `failed` is told, and the worker ends, so that nothing hangs half-alive.
     """
 
     def __init__(

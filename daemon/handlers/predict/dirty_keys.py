@@ -1,9 +1,9 @@
 """What waits for a corridor, and how far its sources are done.
 
-`DirtyKeys` holds the keys of rows whose output may be out of date. Two lanes, live and scan; a key stands in it once, however
-many events named it, so ten updates of a row cost one prediction. `Progress` remembers which stretch of a source (the change
-stream, a scan) each key came from, and gives the position up to which *everything* is finished: the contiguous prefix, never
-a later stretch that happened to finish first.
+`DirtyKeys` holds the keys of rows whose output may be out of date. Two lanes, live and scan; a key stands in it once,
+however many events named it, so ten updates of a row cost one prediction. `Progress` remembers which stretch of a
+source (the change stream, a scan) each key came from, and gives the position up to which *everything* is finished: the
+contiguous prefix, never a later stretch that happened to finish first.
 
 Nothing here knows MongoDB, models or threads other than the lock that it holds.
 """
@@ -30,7 +30,8 @@ P = TypeVar("P")
 def identity(key: Any) -> Hashable:
     """What makes two `_id`s the same row: an `_id` may be of any BSON type, so not every one can be hashed as it is.
 
-    Python takes 1, 1.0 and True for equal; their BSON bytes differ, and a row's `_id` always comes back as it was stored.
+    Python takes 1, 1.0 and True for equal; their BSON bytes differ, and a row's `_id` always comes back as it was
+    stored.
     """
     if type(key) is ObjectId or type(key) is str:
         return key
@@ -54,8 +55,8 @@ class Stretch(Generic[P]):
 class Progress(Generic[P]):
     """How far a source is done.
 
-    The source calls `begin()` for each key that it hands out and `close(position)` where a stretch ends; the corridor calls
-    `finish` for each key. `position()` is the end of the last stretch before which nothing is unfinished.
+    The source calls `begin()` for each key that it hands out and `close(position)` where a stretch ends; the corridor
+    calls `finish` for each key. `position()` is the end of the last stretch before which nothing is unfinished.
     """
 
     def __init__(self) -> None:
@@ -75,7 +76,9 @@ class Progress(Generic[P]):
             return self._open
 
     def close(self, position: P) -> None:
-        """Whatever was begun since the last call ends at this position; with nothing begun, the position itself moves on."""
+        """Whatever was begun since the last call ends at this position; with nothing begun, the position itself moves
+        on.
+        """
         with self._lock:
             stretch = self._open or Stretch(self._lock, next(self._numbers))
             if self._open is None:
@@ -116,8 +119,8 @@ class DirtyKey:
     def wait_for(self, stretches: Iterable[Stretch[Any]]) -> None:
         """These stretches wait for the row as well.
 
-        Of one source only the earliest has to: its position cannot pass that one. So a row that changes a thousand times
-        while it waits takes no more memory than one that changes once.
+        Of one source only the earliest has to: its position cannot pass that one. So a row that changes a thousand
+        times while it waits takes no more memory than one that changes once.
         """
         for stretch in stretches:
             same = next((known for known in self.stretches if known.lock is stretch.lock), None)
@@ -151,7 +154,9 @@ class Batch:
 
 
 SCAN_SHARE: Final = 8
-"""Which part of a batch a scan may fill while live rows come: several batches are on their way at once, and a live row waits for those before it."""
+"""Which part of a batch a scan may fill while live rows come: several batches are on their way at once, and a live row
+waits for those before it.
+"""
 
 LIVE_SECONDS: Final = 1.0
 
@@ -170,8 +175,9 @@ class DirtyKeys:
     def put(self, key: Any, lane: Lane, stretches: Iterable[Stretch[Any]], newest: Timestamp | None = None) -> bool:
         """Marks a row as dirty.
 
-        Returns False, and takes nothing, where the live lane is full (a scan makes room for its pages itself): the caller then falls back to a scan. A key that waits in
-        the scan lane moves to the live lane when an event names it.
+        Returns False, and takes nothing, where the live lane is full (a scan makes room for its pages itself): the
+        caller then falls back to a scan. A key that waits in the scan lane moves to the live lane when an event names
+        it.
         """
         name = identity(key)
         with self._ready:
@@ -211,7 +217,8 @@ class DirtyKeys:
     def take(self, cap: int) -> Batch | None:
         """Waits until something is there, then takes what is there at once, up to the cap; None once closed.
 
-        What live keys leave of it the scan fills; less than that while live keys come, so that these do not wait behind full batches.
+        What live keys leave of it the scan fills; less than that while live keys come, so that these do not wait behind
+        full batches.
         """
         with self._ready:
             self._ready.wait_for(lambda: self._closed or any(self._lanes.values()))

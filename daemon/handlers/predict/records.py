@@ -24,7 +24,9 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row that matches the listener: its `_id`, the values of the key fields as stored, their hash, and its output."""
+    """A row that matches the listener: its `_id`, the values of the key fields as stored, their hash, and its
+    output.
+    """
 
     key: Any
     values: tuple[Any, ...]
@@ -36,8 +38,8 @@ class Row:
 class Snapshot:
     """What a batch's rows were at one cluster time.
 
-    `rows` match the listener. `strays` exist, do not match (or lack a key field) and hold an output. `unread` are keys that
-    did not fit the byte limit: they were not judged. Every other key of the batch is gone, or has nothing to lose.
+    `rows` match the listener. `strays` exist, do not match (or lack a key field) and hold an output. `unread` are keys
+    that did not fit the byte limit: they were not judged. Every other key of the batch is gone, or has nothing to lose.
     """
 
     at: Timestamp
@@ -60,7 +62,9 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What became of a bulk: the rows that met a race, the rows that refuse the write (and why), the time of the answer."""
+    """What became of a bulk: the rows that met a race, the rows that refuse the write (and why), the time of the
+    answer.
+    """
 
     missed: frozenset[Hashable]
     refused: Mapping[Hashable, str]
@@ -69,7 +73,9 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """Why a row has no output. `unwritable`: the row refuses even the error mark, so only this letter says that it was judged."""
+    """Why a row has no output. `unwritable`: the row refuses even the error mark, so only this letter says that it was
+    judged.
+    """
 
     key: Any
     input: bytes

@@ -1,8 +1,8 @@
 """What is done about dirty rows: judged, prepared, predicted, and turned into guarded writes and dead letters.
 
-Pure: no storage, no threads, no clock. `judge` decides per row by rules R5, R6b and R8; `prepare` and `predict` run the user's code and
-catch whatever it raises. A batch that fails is bisected until the failing row stands alone; that row becomes a dead letter, the
-others get their outputs.
+Pure: no storage, no threads, no clock. `judge` decides per row by rules R5, R6b and R8; `prepare` and `predict` run the
+user's code and catch whatever it raises. A batch that fails is bisected until the failing row stands alone; that row
+becomes a dead letter, the others get their outputs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ ANYTHING: Final = BaseException  # the user's code may raise any: sys.exit(), a 
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """What a corridor runs: a version of a model under a generation, and how a row's stored values become its arguments."""
+    """What a corridor runs: a version of a model under a generation, and how a row's stored values become its
+    arguments.
+    """
 
     model: Model
     version: int
@@ -41,7 +43,9 @@ class Live:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A batch after its read: the rows to predict, the writes that need no prediction, and the rows known to refuse theirs."""
+    """A batch after its read: the rows to predict, the writes that need no prediction, and the rows known to refuse
+    theirs.
+    """
 
     batch: Batch
     at: Timestamp
@@ -55,8 +59,8 @@ class Judged:
 class Prepared:
     """A batch ready for the model.
 
-    `inputs` goes row by row with `rows`: preprocessed, or the arguments themselves where the model preprocesses whole batches;
-    `many` then is the preprocessed batch, None where that failed and must be found out row by row.
+    `inputs` goes row by row with `rows`: preprocessed, or the arguments themselves where the model preprocesses whole
+    batches; `many` then is the preprocessed batch, None where that failed and must be found out row by row.
     """
 
     judged: Judged
@@ -79,7 +83,8 @@ class Predicted:
 def judge(batch: Batch, snapshot: Snapshot, live: Live, settled: Callable[[Any, bytes, int], bool]) -> Judged:
     """Decides what each row of the snapshot needs.
 
-    `settled(key, input, generation)` says whether a row that refuses every write is known to be dead with this very input.
+    `settled(key, input, generation)` says whether a row that refuses every write is known to be dead with this very
+    input.
     """
     at, generation = snapshot.at, live.generation
     rows: list[Row] = []
@@ -133,7 +138,9 @@ def _decoded(row: Row, live: Live) -> list[Any]:
 
 
 def predict(prepared: Prepared, out_of_memory: Callable[[int], None]) -> Predicted:
-    """Runs the model, bisecting where it fails, and makes the writes; calls `out_of_memory(rows)` where a batch was too large."""
+    """Runs the model, bisecting where it fails, and makes the writes; calls `out_of_memory(rows)` where a batch was too
+    large.
+    """
     judged, live = prepared.judged, prepared.judged.live
     run = _Run(live.model, out_of_memory)
     outcomes = run.outcomes(prepared.inputs, prepared.many) if prepared.rows else []

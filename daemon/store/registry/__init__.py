@@ -1,1 +1,3 @@
-"""What is declared and which versions exist: signed components, the code that travels with them, weights, and models built from all of it."""
+"""What is declared and which versions exist: signed components, the code that travels with them, weights, and models
+built from all of it.
+"""

@@ -1,8 +1,8 @@
 """Artifacts: code that travels in the database, as blobs in GridFS named by their SHA-256.
 
-A blob by itself is nobody's: only the signed declaration that names its hash makes it ours, and `components.artifacts.loads` compares the hash
-before anything is deserialized. So blobs need no signature and cannot be exchanged; one that was stored twice at the same time is there twice, and of several
-the newest is read.
+A blob by itself is nobody's: only the signed declaration that names its hash makes it ours, and
+`components.artifacts.loads` compares the hash before anything is deserialized. So blobs need no signature and cannot be
+exchanged; one that was stored twice at the same time is there twice, and of several the newest is read.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class Artifacts:
         self._bucket = GridFSBucket(database, bucket_name=names.ARTIFACTS)
 
     def put(self, blobs: Iterable[tuple[str, bytes]]) -> None:
-        """Stores (SHA-256 in hex, bytes) pairs that are not there yet, or no longer as they were; all of them count as young from now on."""
+        """Stores (SHA-256 in hex, bytes) pairs that are not there yet, or no longer as they were; all of them count as
+        young from now on.
+        """
         for digest, data in blobs:
             # By name, not by `_id`: what a client that was killed left half-written must not be in the way.
             if self._stored(digest) == data:
@@ -66,13 +68,15 @@ class Artifacts:
             ) from None
         except (CorruptGridFile, TypeError, ValueError):
             raise ArtifactRefused(
-                f"the artifact {digest[:12]} was altered in the database, some of it is missing; apply the component again"
+                f"the artifact {digest[:12]} was altered in the database, some of it is missing; apply the component "
+                "again"
             ) from None
 
     def prune(self) -> int:
         """Deletes the blobs that no declaration of any service names any more, and did not yesterday; how many.
 
-        A client stores the blobs first and the declaration that names them next, so what is young may be about to be named.
+        A client stores the blobs first and the declaration that names them next, so what is young may be about to be
+        named.
         """
         named: set[str] = set()
         for component in self._components.find({"state": "applied"}, {"declaration": 1}):

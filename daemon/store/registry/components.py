@@ -1,17 +1,20 @@
-"""What is declared, as it lies in `_predictd.components`: one signed document for each table, model, listener, trainer and validation.
+"""What is declared, as it lies in `_predictd.components`: one signed document for each table, model, listener, trainer
+and validation.
 
     {_id: "service/kind/name", service, kind, name, source: "config" | "api", state: "applied" | "removed",
      declaration: JSON text, revision, mac, signature, generation, model, live, bound, paused, epoch, applied_at}
 
-*A declaration names code that will run*, so each is signed: an HMAC with the service's key over service, kind, name, source, revision and the
-text itself. One that anybody else wrote, or copied under another name, is never read further than that; `Catalog.refused` says so.
+*A declaration names code that will run*, so each is signed: an HMAC with the service's key over service, kind, name,
+source, revision and the text itself. One that anybody else wrote, or copied under another name, is never read further
+than that; `Catalog.refused` says so.
 
-`generation` (listeners) is raised when the same row would get another output: by `daemon.store.registry.registry` where the listener says something else, and by
-each promotion of its `model`, in the transaction that changes what is `live` (`daemon.store.registry.versions`). It never falls. A listener that comes to a model
-writes that one's `bound`, so that it comes wholly before or wholly after a promotion.
+`generation` (listeners) is raised when the same row would get another output: by `daemon.store.registry.registry` where
+the listener says something else, and by each promotion of its `model`, in the transaction that changes what is `live`
+(`daemon.store.registry.versions`). It never falls. A listener that comes to a model writes that one's `bound`, so that
+it comes wholly before or wholly after a promotion.
 
-The fields beside the signed text are written by whoever may write to the database: a document in which they are not what they have to be is refused like
-one without a signature, until it is applied again.
+The fields beside the signed text are written by whoever may write to the database: a document in which they are not
+what they have to be is refused like one without a signature, until it is applied again.
 """
 
 from __future__ import annotations
@@ -55,7 +58,9 @@ class Component:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """All applied declarations of one service at one moment; `refused` are those that do not carry its signature, or lack what they need, with the reason."""
+    """All applied declarations of one service at one moment; `refused` are those that do not carry its signature, or
+    lack what they need, with the reason.
+    """
 
     tables: Mapping[str, Component] = field(default_factory=dict)
     models: Mapping[str, Component] = field(default_factory=dict)
@@ -87,7 +92,9 @@ NAME_SHOWN: Final = 200
 
 
 def canonical(declaration: Any) -> str:
-    """The text of a declaration: equal for equal ones. The order of keys inside a filter or a key counts, so none is sorted but the outermost."""
+    """The text of a declaration: equal for equal ones. The order of keys inside a filter or a key counts, so none is
+    sorted but the outermost.
+    """
     ordered = (
         {name: declaration[name] for name in sorted(declaration)} if isinstance(declaration, Mapping) else declaration
     )
@@ -101,12 +108,16 @@ def signature(declaration: Any) -> str:
 
 
 def mac(key: SigningKey, service: str, kind: str, name: str, source: str, revision: int, text: str) -> str:
-    """The signature of one declaration: it holds for this name, this revision and this way of declaring, and for no other."""
+    """The signature of one declaration: it holds for this name, this revision and this way of declaring, and for no
+    other.
+    """
     return key.sign("declaration", service, kind, name, source, str(revision), text)
 
 
 def catalog(database: Database[dict[str, Any]], service: str, key: SigningKey) -> Catalog:
-    """Reads everything that is applied, at one snapshot: a model's live version and its listeners' generations belong together."""
+    """Reads everything that is applied, at one snapshot: a model's live version and its listeners' generations belong
+    together.
+    """
     collection: Collection[dict[str, Any]] = database[names.COMPONENTS]
     found: dict[str, dict[str, Component]] = {
         kind: {} for kind in ("table", "model", "listener", "trainer", "validation")
@@ -132,12 +143,16 @@ def catalog(database: Database[dict[str, Any]], service: str, key: SigningKey) -
 
 
 def _shown(document: Mapping[str, Any]) -> str:
-    """The name of a document that is refused: whoever wrote it may have put anything there, and it is shown to people."""
+    """The name of a document that is refused: whoever wrote it may have put anything there, and it is shown to
+    people.
+    """
     return escaped(f"{document.get('kind')}/{document.get('name')}")[:NAME_SHOWN]
 
 
 def problem(document: Mapping[str, Any], service: str, key: SigningKey) -> str | None:
-    """Why a document is not to be believed. Its `_id` is what writes aim at, so it must say the same as the signed fields."""
+    """Why a document is not to be believed. Its `_id` is what writes aim at, so it must say the same as the signed
+    fields.
+    """
     kind, name = document.get("kind"), document.get("name")
     parts = (service, kind, name, document.get("source"), document.get("declaration"), document.get("mac"))
     if not all(isinstance(part, str) for part in parts) or document["_id"] != f"{service}/{kind}/{name}":

@@ -1,7 +1,8 @@
-"""Writing one declaration: signed, in turn with whoever else writes it, and with the number that fences what comes of it.
+"""Writing one declaration: signed, in turn with whoever else writes it, and with the number that fences what comes of
+it.
 
-A document is written only as it was read (`_write`), so two clients, or a client and a daemon, come one after the other. What its fields have to be
-is said in `daemon.store.registry.components`.
+A document is written only as it was read (`_write`), so two clients, or a client and a daemon, come one after the
+other. What its fields have to be is said in `daemon.store.registry.components`.
 """
 
 from __future__ import annotations
@@ -43,15 +44,16 @@ class Declarations:
     ) -> None:
         """Writes one declaration; where somebody else does so at the same time, one after the other.
 
-        `forced` counts how often it was applied by force: each time it is another one, though it says the same. Raises Fenced, and DeclarationError where
-        the name was declared the other way meanwhile.
+        `forced` counts how often it was applied by force: each time it is another one, though it says the same. Raises
+        Fenced, and DeclarationError where the name was declared the other way meanwhile.
         """
         identity = signature([identity, forced]) if forced else identity
         if kind != "listener":
             self._write(kind, name, body, source, identity, forced)
             return
-        # A promotion of the model raises the generation of those that listen to it, all in one transaction. A listener that comes to the model at the same
-        # time must come wholly before it or wholly after it, so both write the model's document.
+        # A promotion of the model raises the generation of those that listen to it, all in one transaction. A listener
+        # that comes to the model at the same time must come wholly before it or wholly after it, so both write the
+        # model's document.
         model = {"_id": self.id("model", body["model"])}
         with self._database.client.start_session() as session:
 
@@ -114,8 +116,9 @@ class Declarations:
     def remove(self, kind: str, name: str) -> None:
         """Marks a component as removed; its document stays, with the numbers that must never fall."""
         if kind == "listener":
-            # Should it come back, its rows have changed meanwhile: without a mark it scans. The document stays, and with it
-            # the epoch that fences an older leader; so does the generation; and the letters, whose rows still say so.
+            # Should it come back, its rows have changed meanwhile: without a mark it scans. The document stays, and
+            # with it the epoch that fences an older leader; so does the generation; and the letters, whose rows still
+            # say so.
             self.forget_mark(name)
         self._components.update_one(
             {"_id": self.id(kind, name)}, {"$set": {"state": "removed"}, "$currentDate": {"removed_at": True}}
@@ -142,7 +145,10 @@ class Declarations:
 def taken(kind: str, name: str, source: Source) -> str:
     """Why `source` cannot declare a name: one name comes from one of both."""
     if source == "config":
-        return f"{kind}s.{name}: a {kind} of this name was applied through the API; remove it there (db.remove), or rename this one"
+        return (
+            f"{kind}s.{name}: a {kind} of this name was applied through the API; "
+            "remove it there (db.remove), or rename this one"
+        )
     return f"{kind} {name!r} is declared in service.toml; change it there, or give this one another name"
 
 

@@ -1,10 +1,11 @@
 """From a declaration in the registry to a model in memory, with the weights of its live version.
 
-A version is a declaration, the source of the code that it names, and weights. Where the live version was made for what is declared now, its weights are
-loaded. Where it was not, another one is promoted here, by whichever process comes first: a version that was live before and is just what is declared now,
-such as when a change was taken back; else a new one, with the weights of the last one that was live and whose object was declared alike, if they fit (another
-`postprocess`, a mended function); else with the declaration's initial weights, which are built once and from then on always loaded. So every process that
-serves the model, and every restart, computes the same.
+A version is a declaration, the source of the code that it names, and weights. Where the live version was made for what
+is declared now, its weights are loaded. Where it was not, another one is promoted here, by whichever process comes
+first: a version that was live before and is just what is declared now, such as when a change was taken back; else a new
+one, with the weights of the last one that was live and whose object was declared alike, if they fit (another
+`postprocess`, a mended function); else with the declaration's initial weights, which are built once and from then on
+always loaded. So every process that serves the model, and every restart, computes the same.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ class Loaded:
 def resolver(component: Component, policy: ImportPolicy, blobs: Artifacts) -> Callable[[Any], Any]:
     """What turns the code that a declaration names into objects.
 
-    An import path of service.toml must lie in `policy`. One that came through the API is signed by somebody who could as well have sent the
-    code itself, so it may name anything; and only there may an artifact stand.
+    An import path of service.toml must lie in `policy`. One that came through the API is signed by somebody who could
+    as well have sent the code itself, so it may name anything; and only there may an artifact stand.
     """
 
     def resolve(slot: Any) -> Any:
@@ -68,7 +69,9 @@ def resolver(component: Component, policy: ImportPolicy, blobs: Artifacts) -> Ca
 
 
 class ModelLoader:
-    """Builds the models of one service in one process. What has been imported is not imported again, so neither is its source read again."""
+    """Builds the models of one service in one process. What has been imported is not imported again, so neither is its
+    source read again.
+    """
 
     def __init__(self, database: Database[dict[str, Any]], service: str, policy: ImportPolicy) -> None:
         self._database = database
@@ -89,8 +92,9 @@ class ModelLoader:
     def live(self, read: Callable[[], Declared], *, fresh: bool) -> tuple[Declared, Live]:
         """What a listener runs now: the model with its live version's weights, under the generation that belongs to it.
 
-        `fresh` says that this process has just been started, and may make a version of code that has changed; else that raises CodeChanged. Raises
-        DeclarationError, naming the key, where the code cannot be imported or built, and PredictdError where stored weights are damaged.
+        `fresh` says that this process has just been started, and may make a version of code that has changed; else that
+        raises CodeChanged. Raises DeclarationError, naming the key, where the code cannot be imported or built, and
+        PredictdError where stored weights are damaged.
         """
         for _ in range(ATTEMPTS):
             declared = read()
@@ -122,7 +126,8 @@ class ModelLoader:
         if version.source != self._sources[component.signature]:
             if not fresh:
                 raise CodeChanged(
-                    f"models.{component.name}: the live version {version.number} was made with other code than this process runs"
+                    f"models.{component.name}: the live version {version.number} was made with other code than this "
+                    "process runs"
                 )
             self._make(component, model, versions, version)
             return None
@@ -160,7 +165,9 @@ class ModelLoader:
         return self._sources[component.signature]
 
     def _make(self, component: Component, model: Model, versions: Versions, before: Version | None) -> None:
-        """Has the version promoted that the declaration, as it is now, asks for; another process, or another declaration, may be quicker."""
+        """Has the version promoted that the declaration, as it is now, asks for; another process, or another
+        declaration, may be quicker.
+        """
         source = self._sources[component.signature]
         alike = self._given_alike(component, model, versions, before)
         if alike is not None and (alike.signature, alike.source) == (component.signature, source):
@@ -189,10 +196,11 @@ class ModelLoader:
     def _given_alike(
         self, component: Component, model: Model, versions: Versions, before: Version | None
     ) -> Version | None:
-        """Gives the model the weights of a version that was live and whose object was declared as it is now; that version, None where there is none.
+        """Gives the model the weights of a version that was live and whose object was declared as it is now; that
+        version, None where there is none.
 
-        First comes the one that is just what is declared now, with the weights that are live; then the live one; then whichever was live last. One whose weights
-        are damaged, or do not fit, is passed over.
+        First comes the one that is just what is declared now, with the weights that are live; then the live one; then
+        whichever was live last. One whose weights are damaged, or do not fit, is passed over.
         """
         wanted = object_signature(component.body)
         now = (component.signature, self._sources[component.signature], before.content_hash if before else None)
@@ -243,7 +251,8 @@ def packed(model: Model) -> tuple[bytes | None, str | None]:
 
 
 def object_signature(body: Mapping[str, Any]) -> str:
-    """A hash of what a model's initial weights come from: while it is the same, trained weights outlive a change of the rest.
+    """A hash of what a model's initial weights come from: while it is the same, trained weights outlive a change of the
+    rest.
 
     With which versions of Python and torch an artifact was made is not part of it.
     """

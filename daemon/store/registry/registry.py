@@ -1,11 +1,12 @@
 """The registry: puts declarations into `_predictd.components`, and keeps the generation of each listener.
 
-The supervisor publishes the declarations of service.toml; clients of the Python API apply theirs; a worker or a job reads what it needs, and
-needs nothing else to run it. A listener's *generation* fences its outputs: it is raised whenever the same row would get another
-output (another model, another key, another datatype of a key field; and by each promotion of its model, see `daemon.store.registry.components`),
-and every worker that meets a higher generation in a row reloads from here. A change of `where` changes which rows are judged, not
-what comes of them: it brings a scan, not a generation. Other code or another declaration of the model brings a version of it, whose promotion
-raises the generation.
+The supervisor publishes the declarations of service.toml; clients of the Python API apply theirs; a worker or a job
+reads what it needs, and needs nothing else to run it. A listener's *generation* fences its outputs: it is raised
+whenever the same row would get another output (another model, another key, another datatype of a key field; and by each
+promotion of its model, see `daemon.store.registry.components`), and every worker that meets a higher generation in a
+row reloads from here. A change of `where` changes which rows are judged, not what comes of them: it brings a scan, not
+a generation. Other code or another declaration of the model brings a version of it, whose promotion raises the
+generation.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ class Declared:
 
     @property
     def scope(self) -> str:
-        """A hash of which rows the listener takes, and of the worker that serves it: another one has another position."""
+        """A hash of which rows the listener takes, and of the worker that serves it: another one has another
+        position.
+        """
         return signature([self.listener[name] for name in ("table", "key", "where", "worker")])
 
     @property
@@ -59,7 +62,9 @@ class Declared:
 
 
 class Registry:
-    """The declarations of one service, as a process of `epoch` sees and writes them (the API's clients have none: 0)."""
+    """The declarations of one service, as a process of `epoch` sees and writes them (the API's clients have none:
+    0).
+    """
 
     def __init__(self, database: Database[dict[str, Any]], service: str, epoch: int, key: SigningKey) -> None:
         self._database = database
@@ -93,10 +98,12 @@ class Registry:
     # ---- service.toml ---------------------------------------------------------------------------------------------
 
     def publish(self, declarations: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
-        """Makes these the service's own from its configuration, whole: what is not among them is removed; the API's stay.
+        """Makes these the service's own from its configuration, whole: what is not among them is removed; the API's
+        stay.
 
-        Raises Fenced where a newer leader has published, and DeclarationError where a name was applied through the API, or where another
-        service of this database has a listener of the same name on the same table (both would write the same outputs).
+        Raises Fenced where a newer leader has published, and DeclarationError where a name was applied through the API,
+        or where another service of this database has a listener of the same name on the same table (both would write
+        the same outputs).
         """
         self._refuse_foreign(declarations["listeners"])
         for kind in ("listener", "trainer", "validation"):
@@ -132,8 +139,8 @@ class Registry:
     def apply(self, declared: Iterable[tuple[str, str, Mapping[str, Any]]], *, force: bool = False) -> list[str]:
         """Applies (kind, name, body) one after the other; "kind/name" of those that were not applied just so before.
 
-        With `force` each of them counts as changed. Raises DeclarationError where service.toml declares the name, or where what a
-        declaration names is not there.
+        With `force` each of them counts as changed. Raises DeclarationError where service.toml declares the name, or
+        where what a declaration names is not there.
         """
         changed = []
         for kind, name, body in declared:
@@ -166,7 +173,8 @@ class Registry:
     def remove(self, kind: str, name: str) -> None:
         """Removes what was applied through the API; with a model go its trainer and its validations.
 
-        Raises NotApplied where there is none, DeclarationError where service.toml declares it or where something still needs it.
+        Raises NotApplied where there is none, DeclarationError where service.toml declares it or where something still
+        needs it.
         """
         known = self.read()
         component = known.of(kind).get(name)
@@ -190,7 +198,10 @@ class Registry:
             and document.get("state") == "removed"
             and isinstance(document.get("removed_at"), datetime)
         ):
-            return f"{kind} {name!r} was removed at {document['removed_at']:%Y-%m-%d %H:%M:%S} UTC; apply it again to use it"
+            return (
+                f"{kind} {name!r} was removed at {document['removed_at']:%Y-%m-%d %H:%M:%S} UTC; "
+                "apply it again to use it"
+            )
         applied = {"service": self._service, "kind": kind, "state": "applied", "name": {"$type": "string"}}
         there = sorted(each["name"] for each in self._components.find(applied, {"name": 1}))
         return f"there is no {kind} {name!r}; there is {', '.join(there) if there else f'no {kind} at all'}"
@@ -208,7 +219,9 @@ class Registry:
         self._declarations.forget_mark(listener)
 
     def resume(self, listener: str) -> None:
-        """The listener is served again, beginning with a scan: what changed meanwhile was passed over. Raises NotApplied."""
+        """The listener is served again, beginning with a scan: what changed meanwhile was passed over. Raises
+        NotApplied.
+        """
         self._declarations.forget_mark(listener)
         self._listener(listener, {"$unset": {"paused": ""}})
 
@@ -233,12 +246,14 @@ class Registry:
                 other.get("declaration")
             ):
                 raise DeclarationError(
-                    f"listeners.{other['name']}: service {other['service']!r} has a listener of this name on this table, and both "
-                    "would write the same outputs; give one of them another name"
+                    f"listeners.{other['name']}: service {other['service']!r} has a listener of this name on this "
+                    "table, and both would write the same outputs; give one of them another name"
                 )
 
     def _refuse_filters(self, kind: str, name: str, body: Mapping[str, Any]) -> None:
-        """Asks the server whether it takes a declaration's filters: one that it does not take would be tried, and waited for, without end."""
+        """Asks the server whether it takes a declaration's filters: one that it does not take would be tried, and
+        waited for, without end.
+        """
         queries = body["datasets"].values() if kind == "validation" else [body] if "where" in body else []
         for query in queries:
             find = {"find": query["table"], "filter": decoded_filter(query["where"])}
@@ -253,7 +268,9 @@ class Registry:
                 raise
 
     def _create(self, tables: Iterable[str]) -> None:
-        """A table that nobody has written to yet exists from now on, so that a dropped one can be told from a new one."""
+        """A table that nobody has written to yet exists from now on, so that a dropped one can be told from a new
+        one.
+        """
         requests.prepare(self._database)
         for table in set(tables) - set(self._database.list_collection_names()):
             with suppress(CollectionInvalid):  # a client was quicker
@@ -282,7 +299,9 @@ def _declared(name: str, known: Catalog) -> Declared:
 
 
 def _identity(kind: str, body: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]]) -> str:
-    """A hash of what of a declaration decides outputs: the device of a model, for one, does not, nor a listener's limits."""
+    """A hash of what of a declaration decides outputs: the device of a model, for one, does not, nor a listener's
+    limits.
+    """
     if kind == "model":
         return signature({name: value for name, value in body.items() if name != "device"})
     if kind != "listener":

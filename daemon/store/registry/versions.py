@@ -1,13 +1,17 @@
-"""Versions: the sets of weights of a model, immutable, each with the hash of all of its tensors, its lineage and its metrics.
+"""Versions: the sets of weights of a model, immutable, each with the hash of all of its tensors, its lineage and its
+metrics.
 
-    {_id: "service/model/number", state: "candidate" | "live" | "retired" | "rejected" | "removed" | "discarded", weights (GridFS), sha256, content_hash,
-     signature, source, parent, replaced, origin, trained, data, metrics, metric_values, metric_steps, history, validations, reason, ...}
+    {_id: "service/model/number", state: "candidate" | "live" | "retired" | "rejected" | "removed" | "discarded",
+    weights (GridFS), sha256, content_hash,
+     signature, source, parent, replaced, origin, trained, data, metrics, metric_values, metric_steps, history,
+     validations, reason, ...}
 
-Weights lie in GridFS as safetensors; they are read back whole and their SHA-256 is compared before anything looks into them. A version's number is
-claimed by its unique `_id`.
+Weights lie in GridFS as safetensors; they are read back whole and their SHA-256 is compared before anything looks into
+them. A version's number is claimed by its unique `_id`.
 
-Which version is live stands with the model's declaration (`live`). One transaction changes that, raises the generation of each of the model's listeners, marks
-the versions, and asks the workers to look again. So no generation ever has two versions.
+Which version is live stands with the model's declaration (`live`). One transaction changes that, raises the generation
+of each of the model's listeners, marks the versions, and asks the workers to look again. So no generation ever has two
+versions.
 """
 
 from __future__ import annotations
@@ -98,7 +102,8 @@ class Versions:
 
     @staticmethod
     def sweep(database: Database[dict[str, Any]]) -> int:
-        """Deletes weights that no version names: what was killed between storing them and naming them has left them. How many there were.
+        """Deletes weights that no version names: what was killed between storing them and naming them has left them.
+        How many there were.
 
         What is younger than a day may be about to be named.
         """
@@ -127,7 +132,9 @@ class Versions:
         return None if found is None else _version(found)
 
     def listed(self, *, traces: bool = True, **matching: Any) -> list[Version]:
-        """All versions, oldest first, or those that match (job=...); without `traces` (their larger part) they cost little."""
+        """All versions, oldest first, or those that match (job=...); without `traces` (their larger part) they cost
+        little.
+        """
         query = {"$and": [self._numbered, {"state": {"$ne": "discarded"}}, matching]}
         found = self._collection.find(query, None if traces else dict.fromkeys(_TRACES, 0)).sort("number", 1)
         return [version for version in map(_version, found) if version is not None]
@@ -143,8 +150,8 @@ class Versions:
             data = b""
         if hashlib.sha256(data).hexdigest() != version.sha256:
             raise PredictdError(
-                f"the weights of {self._model} version {version.number} in GridFS bucket {names.WEIGHTS} are not those that were stored "
-                "(SHA-256 differs); restore them from a backup"
+                f"the weights of {self._model} version {version.number} in GridFS bucket {names.WEIGHTS} are not those "
+                "that were stored (SHA-256 differs); restore them from a backup"
             )
         return data
 
@@ -188,7 +195,9 @@ class Versions:
         return version
 
     def _insert(self, document: dict[str, Any]) -> int:
-        """Gives the document the next number that is free, and stores it; its weights go again where MongoDB cannot hold it."""
+        """Gives the document the next number that is free, and stores it; its weights go again where MongoDB cannot
+        hold it.
+        """
         newest = self._collection.find_one(self._numbered, {"number": 1}, sort=[("number", -1)])
         number = 0 if newest is None else newest["number"]
         while True:
@@ -212,10 +221,12 @@ class Versions:
         job: tuple[Any, int] | None = None,
         back: bool = False,
     ) -> bool:
-        """Makes a version the live one, and asks the workers to swap. False where `live`, which it is to replace, is live no longer.
+        """Makes a version the live one, and asks the workers to swap. False where `live`, which it is to replace, is
+        live no longer.
 
-        `live` None: there must not be any yet. `job` is (id, epoch) of the running job that promotes: where it no longer runs so, Fenced. `back` says that
-        this is a rollback. Raises NotApplied, and DeclarationError where the version was made for another declaration of the model.
+        `live` None: there must not be any yet. `job` is (id, epoch) of the running job that promotes: where it no
+        longer runs so, Fenced. `back` says that this is a rollback. Raises NotApplied, and DeclarationError where the
+        version was made for another declaration of the model.
         """
         with self._database.client.start_session() as session:
             done: bool = session.with_transaction(
@@ -264,7 +275,8 @@ class Versions:
         self._collection.update_one(
             {"_id": self._id(version.number)}, {"$set": said, "$currentDate": {"promoted_at": True}}, session=session
         )
-        # Those that were removed as well: should one come back, it must not come under a generation that had another version.
+        # Those that were removed as well: should one come back, it must not come under a generation that had another
+        # version.
         mine = {"service": self._service, "kind": "listener", "model": self._model, "generation": {"$type": "number"}}
         self._components.update_many(mine, {"$inc": {"generation": 1}}, session=session)
         applied = self._components.find({**mine, "state": "applied"}, {"name": 1}, session=session)
@@ -284,13 +296,15 @@ class Versions:
             )
         if version.signature != signature:
             raise DeclarationError(
-                f"{self._model} version {number} was made for another declaration of the model (its code or its arguments); "
-                "restore that declaration, and it is promoted with it"
+                f"{self._model} version {number} was made for another declaration of the model (its code or its "
+                "arguments); restore that declaration, and it is promoted with it"
             )
         return version
 
     def rollback(self, reason: str) -> Version:
-        """Brings back the version that was live before the live one, and its outputs. Raises NotApplied where there is none."""
+        """Brings back the version that was live before the live one, and its outputs. Raises NotApplied where there is
+        none.
+        """
         live = self.live()
         if live is None:
             raise NotApplied(f"model {self._model!r} has no live version yet")
@@ -331,7 +345,9 @@ class Versions:
         self._collection.update_one({"_id": self._id(number)}, [{"$set": {"validations": history}}])
 
     def discard(self, number: int) -> None:
-        """Takes a candidate away that was never to be seen: another process built the same at the same time, or its job was cancelled."""
+        """Takes a candidate away that was never to be seen: another process built the same at the same time, or its job
+        was cancelled.
+        """
         # Its number stays taken: no number ever means two things.
         left = {"_id": self._id(number), **self._of, "number": number, "state": "discarded"}
         found = self._collection.find_one_and_replace({"_id": self._id(number), "state": "candidate"}, left)
@@ -339,7 +355,9 @@ class Versions:
             self._delete(found)
 
     def prune(self, keep: int) -> list[int]:
-        """Deletes the weights of all but the newest `keep` trained versions; never those of the live one, of its parent, or of the one to go back to."""
+        """Deletes the weights of all but the newest `keep` trained versions; never those of the live one, of its
+        parent, or of the one to go back to.
+        """
         live = self.live()
         held = {live.number, live.parent, live.replaced} if live else set()
         trained = [each for each in self.listed(traces=False) if each.trained and each.loadable]
@@ -353,7 +371,9 @@ class Versions:
         return [version.number for version in surplus]
 
     def remove(self) -> None:
-        """The model was removed: the weights go, the numbers and their history stay, so that no number ever means two things."""
+        """The model was removed: the weights go, the numbers and their history stay, so that no number ever means two
+        things.
+        """
         for found in self._collection.find({**self._of, "state": {"$nin": ["removed", "discarded"]}}):
             self._collection.update_one({"_id": found["_id"]}, {"$set": {"state": "removed"}})
             self._delete(found)

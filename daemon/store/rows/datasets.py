@@ -1,12 +1,14 @@
-"""The rows that a training or a validation runs on: a list of `_id`s, taken once at one snapshot, and the rows that it names.
+"""The rows that a training or a validation runs on: a list of `_id`s, taken once at one snapshot, and the rows that it
+names.
 
-A job walks over its rows many times, in an order of its own, while clients insert and delete: so it pins which rows there are, and reads what they hold
-as it gets to them. A row that is gone by then counts as gone.
+A job walks over its rows many times, in an order of its own, while clients insert and delete: so it pins which rows
+there are, and reads what they hold as it gets to them. A row that is gone by then counts as gone.
 
-    _predictd.datasets: {_id: {of: KEY, part: 0}, ids: [...], parts, run, at}      the pinned rows of a validation's dataset
+    _predictd.datasets: {_id: {of: KEY, part: 0}, ids: [...], parts, run, at}  the pinned rows of a validation's dataset
 
-A `Dataset(pin=True)` is chosen once and then the same for every version: KEY is a hash of service, validation, dataset and query. The list is cut into
-parts that MongoDB takes; the first of them is written last, by whoever comes first, and names the run whose parts count.
+A `Dataset(pin=True)` is chosen once and then the same for every version: KEY is a hash of service, validation, dataset
+and query. The list is cut into parts that MongoDB takes; the first of them is written last, by whoever comes first, and
+names the run whose parts count.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ NAME_SHOWN: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Pinned:
-    """The `_id`s of the rows that matched, in the order of `_id`, and the cluster time at which they did (None where there is no such table)."""
+    """The `_id`s of the rows that matched, in the order of `_id`, and the cluster time at which they did (None where
+    there is no such table).
+    """
 
     ids: Sequence[Any]
     at: Timestamp | None
@@ -57,7 +61,9 @@ def pinned(
     fields: Sequence[str],
     limit: int | None = None,
 ) -> Pinned:
-    """The rows of `table` that match `where` (as it is stored in a declaration) and have all of `fields`: the first `limit` of them, at one snapshot."""
+    """The rows of `table` that match `where` (as it is stored in a declaration) and have all of `fields`: the first
+    `limit` of them, at one snapshot.
+    """
     conditions: list[Mapping[str, Any]] = [{field: {"$exists": True}} for field in fields]
     conditions += [decoded_filter(where)] if where else []
     command: dict[str, Any] = {
@@ -87,7 +93,9 @@ def kept(
     query: Mapping[str, Any],
     fields: Sequence[str],
 ) -> Pinned:
-    """The rows of a dataset as it is declared (`query`: table, where, limit, pin): chosen now, or, with `pin`, the ones chosen the first time."""
+    """The rows of a dataset as it is declared (`query`: table, where, limit, pin): chosen now, or, with `pin`, the ones
+    chosen the first time.
+    """
 
     def choose() -> Pinned:
         return pinned(database, query["table"], query["where"], fields, query["limit"])
@@ -110,7 +118,9 @@ def _stored(database: Database[dict[str, Any]], key: str) -> Pinned | None:
 
 
 def _store(database: Database[dict[str, Any]], key: str, chosen: Pinned) -> Pinned:
-    """Keeps a choice, unless somebody has kept one meanwhile: then that one counts. An empty one is not kept: there may be rows tomorrow."""
+    """Keeps a choice, unless somebody has kept one meanwhile: then that one counts. An empty one is not kept: there may
+    be rows tomorrow.
+    """
     if not chosen.ids:
         return chosen
     collection, run, parts = database[names.DATASETS], ObjectId(), list(_parts(chosen.ids))
@@ -145,10 +155,12 @@ def _parts(ids: Sequence[Any]) -> Iterator[list[Any]]:
 class RowExamples:
     """Rows of a table by their place in `ids`, decoded: `components.examples.Examples` over MongoDB.
 
-    `fields` are the key's paths with their datatypes' specs (None: the value as the driver decodes it). A row that is gone, that lacks a field (or holds null in it), or whose
-    value is not of its datatype counts as gone; the first of the last kind is logged.
+    `fields` are the key's paths with their datatypes' specs (None: the value as the driver decodes it). A row that is
+    gone, that lacks a field (or holds null in it), or whose value is not of its datatype counts as gone; the first of
+    the last kind is logged.
 
-    It may be sent to another process, and be used in one that was forked: each process opens a client of its own, at its first fetch.
+    It may be sent to another process, and be used in one that was forked: each process opens a client of its own, at
+    its first fetch.
     """
 
     def __init__(
@@ -179,7 +191,9 @@ class RowExamples:
         return repr(self._ids[place])[:NAME_SHOWN]
 
     def fetch(self, places: Sequence[int]) -> list[tuple[Any, ...] | None]:
-        """The decoded values of the key's fields of the rows at these places, None for one that is gone. The errors of pymongo pass through."""
+        """The decoded values of the key's fields of the rows at these places, None for one that is gone. The errors of
+        pymongo pass through.
+        """
         ids = [self._ids[place] for place in places]
         found: dict[Any, tuple[Any, ...] | None] = {}
         projection = dict.fromkeys(self._fields, 1)

@@ -1,8 +1,9 @@
 """Dead letters: the rows that cannot be predicted, each with its reason and a way back.
 
-The row itself carries `_outputs.<listener>.error`; the collection `_predictd.dead_letters` adds the traceback, the attempts and the times,
-and is the only place that knows of a row that refuses every write. A letter is written before the row's error, so that a kill
-between the two leaves a letter too many (cleared when the replayed row is judged), never one too few.
+The row itself carries `_outputs.<listener>.error`; the collection `_predictd.dead_letters` adds the traceback, the
+attempts and the times, and is the only place that knows of a row that refuses every write. A letter is written before
+the row's error, so that a kill between the two leaves a letter too many (cleared when the replayed row is judged),
+never one too few.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ class DeadLetters:
         return len(self._dead)
 
     def settled(self, key: Any, input_: bytes, generation: int) -> bool:
-        """Whether this very input is known to be dead in a row that refuses the mark: to predict it again would be idle."""
+        """Whether this very input is known to be dead in a row that refuses the mark: to predict it again would be
+        idle.
+        """
         return self._dead.get(identity(key)) == (input_, generation)
 
     def add(self, letters: Iterable[Letter]) -> None:
@@ -117,7 +120,8 @@ def listed(
 
 
 def retry(database: Database[dict[str, Any]], letter: Mapping[str, Any]) -> None:
-    """Gives a dead row another attempt: takes the error out of the row, then asks the worker, through its own change stream.
+    """Gives a dead row another attempt: takes the error out of the row, then asks the worker, through its own change
+    stream.
 
     The letter stays until the attempt went well, so a kill anywhere in between leaves one that can be retried again.
     """

@@ -1,6 +1,7 @@
 """The rows of one listener: the snapshot that a batch is read at, and the guarded write of what came of it.
 
-The promise rests on this file. Its rules carry the names that they have in the check of the protocol (docs/architecture.md):
+The promise rests on this file. Its rules carry the names that they have in the check of the protocol
+(docs/architecture.md):
 
 - R1   a write's filter holds the output's `asof` as the snapshot saw it, or its absence
 - R1b  a write that matched nothing is told, so that the row is judged anew; R1c not before that write's time
@@ -9,8 +10,8 @@ The promise rests on this file. Its rules carry the names that they have in the 
 - R5   a current output is touched: only its `asof` moves
 - R8   a row that does not match loses its output; R8b by a write whose filter holds `asof` as seen
 
-Writes are plain `$set` and `$unset`: an update by pipeline can surface as a `replace`, which would defeat the stream's own-write
-filter.
+Writes are plain `$set` and `$unset`: an update by pipeline can surface as a `replace`, which would defeat the stream's
+own-write filter.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from pymongo.errors import BulkWriteError
 from daemon.handlers.predict.dirty_keys import identity
 from daemon.handlers.predict.records import MISSING, Row, Seen, Snapshot, Write, Written
 
-# What a write may meet that is not about its row: full disk, no right, failover, pressure. Whatever else comes is the row's own
-# (a validator, 16 MB, a unique index), and asking again would not help.
+# What a write may meet that is not about its row: full disk, no right, failover, pressure. Whatever else comes is the
+# row's own (a validator, 16 MB, a unique index), and asking again would not help.
 WAITED_OUT: Final = frozenset(
     {6, 7, 13, 18, 24, 46, 50, 64, 89, 91, 112, 133, 134, 146, 189, 202, 246, 262, 365}
     | {8000, 9001, 10107, 11600, 11601, 11602, 13435, 13436, 14031}
@@ -40,8 +41,8 @@ WAITED_OUT: Final = frozenset(
 class Outputs:
     """The outputs of one listener in its table.
 
-    `fields` are the key fields' paths, `where` the listener's filter. All errors of pymongo pass through: the caller retries,
-    which is safe, since a write that had landed is found by the read-back.
+    `fields` are the key fields' paths, `where` the listener's filter. All errors of pymongo pass through: the caller
+    retries, which is safe, since a write that had landed is found by the read-back.
     """
 
     def __init__(
@@ -61,7 +62,9 @@ class Outputs:
     # ---- reading --------------------------------------------------------------------------------------------------
 
     def read(self, keys: Sequence[Any], after: Timestamp | None, max_bytes: int) -> Snapshot:
-        """Reads the rows at one snapshot, not older than `after`; stops past `max_bytes` of rows and says what is left."""
+        """Reads the rows at one snapshot, not older than `after`; stops past `max_bytes` of rows and says what is
+        left.
+        """
         concern: dict[str, Any] = {"level": "snapshot"}
         if after is not None:
             concern["afterClusterTime"] = after
@@ -133,7 +136,8 @@ class Outputs:
             return Seen()
         generation, asof = output.get("generation"), output.get("asof")
         return Seen(
-            # Only a timestamp is ours. Anything else a client wrote, and not every BSON value comes back from Python as it went.
+            # Only a timestamp is ours. Anything else a client wrote, and not every BSON value comes back from Python as
+            # it went.
             asof=asof if isinstance(asof, Timestamp) else MISSING,
             generation=generation if isinstance(generation, int) else 0,
             input=output.get("input"),

@@ -1,7 +1,8 @@
 """How far each stream is done: resume token and cluster time, fenced by the epoch.
 
-A position moves only over finished stretches (rule R10, kept by `daemon.handlers.predict.dirty_keys.Progress`), and only for the leader: a daemon that
-was paused and has been replaced holds a lower epoch, and its save is refused (rule R10b).
+A position moves only over finished stretches (rule R10, kept by `daemon.handlers.predict.dirty_keys.Progress`), and
+only for the leader: a daemon that was paused and has been replaced holds a lower epoch, and its save is refused (rule
+R10b).
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from daemon.store import names
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place in the change stream: `token` to resume after, and a cluster time from which everything may be read again.
+    """A place in the change stream: `token` to resume after, and a cluster time from which everything may be read
+    again.
 
     The token is None where only the time is known (a fresh start). The time is never later than the token's place.
     """
@@ -52,10 +54,11 @@ class Positions:
         self._epoch = epoch
 
     def claim(self, subscription: str) -> Position | None:
-        """Raises the stored epoch to ours, so that an older leader's saves are refused from now on; the position, if any.
+        """Raises the stored epoch to ours, so that an older leader's saves are refused from now on; the position, if
+        any.
 
-        `subscription` is a hash of what the stream asks for. A token belongs to the filter that it was made with (another
-        one may answer 280), so under a changed filter only the cluster time counts.
+        `subscription` is a hash of what the stream asks for. A token belongs to the filter that it was made with
+        (another one may answer 280), so under a changed filter only the cluster time counts.
         """
         try:
             before = self._collection.find_one_and_update(

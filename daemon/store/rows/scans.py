@@ -1,11 +1,13 @@
-"""Scans: how far a backfill or resync of a listener is, and whether the listener's rows have been judged since its last change.
+"""Scans: how far a backfill or resync of a listener is, and whether the listener's rows have been judged since its last
+change.
 
-The *mark* names what the rows were judged for: the listener's generation, and a hash of which rows it takes, and where. A worker
-that starts scans where the mark is not the one that it serves (R9a); the mark counts only when the scan has ended (R9b), and only
-the leader's does (R9c: fenced by the epoch). A scan that was killed goes on behind `last`, the end of its finished prefix.
+The *mark* names what the rows were judged for: the listener's generation, and a hash of which rows it takes, and where.
+A worker that starts scans where the mark is not the one that it serves (R9a); the mark counts only when the scan has
+ended (R9b), and only the leader's does (R9c: fenced by the epoch). A scan that was killed goes on behind `last`, the
+end of its finished prefix.
 
-Each order of a scan is a *run* with an id of its own. What an older run still says of its progress or its end no longer finds its
-id, so it can neither move the newer one on nor end it.
+Each order of a scan is a *run* with an id of its own. What an older run still says of its progress or its end no longer
+finds its id, so it can neither move the newer one on nor end it.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A scan that is due: why, how far it is, and the `_id` behind which it goes on (`resumed` False: from the beginning)."""
+    """A scan that is due: why, how far it is, and the `_id` behind which it goes on (`resumed` False: from the
+    beginning).
+    """
 
     id: ObjectId
     reason: str
@@ -57,7 +61,8 @@ class Scans:
 
         One that was half-way from the other end of the table begins anew.
 
-        Takes the scan over: it is a run of ours from now on, so an older leader that still scans cannot end it. Raises Fenced.
+        Takes the scan over: it is a run of ours from now on, so an older leader that still scans cannot end it. Raises
+        Fenced.
         """
         run = ObjectId()
         found = self._collection.find_one_and_update(
@@ -100,7 +105,9 @@ class Scans:
         return run
 
     def progress(self, run: Run, last: Any, done: int) -> None:
-        """Every row up to and with the `_id` `last` is judged and acknowledged; of an overtaken run, nothing is noted."""
+        """Every row up to and with the `_id` `last` is judged and acknowledged; of an overtaken run, nothing is
+        noted.
+        """
         self._collection.update_one({"_id": self._id, "run": run.id}, {"$set": {"last": last, "done": done}})
 
     def finish(self, run: Run, done: int) -> bool:

@@ -1,17 +1,20 @@
 """Jobs: one training or one validation each, from the moment somebody asks for it to what came of it.
 
-    {_id: "service/kind/target/key", service, kind: "train" | "validate", target, model, trigger, state, epoch, attempts, failures, retries,
-     best_step, ran, threads, progress {step, total, loss, ...}, heartbeat, log [], error {type, message, traceback}, result, promoted,
-     created_at, started_at, finished_at, retry_at, untidy}
+    {_id: "service/kind/target/key", service, kind: "train" | "validate", target, model, trigger, state, epoch,
+    attempts, failures, retries,
+     best_step, ran, threads, progress {step, total, loss, ...}, heartbeat, log [], error {type, message, traceback},
+     result, promoted, created_at, started_at, finished_at, retry_at, untidy}
 
     queued ──claim──> running ──finish──> done
       ▲                  │ ├──fail────> failed
       └──fail, release───┘ └──cancel──> cancelled      (a queued job can be cancelled, too)
 
-* *Once*: a trigger that may be seen by two daemons queues under a key of its own; the second insert of that `_id` finds the first.
-* *Fenced*: a claim writes the leader's epoch, and everything that is written to a running job names it. A job that an older leader left running
-  is claimed by the next one; whatever the older one still says finds nothing.
-* *Cancelled or promoted, never both*: cancelling changes the state that a promotion's transaction asks for (`daemon.store.registry.versions`).
+* *Once*: a trigger that may be seen by two daemons queues under a key of its own; the second insert of that `_id` finds
+  the first.
+* *Fenced*: a claim writes the leader's epoch, and everything that is written to a running job names it. A job that an
+  older leader left running is claimed by the next one; whatever the older one still says finds nothing.
+* *Cancelled or promoted, never both*: cancelling changes the state that a promotion's transaction asks for
+  (`daemon.store.registry.versions`).
 * Times are the server's.
 """
 
@@ -76,8 +79,8 @@ class Jobs:
     ) -> str | None:
         """Asks for a job: `target` is the model to train, or the validation to run; its id.
 
-        With a `key` it happens once, however many daemons ask: None where the key was used before, or where an equal job is waiting already.
-        Raises NotApplied where nothing of that name is applied.
+        With a `key` it happens once, however many daemons ask: None where the key was used before, or where an equal
+        job is waiting already. Raises NotApplied where nothing of that name is applied.
         """
         model = self._model(kind, target)
         if key is not None and self._collection.find_one({**self._of(kind, target), "state": "queued", "attempts": 0}):
@@ -109,7 +112,8 @@ class Jobs:
     def cancel(self, identifier: str) -> bool:
         """Nothing more is to come of the job; False where it has ended already, or has put its version live.
 
-        It counts at once. Whoever runs the job learns of it by the bell, ends the process and takes its candidate away (`untidy`).
+        It counts at once. Whoever runs the job learns of it by the bell, ends the process and takes its candidate away
+        (`untidy`).
         """
         found = self._collection.find_one_and_update(
             {"_id": identifier, "service": self._service, "state": {"$in": ["queued", "running"]}, "promoted": None},
@@ -126,7 +130,9 @@ class Jobs:
     # ---- reading --------------------------------------------------------------------------------------------------
 
     def get(self, identifier: str) -> dict[str, Any] | None:
-        """One job by its id (with or without the service's name in front), or by the end of its id where only one ends so; else None."""
+        """One job by its id (with or without the service's name in front), or by the end of its id where only one ends
+        so; else None.
+        """
         for whole in (identifier, f"{self._service}/{identifier}"):
             found = self._collection.find_one({**self._whole, "_id": whole})
             if found is not None:
@@ -136,17 +142,21 @@ class Jobs:
         return several[0] if len(several) == 1 else None
 
     def listed(self, limit: int = 100, **matching: Any) -> list[dict[str, Any]]:
-        """The newest jobs, newest first, without their logs; `matching` narrows them (kind=..., target=..., model=..., state=...)."""
+        """The newest jobs, newest first, without their logs; `matching` narrows them (kind=..., target=..., model=...,
+        state=...).
+        """
         query = {"$and": [self._whole, matching]}
         return list(self._collection.find(query, {"log": 0}).sort([("created_at", -1), ("_id", -1)]).limit(limit))
 
     # ---- running them: everything from here on is the leader's -----------------------------------------------------
 
     def claim(self, epoch: int, busy: Container[str], own: Container[str] | None = None) -> dict[str, Any] | None:
-        """Takes over the oldest job that is due: one that waits, or whose retry has come, or that an older leader left running.
+        """Takes over the oldest job that is due: one that waits, or whose retry has come, or that an older leader left
+        running.
 
-        `own` are those that the leader of this epoch knows to run: another one of its own is one whose claim it never heard of, and is claimed again. Jobs of
-        the models in `busy` are passed over. The job as it is now, None where there is none.
+        `own` are those that the leader of this epoch knows to run: another one of its own is one whose claim it never
+        heard of, and is claimed again. Jobs of the models in `busy` are passed over. The job as it is now, None where
+        there is none.
         """
         due = {
             "$and": [self._whole, {"model": {"$nin": list(busy)}}],
@@ -173,7 +183,8 @@ class Jobs:
     def progress(
         self, identifier: str, epoch: int, fields: Mapping[str, Any], lines: Iterable[str] = (), **about: Any
     ) -> bool:
-        """Notes a sign of life, what the job says of its progress, the lines of its log, and what is known `about` it (ran, threads, retries...).
+        """Notes a sign of life, what the job says of its progress, the lines of its log, and what is known `about` it
+        (ran, threads, retries...).
 
         False where the job is no longer ours: cancelled, or claimed by another leader.
         """
@@ -199,7 +210,9 @@ class Jobs:
     def fail(
         self, identifier: str, epoch: int, error: Mapping[str, Any], retry_in: float | None, failures: int = 1
     ) -> bool:
-        """The job has failed: for good, or (`retry_in` seconds) to be tried again; `failures` counts those in a row. False where it is not ours."""
+        """The job has failed: for good, or (`retry_in` seconds) to be tried again; `failures` counts those in a row.
+        False where it is not ours.
+        """
         if retry_in is None:
             return self._end(
                 identifier, epoch, {"state": "failed", "error": dict(error), "failures": failures, "untidy": True}
@@ -208,7 +221,9 @@ class Jobs:
         return self._back(identifier, epoch, {**again, "retry_at": {"$add": ["$$NOW", int(retry_in * 1000)]}})
 
     def release(self, identifier: str, epoch: int) -> bool:
-        """The job goes back into the queue, and this attempt does not count: the daemon stops, the job is not at fault."""
+        """The job goes back into the queue, and this attempt does not count: the daemon stops, the job is not at
+        fault.
+        """
         return self._back(identifier, epoch, {"state": "queued", "attempts": {"$subtract": ["$attempts", 1]}})
 
     def untidy(self) -> list[dict[str, Any]]:

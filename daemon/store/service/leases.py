@@ -2,11 +2,13 @@
 
     _predictd.leases: {_id: service, owner, host, pid, expires, acquired_at, epoch}
 
-* Taking is one `findOneAndUpdate` by pipeline on `$$NOW`: where the lease has expired, or is ours from before, it becomes ours.
-* Every taking raises `epoch` by one, a renewal never does. The epoch travels with what the workers write, and fences a leader that was
-  paused and has been replaced: it may wake and believe that it leads, its writes say otherwise.
-* `owner` is an instance id kept in the state directory, which a file lock keeps to one process. So a daemon that was killed takes its own
-  lease back at once instead of waiting until it expires. The host must match too: an image of a machine, copied, carries the same id.
+* Taking is one `findOneAndUpdate` by pipeline on `$$NOW`: where the lease has expired, or is ours from before, it
+  becomes ours.
+* Every taking raises `epoch` by one, a renewal never does. The epoch travels with what the workers write, and fences a
+  leader that was paused and has been replaced: it may wake and believe that it leads, its writes say otherwise.
+* `owner` is an instance id kept in the state directory, which a file lock keeps to one process. So a daemon that was
+  killed takes its own lease back at once instead of waiting until it expires. The host must match too: an image of a
+  machine, copied, carries the same id.
 * A release only lets it expire: the document stays, because the epoch must never start again.
 
 Times are the server's; no local clock decides anything.
@@ -32,7 +34,9 @@ TTL_SECONDS = 15.0
 
 
 class AnotherDaemon(PredictdError):
-    """Another daemon is active for this service, or works in this state directory; wait for it (standby), or stop it."""
+    """Another daemon is active for this service, or works in this state directory; wait for it (standby), or stop
+    it.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,9 @@ class Holder:
 
 
 class Lease:
-    """The lease of one service, as one holder sees it. Every method raises MongoUnavailable where MongoDB does not answer."""
+    """The lease of one service, as one holder sees it. Every method raises MongoUnavailable where MongoDB does not
+    answer.
+    """
 
     def __init__(
         self, database: Database[dict[str, Any]], service: str, holder: Holder, ttl: float = TTL_SECONDS

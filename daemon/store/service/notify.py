@@ -2,8 +2,9 @@
 
     _predictd.bells: {_id: service, count}
 
-Whoever changes what a service should do (a job that is queued or cancelled, a version that goes live) rings; whoever does it compares the count with
-the one that it saw last. A ring says only "look again": what there is to do stands in its own collection, so a ring that nobody heard is no loss.
+Whoever changes what a service should do (a job that is queued or cancelled, a version that goes live) rings; whoever
+does it compares the count with the one that it saw last. A ring says only "look again": what there is to do stands in
+its own collection, so a ring that nobody heard is no loss.
 """
 
 from __future__ import annotations

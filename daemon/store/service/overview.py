@@ -22,7 +22,9 @@ _NEEDED: Final = {
 
 
 def _applied(database: Database[dict[str, Any]], service: str, kind: str) -> dict[str, dict[str, Any]]:
-    """The declarations of a kind by name. No signature is asked for, so what somebody else wrote there may be among them, but nothing unreadable."""
+    """The declarations of a kind by name. No signature is asked for, so what somebody else wrote there may be among
+    them, but nothing unreadable.
+    """
     found = database[names.COMPONENTS].find({"service": service, "kind": kind, "state": "applied"}).sort("name", 1)
     read = [(each, _declaration(each)) for each in found if each["_id"] == f"{service}/{kind}/{each.get('name')}"]
     return {each["name"]: {**each, "declaration": said} for each, said in read if _NEEDED[kind] <= said.keys()}
@@ -51,7 +53,9 @@ def tables(database: Database[dict[str, Any]], service: str) -> list[dict[str, A
 
 
 def models(database: Database[dict[str, Any]], service: str) -> list[dict[str, Any]]:
-    """Each model with its live version, None before it was first built; `object` is an import path, or the name of what travelled by value."""
+    """Each model with its live version, None before it was first built; `object` is an import path, or the name of what
+    travelled by value.
+    """
     listeners = _applied(database, service, "listener")
     shown = []
     for name, model in _applied(database, service, "model").items():

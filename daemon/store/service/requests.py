@@ -1,6 +1,7 @@
 """Requests to a worker: documents in `_predictd.requests` that reach it through its own change stream, as any row does.
 
-A request is all in its `_id`, because the stream hands on nothing else. It is of no use afterwards; a TTL index removes it.
+A request is all in its `_id`, because the stream hands on nothing else. It is of no use afterwards; a TTL index removes
+it.
 """
 
 from __future__ import annotations

@@ -2,11 +2,13 @@
 
     _predictd.schedules: {_id: service/key, service, key, run, fires, last, baseline, low}
 
-* `last`: by the server's clock, until when nothing is due any more: the moment of the last run, or when the schedule was first seen.
+* `last`: by the server's clock, until when nothing is due any more: the moment of the last run, or when the schedule
+  was first seen.
 * `baseline`: how many rows there were at the last run that `rows` asked for.
 * `low`: at which value a `below` fired last; absent once the metric has recovered.
-* `fires` counts the runs. A run is claimed by its number, in the unique key of its job: of two daemons that find the same run due, one
-  queues it. `run` is the document's own mark, so that numbers never repeat, even should the collection be dropped.
+* `fires` counts the runs. A run is claimed by its number, in the unique key of its job: of two daemons that find the
+  same run due, one queues it. `run` is the document's own mark, so that numbers never repeat, even should the
+  collection be dropped.
 """
 
 from __future__ import annotations
@@ -75,7 +77,9 @@ class Schedules:
         self._collection.delete_many({"service": self._service, "_id": {"$nin": [self._id(key) for key in keys]}})
 
     def states(self, baselines: Mapping[str, int | None]) -> dict[str, State]:
-        """Return what is remembered of the schedules that are named; one that is new begins now, and at the row count given for it."""
+        """Return what is remembered of the schedules that are named; one that is new begins now, and at the row count
+        given for it.
+        """
         found = self._read(baselines)
         new = baselines.keys() - found.keys()
         for key in new:
@@ -124,8 +128,8 @@ class Schedules:
 class RowCounts:
     """How many rows tables have: exactly up to `EXACT_ROWS`, beyond that as the server estimates it.
 
-    The estimate costs nothing, and is wrong for good after the server was killed: by what was written in the minute before. So a small
-    table is counted, whenever its estimate has moved, and once a minute.
+    The estimate costs nothing, and is wrong for good after the server was killed: by what was written in the minute
+    before. So a small table is counted, whenever its estimate has moved, and once a minute.
     """
 
     def __init__(self) -> None:

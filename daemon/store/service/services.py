@@ -1,7 +1,7 @@
 """Which services daemons are active for, in one database or in any: for clients that look for the one that serves them.
 
-A service is served while its lease runs, by the server's clock. A lease that has just run out (its daemon was killed) may be taken again in a
-moment; whoever looks decides how long to be patient.
+A service is served while its lease runs, by the server's clock. A lease that has just run out (its daemon was killed)
+may be taken again in a moment; whoever looks decides how long to be patient.
 """
 
 from __future__ import annotations
@@ -51,5 +51,7 @@ def find_served(client: Client) -> list[Served]:
 
 
 def find_owned(client: Client, instance: str) -> Served | None:
-    """The service that the daemon with this instance id is active for, None while there is none. Raises MongoUnavailable."""
+    """The service that the daemon with this instance id is active for, None while there is none. Raises
+    MongoUnavailable.
+    """
     return next((each for each in find_served(client) if each.owner == instance), None)

@@ -2,8 +2,8 @@
 
     STATE_DIR/lock       held by flock while a daemon runs; holds its process id
     STATE_DIR/instance   the stable id of this directory's daemon: what it takes its own lease back with after a kill
-    STATE_DIR/signing.key  what this service's declarations are signed with; made at the first start, for its owner's eyes only
-    STATE_DIR/http       the address that the daemon answers on, while it runs ("127.0.0.1:9477")
+    STATE_DIR/signing.key  what this service's declarations are signed with; made at the first start, for its owner's
+    eyes only STATE_DIR/http       the address that the daemon answers on, while it runs ("127.0.0.1:9477")
 
 The kernel gives the lock up with the process, however it ends, so nothing stale is ever left behind.
 """
@@ -72,7 +72,9 @@ class StateDirectory:
         return self.path / "signing.key"
 
     def signing_key(self) -> SigningKey:
-        """The key of this directory's service, made at the first call ever. Raises ConfigurationError where others may read it."""
+        """The key of this directory's service, made at the first call ever. Raises ConfigurationError where others may
+        read it.
+        """
         path = self.signing_key_file
         try:
             if not path.exists():
@@ -90,7 +92,9 @@ class StateDirectory:
 
 
 def is_held(lock: Path) -> bool:
-    """Whether a living process holds this file's lock. A look takes the lock for an instant: a daemon that starts just then may meet it."""
+    """Whether a living process holds this file's lock. A look takes the lock for an instant: a daemon that starts just
+    then may meet it.
+    """
     try:
         with lock.open("r") as file:
             try:

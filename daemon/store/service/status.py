@@ -1,9 +1,11 @@
-"""What the active daemon says about itself: one document per service, for `predictd status` and for whoever looks with mongosh.
+"""What the active daemon says about itself: one document per service, for `predictd status` and for whoever looks with
+mongosh.
 
     _predictd.status: {_id: service, at, owner, epoch, state, workers: {name: report}, config: {ok, error, loaded_at}}
 
-`at` is the server's time of the last word; a reader gets its age by the server's clock too, so a daemon that died shows as old, whatever the
-clocks of the machines say. A daemon that has been replaced cannot write over its successor: the epoch only grows.
+`at` is the server's time of the last word; a reader gets its age by the server's clock too, so a daemon that died shows
+as old, whatever the clocks of the machines say. A daemon that has been replaced cannot write over its successor: the
+epoch only grows.
 """
 
 from __future__ import annotations
