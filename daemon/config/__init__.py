@@ -27,7 +27,7 @@ from daemon.config.sections import (
     ServiceConfig,
     TableConfig,
 )
-from daemon.config.source import Source, find, read
+from daemon.config.source import Source, find, keyring_folder, read
 from daemon.config.wording import dotted, worded
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "decoded_filter",
     "encoded_filter",
     "find",
+    "keyring_folder",
     "load",
 ]
 
