@@ -10,10 +10,10 @@ import hashlib
 import hmac
 import os
 import secrets
-import stat
 from pathlib import Path
 from typing import final
 
+from components import private_files
 from components.errors import DeclarationError
 
 __all__ = ["SigningKey"]
@@ -39,20 +39,12 @@ class SigningKey:
 
     @classmethod
     def read(cls, path: Path) -> SigningKey:
-        """The key in a file of 64 hexadecimal digits; raises DeclarationError where others may read it or it holds no
-        key.
+        """The key in a file of 64 hexadecimal digits: no link, and only for its owner to read, who is this user or
+        root.
 
-        Raises OSError where the file is missing or cannot be read.
+        Raises DeclarationError if it is not such a file, and OSError if it is missing or cannot be read.
         """
-        with path.open("rb") as file:
-            # Of the file that is open, not of the path, which may name another by now.
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            if mode & 0o077:
-                raise DeclarationError(
-                    f"{path}: others than its owner can read or change the signing key (mode {mode:04o}); run: chmod "
-                    f"600 {path}"
-                )
-            text = file.read(1024)
+        text = private_files.read(path, 1024)
         try:
             return cls.parse(text.decode("ascii").strip())
         except (UnicodeDecodeError, DeclarationError):
@@ -67,11 +59,12 @@ class SigningKey:
             raise DeclarationError(f"a signing key is {2 * _BYTES} hexadecimal digits") from None
 
     def write(self, path: Path) -> None:
-        """Put the key into a new file that only its owner can read; raises FileExistsError where there is one
-        already.
+        """Put the key into a new file that only its owner can read; raises FileExistsError if something has the
+        name.
         """
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            os.fchmod(file.fileno(), 0o600)  # whatever the umask
             file.write(f"{self.hex()}\n")
             file.flush()
             os.fsync(file.fileno())

@@ -19,6 +19,14 @@ from daemon.embedded.server import ensure, find_mongod
 TEST_MONGO_URI = "PREDICTD_TEST_MONGO_URI"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the tests' daemons note their keys: not in the home of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state_home")))
+        yield Path(os.environ["XDG_STATE_HOME"])
+
+
 @pytest.fixture(scope="session")
 def mongod() -> Path:
     """The mongod that tests run; without one they are skipped on a laptop and fail in CI."""

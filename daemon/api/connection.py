@@ -7,7 +7,6 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,23 +20,20 @@ from pymongo.errors import PyMongoError
 from components.errors import DeclarationError, MongoUnavailable, NotApplied, PredictdError, SignatureRefused
 from components.signing_key import SigningKey
 from daemon.api import embedded_daemon as child
+from daemon.config import keyring_folder
 from daemon.logs.text import masked
 from daemon.store import names
 from daemon.store.connection import ROW_CODEC, Client, Data, check, open_database, reaching
 from daemon.store.registry.components import Catalog
 from daemon.store.registry.registry import KINDS, Registry
+from daemon.store.service.keyring import Keyring
 from daemon.store.service.services import Served, find_served, served
-from daemon.store.service.state_directory import StateDirectory
-from daemon.store.service.status import StatusBoard
+from daemon.store.service.state_directory import StateDirectory, instance_of
 
 __all__ = ["Connection", "NotServed", "open_connection"]
 
 PATIENCE_MS: Final = 10_000
 """How long an operation looks for a primary; a URI that says `serverSelectionTimeoutMS` says otherwise."""
-
-TOLD_SECONDS: Final = 5.0
-"""A daemon that has just become active tells everything about itself within this time."""
-
 
 _open: weakref.WeakSet[Connection] = weakref.WeakSet()
 
@@ -48,9 +44,7 @@ class NotServed(PredictdError):
 
 @dataclass(eq=False)
 class Connection:
-    """A database that a daemon serves. `key_file` is where its signing key lies, where that is known without asking the
-    daemon.
-    """
+    """A database that a daemon serves. `key_file` is where its signing key lies, None if this machine does not know."""
 
     client: Client = field(repr=False)
     database: Data
@@ -92,35 +86,28 @@ class Connection:
         return known
 
     def key(self) -> SigningKey:
-        """The service's key: from the file that was named, else from where the daemon says that it lies. Raises
-        SignatureRefused.
+        """The service's key, from a file that this user has named or noted on this machine. Raises SignatureRefused.
+
+        The database has no say in it: who writes there would have code of his own run here.
         """
         if self._key is None:
-            path = self.key_file or self._told_key_file()
+            if self.key_file is None:
+                raise SignatureRefused(
+                    f"the signing key of service {self.service!r} is not known here, because no daemon of this user "
+                    "has noted it on this machine: name the daemon's key file, or a copy of it for your eyes only "
+                    "(chmod 600), connect(..., signing_key_file=...)"
+                )
             try:
-                self._key = SigningKey.read(path)
+                self._key = SigningKey.read(self.key_file)
             except OSError as error:
                 raise SignatureRefused(
-                    f"the signing key of service {self.service!r} cannot be read at {path} ({error.strerror}): what is "
-                    "applied must be signed with it. Copy it here from the daemon's machine, for your eyes only "
-                    "(chmod 600), and name it: connect(..., signing_key_file=...)"
+                    f"the signing key of service {self.service!r} cannot be read at {self.key_file} "
+                    f"({error.strerror}): what is applied must be signed with it. Copy it here from the daemon's "
+                    "machine, for your eyes only (chmod 600), and name it: connect(..., signing_key_file=...)"
                 ) from None
             except DeclarationError as error:
                 raise SignatureRefused(str(error)) from None
         return self._key
-
-    def _told_key_file(self) -> Path:
-        end = time.monotonic() + TOLD_SECONDS
-        while True:
-            status = StatusBoard(self.database, self.service).read() or {}
-            if status.get("signing_key"):
-                return Path(status["signing_key"])
-            if time.monotonic() > end:
-                raise SignatureRefused(
-                    f"the daemon of service {self.service!r} does not say where its signing key lies: name it, "
-                    "connect(..., signing_key_file=...)"
-                )
-            time.sleep(0.1)
 
     def fields(self, table: str) -> Mapping[str, str]:
         """The declared fields of a table with their datatypes. Raises NotApplied where it is not applied.
@@ -186,8 +173,9 @@ def _embedded(folder: Path, service: str | None, database: str | None, key_file:
     except BaseException:
         child.release(found)
         raise
-    # The configuration of one that we have started says nothing of a key, so it is the one that the folder keeps.
-    key_file = key_file or (StateDirectory(found.state_dir).signing_key_file if found.owned else None)
+    # The daemon of another process may have its key elsewhere, by its service.toml. The folder says which daemon it is.
+    noted = None if found.owned else _keyring().key_file(instance_of(found.state_dir))
+    key_file = key_file or noted or StateDirectory(found.state_dir).signing_key_file
     database_ = _database(client, found.served.database)
     return Connection(
         client,
@@ -208,7 +196,13 @@ def _remote(uri: str, service: str | None, database: str | None, key_file: Path 
     except BaseException:
         client.close()
         raise
+    key_file = key_file or _keyring().key_file(found.owner)
     return Connection(client, _database(client, found.database), found.service, masked(uri), uri, key_file)
+
+
+def _keyring() -> Keyring:
+    """What this user's daemons have noted on this machine."""
+    return Keyring(keyring_folder(os.environ))
 
 
 def _client(uri: str) -> Client:

@@ -30,7 +30,7 @@ from daemon.config.sections import (
     ServiceConfig,
     TableConfig,
 )
-from daemon.config.source import find, read
+from daemon.config.source import find, keyring_folder, read
 
 __all__ = [
     "Config",
@@ -46,6 +46,7 @@ __all__ = [
     "decoded_filter",
     "encoded_filter",
     "find",
+    "keyring_folder",
     "load",
 ]
 

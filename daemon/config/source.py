@@ -48,6 +48,15 @@ def find(explicit: Path | None, environ: Mapping[str, str]) -> Path:
     raise ConfigurationError([Problem("service.toml", message)])
 
 
+def keyring_folder(environ: Mapping[str, str]) -> Path | None:
+    """Where this user's daemons note which key file each of them uses; None if the environment names no such folder."""
+    for variable, below in (("XDG_STATE_HOME", "predictd/keys"), ("HOME", ".local/state/predictd/keys")):
+        root = Path(environ.get(variable, ""))
+        if root.is_absolute():  # the specification of XDG_STATE_HOME has any other ignored
+            return root / below
+    return None
+
+
 def read(path: Path, environ: Mapping[str, str]) -> Source:
     """Return what the file and the environment say; ConfigurationError where the file cannot be read as TOML at all."""
     source = Source(path.absolute())

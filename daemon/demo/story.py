@@ -19,6 +19,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,6 @@ from daemon.demo.training import FOLDS, KEPT_APART, Training
 from daemon.logs.text import escaped, row_id
 from daemon.store.rows import dead_letters
 from daemon.store.rows.outputs import Outputs
-from daemon.store.service.status import StatusBoard
 
 __all__ = ["KEY", "TABLE", "Digit", "Story"]
 
@@ -305,17 +305,17 @@ class Story:
         return {letter["_id"]["row"]: letter for letter in listed}
 
     def _worker(self) -> int:
-        """The process id of the worker, which the status document tells."""
+        """The process id of the worker, by the system's account: the database is no authority on what to kill."""
 
-        def told() -> int | None:
-            workers = (StatusBoard(self._database, self._service).read() or {}).get("workers", {})
-            return next((each["pid"] for each in workers.values() if each.get("pid")), None)
+        def found() -> int | None:
+            for stat in Path("/proc").glob("[0-9]*/stat"):
+                with suppress(OSError):  # it has just ended
+                    parent = int(stat.read_text(errors="replace").rpartition(")")[2].split()[1])
+                    if parent == self._daemon.pid and b"daemon.worker" in stat.with_name("cmdline").read_bytes():
+                        return int(stat.parent.name)
+            return None
 
-        pid = self._daemon.until("the status document to name the worker", told, OUTPUTS_SECONDS)
-        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        if parent != self._daemon.pid:
-            raise DemoFailed(f"the status document names {pid} as the worker, which is no child of the daemon")
-        return pid
+        return self._daemon.until("the daemon to have a worker", found, OUTPUTS_SECONDS)
 
 
 def _documents(images: Sequence[Digit]) -> Iterator[dict[str, Any]]:

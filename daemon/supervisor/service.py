@@ -40,6 +40,7 @@ from daemon.health.readiness import ConfigState, ServiceState
 from daemon.listeners.config_file import changes
 from daemon.logs.setup import configure
 from daemon.store.service import notify as bells
+from daemon.store.service.keyring import Keyring
 from daemon.store.service.leases import Holder
 from daemon.store.service.state_directory import StateDirectory
 from daemon.store.service.status import StatusBoard
@@ -137,11 +138,8 @@ class Supervisor:
         http = self._config.http
         self._web = WebServer(application(self, loopback=http.loopback), http.host, http.port)
         directory.announce(self._web.address)
-        about = {
-            "owner": {"host": holder.host, "pid": holder.pid},
-            "http": self._web.address,
-            "signing_key": str(given or directory.signing_key_file),
-        }
+        self._note(holder.instance, given or directory.signing_key_file)
+        about = {"owner": {"host": holder.host, "pid": holder.pid}, "http": self._web.address}
         self._reporter = Reporter(self.state, about, self._publish_status, self._notifier)
         log.info("predictd starts", service=self._config.service.name, pid=os.getpid(), http=self._web.address)
         parts = (
@@ -153,6 +151,15 @@ class Supervisor:
             self._web.serve(),
         )
         return tuple(self._spawn(part) for part in parts)
+
+    def _note(self, instance: str, key_file: Path) -> None:
+        """Tells this user's programs on this machine where the key lies, if that can be written: not under
+        ProtectHome.
+        """
+        try:
+            Keyring(configuration.keyring_folder(self._environ)).note(instance, key_file)
+        except (OSError, DeclarationError) as error:
+            log.info("programs of this user have to name the signing key themselves", reason=str(error))
 
     # main loop
 

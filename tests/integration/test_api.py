@@ -32,7 +32,9 @@ from components.query import Query
 from components.signing_key import SigningKey
 from daemon import connect
 from daemon.api import Datalayer, NotServed
+from daemon.config import keyring_folder
 from daemon.store.registry.registry import Registry
+from daemon.store.service.keyring import Keyring
 from daemon.store.service.leases import Holder, Lease
 from daemon.store.service.status import StatusBoard
 
@@ -48,11 +50,13 @@ def key_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def serve(database: Database[dict[str, Any]], key_file: Path) -> Callable[..., None]:
-    """Makes it look as if a daemon were active for a service: its lease, and what it says of itself."""
+    """Makes it look as if a daemon were active for a service: its lease, what it says, and what it notes of its key."""
 
-    def make(service: str = SERVICE, key: Path | None = key_file) -> None:
-        epoch = Lease(database, service, Holder(uuid.uuid4().hex, "here", os.getpid()), ttl=60.0).acquire()
-        StatusBoard(database, service).publish(epoch, {"state": "active", **({"signing_key": str(key)} if key else {})})
+    def make(service: str = SERVICE) -> None:
+        instance = uuid.uuid4().hex
+        epoch = Lease(database, service, Holder(instance, "here", os.getpid()), ttl=60.0).acquire()
+        StatusBoard(database, service).publish(epoch, {"state": "active"})
+        Keyring(keyring_folder(os.environ)).note(instance, key_file)
 
     return make
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import socket
 import stat
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +49,63 @@ def test_a_key_that_others_can_read_is_refused(tmp_path, mode):
     SigningKey.fresh().write(path)
     path.chmod(mode)
     with pytest.raises(DeclarationError, match=f"chmod 600 {path}"):
+        SigningKey.read(path)
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077, 0o777])
+def test_a_key_is_written_0600_whatever_the_umask(tmp_path, umask):
+    """Neither for more eyes than the owner's, nor for none."""
+    before = os.umask(umask)
+    try:
+        SigningKey.fresh().write(tmp_path / "signing.key")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "signing.key").stat().st_mode) == 0o600
+
+
+def link(path: Path) -> None:
+    SigningKey.fresh().write(path.with_name("real.key"))
+    path.symlink_to("real.key")
+
+
+def hear(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (link, "is a symbolic link: name the file itself"),
+        (lambda path: path.symlink_to("nowhere"), "is a symbolic link: name the file itself"),
+        (os.mkfifo, "is not a regular file"),
+        (Path.mkdir, "is not a regular file"),
+        (hear, "is not a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "is a symbolic link"),
+    ],
+    ids=["a link", "a link to nothing", "a FIFO", "a directory", "a socket", "a link to a device"],
+)
+def test_what_is_no_file_of_its_own_is_no_key(tmp_path, make: Callable[[Path], None], told):
+    """And nothing is waited for: the FIFO has no writer."""
+    path = tmp_path / "signing.key"
+    make(path)
+    with pytest.raises(DeclarationError, match=f"{path}: {told}"):
+        SigningKey.read(path)
+
+
+def test_a_device_is_no_key():
+    with pytest.raises(DeclarationError, match="is not a regular file"):
+        SigningKey.read(Path("/dev/zero"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_a_key_of_another_user_is_refused(tmp_path):
+    """Whoever may run as root is not to run what any user has signed."""
+    path = tmp_path / "signing.key"
+    SigningKey.fresh().write(path)
+    os.chown(path, 12345, -1)
+    with pytest.raises(DeclarationError, match=r"belongs to another user \(uid 12345\); run this as that user"):
         SigningKey.read(path)
 
 

@@ -72,12 +72,12 @@ class StateDirectory:
         return self.path / "signing.key"
 
     def signing_key(self) -> SigningKey:
-        """The key of this directory's service, made at the first call ever. Raises ConfigurationError where others may
-        read it.
+        """The key of this directory's service, made at the first call ever. Raises ConfigurationError if others see
+        it.
         """
         path = self.signing_key_file
         try:
-            if not path.exists():
+            if not os.path.lexists(path):  # a link that leads nowhere is refused below, not replaced
                 fresh = path.with_name(f".{path.name}.{os.getpid()}")
                 fresh.unlink(missing_ok=True)
                 SigningKey.fresh().write(fresh)

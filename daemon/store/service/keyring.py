@@ -1,0 +1,106 @@
+"""Which key file each daemon of this user uses, noted on this machine for programs that reach it by a MongoDB URI.
+
+    $XDG_STATE_HOME/predictd/keys/INSTANCE    the absolute path of the key file of the daemon with this instance id
+
+A program learns from the lease in MongoDB which instance is active, and whoever may write to the database may have put
+it there. So the id is no more than a name to choose by, among what daemons of this very user have noted: it has the
+exact form of an id, and what it leads to is believed only if nobody else can have written it. A daemon without a home
+directory, or with one that it may not write, notes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from components import private_files
+from components.errors import DeclarationError
+
+__all__ = ["Keyring"]
+
+_INSTANCE: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
+_MOST: Final = 4097
+"""Bytes: a path that the system takes, and the end of its line."""
+
+
+class Keyring:
+    """The notes of one user. `folder` is None if there is no place for them."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+
+    def note(self, instance: str, key_file: Path) -> None:
+        """Notes the key file of this user's daemon, and forgets those whose files are gone.
+
+        Raises OSError if that cannot be written, and DeclarationError if others than this user may write to the folder.
+        """
+        if self._folder is None or not _INSTANCE.fullmatch(instance):
+            return
+        for each in (*reversed(self._folder.parents), self._folder):
+            each.mkdir(mode=0o700, exist_ok=True)
+        with self._opened() as folder:
+            self._prune(folder)
+            draft = f".{instance}.{os.getpid()}"
+            with suppress(FileNotFoundError):
+                os.unlink(draft, dir_fd=folder)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            with os.fdopen(os.open(draft, flags, 0o600, dir_fd=folder), "wb") as file:
+                os.fchmod(file.fileno(), 0o600)  # whatever the umask
+                file.write(os.fsencode(key_file.absolute()) + b"\n")
+            os.replace(draft, instance, src_dir_fd=folder, dst_dir_fd=folder)  # whole or not at all
+
+    def key_file(self, instance: str | None) -> Path | None:
+        """The key file that the daemon with this id has noted; None if it has noted none that can be trusted."""
+        if self._folder is None or instance is None or not _INSTANCE.fullmatch(instance):
+            return None
+        try:
+            with self._opened() as folder:
+                noted = self._read(folder, instance)
+                return noted if noted is not None and not _is_gone(noted) else None
+        except (OSError, DeclarationError):
+            return None
+
+    def _read(self, folder: int, instance: str) -> Path | None:
+        assert self._folder is not None
+        raw = private_files.read(self._folder / instance, _MOST, folder)
+        path = Path(os.fsdecode(raw.removesuffix(b"\n")))
+        return path if raw.endswith(b"\n") and b"\0" not in raw and path.is_absolute() else None
+
+    def _prune(self, folder: int) -> None:
+        for name in filter(_INSTANCE.fullmatch, os.listdir(folder)):
+            with suppress(OSError, DeclarationError):
+                noted = self._read(folder, name)
+                if noted is None or _is_gone(noted):
+                    os.unlink(name, dir_fd=folder)
+
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        """The folder, held open, so that what is checked is what is read. Raises OSError and DeclarationError."""
+        assert self._folder is not None
+        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            about = os.fstat(folder)
+            private_files.check_owner(about, self._folder)
+            if stat.S_IMODE(about.st_mode) & 0o022:
+                raise DeclarationError(
+                    f"{self._folder}: others than its owner can change it; run: chmod 700 {self._folder}"
+                )
+            yield folder
+        finally:
+            os.close(folder)
+
+
+def _is_gone(path: Path) -> bool:
+    """Whether there is certainly no such file: one that only cannot be looked at may be there."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
