@@ -8,6 +8,9 @@ from typing import Any, Literal
 from bson.timestamp import Timestamp
 from pymongo.collection import Collection
 
+from components.raw_value import RAW, document
+from daemon.store.rows.row_reader import keys
+
 PAGE = 1000
 
 Order = Literal["newest", "oldest"]
@@ -22,7 +25,7 @@ def pages(
     order: Order = "oldest",
     size: int = PAGE,
 ) -> Iterator[list[Any]]:
-    """Yields pages of `size` `_id`s, all of the table's; `resumed` goes on behind the `_id` `last`.
+    """Yields pages of at most `size` keys, all of the table's; `resumed` goes on behind the `_id` `last`.
 
     "newest" begins with the highest `_id`, which for ObjectIds are the newest rows.
 
@@ -34,14 +37,20 @@ def pages(
     last page.
     """
     operator, direction = ("$gt", 1) if order == "oldest" else ("$lt", -1)
-    behind: dict[str, Any] = {"$expr": {operator: ["$_id", {"$literal": last}]}} if resumed else {}
-    with table.database.client.start_session(causal_consistency=True) as session:
-        session.advance_operation_time(start)
-        while True:
-            # $expr compares across BSON types; a plain {_id: {$gt: last}} would pass over every row of another type.
-            found = table.find(behind, {"_id": 1}, session=session).sort("_id", direction).limit(size)
-            page = [document["_id"] for document in found]
-            if not page:
-                return
-            yield page
-            behind = {"$expr": {operator: ["$_id", {"$literal": page[-1]}]}}
+    # $expr compares across BSON types; a plain {_id: {$gt: last}} would pass over every row of another type.
+    behind = {"$expr": {operator: ["$_id", document({}, {"$literal": last})]}} if resumed else {}
+    while True:
+        command = {
+            "find": table.name,
+            "filter": behind,
+            "projection": {"_id": 1},
+            "sort": {"_id": direction},
+            "limit": size,
+            "singleBatch": True,  # a reply is cut at 16 MB: a page of large keys is a shorter one
+            "readConcern": {"level": "local", "afterClusterTime": start},
+        }
+        page = keys(table.database.command(command, codec_options=RAW))
+        if not page:
+            return
+        yield page
+        behind = {"$expr": {operator: ["$_id", document({}, {"$literal": page[-1]})]}}

@@ -15,10 +15,12 @@ from typing import Any, Final
 import structlog
 from pymongo.collection import Collection
 
-from daemon.handlers.predict.dirty_keys import DirtyKeys, Progress, identity
+from components.raw_value import RAW, among, chunks
+from daemon.handlers.predict.dirty_keys import KEY_BYTES, DirtyKeys, Progress, identity
 from daemon.listeners.scan import PAGE, Order, pages
 from daemon.store.mongo_retry import MongoRetry
 from daemon.store.rows.positions import cluster_time
+from daemon.store.rows.row_reader import keys
 from daemon.store.rows.scans import Mark, Run, Scans
 
 log = structlog.get_logger(__name__)
@@ -161,11 +163,12 @@ class ScanLane:
         """Dead rows that a scan does not come across, because they no longer exist: once judged, their letters go
         too.
         """
-        dead, gone = self._dead(), []
-        for begin in range(0, len(dead), PAGE):
-            some = dead[begin : begin + PAGE]
-            there = {identity(found["_id"]) for found in self._table.find({"_id": {"$in": some}}, {"_id": 1})}
-            gone += [key for key in some if identity(key) not in there]
+        gone: list[Any] = []
+        for some in chunks(self._dead(), PAGE, KEY_BYTES):
+            query = {"find": self._table.name, "filter": {"_id": among(some)}, "projection": {"_id": 1}}
+            reply = self._table.database.command({**query, "batchSize": len(some) + 1}, codec_options=RAW)
+            found = {identity(key) for key in keys(reply)}
+            gone += [key for key in some if identity(key) not in found]
         return gone
 
     def _room(self, orders: int, scan: _Scan) -> bool:

@@ -27,7 +27,11 @@ RULES = {
     "r3a": (CORRIDOR, "for t in (batch.after, self._floor)", "for t in (self._floor,)"),
     "r5": (PREDICT, 'writes.append(Write(row.key, row.seen, "touch", at, generation))  # R5', "pass"),
     "r6": (CORRIDOR, "if any(row.seen.generation > live.generation for row in snapshot.rows):", "if False:"),
-    "r8b": (OUTPUTS, '{"_id": write.key, **self._as_seen(write.seen)}, {"$unset"', '{"_id": write.key}, {"$unset"'),
+    "r8b": (
+        OUTPUTS,
+        '{"_id": equals(write.key), **self._as_seen(write.seen)}, {"$unset"',
+        '{"_id": equals(write.key)}, {"$unset"',
+    ),
     "r10": (
         BATCHING,
         "while self._stretches and self._stretches[0].closed and not self._stretches[0].unfinished:",

@@ -18,8 +18,9 @@ from pymongo.database import Database
 from daemon.handlers.predict.dirty_keys import identity
 from daemon.handlers.predict.records import MISSING, Seen, Write
 from daemon.store.connection import open_database
-from daemon.store.rows.outputs import Outputs, value_at
+from daemon.store.rows.outputs import Outputs
 from daemon.store.rows.positions import cluster_time
+from daemon.store.rows.row_reader import value_at
 
 NOW = Timestamp(1000, 1)
 MANY = 64 * 1024 * 1024
@@ -134,9 +135,9 @@ def test_every_type_of_id_is_read_and_written(rows: Any) -> None:
     outputs = of(rows)
     snapshot = read(outputs, *IDS)
     assert {identity(row.key) for row in snapshot.rows} == {identity(key) for key in IDS}
-    written = outputs.write([setting(row.key, str(row.key), row.seen) for row in snapshot.rows])
+    written = outputs.write([setting(row.key, repr(identity(row.key)), row.seen) for row in snapshot.rows])
     assert (written.missed, written.refused) == (frozenset(), {})
-    assert all(row["_outputs"]["L"]["value"] == str(row["_id"]) for row in rows.find())
+    assert all(row["_outputs"]["L"]["value"] == repr(identity(row["_id"])) for row in rows.find())
     # What matched nothing is told apart among them too.
     again = outputs.write(
         [setting(key, "late", Seen()) for key in IDS[::2]] + [setting(key, "late", _now()) for key in IDS[1::2]]

@@ -26,7 +26,7 @@ class OneRow:
         row = Row(keys[0], ("x",), b"input", Seen(Timestamp(1, 1), 9, b"other", present=True))
         return Snapshot(Timestamp(2, 1), (row,), (), ())
 
-    def settled(self, key: Any, input_: bytes, generation: int) -> bool:
+    def settled(self, key: Any, input_: bytes, generation: int, scanned: bool) -> bool:
         return False
 
 

@@ -19,23 +19,26 @@ from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import Any, Final, Generic, Literal, TypeVar
 
-import bson
-from bson import ObjectId
 from bson.timestamp import Timestamp
+
+from components.raw_value import identity, size
+
+__all__ = [
+    "KEY_BYTES",
+    "LIVE_SECONDS",
+    "SCAN_SHARE",
+    "WAITING_BYTES",
+    "Batch",
+    "DirtyKey",
+    "DirtyKeys",
+    "Lane",
+    "Progress",
+    "Stretch",
+    "identity",
+]
 
 Lane = Literal["live", "scan"]
 P = TypeVar("P")
-
-
-def identity(key: Any) -> Hashable:
-    """What makes two `_id`s the same row: an `_id` may be of any BSON type, so not every one can be hashed as it is.
-
-    Python takes 1, 1.0 and True for equal; their BSON bytes differ, and a row's `_id` always comes back as it was
-    stored.
-    """
-    if type(key) is ObjectId or type(key) is str:
-        return key
-    return bson.encode({"": key})
 
 
 class Stretch(Generic[P]):
@@ -160,6 +163,14 @@ waits for those before it.
 
 LIVE_SECONDS: Final = 1.0
 
+KEY_BYTES: Final = 4 * 1024 * 1024
+"""How large the keys of one batch may be together: they stand in one command, and a command takes 16 MB. A key that is
+larger makes a batch of its own.
+"""
+
+WAITING_BYTES: Final = 64 * 1024 * 1024
+"""How large the live keys that wait may be together."""
+
 
 class DirtyKeys:
     """Coalesced dirty keys in two lanes; `take` drains what is there, live keys first."""
@@ -170,6 +181,7 @@ class DirtyKeys:
         self._live_at = -math.inf
         self._ready = threading.Condition()
         self._lanes: dict[Lane, dict[Hashable, DirtyKey]] = {"live": {}, "scan": {}}
+        self._live_bytes = 0
         self._closed = False
 
     def put(self, key: Any, lane: Lane, stretches: Iterable[Stretch[Any]], newest: Timestamp | None = None) -> bool:
@@ -186,12 +198,13 @@ class DirtyKeys:
                 self._live_at = self._clock()
             known = live.get(name) or scan.get(name)
             if known is None:
-                if lane == "live" and len(live) >= self._limit:
+                if lane == "live" and (len(live) >= self._limit or self._live_bytes >= WAITING_BYTES):
                     return False
-                known = self._lanes[lane][name] = DirtyKey(key, lane)
+                known = DirtyKey(key, lane)
+                self._wait(name, known)
             elif lane == "live" and known.lane == "scan":
                 known.lane = "live"
-                live[name] = scan.pop(name)
+                self._wait(name, scan.pop(name))
             known.wait_for(stretches)
             if newest is not None and (known.newest is None or newest > known.newest):
                 known.newest = newest
@@ -207,7 +220,7 @@ class DirtyKeys:
             known = live.get(name) or scan.pop(name, None) or DirtyKey(dirty.key, dirty.lane)
             if dirty.lane == "live":
                 known.lane = "live"
-            self._lanes[known.lane][name] = known
+            self._wait(name, known)
             known.wait_for(stretches)
             for time_ in (newest, dirty.newest):
                 if time_ is not None and (known.newest is None or time_ > known.newest):
@@ -224,19 +237,19 @@ class DirtyKeys:
             self._ready.wait_for(lambda: self._closed or any(self._lanes.values()))
             if self._closed:
                 return None
-            live, scan = self._lanes["live"], self._lanes["scan"]
-            taken = [live.pop(name) for name in list(islice(live, cap))]
+            taken, held = self._drain("live", cap, 0)
             room = cap - len(taken)
             if self._clock() - self._live_at < LIVE_SECONDS:
                 room = min(room, max(1, cap // SCAN_SHARE))
-            taken += [scan.pop(name) for name in list(islice(scan, room))]
+            taken += self._drain("scan", room, held)[0]
+            self._live_bytes -= held
             return Batch(tuple(taken))
 
     def take_live(self) -> list[DirtyKey]:
         """Empties the live lane; the caller finishes what it got, once something else sees to those rows."""
         with self._ready:
             taken = list(self._lanes["live"].values())
-            self._lanes["live"] = {}
+            self._lanes["live"], self._live_bytes = {}, 0
         return taken
 
     def close(self) -> None:
@@ -249,3 +262,21 @@ class DirtyKeys:
         """How many keys wait in each lane."""
         with self._ready:
             return {lane: len(keys) for lane, keys in self._lanes.items()}
+
+    def _wait(self, name: Hashable, dirty: DirtyKey) -> None:
+        if dirty.lane == "live" and name not in self._lanes["live"]:
+            self._live_bytes += size(name)
+        self._lanes[dirty.lane][name] = dirty
+
+    def _drain(self, lane: Lane, rows: int, held: int) -> tuple[list[DirtyKey], int]:
+        """Takes the first keys of a lane, at most so many rows, until the batch holds `KEY_BYTES`; how many bytes it
+        holds then.
+        """
+        waiting, names = self._lanes[lane], []
+        for name in islice(waiting, rows):
+            more = size(name)
+            if held and held + more > KEY_BYTES:
+                break
+            held += more
+            names.append(name)
+        return [waiting.pop(name) for name in names], held

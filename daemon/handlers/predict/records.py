@@ -23,9 +23,16 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
+class Undecodable:
+    """Stands in place of a value that MongoDB stores and the driver cannot decode."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """A row that matches the listener: its `_id`, the values of the key fields as stored, their hash, and its
-    output.
+    output. A value is `Undecodable` if the driver cannot decode it.
     """
 
     key: Any

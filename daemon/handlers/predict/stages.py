@@ -20,7 +20,7 @@ from components.errors import DecodeError, OutputError
 from components.listener import Key
 from components.model import Model
 from daemon.handlers.predict.dirty_keys import Batch, identity
-from daemon.handlers.predict.records import Letter, Row, Snapshot, Write
+from daemon.handlers.predict.records import Letter, Row, Snapshot, Undecodable, Write
 
 LARGEST_OUTPUT: Final = 12 * 1024 * 1024  # a row may hold 16 MB, its input included
 LONGEST_MESSAGE: Final = 500
@@ -80,20 +80,21 @@ class Predicted:
     predicted: int
 
 
-def judge(batch: Batch, snapshot: Snapshot, live: Live, settled: Callable[[Any, bytes, int], bool]) -> Judged:
+def judge(batch: Batch, snapshot: Snapshot, live: Live, settled: Callable[[Any, bytes, int, bool], bool]) -> Judged:
     """Decides what each row of the snapshot needs.
 
-    `settled(key, input, generation)` says whether a row that refuses every write is known to be dead with this very
-    input.
+    `settled(key, input, generation, scanned)` tells whether a row that refuses every write stays dead: `scanned` if a
+    scan named it, and not an event of its own.
     """
     at, generation = snapshot.at, live.generation
+    scanned = {identity(key.key) for key in batch.keys if key.lane == "scan"}
     rows: list[Row] = []
     writes: list[Write] = []
     left: set[Hashable] = set()
     for row in snapshot.rows:
         if row.seen.input == row.input and row.seen.generation == generation:
             writes.append(Write(row.key, row.seen, "touch", at, generation))  # R5
-        elif settled(row.key, row.input, generation):
+        elif settled(row.key, row.input, generation, identity(row.key) in scanned):
             left.add(identity(row.key))
         else:
             rows.append(row)
@@ -130,6 +131,8 @@ def _decoded(row: Row, live: Live) -> list[Any]:
     """The row's values as the model sees them. Raises DecodeError, naming the field."""
     values = []
     for path, datatype, value in zip(live.key.fields, live.datatypes, row.values, strict=True):
+        if isinstance(value, Undecodable):
+            raise DecodeError(f"{path}: {value.reason}")
         try:
             values.append(datatype.decode(value) if datatype else value)
         except DecodeError as error:

@@ -33,7 +33,7 @@ from daemon.handlers.predict.dirty_keys import identity
 from daemon.store import names
 from daemon.store.connection import ROW_CODEC, open_database
 from daemon.store.registry.components import signature
-from daemon.store.rows.outputs import value_at
+from daemon.store.rows.row_reader import value_at
 
 __all__ = ["Pinned", "RowExamples", "kept", "pinned"]
 

@@ -9,17 +9,38 @@ never one too few.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
-import bson
+import structlog
+from bson.raw_bson import RawBSONDocument
 from pymongo import DeleteOne, UpdateOne
 from pymongo.collection import Collection
 from pymongo.database import Database
 
-from daemon.handlers.predict.dirty_keys import identity
+from components.raw_value import RAW, document, equals, fields, identity, readable, size
 from daemon.handlers.predict.records import Letter
 from daemon.store import names
 from daemon.store.service import requests
+
+log = structlog.get_logger(__name__)
+
+LETHAL: Final = frozenset({"WorkerDied", "TimedOut"})
+"""Letters of rows that kill or hang the worker: to try such a row again costs more than this row."""
+
+LARGEST_LETTER_KEY: Final = 15 * 1024 * 1024  # a letter holds the key in its own `_id`, and a document at most 16 MB
+
+
+@dataclass(frozen=True, slots=True)
+class _Dead:
+    """What is known of a dead row: for which input and generation it was judged; whether it refuses its mark; whether
+    its letter is a lethal one.
+    """
+
+    input: Any
+    generation: Any
+    unwritable: bool
+    lethal: bool
 
 
 class DeadLetters:
@@ -29,31 +50,46 @@ class DeadLetters:
         self._collection: Collection[dict[str, Any]] = database[names.DEAD_LETTERS]
         self._about = {"service": service, "listener": listener, "table": table}
         self._of = {"_id.service": service, "_id.listener": listener}
-        self._dead: dict[Hashable, tuple[Any, Any] | None] = {}
+        self._dead: dict[Hashable, _Dead | None] = {}
 
     def load(self) -> None:
         """Reads which rows are dead; letters of a table that the listener no longer watches are nobody's."""
         self._collection.delete_many({**self._of, "table": {"$ne": self._about["table"]}})
-        only = {"input": 1, "generation": 1, "unwritable": 1}
-        self._dead = {
-            identity(found["_id"]["row"]): (found.get("input"), found.get("generation"))
-            if found.get("unwritable")
-            else None
-            for found in self._collection.find({**self._of, "_id.row": {"$exists": True}}, only)
-        }
+        only = {"input": 1, "generation": 1, "unwritable": 1, "lethal": 1}
+        dead: dict[Hashable, _Dead | None] = {}
+        raw = self._collection.with_options(codec_options=RAW)
+        for found in raw.find({**self._of, "_id.row": {"$exists": True}}, only):
+            letter = _decoded(found)
+            unwritable, lethal = letter.get("unwritable") is True, letter.get("lethal") is True
+            known = _Dead(letter.get("input"), letter.get("generation"), unwritable, lethal)
+            dead[identity(letter["_id"]["row"])] = known
+        self._dead = dead
 
     def __len__(self) -> int:
         return len(self._dead)
 
-    def settled(self, key: Any, input_: bytes, generation: int) -> bool:
-        """Whether this very input is known to be dead in a row that refuses the mark: to predict it again would be
-        idle.
+    def settled(self, key: Any, input_: bytes, generation: int, scanned: bool) -> bool:
+        """Whether a row that refuses its mark stays dead, because it was judged with this input before.
+
+        Only a scan believes that: an event of the row may be the one that mends it beside its key fields. A lethal
+        letter holds for events too: only another input, another generation or a request gives the row another attempt.
         """
-        return self._dead.get(identity(key)) == (input_, generation)
+        known = self._dead.get(identity(key))
+        if known is None or not known.unwritable or not (scanned or known.lethal):
+            return False
+        return (known.input, known.generation) == (input_, generation)
 
     def add(self, letters: Iterable[Letter]) -> None:
         """Notes the letters; a row that was dead already gets one more attempt."""
         letters = list(letters)
+        lethal = {identity(letter.key): self._lethal(letter) for letter in letters}
+        fits = [letter for letter in letters if size(letter.key) <= LARGEST_LETTER_KEY]
+        if len(fits) < len(letters):
+            log.error(
+                "the `_id` of a dead row is too large for a dead letter: only the row's own error mark names it",
+                listener=self._about["listener"],
+                rows=len(letters) - len(fits),
+            )
         self._send(
             UpdateOne(
                 {"_id": self._id(letter.key)},
@@ -62,7 +98,8 @@ class DeadLetters:
                     {
                         "$set": {
                             **{name: {"$literal": value} for name, value in self._fields(letter).items()},
-                            "attempts": {"$add": [{"$ifNull": ["$attempts", 0]}, 1]},
+                            "lethal": lethal[identity(letter.key)],
+                            "attempts": {"$add": [{"$cond": [{"$isNumber": "$attempts"}, "$attempts", 0]}, 1]},
                             "first_at": {"$ifNull": ["$first_at", "$$NOW"]},
                             "last_at": "$$NOW",
                         }
@@ -70,11 +107,11 @@ class DeadLetters:
                 ],
                 upsert=True,
             )
-            for letter in letters
+            for letter in fits
         )
         for letter in letters:
-            known = (letter.input, letter.generation) if letter.unwritable else None
-            self._dead[identity(letter.key)] = known
+            name = identity(letter.key)
+            self._dead[name] = _Dead(letter.input, letter.generation, letter.unwritable, lethal[name])
 
     def clear(self, keys: Iterable[Any]) -> int:
         """These rows are well again, or gone: forgets their letters. How many there were."""
@@ -85,12 +122,20 @@ class DeadLetters:
         return len(dead)
 
     def rows(self) -> list[Any]:
-        """The `_id`s of the dead rows."""
-        return [bson.decode(name)[""] if isinstance(name, bytes) else name for name in self._dead]
+        """The keys of the dead rows."""
+        return list(self._dead)
 
     def forget(self, key: Any) -> None:
         """Somebody asked for another attempt: the row is judged as any other. The letter stays until that went well."""
         self._dead[identity(key)] = None
+
+    def _lethal(self, letter: Letter) -> bool:
+        """Whether the letter holds for events too; also if the row of a lethal letter then refuses its mark."""
+        if letter.type in LETHAL:
+            return True
+        known = self._dead.get(identity(letter.key))
+        same = known is not None and (known.input, known.generation) == (letter.input, letter.generation)
+        return letter.unwritable and same and known is not None and known.lethal
 
     def _fields(self, letter: Letter) -> dict[str, Any]:
         return {
@@ -103,8 +148,8 @@ class DeadLetters:
             "unwritable": letter.unwritable,
         }
 
-    def _id(self, key: Any) -> dict[str, Any]:
-        return {"service": self._about["service"], "listener": self._about["listener"], "row": key}
+    def _id(self, key: Any) -> RawBSONDocument:
+        return letter_id(self._about["service"], self._about["listener"], key)
 
     def _send(self, operations: Iterable[UpdateOne | DeleteOne]) -> None:
         operations = list(operations)
@@ -112,11 +157,24 @@ class DeadLetters:
             self._collection.bulk_write(operations, ordered=False)
 
 
+def letter_id(service: str, listener: str, key: Any) -> RawBSONDocument:
+    """The `_id` of a row's letter."""
+    return document({"service": service, "listener": listener}, {"row": key})
+
+
+def _decoded(found: RawBSONDocument) -> dict[str, Any]:
+    """A letter as a document, with its row as a key."""
+    parts = fields(found.raw)
+    return {**readable(parts), "_id": readable(parts["_id"].fields(), "row")}
+
+
 def listed(
     database: Database[dict[str, Any]], service: str, query: Mapping[str, Any], limit: int = 0
 ) -> Iterable[dict[str, Any]]:
-    """The letters of a service, oldest first, for people."""
-    return database[names.DEAD_LETTERS].find({"_id.service": service, **query}).sort("last_at", 1).limit(limit)
+    """The letters of a service, oldest first, for people. `_id.row` is the row's key."""
+    raw = database[names.DEAD_LETTERS].with_options(codec_options=RAW)
+    for found in raw.find({"_id.service": service, **query}).sort("last_at", 1).limit(limit):
+        yield _decoded(found)
 
 
 def retry(database: Database[dict[str, Any]], letter: Mapping[str, Any]) -> None:
@@ -128,11 +186,12 @@ def retry(database: Database[dict[str, Any]], letter: Mapping[str, Any]) -> None
     about = letter["_id"]
     path = f"_outputs.{about['listener']}"
     database[letter["table"]].update_one(
-        {"_id": about["row"], f"{path}.error": {"$exists": True}}, {"$unset": {path: ""}}
+        {"_id": equals(about["row"]), f"{path}.error": {"$exists": True}}, {"$unset": {path: ""}}
     )
     requests.retry(database, about)
 
 
 def discard(database: Database[dict[str, Any]], letter: Mapping[str, Any]) -> None:
     """Forgets a letter; the row keeps its error, so it is not predicted again until it changes."""
-    database[names.DEAD_LETTERS].delete_one({"_id": letter["_id"]})
+    about = letter["_id"]
+    database[names.DEAD_LETTERS].delete_one({"_id": letter_id(about["service"], about["listener"], about["row"])})

@@ -16,19 +16,19 @@ own-write filter.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Final
 
-import bson
+from bson.raw_bson import RawBSONDocument
 from bson.timestamp import Timestamp
 from pymongo import UpdateOne
 from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 from pymongo.errors import BulkWriteError
 
-from daemon.handlers.predict.dirty_keys import identity
-from daemon.handlers.predict.records import MISSING, Row, Seen, Snapshot, Write, Written
+from components.raw_value import RAW, among, equals, fields, identity
+from daemon.handlers.predict.records import MISSING, Seen, Snapshot, Write, Written
+from daemon.store.rows.row_reader import SEEN_PARTS, RowReader
 
 # What a write may meet that is not about its row: full disk, no right, failover, pressure. Whatever else comes is the
 # row's own (a validator, 16 MB, a unique index), and asking again would not help.
@@ -36,28 +36,27 @@ WAITED_OUT: Final = frozenset(
     {6, 7, 13, 18, 24, 46, 50, 64, 89, 91, 112, 133, 134, 146, 189, 202, 246, 262, 365}
     | {8000, 9001, 10107, 11600, 11601, 11602, 13435, 13436, 14031}
 )
+ALL: Final = 1 << 62
 
 
 class Outputs:
     """The outputs of one listener in its table.
 
-    `fields` are the key fields' paths, `where` the listener's filter. All errors of pymongo pass through: the caller
+    `paths` are those of the key fields, `where` the listener's filter. All errors of pymongo pass through: the caller
     retries, which is safe, since a write that had landed is found by the read-back.
     """
 
     def __init__(
-        self, table: Collection[dict[str, Any]], listener: str, fields: Sequence[str], where: Mapping[str, Any]
+        self, table: Collection[dict[str, Any]], listener: str, paths: Sequence[str], where: Mapping[str, Any]
     ) -> None:
         self._table = table
-        self._listener = listener
         self._path = f"_outputs.{listener}"
-        self._fields = tuple(fields)
-        self._matches: list[Mapping[str, Any]] = [{field: {"$exists": True}} for field in self._fields]
+        self._rows = RowReader(listener, paths)
+        self._matches: list[Mapping[str, Any]] = [{field: {"$exists": True}} for field in paths]
         if where:
             self._matches.append(where)
-        seen = {f"{self._path}.{part}": 1 for part in ("asof", "generation", "input", "error")}
-        self._stray_projection = seen
-        self._projection = {**dict.fromkeys(self._fields, 1), **seen}
+        self._stray_projection = {f"{self._path}.{part}": 1 for part in SEEN_PARTS}
+        self._projection = {**dict.fromkeys(paths, 1), **self._stray_projection}
 
     # ---- reading --------------------------------------------------------------------------------------------------
 
@@ -69,26 +68,26 @@ class Outputs:
         if after is not None:
             concern["afterClusterTime"] = after
         with self._table.database.client.start_session(causal_consistency=False) as session:
-            matching = {"$and": [{"_id": {"$in": list(keys)}}, *self._matches]}
-            documents, at, whole = self._find(session, matching, self._projection, concern, len(keys), max_bytes)
-            rows = tuple(self._row(document) for document in documents)
-            found = {identity(row.key) for row in rows}
-            rest = [key for key in keys if identity(key) not in found]
+            matching = {"$and": [{"_id": among(keys)}, *self._matches]}
+            found, at, whole = self._find(session, matching, self._projection, concern, len(keys), max_bytes)
+            rows = tuple(row for batch in found for row in self._rows.rows(batch))
+            names = {identity(row.key) for row in rows}
+            rest = [key for key in keys if identity(key) not in names]
             if not whole:
                 return Snapshot(at, rows, (), tuple(rest))
             strays: tuple[tuple[Any, Seen], ...] = ()
             if rest:
-                documents, _, _ = self._find(
+                found, _, _ = self._find(
                     session,
-                    {"_id": {"$in": rest}, self._path: {"$exists": True}},
+                    {"_id": among(rest), self._path: {"$exists": True}},
                     self._stray_projection,
                     {"level": "snapshot", "atClusterTime": at},
                     len(rest),
                     max_bytes,
                 )
                 # 1 and 1.0 are one `_id` to MongoDB: a row may come under the other's name.
-                others = (each for each in documents if identity(each["_id"]) not in found)
-                strays = tuple((document["_id"], self._seen(document)) for document in others)
+                seen = (pair for batch in found for pair in self._rows.seen(batch))
+                strays = tuple((key, output) for key, output in seen if identity(key) not in names)
             return Snapshot(at, rows, strays, ())
 
     def _find(
@@ -99,8 +98,10 @@ class Outputs:
         concern: Mapping[str, Any],
         expected: int,
         max_bytes: int,
-    ) -> tuple[list[dict[str, Any]], Timestamp, bool]:
-        """Documents, the cluster time that they were read at, and whether these are all."""
+    ) -> tuple[list[RawBSONDocument], Timestamp, bool]:
+        """The raw replies that hold the documents, the cluster time that they were read at, and whether these are
+        all.
+        """
         database = self._table.database
         command = {
             "find": self._table.name,
@@ -109,41 +110,20 @@ class Outputs:
             "batchSize": expected + 1,  # one more than can come: the cursor closes with the first reply
             "readConcern": concern,
         }
-        reply = database.command(command, session=session, codec_options=self._table.codec_options)
-        cursor = reply["cursor"]
+        reply = database.command(command, session=session, codec_options=RAW)
+        cursor = fields(reply["cursor"].raw)
         # A collection that does not exist has no snapshot either, and no rows.
-        documents, at = cursor["firstBatch"], cursor.get("atClusterTime", reply["operationTime"])
-        while cursor["id"]:
-            # A reply is cut at 16 MB by the server, so rows are large here and measuring them costs little beside them.
-            if sum(len(bson.encode(document)) for document in documents) >= max_bytes:
-                database.command({"killCursors": self._table.name, "cursors": [cursor["id"]]}, session=session)
-                return documents, at, False
-            more = {"getMore": cursor["id"], "collection": self._table.name}
-            cursor = database.command(more, session=session, codec_options=self._table.codec_options)["cursor"]
-            documents += cursor["nextBatch"]
-        return documents, at, True
-
-    def _row(self, document: dict[str, Any]) -> Row:
-        values = tuple(value_at(document, field) for field in self._fields)
-        encoded = bson.encode({"": values[0] if len(values) == 1 else list(values)})
-        digest = hashlib.blake2b(encoded, digest_size=16).digest()
-        return Row(document["_id"], values, digest, self._seen(document))
-
-    def _seen(self, document: Mapping[str, Any]) -> Seen:
-        outputs = document.get("_outputs")
-        output = outputs.get(self._listener) if isinstance(outputs, dict) else None
-        if not isinstance(output, dict):
-            return Seen()
-        generation, asof = output.get("generation"), output.get("asof")
-        return Seen(
-            # Only a timestamp is ours. Anything else a client wrote, and not every BSON value comes back from Python as
-            # it went.
-            asof=asof if isinstance(asof, Timestamp) else MISSING,
-            generation=generation if isinstance(generation, int) else 0,
-            input=output.get("input"),
-            error="error" in output,
-            present=True,
-        )
+        at = cursor["atClusterTime"].value() if "atClusterTime" in cursor else reply["operationTime"]
+        replies = [reply]
+        while identifier := cursor["id"].value():
+            # The server cuts a reply at 16 MB.
+            if sum(len(each.raw) for each in replies) >= max_bytes:
+                database.command({"killCursors": self._table.name, "cursors": [identifier]}, session=session)
+                return replies, at, False
+            more = {"getMore": identifier, "collection": self._table.name}
+            replies.append(database.command(more, session=session, codec_options=RAW))
+            cursor = fields(replies[-1]["cursor"].raw)
+        return replies, at, True
 
     # ---- writing --------------------------------------------------------------------------------------------------
 
@@ -171,8 +151,10 @@ class Outputs:
 
     def _update(self, write: Write) -> UpdateOne:
         if write.kind == "unset":
-            return UpdateOne({"_id": write.key, **self._as_seen(write.seen)}, {"$unset": {self._path: ""}})  # R8b
-        query = {"_id": write.key, **self._as_seen(write.seen), "$and": self._matches}  # R1, R2
+            return UpdateOne(
+                {"_id": equals(write.key), **self._as_seen(write.seen)}, {"$unset": {self._path: ""}}
+            )  # R8b
+        query = {"_id": equals(write.key), **self._as_seen(write.seen), "$and": self._matches}  # R1, R2
         if write.kind == "touch":
             return UpdateOne(query, {"$set": {f"{self._path}.asof": write.asof}})
         return UpdateOne(query, {"$set": {self._path: write.output}})
@@ -183,12 +165,10 @@ class Outputs:
         return {f"{self._path}.asof": seen.asof}
 
     def _missed(self, writes: Sequence[Write], session: ClientSession) -> list[Hashable]:
-        now = {
-            identity(document["_id"]): self._seen(document)
-            for document in self._table.find(
-                {"_id": {"$in": [w.key for w in writes]}}, self._stray_projection, session=session
-            )
-        }
+        keys, concern = [w.key for w in writes], {"afterClusterTime": session.operation_time}
+        query = {"_id": among(keys)}
+        replies, _, _ = self._find(session, query, self._stray_projection, concern, len(keys), ALL)
+        now = {identity(key): seen for reply in replies for key, seen in self._rows.seen(reply)}
         missed = []
         for w in writes:
             seen = now.get(identity(w.key))
@@ -199,13 +179,3 @@ class Outputs:
             if not landed:
                 missed.append(identity(w.key))
         return missed
-
-
-def value_at(document: Mapping[str, Any], path: str) -> Any:
-    """The value at a dotted path; a path that leads through an array has no single value and gives the array itself."""
-    value: Any = document
-    for part in path.split("."):
-        if not isinstance(value, dict):
-            return value
-        value = value.get(part)
-    return value

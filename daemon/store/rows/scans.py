@@ -21,6 +21,7 @@ from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
 
 from components.errors import Fenced
+from components.raw_value import RAW, document, fields, readable
 from daemon.store import names
 
 
@@ -65,9 +66,10 @@ class Scans:
         Fenced.
         """
         run = ObjectId()
-        found = self._collection.find_one_and_update(
+        raw = self._collection.with_options(codec_options=RAW).find_one_and_update(
             {"_id": self._id, "epoch": {"$not": {"$gt": self._epoch}}}, {"$set": {"epoch": self._epoch, "run": run}}
         )
+        found = None if raw is None else readable(fields(raw.raw), "last")
         if found is None or found.get("mark") != mark.document():
             return self.begin(mark, "first start" if found is None else "the listener changed", order)
         if found.get("state") == "done":
@@ -108,7 +110,8 @@ class Scans:
         """Every row up to and with the `_id` `last` is judged and acknowledged; of an overtaken run, nothing is
         noted.
         """
-        self._collection.update_one({"_id": self._id, "run": run.id}, {"$set": {"last": last, "done": done}})
+        place = document({"done": done}, {"last": last})
+        self._collection.update_one({"_id": self._id, "run": run.id}, {"$set": place})
 
     def finish(self, run: Run, done: int) -> bool:
         """All rows are judged: the mark counts from now on. False where the run was overtaken."""

@@ -14,6 +14,7 @@ from bson import ObjectId
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
 
+from components.raw_value import document
 from daemon.store import names
 
 __all__ = ["KEEP_SECONDS", "prepare", "reload", "retry"]
@@ -40,5 +41,7 @@ def reload(
 
 
 def _ask(database: Database[dict[str, Any]], about: Mapping[str, Any], session: ClientSession | None) -> None:
-    document = {"_id": {**about, "nonce": ObjectId()}, "at": datetime.now(UTC)}
-    database[names.REQUESTS].insert_one(document, session=session)
+    plain = {name: value for name, value in about.items() if name != "row"}
+    row = {"row": about["row"]} if "row" in about else {}
+    request = {"_id": document({**plain, "nonce": ObjectId()}, row), "at": datetime.now(UTC)}
+    database[names.REQUESTS].insert_one(request, session=session)

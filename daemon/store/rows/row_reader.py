@@ -1,0 +1,143 @@
+"""What a find answers, as rows: a reply is decoded whole, and value by value only if something in it cannot be.
+
+So one row with a value that the driver cannot decode, or with an `_id` that it would not send back as it is stored,
+costs its batch some microseconds a row, and its neighbours nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import bson
+from bson.raw_bson import RawBSONDocument
+from bson.timestamp import Timestamp
+
+from components.raw_value import EXACT, STRICT, UNDECODABLE, RawValue, document, fields, key_of
+from daemon.handlers.predict.records import MISSING, Row, Seen, Undecodable
+
+__all__ = ["SEEN_PARTS", "RowReader", "decoded", "keys", "raw_documents", "value_at"]
+
+SEEN_PARTS: Final = ("asof", "generation", "input", "error")
+_NULL: Final = RawValue.of(None)
+
+
+class RowReader:
+    """Reads the rows of one listener, and the outputs that they hold, from the raw replies of a find."""
+
+    def __init__(self, listener: str, paths: Sequence[str]) -> None:
+        self._listener, self._paths = listener, tuple(paths)
+
+    def rows(self, reply: RawBSONDocument) -> Iterator[Row]:
+        """The rows, with the values of the key fields."""
+        documents = decoded(reply)
+        return map(self._row, documents) if documents is not None else map(self._raw_row, raw_documents(reply))
+
+    def seen(self, reply: RawBSONDocument) -> Iterator[tuple[Any, Seen]]:
+        """The keys of the rows, and the outputs that they hold."""
+        documents = decoded(reply)
+        if documents is not None:
+            return ((row["_id"], self._output(_part(row.get("_outputs"), self._listener))) for row in documents)
+        return ((key_of(row["_id"]), self._raw_output(row)) for row in raw_documents(reply))
+
+    def _row(self, row: Mapping[str, Any]) -> Row:
+        values = tuple(value_at(row, path) for path in self._paths)
+        return Row(row["_id"], values, _digest(values), self._output(_part(row.get("_outputs"), self._listener)))
+
+    def _raw_row(self, row: Mapping[str, RawValue]) -> Row:
+        raw = tuple(_raw_at(row, path) for path in self._paths)
+        values = tuple(_decoded(value) for value in raw)
+        # The same hash as when the reply was decoded whole, unless the value has none there.
+        digest = _digest(raw if any(isinstance(value, Undecodable) for value in values) else values)
+        return Row(key_of(row["_id"]), values, digest, self._raw_output(row))
+
+    def _raw_output(self, row: Mapping[str, RawValue]) -> Seen:
+        output = row.get("_outputs", _NULL).fields().get(self._listener, _NULL)
+        if output[0] != 0x03:
+            return Seen()
+        parts = output.fields()
+        return self._output({name: _decoded(parts[name]) for name in SEEN_PARTS if name in parts})
+
+    @staticmethod
+    def _output(output: Any) -> Seen:
+        if not isinstance(output, dict):
+            return Seen()
+        generation, asof = output.get("generation"), output.get("asof")
+        return Seen(
+            # Only a timestamp is ours. Anything else a client wrote, and not every BSON value comes back from Python as
+            # it went.
+            asof=asof if isinstance(asof, Timestamp) else MISSING,
+            generation=generation if isinstance(generation, int) else 0,
+            input=output.get("input"),
+            error="error" in output,
+            present=True,
+        )
+
+
+def decoded(reply: RawBSONDocument) -> list[dict[str, Any]] | None:
+    """The documents of a cursor's reply; None if one of them holds what cannot be decoded, or has an `_id` that is
+    better left as it is stored.
+    """
+    try:
+        cursor = bson.decode(reply.raw, STRICT)["cursor"]
+    except UNDECODABLE:
+        return None
+    documents: list[dict[str, Any]] = cursor["firstBatch"] if "firstBatch" in cursor else cursor["nextBatch"]
+    return documents if all(type(each["_id"]) in EXACT for each in documents) else None
+
+
+def raw_documents(reply: RawBSONDocument) -> Iterator[dict[str, RawValue]]:
+    """The documents of a cursor's reply, with their fields as stored."""
+    cursor = fields(reply.raw)["cursor"].fields()
+    batch = cursor["firstBatch"] if "firstBatch" in cursor else cursor["nextBatch"]
+    return (each.fields() for each in batch.fields().values())
+
+
+def keys(reply: RawBSONDocument) -> list[Any]:
+    """The keys of the documents of a cursor's reply."""
+    documents = decoded(reply)
+    if documents is not None:
+        return [each["_id"] for each in documents]
+    return [key_of(each["_id"]) for each in raw_documents(reply)]
+
+
+def value_at(row: Mapping[str, Any], path: str) -> Any:
+    """The value at a dotted path; a path that leads through an array has no single value and gives the array itself."""
+    value: Any = row
+    for part in path.split("."):
+        if not isinstance(value, dict):
+            return value
+        value = value.get(part)
+    return value
+
+
+def _raw_at(row: Mapping[str, RawValue], path: str) -> RawValue:
+    """As `value_at`, of a row that is not decoded."""
+    first, *parts = path.split(".")
+    value = row.get(first, _NULL)
+    for part in parts:
+        if value[0] != 0x03:
+            return value
+        value = value.fields().get(part, _NULL)
+    return value
+
+
+def _part(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, dict) else None
+
+
+def _decoded(value: RawValue) -> Any:
+    try:
+        return value.value()
+    except UNDECODABLE as error:
+        return Undecodable(f"MongoDB stores a value of BSON type {value[0]} that cannot be decoded: {error}")
+
+
+def _digest(values: tuple[Any, ...]) -> bytes:
+    if any(type(value) is RawValue for value in values):
+        array = document({}, {str(index): value for index, value in enumerate(values)}).raw
+        encoded = document({}, {"": values[0] if len(values) == 1 else RawValue(b"\x04" + array)}).raw
+    else:
+        encoded = bson.encode({"": values[0] if len(values) == 1 else list(values)})
+    return hashlib.blake2b(encoded, digest_size=16).digest()
