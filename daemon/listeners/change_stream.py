@@ -5,25 +5,24 @@ writes cost nothing), and an event carries only its key, so none is too large an
 
 `watch` is one endless generator. It opens the stream, opens it again after errors from where it was (with backoff), and
 turns what it cannot mend into an event: lost history is told with a fresh start point, *before* the stream goes on from
-there, so that whoever consumes it can note the point and order scans.
+there, so that whoever consumes it can note the point and order scans. A place that the stream does not get past (an
+event of more than 16 MB with its tokens) is read in ever smaller batches, and then counts as lost history.
 """
 
 from __future__ import annotations
 
 import random
-import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import pymongo
-from bson.regex import Regex
 from bson.timestamp import Timestamp
-from pymongo.change_stream import ChangeStream
 from pymongo.database import Database
 from pymongo.errors import OperationFailure, PyMongoError
 
+from components.raw_value import UNDECODABLE, RawValue, readable
+from daemon.listeners.event_cursor import EventCursor
 from daemon.store import names
 from daemon.store.registry.registry import signature
 from daemon.store.rows.positions import Position, cluster_time
@@ -34,7 +33,46 @@ HISTORY_LOST: Final = frozenset(
     {286, 136, 260, 280} | {9, 14, 15, 40647, 40648, 40649, 50793, 50795, 50796, 50811, 50872, 51055}
 )
 NEVER_SPIN: Final = {13, 18}  # not allowed, not authenticated: somebody has to act, so ask seldom
+PASSES: Final = frozenset(
+    {
+        6,
+        7,
+        24,
+        43,
+        46,
+        50,
+        63,
+        64,
+        89,
+        91,
+        112,
+        133,
+        134,
+        150,
+        189,
+        202,
+        211,
+        216,
+        234,
+        237,
+        246,
+        262,
+        290,
+        314,
+        317,
+        365,
+    }
+    | {8000, 9001, 10058, 10107, 11600, 11601, 11602, 13388, 13435, 13436, 40573}
+)
+"""What is not about the place at which the stream stands: it is waited out."""
+
 AWAIT_MS: Final = 1000
+FIRST_AWAIT_MS: Final = 1  # the first reply after the opening shows that the stream flows; it need not bring anything
+BATCH: Final = 2000
+SHRINKS: Final = 32  # by how much a batch shrinks each time that the stream does not get past a place
+TOO_LARGE: Final = frozenset({10334, 17419, 17420, 10003})  # an event with its tokens, or a reply, is over 16 MB
+ROUND_AFTER_TOO_LARGE: Final = 3  # failures at one place, until the stream goes round it
+ROUND_AFTER: Final = 20  # the same, if it is not known that the event is at fault
 STRETCH: Final = 64
 SHORTEST_OPENING: Final = 20.0
 LONGEST_OPENING: Final = 600.0
@@ -65,7 +103,7 @@ class Subscription:
             {"operationType": {"$in": ["drop", "rename"]}, "$or": [{"ns.coll": here}, {"to.coll": here}]},
             {"operationType": {"$in": ["dropDatabase", "invalidate"]}},
         ]
-        keep = {"operationType": 1, "ns": 1, "to": 1, "documentKey": 1, "clusterTime": 1}
+        keep = {"operationType": 1, "ns": 1, "to": 1, "documentKey._id": 1, "clusterTime": 1}
         return [{"$match": {"$or": changes}}, {"$project": keep}]
 
 
@@ -143,14 +181,15 @@ class TableCame:
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """Everything up to this position has been yielded."""
+    """Everything up to this position has been yielded. `flowing`: the stream has gone on since it was opened."""
 
     position: Position
+    flowing: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The stream is open."""
+    """The stream was opened; that it also flows is seen at the next `Reached`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,16 +214,36 @@ Event = Changed | Requested | ReloadAsked | TableGone | TableCame | Reached | Op
 
 @dataclass
 class _Place:
-    """Where the stream is: after which token, or from which time."""
+    """Where the stream is: after which token, or from which time; and how often it failed there."""
 
     position: Position
     pending: int = 0  # events since the last Reached
+    batch: int = BATCH
+    failures: int = 0  # since the stream last flowed
+    failed_at: Position | None = None
+    stuck: int = 0  # failures at `failed_at` that are about this place
 
     def opening(self) -> dict[str, Any]:
         if not self.position.token:  # an empty one would be passed over, and the stream begin now
-            return {"start_at_operation_time": self.position.cluster_time}
-        # After an invalidate only start_after works; elsewhere the two are the same.
-        return {"start_after": self.position.token}
+            return {"startAtOperationTime": self.position.cluster_time}
+        # After an invalidate only startAfter works; elsewhere resumeAfter is the same.
+        return {"startAfter": self.position.token}
+
+    def flows(self) -> None:
+        self.failures, self.batch = 0, min(BATCH, self.batch * 2)
+
+    def failed(self, *, passes: bool) -> None:
+        """Notes a failure; one that does not pass by itself makes the batches smaller."""
+        self.failures += 1
+        if passes:
+            return
+        self.stuck = self.stuck + 1 if self.failed_at == self.position else 1
+        self.failed_at = self.position
+        self.batch = max(1, self.batch // SHRINKS)
+
+    def lost(self, code: int | None) -> bool:
+        """Whether the stream has to go round this place."""
+        return self.batch == 1 and self.stuck >= (ROUND_AFTER_TOO_LARGE if code in TOO_LARGE else ROUND_AFTER)
 
 
 def watch(
@@ -192,32 +251,33 @@ def watch(
 ) -> Iterator[Event]:
     """Yields what happens in the database from the position on, until `stop` is set. Raises nothing of pymongo's."""
     place = _Place(position)
-    failures = 0
     while not stop.is_set():
         try:
-            with _open(database, subscription, place, failures) as stream:
+            with _open(database, subscription, place) as cursor:
                 yield Opened()
-                for event in _read(stream, subscription, place, stop):
-                    failures = 0
-                    yield event
-        except PyMongoError as error:
-            failures += 1
+                yield from _read(cursor, subscription, place, stop)
+        except (PyMongoError, *UNDECODABLE) as error:
             code = error.code if isinstance(error, OperationFailure) else None
-            if code in HISTORY_LOST:
+            place.failed(passes=code in PASSES or code in NEVER_SPIN or not isinstance(error, _ABOUT_THE_PLACE))
+            if code in HISTORY_LOST or place.lost(code):
+                reason = "history is lost" if code in HISTORY_LOST else "next event cannot be read"
                 try:
-                    place = _Place(Position(cluster_time(database)))
-                    yield HistoryLost(f"the change stream's history is lost ({error})", place.position)
+                    place = _Place(Position(cluster_time(database)), failures=place.failures)
+                    yield HistoryLost(f"the change stream's {reason} ({error})", place.position)
                 except PyMongoError as also:
                     yield Interrupted(_reason(also, None))  # the position stays the lost one, and is found lost again
             else:
                 yield Interrupted(_reason(error, code))
             longest = 30.0 if code in NEVER_SPIN else 5.0
             least = 10.0 if code in NEVER_SPIN else 0.05
-            delay = min(longest, max(least, 0.05 * 2 ** min(failures - 1, 10)))
+            delay = min(longest, max(least, 0.05 * 2 ** min(place.failures - 1, 10)))
             stop.wait(delay * random.uniform(0.5, 1.0))  # noqa: S311  # jitter, not a secret
 
 
-def _reason(error: PyMongoError, code: int | None) -> str:
+_ABOUT_THE_PLACE: Final = (OperationFailure, *UNDECODABLE)
+
+
+def _reason(error: Exception, code: int | None) -> str:
     if code == 40573:
         return "MongoDB is not a replica set, and only those have change streams; start mongod with --replSet"
     if code in NEVER_SPIN:
@@ -228,38 +288,38 @@ def _reason(error: PyMongoError, code: int | None) -> str:
     return f"the change stream broke: {type(error).__name__}: {error}"
 
 
-def _open(
-    database: Database[dict[str, Any]], subscription: Subscription, place: _Place, failures: int
-) -> ChangeStream[dict[str, Any]]:
+def _open(database: Database[dict[str, Any]], subscription: Subscription, place: _Place) -> EventCursor:
     # Opening answers only when the server has come to the first event that passes the filter. Far behind in a busy
     # database that takes long, so each failure allows it more: the client's own limit would never let it open.
-    with pymongo.timeout(min(LONGEST_OPENING, SHORTEST_OPENING * 2**failures)):
-        return database.watch(subscription.pipeline(), max_await_time_ms=AWAIT_MS, batch_size=2000, **place.opening())
+    seconds = min(LONGEST_OPENING, SHORTEST_OPENING * 2**place.failures)
+    return EventCursor(database, place.opening(), subscription.pipeline(), batch_size=place.batch, seconds=seconds)
 
 
-def _read(
-    stream: ChangeStream[dict[str, Any]], subscription: Subscription, place: _Place, stop: threading.Event
-) -> Iterator[Event]:
+def _read(cursor: EventCursor, subscription: Subscription, place: _Place, stop: threading.Event) -> Iterator[Event]:
     """Yields until the stream ends (an invalidate), breaks (raises) or is told to stop."""
+    flowing = False
     while not stop.is_set():
-        event = stream.try_next()
-        if event is not None:
+        for event in cursor.events:
             yield from _told(event, subscription, event.get("clusterTime") or place.position.cluster_time)
             place.pending += 1
             place.position = Position.at_token(event["_id"], place.position.cluster_time)
-            if place.pending < STRETCH:
-                continue
-        elif not stream.alive:
+            if place.pending >= STRETCH:
+                place.pending = 0
+                yield Reached(place.position, flowing)
+        if not cursor.alive:
             return  # invalidated: opened again behind the event that said so
-        elif stream.resume_token is not None:
+        if cursor.token is not None:
             # An idle stream's event token dies with the oplog; the token of the empty reply does not.
-            place.position = Position.at_token(stream.resume_token, place.position.cluster_time)
+            place.position = Position.at_token(cursor.token, place.position.cluster_time)
         place.pending = 0
-        yield Reached(place.position)
+        yield Reached(place.position, flowing)
+        cursor.more(AWAIT_MS if flowing else FIRST_AWAIT_MS)
+        flowing = True
+        place.flows()
 
 
-_NEVER_AN_ID: Final = (Regex, re.Pattern, list)
-"""What no row's `_id` can be, and what a query would not take for one."""
+_NEVER_AN_ID: Final = {0x04, 0x0B}
+"""The types of what no row's `_id` can be: an array, and a regular expression."""
 
 
 def _told(event: Mapping[str, Any], subscription: Subscription, time: Timestamp) -> Iterator[Event]:
@@ -268,11 +328,14 @@ def _told(event: Mapping[str, Any], subscription: Subscription, time: Timestamp)
         key = event["documentKey"]["_id"]
         if name != names.REQUESTS:
             yield Changed(name, key, time)
-        elif isinstance(key, Mapping) and key.get("service") == subscription.service:
-            listener, row = str(key.get("listener")), key.get("row")
-            if key.get("reload"):
+        elif isinstance(key, RawValue):
+            request = readable(key.fields(), "row")
+            if request.get("service") != subscription.service:
+                return
+            listener, row = str(request.get("listener")), request.get("row")
+            if request.get("reload"):
                 yield ReloadAsked(listener)
-            elif not isinstance(row, _NEVER_AN_ID):
+            elif RawValue.of(row)[0] not in _NEVER_AN_ID:
                 yield Requested(listener, row, time)
     elif kind in {"drop", "rename"}:
         yield TableGone(name)

@@ -132,9 +132,10 @@ class StreamIntake:
         match event:
             case stream.Changed(table, key, time_):
                 self._changed(table, key, time_)
-            case stream.Reached(position):
+            case stream.Reached(position, flowing):
                 self.progress.close(position)
-                self._open()
+                if flowing:
+                    self._open()
             case stream.Requested(listener, key, time_):
                 self._requested(listener, key, time_)
             case stream.ReloadAsked(listener):
@@ -148,7 +149,6 @@ class StreamIntake:
                 self._fresh(fresh, "the change stream's history was lost")
             case stream.Opened():
                 self._count_open()
-                self._open()
             case stream.Interrupted(reason):
                 if self.open:
                     log.warning("the change stream is interrupted", reason=reason)

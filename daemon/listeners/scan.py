@@ -10,6 +10,7 @@ from pymongo.collection import Collection
 
 from components.raw_value import RAW, document
 from daemon.store.rows.row_reader import keys
+from daemon.store.rows.table_kind import TableKind
 
 PAGE = 1000
 
@@ -37,8 +38,8 @@ def pages(
     last page.
     """
     operator, direction = ("$gt", 1) if order == "oldest" else ("$lt", -1)
-    # $expr compares across BSON types; a plain {_id: {$gt: last}} would pass over every row of another type.
-    behind = {"$expr": {operator: ["$_id", document({}, {"$literal": last})]}} if resumed else {}
+    clustered = TableKind(table).clustered()
+    behind, within_type = _behind(operator, last, within_type=clustered) if resumed else {}, clustered and resumed
     while True:
         command = {
             "find": table.name,
@@ -50,7 +51,17 @@ def pages(
             "readConcern": {"level": "local", "afterClusterTime": start},
         }
         page = keys(table.database.command(command, codec_options=RAW))
-        if not page:
+        if page:
+            yield page
+            last = page[-1]
+        elif not within_type:
             return
-        yield page
-        behind = {"$expr": {operator: ["$_id", document({}, {"$literal": page[-1]})]}}
+        within_type = clustered and bool(page)  # behind the last row of a type come those of others
+        behind = _behind(operator, last, within_type=within_type)
+
+
+def _behind(operator: str, last: Any, *, within_type: bool) -> dict[str, Any]:
+    if within_type:  # the only condition on a range for which MongoDB 6 does not read a clustered collection whole
+        return {"_id": document({}, {operator: last})}
+    # $expr compares across BSON types; a plain {_id: {$gt: last}} would pass over every row of another type.
+    return {"$expr": {operator: ["$_id", document({}, {"$literal": last})]}}

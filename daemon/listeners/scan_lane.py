@@ -15,13 +15,14 @@ from typing import Any, Final
 import structlog
 from pymongo.collection import Collection
 
-from components.raw_value import RAW, among, chunks
+from components.raw_value import RAW, among, chunks, equals
 from daemon.handlers.predict.dirty_keys import KEY_BYTES, DirtyKeys, Progress, identity
 from daemon.listeners.scan import PAGE, Order, pages
 from daemon.store.mongo_retry import MongoRetry
 from daemon.store.rows.positions import cluster_time
 from daemon.store.rows.row_reader import keys
 from daemon.store.rows.scans import Mark, Run, Scans
+from daemon.store.rows.table_kind import TableKind
 
 log = structlog.get_logger(__name__)
 
@@ -164,9 +165,11 @@ class ScanLane:
         too.
         """
         gone: list[Any] = []
-        for some in chunks(self._dead(), PAGE, KEY_BYTES):
-            query = {"find": self._table.name, "filter": {"_id": among(some)}, "projection": {"_id": 1}}
-            reply = self._table.database.command({**query, "batchSize": len(some) + 1}, codec_options=RAW)
+        one_by_one = TableKind(self._table).clustered()
+        for some in chunks(self._dead(), 1 if one_by_one else PAGE, KEY_BYTES):
+            query = {"find": self._table.name, "filter": {"_id": equals(some[0]) if one_by_one else among(some)}}
+            only = {"projection": {"_id": 1}, "batchSize": len(some) + 1}
+            reply = self._table.database.command({**query, **only}, codec_options=RAW)
             found = {identity(key) for key in keys(reply)}
             gone += [key for key in some if identity(key) not in found]
         return gone

@@ -285,7 +285,7 @@ def test_a_request_is_heard_as_such(own: Any, rows: Any) -> None:
         dead_letters.retry(rows.database, letter)
     rows.database["_predictd.dead_letters"].insert_one({"_id": "d"})
     requests = [event for event in listening.heard() if isinstance(event, stream.Requested)]
-    assert [(event.listener, event.key) for event in requests] == [("L", {"a": 1})]
+    assert [(event.listener, event.key) for event in requests] == [("L", identity({"a": 1}))]
 
 
 # ---- places ---------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from pymongo.errors import BulkWriteError
 from components.raw_value import RAW, among, equals, fields, identity
 from daemon.handlers.predict.records import MISSING, Seen, Snapshot, Write, Written
 from daemon.store.rows.row_reader import SEEN_PARTS, RowReader
+from daemon.store.rows.table_kind import TableKind
 
 # What a write may meet that is not about its row: full disk, no right, failover, pressure. Whatever else comes is the
 # row's own (a validator, 16 MB, a unique index), and asking again would not help.
@@ -51,6 +52,7 @@ class Outputs:
     ) -> None:
         self._table = table
         self._path = f"_outputs.{listener}"
+        self._kind = TableKind(table)
         self._rows = RowReader(listener, paths)
         self._matches: list[Mapping[str, Any]] = [{field: {"$exists": True}} for field in paths]
         if where:
@@ -68,8 +70,7 @@ class Outputs:
         if after is not None:
             concern["afterClusterTime"] = after
         with self._table.database.client.start_session(causal_consistency=False) as session:
-            matching = {"$and": [{"_id": among(keys)}, *self._matches]}
-            found, at, whole = self._find(session, matching, self._projection, concern, len(keys), max_bytes)
+            found, at, whole = self._by_id(session, keys, self._matches, self._projection, concern, max_bytes)
             rows = tuple(row for batch in found for row in self._rows.rows(batch))
             names = {identity(row.key) for row in rows}
             rest = [key for key in keys if identity(key) not in names]
@@ -77,18 +78,39 @@ class Outputs:
                 return Snapshot(at, rows, (), tuple(rest))
             strays: tuple[tuple[Any, Seen], ...] = ()
             if rest:
-                found, _, _ = self._find(
-                    session,
-                    {"_id": among(rest), self._path: {"$exists": True}},
-                    self._stray_projection,
-                    {"level": "snapshot", "atClusterTime": at},
-                    len(rest),
-                    max_bytes,
-                )
+                concern = {"level": "snapshot", "atClusterTime": at}
+                present = [{self._path: {"$exists": True}}]
+                found, _, _ = self._by_id(session, rest, present, self._stray_projection, concern, ALL)
                 # 1 and 1.0 are one `_id` to MongoDB: a row may come under the other's name.
                 seen = (pair for batch in found for pair in self._rows.seen(batch))
                 strays = tuple((key, output) for key, output in seen if identity(key) not in names)
             return Snapshot(at, rows, strays, ())
+
+    def _by_id(
+        self,
+        session: ClientSession,
+        keys: Sequence[Any],
+        conditions: Sequence[Mapping[str, Any]],
+        projection: Mapping[str, Any],
+        concern: dict[str, Any],
+        max_bytes: int,
+    ) -> tuple[list[RawBSONDocument], Timestamp, bool]:
+        """Finds the rows with these keys that meet the conditions: by one command, or one for each key if the table
+        has no index for a list.
+        """
+        if not self._kind.clustered():
+            query = {"$and": [{"_id": among(keys)}, *conditions]}
+            return self._find(session, query, projection, concern, len(keys), max_bytes)
+        replies: list[RawBSONDocument] = []
+        for key in keys:
+            query = {"$and": [{"_id": equals(key)}, *conditions]}
+            reply, at, _ = self._find(session, query, projection, concern, 1, max_bytes)
+            replies += reply
+            if concern.get("level") == "snapshot":
+                concern = {"level": "snapshot", "atClusterTime": at}
+            if sum(len(each.raw) for each in replies) >= max_bytes:
+                return replies, at, key is keys[-1]
+        return replies, at, True
 
     def _find(
         self,
@@ -166,8 +188,7 @@ class Outputs:
 
     def _missed(self, writes: Sequence[Write], session: ClientSession) -> list[Hashable]:
         keys, concern = [w.key for w in writes], {"afterClusterTime": session.operation_time}
-        query = {"_id": among(keys)}
-        replies, _, _ = self._find(session, query, self._stray_projection, concern, len(keys), ALL)
+        replies, _, _ = self._by_id(session, keys, (), self._stray_projection, concern, ALL)
         now = {identity(key): seen for reply in replies for key, seen in self._rows.seen(reply)}
         missed = []
         for w in writes:

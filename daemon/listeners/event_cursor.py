@@ -1,0 +1,104 @@
+"""The cursor of a change stream, by the server's own commands: the driver's would resume by itself, without a pause and
+without a word, for as long as the server refuses.
+
+Events come with the key of their row as it is stored. A reply is decoded whole, and event by event only if it holds
+what the driver cannot decode or would not send back unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Final, Self
+
+import bson
+import pymongo
+from bson.raw_bson import RawBSONDocument
+from pymongo.database import Database
+from pymongo.errors import PyMongoError
+
+from components.raw_value import EXACT, RAW, STRICT, UNDECODABLE, RawValue, fields, readable
+
+_COLLECTION: Final = "$cmd.aggregate"  # the name under which a database's change stream is read on
+
+
+class EventCursor:
+    """An open change stream. `events` is the last batch, `token` the place behind it."""
+
+    def __init__(
+        self,
+        database: Database[dict[str, Any]],
+        opening: Mapping[str, Any],
+        pipeline: Sequence[Mapping[str, Any]],
+        *,
+        batch_size: int,
+        seconds: float,
+    ) -> None:
+        """Opens the stream where `opening` (options of `$changeStream`) says, within so many seconds."""
+        self._database, self._batch_size = database, batch_size
+        self._session = database.client.start_session(causal_consistency=False)
+        command = {
+            "aggregate": 1,
+            "pipeline": [{"$changeStream": dict(opening)}, *pipeline],
+            "cursor": {"batchSize": batch_size},
+            "readConcern": {"level": "majority"},
+        }
+        try:
+            with pymongo.timeout(seconds):
+                self._take(database.command(command, session=self._session, codec_options=RAW))
+        except BaseException:
+            self._session.end_session()
+            raise
+
+    def more(self, milliseconds: int) -> None:
+        """The next batch; empty if nothing comes within so many milliseconds."""
+        command = {
+            "getMore": self._id,
+            "collection": _COLLECTION,
+            "batchSize": self._batch_size,
+            "maxTimeMS": milliseconds,
+        }
+        self._take(self._database.command(command, session=self._session, codec_options=RAW))
+
+    @property
+    def alive(self) -> bool:
+        """Whether the server keeps the stream open; an `invalidate` ends it."""
+        return self._id != 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._id and not isinstance(error, PyMongoError):
+            with suppress(PyMongoError), pymongo.timeout(1.0):
+                self._database.command({"killCursors": _COLLECTION, "cursors": [self._id]}, session=self._session)
+        self._session.end_session()
+
+    def _take(self, reply: RawBSONDocument) -> None:
+        cursor = fields(fields(reply.raw)["cursor"][1:])
+        self._id: int = cursor["id"].value()
+        self.token: Mapping[str, Any] | None = None
+        if "postBatchResumeToken" in cursor:
+            self.token = cursor["postBatchResumeToken"].value()
+        self.events = _events(cursor["firstBatch"] if "firstBatch" in cursor else cursor["nextBatch"])
+
+
+def _events(batch: RawValue) -> list[dict[str, Any]]:
+    try:
+        events: list[dict[str, Any]] = list(bson.decode(batch[1:], STRICT).values())
+        if all("documentKey" not in event or type(event["documentKey"]["_id"]) in EXACT for event in events):
+            return events
+    except UNDECODABLE:
+        pass
+    return [_event(raw.fields()) for raw in batch.fields().values()]
+
+
+def _event(raw: dict[str, RawValue]) -> dict[str, Any]:
+    key = raw.pop("documentKey", None)
+    event = readable(raw)
+    if key is not None:
+        event["documentKey"] = readable(key.fields(), "_id")
+    return event
