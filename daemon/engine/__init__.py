@@ -13,14 +13,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-__all__ = ["Engine", "Exit", "JobSpec", "Report", "Spec", "WorkerProcess", "WorkerSpec", "ended"]
+from daemon.health.job_report import JobReport
+from daemon.health.worker_report import WorkerReport
 
-Report = Mapping[str, Any]
-"""What a worker says of itself: state, reason, busy stages, its listeners, its stream, metric samples. For a job's see
-`daemon.job`.
-"""
+__all__ = ["Engine", "Exit", "JobSpec", "Spec", "WorkerProcess", "WorkerSpec", "ended"]
+
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 
 class Exit(IntEnum):
@@ -33,8 +34,10 @@ class Exit(IntEnum):
     FENCED = 76
 
 
-class Spec(Protocol):
-    """What an engine needs to know of a process: its name for logs, the module that runs, and what it is told."""
+class Spec(Protocol[R_co]):
+    """What an engine needs to know of a process: its name for logs, the module that runs, what it is told, and how its
+    reports are read.
+    """
 
     @property
     def name(self) -> str:
@@ -46,6 +49,9 @@ class Spec(Protocol):
 
     def order(self) -> dict[str, Any]:
         """What it reads first, as JSON values."""
+
+    def decode(self, line: bytes) -> R_co:
+        """The report in a line of its standard output. Raises ReportRefused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +81,7 @@ class WorkerSpec:
         return self.worker
 
     def order(self) -> dict[str, Any]:
-        """What the worker reads first, as JSON values."""
+        """See `Spec`."""
         return {
             "uri": self.uri,
             "database": self.database,
@@ -91,6 +97,10 @@ class WorkerSpec:
             "stop_timeout": self.stop_timeout,
             "signing_key": self.signing_key,
         }
+
+    def decode(self, line: bytes) -> WorkerReport:
+        """See `Spec`."""
+        return WorkerReport.from_json(line)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +126,7 @@ class JobSpec:
         return f"job {self.job}"
 
     def order(self) -> dict[str, Any]:
-        """What the job reads first, as JSON values."""
+        """See `Spec`."""
         return {
             "uri": self.uri,
             "database": self.database,
@@ -131,8 +141,12 @@ class JobSpec:
             "threads": self.threads,
         }
 
+    def decode(self, line: bytes) -> JobReport:
+        """See `Spec`."""
+        return JobReport.from_json(line)
 
-class WorkerProcess(Protocol):
+
+class WorkerProcess(Protocol[R_co]):
     """A worker, or the process of a job, that was started."""
 
     @property
@@ -144,8 +158,8 @@ class WorkerProcess(Protocol):
         """When it was started, by the monotonic clock."""
 
     @property
-    def report(self) -> Report | None:
-        """The latest report, None before the first."""
+    def report(self) -> R_co | None:
+        """The latest report that could be read, None before the first."""
 
     @property
     def reported_at(self) -> float | None:
@@ -164,7 +178,7 @@ class WorkerProcess(Protocol):
 class Engine(Protocol):
     """Starts workers and jobs."""
 
-    async def start(self, spec: Spec, on_report: Callable[[], None]) -> WorkerProcess:
+    async def start(self, spec: Spec[R], on_report: Callable[[], None]) -> WorkerProcess[R]:
         """Starts a process; `on_report` is called in the event loop at each report. Raises OSError where no process can
         be had.
         """

@@ -3,7 +3,8 @@
 * Its stdin stays open as long as the supervisor lives: its end tells the worker that the supervisor is gone, however
   that came about. The first line on it is the worker's specification, so that no password stands on a command line or
   in an environment.
-* Its stdout carries reports, one JSON object a line. Whatever else comes (a model that prints) is logged.
+* Its stdout carries reports, one JSON object a line. Any other line (a model that prints) is logged. A report that
+  cannot be read is logged at most once a minute; the last good one stays.
 * It runs in a session of its own, so that a terminal's Ctrl-C reaches the supervisor alone, which then stops its
   workers in order.
 * `-P` keeps the current directory out of `sys.path`: what a worker imports does not depend on where the daemon was
@@ -20,17 +21,22 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from typing import Generic, TypeVar
 
 import structlog
 
-from daemon.engine import Report, Spec, WorkerProcess
+from daemon.engine import Spec, WorkerProcess
+from daemon.health.report import ReportRefused
 
 __all__ = ["LocalEngine"]
 
 log = structlog.get_logger(__name__)
 
+R = TypeVar("R")
+
 _LINE_BYTES = 16 * 1024 * 1024
 _LAST_WORDS_SECONDS = 2.0
+_COMPLAIN_SECONDS = 60.0
 
 
 class LocalEngine:
@@ -39,7 +45,7 @@ class LocalEngine:
     def __init__(self, without: Iterable[str] = ()) -> None:
         self._without = frozenset(without)
 
-    async def start(self, spec: Spec, on_report: Callable[[], None]) -> WorkerProcess:
+    async def start(self, spec: Spec[R], on_report: Callable[[], None]) -> WorkerProcess[R]:
         """See `daemon.engine.Engine`."""
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", spec.module),
@@ -54,21 +60,23 @@ class LocalEngine:
         # One that died before it read this tells more by its exit code than the broken pipe does.
         with suppress(ConnectionError):
             await process.stdin.drain()
-        return _LocalWorker(spec.name, process, on_report)
+        return _LocalWorker(spec, process, on_report)
 
 
-class _LocalWorker:
+class _LocalWorker(Generic[R]):
     """A child process that reports on its stdout."""
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process, on_report: Callable[[], None]) -> None:
-        self._name = name
+    def __init__(self, spec: Spec[R], process: asyncio.subprocess.Process, on_report: Callable[[], None]) -> None:
+        self._name = spec.name
+        self._decode = spec.decode
         self._process = process
         self._on_report = on_report
         self.pid = process.pid
         self.started_at = time.monotonic()
-        self.report: Report | None = None
+        self.report: R | None = None
         self.reported_at: float | None = None
-        self._reader = asyncio.create_task(self._read(), name=f"reports of {name}")
+        self._reader = asyncio.create_task(self._read(), name=f"reports of {spec.name}")
+        self._complain_at = 0.0
 
     async def wait(self) -> int:
         code = await self._process.wait()
@@ -112,12 +120,17 @@ class _LocalWorker:
 
     def _take(self, line: bytes) -> None:
         try:
-            report = json.loads(line)
-        except ValueError:
-            report = None
-        if not isinstance(report, dict) or "state" not in report:
-            log.info("worker printed", worker=self._name, text=line.decode(errors="replace").rstrip()[:1000])
+            self.report = self._decode(line)
+        except ReportRefused as error:
+            self._refuse(line, str(error))
             return
-        self.report = report
         self.reported_at = time.monotonic()
         self._on_report()
+
+    def _refuse(self, line: bytes, reason: str) -> None:
+        event = {"worker": self._name, "text": line.decode(errors="replace").rstrip()[:1000]}
+        if not (line.startswith(b"{") and b'"state"' in line):
+            log.info("worker printed", **event)
+        elif (now := time.monotonic()) >= self._complain_at:
+            self._complain_at = now + _COMPLAIN_SECONDS
+            log.warning("a report cannot be read, the last good one stays", **event, reason=reason)

@@ -6,9 +6,10 @@ Every name is documented in docs/operations.md and in `daemon.web.metrics`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from daemon.health.worker_report import Sample
 
 RESULTS = ("predicted", "touched", "unset", "dead", "conflict", "gone")
 
@@ -40,12 +41,12 @@ class WorkerMeasures:
         self.scan_done = Gauge("predictd_scan_done_rows", "", ["listener"], registry=self.registry)
         self.scan_total = Gauge("predictd_scan_total_rows", "", ["listener"], registry=self.registry)
 
-    def samples(self) -> Iterator[list[Any]]:
-        """Every sample as [name, labels, value]; creation times left out."""
+    def samples(self) -> Iterator[Sample]:
+        """Every sample but the creation times."""
         for family in self.registry.collect():
             for sample in family.samples:
                 if not sample.name.endswith("_created"):
-                    yield [sample.name, dict(sample.labels), sample.value]
+                    yield sample.name, dict(sample.labels), sample.value
 
 
 class Measures:

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from daemon.health.worker_report import ListenerReport, WorkerReport
+
 __all__ = [
     "ConfigState",
     "ListenerReadiness",
@@ -36,7 +38,7 @@ BUSY_SECONDS = 60.0
 STARTING_SECONDS = 120.0
 """How long a worker may take to import torch, load its weights and open its stream."""
 
-STAGES_ON_MONGODB = frozenset({"stream", "scan", "read", "write", "position"})
+_STAGES_ON_MONGODB = frozenset({"stream", "scan", "read", "write", "position"})
 """Stages (of `busy`, whose keys are LISTENER.STAGE) that wait for MongoDB; while it is away their being busy says
 nothing about the worker.
 """
@@ -61,7 +63,7 @@ class WorkerState:
     listeners: tuple[str, ...]
     pid: int | None = None
     started_at: float = 0.0
-    report: Mapping[str, Any] | None = None
+    report: WorkerReport | None = None
     reported_at: float | None = None
     restarts: int = 0
     reason: str | None = None
@@ -71,10 +73,14 @@ class WorkerState:
         """Whether its process runs."""
         return self.pid is not None
 
-    def listener(self, name: str) -> Mapping[str, Any]:
-        """What it reports of a listener; empty where it says nothing."""
-        found: Mapping[str, Any] = ((self.report or {}).get("listeners") or {}).get(name) or {}
-        return found
+    def listener(self, name: str) -> ListenerReport | None:
+        """What it reports of a listener."""
+        return self.report.listeners.get(name) if self.report is not None else None
+
+    @property
+    def stream_open(self) -> bool:
+        """Whether its change stream is open."""
+        return self.report is not None and self.report.stream.open
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +134,9 @@ def readiness(state: ServiceState, now: float) -> Readiness:
         trouble = _trouble(worker, now)
         for name in worker.listeners:
             report = worker.listener(name)
-            reason = general or trouble or _listener_trouble(report)
-            listeners[name] = ListenerReadiness(reason is None, reason or _backfill(report))
+            silent = "its worker does not report it yet" if report is None else None
+            reason = general or trouble or silent or (report.trouble if report else None)
+            listeners[name] = ListenerReadiness(reason is None, reason or (report.backfill if report else None))
     waiting = [f"{name}: {verdict.reason}" for name, verdict in listeners.items() if not verdict.ready]
     reason = general or ("; ".join(waiting) if waiting else None)
     return Readiness(reason is None, reason, listeners)
@@ -137,7 +144,7 @@ def readiness(state: ServiceState, now: float) -> Readiness:
 
 def streams_open(state: ServiceState) -> bool:
     """Whether every worker has opened its change stream: from here on no row is overlooked."""
-    return state.role == "active" and all(worker.up and _stream_open(worker) for worker in state.workers)
+    return state.role == "active" and all(worker.up and worker.stream_open for worker in state.workers)
 
 
 def stuck(state: ServiceState, now: float, patience: float) -> str | None:
@@ -149,20 +156,20 @@ def stuck(state: ServiceState, now: float, patience: float) -> str | None:
         if not worker.up:
             continue  # it is being restarted, by a supervisor that is evidently awake
         report = worker.report
-        if report is None or report.get("state") == "starting":
+        if report is None or report.state == "starting":
             # It says no more until it has started, for which it needs MongoDB.
             starting = now - max(worker.started_at, state.mongo_back_at)
             if state.mongo is None and starting > STARTING_SECONDS:
                 return f"worker {worker.name} has been starting for {starting:.0f} s"
             continue
-        if report.get("state") == "stopping":
+        if report.state == "stopping":
             continue  # whoever stops it waits for a bounded time
         age = now - (worker.reported_at or worker.started_at)
         if age > max(patience, STALE_SECONDS):
             return f"worker {worker.name} has not reported for {age:.0f} s"
-        mongo_away = state.mongo is not None or report.get("state") == "waiting"
-        for stage, seconds in (report.get("busy") or {}).items():
-            if seconds > patience and not (mongo_away and stage.rpartition(".")[2] in STAGES_ON_MONGODB):
+        mongo_away = state.mongo is not None or report.state == "waiting"
+        for stage, seconds in report.busy.items():
+            if seconds > patience and not (mongo_away and stage.rpartition(".")[2] in _STAGES_ON_MONGODB):
                 return f"stage {stage} of worker {worker.name} has been busy for {seconds:.0f} s"
     return None
 
@@ -177,7 +184,8 @@ def status_line(state: ServiceState, now: float) -> str:
         return f"{verdict.reason}{suffix}"
     if not verdict.ready:
         return f"{good} of {total} listeners ready: {verdict.reason}{suffix}"
-    lags = [worker.listener(name).get("lag_seconds") or 0.0 for worker in state.workers for name in worker.listeners]
+    reports = [worker.listener(name) for worker in state.workers for name in worker.listeners]
+    lags = [report.lag_seconds for report in reports if report is not None]
     return f"{total} listener{'' if total == 1 else 's'} running, lag {max(lags, default=0.0):.1f} s{suffix}"
 
 
@@ -188,7 +196,7 @@ def status_document(state: ServiceState, now: float) -> dict[str, Any]:
     verdict = readiness(state, now)
     workers = {}
     for worker in state.workers:
-        report = {key: value for key, value in (worker.report or {}).items() if key != "samples"}
+        report = {} if worker.report is None else worker.report.document()
         about = {"up": worker.up, "pid": worker.pid, "restarts": worker.restarts}
         workers[worker.name] = {"state": "down", "reason": worker.reason, "listeners": {}} | report | about
     return {
@@ -220,40 +228,17 @@ def _trouble(worker: WorkerState, now: float) -> str | None:
     """What is in the way of every listener of a worker."""
     if not worker.up:
         return f"worker {worker.name} is not running: {worker.reason or 'it is being started'}"
-    if worker.report is None or worker.reported_at is None or worker.report.get("state") == "starting":
+    if worker.report is None or worker.reported_at is None or worker.report.state == "starting":
         return f"worker {worker.name} is starting"
     age = now - worker.reported_at
     if age > STALE_SECONDS:
         return f"worker {worker.name} has not reported for {age:.0f} s"
-    if worker.report.get("state") != "running":
-        why = worker.report.get("reason")
-        return f"worker {worker.name} is {worker.report.get('state')}" + (f": {why}" if why else "")
-    for stage, seconds in (worker.report.get("busy") or {}).items():
+    if worker.report.state != "running":
+        why = worker.report.reason
+        return f"worker {worker.name} is {worker.report.state}" + (f": {why}" if why else "")
+    for stage, seconds in worker.report.busy.items():
         if seconds > BUSY_SECONDS:
             return f"stage {stage} of worker {worker.name} has been busy for {seconds:.0f} s"
-    if not _stream_open(worker):
+    if not worker.stream_open:
         return f"worker {worker.name} has no open change stream"
     return None
-
-
-def _listener_trouble(report: Mapping[str, Any]) -> str | None:
-    """What a listener itself says is in its way."""
-    if report.get("state") in {"running", "backfilling"}:
-        return None
-    if not report:
-        return "its worker does not report it yet"
-    why = report.get("reason")
-    return f"{report.get('state')}" + (f": {why}" if why else "")
-
-
-def _backfill(report: Mapping[str, Any]) -> str | None:
-    """How far a scan is, where one goes on beside the live rows."""
-    scan = report.get("scan")
-    if not scan:
-        return None
-    total = "?" if scan.get("total") is None else scan["total"]
-    return f"backfilling: {scan.get('done', 0)} of {total} rows"
-
-
-def _stream_open(worker: WorkerState) -> bool:
-    return bool(((worker.report or {}).get("stream") or {}).get("open"))

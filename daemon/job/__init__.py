@@ -10,11 +10,7 @@
     validating.py   measure the live version, add to its history
 
 Like a worker it is told all on the first line of its standard input, whose end means that its parent is gone, and
-reports on its standard output, one JSON object a line:
-
-    state      starting, running, waiting (for MongoDB), and last: done, stopped or failed
-    doing      in words; `still`: for how many seconds it has not moved
-    progress   step, total, loss...; `log`: lines since the last report; `threads`; at the end `result` or `error`
+reports on its standard output, one JSON object a line (`daemon.health.job_report`).
 
 It can be killed at any instant: what it has pinned and learned lies in STATE_DIR/checkpoints, what it has found in the
 database, and each step towards the end looks first whether an attempt before it has made it.

@@ -10,13 +10,14 @@ import threading
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
 from components.errors import DeclarationError, Fenced, MetricError, NotApplied, Stopped, TrainingError
 from daemon.engine import Exit
 from daemon.engine.child import leave_with_parent
+from daemon.health.job_report import JobError
 from daemon.job.assignment import Assignment
 from daemon.job.context import Context
 from daemon.job.reporter import JobReporter
@@ -88,12 +89,12 @@ def exit_code(error: BaseException) -> int:
             return BROKEN
 
 
-def told_of(error: BaseException) -> dict[str, Any]:
+def told_of(error: BaseException) -> JobError:
     """The error as it goes into the job; of a long traceback both ends."""
     trace = readable("".join(traceback.format_exception(error)))
     if len(trace) > TRACEBACK_CHARACTERS:
         trace = f"{trace[: TRACEBACK_CHARACTERS // 2]}\n...\n{trace[-TRACEBACK_CHARACTERS // 2 :]}"
-    return {"type": type(error).__name__, "message": readable(str(error)), "traceback": trace}
+    return JobError(type(error).__name__, readable(str(error)), trace)
 
 
 def be_polite(threads: int | None) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import sys
@@ -11,10 +10,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, Final, TextIO
+from dataclasses import replace
+from typing import Any, Final, Literal, TextIO
 
 import structlog
 
+from daemon.health.job_report import JobError, JobReport
 from daemon.logs.text import readable
 from daemon.store.mongo_retry import MongoRetry
 from daemon.store.service.jobs import LOG_LINES
@@ -38,18 +39,25 @@ class JobReporter:
     """
 
     def __init__(self, out: TextIO, patience: MongoRetry) -> None:
-        self.threads: int | None = None
         self._out = out
         self._patience = patience
         self._lock = threading.Lock()
-        self._state = "starting"
-        self._doing = "starting"
-        self._progress: dict[str, Any] = {}
+        self._report = JobReport("starting", "starting", os.getpid())
         self._lines: deque[str] = deque(maxlen=LOG_LINES)
         self._moved = time.monotonic()
-        self._reported = (0.0, "")
+        self._reported: JobReport | None = None
+        self._reported_at = 0.0
         self._at_once = LINES_AT_ONCE
         self._over = threading.Event()
+
+    @property
+    def threads(self) -> int | None:
+        """How many threads the work may use."""
+        return self._report.threads
+
+    @threads.setter
+    def threads(self, threads: int) -> None:
+        self._report = replace(self._report, threads=threads)
 
     @classmethod
     def over_stdout(cls, patience: MongoRetry) -> JobReporter:
@@ -71,18 +79,17 @@ class JobReporter:
     def doing(self, what: str, **progress: Any) -> None:
         """Another part of the work begins."""
         with self._lock:
-            self._state, self._doing = "running", what
-            self._progress.update(progress)
-        self.moved()
+            self._report = replace(self._report, state="running", doing=what)
+        self.progress(**progress)
 
     def moved(self) -> None:
         """The work gets on."""
         self._moved = time.monotonic()
 
     def progress(self, **fields: Any) -> None:
-        """How far the work is."""
+        """How far the work is: fields of JobProgress."""
         with self._lock:
-            self._progress.update(fields)
+            self._report = replace(self._report, progress=replace(self._report.progress, **fields))
         self.moved()
 
     def say(self, text: str) -> None:
@@ -98,38 +105,39 @@ class JobReporter:
             self._lines.append(readable(text)[:LINE_CHARACTERS])
             self._at_once -= 1
         if self._at_once >= 0:
-            self._report()
+            self._write()
 
     def report_on(self) -> None:
         """Reports until `last`."""
         while not self._over.wait(REPORT_SECONDS):
             self._at_once = LINES_AT_ONCE
-            self._report()
+            self._write()
 
-    def last(self, state: str, **more: Any) -> None:
+    def last(
+        self,
+        state: Literal["done", "stopped", "failed"],
+        *,
+        result: Mapping[str, Any] | None = None,
+        error: JobError | None = None,
+    ) -> None:
         """The last report, with its result or its error."""
         self._over.set()
-        self._state = state
-        self._report(more)
-
-    def _report(self, more: Mapping[str, Any] | None = None) -> None:
         with self._lock:
-            troubles = self._patience.troubles()
-            state = "waiting" if troubles and more is None else self._state
-            said = {"state": state, "doing": self._doing, "pid": os.getpid(), "threads": self.threads}
-            said |= {"progress": self._progress, "reason": readable("; ".join(troubles)) or None}
-            text, now = json.dumps(said, default=str), time.monotonic()
-            if (
-                more is None
-                and text == self._reported[1]
-                and not self._lines
-                and now - self._reported[0] < REPORT_IDLE_SECONDS
-            ):
+            self._report = replace(self._report, state=state, result=result, error=error)
+        self._write()
+
+    def _write(self) -> None:
+        with self._lock:
+            report, now, troubles = self._report, time.monotonic(), self._patience.troubles()
+            if troubles and not self._over.is_set():
+                report = replace(report, state="waiting", reason=readable("; ".join(troubles)))
+            unchanged = report == self._reported and not self._lines and not self._over.is_set()
+            if unchanged and now - self._reported_at < REPORT_IDLE_SECONDS:
                 return
-            self._reported = (now, text)
-            said |= {"still": round(now - self._moved, 1), "log": list(self._lines), **(more or {})}
+            self._reported, self._reported_at = report, now
+            report = replace(report, still=round(now - self._moved, 1), log=tuple(self._lines))
             self._lines.clear()
-            self._out.write(json.dumps(said, default=str) + "\n")
+            self._out.write(report.to_json() + "\n")
             self._out.flush()
 
 

@@ -17,6 +17,7 @@ from pymongo.collection import Collection
 
 from components.raw_value import RAW, among, chunks, equals
 from daemon.handlers.predict.dirty_keys import KEY_BYTES, DirtyKeys, Progress, identity
+from daemon.health.worker_report import ScanReport
 from daemon.listeners.scan import PAGE, Order, pages
 from daemon.store.mongo_retry import MongoRetry
 from daemon.store.rows.positions import cluster_time
@@ -40,18 +41,12 @@ class _Scan:
         self.saved: tuple[Any, int] | None = None
         self.began = time.monotonic()
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> ScanReport:
         """How far it is, for people; `rate` in rows a second since it began in this process."""
         rate = (self.done - self.run.done) / max(time.monotonic() - self.began, 1e-9)
         left = max(0, self.total - self.done) if self.total is not None else None
         eta = round(left / rate, 1) if left is not None and rate > 0 else None
-        return {
-            "done": self.done,
-            "total": self.total,
-            "rate": round(rate, 1),
-            "eta_seconds": eta,
-            "reason": self.run.reason,
-        }
+        return ScanReport(self.done, self.total, round(rate, 1), eta, self.run.reason)
 
     def ahead(self, rate: float) -> bool:
         """Whether it has named more rows than `rate` (rows a second; 0: any) allows until now."""
@@ -119,7 +114,7 @@ class ScanLane:
             self._stopped = True
             self._wake.notify_all()
 
-    def report(self) -> dict[str, Any] | None:
+    def report(self) -> ScanReport | None:
         """How far the scan is; None where none goes on."""
         scan = self._scan
         return None if scan is None else scan.report()
@@ -157,7 +152,7 @@ class ScanLane:
             time.sleep(POLL_SECONDS)
         if not self._scans.finish(run, scan.done):  # R9b: only now
             return False
-        log.info("scan ends", listener=self._listener, rows=scan.done, rows_per_second=scan.report()["rate"])
+        log.info("scan ends", listener=self._listener, rows=scan.done, rows_per_second=scan.report().rate)
         return True
 
     def _gone(self) -> list[Any]:

@@ -25,6 +25,7 @@ import structlog
 
 from daemon.engine import Engine, Exit, WorkerProcess, WorkerSpec, ended
 from daemon.health.readiness import WorkerState
+from daemon.health.worker_report import WorkerReport
 
 __all__ = ["Backoff", "Fleet", "WorkerKeeper"]
 
@@ -71,7 +72,7 @@ class WorkerKeeper:
         self._listeners = listeners
         self._changed = changed
         self._fenced = fenced
-        self._process: WorkerProcess | None = None
+        self._process: WorkerProcess[WorkerReport] | None = None
         self._backoff = Backoff()
         self._nudged = asyncio.Event()
         self._stopping = False
@@ -145,9 +146,9 @@ class WorkerKeeper:
         self._process = None
         return self._judge(process, code)
 
-    def _judge(self, process: WorkerProcess, code: int) -> float | None:
+    def _judge(self, process: WorkerProcess[WorkerReport], code: int) -> float | None:
         ran = time.monotonic() - process.started_at
-        said = (process.report or {}).get("reason")
+        said = process.report.reason if process.report is not None else None
         event = {"worker": self._spec.worker, "pid": process.pid, "exit": ended(code), "reason": said}
         self._reason = ended(code) + (f": {said}" if said else "")
         self._changed()

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 import structlog
 
 from daemon.engine import Engine, Exit, JobSpec, WorkerProcess, ended
+from daemon.health.job_report import JobError, JobProgress, JobReport
 from daemon.store.service.jobs import DECLARED_BY, LOG_LINES
 
 __all__ = ["RETRIES", "Attempt", "Limits", "Outcome", "Terms", "failed"]
@@ -54,7 +55,7 @@ class Outcome:
 
     state: Literal["done", "failed", "stopped", "lost"]
     result: Mapping[str, Any] | None = None
-    error: Mapping[str, Any] | None = None
+    error: JobError | None = None
     retry: bool = False
 
 
@@ -64,9 +65,9 @@ class Attempt:
     def __init__(self, job: Mapping[str, Any], terms: Terms, limits: Limits) -> None:
         self.job = job
         self.terms = terms
-        self.process: WorkerProcess | None = None
+        self.process: WorkerProcess[JobReport] | None = None
         self.stopping = False
-        self.progress: dict[str, Any] = {}
+        self.progress = JobProgress()
         self._limits = limits
         self._lines: deque[str] = deque(maxlen=LOG_LINES)
         self._started = time.monotonic()
@@ -84,7 +85,7 @@ class Attempt:
     @property
     def failures(self) -> int:
         """Failures in a row, if this attempt is one: those before it count where it got no further than they did."""
-        further = self.progress.get("step", 0) > self.job["best_step"]
+        further = (self.progress.step or 0) > self.job["best_step"]
         return 1 if further else int(self.job["failures"]) + 1
 
     async def run(
@@ -141,17 +142,17 @@ class Attempt:
             "pid": self.process.pid if self.process else None,
             "attempt": self.job["attempts"],
             "seconds": round(self.ran, 1),
-            "progress": dict(self.progress),
+            "progress": self.progress.known(),
         }
 
     def _heard(self) -> None:
         report = self.process.report if self.process is not None else None
         if report is not None:
-            self.progress.update(report.get("progress") or {})
-            self._lines.extend(str(line) for line in report.get("log") or ())
+            self.progress = self.progress.updated(report.progress)
+            self._lines.extend(report.log)
 
-    def _overdue(self, process: WorkerProcess, now: float) -> Outcome | None:
-        limit, report = self.terms.time_limit, process.report or {}
+    def _overdue(self, process: WorkerProcess[JobReport], now: float) -> Outcome | None:
+        limit, report = self.terms.time_limit, process.report
         if limit is not None and self.ran > limit:
             what = f"{DECLARED_BY[self.job['kind']]} {self.job['target']!r}"
             message = (
@@ -161,29 +162,28 @@ class Attempt:
         silent = now - (process.reported_at or process.started_at)
         if silent > self._limits.silent:
             return failed("Hanging", f"its process has said nothing for {silent:.0f} s, and was ended", retry=True)
-        still = float(report.get("still") or 0.0) + silent
-        if still > self._limits.still and report.get("state") != "waiting":
-            where = f", while it was {report['doing']}" if report.get("doing") else ""
-            return failed("Hanging", f"it has not moved for {still:.0f} s{where}, and was ended", retry=True)
+        still = silent if report is None else report.still + silent
+        if still > self._limits.still and (report is None or report.state != "waiting"):
+            during = f", while it was {report.doing}" if report is not None and report.doing else ""
+            return failed("Hanging", f"it has not moved for {still:.0f} s{during}, and was ended", retry=True)
         return None
 
-    def _judged(self, process: WorkerProcess, code: int) -> Outcome:
+    def _judged(self, process: WorkerProcess[JobReport], code: int) -> Outcome:
         if self._outcome is not None:
             return self._outcome
-        report = process.report or {}
-        state, said = report.get("state"), report.get("error")
-        if code == Exit.STOPPED and state == "done":
-            return Outcome("done", report.get("result") or {})
-        if (code == Exit.STOPPED and state == "stopped") or self.stopping:
+        report = process.report or JobReport("starting")
+        if code == Exit.STOPPED and report.state == "done":
+            return Outcome("done", report.result or {})
+        if (code == Exit.STOPPED and report.state == "stopped") or self.stopping:
             return Outcome("stopped")
         if code == Exit.FENCED:
             return Outcome("lost")
-        if said is not None:
-            return Outcome("failed", error=said, retry=code != Exit.CANNOT_BE_BUILT)
+        if report.error is not None:
+            return Outcome("failed", error=report.error, retry=code != Exit.CANNOT_BE_BUILT)
         hint = " (out of memory, perhaps)" if code == -9 else ""
-        doing = f" while it was {report['doing']}" if report.get("doing") else ""
+        doing = f" while it was {report.doing}" if report.doing else ""
         return failed("Crashed", f"its process ended with {ended(code)}{hint}{doing}", retry=True)
 
 
 def failed(kind: str, message: str, *, retry: bool = False) -> Outcome:
-    return Outcome("failed", error={"type": kind, "message": message, "traceback": ""}, retry=retry)
+    return Outcome("failed", error=JobError(kind, message), retry=retry)

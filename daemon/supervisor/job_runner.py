@@ -22,6 +22,7 @@ import random
 import shutil
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
@@ -32,6 +33,7 @@ from components.signing_key import SigningKey
 from daemon.config import Config
 from daemon.engine import Engine, JobSpec
 from daemon.handlers.train import checkpoint_folder
+from daemon.health.job_report import JobError
 from daemon.logs.text import readable
 from daemon.store.connection import Data
 from daemon.store.registry.registry import Registry
@@ -219,12 +221,14 @@ class JobRunner:
 
     async def _relay(self, attempt: Attempt, epoch: int) -> bool:
         """Writes down what the process has said; True also where MongoDB is away."""
-        report, lines = (attempt.process.report if attempt.process else None) or {}, attempt.lines()
+        report, lines = attempt.process.report if attempt.process else None, attempt.lines()
         about = {"ran": round(attempt.ran, 3), "retries": attempt.terms.retries}
-        about |= {name: report[name] for name in ("threads", "version") if report.get(name) is not None}
+        if report is not None and report.threads is not None:
+            about["threads"] = report.threads
+        known = attempt.progress.known()
         try:
             ours = await self._call(
-                lambda data: Jobs(data, self._service).progress(attempt.id, epoch, attempt.progress, lines, **about)
+                lambda data: Jobs(data, self._service).progress(attempt.id, epoch, known, lines, **about)
             )
         except MongoUnavailable:
             attempt.said_again(lines)
@@ -266,11 +270,11 @@ class JobRunner:
                 jobs.release(attempt.id, epoch)
                 log.info("job stopped, and goes on later", **event)
             case "failed":
-                error, failures = outcome.error or {}, attempt.failures
+                error, failures = outcome.error or JobError("Error", "it left no reason"), attempt.failures
                 again = outcome.retry and failures <= attempt.terms.retries
                 retry_in = self._backoff(failures) if again else None
-                jobs.fail(attempt.id, epoch, error, retry_in, failures)
-                log.error("job failed", **event, reason=error.get("message"), again_in_seconds=retry_in)
+                jobs.fail(attempt.id, epoch, asdict(error), retry_in, failures)
+                log.error("job failed", **event, reason=error.message, again_in_seconds=retry_in)
             case "lost":
                 log.warning("job was cancelled, or is another leader's", **event)
 

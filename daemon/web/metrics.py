@@ -10,10 +10,9 @@ A worker's counters begin at zero when it is restarted, which Prometheus' `rate`
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
@@ -21,6 +20,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from daemon.health.readiness import ServiceState, WorkerState
+from daemon.health.worker_report import WorkerReport
 
 __all__ = ["FAMILIES", "Family", "exposition"]
 
@@ -116,37 +116,35 @@ def _own(state: ServiceState) -> Series:
 
 
 def _measured(worker: WorkerState) -> Series:
-    """What a running worker measured: its samples, and its report where a sample is missing."""
+    """What a running worker measured: its samples, and its report if a sample is missing."""
     report = worker.report
     if report is None or not worker.up:
         return {}
     series: Series = {}
-    for name, labels, value in (*_reported(worker, report), *(report.get("samples") or ())):
+    for name, labels, value in (*_reported(worker, report), *report.samples):
         family = _BY_SAMPLE.get(name)
-        if family is None or not isinstance(labels, Mapping) or not isinstance(value, (int, float)):
+        if family is None:
             continue
-        full = {"worker": worker.name} | dict(labels) if "worker" in family.labels else dict(labels)
-        series[name, tuple(sorted((str(key), str(item)) for key, item in full.items()))] = float(value)
+        full = {"worker": worker.name, **labels} if "worker" in family.labels else labels
+        if full.keys() - {"le"} == set(family.labels):
+            series[name, tuple(sorted(full.items()))] = value
     return series
 
 
-def _reported(worker: WorkerState, report: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str], float]]:
+def _reported(worker: WorkerState, report: WorkerReport) -> Iterator[tuple[str, dict[str, str], float]]:
     """The figures of a report as samples."""
-    stream = report.get("stream") or {}
-    yield "predictd_stream_keys_total", {}, float(stream.get("keys") or 0)
-    yield "predictd_stream_opens_total", {}, float(stream.get("opened") or 0)
+    yield "predictd_stream_keys_total", {}, float(report.stream.keys)
+    yield "predictd_stream_opens_total", {}, float(report.stream.opened)
     for name in worker.listeners:
-        found = worker.listener(name)
-        if not found:
+        listener = worker.listener(name)
+        if listener is None:
             continue
         label = {"listener": name}
-        lag = found.get("lag_seconds")
-        yield "predictd_lag_seconds", label, math.nan if lag is None else float(lag)
-        for lane, depth in (found.get("queue") or {}).items():
+        yield "predictd_lag_seconds", label, listener.lag_seconds
+        for lane, depth in listener.queue.items():
             yield "predictd_queue_depth", {**label, "lane": lane}, float(depth)
-        for result, count in (found.get("rows") or {}).items():
+        for result, count in listener.rows.items():
             yield "predictd_rows_total", {**label, "result": result}, float(count)
-        scan = found.get("scan") or {}
-        if scan:
-            yield "predictd_scan_done_rows", label, float(scan.get("done") or 0)
-            yield "predictd_scan_total_rows", label, float(scan.get("total") or 0)
+        if listener.scan is not None:
+            yield "predictd_scan_done_rows", label, float(listener.scan.done)
+            yield "predictd_scan_total_rows", label, float(listener.scan.total or 0)

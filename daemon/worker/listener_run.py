@@ -20,6 +20,7 @@ from daemon.handlers.predict.corridor import BATCHES_HELD, Corridor, CorridorThr
 from daemon.handlers.predict.dirty_keys import DirtyKeys
 from daemon.handlers.predict.stages import Live
 from daemon.health.measures import Measures, WorkerMeasures
+from daemon.health.worker_report import ListenerPhase, ListenerReport
 from daemon.listeners.intake import Feed
 from daemon.listeners.scan_lane import ScanLane
 from daemon.store.mongo_retry import MongoRetry
@@ -156,25 +157,28 @@ class ListenerRun:
             raise DeclarationChanged(f"listeners.{self.declared.name} was declared anew")
         return now
 
-    def report(self, *, open_: bool, lag: float) -> dict[str, Any]:
-        state, reason, scan = "running", self.feed.missing, self.scan.report()
+    def report(self, *, open_: bool, lag: float) -> ListenerReport:
+        """What it runs now, and how far it is behind."""
+        scan, reason = self.scan.report(), self.feed.missing
+        state: ListenerPhase = "running"
         if self.feed.missing:
             state = "missing"
         elif not open_:
             state, reason = "starting", "the change stream is not open"
         elif scan is not None:
             state = "backfilling"
-        return {
-            "state": state,
-            "reason": reason,
-            "generation": self.corridor.live.generation,
-            "version": self.corridor.live.version,
-            "lag_seconds": round(lag, 3),
-            "queue": self.corridor.dirty.depth(),
-            "scan": scan,
-            "rows": dict(self.measures.totals),
-            "dead_letters": len(self.letters),
-        }
+        live = self.corridor.live
+        return ListenerReport(
+            state,
+            reason,
+            generation=live.generation,
+            version=live.version,
+            lag_seconds=round(lag, 3),
+            queue=self.corridor.dirty.depth(),
+            scan=scan,
+            rows=dict(self.measures.totals),
+            dead_letters=len(self.letters),
+        )
 
 
 def chained(declared: Declared) -> set[str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from components.import_paths import ImportPolicy
 from components.signing_key import SigningKey
 from daemon.handlers.predict.stages import Live
 from daemon.health.measures import WorkerMeasures
+from daemon.health.worker_report import StreamReport, WorkerPhase, WorkerReport
 from daemon.listeners.change_stream import Subscription
 from daemon.listeners.intake import PositionSaver, StreamIntake
 from daemon.store.connection import open_database
@@ -55,10 +56,11 @@ class Worker:
         self.intake: StreamIntake | None = None
         self.keeper: PositionSaver | None = None
         self.failure: BaseException | None = None
-        self.state = "starting"
+        self.state: WorkerPhase = "starting"
         self.reason: str | None = None
         self._reporting = threading.Lock()
-        self._reported: tuple[float, str] = (0.0, "")
+        self._reported: WorkerReport | None = None
+        self._reported_at = 0.0
         self.told_all = threading.Event()
 
     # ---- start ----------------------------------------------------------------------------------------------------
@@ -174,7 +176,7 @@ class Worker:
         while not self.told_all.wait(REPORT_SECONDS):
             self.report()
 
-    def report(self, state: str | None = None, reason: str | None = None) -> None:
+    def report(self, state: WorkerPhase | None = None, reason: str | None = None) -> None:
         """Writes one report; where nothing changed, only every two seconds. A given state stays."""
         with self._reporting:
             self.state, self.reason = state or self.state, reason or self.reason
@@ -193,28 +195,27 @@ class Worker:
             self.measures.lag_seconds.labels(name).set(lag)
             for lane, depth in run.corridor.dirty.depth().items():
                 self.measures.queue_depth.labels(name, lane).set(depth)
-            scan = run.scan.report() or {}
-            self.measures.scan_done.labels(name).set(scan.get("done") or 0)
-            self.measures.scan_total.labels(name).set(scan.get("total") or 0)
-        said: dict[str, Any] = {
-            "state": state,
-            "reason": reason,
-            "pid": os.getpid(),
-            "listeners": {run.declared.name: run.report(open_=open_, lag=lag) for run in self.runs},
-            "stream": {
-                "open": open_,
-                "keys": int(self.measures.stream_keys._value.get()),  # noqa: SLF001  # prometheus has no public reader
-                "opened": int(self.measures.stream_opens._value.get()),  # noqa: SLF001
-            },
-        }
+            scan = run.scan.report()
+            self.measures.scan_done.labels(name).set(0 if scan is None else scan.done)
+            self.measures.scan_total.labels(name).set(0 if scan is None else scan.total or 0)
+        report = WorkerReport(
+            state,
+            os.getpid(),
+            StreamReport(
+                open_,
+                int(self.measures.stream_keys._value.get()),  # noqa: SLF001  # prometheus has no public reader
+                int(self.measures.stream_opens._value.get()),  # noqa: SLF001
+            ),
+            reason,
+            {run.declared.name: run.report(open_=open_, lag=lag) for run in self.runs},
+        )
         busy = {f"{run.declared.name}.{k}": round(v, 3) for run in self.runs for k, v in run.threads.busy().items()}
-        text, now = json.dumps(said, sort_keys=True), time.monotonic()
-        if text == self._reported[1] and not busy and now - self._reported[0] < REPORT_IDLE_SECONDS:
+        now = time.monotonic()
+        if report == self._reported and not busy and now - self._reported_at < REPORT_IDLE_SECONDS:
             return
-        self._reported = (now, text)
-        said["busy"] = busy
-        said["samples"] = list(self.measures.samples())
-        sys.stdout.write(json.dumps(said) + "\n")
+        self._reported, self._reported_at = report, now
+        report = replace(report, busy=busy, samples=tuple(self.measures.samples()))
+        sys.stdout.write(report.to_json() + "\n")
         sys.stdout.flush()
 
     # ---- stop -----------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ Its behaviours stand in `fake/jobs.json` in the state directory, one for each st
     "crash"    takes a step and ends with 1       "silent"   says nothing more, and is deaf to SIGTERM
     "kill"     takes a step and kills itself      "refuse"   ends with 65: a person must act
     "long"     takes steps until it is stopped    "fenced"   ends with 76
-    "odd"      reports what MongoDB cannot hold
+    "odd"      reports what is no report
 
 What happened stands in `fake/jobs.log`, a line each: started JOB PID EPOCH, stopped, orphaned. A "progress" behind a
 comma lets crash and kill get further each time ("kill,progress").

@@ -23,6 +23,7 @@ from daemon.handlers.train import checkpoint_folder
 from daemon.store import names
 from daemon.store.registry.registry import Registry
 from daemon.store.registry.versions import Versions
+from daemon.store.service.jobs import Jobs
 from daemon.supervisor.job_attempt import Limits
 
 QUICK = Limits(poll=0.05, relay=0.05, silent=1.0, still=60.0, first_retry=0.05, most_retry=0.2)
@@ -69,19 +70,44 @@ def test_a_job_runs_in_a_process_of_its_own_and_leaves_its_result(play: Any) -> 
     play(scene)
 
 
-def test_what_a_job_reports_is_not_the_daemon_s_end(play: Any) -> None:
-    """Nor that of the daemon that would claim it next."""
+def test_a_job_whose_reports_cannot_be_read_is_ended_as_one_that_hangs(play: Any) -> None:
+    """The last good report stays; the daemon runs the next job."""
 
     async def scene(stage: Stage) -> None:
         stage.behave("odd")
         job = await stage.until_state(stage.queue(), "failed")
-        assert job["error"]["type"] == "Unreadable"
-        assert "8-byte ints" in job["error"]["message"]
+        assert job["error"]["type"] == "Hanging"
+        assert job["progress"] == {"step": 1, "total": 9}
         (_, _, pid, _), *_ = stage.history("started")
         await stage.until("its process has ended", lambda: not psutil.pid_exists(int(pid)))
         stage.behave("done")
         assert await stage.until_state(stage.queue(), "done")
 
+    play(scene, declared=training(retries=0))
+
+
+def test_an_error_of_the_driver_about_one_job_is_not_the_daemon_s_end(
+    play: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job fails with the error; its process is ended, and the next job runs."""
+    progress = Jobs.progress
+    failures = iter([True])
+
+    def odd(self: Jobs, *job: Any, **about: Any) -> bool:
+        if job[2] and next(failures, False):  # once the process has reported
+            raise OverflowError("MongoDB can only handle up to 8-byte ints")
+        return progress(self, *job, **about)
+
+    async def scene(stage: Stage) -> None:
+        stage.behave("long", "done")
+        job = await stage.until_state(stage.queue(), "failed")
+        assert job["error"]["type"] == "Unreadable"
+        assert "8-byte ints" in job["error"]["message"]
+        (_, _, pid, _), *_ = stage.history("started")
+        await stage.until("its process has ended", lambda: not psutil.pid_exists(int(pid)))
+        assert await stage.until_state(stage.queue(), "done")
+
+    monkeypatch.setattr(Jobs, "progress", odd)
     play(scene)
 
 

@@ -1,0 +1,44 @@
+"""What all reports share: how one line of JSON becomes a record, and what its values may be.
+
+A process that runs the user's code may write anything into its reports. Whatever the line holds, the decoder returns a
+report whose values have the declared types and fit into a BSON document, or raises ReportRefused. Unknown keys are
+ignored, so a newer process can report to an older daemon.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from components.errors import PredictdError
+
+__all__ = ["Count", "Name", "Plain", "ReportRefused", "Seconds", "decoded"]
+
+R = TypeVar("R")
+
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
+"""A number that a BSON document can hold."""
+
+Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+"""A duration; NaN is refused because it compares as neither longer nor shorter than any limit."""
+
+Name = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+"""A key of a BSON document."""
+
+Plain = None | bool | Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | float | str
+"""A JSON value that is neither an object nor an array."""
+
+
+class ReportRefused(PredictdError):
+    """A line is not a report; the last one that could be read stays valid."""
+
+
+def decoded(adapter: TypeAdapter[R], line: bytes) -> R:
+    """The report in a line of JSON. Raises ReportRefused, and nothing else."""
+    try:
+        return adapter.validate_json(line, strict=True)
+    except ValidationError as error:
+        first: Any = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ReportRefused(f"{place}: {first['msg']}" if place else first["msg"]) from None

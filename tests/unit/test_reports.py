@@ -1,0 +1,196 @@
+"""The records that workers and jobs report: what is written is read again, and no line does more than be refused."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import bson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+
+from daemon.engine.local import LocalEngine
+from daemon.health.job_report import JobError, JobProgress, JobReport
+from daemon.health.readiness import ServiceState, WorkerState, readiness, status_document, status_line, stuck
+from daemon.health.report import ReportRefused
+from daemon.health.worker_report import ListenerReport, ScanReport, StreamReport, WorkerReport
+from daemon.web.metrics import exposition
+
+WORKER = WorkerReport(
+    "waiting",
+    7,
+    StreamReport(open=True, keys=3, opened=1),
+    "read: NotPrimaryError",
+    {
+        "digit": ListenerReport(
+            "backfilling", None, 2, 3, 0.25, {"live": 3}, ScanReport(5, 9, 1.5, 2.0, "it is new"), {"dead": 1}, 1
+        )
+    },
+    {"digit.predict": 0.5},
+    (("predictd_batch_rows_sum", {"listener": "digit"}, 8.0),),
+)
+JOB = JobReport(
+    "failed",
+    "training",
+    7,
+    2,
+    JobProgress(5, 9, 0.5, 0.1, 100.0, "cpu", {"valid/loss": 0.5}),
+    None,
+    1.5,
+    ("a line",),
+    {"version": 2, "promoted": True, "metrics": {"v/acc": 0.9}},
+    JobError("ValueError", "why", "Traceback"),
+)
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from([2**63, -1, 10**400, "running", "done", 1e308])
+)
+VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20)
+
+
+def changed(document: Any, value: Any, places: list[int]) -> Any:
+    """The document with one of its inner values replaced."""
+    if not places or not document or not isinstance(document, (dict, list)):
+        return value
+    keys = list(document) if isinstance(document, dict) else range(len(document))
+    key = keys[places[0] % len(keys)]
+    copy: Any = document.copy()
+    copy[key] = changed(document[key], value, places[1:])
+    return copy
+
+
+def damaged(report: WorkerReport | JobReport) -> st.SearchStrategy[Any]:
+    places = st.lists(st.integers(0, 20), min_size=1, max_size=5)
+    return st.builds(changed, st.just(json.loads(report.to_json())), VALUES, places)
+
+
+def test_a_report_is_read_as_it_was_written() -> None:
+    """All fields, and the least."""
+    least = WorkerReport("starting", 7, StreamReport(open=False))
+    for worker in (WORKER, least):
+        assert WorkerReport.from_json(worker.to_json().encode()) == worker
+    for job in (JOB, JobReport("starting")):
+        assert JobReport.from_json(job.to_json().encode()) == job
+    assert "\n" not in WORKER.to_json() + JOB.to_json()
+
+
+def test_unknown_keys_are_ignored() -> None:
+    """A newer process may report more than this daemon knows."""
+    told = json.loads(WORKER.to_json())
+    told["new"] = told["listeners"]["digit"]["new"] = {"deep": [1]}
+    assert WorkerReport.from_json(json.dumps(told).encode()) == WORKER
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"null",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"state": ' * 100_000,
+        b'{"state": "running", "new": ' + b"[" * 500 + b"]" * 500 + b"}",
+        b'{"state": "running", "pid": ' + b"9" * 5000 + b"}",
+        b'{"state": "running", "pid": true, "stream": {"open": true}}',
+        b'{"state": "running", "pid": 1, "stream": {"open": true}, "busy": {"a.read": NaN}}',
+        b'{"state": "running", "pid": 1, "stream": {"open": true}, "busy": {"a.read": 1e999}}',
+        b'{"state": "running", "pid": 1, "stream": {"open": true}, "busy": {"a\\u0000": 1}}',
+        b'{"state": "running", "pid": 1, "stream": {"open": true}, "reason": "\\ud800"}',
+        b'{"state": "AZ", "pid": 1, "stream": {"open": true}}',
+    ],
+)
+def test_a_line_that_is_no_report_is_refused(line: bytes) -> None:
+    """By one error, whatever is wrong."""
+    with pytest.raises(ReportRefused):
+        WorkerReport.from_json(line)
+
+
+def test_what_is_refused_names_the_value() -> None:
+    """Its place in the report, and what is wrong with it."""
+    told = json.loads(JOB.to_json())
+    told["progress"]["step"] = "5"
+    with pytest.raises(ReportRefused, match=r"progress\.step: .*integer"):
+        JobReport.from_json(json.dumps(told).encode())
+
+
+@given(VALUES | damaged(WORKER))
+def test_no_worker_report_breaks_its_readers(value: Any) -> None:
+    """It is refused, or every reader can use it and BSON can hold it."""
+    try:
+        report = WorkerReport.from_json(json.dumps(value).encode())
+    except ReportRefused:
+        return
+    worker = WorkerState("lenet", ("digit",), pid=7, started_at=0.0, report=report, reported_at=0.0)
+    state = ServiceState("mnist", role="active", epoch=1, workers=(worker,))
+    readiness(state, 1.0)
+    stuck(state, 1.0, 30.0)
+    status_line(state, 1.0)
+    exposition(state)
+    bson.encode(status_document(state, 1.0))
+    assert WorkerReport.from_json(report.to_json().encode()).document().keys() == report.document().keys()
+
+
+@given(VALUES | damaged(JOB))
+def test_no_job_report_breaks_its_readers(value: Any) -> None:
+    """It is refused, or BSON can hold what is relayed from it."""
+    try:
+        report = JobReport.from_json(json.dumps(value).encode())
+    except ReportRefused:
+        return
+    bson.encode({**JobProgress().updated(report.progress).known(), "result": report.result, "log": list(report.log)})
+
+
+@given(st.binary())
+def test_no_bytes_do_more_than_be_refused(line: bytes) -> None:
+    """Neither decoder raises anything else."""
+    for decoder in (WorkerReport.from_json, JobReport.from_json):
+        with pytest.raises(ReportRefused):
+            decoder(line)
+
+
+@dataclass(frozen=True)
+class Printing:
+    """A process that prints what it reads first, as a worker whose model prints."""
+
+    lines: tuple[str, ...]
+    name: str = "lenet"
+    module: str = "printing"
+
+    def order(self) -> dict[str, Any]:
+        return {"lines": self.lines}
+
+    def decode(self, line: bytes) -> WorkerReport:
+        return WorkerReport.from_json(line)
+
+
+def test_the_last_good_report_stays_and_bad_ones_are_logged_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a model prints is logged as such, every line of it."""
+    (tmp_path / "printing.py").write_text(
+        "import json, sys\nfor line in json.loads(sys.stdin.readline())['lines']:\n    print(line)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    lines = ("epoch 1", WORKER.to_json(), '{"state": 1}', "epoch 2", '{"state": "running", "pid": -1}', '{"a": 1}')
+
+    async def scene() -> WorkerReport | None:
+        process = await LocalEngine().start(Printing(lines), lambda: None)
+        assert await process.wait() == 0
+        return process.report
+
+    with capture_logs() as logs:
+        assert asyncio.run(scene()) == WORKER
+    printed = [event["text"] for event in logs if event["event"] == "worker printed"]
+    assert printed == ["epoch 1", "epoch 2", '{"a": 1}']
+    (refused,) = [event for event in logs if event["log_level"] == "warning"]
+    assert refused["text"] == '{"state": 1}'
