@@ -35,6 +35,7 @@ __all__ = [
     "OutputError",
     "PredictdError",
     "Problem",
+    "Retry",
     "RowError",
     "SignatureRefused",
     "Stopped",
@@ -134,6 +135,13 @@ class BatchError(RowError):
 
 class OutputError(RowError):
     """What the model returned cannot be stored: not finite, not encodable, or not one output per row."""
+
+
+class Retry(PredictdError):
+    """Raised by a model's code: this row cannot be predicted now, but may be later.
+
+    The daemon tries it again, with growing pauses (`retry` of the listener), before it becomes a dead letter.
+    """
 
 
 class MongoUnavailable(PredictdError):

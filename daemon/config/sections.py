@@ -157,6 +157,13 @@ class LimitsConfig(Section):
         description="a whole number of bytes from 1048576 (1 MiB) to 1099511627776 (1 TiB)",
         examples=[268_435_456],
     )
+    stage_seconds: float = Field(
+        default=20.0,
+        ge=1.0,
+        le=86_400.0,
+        description="how many seconds a model may work on one batch, from 1 to 86400",
+        examples=[20.0],
+    )
     jobs: int = Field(default=1, ge=1, le=64, description="a whole number of jobs from 1 to 64", examples=[1])
 
 

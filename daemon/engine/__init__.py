@@ -73,6 +73,8 @@ class WorkerSpec:
     log: Mapping[str, str]
     stop_timeout: float
     signing_key: str = field(default="", repr=False)
+    ended: str = ""
+    stage_seconds: float = 20.0
     module: str = "daemon.worker"
 
     @property
@@ -96,6 +98,7 @@ class WorkerSpec:
             "log": dict(self.log),
             "stop_timeout": self.stop_timeout,
             "signing_key": self.signing_key,
+            "ended": self.ended,
         }
 
     def decode(self, line: bytes) -> WorkerReport:

@@ -55,7 +55,7 @@ class ListenerReport:
     @property
     def trouble(self) -> str | None:
         """Why its rows are not predicted as they come; None if they are."""
-        if self.state in ("running", "backfilling"):
+        if self.state in ("running", "backfilling", "careful"):
             return None
         return f"{self.state}: {self.reason}" if self.reason else self.state
 

@@ -27,6 +27,7 @@ from daemon.store.rows.table_kind import TableKind
 
 log = structlog.get_logger(__name__)
 
+HELD_SECONDS: Final = 0.1
 POLL_SECONDS: Final = 0.02  # only while a scan goes on
 
 
@@ -72,14 +73,16 @@ class ScanLane:
         patience: MongoRetry,
         order: Order,
         rate: float,
+        held: Callable[[], bool] = lambda: False,
     ) -> None:
         """`order`: which end of the table comes first; `rate`: rows a second at most, 0 for as many as the live lane
-        leaves room for.
+        leaves room for; `held`: whether none is to begin now.
         """
         self._order, self._rate = order, rate
         self._page = PAGE if not rate else max(1, min(PAGE, int(rate)))
         self._table, self._listener, self._dead = table, listener, dead
         self._dirty, self._scans, self._mark, self._patience = dirty, scans, mark, patience
+        self._held = held
         self._wake = threading.Condition()
         self._orders = 1  # the first: to look whether one is due
         self._stopped = False
@@ -129,6 +132,10 @@ class ScanLane:
 
     def _scan_once(self, orders: int) -> bool:
         """One scan, from where it is; False where it was overtaken by a newer order, or stopped."""
+        while self._held():
+            if self._interrupted(orders):
+                return False
+            time.sleep(HELD_SECONDS)
         run = self._scans.due(self._mark(), self._order)
         if run is None:
             return True

@@ -6,7 +6,11 @@ again.
 | 64 declaration changed | starts it again at once |
 | 65 cannot be built | waits a minute, or until somebody changes something (`nudge`) |
 | 76 fenced | says so to the supervisor, which steps down, and does not start it again |
+| anything else, or a signal; it had finished a batch | starts it again at once |
 | anything else, or a signal | starts it again after a backoff that doubles, with jitter; a minute of health ends it |
+
+A worker that says nothing for `stage_seconds`, or whose model works on one batch for longer, is killed. The next one is
+told how the one before it ended, so that it can find out whether a row is the reason.
 
 The fleet is the set of keepers. It is told names and a recipe for their specifications; it never reads the
 configuration.
@@ -16,14 +20,17 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import structlog
 
 from daemon.engine import Engine, Exit, WorkerProcess, WorkerSpec, ended
+from daemon.handlers.predict.suspects import Ended
 from daemon.health.readiness import WorkerState
 from daemon.health.worker_report import WorkerReport
 
@@ -33,6 +40,8 @@ log = structlog.get_logger(__name__)
 
 HEALTHY_SECONDS = 60.0
 CANNOT_BE_BUILT_SECONDS = 60.0
+STARTING_SECONDS = 120.0
+LOOK_SECONDS = 1.0
 
 Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
@@ -78,6 +87,8 @@ class WorkerKeeper:
         self._stopping = False
         self._ended = asyncio.Event()
         self._restarts = 0
+        self._before: Ended = ""
+        self._overdue: str | None = None
         self._reason: str | None = None
 
     async def run(self) -> None:
@@ -132,7 +143,7 @@ class WorkerKeeper:
     async def _run_once(self) -> float | None:
         """One life of the worker; seconds until the next, None where there is to be none."""
         try:
-            self._process = process = await self._engine.start(self._spec, self._changed)
+            self._process = process = await self._engine.start(replace(self._spec, ended=self._before), self._changed)
         except OSError as error:
             delay = self._backoff.delay(0.0)
             self._reason = f"it cannot be started: {error}"
@@ -142,8 +153,20 @@ class WorkerKeeper:
         self._changed()
         if self._stopping:  # asked while the process came up
             process.kill()
-        code = await process.wait()
+        end = asyncio.ensure_future(process.wait())
+        self._overdue = None
+        while not end.done():
+            await asyncio.wait({end}, timeout=LOOK_SECONDS)
+            if not end.done() and self._overdue is None and not self._stopping:
+                self._overdue = overdue(process, self._spec.stage_seconds, time.monotonic())
+                if self._overdue is not None:
+                    log.error("worker is ended", worker=self._spec.worker, pid=process.pid, reason=self._overdue)
+                    process.kill()
+        code = end.result()
         self._process = None
+        self._before = "timed_out" if self._overdue else "" if code >= 0 and code in set(Exit) else "crashed"
+        if code == -signal.SIGKILL and not self._overdue:
+            self._before = "killed"
         return self._judge(process, code)
 
     def _judge(self, process: WorkerProcess[WorkerReport], code: int) -> float | None:
@@ -165,9 +188,31 @@ class WorkerKeeper:
         if code == Exit.CANNOT_BE_BUILT:
             log.error("worker cannot run what is declared: mend service.toml or the code that it names", **event)
             return CANNOT_BE_BUILT_SECONDS
-        delay = self._backoff.delay(ran)
+        delay = 0.0 if worked(process.report) else self._backoff.delay(ran)
         log.error("worker ended and is started again", **event, again_in_seconds=round(delay, 1))
         return delay
+
+
+def worked(report: WorkerReport | None) -> bool:
+    """Whether the worker finished a batch: then it is worth another start at once."""
+    return report is not None and any(any(listener.rows.values()) for listener in report.listeners.values())
+
+
+def overdue(process: WorkerProcess[WorkerReport], seconds: float, now: float) -> str | None:
+    """Why a worker is to be ended: it is silent, or its model does not return from a batch; None if it may go on.
+
+    While it starts it may be silent for longer: it imports and builds what people wrote.
+    """
+    report = process.report
+    starting = report is None or report.state == "starting"
+    silent = now - (process.reported_at or process.started_at)
+    most = max(seconds, STARTING_SECONDS) if starting else seconds
+    if silent > most:
+        return f"it has not reported for {silent:.0f} s"
+    for stage, busy in (report.busy if report is not None else {}).items():
+        if busy + silent > seconds and stage.rpartition(".")[2] in ("prepare", "predict"):
+            return f"its stage {stage} has worked on one batch for {busy:.0f} s"
+    return None
 
 
 class Fleet:

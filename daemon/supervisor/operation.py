@@ -217,6 +217,7 @@ class Operation:
             allow_imports=tuple(config.security.allow_imports),
             queue_rows=config.limits.queue_rows,
             queue_bytes=config.limits.queue_bytes,
+            stage_seconds=config.limits.stage_seconds,
             log=config.log.model_dump(),
             stop_timeout=config.service.stop_timeout,
             signing_key=self._key.hex(),

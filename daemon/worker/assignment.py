@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from daemon.handlers.predict.suspects import Ended
+
 __all__ = ["Assignment"]
 
 
@@ -26,6 +28,8 @@ class Assignment:
     queue_rows: int = 100_000
     queue_bytes: int = 256 * 1024 * 1024
     signing_key: str = field(default="", repr=False)
+    ended: Ended = ""
+    """How the worker before this one ended."""
 
     @classmethod
     def read(cls, line: str) -> Assignment:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -19,6 +20,9 @@ from daemon.handlers.predict.batch_cap import BatchCap
 from daemon.handlers.predict.corridor import BATCHES_HELD, Corridor, CorridorThreads
 from daemon.handlers.predict.dirty_keys import DirtyKeys
 from daemon.handlers.predict.stages import Live
+from daemon.handlers.predict.suspects import NoSuspects, Suspects
+from daemon.handlers.predict.triage import Triage
+from daemon.handlers.predict.turnstile import Turnstile
 from daemon.health.measures import Measures, WorkerMeasures
 from daemon.health.worker_report import ListenerPhase, ListenerReport
 from daemon.listeners.intake import Feed
@@ -54,6 +58,7 @@ class Shared:
     measures: WorkerMeasures
     fail: Callable[[BaseException], None]
     swaps: queue.Queue[ListenerRun] = field(default_factory=queue.Queue)
+    turnstile: Turnstile = field(default_factory=Turnstile)
 
 
 class ListenerRun:
@@ -68,6 +73,8 @@ class ListenerRun:
         self.letters = DeadLetters(database, assignment.service, name, listener["table"])
         outputs = Outputs(table, name, live.key.fields, decoded_filter(listener["where"]))
         dirty = DirtyKeys(assignment.queue_rows)
+        self.suspects = _suspects(assignment, name, listener["max_batch"])
+        self.triage = Triage(name, suspects=self.suspects, owe=lambda reason: self.scan.request(reason))
         self.corridor = Corridor(
             name,
             live=live,
@@ -75,9 +82,12 @@ class ListenerRun:
             outputs=outputs,
             letters=self.letters,
             dirty=dirty,
-            cap=BatchCap(listener["latency_budget"], listener["max_batch"]),
+            cap=BatchCap(
+                listener["latency_budget"], min(listener["max_batch"], self.suspects.cap or listener["max_batch"])
+            ),
             measures=self.measures,
             batch_bytes=assignment.queue_bytes // BATCHES_HELD,
+            triage=self.triage,
         )
         self.scan = ScanLane(
             table,
@@ -89,9 +99,10 @@ class ListenerRun:
             patience=shared.patience,
             order=listener["scan_order"],
             rate=listener["scan_rate"],
+            held=lambda: self.triage.holds_scans,
         )
         self.feed = Feed(name, listener["table"], dirty, self.scan, self.letters, partial(shared.swaps.put, self))
-        self.threads = CorridorThreads(self.corridor, shared.patience, shared.fail)
+        self.threads = CorridorThreads(self.corridor, shared.patience, shared.fail, shared.turnstile)
         self._registry = shared.registry
         self._loader = shared.loader
         self._swapping = threading.Lock()
@@ -119,6 +130,7 @@ class ListenerRun:
                 raise
             self._unloadable = None
             before, self.corridor.live = self.corridor.live, newer
+            self.triage.mended()
         log.info(
             "swapped",
             listener=self.declared.name,
@@ -165,8 +177,10 @@ class ListenerRun:
             state = "missing"
         elif not open_:
             state, reason = "starting", "the change stream is not open"
-        elif scan is not None:
-            state = "backfilling"
+        else:
+            state, reason = self.triage.state
+            if state == "running" and scan is not None:
+                state = "backfilling"
         live = self.corridor.live
         return ListenerReport(
             state,
@@ -179,6 +193,18 @@ class ListenerRun:
             rows=dict(self.measures.totals),
             dead_letters=len(self.letters),
         )
+
+
+def _suspects(assignment: Assignment, listener: str, rows: int) -> NoSuspects:
+    try:
+        return Suspects(Path(assignment.state_dir) / "rows_at_work", listener, assignment.ended, rows)
+    except OSError as error:
+        log.warning(
+            "a row that kills the model's process cannot be found: the state directory does not take a file",
+            listener=listener,
+            reason=str(error),
+        )
+        return NoSuspects()
 
 
 def chained(declared: Declared) -> set[str]:

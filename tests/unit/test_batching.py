@@ -329,9 +329,19 @@ def test_the_position_is_always_the_end_of_the_contiguous_finished_prefix(data: 
 # ---- the cap --------------------------------------------------------------------------------------------------------
 
 
-def test_the_first_batch_may_be_as_large_as_allowed() -> None:
-    """Nothing is known of its cost yet."""
-    assert BatchCap(0.1, 256).value == 256
+def test_the_first_batch_is_small() -> None:
+    """Nothing is known of its cost yet: a row may take seconds."""
+    assert BatchCap(0.1, 256).value == BatchCap.FIRST
+    assert BatchCap(0.1, 2).value == 2
+
+
+def test_the_slower_stage_decides() -> None:
+    """However quick the other one is."""
+    cap = BatchCap(0.1, 256)
+    for _ in range(5):
+        cap.observe(10, 0.001)
+        cap.observe(10, 0.5, "prepare")
+    assert cap.value == 2
 
 
 def test_the_cap_follows_the_measured_cost() -> None:

@@ -12,30 +12,36 @@ class BatchCap:
     """
 
     FADING = 0.9
+    FIRST = 4
 
     def __init__(self, budget: float, ceiling: int) -> None:
         self._budget = budget
         self._ceiling = ceiling
-        self._sums = (0.0, 0.0, 0.0, 0.0, 0.0)  # of 1, n, t, n*n, n*t
+        self._sums = dict.fromkeys(("prepare", "predict"), (0.0, 0.0, 0.0, 0.0, 0.0))  # of 1, n, t, n*n, n*t
+        self._warm = False
 
     @property
     def value(self) -> int:
-        """Rows, at least 1 and at most the ceiling."""
-        w, n, t, nn, nt = self._sums
-        if w == 0.0:
-            return self._ceiling
+        """Rows, at least 1 and at most the ceiling; few until something is known, for a row may take seconds."""
+        known = [sums for sums in self._sums.values() if sums[0]]
+        return min((self._fitting(*sums) for sums in known), default=min(self._ceiling, self.FIRST))
+
+    def _fitting(self, w: float, n: float, t: float, nn: float, nt: float) -> int:
         spread = w * nn - n * n
         a = (w * nt - n * t) / spread if spread > 1e-9 * w * nn else t / n
         a = max(min(a, t / n), 1e-9)
         b = max((t - a * n) / w, 0.0)
         return int(max(1.0, min(self._ceiling, max((self._budget - b) / a, b / a))))
 
-    def observe(self, rows: int, seconds: float) -> None:
-        """A batch of that many rows took that long."""
+    def observe(self, rows: int, seconds: float, stage: str = "predict") -> None:
+        """A batch of that many rows took that long in this stage; the slower one counts."""
         if rows < 1:
             return
-        w, n, t, nn, nt = (self.FADING * value for value in self._sums)
-        self._sums = (w + 1, n + rows, t + seconds, nn + rows * rows, nt + rows * seconds)
+        if not self._warm and rows <= self.FIRST:  # what only the first call takes says nothing about the next one
+            self._warm = stage == "predict"
+            return
+        w, n, t, nn, nt = (self.FADING * value for value in self._sums[stage])
+        self._sums[stage] = (w + 1, n + rows, t + seconds, nn + rows * rows, nt + rows * seconds)
 
     def halve(self, rows: int) -> None:
         """A batch of that many rows ran out of memory: never again as many."""

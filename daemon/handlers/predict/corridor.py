@@ -25,6 +25,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Final, Protocol, TypeVar
@@ -36,12 +37,18 @@ from daemon.handlers.predict.batch_cap import BatchCap
 from daemon.handlers.predict.dirty_keys import Batch, DirtyKeys, identity
 from daemon.handlers.predict.records import Letter, Row, Snapshot, Write, Written
 from daemon.handlers.predict.stages import Judged, Live, Predicted, Prepared, judge, letter, predict, prepare
+from daemon.handlers.predict.suspects import UserStage
+from daemon.handlers.predict.triage import PROBE_ROWS, Triage
+from daemon.handlers.predict.turnstile import Turnstile
 from daemon.health.measures import Measures
 
 log = structlog.get_logger(__name__)
 
 WAITING_BATCHES: Final = 1  # between two stages: enough that none waits while the other has something ready
 BATCHES_HELD: Final = 4 + 3 * WAITING_BATCHES  # by the four stages and the three queues between them, at most
+ROOM: Final = 8
+"""How many times the bytes of its rows a batch may take once they are decoded and preprocessed."""
+
 MEETS_MONGODB: Final = ("read", "write")
 B = TypeVar("B")
 T = TypeVar("T")
@@ -52,6 +59,7 @@ class OutputsPort(Protocol):
 
     def read(self, keys: Sequence[Any], after: Timestamp | None, max_bytes: int) -> Snapshot: ...
     def write(self, writes: Sequence[Write]) -> Written: ...
+    def known_good(self, keys: Sequence[Any], rows: int, max_bytes: int) -> Snapshot | None: ...
 
 
 class LettersPort(Protocol):
@@ -77,6 +85,7 @@ class Corridor:
         cap: BatchCap,
         measures: Measures,
         batch_bytes: int,
+        triage: Triage | None = None,
     ) -> None:
         self.listener = listener
         self.live = live
@@ -88,6 +97,9 @@ class Corridor:
         self._outputs = outputs
         self._letters = letters
         self._floor: Timestamp | None = None
+        self._well: deque[Any] = deque(maxlen=PROBE_ROWS)
+        self.triage = triage or Triage(listener)
+        self.triage.known_good, self.triage.wake = self._known_good, dirty.wake
 
     def read(self, batch: Batch) -> Judged:
         """Reads the batch's rows at one snapshot and decides what each needs."""
@@ -98,7 +110,7 @@ class Corridor:
             for key in batch.keys:
                 if identity(key.key) in unread:
                     self.dirty.put_back(key)
-            batch = Batch(tuple(key for key in batch.keys if identity(key.key) not in unread))
+            batch = replace(batch, keys=tuple(key for key in batch.keys if identity(key.key) not in unread))
         live = self.live
         if any(row.seen.generation > live.generation for row in snapshot.rows):  # R6
             # Somebody knows of a newer generation than we do. What is higher even than the registry's came with a
@@ -107,15 +119,35 @@ class Corridor:
         return judge(batch, snapshot, live, self._letters.settled)
 
     def prepare(self, judged: Judged) -> Prepared:
-        """Decodes and preprocesses."""
-        return prepare(judged)
+        """Decodes and preprocesses; rows for which there is no room are dirty again."""
+        if self.triage.failing and judged.batch.purpose != "probe":
+            return Prepared(judged, (), (), None, ())
+        began = time.perf_counter()
+        prepared = prepare(judged, self.triage.suspects.guilt, ROOM * self._batch_bytes, self.cap.halve)
+        self.cap.observe(len(prepared.rows), time.perf_counter() - began, "prepare")
+        left = {identity(row.key) for row in prepared.left}
+        for key in judged.batch.keys if left else ():
+            if identity(key.key) in left:
+                self.dirty.put_back(key)
+        return prepared
 
     def predict(self, prepared: Prepared) -> Predicted:
         """Runs the model."""
         began = time.perf_counter()
         predicted = predict(prepared, self.cap.halve)
         self.cap.observe(len(prepared.rows), time.perf_counter() - began)
+        predicted = self.triage.decide(predicted)
+        if predicted.predicted:
+            self._well.append(predicted.writes[-1].key if not predicted.letters else predicted.judged.rows[-1].key)
         return predicted
+
+    def _known_good(self) -> bool | None:
+        """Whether rows that had an output before get one now as well; None if none of them is there."""
+        snapshot = self._outputs.known_good(list(self._well), PROBE_ROWS, self._batch_bytes)
+        if snapshot is None or not snapshot.rows:
+            return None
+        judged = Judged(Batch(()), snapshot.at, self.live, snapshot.rows, (), frozenset())
+        return predict(prepare(judged), lambda _: None).predicted > 0
 
     def write(self, predicted: Predicted) -> None:
         """Writes what came of the batch; finishes its keys, or makes them dirty again where a write met a race."""
@@ -130,6 +162,8 @@ class Corridor:
         dead |= {identity(w.key) for w in predicted.writes if w.kind == "touch" and w.seen.error}
         done = [key for key in judged.batch.keys if identity(key.key) not in written.missed]
         self._letters.clear(key.key for key in done if identity(key.key) not in dead)
+        for letter_ in predicted.letters:
+            self.triage.suspects.sentenced(letter_.key)
         for key in judged.batch.keys:
             if identity(key.key) in written.missed:
                 self.dirty.put_back(key, newest=written.time)  # R1b, R1c
@@ -184,8 +218,10 @@ class CorridorThreads:
         corridor: Corridor,
         retry: Callable[[str, Callable[[], Any]], Any],
         failed: Callable[[BaseException], None],
+        turnstile: Turnstile | None = None,
     ) -> None:
         self._corridor = corridor
+        self._turnstile = turnstile or Turnstile()
         self._retry = retry
         self._failed = failed
         self._judged: queue.Queue[Judged | None] = queue.Queue(WAITING_BATCHES)
@@ -219,8 +255,16 @@ class CorridorThreads:
     # ---- the stages -----------------------------------------------------------------------------------------------
 
     def read(self) -> None:
-        while (batch := self._corridor.dirty.take(self._corridor.cap.value)) is not None:
-            self._judged.put(self._timed("read", self._corridor.read, batch))
+        corridor, triage, dirty = self._corridor, self._corridor.triage, self._corridor.dirty
+        while True:
+            batch = triage.next(idle=not any(dirty.depth().values())) if triage.waits else None
+            if batch is None:
+                drained = dirty.take(corridor.cap.value, triage.pause() if triage.waits else None)
+                if drained is None:
+                    break
+                batch = triage.sort(drained)
+            if batch.keys:
+                self._judged.put(self._timed("read", corridor.read, batch))
         self._judged.put(None)
 
     def prepare(self) -> None:
@@ -243,11 +287,22 @@ class CorridorThreads:
             if stage in MEETS_MONGODB:
                 result: T = self._retry(f"{self._corridor.listener}.{stage}", lambda: step(batch))
                 return result
-            self._busy[stage] = time.monotonic()
-            return step(batch)
+            return self._user_code(stage, step, batch)  # type: ignore[arg-type]
         finally:
             self._busy.pop(stage, None)
             self._corridor.measures.stage(stage, time.perf_counter() - began)
+
+    def _user_code(self, stage: UserStage, step: Callable[[B], T], batch: B) -> T:
+        """Runs a step of the model's code, noted where it outlives this process."""
+        assert isinstance(batch, (Judged, Prepared))
+        judged = batch if isinstance(batch, Judged) else batch.judged
+        rows = batch.rows
+        alone = judged.batch.purpose == "alone"
+        suspects = self._corridor.triage.suspects
+        with self._turnstile.entered(alone=alone):
+            self._busy[stage] = time.monotonic()
+            with suspects.working(stage, rows, judged.live.generation, alone=alone):
+                return step(batch)
 
     def _guarded(self, stage: Callable[[], None]) -> None:
         try:

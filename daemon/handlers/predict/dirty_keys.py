@@ -136,6 +136,13 @@ class DirtyKey:
                 with later.lock:
                     later.unfinished -= 1
 
+    def take_over(self, other: DirtyKey) -> None:
+        """Another mark of the same row is this one from now on."""
+        stretches, other.stretches = other.stretches, []
+        self.wait_for(stretches)
+        if other.newest is not None and (self.newest is None or other.newest > self.newest):
+            self.newest = other.newest
+
     def finish(self) -> None:
         """The row was judged and what followed is acknowledged: every stretch that waited for it may move on."""
         for stretch in self.stretches:
@@ -149,6 +156,8 @@ class Batch:
     """Keys that are judged together, and the cluster time before which they must not be read."""
 
     keys: tuple[DirtyKey, ...]
+    purpose: Literal["", "alone", "probe"] = ""
+    """"alone": its one row is suspected of killing processes; "probe": whether a failing model works again."""
 
     @property
     def after(self) -> Timestamp | None:
@@ -183,6 +192,7 @@ class DirtyKeys:
         self._lanes: dict[Lane, dict[Hashable, DirtyKey]] = {"live": {}, "scan": {}}
         self._live_bytes = 0
         self._closed = False
+        self._woken = False
 
     def put(self, key: Any, lane: Lane, stretches: Iterable[Stretch[Any]], newest: Timestamp | None = None) -> bool:
         """Marks a row as dirty.
@@ -227,14 +237,17 @@ class DirtyKeys:
                     known.newest = time_
             self._ready.notify()
 
-    def take(self, cap: int) -> Batch | None:
+    def take(self, cap: int, seconds: float | None = None) -> Batch | None:
         """Waits until something is there, then takes what is there at once, up to the cap; None once closed.
+
+        The batch is empty after so many seconds, or once somebody calls `wake`.
 
         What live keys leave of it the scan fills; less than that while live keys come, so that these do not wait behind
         full batches.
         """
         with self._ready:
-            self._ready.wait_for(lambda: self._closed or any(self._lanes.values()))
+            self._ready.wait_for(lambda: self._closed or self._woken or any(self._lanes.values()), seconds)
+            self._woken = False
             if self._closed:
                 return None
             taken, held = self._drain("live", cap, 0)
@@ -251,6 +264,12 @@ class DirtyKeys:
             taken = list(self._lanes["live"].values())
             self._lanes["live"], self._live_bytes = {}, 0
         return taken
+
+    def wake(self) -> None:
+        """Whoever waits in `take` looks around."""
+        with self._ready:
+            self._woken = True
+            self._ready.notify_all()
 
     def close(self) -> None:
         """No more batches: whoever waits in `take` gets None."""

@@ -93,7 +93,17 @@ class Letter:
     message: str
     traceback: str
     unwritable: bool = False
+    cause: Literal["model", "row", "transient"] = "model"
+    """"row": its value alone is the reason; "transient": another attempt may go well."""
 
     def mark(self) -> dict[str, str]:
         """What the row itself tells its readers."""
         return {"type": self.type, "message": self.message, "stage": self.stage}
+
+
+@dataclass(frozen=True, slots=True)
+class Guilt:
+    """How a row ended the process that predicted nothing else: the type of its dead letter and its message."""
+
+    type: str
+    message: str

@@ -7,24 +7,29 @@ becomes a dead letter, the others get their outputs.
 
 from __future__ import annotations
 
+import math
 import traceback
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import bson
 from bson.timestamp import Timestamp
 
 from components.datatypes import Datatype
-from components.errors import DecodeError, OutputError
-from components.listener import Key
+from components.errors import DecodeError, OutputError, Retry
+from components.listener import Arguments, Key
 from components.model import Model
 from daemon.handlers.predict.dirty_keys import Batch, identity
-from daemon.handlers.predict.records import Letter, Row, Snapshot, Undecodable, Write
+from daemon.handlers.predict.records import Guilt, Letter, Row, Snapshot, Undecodable, Write
 
 LARGEST_OUTPUT: Final = 12 * 1024 * 1024  # a row may hold 16 MB, its input included
 LONGEST_MESSAGE: Final = 500
 LONGEST_TRACEBACK: Final = 8000
+MANY: Final = 10_000  # items of a list are not weighed one by one if there are as many
+PASSING: Final = frozenset({"TransportError", "Timeout", "ConnectionError", "URLError", "HTTPConnectionError"})
+"""Names of errors of clients (httpx, requests, urllib, botocore) that another attempt may spare."""
+
 ANYTHING: Final = BaseException  # the user's code may raise any: sys.exit(), a cancelled future
 
 
@@ -68,6 +73,8 @@ class Prepared:
     inputs: tuple[Any, ...]
     many: Any
     letters: tuple[Letter, ...]
+    left: tuple[Row, ...] = ()
+    """Rows for which there was no room; they are no longer part of `judged`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +85,16 @@ class Predicted:
     writes: tuple[Write, ...]
     letters: tuple[Letter, ...]
     predicted: int
+
+    def without(self, names: Collection[Hashable]) -> Predicted:
+        """The batch without these rows: their outputs, their letters, their keys."""
+        judged = self.judged
+        batch = replace(judged.batch, keys=tuple(k for k in judged.batch.keys if identity(k.key) not in names))
+        rows = tuple(row for row in judged.rows if identity(row.key) not in names)
+        letters = tuple(letter for letter in self.letters if identity(letter.key) not in names)
+        writes = tuple(write for write in self.writes if identity(write.key) not in names)
+        predicted = len(writes) - len(judged.writes) - len(letters)
+        return Predicted(replace(judged, batch=batch, rows=rows), writes, letters, predicted)
 
 
 def judge(batch: Batch, snapshot: Snapshot, live: Live, settled: Callable[[Any, bytes, int, bool], bool]) -> Judged:
@@ -102,29 +119,98 @@ def judge(batch: Batch, snapshot: Snapshot, live: Live, settled: Callable[[Any, 
     return Judged(batch, at, live, tuple(rows), tuple(writes), frozenset(left))
 
 
-def prepare(judged: Judged) -> Prepared:
-    """Decodes and preprocesses the rows; one that cannot be becomes a letter."""
+def prepare(
+    judged: Judged,
+    guilt: Callable[[Row, int], Guilt | None] = lambda _row, _generation: None,
+    room: float = math.inf,
+    out_of_memory: Callable[[int], None] = lambda _: None,
+) -> Prepared:
+    """Decodes and preprocesses the rows; one that cannot be becomes a letter, and so does one that is guilty.
+
+    The inputs may take `room` bytes: rows beyond that are left. So are those for which memory does not suffice, and
+    half of what was prepared before them.
+    """
     live, model = judged.live, judged.live.model
     rows: list[Row] = []
     inputs: list[Any] = []
     letters: list[Letter] = []
-    for row in judged.rows:
+    held = 0
+    for place, row in enumerate(judged.rows):
+        guilty = guilt(row, live.generation)
+        if guilty is not None:
+            letters.append(replace(letter(row, live, "predict", RuntimeError(guilty.message)), type=guilty.type))
+            continue
         stage = "decode"
         try:
             arguments = live.key.arguments(_decoded(row, live))
             stage = "preprocess"
-            inputs.append(arguments if model.prepare_batch else model.prepare(arguments))
+            input_ = arguments if model.prepare_batch else model.prepare(arguments)
         except ANYTHING as error:
+            if is_out_of_memory(error) and rows:
+                out_of_memory(len(rows) + 1)
+                keep = max(1, len(rows) // 2)
+                left = (*rows[keep:], *judged.rows[place:])
+                return _prepared(judged, rows[:keep], inputs[:keep], letters, left)
             letters.append(letter(row, live, stage, error))
-        else:
-            rows.append(row)
+            continue
+        rows.append(row)
+        inputs.append(input_)
+        held += weight(input_)
+        if held > room:
+            return _prepared(judged, rows, inputs, letters, judged.rows[place + 1 :])
+    return _prepared(judged, rows, inputs, letters, ())
+
+
+def _prepared(
+    judged: Judged, rows: list[Row], inputs: list[Any], letters: list[Letter], left: tuple[Row, ...]
+) -> Prepared:
+    if left:
+        names = {identity(row.key) for row in left}
+        keys = tuple(key for key in judged.batch.keys if identity(key.key) not in names)
+        some = tuple(row for row in judged.rows if identity(row.key) not in names)
+        judged = replace(judged, batch=replace(judged.batch, keys=keys), rows=some)
+    model = judged.live.model
     many = None
     if model.prepare_batch and rows:
         try:
             many = model.prepare_many(inputs)
         except ANYTHING:
             many = None  # some row is the cause: `predict` bisects
-    return Prepared(judged, tuple(rows), tuple(inputs), many, tuple(letters))
+    return Prepared(judged, tuple(rows), tuple(inputs), many, tuple(letters), left)
+
+
+def weight(value: Any) -> int:
+    """About how many bytes an input takes: pictures, arrays, tensors, texts, and what holds them."""
+    bands = getattr(value, "getbands", None)
+    if bands is not None:
+        return int(value.width * value.height * len(bands()))
+    size = getattr(value, "nbytes", None)
+    if isinstance(size, int):
+        return size
+    if isinstance(value, (str, bytes)):
+        return len(value)
+    if isinstance(value, Arguments):
+        return weight(value.args) + weight(value.kwargs)
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return sum(map(weight, value)) if isinstance(value, (list, tuple)) and len(value) < MANY else 0
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether there was no room for a batch; torch's own error is known by its name: torch is not imported here."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
+def is_transient(error: BaseException | None) -> bool:
+    """Whether another attempt may go well: `Retry`, no connection, a timeout, no memory; also as another's cause."""
+    for _ in range(5):
+        if error is None:
+            return False
+        names = {kind.__name__ for kind in type(error).__mro__}
+        if isinstance(error, (Retry, ConnectionError, TimeoutError)) or is_out_of_memory(error) or names & PASSING:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _decoded(row: Row, live: Live) -> list[Any]:
@@ -213,8 +299,7 @@ class _Run:
         return self.model.infer_many(many, len(inputs))
 
     def _note(self, error: BaseException, rows: int) -> None:
-        # torch's own OutOfMemoryError is known by its name: torch is not imported here.
-        if rows > 1 and (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"):
+        if rows > 1 and is_out_of_memory(error):
             self.out_of_memory(rows)
 
 
@@ -256,6 +341,7 @@ def letter(row: Row, live: Live, stage: str, error: BaseException) -> Letter:
         type=type(error).__name__,
         message=_text(_said(error))[:LONGEST_MESSAGE],
         traceback=_ends(_text(text)),
+        cause="row" if isinstance(error, DecodeError) else "transient" if is_transient(error) else "model",
     )
 
 

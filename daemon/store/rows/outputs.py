@@ -24,11 +24,12 @@ from bson.timestamp import Timestamp
 from pymongo import UpdateOne
 from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
-from pymongo.errors import BulkWriteError
+from pymongo.errors import BulkWriteError, PyMongoError
 
 from components.raw_value import RAW, among, equals, fields, identity
 from daemon.handlers.predict.records import MISSING, Seen, Snapshot, Write, Written
 from daemon.store.rows.row_reader import SEEN_PARTS, RowReader
+from daemon.store.rows.row_reader import keys as row_keys
 from daemon.store.rows.table_kind import TableKind
 
 # What a write may meet that is not about its row: full disk, no right, failover, pressure. Whatever else comes is the
@@ -38,6 +39,7 @@ WAITED_OUT: Final = frozenset(
     | {8000, 9001, 10107, 11600, 11601, 11602, 13435, 13436, 14031}
 )
 ALL: Final = 1 << 62
+KNOWN_GOOD_MS: Final = 2_000
 
 
 class Outputs:
@@ -148,6 +150,17 @@ class Outputs:
         return replies, at, True
 
     # ---- writing --------------------------------------------------------------------------------------------------
+
+    def known_good(self, keys: Sequence[Any], rows: int, max_bytes: int) -> Snapshot | None:
+        """These rows, or else a few that have an output now; None if there are none, or MongoDB does not answer soon."""
+        has_output = {f"{self._path}.value": {"$exists": True}}
+        try:
+            if not keys:
+                only = {"filter": has_output, "projection": {"_id": 1}, "limit": rows, "maxTimeMS": KNOWN_GOOD_MS}
+                keys = row_keys(self._table.database.command({"find": self._table.name, **only}, codec_options=RAW))
+            return self.read(keys, None, max_bytes) if keys else None
+        except PyMongoError:
+            return None
 
     def write(self, writes: Sequence[Write]) -> Written:
         """Sends the writes as one unordered bulk and finds out which of them matched nothing."""

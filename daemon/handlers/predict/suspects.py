@@ -1,0 +1,259 @@
+"""Which rows the model is working on, in a file that outlives the process, and which of them killed it.
+
+    FOLDER/LISTENER.flight     a slot for each stage that runs user code: the rows that it works on now, 16 bytes each
+    FOLDER/LISTENER.suspects   JSON: the rows that were at work when a process died, and how often each died *alone*
+
+The file is mapped into memory, so a note costs a copy of bytes, and the kernel keeps it when the process is killed. The
+next process reads what its predecessor left there:
+
+* rows of a batch become *suspects*, which are predicted alone from then on;
+* a row that was alone has died once more. Twice alone, and it is *guilty*: a dead letter, without another attempt. A
+  SIGKILL that the supervisor did not send may come from anybody, so it counts half;
+* a guilty row that is judged anew (another input, another version, `retry`) is tried alone, and one death suffices.
+
+The folder is the worker's own state; without it (no room, read-only) nothing is suspected, and the worker says so.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import structlog
+from bson import ObjectId
+
+from daemon.handlers.predict.dirty_keys import identity
+from daemon.handlers.predict.records import Guilt, Row
+
+__all__ = ["Ended", "NoSuspects", "Suspects", "UserStage"]
+
+log = structlog.get_logger(__name__)
+
+Ended = Literal["", "crashed", "killed", "timed_out"]
+"""How the process before this one ended: "" in order, or unknown; "killed" by a SIGKILL that we did not send."""
+
+UserStage = Literal["prepare", "predict"]
+
+GUILTY_DEATHS: Final = 2.0
+KNOWN_ROWS: Final = 5_000
+_WEIGHTS: Final[dict[Ended, float]] = {"": 0.5, "killed": 0.5, "crashed": 1.0, "timed_out": 1.0}
+_STAGES: Final[tuple[UserStage, ...]] = ("prepare", "predict")
+_HEADER: Final = struct.Struct("<IB3x")
+_ALONE: Final = struct.Struct("<16sq")
+_NAME: Final = 16
+
+
+@dataclass(slots=True)
+class _Suspect:
+    deaths: float = 0.0
+    stage: str = ""
+    cause: Ended = ""
+    input: str = ""
+    generation: int = 0
+    guilty: bool = False
+    offender: bool = False
+
+
+class NoSuspects:
+    """Suspects nobody, and notes nothing."""
+
+    cap: int | None = None
+
+    def __len__(self) -> int:
+        return 0
+
+    def working(
+        self,
+        stage: UserStage,  # noqa: ARG002
+        rows: Sequence[Row],  # noqa: ARG002
+        generation: int,  # noqa: ARG002
+        *,
+        alone: bool,  # noqa: ARG002
+    ) -> AbstractContextManager[None]:
+        """The rows are in the hands of user code."""
+        return nullcontext()
+
+    def deaths(self, key: Any) -> float | None:  # noqa: ARG002
+        """How often the row died alone; None if it is not suspected."""
+        return None
+
+    def guilt(self, row: Row, generation: int) -> Guilt | None:  # noqa: ARG002
+        """What the row has done, if it is not to be predicted again."""
+        return None
+
+    def passed(self, key: Any) -> None:
+        """The row was predicted alone, and the process lives."""
+
+    def sentenced(self, key: Any) -> None:
+        """The dead letter of a guilty row is stored."""
+
+    def close(self) -> None:
+        """The process ends in order: nothing is at work."""
+
+
+class Suspects(NoSuspects):
+    """The suspects of one listener. `rows` is how many rows a batch may hold; `ended` tells of the process before."""
+
+    def __init__(self, folder: Path, listener: str, ended: Ended, rows: int) -> None:
+        """Raises OSError if the folder does not take the file."""
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._listener = listener
+        self._slot = _HEADER.size + max(rows * _NAME, _NAME + _ALONE.size)
+        self._notes = folder / f"{listener}.suspects"
+        self._known, self.cap = self._read()
+        flight = folder / f"{listener}.flight"
+        self._learn(flight, ended)
+        self._map = _mapped(flight, self._slot * len(_STAGES))
+        self._save()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    @contextmanager
+    def working(self, stage: UserStage, rows: Sequence[Row], generation: int, *, alone: bool) -> Iterator[None]:
+        """The rows are in the hands of user code: whoever finds this note suspects them."""
+        at = _STAGES.index(stage) * self._slot
+        names = b"".join([_name(row.key) for row in rows])[: self._slot - _HEADER.size]
+        if alone and rows:
+            names = names[:_NAME] + _ALONE.pack(_digest(rows[0].input), generation)
+        self._map[at + _HEADER.size : at + _HEADER.size + len(names)] = names
+        self._map[at : at + _HEADER.size] = _HEADER.pack(1 if alone else len(names) // _NAME, alone)  # last: it counts
+        try:
+            yield
+        finally:
+            self._map[at : at + _HEADER.size] = _HEADER.pack(0, 0)
+
+    def deaths(self, key: Any) -> float | None:
+        """How often the row died alone; None if it is not suspected."""
+        suspect = self._known.get(_name(key))
+        return None if suspect is None else suspect.deaths
+
+    def guilt(self, row: Row, generation: int) -> Guilt | None:
+        """What the row has done, if this input was guilty under this generation and has no dead letter yet."""
+        known = self._known.get(_name(row.key))
+        if known is None or not known.guilty:
+            return None
+        if (known.input, known.generation) != (_digest(row.input).hex(), generation):
+            known.guilty, known.offender = False, True  # it holds something else by now: one more attempt, alone
+            return None
+        how = {"timed_out": "did not return in time", "killed": "was killed by SIGKILL"}.get(known.cause, "crashed")
+        message = f"the process {how} each time that this row alone was in stage {known.stage}"
+        if known.cause == "timed_out":
+            return Guilt("TimedOut", f"{message}; raise limits.stage_seconds if it only needs more time")
+        return Guilt("WorkerDied", message)
+
+    def passed(self, key: Any) -> None:
+        """The row was predicted alone, and the process lives."""
+        if self._known.pop(_name(key), None) is not None and (not self._known or len(self._known) % 64 == 0):
+            self._save()
+
+    def sentenced(self, key: Any) -> None:
+        """The dead letter of a guilty row is stored."""
+        known = self._known.get(_name(key))
+        if known is not None and known.guilty:
+            known.guilty, known.offender = False, True
+            self._save()
+
+    def close(self) -> None:
+        """The process ends in order: nothing is at work."""
+        self._map[:] = bytes(len(self._map))
+
+    def _learn(self, flight: Path, ended: Ended) -> None:
+        """Adds what the process before left at work."""
+        for stage, alone, names, about in _left(flight):
+            for name in names:
+                known = self._known.setdefault(name, _Suspect())
+                if not alone:
+                    continue
+                known.deaths += GUILTY_DEATHS if known.offender and _WEIGHTS[ended] == 1.0 else _WEIGHTS[ended]
+                known.stage, known.cause = stage, ended
+                known.input, known.generation = about[0].hex(), about[1]
+                known.guilty = known.deaths >= GUILTY_DEATHS
+                if known.guilty:
+                    known.deaths = 0.0
+            if ended == "timed_out" and not alone and len(names) > 1:
+                self.cap = max(1, min(self.cap or len(names), len(names)) // 2)
+            log.warning(
+                "rows that were at work when the process ended are predicted one by one",
+                listener=self._listener, rows=len(names), stage=stage, ended=ended or "unknown",
+            )  # fmt: skip
+        if any(known.guilty and known.cause == "timed_out" for known in self._known.values()):
+            self.cap = None  # one row is the reason, not the size of the batch
+        for name in list(self._known)[:-KNOWN_ROWS]:
+            del self._known[name]
+
+    def _read(self) -> tuple[dict[bytes, _Suspect], int | None]:
+        try:
+            document = json.loads(self._notes.read_bytes())
+            known = {bytes.fromhex(name): _Suspect(**about) for name, about in document["rows"].items()}
+            return known, document["cap"] if isinstance(document["cap"], int) else None
+        except FileNotFoundError:
+            return {}, None
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            log.warning("what is known of suspects cannot be read", file=str(self._notes), reason=str(error))
+            return {}, None
+
+    def _save(self) -> None:
+        document = {"cap": self.cap, "rows": {name.hex(): asdict(known) for name, known in self._known.items()}}
+        fresh = self._notes.with_suffix(".fresh")
+        try:
+            fresh.write_text(json.dumps(document))
+            fresh.replace(self._notes)
+        except OSError as error:
+            log.warning("what is known of suspects cannot be saved", file=str(self._notes), reason=str(error))
+
+
+def _mapped(path: Path, size: int) -> mmap.mmap:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.posix_fallocate(descriptor, 0, size)  # a page that the disk has no room for would be a SIGBUS later
+        return mmap.mmap(descriptor, size)
+    finally:
+        os.close(descriptor)
+
+
+def _left(flight: Path) -> Iterator[tuple[UserStage, bool, list[bytes], tuple[bytes, int]]]:
+    """What each stage had at work: the stage, whether its row was alone, the rows' names, and what a row alone held."""
+    try:
+        data = flight.read_bytes()
+    except OSError:
+        return
+    size = len(data) // len(_STAGES)
+    for place, stage in enumerate(_STAGES):
+        slot = data[place * size : (place + 1) * size]
+        if len(slot) < _HEADER.size + _NAME + _ALONE.size:
+            return
+        count, alone = _HEADER.unpack_from(slot)
+        count = min(count, (len(slot) - _HEADER.size) // _NAME)
+        if count:
+            at = range(_HEADER.size, _HEADER.size + count * _NAME, _NAME)
+            names = [slot[each : each + _NAME] for each in at]
+            yield stage, bool(alone), names[:1] if alone else names, _ALONE.unpack_from(slot, _HEADER.size + _NAME)
+
+
+def _name(key: Any) -> bytes:
+    """16 bytes that stand for a row."""
+    if type(key) is ObjectId:
+        return key.binary + b"\0\0\0\0"
+    name = identity(key)
+    if isinstance(name, bytes):
+        return _digest(b"b" + name)
+    return _digest(f"{type(name).__name__} {name}".encode("utf-8", "surrogatepass"))
+
+
+def _digest(data: bytes) -> bytes:
+    return blake2b(data, digest_size=_NAME).digest()
+
+
+def fewest_first(suspects: NoSuspects, keys: Iterable[Any]) -> Any:
+    """The key that died least often: a row is tried again only after the others, so a killer stops as few as it can."""
+    return min(keys, key=lambda key: suspects.deaths(key) or 0.0)

@@ -1,0 +1,283 @@
+"""Which rows go on with a batch, which stand alone, and which wait: one state machine for each listener.
+
+| state | when | what happens to rows |
+|---|---|---|
+| running | | as they come |
+| careful | rows were at work when the process died | these suspects are predicted one at a time, the others as always |
+| failing | the model fails on (nearly) every row: the breaker is open | an owed scan keeps them; a probe now and then |
+
+*Retry.* A row that met a passing fault (connection refused, a timeout, no memory, `Retry`) waits and is tried again,
+with growing pauses, before it becomes a dead letter.
+
+*The breaker* opens when `TRIP_ROWS` rows in a row have failed, and no row that had an output before gets one now. If
+such rows still get one, the rows that failed are bad, not the model, and they become dead letters at once; until that
+is known a failed row is tried once more. An open breaker orders a scan, which is durable and
+waits until the breaker closes, and lets go of every key: so the position that other listeners share moves on. It closes
+when a row of a probe has an output; a version that goes live is probed at once.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import structlog
+
+from daemon.handlers.predict.dirty_keys import Batch, DirtyKey, identity
+from daemon.handlers.predict.records import Letter
+from daemon.handlers.predict.stages import Predicted
+from daemon.handlers.predict.suspects import NoSuspects, fewest_first
+
+__all__ = ["RetryPolicy", "Triage"]
+
+log = structlog.get_logger(__name__)
+
+TRIP_ROWS: Final = 10
+MOSTLY: Final = 9
+"""The model fails on nearly everything if for each row with an output more than so many fail."""
+
+ALONE_SECONDS: Final = 5.0
+"""A suspect waits until nothing else does, but not longer."""
+
+ROWS_ARE_BAD_SECONDS: Final = 5.0
+PROBE_SECONDS: Final = (1.0, 60.0)
+RETRY_SECONDS: Final = (1.0, 60.0)
+PROBE_ROWS: Final = 8
+WAITING_ROWS: Final = 1_000
+SHOWN: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often, and for how many seconds, a row with a passing fault is tried before it becomes a dead letter."""
+
+    attempts: int = 5
+    within: float = 600.0
+
+
+@dataclass(slots=True)
+class _Waiting:
+    key: DirtyKey
+    due: float
+    since: float
+
+
+class Triage:
+    """The state of one listener. `sort`, `next` and `pause` belong to the reading thread, `decide` to the predicting
+    one.
+
+    `owe(reason)` orders a scan and returns when that is stored; `known_good()` tells whether rows that had an output
+    before still get one: None if there are no such rows. `wake()` makes the reading thread look here.
+    """
+
+    def __init__(
+        self,
+        listener: str,
+        *,
+        suspects: NoSuspects | None = None,
+        retry: RetryPolicy | None = None,
+        owe: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.suspects = NoSuspects() if suspects is None else suspects
+        self.known_good: Callable[[], bool | None] = lambda: None
+        self.wake: Callable[[], None] = lambda: None
+        self._listener = listener
+        self._retry = retry or RetryPolicy()
+        self._owe = owe
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._alone: dict[Hashable, _Waiting] = {}
+        self._later: dict[Hashable, _Waiting] = {}
+        self._attempts: dict[Hashable, tuple[int, float]] = {}
+        self._failed_rows = 0
+        self._rows_bad_until = 0.0
+        self._why: str | None = None
+        self.holds_scans = False
+        """Whether scans are not to begin: the breaker is open, or about to be."""
+        self._sample: deque[Any] = deque(maxlen=PROBE_ROWS)
+        self._probe_at = 0.0
+        self._probe_pause = PROBE_SECONDS[0]
+
+    @property
+    def failing(self) -> bool:
+        """Whether the breaker is open: rows wait for a scan that is owed."""
+        return self._why is not None
+
+    @property
+    def state(self) -> tuple[Literal["running", "careful", "failing"], str | None]:
+        """The state, and the reason of one that is not "running"."""
+        if self._why is not None:
+            return "failing", self._why
+        if self._alone:
+            return (
+                "careful",
+                f"{len(self._alone)} rows that were at work when the process died are predicted one by one",
+            )
+        return "running", None
+
+    @property
+    def waits(self) -> bool:
+        """Whether anything waits here."""
+        return bool(self._alone or self._later or self._why is not None)
+
+    # ---- reading --------------------------------------------------------------------------------------------------
+
+    def sort(self, batch: Batch) -> Batch:
+        """The batch without the rows that must not go with it: suspects, and all of them while the breaker is open."""
+        if self.failing:
+            self._sample.extend(key.key for key in batch.keys[-2:])
+            for key in batch.keys:
+                key.finish()  # the scan that is owed comes by
+            return Batch(())
+        if not len(self.suspects):
+            return batch
+        apart = [key for key in batch.keys if self.suspects.deaths(key.key) is not None]
+        for key in apart:
+            self._hold(self._alone, key, 0.0)
+        names = {id(key) for key in apart}
+        return Batch(tuple(key for key in batch.keys if id(key) not in names)) if apart else batch
+
+    def next(self, *, idle: bool) -> Batch | None:
+        """A batch that is due now, None if there is none; `idle` if no other row waits."""
+        now = self._clock()
+        if self.failing:
+            if now < self._probe_at or not self._sample:
+                return None
+            self._probe_at = now + self._probe_pause * random.uniform(0.75, 1.25)  # noqa: S311 - keeps workers apart
+            self._probe_pause = min(PROBE_SECONDS[1], 2 * self._probe_pause)
+            return Batch(tuple(DirtyKey(key, "scan") for key in dict.fromkeys(self._sample)), "probe")
+        with self._lock:
+            due = [name for name, waiting in self._later.items() if waiting.due <= now]
+            if due:
+                return Batch(tuple(self._later.pop(name).key for name in due))
+            if self._alone and (idle or now - min(each.since for each in self._alone.values()) > ALONE_SECONDS):
+                key = fewest_first(self.suspects, [each.key.key for each in self._alone.values()])
+                return Batch((self._alone.pop(identity(key)).key,), "alone")
+        return None
+
+    def pause(self) -> float | None:
+        """Seconds until something may be due; None if nothing waits here."""
+        now = self._clock()
+        with self._lock:
+            times = [waiting.due for waiting in self._later.values()]
+            if self._alone:
+                times.append(now)
+        if self.failing:
+            times.append(self._probe_at)
+        return max(0.0, min(times) - now) if times else None
+
+    # ---- predicting -----------------------------------------------------------------------------------------------
+
+    def decide(self, predicted: Predicted) -> Predicted:
+        """What of the batch is written now; rows that are tried again, and all of them if the breaker opens, are
+        not.
+        """
+        purpose = predicted.judged.batch.purpose
+        if purpose == "probe":
+            return self._probed(predicted)
+        if purpose == "alone":
+            for row in predicted.judged.rows:
+                if self.suspects.guilt(row, predicted.judged.live.generation) is None:
+                    self.suspects.passed(row.key)
+            return predicted
+        if self.failing:
+            return self.released(predicted)
+        failed = [letter for letter in predicted.letters if letter.cause != "row"]
+        doubtful = bool(failed) and len(failed) > MOSTLY * predicted.predicted and self._model_may_fail()
+        if doubtful:
+            self._failed_rows += len(failed)
+            if self._failed_rows >= TRIP_ROWS:
+                self._open(failed)
+                return self.released(predicted)
+        elif predicted.predicted:
+            self._failed_rows = 0
+        return self._tried_again(predicted, doubtful=doubtful)
+
+    def mended(self) -> None:
+        """Another version is live: it is probed at once."""
+        self._failed_rows = 0
+        self._probe_at, self._probe_pause = 0.0, PROBE_SECONDS[0]
+        self.wake()
+
+    def released(self, predicted: Predicted) -> Predicted:
+        """The batch without what was predicted: the scan that is owed comes by these rows."""
+        return self._let_go(predicted, {identity(row.key) for row in predicted.judged.rows})
+
+    def _let_go(self, predicted: Predicted, names: set[Hashable]) -> Predicted:
+        for key in predicted.judged.batch.keys:
+            if identity(key.key) in names:
+                key.finish()
+        return predicted.without(names)
+
+    def _model_may_fail(self) -> bool:
+        """Whether the model may be the reason: no row that had an output before gets one now."""
+        now = self._clock()
+        if now < self._rows_bad_until:
+            return False
+        if self.known_good():
+            self._rows_bad_until = now + ROWS_ARE_BAD_SECONDS
+            return False
+        return True
+
+    def _open(self, failed: Sequence[Letter]) -> None:
+        last = failed[-1]
+        message = f"{last.type}: {' '.join(last.message.split())}"[:SHOWN]
+        self.holds_scans = True  # before it is ordered: what it names must not be let go with the others
+        self._owe(f"the model failed on every row ({last.type})")  # durable before the first key is let go
+        self._sample.extend(letter.key for letter in failed[-PROBE_ROWS // 2 :])
+        self._why = f"the model fails on every row, in stage {last.stage}: {message}"
+        self._probe_pause = PROBE_SECONDS[0]
+        self._probe_at = self._clock() + self._probe_pause
+        with self._lock:
+            for waiting in self._later.values():
+                waiting.key.finish()
+            self._later.clear()
+            self._attempts.clear()
+        self.wake()
+        log.error("listener is failing: its rows wait until the model works again", listener=self._listener,
+                  reason=self._why, traceback=last.traceback)  # fmt: skip
+
+    def _probed(self, predicted: Predicted) -> Predicted:
+        rows = predicted.judged.rows
+        if rows and not predicted.predicted:
+            return self.released(predicted)
+        if self.failing:
+            log.info("listener works again: the rows that waited are scanned", listener=self._listener)
+            self._why, self.holds_scans = None, False
+            self._failed_rows = 0 if rows else TRIP_ROWS - 1  # nothing was tried: the next failure opens it again
+            self._sample.clear()
+        return self._let_go(predicted, {identity(letter.key) for letter in predicted.letters})
+
+    def _tried_again(self, predicted: Predicted, *, doubtful: bool) -> Predicted:
+        """Takes out the rows that may be tried again: with a passing fault, or once if the model may be the reason."""
+        if not predicted.letters and not self._attempts:
+            return predicted
+        now, names = self._clock(), set()
+        keys = {identity(key.key): key for key in predicted.judged.batch.keys}
+        for letter in predicted.letters:
+            name = identity(letter.key)
+            attempts, first = self._attempts.pop(name, (0, now))
+            most = {"transient": self._retry.attempts, "model": 2 if doubtful else 1, "row": 1}[letter.cause]
+            attempts += 1
+            if len(self._later) < WAITING_ROWS and attempts < most and now - first < self._retry.within:
+                self._attempts[name] = attempts, first
+                names.add(name)
+                pause = min(RETRY_SECONDS[1], RETRY_SECONDS[0] * 2.0 ** (attempts - 1))
+                self._hold(self._later, keys[name], pause * random.uniform(0.75, 1.25))  # noqa: S311 - guards nothing
+        for name in keys.keys() - names:
+            self._attempts.pop(name, None)
+        return predicted.without(names) if names else predicted
+
+    def _hold(self, waiting: dict[Hashable, _Waiting], key: DirtyKey, seconds: float) -> None:
+        now, name = self._clock(), identity(key.key)
+        with self._lock:
+            known = waiting.setdefault(name, _Waiting(key, now + seconds, now))
+            if known.key is not key:
+                known.key.take_over(key)
+        self.wake()

@@ -1,0 +1,203 @@
+"""Rows that kill or stop their process cost themselves alone; a model that fails on everything costs no row."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from harness.daemons import eventually
+from harness.models import digest
+from harness.trainings import Site
+from pymongo.database import Database
+
+from daemon.store import names
+
+TWO = """
+[tables.rows]
+fields = { x = "str" }
+[tables.others]
+fields = { x = "str" }
+
+[models.deadly]
+type = "object"
+object = "harness.deadly_models:deadly"
+[models.sure]
+type = "object"
+object = "harness.models:digest"
+
+[listeners.deadly]
+table = "rows"
+key = "x"
+model = "deadly"
+worker = "w"
+[listeners.sure]
+table = "others"
+key = "x"
+model = "sure"
+worker = "w"
+"""
+ONE = """
+[tables.rows]
+fields = { x = "str" }
+[models.m]
+type = "object"
+object = "harness.models:fails_until_mended"
+[listeners.m]
+table = "rows"
+key = "x"
+model = "m"
+"""
+
+
+@pytest.fixture
+def mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "mended"
+    monkeypatch.setenv("PREDICTD_TEST_MENDED", str(path))
+    return path
+
+
+@pytest.fixture
+def two(
+    tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Site]:
+    """Two listeners in one worker, whose models may take four seconds."""
+    monkeypatch.setenv("PREDICTD_LIMITS__STAGE_SECONDS", "4")
+    with Site(tmp_path / "site", mongo_uri, database, TWO) as site:
+        site.start()
+        yield site
+
+
+def letters(site: Site) -> dict[Any, str]:
+    """Of each dead row the type of its letter."""
+    return {found["_id"]["row"]: found["error"]["type"] for found in site.data[names.DEAD_LETTERS].find()}
+
+
+def restarts(site: Site) -> int:
+    return int(site.tells("status")["workers"]["w"]["restarts"])
+
+
+def has_all(site: Site, table: str, listener: str, rows: int) -> bool:
+    return site.data[table].count_documents({f"_outputs.{listener}": {"$exists": True}}) == rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [1_000, 10_000])
+def test_a_row_that_crashes_and_one_that_hangs_become_dead_letters(two: Site, rows: int) -> None:
+    """All others have outputs, those of the other listener too; nobody starts the supervisor again."""
+    pid = two.daemon.process.pid if two.daemon else 0
+    bad = {rows // 3: "segfault", rows // 2: "hang"}
+    two.rows.insert_many([{"_id": n, "x": bad.get(n, f"x{n}")} for n in range(rows)])
+    two.data["others"].insert_many([{"_id": n, "x": f"y{n}"} for n in range(rows)])
+    eventually("every row is judged", lambda: has_all(two, "rows", "deadly", rows), 180)
+    eventually("the other listener goes on", lambda: has_all(two, "others", "sure", rows), 60)
+    assert letters(two) == {rows // 3: "WorkerDied", rows // 2: "TimedOut"}
+    for row in two.rows.find():
+        if row["_id"] in bad:
+            assert row["_outputs"]["deadly"]["error"]["type"] == letters(two)[row["_id"]]
+        else:
+            assert row["_outputs"]["deadly"]["value"] == digest(row["x"])
+    assert 3 <= restarts(two) <= 8
+    assert two.daemon is not None
+    assert (two.daemon.process.pid, two.daemon.process.poll()) == (pid, None)
+
+
+def test_a_row_that_kills_its_process_becomes_a_dead_letter_once(two: Site) -> None:
+    """An update beside its input does not bring it back; one of its input does, and it has an output then."""
+    two.rows.insert_many([{"_id": n, "x": "segfault" if n == 3 else f"x{n}"} for n in range(20)])
+    eventually("every row is judged", lambda: has_all(two, "rows", "deadly", 20), 90)
+    eventually("the letter is there", lambda: letters(two) == {3: "WorkerDied"})
+    before = restarts(two)
+    for n in range(5):
+        two.rows.update_one({"_id": 3}, {"$set": {"beside": n}})
+    two.rows.insert_one({"_id": 100, "x": "after"})
+    eventually(
+        "a later row is predicted", lambda: two.rows.find_one({"_id": 100, "_outputs.deadly.value": {"$exists": 1}})
+    )
+    assert restarts(two) == before
+    two.rows.update_one({"_id": 3}, {"$set": {"x": "harmless"}})
+    eventually(
+        "the mended row has an output",
+        lambda: two.rows.find_one({"_id": 3, "_outputs.deadly.value": digest("harmless")}),
+    )
+    eventually("its letter is gone", lambda: not letters(two))
+
+
+@pytest.mark.slow
+def test_workers_that_somebody_kills_condemn_no_row(two: Site) -> None:
+    """Ten SIGKILLs from outside, whatever is at work just then."""
+    for n in range(10):
+        two.rows.insert_many([{"_id": f"{n}/{place}", "x": f"x{place}"} for place in range(100)])
+        worker = eventually("a worker runs", lambda: two.processes("daemon.worker"))[0]
+        worker.send_signal(signal.SIGKILL)
+        psutil.wait_procs([worker], 30)
+    eventually("every row has an output", lambda: has_all(two, "rows", "deadly", 1_000), 120)
+    assert letters(two) == {}
+
+
+def test_a_worker_that_is_stopped_is_replaced(two: Site) -> None:
+    """SIGSTOP: it says nothing any more, and no watchdog of systemd is asked."""
+    worker = eventually("a worker runs", lambda: two.processes("daemon.worker"))[0]
+    worker.suspend()
+    two.rows.insert_one({"_id": 1, "x": "after"})
+    eventually("a new worker predicts", lambda: two.rows.find_one({"_id": 1, "_outputs.deadly.value": digest("after")}))
+    assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_model_that_fails_on_everything_costs_no_row(
+    tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]], mended: Path
+) -> None:
+    """The breaker opens after a few rows, one reason on /readyz, and closes by itself: all rows have outputs."""
+    with Site(tmp_path / "site", mongo_uri, database, ONE) as site:
+        daemon = site.start()
+        site.rows.insert_many([{"_id": n, "x": f"x{n}"} for n in range(2_000)])
+        failing = eventually(
+            "the listener is failing", lambda: "failing" in str(daemon.readyz().get("reason")) and daemon.readyz()
+        )
+        assert "not mended yet" in failing["reason"]
+        assert len(letters(site)) <= 20
+        assert site.log.count("listener is failing") == 1
+        site.rows.insert_one({"_id": "late", "x": "late"})
+        for process in site.processes("daemon.worker"):
+            process.kill()  # what is owed is stored
+        mended.touch()
+        eventually("every row has an output", lambda: _valued(site) == 2_001, 120)
+        eventually("no letter is left", lambda: not letters(site))
+        eventually("it is ready", lambda: daemon.readyz().get("ready"))
+
+
+def test_rows_that_are_bad_do_not_open_the_breaker(
+    tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]]
+) -> None:
+    """Rows that had an output before still get one: so these rows are the reason, and each has its letter."""
+    text = ONE.replace("harness.models:fails_until_mended", "harness.deadly_models:picky")
+    with Site(tmp_path / "site", mongo_uri, database, text) as site:
+        site.start()
+        site.rows.insert_many([{"_id": n, "x": f"x{n}"} for n in range(20)])
+        eventually("the good rows have outputs", lambda: _valued(site) == 20)
+        site.rows.insert_many([{"_id": f"bad {n}", "x": "poison"} for n in range(300)])
+        eventually("each bad row has a letter", lambda: len(letters(site)) == 300, 90)
+        site.rows.insert_one({"_id": "good", "x": "good"})
+        eventually("a good row is predicted", lambda: _valued(site) == 21)
+
+
+def test_a_backend_that_is_away_for_a_while_costs_no_row(
+    tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]], mended: Path
+) -> None:
+    """A refused connection is tried again before it is a letter."""
+    text = ONE.replace("harness.models:fails_until_mended", "harness.deadly_models:needs_backend")
+    with Site(tmp_path / "site", mongo_uri, database, text) as site:
+        site.start()
+        site.rows.insert_many([{"_id": n, "x": f"x{n}"} for n in range(5)])
+        eventually("a row was tried", lambda: site.tells("status")["workers"])
+        assert letters(site) == {}
+        mended.touch()
+        eventually("every row has an output", lambda: _valued(site) == 5, 90)
+        assert letters(site) == {}
+
+
+def _valued(site: Site) -> int:
+    return site.rows.count_documents({"_outputs.m.value": {"$exists": True}})

@@ -1,0 +1,39 @@
+"""Models that end or stop their process, or whose backend is away, for declarations: `harness.deadly_models:...`."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+from harness.models import digest
+
+
+def deadly(x: Any) -> Any:
+    """Crashes, hangs without letting go of the interpreter, or kills itself, as the row asks for."""
+    if x == "segfault":
+        ctypes.string_at(0)
+    if x == "hang":
+        re.match(r"(a+)+$", "a" * 60 + "b")
+    if x == "exit":
+        os._exit(65)
+    if x == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return digest(x)
+
+
+def needs_backend(x: Any) -> Any:
+    """Connects to a backend that is away as long as the file that PREDICTD_TEST_MENDED names does not exist."""
+    if not Path(os.environ["PREDICTD_TEST_MENDED"]).exists():
+        raise ConnectionRefusedError("the backend does not answer")
+    return digest(x)
+
+
+def picky(x: Any) -> Any:
+    """Raises for poison."""
+    if x == "poison":
+        raise ValueError("this model cannot digest poison")
+    return digest(x)
