@@ -382,6 +382,7 @@ def test_batches_of_one_size_are_enough_to_know_a_cost() -> None:
 def test_a_batch_that_ran_out_of_memory_is_never_as_large_again() -> None:
     """Whatever the cost says, and down to one row."""
     cap = BatchCap(10.0, 256)
+    cap.observe(200, 0.001)
     cap.halve(200)
     assert cap.value == 100
     cap.halve(256)
