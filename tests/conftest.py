@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,12 @@ from components.errors import MongoUnavailable
 from daemon.store.embedded import ensure, find_mongod
 
 TEST_MONGO_URI = "PREDICTD_TEST_MONGO_URI"
+
+
+def pytest_configure() -> None:
+    """Ctrl-C works in every process that a test starts: a shell has what it starts in the background ignore it, and that is inherited."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
