@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Tests mostly wait for processes that start, so more of them run at once than there are cores.
+TESTS_AT_ONCE ?= 4
+PYTEST := $(BIN)/python -m pytest --numprocesses $(TESTS_AT_ONCE) --dist worksteal
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup check test acceptance demo bench clean
@@ -27,10 +30,10 @@ check: $(STAMP)  ## style, types, import contracts
 	$(BIN)/lint-imports
 
 test: $(STAMP)  ## pure and integration tests, and one acceptance test of each kind
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 acceptance: $(STAMP)  ## every kill, fault, client and systemd test
-	$(BIN)/python -m pytest -m slow tests
+	$(PYTEST) -m slow tests
 
 demo: $(STAMP)  ## the main job, shown on real rows; KEEP=1 leaves it running
 	@$(BIN)/predictd demo $(if $(KEEP),--keep)

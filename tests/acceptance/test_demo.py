@@ -181,7 +181,7 @@ def test_a_demo_that_is_interrupted_leaves_nothing_running(
         assert process.stdout is not None
         assert any(line.startswith(moment) for line in process.stdout)
         if moment == "inserted one more row":
-            eventually("the training's first step", lambda: training_has_begun(folder), patience=60)
+            eventually("the training's first step", lambda: training_has_begun(folder), PATIENCE)
         process.send_signal(signal_number)
         words = process.stdout.read()
         assert process.wait(60) == 128 + signal_number

@@ -262,7 +262,7 @@ def test_a_training_that_crashes_or_hangs_is_tried_again_and_leaves_its_reason(p
         assert "while it was training" in job["error"]["message"]
         assert stage.live.number == 1
 
-    limits = Limits(poll=0.1, relay=0.1, silent=60.0, still=12.0, first_retry=0.1, most_retry=0.2)
+    limits = Limits(poll=0.1, relay=0.1, silent=60.0, still=25.0, first_retry=0.1, most_retry=0.2)
     play(scene, learning(objective="harness.learners:crashing", retries=1), limits=limits)
 
 

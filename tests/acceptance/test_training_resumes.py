@@ -2,42 +2,43 @@
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 import random
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+from harness import training_script
 
-SCRIPT = Path(__file__).parent.parent / "harness" / "training_script.py"
-ROOT = Path(__file__).parent.parent.parent
 KILLS = 20
 SECONDS = 0.5
 """A run is killed at most that long after it began: a few dozen steps."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
+# Each training is a process of its own, forked from one that has imported torch.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["components.torch"])
 
-def started(checkpoints: Path, result: Path) -> subprocess.Popen[str]:
+
+def started(checkpoints: Path, result: Path) -> BaseProcess:
     """A training process that is about to make, or to resume, its first step."""
-    process = subprocess.Popen(
-        [sys.executable, "-P", str(SCRIPT), str(checkpoints), str(result)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"},
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "training\n"
+    ready, told = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=training_script.run, args=(checkpoints, result, told))
+    process.start()
+    told.close()
+    with ready:
+        assert ready.poll(120)
+        assert ready.recv() == "training"
     return process
 
 
-def finished(process: subprocess.Popen[str]) -> None:
+def finished(process: BaseProcess) -> None:
     """Wait for a process's own end."""
-    process.communicate(timeout=120)
-    assert process.returncode == 0
+    process.join(120)
+    assert process.exitcode == 0
 
 
 def test_twenty_kills_change_not_one_bit(tmp_path):
@@ -53,9 +54,9 @@ def test_twenty_kills_change_not_one_bit(tmp_path):
             process = started(folder, result)
             if kills < KILLS:
                 time.sleep(chance.uniform(0, SECONDS))
-                process.send_signal(signal.SIGKILL)
-                process.communicate()
-                kills += process.returncode == -signal.SIGKILL
+                process.kill()
+                process.join()
+                kills += process.exitcode == -signal.SIGKILL
             else:
                 finished(process)
         assert result.read_bytes() == expected

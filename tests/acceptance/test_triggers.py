@@ -98,6 +98,11 @@ def insert(site: Site, count: int, y: float = 0.9) -> None:
     site.rows.insert_many({"_id": n, "x": f"x{n}", "y": y} for n in range(begin, begin + count))
 
 
+def counted(site: Site) -> dict[str, Any] | None:
+    """What is remembered of the trainer's rows, once they have been counted."""
+    return site.data[names.SCHEDULES].find_one({"_id": f"{SERVICE}/train/a/rows"})
+
+
 def trained(site: Site, trigger: str) -> list[dict[str, Any]]:
     return site.fires("a", trigger)
 
@@ -105,8 +110,10 @@ def trained(site: Site, trigger: str) -> list[dict[str, Any]]:
 def test_each_occasion_fires_once_whatever_happens_to_the_daemons(sites: tuple[Site, Site]) -> None:
     one, two = sites
     began = time.monotonic()
+    insert(one, 10)  # what is due before the others come has something to measure
     one.start(ready=False)
     leads(one)
+    eventually("the rows that are there are counted", lambda: counted(one))
     assert one.daemon is not None
     two.start(ready=False).until_reason("standby")
 

@@ -161,6 +161,7 @@ def test_ten_trainings_promotions_and_rollbacks_reach_every_row(site: Site) -> N
             eventually(f"the resync after step {steps} is done", lambda: site.resynced(LISTENER))
             # What was written in this moment is on its way.
             eventually(f"the oracle agrees after step {steps}", lambda: len(site.differences(LISTENER, MODEL)) < 5)
+            eventually("its outputs are watched", lambda: churn.failures or history[-1] in churn.seen)
             assert not churn.failures
     assert churn.writes > 200
     assert not churn.failures

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import random
 import re
 import select
 import socket
@@ -99,10 +100,19 @@ def worker_pids(daemon: Daemon) -> set[int]:
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody uses at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of the loopback that nobody uses, and that nobody takes by chance.
+
+    It is below those of outgoing connections and of the embedded MongoDB, and no other worker of pytest-xdist is given
+    it.
+    """
+    first = 20_000 + 100 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    ports = list(range(first, first + 100))
+    random.shuffle(ports)
+    for port in ports:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError(f"none of the ports {first} to {first + 99} is free")
 
 
 class Terminal:

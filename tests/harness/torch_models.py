@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import zlib
@@ -37,10 +38,10 @@ class Noisy(torch.nn.Module):
 
 
 class SlowAnswer(Answer):
-    """Takes half a second to build, as a large model does."""
+    """Takes long to build, as a large model does; PREDICTD_TEST_BUILD_SECONDS says how long."""
 
     def __init__(self, answer: float = 0.0) -> None:
-        time.sleep(0.5)
+        time.sleep(float(os.environ.get("PREDICTD_TEST_BUILD_SECONDS", "0.5")))
         super().__init__(answer)
 
 

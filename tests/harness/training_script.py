@@ -1,15 +1,14 @@
-"""A training in a process of its own, for tests that kill it: `python training_script.py CHECKPOINTS RESULT`.
+"""A training for tests that kill its process.
 
 Everything that may come out differently after a resumption is in it: dropout, batch statistics, an optimizer with a
-state, random transforms of all three generators, a validation that draws random numbers. It prints a line when the
-first step is about to be made; RESULT gets the final weights and traces.
+state, random transforms of all three generators, a validation that draws random numbers.
 """
 
 from __future__ import annotations
 
 import json
 import random
-import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -87,17 +86,14 @@ def trained(
     return train(learner, trainer(**(changes or {})), rows(ROWS, 1), rows(30, 2), checkpoints=checkpoints, **options)
 
 
-def main() -> None:
-    """See above."""
+def run(checkpoints: Path, result: Path, ready: Connection) -> None:
+    """Train to the end; `ready` gets a word when the first step is about to be made, `result` the final weights and
+    traces.
+    """
     torch.set_num_threads(1)
-    folder, result = Path(sys.argv[1]), Path(sys.argv[2])
-    print("training", flush=True)
-    outcome = trained(Checkpoints(folder))
+    ready.send("training")
+    outcome = trained(Checkpoints(checkpoints))
     traces = {"steps": outcome.metric_steps, "values": outcome.metric_values, "best": outcome.best_step}
     fresh = result.with_suffix(".new")
     fresh.write_bytes(json.dumps(traces).encode() + b"\n" + weights.save(outcome.state))
     fresh.replace(result)
-
-
-if __name__ == "__main__":
-    main()

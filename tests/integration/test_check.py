@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from harness.commands import free_port
 from pymongo import MongoClient
 
 from components.errors import Problem
@@ -349,15 +350,11 @@ def test_an_address_that_the_driver_refuses(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def guarded(mongod: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of a replica set with access control, with user root (all) and user guest (reads t)."""
-    import socket
-
     folder = tmp_path_factory.mktemp("guarded")
     key = folder / "key"
     key.write_text("c2VjcmV0c2VjcmV0")
     key.chmod(0o600)
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = free_port()
     command = [mongod, "--replSet", "rs0", "--keyFile", key, "--bind_ip", "127.0.0.1", "--port", str(port)]
     command += ["--dbpath", folder, "--nounixsocket", "--wiredTigerCacheSizeGB", "0.25", "--logpath", folder / "log"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -403,11 +400,7 @@ def test_rights(tmp_path: Path, guarded: int, who: str, words: list[str] | None)
 
 def test_a_server_that_is_no_replica_set(tmp_path: Path, mongod: Path) -> None:
     """A standalone mongod is told with the way to make a replica set of it."""
-    import socket
-
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = free_port()
     command = [mongod, "--bind_ip", "127.0.0.1", "--port", str(port), "--dbpath", tmp_path, "--nounixsocket"]
     command += ["--wiredTigerCacheSizeGB", "0.25", "--logpath", tmp_path / "log"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from harness.commands import free_port
+from harness.daemons import PATIENCE
 from pymongo import MongoClient
 
 from components.errors import MongoUnavailable
@@ -50,7 +52,7 @@ def serving(state_dir: Path) -> Serving:
     return found
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
     """Fail unless the condition comes true in time."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -82,7 +84,7 @@ def keys(mongo: EmbeddedMongo) -> set[str]:
 
 
 @contextmanager
-def listening(port: int = 0) -> Iterator[int]:
+def listening(port: int | None = None) -> Iterator[int]:
     """Another program on a port of the loopback; it hangs up on everybody (mongod asks a silent one for 30 s who it
     is).
     """
@@ -94,7 +96,7 @@ def listening(port: int = 0) -> Iterator[int]:
 
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        other.bind(("127.0.0.1", port))
+        other.bind(("127.0.0.1", port or free_port()))
         other.listen()
         program = threading.Thread(target=hang_up)
         program.start()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -171,18 +170,18 @@ def test_progress_and_the_end_of_the_log_are_kept(jobs: Jobs) -> None:
     assert not jobs.log(identifier, 1, ["too late"])
 
 
-def test_a_job_that_failed_comes_again_when_its_time_has_come(jobs: Jobs) -> None:
+def test_a_job_that_failed_comes_again_when_its_time_has_come(jobs: Jobs, database: Any) -> None:
     """By the server's clock, and not before; its reason can be read meanwhile."""
     identifier = jobs.queue("train", MODEL, BY_HAND)
     assert identifier is not None
     claimed(jobs)
     error = {"type": "Crashed", "message": "$boom", "traceback": "..."}
-    assert jobs.fail(identifier, 1, error, retry_in=0.5, failures=1)
+    assert jobs.fail(identifier, 1, error, retry_in=60, failures=1)
     assert jobs.claim(1, set()) is None
     job = jobs.get(identifier)
     assert job is not None
     assert (job["state"], job["error"], job["failures"]) == ("queued", error, 1)
-    time.sleep(0.6)
+    database[names.JOBS].update_one({"_id": identifier}, [{"$set": {"retry_at": "$$NOW"}}])
     assert claimed(jobs)["attempts"] == 2
     assert jobs.fail(identifier, 1, error, None, failures=2)
     assert state(jobs, identifier) == "failed"

@@ -12,6 +12,7 @@ import pytest
 from bson import Binary, Decimal128, Int64, ObjectId
 from bson.datetime_ms import DatetimeMS
 from bson.timestamp import Timestamp
+from harness.parameters import shown
 from pymongo.collection import Collection
 from pymongo.database import Database
 
@@ -121,7 +122,7 @@ def test_a_snapshot_is_not_older_than_asked_for(rows: Any) -> None:
         ({"_outputs": 5}, Seen()),
         ({"_outputs": None}, Seen()),
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_whatever_stands_in_the_place_of_the_output_is_seen_for_what_it_is(rows: Any, held: Any, seen: Seen) -> None:
     """Ours, somebody's half of one, or nothing that could be one."""
@@ -254,7 +255,7 @@ def test_a_first_output_lands_where_there_is_none_and_the_row_matches(rows: Any,
 @pytest.mark.parametrize(
     ("asof", "lands"),
     [(NOW, True), (Timestamp(1000, 2), False), (None, False), (MISSING, False), ("NOW", False)],
-    ids=repr,
+    ids=shown,
 )
 def test_a_later_write_lands_on_the_output_that_was_seen_only(rows: Any, kind: Any, asof: Any, lands: bool) -> None:
     """It compares and sets."""

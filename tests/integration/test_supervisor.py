@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.daemons import Daemon, NotifySocket, eventually
+from harness.commands import free_port
+from harness.daemons import PATIENCE, Daemon, NotifySocket, eventually
 from pymongo.database import Database
 
 from daemon.embedded.server import ensure
@@ -93,12 +94,6 @@ def gone(pid: int) -> bool:
     except ProcessLookupError:
         return True
     return False
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_it_starts_its_workers_shows_them_and_gives_everything_back(folder: Path, start: Start, database: Any) -> None:
@@ -357,7 +352,7 @@ def test_a_second_signal_leaves_at_once(folder: Path, start: Start) -> None:
     daemon.process.terminate()
     eventually("it drains", lambda: "stopped" in daemon.history("two"))
     daemon.process.send_signal(signal.SIGINT)
-    assert daemon.process.wait(10) == 1
+    assert daemon.process.wait(PATIENCE) == 1
     eventually("the worker is gone", lambda: gone(pid))
 
 

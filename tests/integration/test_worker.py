@@ -551,20 +551,20 @@ def test_sigterm_drains_what_is_in_flight_and_saves_the_position(place: Workplac
     """Whatever was acknowledged is not judged again by the successor."""
     place.declare(declared("harness.models:slow", max_batch=50))
     worker = place.run()
-    place.rows.insert_many({"_id": n, "x": f"x{n}"} for n in range(1000))
+    place.rows.insert_many({"_id": n, "x": f"x{n}"} for n in range(3000))
     worker.until("it is at work", lambda: worker.rows()["predicted"] >= 100)
     assert worker.stop() == 0
     assert [report["state"] for report in worker.reports].count("stopping") >= 1
     done = place.rows.count_documents({f"_outputs.{LISTENER}": {"$exists": True}})
-    assert 0 < done < 1000
+    assert 0 < done < 3000
     position = place.database[names.POSITIONS].find_one()
     assert position is not None
     assert position["token"] is not None
     successor = place.start()
     Oracle(place.database).settle()
     assert successor.stop() == 0
-    assert successor.rows()["predicted"] == 1000 - done
-    assert successor.report["stream"]["keys"] < 1000
+    assert successor.rows()["predicted"] == 3000 - done
+    assert successor.report["stream"]["keys"] < 3000
 
 
 def test_a_worker_leaves_at_once_when_its_parent_is_gone(place: Workplace) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from bson.timestamp import Timestamp
+from harness.parameters import shown
 
 from components.datatypes import datatype
 from components.errors import OutputError
@@ -426,7 +427,7 @@ for _ in range(300):
         NESTED,
         lambda: None,
     ],
-    ids=lambda output: repr(output)[:30],
+    ids=shown,
 )
 def test_an_output_that_cannot_be_stored_costs_its_row_alone(output: Any) -> None:
     """The reason says what is wrong with it."""
