@@ -15,7 +15,7 @@ from components.examples import Examples
 from components.import_paths import ImportPolicy
 from components.listener import Key
 from components.signing_key import SigningKey
-from daemon.job.assignment import Assignment
+from daemon.job.assignment import JobAssignment
 from daemon.job.reporter import JobReporter
 from daemon.store.connection import open_database, reaching
 from daemon.store.mongo_retry import MongoRetry
@@ -34,7 +34,7 @@ class Context:
     """
 
     def __init__(
-        self, assignment: Assignment, voice: JobReporter, patience: MongoRetry, stopping: threading.Event
+        self, assignment: JobAssignment, voice: JobReporter, patience: MongoRetry, stopping: threading.Event
     ) -> None:
         self.assignment = assignment
         self.voice = voice

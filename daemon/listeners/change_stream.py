@@ -10,7 +10,6 @@ there, so that whoever consumes it can note the point and order scans.
 
 from __future__ import annotations
 
-import random
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from pymongo.change_stream import ChangeStream
 from pymongo.database import Database
 from pymongo.errors import OperationFailure, PyMongoError
 
+from daemon.health.backoff import backoff
 from daemon.store import names
 from daemon.store.registry.registry import signature
 from daemon.store.rows.positions import Position, cluster_time
@@ -213,8 +213,7 @@ def watch(
                 yield Interrupted(_reason(error, code))
             longest = 30.0 if code in NEVER_SPIN else 5.0
             least = 10.0 if code in NEVER_SPIN else 0.05
-            delay = min(longest, max(least, 0.05 * 2 ** min(failures - 1, 10)))
-            stop.wait(delay * random.uniform(0.5, 1.0))  # noqa: S311  # jitter, not a secret
+            stop.wait(backoff(failures, least, longest))
 
 
 def _reason(error: PyMongoError, code: int | None) -> str:

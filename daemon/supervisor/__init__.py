@@ -7,5 +7,7 @@ desired_state.py  which workers should run, with which listeners
 fleet.py          keeps workers running: one keeper for each
 scheduler.py      queues trainings and validations when they are due
 job_runner.py     claims queued jobs, runs one attempt after another: job_attempt.py
+leader_context.py what all of these work with
+timed_wait.py     waiting for an event for a limited time
 reporter.py       tells systemd and the status document how the service is
 """

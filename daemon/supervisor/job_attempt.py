@@ -13,8 +13,9 @@ from typing import Any, Final, Literal
 
 import structlog
 
-from daemon.engine import Engine, Exit, JobSpec, WorkerProcess, ended
+from daemon.engine import Engine, Exit, WorkerProcess, ended
 from daemon.health.job_report import JobError, JobProgress, JobReport
+from daemon.job.assignment import JobAssignment
 from daemon.store.service.jobs import DECLARED_BY, LOG_LINES
 
 __all__ = ["RETRIES", "Attempt", "Limits", "Outcome", "Terms", "failed"]
@@ -89,7 +90,7 @@ class Attempt:
         return 1 if further else int(self.job["failures"]) + 1
 
     async def run(
-        self, engine: Engine, spec: JobSpec, relay: Callable[[Attempt], Coroutine[Any, Any, bool]]
+        self, engine: Engine, spec: JobAssignment, relay: Callable[[Attempt], Coroutine[Any, Any, bool]]
     ) -> Outcome:
         """Runs the process to its end; `relay` writes down what it has said so far, and tells whether the job is still
         ours.

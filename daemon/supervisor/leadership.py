@@ -12,7 +12,7 @@ it in few words: at once when it goes away, then ever more rarely, and when it i
 from __future__ import annotations
 
 import asyncio
-import random
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -24,10 +24,12 @@ import structlog
 from components.errors import LeaseLost, MongoUnavailable
 from daemon.config import Config
 from daemon.embedded import server as embedded
+from daemon.health.backoff import backoff
 from daemon.health.readiness import Role
 from daemon.logs.text import masked
 from daemon.store.connection import Client, Data, check, open_client, reaching
 from daemon.store.service.leases import TTL_SECONDS, AnotherDaemon, Holder, Lease
+from daemon.supervisor.timed_wait import timed_wait
 
 __all__ = ["Leadership", "in_thread"]
 
@@ -103,9 +105,7 @@ class Leadership:
         said = False
         while True:
             pause = RENEW_SECONDS if self.mongo is None else 1.0
-            with suppress(TimeoutError):
-                async with asyncio.timeout(pause):  # in Python 3.11 wait_for may pass over a cancellation
-                    await self._lost.wait()
+            await timed_wait(self._lost, pause)
             epoch = self.epoch
             try:
                 if self._lost.is_set() or epoch is None:
@@ -162,16 +162,14 @@ class Leadership:
 
     async def _connect(self) -> None:
         """Tries until MongoDB answers."""
-        pause = _RETRY_SECONDS[0]
-        while True:
+        for failures in itertools.count(1):
             try:
                 await self._open()
                 await self.call(lambda data: check(data.client))
                 return
             except MongoUnavailable as error:
                 self._away(str(error))
-            await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - keeps daemons apart, guards nothing
-            pause = min(_RETRY_SECONDS[1], pause * 2)
+            await asyncio.sleep(backoff(failures, *_RETRY_SECONDS))
 
     async def _open(self) -> None:
         """Sees to it that there is a client, and for the embedded server that it is kept running.

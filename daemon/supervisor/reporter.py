@@ -18,6 +18,7 @@ import structlog
 from components.errors import MongoUnavailable
 from daemon.health.readiness import ServiceState, status_document, status_line, streams_open, stuck
 from daemon.supervisor.systemd import Notifier
+from daemon.supervisor.timed_wait import timed_wait
 
 __all__ = ["Reporter"]
 
@@ -85,9 +86,7 @@ class Reporter:
         told: dict[str, Any] = {}
         told_at = 0.0
         while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(TELL_AT_LEAST_SECONDS):  # wait_for may pass over a cancellation (3.11)
-                    await self._news.wait()
+            await timed_wait(self._news, TELL_AT_LEAST_SECONDS)
             self._news.clear()
             self._notifier.status(status_line(self._state(), time.monotonic()))
             document = self._document()

@@ -13,11 +13,11 @@ it will see all that this one would.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import structlog
 
@@ -28,6 +28,8 @@ from daemon.listeners.clock import Clock, local_now
 from daemon.store.connection import Data
 from daemon.store.service.jobs import Jobs
 from daemon.store.service.schedules import RowCounts, Schedules, State
+from daemon.supervisor.leader_context import Call, Spawn
+from daemon.supervisor.timed_wait import timed_wait
 
 __all__ = ["Look", "Scheduler", "Upcoming", "judge", "look"]
 
@@ -39,15 +41,7 @@ LOOK_SECONDS = 30.0
 """How often it looks without being woken: this machine's clock may jump, or sleep."""
 RETRY_SECONDS = 2.0
 
-T = TypeVar("T")
 Declarations = Mapping[str, Mapping[str, Mapping[str, Any]]]
-Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
-
-
-class Call(Protocol):
-    """Runs a function with the database in a thread; raises MongoUnavailable (`Leadership.call`)."""
-
-    def __call__(self, function: Callable[[Data], T], /) -> Awaitable[T]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +126,7 @@ class Scheduler:
         while True:
             self._woken.clear()
             pause = await self._look(clock)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(pause):  # in Python 3.11 wait_for may pass over a cancellation
-                    await self._woken.wait()
+            await timed_wait(self._woken, pause)
 
     async def _look(self, clock: Clock) -> float | None:
         """Looks once; seconds until the next time, None where only a change of the schedules matters."""

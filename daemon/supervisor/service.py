@@ -47,6 +47,7 @@ from daemon.store.service.status import StatusBoard
 from daemon.supervisor import signals
 from daemon.supervisor.desired_state import built_from
 from daemon.supervisor.fleet import Backoff
+from daemon.supervisor.leader_context import LeaderContext
 from daemon.supervisor.leadership import Leadership, in_thread
 from daemon.supervisor.operation import Operation
 from daemon.supervisor.reporter import Reporter
@@ -132,9 +133,11 @@ class Supervisor:
         given = self._config.security.signing_key_file
         key = _given_key(given) if given else directory.signing_key()
         self._leadership = Leadership(self._config, holder, self._changed)
-        self._operation = Operation(
-            self._config, self._engine, self._leadership, self._spawn, key, self._changed, *self._modules
+        leadership = self._leadership
+        context = LeaderContext(
+            self._config, key, self._engine, leadership.call, self._spawn, self._changed, leadership.lose
         )
+        self._operation = Operation(context, *self._modules)
         http = self._config.http
         self._web = WebServer(application(self, loopback=http.loopback), http.host, http.port)
         directory.announce(self._web.address)
@@ -186,7 +189,7 @@ class Supervisor:
     async def _begin(self, epoch: int) -> None:
         async with self._changing:
             try:
-                await self._operation.start(self._config, epoch)
+                await self._operation.start(self._config, epoch, self._leadership.uri)
             except DeclarationError as error:
                 raise ConfigurationError([Problem("listeners", str(error))]) from None
         self._changed()

@@ -29,7 +29,7 @@ from daemon.store.registry.registry import Declared, Registry
 from daemon.store.rows.dead_letters import DeadLetters
 from daemon.store.rows.outputs import Outputs
 from daemon.store.rows.scans import Mark, Scans
-from daemon.worker.assignment import Assignment
+from daemon.worker.assignment import WorkerAssignment
 
 __all__ = ["DeclarationChanged", "ListenerRun", "Shared", "chained"]
 
@@ -46,7 +46,7 @@ class Shared:
     again, soon.
     """
 
-    assignment: Assignment
+    assignment: WorkerAssignment
     database: Database[dict[str, Any]]
     registry: Registry
     loader: ModelLoader

@@ -21,6 +21,7 @@ from daemon.store.registry.registry import Registry
 from daemon.store.service.jobs import Jobs
 from daemon.supervisor.job_attempt import Limits
 from daemon.supervisor.job_runner import JobRunner
+from daemon.supervisor.leader_context import LeaderContext
 from daemon.supervisor.leadership import in_thread
 from harness.daemons import PATIENCE
 from harness.keys import KEY
@@ -83,16 +84,12 @@ class Stage:
         self.runner = self.another()
 
     def another(self) -> JobRunner:
-        return JobRunner(
-            self.config,
-            LocalEngine(),
-            self.call,
-            self.spawn,
-            KEY,
-            fenced=self.fenced.append,
-            finished=self.finished.append,
-            limits=self.limits,
-            module=self.module,
+        return JobRunner(self.finished.append, limits=self.limits, module=self.module)
+
+    def context(self, epoch: int = 1) -> LeaderContext:
+        """What the leader of this epoch works with."""
+        return LeaderContext(
+            self.config, KEY, LocalEngine(), self.call, self.spawn, lambda: None, self.fenced.append, epoch, self.uri
         )
 
     async def call(self, function: Callable[[Any], Any]) -> Any:
