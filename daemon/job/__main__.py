@@ -59,8 +59,8 @@ def work(assignment: JobAssignment, voice: JobReporter, patience: MongoRetry, st
     """Does the job and reports its end; the exit code."""
     try:
         context = Context(assignment, voice, patience, stopping)
-        job = context.document()
-        result = {"train": train, "validate": validate}[job["kind"]](context, job)
+        job = context.job()
+        result = {"train": train, "validate": validate}[job.kind](context, job)
     except (Stopped, Stopping) as stopped:
         voice.say(f"stopped: {stopped}")
         voice.last("stopped")

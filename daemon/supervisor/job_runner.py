@@ -1,4 +1,4 @@
-"""Running jobs: the leader claims what is due, starts a process for each, watches it, and writes down what came of it.
+"""The runner of jobs: the leader claims each job that is due, runs it in a process, and stores its outcome.
 
 | the process | the job |
 |---|---|
@@ -6,22 +6,21 @@
 | reports that it was stopped, and ends with 0 | goes back into the queue; its checkpoint stays |
 | ends with 65: what is declared cannot be built or trained | failed: a person must act |
 | outlives its trainer's time limit | failed: a person must act |
-| ends otherwise, is killed, says nothing or does not move | tried again from its checkpoint; `retries` times |
-| ends with 76, or its job is no longer this leader's | is somebody else's, or was cancelled: nothing is written |
+| ends otherwise, is killed, reports nothing or makes no progress | tried again from its checkpoint; `retries` times |
+| ends with 76, or its job is no longer this leader's | is another leader's, or was cancelled: nothing is written |
 
-At most `limits.jobs` run at once, and of one model one. The process is polite by itself (`daemon.job`). What it reports
-is relayed into the job's document about once a second; where MongoDB is away, later. A daemon that stops gives its jobs
-back; one that is killed leaves them as they are, and the next leader claims them by its higher epoch: all that a job
-needs to go on is its document and its checkpoint.
+At most `limits.jobs` run at once, and one job of each model. The process lowers its own priority (`daemon.job`). Its
+reports are stored in the job's document about once a second, or later if MongoDB is away. A daemon that stops releases
+its jobs. One that is killed leaves them as they are, and the next leader claims them by its higher epoch: a job
+continues from its document and its checkpoint.
 """
 
 from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,11 +30,12 @@ from components.errors import MongoUnavailable
 from daemon.handlers.train import checkpoint_folder
 from daemon.health.backoff import backoff
 from daemon.health.job_report import JobError
+from daemon.health.service_status import RunningJob
 from daemon.job.assignment import JobAssignment
 from daemon.logs.text import readable
 from daemon.store.connection import Data
 from daemon.store.registry.versions import Versions
-from daemon.store.service.jobs import DECLARED_BY, Jobs
+from daemon.store.service.jobs import DECLARED_BY, Job, Jobs
 from daemon.supervisor.job_attempt import RETRIES, Attempt, Limits, Outcome, Terms, failed
 from daemon.supervisor.leader_context import LeaderContext
 from daemon.supervisor.timed_wait import timed_wait
@@ -50,12 +50,10 @@ USUAL: Final = Limits()
 class JobRunner:
     """Runs the service's jobs while this daemon leads: between `start` and `stop`.
 
-    `finished` is called with the document of each job that is done or has failed for good.
+    `finished` is called with each job that is done or has failed for good.
     """
 
-    def __init__(
-        self, finished: Callable[[Mapping[str, Any]], None], *, limits: Limits = USUAL, module: str = "daemon.job"
-    ) -> None:
+    def __init__(self, finished: Callable[[Job], None], *, limits: Limits = USUAL, module: str = "daemon.job") -> None:
         self._finished = finished
         self._limits = limits
         self._module = module
@@ -71,16 +69,16 @@ class JobRunner:
         self._keep(self._serve())
 
     def configure(self, context: LeaderContext) -> None:
-        """What is started from now on goes by this configuration."""
+        """Jobs that start from now on use this configuration."""
         self._context = context
         self.nudge()
 
     def nudge(self) -> None:
-        """There may be something to do: the bell has rung."""
+        """There may be something to do: a notification came."""
         self._nudged.set()
 
     async def stop(self, seconds: float) -> None:
-        """Takes no more jobs, stops those that run in `seconds` at most, and gives them back."""
+        """Claims no more jobs, stops those that run in `seconds` at most, and releases them."""
         self._stopping = True
         self._nudged.set()
         await asyncio.gather(*(self._stop(attempt, seconds) for attempt in self._attempts.values()))
@@ -95,7 +93,7 @@ class JobRunner:
             if attempt.process is not None:
                 attempt.process.kill()
 
-    def states(self) -> tuple[Mapping[str, Any], ...]:
+    def states(self) -> tuple[RunningJob, ...]:
         """What is known of the jobs that run."""
         return tuple(attempt.state() for attempt in self._attempts.values())
 
@@ -115,11 +113,11 @@ class JobRunner:
             await timed_wait(self._nudged, self._limits.poll)
 
     async def _claim(self) -> bool:
-        """Takes a job and starts it; False where there is none."""
-        busy = {attempt.job["model"] for attempt in self._attempts.values()}
+        """Claims a job and starts it; False if there is none."""
+        busy = {attempt.job.model for attempt in self._attempts.values()}
         own = tuple(self._attempts)
 
-        def claim(data: Data) -> tuple[dict[str, Any], Terms] | None:
+        def claim(data: Data) -> tuple[Job, Terms] | None:
             job = Jobs(data, self._service).claim(self._epoch, busy, own)
             return None if job is None else (job, self._terms(data, job))
 
@@ -133,16 +131,16 @@ class JobRunner:
         self._keep(self._run(attempt))
         return True
 
-    def _terms(self, data: Data, job: Mapping[str, Any]) -> Terms:
-        kind = DECLARED_BY[job["kind"]]
+    def _terms(self, data: Data, job: Job) -> Terms:
+        kind = DECLARED_BY[job.kind]
         registry = self._context.registry(data)
         known = registry.read()
-        declared = known.of(kind).get(job["target"])
-        if declared is None or job["model"] not in known.models:
-            missing = (kind, job["target"]) if declared is None else ("model", job["model"])
+        declared = known.of(kind).get(job.target)
+        if declared is None or job.model not in known.models:
+            missing = (kind, job.target) if declared is None else ("model", job.model)
             return Terms(refused=known.refused.get("/".join(missing)) or registry.absent(*missing))
-        said = declared.body
-        return Terms(said.get("retries", RETRIES), said.get("time_limit"), said.get("threads"))
+        body = declared.body
+        return Terms(body.get("retries", RETRIES), body.get("time_limit"), body.get("threads"))
 
     # ---- running --------------------------------------------------------------------------------------------------
 
@@ -151,9 +149,7 @@ class JobRunner:
         try:
             try:
                 await self._settle(attempt, await self._outcome(attempt))
-            except (
-                Exception
-            ) as error:  # what a job says, or is, must not be the daemon's end; it would be the next one's too
+            except Exception as error:  # one job must not end the daemon, nor the next daemon that claims it
                 log.exception("a job cannot be looked after", job=attempt.id)
                 message = f"what its process reported cannot be dealt with: {type(error).__name__}: {error}"
                 attempt.give_up()
@@ -176,27 +172,27 @@ class JobRunner:
         )
 
     async def _relay(self, attempt: Attempt) -> bool:
-        """Writes down what the process has said; True also where MongoDB is away."""
+        """Stores what the process has reported; False if the job is no longer ours. True also while MongoDB is away."""
         report, lines = attempt.process.report if attempt.process else None, attempt.lines()
         about = {"ran": round(attempt.ran, 3), "retries": attempt.terms.retries}
         if report is not None and report.threads is not None:
             about["threads"] = report.threads
-        known = attempt.progress.known()
+        job, epoch, progress = attempt.id, self._epoch, attempt.progress
         try:
             ours = await self._context.call(
-                lambda data: Jobs(data, self._service).progress(attempt.id, self._epoch, known, lines, **about)
+                lambda data: Jobs(data, self._service).progress(job, epoch, progress, lines, **about)
             )
         except MongoUnavailable:
-            attempt.said_again(lines)
+            attempt.keep(lines)
             return True
         self._context.changed()
         return ours
 
     async def _settle(self, attempt: Attempt, outcome: Outcome, *, relay: bool = True) -> None:
-        """Writes down how the attempt ended, as soon as MongoDB answers; at the daemon's end the next leader finds out
-        by itself.
+        """Stores how the attempt ended, as soon as MongoDB answers. If the daemon stops before that, the next leader
+        claims the job.
 
-        Without `relay` nothing of what its process has said is written down.
+        Without `relay` nothing that its process has reported is stored.
         """
         while True:
             try:
@@ -209,11 +205,11 @@ class JobRunner:
                 if self._stopping:
                     return
                 await asyncio.sleep(self._limits.relay)
-        if job is None or job["state"] in ("done", "failed", "cancelled"):
+        if job is None or job.ended:
             await self._forget(attempt.id)
-        if job is not None and job["epoch"] > self._epoch:
-            self._context.fenced(f"job {attempt.id} was claimed under epoch {job['epoch']}")
-        elif job is not None and job["state"] in ("done", "failed") and job["epoch"] == self._epoch:
+        if job is not None and job.epoch > self._epoch:
+            self._context.fenced(f"job {attempt.id} was claimed under epoch {job.epoch}")
+        elif job is not None and job.state in ("done", "failed") and job.epoch == self._epoch:
             self._finished(job)
 
     def _write(self, jobs: Jobs, attempt: Attempt, outcome: Outcome) -> None:
@@ -230,7 +226,7 @@ class JobRunner:
                 again = outcome.retry and failures <= attempt.terms.retries
                 limits = self._limits
                 retry_in = round(backoff(failures, limits.first_retry, limits.most_retry), 2) if again else None
-                jobs.fail(attempt.id, self._epoch, asdict(error), retry_in, failures)
+                jobs.fail(attempt.id, self._epoch, error, retry_in, failures)
                 log.error("job failed", **event, reason=error.message, again_in_seconds=retry_in)
             case "lost":
                 log.warning("job was cancelled, or is another leader's", **event)
@@ -243,29 +239,29 @@ class JobRunner:
     # ---- tidying --------------------------------------------------------------------------------------------------
 
     async def _tidy(self) -> None:
-        """Takes away what cancelled and failed jobs have left: their candidates and their checkpoints."""
+        """Removes what cancelled and failed jobs have left: their candidates and checkpoints."""
         for job in await self._context.call(lambda data: Jobs(data, self._service).untidy()):
-            if job["_id"] in self._attempts:  # its process may still write; it ends soon
+            if job.id in self._attempts:  # its process may still write; it ends soon
                 continue
             await self._context.call(lambda data, job=job: self._discard(data, job))  # type: ignore[misc]
-            await self._forget(job["_id"])
+            await self._forget(job.id)
 
-    def _discard(self, data: Data, job: Mapping[str, Any]) -> None:
-        versions = Versions(data, self._service, job["model"])
-        for version in versions.listed(traces=False, job=job["_id"]):
+    def _discard(self, data: Data, job: Job) -> None:
+        versions = Versions(data, self._service, job.model)
+        for version in versions.listed(traces=False, job=job.id):
             versions.discard(version.number)
-        Jobs(data, self._service).tidied(job["_id"])
+        Jobs(data, self._service).tidied(job.id)
 
     async def _sweep(self) -> None:
-        """Removes the checkpoints of jobs that have ended elsewhere, and sees to the indexes."""
+        """Removes the checkpoints of jobs that have ended elsewhere, and makes the indexes."""
 
-        def open_jobs(data: Data) -> list[dict[str, Any]]:
+        def open_jobs(data: Data) -> list[Job]:
             jobs = Jobs(data, self._service)
             jobs.prepare()
             Versions.prepare(data)
             return jobs.listed(0, state={"$in": ["queued", "running"]})
 
-        alive = {self._folder(job["_id"]) for job in await self._context.call(open_jobs)}
+        alive = {self._folder(job.id) for job in await self._context.call(open_jobs)}
         parent = self._folder("").parent
         if parent.is_dir():
             for folder in set(parent.iterdir()) - alive:

@@ -1,4 +1,4 @@
-"""What every part of the supervisor works with while this daemon leads."""
+"""What the parts of the supervisor share while this daemon leads."""
 
 from __future__ import annotations
 

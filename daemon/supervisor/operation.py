@@ -1,12 +1,11 @@
-"""What runs while this daemon leads: workers, jobs and schedules, of service.toml and of what was applied through the
-API together.
+"""What runs while this daemon leads: the workers, jobs and schedules of service.toml and of the API.
 
-    start    publish the declarations of service.toml, then run what the registry asks for
-    change   another service.toml: the workers that it concerns end, then it is published, then they start again
-    look     something was applied, removed or paused: the same for the workers that it concerns
-    stop     no more jobs; what runs is stopped together
+    start    publishes the declarations of service.toml, then runs what the registry holds
+    change   for another service.toml: stops the workers that differ, publishes the file, starts them again
+    look     after something was applied, removed or paused: the same for the workers that differ
+    stop     stops workers and jobs together
 
-Each of them is called by one task at a time. While nothing is active, `change` only takes the configuration for later.
+One task at a time calls them. While nothing is active, `change` only keeps the configuration for later.
 """
 
 from __future__ import annotations
@@ -22,10 +21,12 @@ from components.errors import DeclarationError, Fenced, LeaseLost, MongoUnavaila
 from daemon.config import Config
 from daemon.handlers.reload import plan
 from daemon.health.readiness import WorkerState
+from daemon.health.service_status import RunningJob
 from daemon.store.connection import Data
 from daemon.store.registry.artifacts import Artifacts
 from daemon.store.registry.components import Catalog
 from daemon.store.registry.versions import Versions
+from daemon.store.service.jobs import Job
 from daemon.supervisor.desired_state import Desired, desired
 from daemon.supervisor.fleet import Fleet
 from daemon.supervisor.job_runner import JobRunner
@@ -56,12 +57,12 @@ class Operation:
         self.known = Catalog()
         """What was applied when the registry was last read."""
         self.active = False
-        """Whether what runs is what is asked for."""
+        """Whether the workers and jobs run."""
         self.leaving = False
-        """The daemon is on its way out: nothing is started any more."""
+        """The daemon is stopping: nothing is started any more."""
 
     async def start(self, config: Config, epoch: int, uri: str) -> None:
-        """Raises MongoUnavailable, DeclarationError, or LeaseLost where a newer leader has published; then nothing
+        """Raises MongoUnavailable, DeclarationError, or LeaseLost if a newer leader has published; then nothing
         runs.
         """
         self._context = replace(self._context, config=config, epoch=epoch, uri=uri)
@@ -85,9 +86,9 @@ class Operation:
         self._jobs.kill()
 
     async def change(self, config: Config) -> str:
-        """Makes `config` the one that runs; what was done, in words. Raises as `start` does; then what ran goes on.
+        """Applies `config` and returns what was done, in words. Raises as `start` does; then what ran goes on.
 
-        The workers that it concerns end before it is published, so that none reads half of two.
+        The workers that differ stop before it is published, so that none reads parts of both.
         """
         after = await self._asked_for(config)
         work = plan(self._desired.fingerprints, after.fingerprints)
@@ -105,11 +106,11 @@ class Operation:
             for name in work.coming:
                 self._start_worker(name)
             self._scheduling.change(_scheduled(self.known))
-        self._fleet.nudge()  # code that a worker failed on may have been mended, which no declaration tells
+        self._fleet.nudge()  # the code that a worker failed on may be repaired; no declaration shows that
         return str(work)
 
-    async def look(self, *, rung: bool) -> None:
-        """Runs what the registry asks for by now; `rung` says that somebody has changed something. Raises
+    async def look(self, *, notified: bool) -> None:
+        """Runs what the registry holds now; `notified`: a client has changed something. Raises
         MongoUnavailable.
         """
         if not self.active:
@@ -124,8 +125,8 @@ class Operation:
         for name in work.coming:
             self._start_worker(name)
         self._scheduling.change(_scheduled(self.known))
-        if rung:
-            # An artifact that a worker failed on may have been stored again, which no declaration tells
+        if notified:
+            # An artifact that a worker failed on may have been stored again; no declaration shows that
             self._fleet.nudge()
         self._jobs.nudge()
 
@@ -136,13 +137,13 @@ class Operation:
         states = {state.name: state for state in self._fleet.states()}
         return tuple(states.get(name, WorkerState(name, names)) for name, names in self._desired.workers.items())
 
-    def jobs(self) -> tuple[Mapping[str, Any], ...]:
+    def jobs(self) -> tuple[RunningJob, ...]:
         """What is known of each job that runs."""
         return self._jobs.states()
 
     @property
     def paused(self) -> tuple[str, ...]:
-        """The listeners that somebody paused."""
+        """The paused listeners."""
         return tuple(name for name, each in self.known.listeners.items() if each.paused)
 
     # ---- parts ----------------------------------------------------------------------------------------------------
@@ -165,14 +166,14 @@ class Operation:
             raise LeaseLost(str(error)) from None
 
     def _learn(self, known: Catalog) -> None:
-        """Takes what the registry holds; what it refuses is said once."""
+        """Keeps what the registry holds; each refusal is logged once."""
         for name, reason in known.refused.items():
             if self.known.refused.get(name) != reason:
                 log.error("a declaration in the database is refused", declaration=name, reason=reason)
         self.known = known
 
     def _start_worker(self, name: str) -> None:
-        if self.leaving:  # a reload was under way when the daemon was told to stop
+        if self.leaving:  # a reload was under way when the daemon was stopped
             return
         config = self._context.config
         spec = WorkerAssignment(
@@ -188,15 +189,15 @@ class Operation:
     async def _stop_workers(self, names: tuple[str, ...]) -> None:
         await self._fleet.stop(names, self._context.config.service.stop_timeout + KILL_GRACE_SECONDS)
 
-    def _finished(self, job: Mapping[str, Any]) -> None:
-        """A job is done or has failed: a validation's metrics may be what a trainer waits for."""
-        metrics = (job.get("result") or {}).get("metrics")
-        if job["kind"] == "validate" and job["state"] == "done" and isinstance(metrics, Mapping):
-            self._context.spawn(self._scheduling.validated(job["target"], metrics))
+    def _finished(self, job: Job) -> None:
+        """A job is done or has failed: a trainer may wait for a validation's metrics."""
+        metrics = (job.result or {}).get("metrics")
+        if job.kind == "validate" and job.state == "done" and isinstance(metrics, Mapping):
+            self._context.spawn(self._scheduling.validated(job.target, metrics))
 
 
 def _scheduled(known: Catalog) -> dict[str, dict[str, Mapping[str, Any]]]:
-    """What the clock is to know: the trainers and validations of the file and of the API alike."""
+    """The trainers and validations whose schedules run, of the file and of the API."""
     return {
         f"{kind}s": {name: each.body for name, each in known.of(kind).items() if each.body["model"] in known.models}
         for kind in ("trainer", "validation")

@@ -64,7 +64,7 @@ def test_a_job_runs_in_a_process_of_its_own_and_leaves_its_result(play: Any) -> 
         assert job["log"] == ["attempt 1"]
         assert job["ran"] > 0
         await stage.until("its end is told", lambda: stage.finished)
-        assert [each["_id"] for each in stage.finished] == [identifier]
+        assert [each.id for each in stage.finished] == [identifier]
         assert stage.runner.states() == ()
 
     play(scene)
@@ -94,7 +94,7 @@ def test_an_error_of_the_driver_about_one_job_is_not_the_daemon_s_end(
     failures = iter([True])
 
     def odd(self: Jobs, *job: Any, **about: Any) -> bool:
-        if job[2] and next(failures, False):  # once the process has reported
+        if job[2].step and next(failures, False):  # once the process has reported
             raise OverflowError("MongoDB can only handle up to 8-byte ints")
         return progress(self, *job, **about)
 
@@ -137,8 +137,8 @@ def test_the_status_shows_a_job_that_runs(play: Any) -> None:
         identifier = stage.queue()
         await stage.until("it gets on", lambda: stage.job(identifier)["progress"].get("step", 0) > 3)
         (state,) = stage.runner.states()
-        assert (state["job"], state["kind"], state["model"], state["attempt"]) == (identifier, "train", MODEL, 1)
-        assert psutil.pid_exists(state["pid"])
+        assert (state.job, state.kind, state.model, state.attempt) == (identifier, "train", MODEL, 1)
+        assert psutil.pid_exists(state.pid)
 
     play(scene)
 
