@@ -149,10 +149,10 @@ class Applier:
         with reaching():
             if not asked:
                 last = next(iter(jobs.listed(1, kind="train", target=model)), None)
-                if last is not None and last["state"] in ("queued", "running"):
-                    return str(last["_id"])
+                if last is not None and not last.ended:
+                    return last.id
                 live = Versions(self._at.database, self._at.service, model).live()
-                if (last is not None and last["state"] == "done") or (live is not None and live.trained):
+                if (last is not None and last.state == "done") or (live is not None and live.trained):
                     return None
             job = jobs.queue("train", model, _TRIGGER)
         if job is None:

@@ -21,6 +21,7 @@ from daemon.store.connection import reaching
 from daemon.store.registry.components import Catalog, Component
 from daemon.store.registry.model_loader import ModelLoader
 from daemon.store.registry.versions import Version, Versions
+from daemon.store.service.jobs import Job
 
 __all__ = ["ComponentLoader"]
 
@@ -53,7 +54,7 @@ class ComponentLoader:
                 return self._trainer(component)
             return self._model(component, known)
 
-    def refresh(self, model: Model, job: Mapping[str, Any] | None = None) -> None:
+    def refresh(self, model: Model, job: Job | None = None) -> None:
         """Gives the model that was just applied its live weights, and its trainer the traces of `job`, or else of what
         these weights come from.
         """
@@ -71,7 +72,7 @@ class ComponentLoader:
 
                 model.load_state(weights.load(versions.weights(live)))
             if model.trainer is not None:
-                number = ((job or {}).get("result") or {}).get("version")
+                number = (job.result or {}).get("version") if job is not None else None
                 trained = versions.get(number) if isinstance(number, int) else None
                 _give_traces(model.trainer, trained or _traced(live, versions))
 

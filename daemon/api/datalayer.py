@@ -167,7 +167,7 @@ class Datalayer:
         wanted = {"model": model, "kind": kind, "target": target, "state": state}
         matching = {name: value for name, value in wanted.items() if value is not None}
         with reaching():
-            return Jobs(at.database, at.service).listed(limit, **matching)
+            return [job.document() for job in Jobs(at.database, at.service).listed(limit, **matching)]
 
     def logs(self, job: str) -> list[str]:
         """The last 200 lines that a job has said, what the user's code prints among them; `job` is its id, or the end
@@ -178,7 +178,7 @@ class Datalayer:
             found = Jobs(at.database, at.service).get(job)
         if found is None:
             raise NotApplied(f"there is no job {job!r}, or more than one name ends so; db.jobs() lists them")
-        return [str(line) for line in found["log"]]
+        return list(found.log or ())
 
     @property
     def uri(self) -> str:

@@ -45,7 +45,7 @@ def _take_out(connection: Connection, kind: str, name: str) -> None:
         if kind == "model":
             jobs = Jobs(connection.database, connection.service)
             for job in jobs.listed(model=name, state={"$in": ["queued", "running"]}):
-                jobs.cancel(job["_id"])
+                jobs.cancel(job.id)
             Versions(connection.database, connection.service, name).remove()
         bells.ring(connection.database, connection.service)
 

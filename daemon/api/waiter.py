@@ -7,21 +7,21 @@ Nothing here asks anything. An interrupt (Ctrl-C) ends the waiting; the daemon g
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, Final, Protocol
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Final
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from components.errors import DeclarationError, JobFailed, MongoUnavailable, NotApplied, SignatureRefused
 from daemon.api.connection import Connection, NotServed
+from daemon.health.service_status import ServiceStatus, WorkerStatus
 from daemon.health.worker_failure import Failing
-from daemon.logs.text import escaped
+from daemon.logs.terminal import Bar, bar
 from daemon.store import names
 from daemon.store.connection import reaching
 from daemon.store.rows.scans import Mark
-from daemon.store.service.jobs import Jobs
+from daemon.store.service.jobs import Job, Jobs
 from daemon.store.service.services import served
 from daemon.store.service.status import StatusBoard
 
@@ -35,14 +35,7 @@ _LOOK_SECONDS: Final = 2.0
 _LINE_SECONDS: Final = 5.0
 
 
-class Show(Protocol):
-    """Shows how far something is."""
-
-    def __call__(self, done: float, total: float | None, words: str) -> None:
-        """`done` of `total` (None: nobody knows), and what else is worth saying."""
-
-
-def wait_for_job(connection: Connection, identifier: str, more: str = "db.logs({job!r})") -> dict[str, Any]:
+def wait_for_job(connection: Connection, identifier: str, more: str = "db.logs({job!r})") -> Job:
     """The job, once it is done. Raises JobFailed, with its reason, where it fails or is cancelled, and NotServed where
     no daemon is left to run it.
 
@@ -52,39 +45,31 @@ def wait_for_job(connection: Connection, identifier: str, more: str = "db.logs({
     watch = _Watch(connection, f"job {identifier}")
     with _shown(f"{identifier.split('/')[1]} {identifier.split('/')[2]}") as show:
         while True:
-            job: dict[str, Any] | None = watch(lambda: jobs.get(identifier))
+            job: Job | None = watch(lambda: jobs.get(identifier))
             if job is None:
                 raise JobFailed(f"job {identifier} is no longer there")
-            progress = job.get("progress") or {}
-            show(progress.get("step") or 0, progress.get("total"), _words(job, progress))
-            if job["state"] == "done":
+            show(job.progress.step or 0, job.progress.total, _words(job))
+            if job.state == "done":
                 return job
-            if job["state"] in ("failed", "cancelled"):
+            if job.ended:
                 raise JobFailed(_reason(job, more))
             time.sleep(_PAUSE)
 
 
-def _words(job: Mapping[str, Any], progress: Mapping[str, Any]) -> str:
-    if job["state"] == "queued":
-        return f"tried again after: {_message(job)}" if job.get("error") else "queued"
-    words = [f"loss {progress['loss']:.4g}"] if isinstance(progress.get("loss"), (int, float)) else []
-    rate = progress.get("rows_per_second")
-    words += [f"{rate:,.0f} rows/s"] if isinstance(rate, (int, float)) else []
-    return ", ".join(words) or str(progress.get("doing") or "its process starts")
+def _words(job: Job) -> str:
+    progress = job.progress
+    if job.state == "queued":
+        return f"tried again after: {job.why}" if job.error else "queued"
+    words = [] if progress.loss is None else [f"loss {progress.loss:.4g}"]
+    words += [] if progress.rows_per_second is None else [f"{progress.rows_per_second:,.0f} rows/s"]
+    return ", ".join(words) or "its process starts"
 
 
-def _message(job: Mapping[str, Any]) -> str:
-    error = job.get("error") or {}
-    return f"{error.get('type', 'Error')}: {error.get('message', 'it left no reason')}"
-
-
-def _reason(job: Mapping[str, Any], more: str) -> str:
-    name = "/".join(str(job["_id"]).split("/")[1:])
-    if job["state"] == "cancelled":
-        return f"{name} was cancelled"
-    attempts = job.get("attempts") or 1
-    tried = "" if attempts == 1 else f" after {attempts} attempts"
-    return f"{name} failed{tried}: {_message(job)} ({more.format(job=name)} has more)"
+def _reason(job: Job, more: str) -> str:
+    if job.state == "cancelled":
+        return f"{job.name} was cancelled"
+    tried = "" if job.attempts <= 1 else f" after {job.attempts} attempts"
+    return f"{job.name} failed{tried}: {job.why} ({more.format(job=job.name)} has more)"
 
 
 def wait_for_listener(connection: Connection, listener: str) -> None:
@@ -121,8 +106,7 @@ def wait_until_unserved(connection: Connection, listener: str) -> None:
     watch = _Watch(connection, f"listener {listener}")
     asked_at = time.monotonic()
     while True:
-        status = watch.status()
-        there = any(listener in (worker.get("listeners") or {}) for worker in (status.get("workers") or {}).values())
+        there = listener in watch.status().listeners()
         # The document may be as old as the daemon's way of telling it, so a first "no" may be from before the listener
         # came.
         if not there and time.monotonic() - asked_at > 2 * _LOOK_SECONDS:
@@ -138,7 +122,7 @@ class _Watch:
         self._what = what
         self._seen = time.monotonic()
         self._looked = 0.0
-        self._status: dict[str, Any] = {}
+        self._status = ServiceStatus()
         self._failing = Failing()
 
     def __call__(self, call: Callable[[], Any]) -> Any:
@@ -161,7 +145,7 @@ class _Watch:
             return
         self._looked = now
         connection = self._connection
-        self._status = StatusBoard(connection.database, connection.service).read() or {}
+        self._status = StatusBoard(connection.database, connection.service).read() or ServiceStatus()
         if connection.service in {each.service for each in served(connection.database)}:
             self._seen = now
         elif now - self._seen > PATIENCE_SECONDS:
@@ -170,64 +154,41 @@ class _Watch:
                 f"{PATIENCE_SECONDS:.0f} s; what was applied stays, and is taken up when one runs again"
             )
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> ServiceStatus:
         """What the daemon says of itself, some seconds old at most."""
         self(lambda: None)
         return self._status
 
     def refusals(self, *names_: str) -> None:
         """Raises SignatureRefused where the daemon refuses one of these declarations."""
-        refused = self._status.get("refused") or {}
+        refused = self._status.refused
         for name in names_:
             if name in refused:
                 raise SignatureRefused(f"the daemon refuses {name}: {refused[name]}")
 
     def worker(self, name: str) -> None:
         """Raises DeclarationError where a worker has been unable to run what is declared for a while."""
-        why = self._failing.why(name, (self._status.get("workers") or {}).get(name) or {}, time.monotonic())
+        why = self._failing.why(name, self._status.workers.get(name, WorkerStatus()), time.monotonic())
         if why is not None:
             raise DeclarationError(f"worker {name}: {why.partition(': ')[2] or why}")
 
     def total(self, listener: str) -> float | None:
         """How many rows the listener's scan has to judge, as far as its worker has said so."""
-        for worker in (self._status.get("workers") or {}).values():
-            scan = ((worker.get("listeners") or {}).get(listener) or {}).get("scan") or {}
-            if scan.get("total") is not None:
-                return float(scan["total"])
-        return None
+        report = self._status.listeners().get(listener)
+        return None if report is None or report.scan is None else report.scan.total
 
 
-@contextmanager
-def _shown(label: str) -> Iterator[Show]:
-    """A bar, lines, or nothing, as the place allows."""
+def _shown(label: str) -> AbstractContextManager[Bar]:
+    """A bar on a terminal, lines in a notebook, nothing elsewhere."""
     console = Console(stderr=True, highlight=False)
-    if console.is_jupyter:
-        yield _lines(label)
-        return
-    if not console.is_terminal:
-        yield _silent
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[words]}"),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(escaped(label), total=None, words="")
-        yield lambda done, total, words: progress.update(task, completed=done, total=total, words=escaped(words))
+    return nullcontext(_lines(label)) if console.is_jupyter else bar(console, label)
 
 
-def _silent(done: float, total: float | None, words: str) -> None:
-    """Nobody looks."""
-
-
-def _lines(label: str) -> Show:
+def _lines(label: str) -> Bar:
     """A line every few seconds: a notebook keeps what is printed, and draws no bar without further packages."""
     said_at = time.monotonic()
 
-    def show(done: float, total: float | None, words: str) -> None:
+    def show(done: float, total: float | None = None, words: str = "") -> None:
         nonlocal said_at
         if time.monotonic() - said_at >= _LINE_SECONDS:
             said_at = time.monotonic()

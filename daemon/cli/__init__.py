@@ -47,9 +47,9 @@ _COMMANDS: Final[dict[str, tuple[Callable[..., Any], ...]]] = {
     "Models": (models.train, models.validate, models.promote, models.rollback, models.predict),
     "Listeners": (listeners.pause, listeners.resume, listeners.resync),
 }
-for panel, commands in _COMMANDS.items():
-    for command in commands:
-        app.command(rich_help_panel=panel)(command)
+for panel, functions in _COMMANDS.items():
+    for function in functions:
+        app.command(rich_help_panel=panel)(function)
 app.add_typer(jobs.app, name="jobs", rich_help_panel="Models")
 app.add_typer(letters.app, name="dead-letters", rich_help_panel="Listeners")
 

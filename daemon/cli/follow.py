@@ -8,14 +8,18 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import Progress
 
 from components.errors import DeclarationError, PredictdError
 from daemon.cli import screens
 from daemon.cli.command import Place, err, hint, say
+from daemon.health.service_status import ServiceStatus, WorkerStatus
 from daemon.health.worker_failure import Failing
+from daemon.health.worker_report import ScanReport
+from daemon.logs.terminal import columns
 from daemon.logs.text import escaped
 from daemon.store.service import overview
+from daemon.store.service.jobs import Job
 from daemon.store.service.status import StatusBoard
 
 PATIENCE_SECONDS: Final = 60.0
@@ -30,7 +34,7 @@ def unserved(here: Place) -> str:
     return f"no daemon is active for the service {here.service!r}: it is done once one runs (`predictd run`)"
 
 
-def wait_for_job(here: Place, identifier: str) -> dict[str, Any]:
+def wait_for_job(here: Place, identifier: str) -> Job:
     """The job, once it is done, with a progress bar on a terminal. Raises JobFailed, with its reason."""
     from daemon.api import waiter as waiting  # only who waits needs the API
     from daemon.api.connection import Connection
@@ -54,14 +58,8 @@ def follow(here: Place, listeners: Sequence[str]) -> None:
     its worker cannot run it.
     """
     watch = _Watch(here)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[words]}"),
-    )
     try:
-        with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
+        with Progress(*columns(), console=err, disable=not err.is_terminal) as progress:
             tasks = {name: progress.add_task(escaped(name), total=None, words="") for name in listeners}
             while tasks:
                 known = overview.scans(here.database, here.service)
@@ -73,10 +71,10 @@ def follow(here: Place, listeners: Sequence[str]) -> None:
                         say(_outcome(name, scan))
                         continue
                     watch.failing(scan["worker"])
-                    now = scanning.get(name) or {}
-                    done = max(scan["done"], now.get("done") or 0) if scan["current"] else 0
+                    now = scanning.get(name)
+                    done = max(scan["done"], now.done if now else 0) if scan["current"] else 0
                     words = screens.pace(now) if scan["current"] else "its worker takes up the new version"
-                    progress.update(tasks[name], completed=done, total=now.get("total"), words=words)
+                    progress.update(tasks[name], completed=done, total=now.total if now else None, words=words)
                 time.sleep(_PAUSE if tasks else 0)
     except KeyboardInterrupt:
         hint("it goes on without being watched; `predictd status` shows how far it is")
@@ -99,29 +97,24 @@ class _Watch:
         self._seen = time.monotonic()
         self._looked = 0.0
         self._failing = Failing()
-        self._workers: dict[str, Any] = {}
+        self._status = ServiceStatus()
 
-    def scans(self) -> dict[str, dict[str, Any]]:
-        """The scans that go on, by listener, as the daemon last told. Raises PredictdError where none has been active
-        for a while.
+    def scans(self) -> dict[str, ScanReport]:
+        """The scans that run, by listener, as the daemon last reported. Raises PredictdError if no daemon has been
+        active for a while.
         """
         now = time.monotonic()
         if now - self._looked >= _LOOK_SECONDS:
             self._looked = now
-            self._workers = (StatusBoard(self._here.database, self._here.service).read() or {}).get("workers") or {}
+            self._status = StatusBoard(self._here.database, self._here.service).read() or ServiceStatus()
             if self._here.served:
                 self._seen = now
             elif now - self._seen > PATIENCE_SECONDS:
                 raise PredictdError(unserved(self._here))
-        return {
-            name: listener["scan"]
-            for worker in self._workers.values()
-            for name, listener in (worker.get("listeners") or {}).items()
-            if listener.get("scan")
-        }
+        return {name: report.scan for name, report in self._status.listeners().items() if report.scan is not None}
 
     def failing(self, name: str) -> None:
-        """Raises DeclarationError where this worker has been unable to build what is declared for a while."""
-        why = self._failing.why(name, self._workers.get(name) or {}, time.monotonic())
+        """Raises DeclarationError if this worker has been unable to build what is declared for a while."""
+        why = self._failing.why(name, self._status.workers.get(name, WorkerStatus()), time.monotonic())
         if why is not None:
             raise DeclarationError(f"worker {name}: {why}")

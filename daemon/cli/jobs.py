@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
 
@@ -13,22 +12,11 @@ from components.errors import NotApplied, PredictdError
 from daemon.cli import screens
 from daemon.cli.command import ConfigFile, Json, Place, hint, place, say, show
 from daemon.logs.text import escaped
-from daemon.store.service.jobs import Jobs
+from daemon.store.service.jobs import Job, Jobs, JobState
 
 app = typer.Typer(help="Trainings and validations: those that run, wait or have ended; their logs; their end.")
 
 FOLLOW_SECONDS: Final = 0.5
-ENDED: Final = frozenset({"done", "failed", "cancelled"})
-
-
-class State(StrEnum):
-    """What a job may be."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    DONE = "done"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
 
 
 JobId = Annotated[
@@ -41,7 +29,7 @@ def listed(
     context: typer.Context,
     config: ConfigFile = None,
     model: Annotated[str | None, typer.Option(help="Only this model's.")] = None,
-    state: Annotated[State | None, typer.Option(help="Only those in this state.")] = None,
+    state: Annotated[JobState | None, typer.Option(help="Only those in this state.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many, the newest first.")] = 50,
     json: Json = False,
 ) -> None:
@@ -54,7 +42,7 @@ def listed(
             )
         return
     with place(config) as here:
-        matching = {"model": model, "state": state.value if state else None}
+        matching = {"model": model, "state": state}
         found = _jobs(here).listed(limit, **{name: value for name, value in matching.items() if value is not None})
         show(found, screens.jobs, json=json)
 
@@ -71,15 +59,14 @@ def cancel(context: typer.Context, job: JobId, config: ConfigFile = None) -> Non
     """End a job that waits or runs; nothing comes of it, and the live version stays."""
     with place(_config(context, config)) as here:
         found = _one(here, job)
-        name = screens.job_id(found["_id"])
-        if not _jobs(here).cancel(found["_id"]):
-            now = _one(here, found["_id"])
-            if now["state"] == "running":
+        if not _jobs(here).cancel(found.id):
+            now = _one(here, found.id)
+            if now.state == "running":
                 raise PredictdError(
-                    f"{name} has put version {now['promoted']} live already; `predictd rollback` takes that back"
+                    f"{now.name} has put version {now.promoted} live already; `predictd rollback` takes that back"
                 )
-            raise PredictdError(f"{name} has ended already: it is {now['state']}")
-        say(f"{name} is cancelled")
+            raise PredictdError(f"{now.name} has ended already: it is {now.state}")
+        say(f"{found.name} is cancelled")
 
 
 @app.command()
@@ -94,16 +81,16 @@ def logs(
         found = _one(here, job)
         before: list[str] = []
         while True:
-            lines = [str(line) for line in found["log"]]
+            lines = list(found.log or ())
             for line in appended(before, lines):
                 say(escaped(line))
-            if not follow or found["state"] in ENDED:
+            if not follow or found.ended:
                 break
             before = lines
             time.sleep(FOLLOW_SECONDS)
-            found = _one(here, found["_id"])
+            found = _one(here, found.id)
         if follow:
-            hint(f"{screens.job_id(found['_id'])}: {screens.outcome(found)}")
+            hint(f"{found.name}: {screens.outcome(found)}")
 
 
 def appended(before: list[str], now: list[str]) -> list[str]:
@@ -124,7 +111,7 @@ def _jobs(here: Place) -> Jobs:
     return Jobs(here.database, here.service)
 
 
-def _one(here: Place, name: str) -> dict[str, Any]:
+def _one(here: Place, name: str) -> Job:
     """The job that a person means. Raises NotApplied."""
     found = _jobs(here).get(name)
     if found is None:

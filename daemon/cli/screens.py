@@ -4,7 +4,7 @@ markup.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Final
@@ -15,7 +15,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from daemon.health.job_report import JobProgress
+from daemon.health.service_status import RunningJob, ServiceStatus
+from daemon.health.worker_report import ScanReport
 from daemon.logs.text import escaped, row_id
+from daemon.store.service.jobs import Job
 
 FRESH_SECONDS: Final = 30.0
 _NUMBERS: Final = frozenset(
@@ -52,6 +56,10 @@ _COLOURS: Final = {
 
 def as_json(document: Any) -> str:
     """Relaxed extended JSON: readable, and nothing of BSON is lost."""
+    if isinstance(document, list):
+        document = [job.document() if isinstance(job, Job) else job for job in document]
+    elif isinstance(document, Job):
+        document = document.document()
     return json_util.dumps(document, json_options=json_util.RELAXED_JSON_OPTIONS, indent=2)
 
 
@@ -106,76 +114,70 @@ def _line(document: Any) -> str:
     return json_util.dumps(document, json_options=json_util.RELAXED_JSON_OPTIONS)
 
 
-def is_well(document: dict[str, Any]) -> bool:
+def is_well(shown: ServiceStatus) -> bool:
     """Whether a daemon is active, has said so lately, and all of its listeners are ready."""
-    return bool(document.get("ready")) and document.get("age_seconds", 1e9) < FRESH_SECONDS
+    return shown.ready and shown.age_seconds is not None and shown.age_seconds < FRESH_SECONDS
 
 
-def status(document: dict[str, Any]) -> RenderableType:
-    """The status document, and the rows that wait."""
-    age = document.get("age_seconds")
-    state, reason = document.get("state"), document.get("reason")
-    if age is not None and age > FRESH_SECONDS:
-        state, reason = "not running", f"it last said something {_duration(age)} ago"
-    head = Text.assemble(
-        ("service ", ""), (str(document["_id"]), "bold"), f": {state}", f" ({escaped(reason)})" if reason else ""
-    )
-    parts: list[RenderableType] = [head, _listeners(document)]
-    if document.get("jobs"):
-        parts += [Text(), _running(document["jobs"])]
-    for name, why in (document.get("refused") or {}).items():
+def status(shown: ServiceStatus, waiting: Mapping[str, int | None]) -> RenderableType:
+    """The status of a service. `waiting`: for each listener, how many rows wait for a key field."""
+    state, reason = shown.state, shown.reason
+    if shown.age_seconds is not None and shown.age_seconds > FRESH_SECONDS:
+        state, reason = "not running", f"its last status is {_duration(shown.age_seconds)} old"
+    head = Text.assemble("service ", (shown.id, "bold"), f": {state}", f" ({escaped(reason)})" if reason else "")
+    parts: list[RenderableType] = [head, _listeners(shown, waiting)]
+    if shown.jobs:
+        parts += [Text(), _running(shown.jobs)]
+    for name, why in shown.refused.items():
         parts.append(Text(f"{escaped(name)} is refused: {escaped(why)}", style="red"))
-    config = document.get("config", {})
-    if not config.get("ok", True):
-        parts.append(Text(f"service.toml is refused: {escaped(str(config.get('error')))}", style="red"))
+    if not shown.config.ok:
+        parts.append(Text(f"service.toml is refused: {escaped(str(shown.config.error))}", style="red"))
     return Group(*parts)
 
 
-def _listeners(document: dict[str, Any]) -> Table:
+def _listeners(shown: ServiceStatus, waiting: Mapping[str, int | None]) -> Table:
     table = _table("listener", "state", "predicted", "touched", "dead", "waiting", "queue", "lag", "why")
-    waiting = document.get("waiting", {})
-    for worker in document.get("workers", {}).values():
-        for name, each in sorted(worker.get("listeners", {}).items()):
-            rows, queue, scan = each.get("rows", {}), each.get("queue", {}), each.get("scan")
-            told = each.get("reason") or worker.get("reason")
-            if scan:
-                total = "?" if scan.get("total") is None else f"{scan['total']:,}"
-                told = f"scan: {scan.get('done', 0):,} of {total} rows, {pace(scan)} ({scan.get('reason')})"
-            waits = waiting.get(name)
+    for worker in shown.workers.values():
+        for name, listener in sorted(worker.listeners.items()):
+            scan, why = listener.scan, listener.reason or worker.reason
+            if scan is not None:
+                total = "?" if scan.total is None else f"{scan.total:,}"
+                why = f"scan: {scan.done:,} of {total} rows, {pace(scan)} ({scan.reason})"
             table.add_row(
                 _text(name),
-                _state(each.get("state")),
-                _text(rows.get("predicted")),
-                _text(rows.get("touched")),
-                _text(each.get("dead_letters")),
-                _text("?" if waits is None else waits),
-                _text(sum(queue.values())),
-                _text(f"{each.get('lag_seconds') or 0:.1f} s"),
-                _text(told),
+                _state(listener.state),
+                _text(listener.rows.get("predicted")),
+                _text(listener.rows.get("touched")),
+                _text(listener.dead_letters),
+                _waiting(waiting, name),
+                _text(sum(listener.queue.values())),
+                _text(f"{listener.lag_seconds:.1f} s"),
+                _text(why),
             )
-    for name in document.get("paused") or ():
-        waits, why = waiting.get(name), f"`predictd resume {name}` takes it up again"
-        table.add_row(
-            _text(name), _state("paused"), "", "", "", _text("?" if waits is None else waits), "", "", _text(why)
-        )
+    for name in shown.paused:
+        why = f"`predictd resume {name}` takes it up again"
+        table.add_row(_text(name), _state("paused"), "", "", "", _waiting(waiting, name), "", "", _text(why))
     return table
 
 
-def pace(scan: Mapping[str, Any]) -> str:
+def _waiting(waiting: Mapping[str, int | None], name: str) -> Text:
+    rows = waiting.get(name)
+    return _text("?" if rows is None else rows)
+
+
+def pace(scan: ScanReport | None) -> str:
     """How fast a scan is, and how long it will take, as far as that is known."""
-    rate, left = scan.get("rate"), scan.get("eta_seconds")
-    words = [] if rate is None else [f"{rate:,.0f} rows/s"]
-    words += [] if left is None else [f"{_duration(left)} left"]
+    words = [] if scan is None or scan.rate is None else [f"{scan.rate:,.0f} rows/s"]
+    words += [] if scan is None or scan.eta_seconds is None else [f"{_duration(scan.eta_seconds)} left"]
     return ", ".join(words)
 
 
-def _running(jobs: list[dict[str, Any]]) -> Table:
+def _running(jobs: Sequence[RunningJob]) -> Table:
     table = _table("job", "model", "attempt", "ran", "progress")
     for job in jobs:
-        told = _progress(job.get("progress") or {}) or "its process starts"
-        ran = _duration(job.get("seconds") or 0)
+        told = _progress(job.progress) or "its process starts"
         table.add_row(
-            _text(job_id(job["job"])), _text(job.get("model")), _text(job.get("attempt")), _text(ran), _text(told)
+            _text(job_id(job.job)), _text(job.model), _text(job.attempt), _text(_duration(job.seconds)), _text(told)
         )
     return table
 
@@ -234,78 +236,76 @@ def _trained_on(data: Mapping[str, Any]) -> str:
     return " ".join(words)
 
 
-def jobs(found: list[dict[str, Any]]) -> RenderableType:
+def jobs(found: list[Job]) -> RenderableType:
     """Jobs, a line each."""
     table = _table("job", "model", "state", "asked for", "when", "ran", "how it goes")
     for job in found:
         table.add_row(
-            _text(job_id(job["_id"])),
-            _text(job["model"]),
-            _state(job["state"]),
-            _text(_trigger(job["trigger"])),
-            _text(_when(job["created_at"])),
-            _text(_duration(job.get("ran") or 0)),
+            _text(job.name),
+            _text(job.model),
+            _state(job.state),
+            _text(_trigger(job.trigger)),
+            _text(_when(job.created_at)),
+            _text(_duration(job.ran)),
             _text(outcome(job)),
         )
     return table if found else Text("no jobs; `predictd train MODEL` asks for one")
 
 
-def job(found: dict[str, Any]) -> RenderableType:
+def job(shown: Job) -> RenderableType:
     """One job."""
     lines = [
-        f"job        {job_id(found['_id'])} ({found['model']})",
-        f"state      {found['state']}: {outcome(found)}",
-        f"asked for  {_trigger(found['trigger'])}, {_when(found['created_at'])}",
+        f"job        {shown.name} ({shown.model})",
+        f"state      {shown.state}: {outcome(shown)}",
+        f"asked for  {_trigger(shown.trigger)}, {_when(shown.created_at)}",
     ]
-    times = ((each, found.get(f"{each}_at")) for each in ("started", "finished"))
-    lines += [f"{each:<10} {_when(at)}" for each, at in times if at is not None]
-    lines.append(f"attempts   {found['attempts']}, {_duration(found.get('ran') or 0)} in all")
-    if found.get("threads"):
-        lines.append(f"threads    {found['threads']}")
-    lines += [f"{each.replace('_', ' '):<12} {told}" for each, told in _said(found.get("result") or {})]
-    trace = "\n".join(escaped(line) for line in str((found.get("error") or {}).get("traceback") or "").splitlines())
+    times = (("started", shown.started_at), ("finished", shown.finished_at))
+    lines += [f"{name:<10} {_when(at)}" for name, at in times if at is not None]
+    lines.append(f"attempts   {shown.attempts}, {_duration(shown.ran)} in all")
+    if shown.threads:
+        lines.append(f"threads    {shown.threads}")
+    lines += _result(shown)
+    trace = "\n".join(escaped(line) for line in shown.error.traceback.splitlines()) if shown.error else ""
     return Group(*(_text(line) for line in lines), *([Text(trace, style="dim")] if trace else []))
 
 
-def job_result(found: dict[str, Any]) -> RenderableType:
-    """What came of a job that is done."""
-    head = _text(f"{found['kind']} {found['target']}: {outcome(found)}")
-    return Group(
-        head, *(_text(f"{each.replace('_', ' '):<12} {told}") for each, told in _said(found.get("result") or {}))
-    )
+def job_result(shown: Job) -> RenderableType:
+    """The result of a job that is done."""
+    return Group(_text(f"{shown.kind} {shown.target}: {outcome(shown)}"), *map(_text, _result(shown)))
 
 
-def outcome(job: Mapping[str, Any]) -> str:
+def outcome(job: Job) -> str:
     """How a job goes or went, in a line."""
-    error = job.get("error") or {}
-    why = f"{error.get('type', 'Error')}: {error.get('message', 'it left no reason')}"
-    ran = _duration(job.get("ran") or 0)
-    match job["state"]:
+    match job.state:
         case "queued":
-            again = f", tried again at {_when(job['retry_at'])}" if job.get("retry_at") else ""
-            return f"{why}{again}" if error else "waits for its turn"
+            again = f", tried again at {_when(job.retry_at)}" if job.retry_at else ""
+            return f"{job.why}{again}" if job.error else "waits for its turn"
         case "running":
-            return _progress(job.get("progress") or {}) or "its process starts"
+            return _progress(job.progress) or "its process starts"
         case "failed":
-            tried = f" after {job['attempts']} attempts" if job.get("attempts", 0) > 1 else ""
-            return f"failed{tried}: {why}"
+            tried = f" after {job.attempts} attempts" if job.attempts > 1 else ""
+            return f"failed{tried}: {job.why}"
         case "done":
-            return f"done in {ran}"
-        case state:
-            return str(state)
+            return f"done in {_duration(job.ran)}"
+        case "cancelled":
+            return "cancelled"
 
 
-def _progress(progress: Mapping[str, Any]) -> str:
-    step, total = progress.get("step"), progress.get("total")
-    words = [] if step is None else [f"step {step:,}" + (f" of {total:,}" if total else "")]
-    words += [f"{name} {_number(progress[name])}" for name in ("loss",) if isinstance(progress.get(name), (int, float))]
-    if isinstance(progress.get("rows_per_second"), (int, float)):
-        words.append(f"{progress['rows_per_second']:,.0f} rows/s")
+def _progress(progress: JobProgress) -> str:
+    total = f" of {progress.total:,}" if progress.total else ""
+    words = [] if progress.step is None else [f"step {progress.step:,}{total}"]
+    words += [] if progress.loss is None else [f"loss {_number(progress.loss)}"]
+    words += [] if progress.rows_per_second is None else [f"{progress.rows_per_second:,.0f} rows/s"]
     return ", ".join(words)
 
 
-def _said(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """A job's result, in words where it is no word or number."""
+def _result(job: Job) -> list[str]:
+    """A job's result, a line for each value."""
+    return [f"{name.replace('_', ' '):<12} {value}" for name, value in _values(job.result or {})]
+
+
+def _values(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Names and values of a result, as text."""
     for name, value in result.items():
         if name == "version":
             yield name, f"{value}, live now" if result.get("promoted") else str(value)

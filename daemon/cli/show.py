@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from components.errors import NotApplied, PredictdError
 from daemon.cli import screens
 from daemon.cli.command import FAILED, ConfigFile, Json, ModelName, hint, out, place, show
+from daemon.health.service_status import ServiceStatus
 from daemon.store.registry.versions import Version, Versions
 from daemon.store.service import overview
 from daemon.store.service.status import StatusBoard
@@ -26,18 +27,18 @@ def status(
     with place(config) as here:
         board = StatusBoard(here.database, here.service)
 
-        def now() -> dict[str, Any]:
-            document = board.read() or {"_id": here.service, "state": "never started", "ready": False}
-            return {**document, "waiting": overview.waiting(here.database, here.service)}
+        def now() -> tuple[ServiceStatus, dict[str, int | None]]:
+            found = board.read() or ServiceStatus(here.service, "never started")
+            return found, overview.waiting(here.database, here.service)
 
         if watch and not json and out.is_terminal:
             with screens.live(out) as draw:
                 while True:
-                    draw(screens.status(now()))
+                    draw(screens.status(*now()))
                     time.sleep(1)
-        document = now()
-        show(document, screens.status, json=json)
-        raise typer.Exit(0 if screens.is_well(document) else FAILED)
+        found, waiting = now()
+        show({**found.document(), "waiting": waiting}, lambda _: screens.status(found, waiting), json=json)
+        raise typer.Exit(0 if screens.is_well(found) else FAILED)
 
 
 def tables(config: ConfigFile = None, json: Json = False) -> None:

@@ -23,11 +23,11 @@ from pymongo.errors import PyMongoError
 from rich.console import Console
 
 from components.errors import PredictdError
-from daemon.demo.console import say
 from daemon.demo.process import Daemon, DemoFailed, own_folder
 from daemon.demo.story import KEY, TABLE, Digit, Story
 from daemon.demo.training import MODEL
 from daemon.embedded import server as embedded
+from daemon.logs.terminal import say
 from daemon.logs.text import escaped
 
 __all__ = ["show"]

@@ -30,9 +30,9 @@ from pymongo.change_stream import ChangeStream
 from rich.console import Console
 from rich.text import Text
 
-from daemon.demo.console import bar, say
 from daemon.demo.process import Daemon, DemoFailed
 from daemon.demo.training import FOLDS, KEPT_APART, Training
+from daemon.logs.terminal import bar, say
 from daemon.logs.text import escaped, row_id
 from daemon.store.rows import dead_letters
 from daemon.store.rows.outputs import Outputs
@@ -108,7 +108,7 @@ class Story:
 
     def _insert_one_by_one(self) -> None:
         latencies = []
-        with bar(self._out, "one by one", self._singles) as show:
+        with bar(self._out, "one by one", self._singles, transient=True) as show:
             for number, document in enumerate(self._take(self._singles), 1):
                 time.sleep(random.uniform(0.0, 0.02))  # noqa: S311 - so that the rows march in step with nothing
                 began = time.perf_counter()
@@ -267,7 +267,7 @@ class Story:
         """Waits until the stream has shown an output of each row; when the last one was seen. `label` shows a bar."""
         waiting = {document["_id"] for document in documents} - self._seen.keys()
         end = time.monotonic() + seconds
-        with bar(self._out, label or "", len(documents)) as show:
+        with bar(self._out, label or "", len(documents), transient=True) as show:
             show(len(documents) - len(waiting))
             while waiting:
                 self._daemon.check_alive()

@@ -23,12 +23,13 @@ from pymongo.database import Database
 from rich.console import Console
 
 from daemon.api.plots import versions_figure
-from daemon.demo.console import Bar, bar, say
 from daemon.demo.process import Daemon, DemoFailed
+from daemon.health.job_report import JobProgress
+from daemon.logs.terminal import Bar, bar, say
 from daemon.logs.text import escaped
 from daemon.store import names
 from daemon.store.registry.versions import Version, Versions
-from daemon.store.service.jobs import Jobs
+from daemon.store.service.jobs import Job, Jobs
 
 __all__ = ["FOLDS", "KEPT_APART", "MODEL", "Right", "Training"]
 
@@ -97,15 +98,14 @@ class Training:
         """Asks for a validation of the live version, and waits for what it finds."""
         asked = self._jobs.queue("validate", VALIDATION, {"by": "the demo"})
         assert asked is not None  # without a key it is always a job of its own
-        with bar(self._out, f"validating {MODEL}") as show:
+        with bar(self._out, f"validating {MODEL}", transient=True) as show:
 
-            def done() -> dict[str, Any] | None:
+            def done() -> Job | None:
                 job = self._job(asked)
-                progress = job["progress"]
-                show(progress.get("step", 0), progress.get("total"), _doing(progress))
-                return job if job["state"] == "done" else None
+                show(job.progress.step or 0, job.progress.total, _doing(job.progress))
+                return job if job.state == "done" else None
 
-            result = self._daemon.until("the validation to end", done, VALIDATION_SECONDS)["result"]
+            result = self._daemon.until("the validation to end", done, VALIDATION_SECONDS).result or {}
         found = ", ".join(f"{name} {value:.3f}" for name, value in result["metrics"].items())
         say(
             self._out,
@@ -130,7 +130,7 @@ class Training:
 
     def follow(self, identifier: str) -> None:
         """Shows the job until its version is live and every output is of that version."""
-        with bar(self._out, f"training {MODEL}") as show:
+        with bar(self._out, f"training {MODEL}", transient=True) as show:
             version = self._daemon.until(
                 "the trained version to be live", lambda: self._went_live(identifier, show), TRAINING_SECONDS
             )
@@ -165,28 +165,27 @@ class Training:
         self.figures["metrics and losses"] = str(file)
 
     def _trainings(self) -> list[str]:
-        return [str(job["_id"]) for job in self._jobs.listed(kind="train", target=MODEL)]
+        return [job.id for job in self._jobs.listed(kind="train", target=MODEL)]
 
-    def _job(self, identifier: str) -> dict[str, Any]:
-        """The job's document. Raises DemoFailed where it has failed."""
+    def _job(self, identifier: str) -> Job:
+        """The job. Raises DemoFailed if it has failed."""
         job = self._jobs.get(identifier)
         if job is None:
             raise DemoFailed(f"the job {identifier} is no longer there")
-        if job["state"] in ("failed", "cancelled"):
-            error = job.get("error") or {}
-            raise DemoFailed(f"{identifier} is {job['state']}: {error.get('message', 'it left no reason')}")
+        if job.state in ("failed", "cancelled"):
+            raise DemoFailed(f"{identifier} is {job.state}: {job.why}")
         return job
 
     def _went_live(self, identifier: str, show: Bar) -> Version | None:
         """The job's version, once it is live; shows how far the job is."""
         job = self._job(identifier)
-        progress = job["progress"]
-        show(progress.get("step", 0), progress.get("total"), _doing(progress))
+        show(job.progress.step or 0, job.progress.total, _doing(job.progress))
         live = self._versions.live()
         if live is not None and live.job == identifier:
             return live
-        if job["state"] == "done":
-            raise DemoFailed(f"{identifier} made version {job['result']['version']}: {job['result']['reason']}")
+        if job.state == "done":
+            result = job.result or {}
+            raise DemoFailed(f"{identifier} made version {result.get('version')}: {result.get('reason')}")
         return None
 
     def _resync(self, version: Version) -> tuple[int, float]:
@@ -195,7 +194,7 @@ class Training:
         """
         there = {f"{self._output}.version": version.number}
         total = self._rows.count_documents({})
-        with bar(self._out, "outputs follow", total) as show:
+        with bar(self._out, "outputs follow", total, transient=True) as show:
 
             def done() -> bool:
                 count = self._rows.count_documents(there)
@@ -209,13 +208,13 @@ class Training:
 
     def _done(self, identifier: str) -> None:
         """The job has little left to do once its version is live."""
-        self._daemon.until("the training to end", lambda: self._job(identifier)["state"] == "done", WAIT_SECONDS)
+        self._daemon.until("the training to end", lambda: self._job(identifier).state == "done", WAIT_SECONDS)
 
 
-def _doing(progress: Mapping[str, Any]) -> str:
-    if "loss" in progress:
-        return f"loss {progress['loss']:.3f}"
-    return "" if "step" in progress else "its process starts"
+def _doing(progress: JobProgress) -> str:
+    if progress.loss is not None:
+        return f"loss {progress.loss:.3f}"
+    return "its process starts" if progress.step is None else ""
 
 
 def _counted(count: int, what: str) -> str:

@@ -9,16 +9,11 @@ codes mean is said here, for every engine.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from enum import IntEnum
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from daemon.health.job_report import JobReport
-from daemon.health.worker_report import WorkerReport
-
-__all__ = ["Engine", "Exit", "JobSpec", "Spec", "WorkerProcess", "WorkerSpec", "ended"]
+__all__ = ["Engine", "Exit", "Spec", "WorkerProcess", "ended"]
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
@@ -52,101 +47,6 @@ class Spec(Protocol[R_co]):
 
     def decode(self, line: bytes) -> R_co:
         """The report in a line of its standard output. Raises ReportRefused."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerSpec:
-    """All that a worker is told. `log` is that section of service.toml; times are in seconds; `module` is the program
-    that runs.
-    """
-
-    worker: str
-    uri: str = field(repr=False)  # it may hold a password
-    database: str
-    service: str
-    epoch: int
-    state_dir: Path
-    import_root: Path
-    allow_imports: tuple[str, ...]
-    queue_rows: int
-    queue_bytes: int
-    log: Mapping[str, str]
-    stop_timeout: float
-    signing_key: str = field(default="", repr=False)
-    ended: str = ""
-    stage_seconds: float = 20.0
-    module: str = "daemon.worker"
-
-    @property
-    def name(self) -> str:
-        """The worker's name."""
-        return self.worker
-
-    def order(self) -> dict[str, Any]:
-        """See `Spec`."""
-        return {
-            "uri": self.uri,
-            "database": self.database,
-            "service": self.service,
-            "worker": self.worker,
-            "epoch": self.epoch,
-            "state_dir": str(self.state_dir),
-            "import_root": str(self.import_root),
-            "allow_imports": list(self.allow_imports),
-            "queue_rows": self.queue_rows,
-            "queue_bytes": self.queue_bytes,
-            "log": dict(self.log),
-            "stop_timeout": self.stop_timeout,
-            "signing_key": self.signing_key,
-            "ended": self.ended,
-        }
-
-    def decode(self, line: bytes) -> WorkerReport:
-        """See `Spec`."""
-        return WorkerReport.from_json(line)
-
-
-@dataclass(frozen=True, slots=True)
-class JobSpec:
-    """All that the process of one job is told; `threads` None is its own choice."""
-
-    job: str
-    uri: str = field(repr=False)
-    database: str
-    service: str
-    epoch: int
-    state_dir: Path
-    import_root: Path
-    allow_imports: tuple[str, ...]
-    log: Mapping[str, str]
-    signing_key: str = field(repr=False)
-    threads: int | None = None
-    module: str = "daemon.job"
-
-    @property
-    def name(self) -> str:
-        """The job's id."""
-        return f"job {self.job}"
-
-    def order(self) -> dict[str, Any]:
-        """See `Spec`."""
-        return {
-            "uri": self.uri,
-            "database": self.database,
-            "service": self.service,
-            "epoch": self.epoch,
-            "job": self.job,
-            "state_dir": str(self.state_dir),
-            "import_root": str(self.import_root),
-            "allow_imports": list(self.allow_imports),
-            "log": dict(self.log),
-            "signing_key": self.signing_key,
-            "threads": self.threads,
-        }
-
-    def decode(self, line: bytes) -> JobReport:
-        """See `Spec`."""
-        return JobReport.from_json(line)
 
 
 class WorkerProcess(Protocol[R_co]):

@@ -29,7 +29,6 @@ class Plan:
     start: tuple[str, ...] = ()
     stop: tuple[str, ...] = ()
     restart: tuple[str, ...] = ()
-    untouched: tuple[str, ...] = ()
 
     @property
     def leaving(self) -> tuple[str, ...]:
@@ -56,7 +55,6 @@ def plan(old: Mapping[str, str], new: Mapping[str, str]) -> Plan:
         start=tuple(name for name in new if name not in old),
         stop=tuple(name for name in old if name not in new),
         restart=tuple(name for name in new if name in old and new[name] != old[name]),
-        untouched=tuple(name for name in new if old.get(name) == new[name]),
     )
 
 

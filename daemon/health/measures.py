@@ -1,4 +1,4 @@
-"""What a worker measures, as prometheus metrics in a registry of its own; the supervisor shows them on /metrics.
+"""The Prometheus metrics of a worker, in a registry of its own; the supervisor shows them on /metrics.
 
 Every name is documented in docs/operations.md and in `daemon.web.metrics`.
 """
@@ -50,7 +50,7 @@ class WorkerMeasures:
 
 
 class Measures:
-    """The metrics of one listener: what its corridor counts, once a batch."""
+    """The metrics of one listener; its corridor updates them once a batch."""
 
     def __init__(self, worker: WorkerMeasures, listener: str) -> None:
         self._rows = {result: worker.rows.labels(listener, result) for result in RESULTS}

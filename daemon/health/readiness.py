@@ -1,63 +1,49 @@
-"""What the state of the service means: is it ready, does its work still move, how is it said in one line.
+"""Verdicts on the state of the service: whether it is ready, whether its work makes progress, and its status line.
 
-Pure functions over a `ServiceState`, which the supervisor takes as a picture of itself. `/readyz`, the watchdog and
-`systemctl status` all ask here, so they cannot disagree. Times are seconds of the monotonic clock; `now` is passed in.
+Pure functions over a `ServiceState`. `/readyz`, the watchdog and `systemctl status` all use them, so they cannot
+disagree. Times are seconds of the monotonic clock; `now` is passed in.
 
-Readiness and the watchdog ask different questions. A service is *not ready* as soon as rows would wait (MongoDB is
-away, a worker starts, a backfill runs): nothing is broken. The *watchdog* is withheld only when a process is there and
-does not move, so that systemd kills it.
+Readiness and the watchdog differ. A service is *not ready* as soon as rows would wait, for example while MongoDB is
+away or a worker starts; nothing is broken then. The *watchdog* is withheld only if a process runs without progress, so
+that systemd kills it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
+from daemon.health.service_status import ConfigState, RunningJob, ServiceStatus, WorkerStatus
 from daemon.health.worker_report import ListenerReport, WorkerReport
 
 __all__ = [
-    "ConfigState",
     "ListenerReadiness",
     "Readiness",
     "ServiceState",
     "WorkerState",
     "readiness",
-    "status_document",
+    "service_status",
     "status_line",
     "streams_open",
     "stuck",
 ]
 
 STALE_SECONDS = 10.0
-"""A worker reports every two seconds at least; after this long without a report nothing is known about it."""
+"""A worker reports every two seconds at least; after this long without one, its state is unknown."""
 
 BUSY_SECONDS = 60.0
-"""A stage that is busy with one batch for longer is not keeping up with anything."""
+"""A stage that is busy with one batch for longer does not keep up."""
 
 STARTING_SECONDS = 120.0
 """How long a worker may take to import torch, load its weights and open its stream."""
-
-_STAGES_ON_MONGODB = frozenset({"stream", "scan", "read", "write", "position"})
-"""Stages (of `busy`, whose keys are LISTENER.STAGE) that wait for MongoDB; while it is away their being busy says
-nothing about the worker.
-"""
 
 Role = Literal["starting", "standby", "active", "stopping"]
 
 
 @dataclass(frozen=True, slots=True)
-class ConfigState:
-    """The verdict on the configuration file as it was last read; the running one stays where `ok` is false."""
-
-    ok: bool = True
-    error: str | None = None
-    loaded_at: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class WorkerState:
-    """One worker as the supervisor knows it. `listeners` are those it should run; `reason` says why it is not up."""
+    """One worker as the supervisor knows it. `listeners` are those it should run; `reason` is why it is not up."""
 
     name: str
     listeners: tuple[str, ...]
@@ -85,11 +71,11 @@ class WorkerState:
 
 @dataclass(frozen=True, slots=True)
 class ServiceState:
-    """The whole service at one moment. `mongo` is None while MongoDB answers (since `mongo_back_at`), else why not;
-    `role_reason` explains the role.
+    """The whole service at one moment. `mongo` is None while MongoDB answers (since `mongo_back_at`), else the reason
+    why it does not; `role_reason` is the reason for the role.
 
-    `jobs` are those that run; `paused` are listeners that somebody paused; `refused` are declarations in the database
-    that are not this service's.
+    `jobs` are those that run; `paused` are the paused listeners; `refused` are declarations in the database that carry
+    no signature of this service, each with the reason.
     """
 
     service: str
@@ -100,7 +86,7 @@ class ServiceState:
     epoch: int | None = None
     workers: tuple[WorkerState, ...] = ()
     config: ConfigState = field(default_factory=ConfigState)
-    jobs: tuple[Mapping[str, Any], ...] = ()
+    jobs: tuple[RunningJob, ...] = ()
     paused: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
 
@@ -126,7 +112,7 @@ def readiness(state: ServiceState, now: float) -> Readiness:
     """Ready means: this daemon is active, MongoDB answers, and every listener predicts rows as they come, its stream
     open.
 
-    A backfill does not take that away, live rows go first; it is told as the reason of a listener that is ready.
+    A backfill does not change that, since live rows go first; it is shown as the reason of a listener that is ready.
     """
     general = _obstacle(state)
     listeners: dict[str, ListenerReadiness] = {}
@@ -143,39 +129,38 @@ def readiness(state: ServiceState, now: float) -> Readiness:
 
 
 def streams_open(state: ServiceState) -> bool:
-    """Whether every worker has opened its change stream: from here on no row is overlooked."""
+    """Whether every worker has opened its change stream: no change is missed from then on."""
     return state.role == "active" and all(worker.up and worker.stream_open for worker in state.workers)
 
 
 def stuck(state: ServiceState, now: float, patience: float) -> str | None:
-    """Which worker is there and does not move, and for how long; None where the watchdog may be fed.
+    """Which worker runs without progress, and for how long; None if the watchdog may be fed.
 
-    `patience` (seconds) is how old a report, and how long a stage's batch, may be.
+    `patience` (seconds) is how old a report may be, and how long a stage may work on a batch.
     """
     for worker in state.workers:
         if not worker.up:
-            continue  # it is being restarted, by a supervisor that is evidently awake
+            continue  # the supervisor restarts it
         report = worker.report
         if report is None or report.state == "starting":
-            # It says no more until it has started, for which it needs MongoDB.
+            # Its report stays until it has started, for which it needs MongoDB.
             starting = now - max(worker.started_at, state.mongo_back_at)
             if state.mongo is None and starting > STARTING_SECONDS:
                 return f"worker {worker.name} has been starting for {starting:.0f} s"
             continue
         if report.state == "stopping":
-            continue  # whoever stops it waits for a bounded time
+            continue  # stopping has a time limit of its own
         age = now - (worker.reported_at or worker.started_at)
         if age > max(patience, STALE_SECONDS):
             return f"worker {worker.name} has not reported for {age:.0f} s"
-        mongo_away = state.mongo is not None or report.state == "waiting"
-        for stage, seconds in report.busy.items():
-            if seconds > patience and not (mongo_away and stage.rpartition(".")[2] in _STAGES_ON_MONGODB):
+        for stage, seconds in report.busy.items():  # waiting for MongoDB does not count as busy
+            if seconds > patience:
                 return f"stage {stage} of worker {worker.name} has been busy for {seconds:.0f} s"
     return None
 
 
 def status_line(state: ServiceState, now: float) -> str:
-    """One line for a person: what runs and how far behind it is, or what is in the way."""
+    """One line for a person: what runs and how far behind it is, or why it is not ready."""
     verdict = readiness(state, now)
     good = sum(listener.ready for listener in verdict.listeners.values())
     total = len(verdict.listeners)
@@ -189,30 +174,39 @@ def status_line(state: ServiceState, now: float) -> str:
     return f"{total} listener{'' if total == 1 else 's'} running, lag {max(lags, default=0.0):.1f} s{suffix}"
 
 
-def status_document(state: ServiceState, now: float) -> dict[str, Any]:
-    """The service as its status document shows it: verdict, workers with their reports (samples are for /metrics),
-    configuration.
-    """
+def service_status(state: ServiceState, now: float) -> ServiceStatus:
+    """The service as its status document shows it."""
     verdict = readiness(state, now)
-    workers = {}
-    for worker in state.workers:
-        report = {} if worker.report is None else worker.report.document()
-        about = {"up": worker.up, "pid": worker.pid, "restarts": worker.restarts}
-        workers[worker.name] = {"state": "down", "reason": worker.reason, "listeners": {}} | report | about
-    return {
-        "state": state.role,
-        "ready": verdict.ready,
-        "reason": verdict.reason,
-        "workers": workers,
-        "config": asdict(state.config),
-        "jobs": [dict(job) for job in state.jobs],
-        "paused": list(state.paused),
-        "refused": dict(state.refused),
-    }
+    return ServiceStatus(
+        state.service,
+        state.role,
+        verdict.ready,
+        verdict.reason,
+        {worker.name: _worker_status(worker) for worker in state.workers},
+        state.config,
+        state.jobs,
+        state.paused,
+        state.refused,
+    )
+
+
+def _worker_status(worker: WorkerState) -> WorkerStatus:
+    about = WorkerStatus(up=worker.up, pid=worker.pid, restarts=worker.restarts, reason=worker.reason)
+    report = worker.report
+    if report is None:
+        return about
+    return replace(
+        about,
+        state=report.state,
+        reason=report.reason,
+        listeners=report.listeners,
+        stream=report.stream,
+        busy=report.busy,
+    )
 
 
 def _obstacle(state: ServiceState) -> str | None:
-    """What is in the way of every listener."""
+    """Why no listener is ready."""
     if state.role == "stopping":
         return "stopping"
     if state.mongo is not None:
@@ -225,7 +219,7 @@ def _obstacle(state: ServiceState) -> str | None:
 
 
 def _trouble(worker: WorkerState, now: float) -> str | None:
-    """What is in the way of every listener of a worker."""
+    """Why no listener of a worker is ready."""
     if not worker.up:
         return f"worker {worker.name} is not running: {worker.reason or 'it is being started'}"
     if worker.report is None or worker.reported_at is None or worker.report.state == "starting":

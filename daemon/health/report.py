@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from components.errors import PredictdError
 
-__all__ = ["Count", "Name", "Plain", "ReportRefused", "Seconds", "decoded"]
+__all__ = ["Count", "Name", "Plain", "ReportRefused", "Seconds", "decoded", "defaulting"]
 
 R = TypeVar("R")
 
@@ -28,6 +28,18 @@ Name = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 
 Plain = None | bool | Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | float | str
 """A JSON value that is neither an object nor an array."""
+
+
+def defaulting(default: Any) -> WrapValidator:
+    """For a field that others may have written: a value that does not fit reads as the default."""
+
+    def read(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            return default
+
+    return WrapValidator(read)
 
 
 class ReportRefused(PredictdError):

@@ -1,22 +1,22 @@
-"""Whether a worker can be given up by somebody who waits for it: a verdict on what the service's status says of it,
-over a while.
+"""Whether a worker will never run: a verdict on its status over a while, for a client that waits for it.
 
-Its word may be some seconds old, from before what was just applied, so one look is not enough.
+A status may be some seconds old, from before what was just applied; so one look is not enough.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
+
+from daemon.health.service_status import WorkerStatus
 
 __all__ = ["Failing"]
 
 FAILING_SECONDS: Final = 10.0
-"""A worker that says for so long that what is declared cannot be built is believed."""
+"""A worker that could not build its declarations for so long counts as failed."""
 
 CRASHES: Final = 3
-"""One that ended so often, without having run in between, will not run."""
+"""So does one that ended so often without having run in between."""
 
 _CANNOT_BE_BUILT: Final = "exit code 65"
 _DECLARED_ANEW: Final = "exit code 64"
@@ -30,23 +30,21 @@ class _Seen:
 
 
 class Failing:
-    """What was seen of each worker so far."""
+    """The failures of each worker so far."""
 
     def __init__(self) -> None:
         self._seen: dict[str, _Seen] = {}
 
-    def why(self, name: str, worker: Mapping[str, Any], now: float) -> str | None:
-        """Why the worker will not run, None as long as it may; `worker` is its part of the status document, `now` is of
-        any clock, in seconds.
-        """
-        restarts = int(worker.get("restarts") or 0)
+    def why(self, name: str, worker: WorkerStatus, now: float) -> str | None:
+        """Why the worker will not run; None as long as it may. `now` is of any clock, in seconds."""
+        restarts, reason = worker.restarts, worker.reason or ""
         seen = self._seen.setdefault(name, _Seen(restarts))
-        if worker.get("state") == "running" or str(worker.get("reason")).startswith(_DECLARED_ANEW):
+        if worker.state == "running" or reason.startswith(_DECLARED_ANEW):
             self._seen[name] = _Seen(restarts)
             return None
-        if worker.get("reason") and (not worker.get("up") or worker.get("state") == "failed"):
-            seen.reason = str(worker["reason"])
-        if worker.get("up") or not seen.reason.startswith(_CANNOT_BE_BUILT):
+        if reason and (not worker.up or worker.state == "failed"):
+            seen.reason = reason
+        if worker.up or not seen.reason.startswith(_CANNOT_BE_BUILT):
             seen.since = None
         else:
             seen.since = now if seen.since is None else seen.since

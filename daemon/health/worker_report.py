@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import TypeAdapter
 
@@ -96,11 +96,6 @@ class WorkerReport:
     def to_json(self) -> str:
         """The report as one line of JSON."""
         return json.dumps(_ADAPTER.dump_python(self, warnings=False))
-
-    def document(self) -> dict[str, Any]:
-        """The report as the status document holds it: without the samples."""
-        document: dict[str, Any] = _ADAPTER.dump_python(self, exclude={"samples"}, warnings=False)
-        return document
 
 
 _ADAPTER = TypeAdapter(WorkerReport)

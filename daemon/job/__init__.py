@@ -2,12 +2,13 @@
 `python -P -m daemon.job`.
 
     __main__.py     the process: its order, its politeness, its exit code
-    process.py      what it is told, what it says, and how it stops
+    assignment.py   what it is told
+    reporter.py     what it reports
     context.py      what it works with: the declarations, the models, patience with MongoDB
     evaluation.py   a model measured by its validations, on rows that are chosen once
     training.py     learn, store a candidate, decide, promote
     pins.py         what a training settled before its first step, for the attempt that resumes it
-    validating.py   measure the live version, add to its history
+    validation.py   measure the live version, add to its history
 
 Like a worker it is told all on the first line of its standard input, whose end means that its parent is gone, and
 reports on its standard output, one JSON object a line (`daemon.health.job_report`).

@@ -18,7 +18,7 @@ from components.errors import DeclarationError, Fenced, MetricError, NotApplied,
 from daemon.engine import Exit
 from daemon.engine.child import leave_with_parent
 from daemon.health.job_report import JobError
-from daemon.job.assignment import Assignment
+from daemon.job.assignment import JobAssignment
 from daemon.job.context import Context
 from daemon.job.reporter import JobReporter
 from daemon.job.training import train
@@ -37,7 +37,7 @@ TRACEBACK_CHARACTERS: Final = 8000
 
 def main() -> None:
     """The process, from its first line to its exit code."""
-    assignment = Assignment.read(sys.stdin.buffer.readline().decode())
+    assignment = JobAssignment.read(sys.stdin.buffer.readline())
     configure(**assignment.log)  # type: ignore[arg-type]
     structlog.contextvars.bind_contextvars(job=assignment.job)
     faulthandler.enable()  # a crash in somebody's extension says where it was
@@ -55,12 +55,12 @@ def main() -> None:
     )  # threads may still wait for MongoDB: nothing of theirs is lost
 
 
-def work(assignment: Assignment, voice: JobReporter, patience: MongoRetry, stopping: threading.Event) -> int:
+def work(assignment: JobAssignment, voice: JobReporter, patience: MongoRetry, stopping: threading.Event) -> int:
     """Does the job and reports its end; the exit code."""
     try:
         context = Context(assignment, voice, patience, stopping)
-        job = context.document()
-        result = {"train": train, "validate": validate}[job["kind"]](context, job)
+        job = context.job()
+        result = {"train": train, "validate": validate}[job.kind](context, job)
     except (Stopped, Stopping) as stopped:
         voice.say(f"stopped: {stopped}")
         voice.last("stopped")

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
+
+from daemon.engine.assignment import Assignment
+from daemon.health.job_report import JobReport
+
+__all__ = ["JobAssignment"]
 
 
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """What a job's process is told by its parent."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobAssignment(Assignment):
+    """What a job's process is told by its parent; with `threads` None the process chooses."""
 
-    uri: str = field(repr=False)
-    database: str
-    service: str
-    epoch: int
     job: str
-    state_dir: Path
-    import_root: Path
-    signing_key: str = field(repr=False)
-    allow_imports: tuple[str, ...] = ()
-    log: Mapping[str, str] = field(default_factory=dict)
     threads: int | None = None
+    module: str = "daemon.job"
 
-    @classmethod
-    def read(cls, line: str) -> Assignment:
-        """Reads the first line of standard input."""
-        told = json.loads(line)
-        paths = {name: Path(told[name]) for name in ("state_dir", "import_root")}
-        return cls(**{**told, **paths, "allow_imports": tuple(told["allow_imports"])})
+    @property
+    def name(self) -> str:
+        """The job's name in the log."""
+        return f"job {self.job}"
+
+    def decode(self, line: bytes) -> JobReport:
+        """See `daemon.engine.Spec`."""
+        return JobReport.from_json(line)

@@ -15,7 +15,7 @@ from components.examples import Examples
 from components.import_paths import ImportPolicy
 from components.listener import Key
 from components.signing_key import SigningKey
-from daemon.job.assignment import Assignment
+from daemon.job.assignment import JobAssignment
 from daemon.job.reporter import JobReporter
 from daemon.store.connection import open_database, reaching
 from daemon.store.mongo_retry import MongoRetry
@@ -23,7 +23,7 @@ from daemon.store.registry.components import Catalog, Component
 from daemon.store.registry.model_loader import ATTEMPTS, Loaded, ModelLoader
 from daemon.store.registry.registry import Registry
 from daemon.store.rows.datasets import RowExamples
-from daemon.store.service.jobs import Jobs
+from daemon.store.service.jobs import Job, Jobs
 
 __all__ = ["Context"]
 
@@ -34,7 +34,7 @@ class Context:
     """
 
     def __init__(
-        self, assignment: Assignment, voice: JobReporter, patience: MongoRetry, stopping: threading.Event
+        self, assignment: JobAssignment, voice: JobReporter, patience: MongoRetry, stopping: threading.Event
     ) -> None:
         self.assignment = assignment
         self.voice = voice
@@ -51,14 +51,11 @@ class Context:
         """What a promotion asks for: this job, running under this epoch."""
         return self.assignment.job, self.assignment.epoch
 
-    def document(self) -> dict[str, Any]:
-        """The job. Raises Fenced where it is no longer ours."""
+    def job(self) -> Job:
+        """The job. Raises Fenced if it is no longer ours."""
         job = self.patience("job", lambda: Jobs(self.database, self.assignment.service).get(self.assignment.job))
-        if job is None or (job["_id"], job["state"], job["epoch"]) != (
-            self.assignment.job,
-            "running",
-            self.assignment.epoch,
-        ):
+        assignment = self.assignment
+        if job is None or (job.id, job.state, job.epoch) != (assignment.job, "running", assignment.epoch):
             raise Fenced(f"job {self.assignment.job} was cancelled, or is another leader's")
         return job
 

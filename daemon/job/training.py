@@ -33,6 +33,7 @@ from daemon.store.registry.components import signature
 from daemon.store.registry.model_loader import Loaded, object_signature, packed
 from daemon.store.registry.versions import Version
 from daemon.store.rows.datasets import Pinned, pinned
+from daemon.store.service.jobs import Job
 
 if TYPE_CHECKING:
     from components.torch.loop import Trained
@@ -48,7 +49,7 @@ LOSS: Final = "valid/loss"
 T = TypeVar("T")
 
 
-def train(context: Context, job: Mapping[str, Any]) -> dict[str, Any]:
+def train(context: Context, job: Job) -> dict[str, Any]:
     """Does the job; its result. Raises Stopped and Stopping, Fenced, and PredictdError where a person must act."""
     training = Training(context, job)
     candidate = training.stored()
@@ -69,12 +70,12 @@ class Compared:
 class Training:
     """One training job at work."""
 
-    def __init__(self, context: Context, job: Mapping[str, Any]) -> None:
+    def __init__(self, context: Context, job: Job) -> None:
         self._context = context
         self._job = job
-        self._model = str(job["model"])
+        self._model = job.model
         context.voice.doing("building the model")
-        self._declared, self._known = context.declared("trainer", job["target"])
+        self._declared, self._known = context.declared("trainer", job.target)
         self._component, self._live = context.live(self._model)
         if self._component.body["type"] != "torch":
             raise DeclarationError(
@@ -87,7 +88,7 @@ class Training:
 
     def stored(self) -> Version | None:
         """The candidate of an attempt before this one."""
-        mine = self._context.patience("versions", lambda: self._versions.listed(job=self._job["_id"]))
+        mine = self._context.patience("versions", lambda: self._versions.listed(job=self._job.id))
         return mine[-1] if mine else None
 
     # ---- learning -------------------------------------------------------------------------------------------------
@@ -99,7 +100,7 @@ class Training:
         from components.torch.loop import train as run
 
         context, body, voice = self._context, self._declared.body, self._context.voice
-        folder = checkpoint_folder(context.assignment.state_dir, str(self._job["_id"]))
+        folder = checkpoint_folder(context.assignment.state_dir, self._job.id)
         pins = pinning.load(folder, self._identity)
         if pins is None:
             pins = self._pin()
@@ -251,18 +252,18 @@ class Training:
                 signature=self._component.signature,
                 object_signature=object_signature(self._component.body),
                 source=self._context.loader.source(self._component),
-                origin=f"training {self._job['_id']}",
+                origin=f"training {self._job.id}",
                 trained=True,
-                job=self._job["_id"],
+                job=self._job.id,
                 **about,
             )
 
-        self._context.document()  # a cancelled job leaves no candidate
+        self._context.job()  # a cancelled job leaves no candidate
         return self._context.patience("versions", store)
 
     def _note(self, version: Version, validation: str, metrics: Mapping[str, float]) -> None:
         self._context.patience(
-            "versions", lambda: self._versions.validated(version.number, validation, metrics, self._job["_id"])
+            "versions", lambda: self._versions.validated(version.number, validation, metrics, self._job.id)
         )
 
     # ---- deciding -------------------------------------------------------------------------------------------------
@@ -291,7 +292,7 @@ class Training:
     def _judges(self) -> tuple[Evaluation, Examples | None]:
         """What to measure another live version by: the same rows, as far as they are still known."""
         context, body = self._context, self._declared.body
-        folder = checkpoint_folder(context.assignment.state_dir, str(self._job["_id"]))
+        folder = checkpoint_folder(context.assignment.state_dir, self._job.id)
         pins = pinning.load(folder, self._identity) or self._pin()
         valid = None if pins.valid is None else context.rows(body["table"], body["key"], pins.valid, self._known)
         return Evaluation(context, self._validations, self._known, pins.datasets), valid
@@ -314,7 +315,7 @@ class Training:
                     number, reason=decision.reason, live=compared.version, job=self._context.fence
                 ),
             )
-        self._context.document()
+        self._context.job()
         say = versions.reject if decision.state == "rejected" else versions.hold
         patience("versions", lambda: say(number, decision.reason))
         return True

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from components.examples import Examples
 from daemon.job.context import Context
 from daemon.job.evaluation import Evaluation, chosen
+from daemon.store.service.jobs import Job
 
 __all__ = ["validate"]
 
 
-def validate(context: Context, job: Mapping[str, Any]) -> dict[str, Any]:
+def validate(context: Context, job: Job) -> dict[str, Any]:
     """Does the job; its result. Raises Stopped and Stopping, Fenced, and PredictdError where a person must act."""
     context.voice.doing("building the model")
-    declared, known = context.declared("validation", job["target"])
-    _, live = context.live(str(job["model"]))
+    declared, known = context.declared("validation", job.target)
+    _, live = context.live(job.model)
     context.voice.doing("choosing the rows")
     done = 0
 
@@ -30,14 +31,14 @@ def validate(context: Context, job: Mapping[str, Any]) -> dict[str, Any]:
     )
     context.voice.doing("validating", total=evaluation.rows)
     metrics = dict(evaluation(live.model).metrics)
-    versions, number = context.loader.versions(str(job["model"])), live.version.number
+    versions, number = context.loader.versions(job.model), live.version.number
 
     def note() -> None:
         version = versions.get(number)
-        if version is not None and all(each["job"] != job["_id"] for each in version.validations):
-            versions.validated(number, declared.name, metrics, job["_id"])
+        if version is not None and all(each["job"] != job.id for each in version.validations):
+            versions.validated(number, declared.name, metrics, job.id)
 
-    context.document()
+    context.job()
     context.patience("versions", note)
     context.voice.say(", ".join(f"{name} {value:.6g}" for name, value in metrics.items()))
     return {"version": number, "promoted": False, "reason": "", "metrics": metrics, "rows": evaluation.rows}

@@ -11,7 +11,6 @@ event of more than 16 MB with its tokens) is read in ever smaller batches, and t
 
 from __future__ import annotations
 
-import random
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from pymongo.database import Database
 from pymongo.errors import OperationFailure, PyMongoError
 
 from components.raw_value import UNDECODABLE, RawValue, readable
+from daemon.health.backoff import backoff
 from daemon.listeners.event_cursor import EventCursor
 from daemon.store import names
 from daemon.store.registry.registry import signature
@@ -270,8 +270,7 @@ def watch(
                 yield Interrupted(_reason(error, code))
             longest = 30.0 if code in NEVER_SPIN else 5.0
             least = 10.0 if code in NEVER_SPIN else 0.05
-            delay = min(longest, max(least, 0.05 * 2 ** min(place.failures - 1, 10)))
-            stop.wait(delay * random.uniform(0.5, 1.0))  # noqa: S311  # jitter, not a secret
+            stop.wait(backoff(place.failures, least, longest))
 
 
 _ABOUT_THE_PLACE: Final = (OperationFailure, *UNDECODABLE)

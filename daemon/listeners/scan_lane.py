@@ -132,10 +132,8 @@ class ScanLane:
 
     def _scan_once(self, orders: int) -> bool:
         """One scan, from where it is; False where it was overtaken by a newer order, or stopped."""
-        while self._held():
-            if self._interrupted(orders):
-                return False
-            time.sleep(HELD_SECONDS)
+        if not self._free(orders):
+            return False
         run = self._scans.due(self._mark(), self._order)
         if run is None:
             return True
@@ -187,6 +185,14 @@ class ScanLane:
                 return False
             time.sleep(POLL_SECONDS)
         return not self._interrupted(orders)
+
+    def _free(self, orders: int) -> bool:
+        """Waits until a scan may begin; False if this one was overtaken."""
+        while self._held():
+            if self._interrupted(orders):
+                return False
+            time.sleep(HELD_SECONDS)
+        return True
 
     def _interrupted(self, orders: int) -> bool:
         return self._stopped or self._orders != orders

@@ -1,3 +1,3 @@
-"""What leaves the process as text: log lines (setup.py), and text made safe for a log, a terminal or a document
-(text.py).
+"""What the process shows: log lines (setup.py), text made safe for a log, a terminal or a document (text.py), lines
+and progress bars on a terminal (terminal.py).
 """

@@ -1,9 +1,8 @@
-"""What should run: the workers, each with its listeners, of service.toml and of what was applied through the API
-together.
+"""The workers that should run, each with its listeners: those of service.toml and those applied through the API.
 
-A worker has a *fingerprint* of all that it was started with: where that changes, it is restarted; the others are left
-alone. The files of the code that service.toml names are part of it, so a reload takes mended code up. Promotions are
-not: a worker swaps by itself.
+A worker's *fingerprint* covers everything that it was started with; if it changes, the worker is restarted. The files
+of the code that service.toml names are part of it, so a reload loads repaired code. Promotions are not part of it: a
+worker swaps versions by itself.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ class Desired:
 
 
 def desired(config: Config, known: Catalog) -> Desired:
-    """What this configuration and what is known to be applied ask for. Reads the files of the code that the
-    configuration names.
+    """What this configuration and the applied declarations ask for. Reads the files of the code that the configuration
+    names.
     """
     workers: dict[str, list[str]] = {}
     parts: dict[str, list[Any]] = {}
@@ -49,7 +48,7 @@ def desired(config: Config, known: Catalog) -> Desired:
             continue
         worker = listener.body["worker"]
         workers.setdefault(worker, []).append(name)
-        parts.setdefault(worker, [_settings(config)]).append([_said(listener), _said(model), _said(table)])
+        parts.setdefault(worker, [_settings(config)]).append([_identity(listener), _identity(model), _identity(table)])
     wanted = {worker: tuple(names) for worker, names in workers.items() if names}
     return Desired(wanted, {worker: _digest(parts[worker]) for worker in wanted})
 
@@ -60,17 +59,17 @@ def _settings(config: Config) -> str:
     return _digest([settings, config.limits.queue_rows, config.limits.queue_bytes])
 
 
-def _said(component: Component) -> list[Any]:
+def _identity(component: Component) -> list[Any]:
     return [component.name, component.source, component.revision, component.signature]
 
 
 def built_from(config: Config) -> dict[str, Any]:
-    """What each model, trainer and validation of the file is built from, by its section ("models.lenet"): what it says,
-    and the files of its code.
+    """What each model, trainer and validation of the file is built from, by its section ("models.lenet"): its
+    declaration, and the files of its code.
     """
     declared = config.declarations()
     keys = {
-        name: sorted(str(one["key"]) for one in declared["listeners"].values() if one["model"] == name)
+        name: sorted(str(listener["key"]) for listener in declared["listeners"].values() if listener["model"] == name)
         for name in declared["models"]
     }
     return {
@@ -93,7 +92,7 @@ def _files(config: Config, model: str) -> list[tuple[str, str]]:
 def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except OSError:  # it is being replaced; who imports it says what is wrong
+    except OSError:  # it is being replaced; importing it reports the error
         return b""
 
 

@@ -29,10 +29,11 @@ from typing import Any
 
 import structlog
 
-from daemon.engine import Engine, Exit, WorkerProcess, WorkerSpec, ended
+from daemon.engine import Engine, Exit, WorkerProcess, ended
 from daemon.handlers.predict.suspects import Ended
 from daemon.health.readiness import WorkerState
 from daemon.health.worker_report import WorkerReport
+from daemon.worker.assignment import WorkerAssignment
 
 __all__ = ["Backoff", "Fleet", "WorkerKeeper"]
 
@@ -71,7 +72,7 @@ class WorkerKeeper:
     def __init__(
         self,
         engine: Engine,
-        spec: WorkerSpec,
+        spec: WorkerAssignment,
         listeners: tuple[str, ...],
         changed: Callable[[], None],
         fenced: Callable[[str], None],
@@ -232,7 +233,7 @@ class Fleet:
         """The workers that are kept running."""
         return tuple(self._keepers)
 
-    def start(self, spec: WorkerSpec, listeners: tuple[str, ...]) -> None:
+    def start(self, spec: WorkerAssignment, listeners: tuple[str, ...]) -> None:
         """Keeps this worker running from now on."""
         keeper = WorkerKeeper(self._engine, spec, listeners, self._changed, self._fenced)
         self._keepers[spec.worker] = keeper

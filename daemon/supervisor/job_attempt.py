@@ -1,5 +1,5 @@
-"""One attempt at a job: its process, watched from its start to its end, and the verdict on how it went (see
-`daemon.supervisor.job_runner` for the table).
+"""One attempt at a job: its process from start to end, and its outcome (the table is in
+`daemon.supervisor.job_runner`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from typing import Any, Final, Literal
 
 import structlog
 
-from daemon.engine import Engine, Exit, JobSpec, WorkerProcess, ended
+from daemon.engine import Engine, Exit, WorkerProcess, ended
 from daemon.health.job_report import JobError, JobProgress, JobReport
-from daemon.store.service.jobs import DECLARED_BY, LOG_LINES
+from daemon.health.service_status import RunningJob
+from daemon.job.assignment import JobAssignment
+from daemon.store.service.jobs import DECLARED_BY, LOG_LINES, Job
 
 __all__ = ["RETRIES", "Attempt", "Limits", "Outcome", "Terms", "failed"]
 
@@ -27,9 +29,7 @@ RETRIES: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Seconds. `silent`: a process that reports nothing hangs; `still`: so does one that reports that it gets
-    nowhere.
-    """
+    """Seconds. A process that reports nothing for `silent`, or no progress for `still`, hangs."""
 
     poll: float = 5.0
     relay: float = 1.0
@@ -41,7 +41,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What its declaration grants a job; `refused` says why it is not run at all."""
+    """The limits in a job's declaration; `refused` is the reason if the job must not run."""
 
     retries: int = RETRIES
     time_limit: float | None = None
@@ -62,7 +62,7 @@ class Outcome:
 class Attempt:
     """One process for one job, from its start to its end."""
 
-    def __init__(self, job: Mapping[str, Any], terms: Terms, limits: Limits) -> None:
+    def __init__(self, job: Job, terms: Terms, limits: Limits) -> None:
         self.job = job
         self.terms = terms
         self.process: WorkerProcess[JobReport] | None = None
@@ -75,31 +75,29 @@ class Attempt:
 
     @property
     def id(self) -> str:
-        return str(self.job["_id"])
+        return self.job.id
 
     @property
     def ran(self) -> float:
         """Seconds that the job has run, in all attempts."""
-        return float(self.job["ran"]) + time.monotonic() - self._started
+        return self.job.ran + time.monotonic() - self._started
 
     @property
     def failures(self) -> int:
-        """Failures in a row, if this attempt is one: those before it count where it got no further than they did."""
-        further = (self.progress.step or 0) > self.job["best_step"]
-        return 1 if further else int(self.job["failures"]) + 1
+        """Failures in a row, if this attempt is one: those before it count if it got no further than they did."""
+        further = (self.progress.step or 0) > self.job.best_step
+        return 1 if further else self.job.failures + 1
 
     async def run(
-        self, engine: Engine, spec: JobSpec, relay: Callable[[Attempt], Coroutine[Any, Any, bool]]
+        self, engine: Engine, spec: JobAssignment, relay: Callable[[Attempt], Coroutine[Any, Any, bool]]
     ) -> Outcome:
-        """Runs the process to its end; `relay` writes down what it has said so far, and tells whether the job is still
-        ours.
-        """
+        """Runs the process to its end. `relay` stores what it has reported; it is False if the job is not ours."""
         try:
             self.process = process = await engine.start(spec, self._heard)
         except OSError as error:
             return failed("CannotStart", f"its process cannot be started: {error}", retry=True)
-        log.info("job started", job=self.id, pid=process.pid, attempt=self.job["attempts"])
-        if self.stopping:  # asked while the process came up
+        log.info("job started", job=self.id, pid=process.pid, attempt=self.job.attempts)
+        if self.stopping:  # `kill` was called while the process started
             process.kill()
         end = asyncio.ensure_future(process.wait())
         while not end.done():
@@ -116,13 +114,13 @@ class Attempt:
         return self._judged(process, end.result())
 
     def lines(self) -> list[str]:
-        """What was said since the last time, for the job's log."""
-        said = list(self._lines)
+        """The lines reported since the last call, for the job's log."""
+        lines = list(self._lines)
         self._lines.clear()
-        return said
+        return lines
 
-    def said_again(self, lines: list[str]) -> None:
-        """These lines could not be written down."""
+    def keep(self, lines: list[str]) -> None:
+        """These lines could not be stored: the next `lines` returns them again."""
         self._lines.extendleft(
             reversed(lines[-(LOG_LINES - len(self._lines)) :] if len(self._lines) < LOG_LINES else [])
         )
@@ -132,18 +130,11 @@ class Attempt:
         if self.process is not None:
             self.process.kill()
 
-    def state(self) -> dict[str, Any]:
-        """What the service's status shows of it."""
-        return {
-            "job": self.id,
-            "kind": self.job["kind"],
-            "target": self.job["target"],
-            "model": self.job["model"],
-            "pid": self.process.pid if self.process else None,
-            "attempt": self.job["attempts"],
-            "seconds": round(self.ran, 1),
-            "progress": self.progress.known(),
-        }
+    def state(self) -> RunningJob:
+        """The attempt as the service's status shows it."""
+        job, pid = self.job, self.process.pid if self.process else None
+        seconds = round(self.ran, 1)
+        return RunningJob(job.id, job.kind, job.target, job.model, job.attempts, seconds, pid, self.progress)
 
     def _heard(self) -> None:
         report = self.process.report if self.process is not None else None
@@ -154,7 +145,7 @@ class Attempt:
     def _overdue(self, process: WorkerProcess[JobReport], now: float) -> Outcome | None:
         limit, report = self.terms.time_limit, process.report
         if limit is not None and self.ran > limit:
-            what = f"{DECLARED_BY[self.job['kind']]} {self.job['target']!r}"
+            what = f"{DECLARED_BY[self.job.kind]} {self.job.target!r}"
             message = (
                 f"it was not done after {limit:g} s of work; raise the time_limit of {what}, or give it less to do"
             )

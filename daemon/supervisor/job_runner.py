@@ -1,4 +1,4 @@
-"""Running jobs: the leader claims what is due, starts a process for each, watches it, and writes down what came of it.
+"""The runner of jobs: the leader claims each job that is due, runs it in a process, and stores its outcome.
 
 | the process | the job |
 |---|---|
@@ -6,111 +6,79 @@
 | reports that it was stopped, and ends with 0 | goes back into the queue; its checkpoint stays |
 | ends with 65: what is declared cannot be built or trained | failed: a person must act |
 | outlives its trainer's time limit | failed: a person must act |
-| ends otherwise, is killed, says nothing or does not move | tried again from its checkpoint; `retries` times |
-| ends with 76, or its job is no longer this leader's | is somebody else's, or was cancelled: nothing is written |
+| ends otherwise, is killed, reports nothing or makes no progress | tried again from its checkpoint; `retries` times |
+| ends with 76, or its job is no longer this leader's | is another leader's, or was cancelled: nothing is written |
 
-At most `limits.jobs` run at once, and of one model one. The process is polite by itself (`daemon.job`). What it reports
-is relayed into the job's document about once a second; where MongoDB is away, later. A daemon that stops gives its jobs
-back; one that is killed leaves them as they are, and the next leader claims them by its higher epoch: all that a job
-needs to go on is its document and its checkpoint.
+At most `limits.jobs` run at once, and one job of each model. The process lowers its own priority (`daemon.job`). Its
+reports are stored in the job's document about once a second, or later if MongoDB is away. A daemon that stops releases
+its jobs. One that is killed leaves them as they are, and the next leader claims them by its higher epoch: a job
+continues from its document and its checkpoint.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 import shutil
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final
 
 import structlog
 
 from components.errors import MongoUnavailable
-from components.signing_key import SigningKey
-from daemon.config import Config
-from daemon.engine import Engine, JobSpec
 from daemon.handlers.train import checkpoint_folder
+from daemon.health.backoff import backoff
 from daemon.health.job_report import JobError
+from daemon.health.service_status import RunningJob
+from daemon.job.assignment import JobAssignment
 from daemon.logs.text import readable
 from daemon.store.connection import Data
-from daemon.store.registry.registry import Registry
 from daemon.store.registry.versions import Versions
-from daemon.store.service.jobs import DECLARED_BY, Jobs
+from daemon.store.service.jobs import DECLARED_BY, Job, Jobs
 from daemon.supervisor.job_attempt import RETRIES, Attempt, Limits, Outcome, Terms, failed
+from daemon.supervisor.leader_context import LeaderContext
+from daemon.supervisor.timed_wait import timed_wait
 
 __all__ = ["JobRunner", "Limits"]
 
 log = structlog.get_logger(__name__)
 
-T = TypeVar("T")
-Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
-
 USUAL: Final = Limits()
-
-
-class Call(Protocol):
-    """`Leadership.call`: runs a function with the database; raises MongoUnavailable."""
-
-    def __call__(self, function: Callable[[Data], T], /) -> Coroutine[Any, Any, T]: ...
 
 
 class JobRunner:
     """Runs the service's jobs while this daemon leads: between `start` and `stop`.
 
-    `call` reaches MongoDB (`Leadership.call`), `spawn` runs a task whose error is the daemon's, `changed` is called
-    whenever there is news for the status, `fenced` where another leader owns a job, and `finished` with the document of
-    each job that is done or has failed for good.
+    `finished` is called with each job that is done or has failed for good.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        engine: Engine,
-        call: Call,
-        spawn: Spawn,
-        key: SigningKey,
-        *,
-        changed: Callable[[], None] = lambda: None,
-        fenced: Callable[[str], None] = lambda _: None,
-        finished: Callable[[Mapping[str, Any]], None] = lambda _: None,
-        limits: Limits = USUAL,
-        module: str = "daemon.job",
-    ) -> None:
-        self._config = config
-        self._engine = engine
-        self._call = call
-        self._spawn = spawn
-        self._key = key
-        self._changed = changed
-        self._fenced = fenced
+    def __init__(self, finished: Callable[[Job], None], *, limits: Limits = USUAL, module: str = "daemon.job") -> None:
         self._finished = finished
         self._limits = limits
         self._module = module
-        self._uri = ""
+        self._context: LeaderContext
         self._nudged = asyncio.Event()
         self._stopping = True
         self._attempts: dict[str, Attempt] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def start(self, epoch: int, uri: str) -> None:
-        """Runs jobs as the leader of this epoch from now on; `uri` is where the jobs' processes find MongoDB."""
-        self._stopping, self._uri = False, uri
-        self._keep(self._serve(epoch))
+    def start(self, context: LeaderContext) -> None:
+        """Runs jobs as this leader from now on."""
+        self._stopping, self._context = False, context
+        self._keep(self._serve())
 
-    def configure(self, config: Config) -> None:
-        """What is started from now on goes by this configuration."""
-        self._config = config
+    def configure(self, context: LeaderContext) -> None:
+        """Jobs that start from now on use this configuration."""
+        self._context = context
         self.nudge()
 
     def nudge(self) -> None:
-        """There may be something to do: the bell has rung."""
+        """There may be something to do: a notification came."""
         self._nudged.set()
 
     async def stop(self, seconds: float) -> None:
-        """Takes no more jobs, stops those that run in `seconds` at most, and gives them back."""
+        """Claims no more jobs, stops those that run in `seconds` at most, and releases them."""
         self._stopping = True
         self._nudged.set()
         await asyncio.gather(*(self._stop(attempt, seconds) for attempt in self._attempts.values()))
@@ -125,13 +93,13 @@ class JobRunner:
             if attempt.process is not None:
                 attempt.process.kill()
 
-    def states(self) -> tuple[Mapping[str, Any], ...]:
+    def states(self) -> tuple[RunningJob, ...]:
         """What is known of the jobs that run."""
         return tuple(attempt.state() for attempt in self._attempts.values())
 
     # ---- claiming -------------------------------------------------------------------------------------------------
 
-    async def _serve(self, epoch: int) -> None:
+    async def _serve(self) -> None:
         swept = False
         while not self._stopping:
             self._nudged.clear()
@@ -140,147 +108,128 @@ class JobRunner:
                     await self._sweep()
                     swept = True
                 await self._tidy()
-                while len(self._attempts) < self._config.limits.jobs and await self._claim(epoch):
+                while len(self._attempts) < self._context.config.limits.jobs and await self._claim():
                     pass
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._limits.poll):  # in Python 3.11 wait_for may pass over a cancellation
-                    await self._nudged.wait()
+            await timed_wait(self._nudged, self._limits.poll)
 
-    async def _claim(self, epoch: int) -> bool:
-        """Takes a job and starts it; False where there is none."""
-        busy = {attempt.job["model"] for attempt in self._attempts.values()}
+    async def _claim(self) -> bool:
+        """Claims a job and starts it; False if there is none."""
+        busy = {attempt.job.model for attempt in self._attempts.values()}
         own = tuple(self._attempts)
 
-        def claim(data: Data) -> tuple[dict[str, Any], Terms] | None:
-            job = Jobs(data, self._service).claim(epoch, busy, own)
-            return None if job is None else (job, self._terms(data, epoch, job))
+        def claim(data: Data) -> tuple[Job, Terms] | None:
+            job = Jobs(data, self._service).claim(self._epoch, busy, own)
+            return None if job is None else (job, self._terms(data, job))
 
         if self._stopping:
             return False
-        claimed = await self._call(claim)
+        claimed = await self._context.call(claim)
         if claimed is None:
             return False
         attempt = Attempt(*claimed, self._limits)
         self._attempts[attempt.id] = attempt
-        self._keep(self._run(attempt, epoch))
+        self._keep(self._run(attempt))
         return True
 
-    def _terms(self, data: Data, epoch: int, job: Mapping[str, Any]) -> Terms:
-        kind = DECLARED_BY[job["kind"]]
-        registry = Registry(data, self._service, epoch, self._key)
+    def _terms(self, data: Data, job: Job) -> Terms:
+        kind = DECLARED_BY[job.kind]
+        registry = self._context.registry(data)
         known = registry.read()
-        declared = known.of(kind).get(job["target"])
-        if declared is None or job["model"] not in known.models:
-            missing = (kind, job["target"]) if declared is None else ("model", job["model"])
+        declared = known.of(kind).get(job.target)
+        if declared is None or job.model not in known.models:
+            missing = (kind, job.target) if declared is None else ("model", job.model)
             return Terms(refused=known.refused.get("/".join(missing)) or registry.absent(*missing))
-        said = declared.body
-        return Terms(said.get("retries", RETRIES), said.get("time_limit"), said.get("threads"))
+        body = declared.body
+        return Terms(body.get("retries", RETRIES), body.get("time_limit"), body.get("threads"))
 
     # ---- running --------------------------------------------------------------------------------------------------
 
-    async def _run(self, attempt: Attempt, epoch: int) -> None:
-        self._changed()
+    async def _run(self, attempt: Attempt) -> None:
+        self._context.changed()
         try:
             try:
-                await self._settle(attempt, epoch, await self._outcome(attempt, epoch))
-            except (
-                Exception
-            ) as error:  # what a job says, or is, must not be the daemon's end; it would be the next one's too
+                await self._settle(attempt, await self._outcome(attempt))
+            except Exception as error:  # one job must not end the daemon, nor the next daemon that claims it
                 log.exception("a job cannot be looked after", job=attempt.id)
                 message = f"what its process reported cannot be dealt with: {type(error).__name__}: {error}"
                 attempt.give_up()
-                await self._settle(attempt, epoch, failed("Unreadable", readable(message)), relay=False)
+                await self._settle(attempt, failed("Unreadable", readable(message)), relay=False)
         finally:
             del self._attempts[attempt.id]
-            self._changed()
+            self._context.changed()
             self.nudge()
 
-    async def _outcome(self, attempt: Attempt, epoch: int) -> Outcome:
+    async def _outcome(self, attempt: Attempt) -> Outcome:
         if attempt.terms.refused is not None:
             return failed("NotApplied", attempt.terms.refused)
         if self._stopping:
             return Outcome("stopped")
-        return await attempt.run(self._engine, self._spec(attempt, epoch), lambda each: self._relay(each, epoch))
+        return await attempt.run(self._context.engine, self._spec(attempt), self._relay)
 
-    def _spec(self, attempt: Attempt, epoch: int) -> JobSpec:
-        config = self._config
-        return JobSpec(
-            job=attempt.id,
-            uri=self._uri,
-            database=config.mongo.database,
-            service=self._service,
-            epoch=epoch,
-            state_dir=config.service.state_dir,
-            import_root=config.service.import_root,
-            allow_imports=tuple(config.security.allow_imports),
-            log=config.log.model_dump(),
-            signing_key=self._key.hex(),
-            threads=attempt.terms.threads,
-            module=self._module,
+    def _spec(self, attempt: Attempt) -> JobAssignment:
+        return JobAssignment(
+            job=attempt.id, threads=attempt.terms.threads, module=self._module, **self._context.assignment()
         )
 
-    async def _relay(self, attempt: Attempt, epoch: int) -> bool:
-        """Writes down what the process has said; True also where MongoDB is away."""
+    async def _relay(self, attempt: Attempt) -> bool:
+        """Stores what the process has reported; False if the job is no longer ours. True also while MongoDB is away."""
         report, lines = attempt.process.report if attempt.process else None, attempt.lines()
         about = {"ran": round(attempt.ran, 3), "retries": attempt.terms.retries}
         if report is not None and report.threads is not None:
             about["threads"] = report.threads
-        known = attempt.progress.known()
+        job, epoch, progress = attempt.id, self._epoch, attempt.progress
         try:
-            ours = await self._call(
-                lambda data: Jobs(data, self._service).progress(attempt.id, epoch, known, lines, **about)
+            ours = await self._context.call(
+                lambda data: Jobs(data, self._service).progress(job, epoch, progress, lines, **about)
             )
         except MongoUnavailable:
-            attempt.said_again(lines)
+            attempt.keep(lines)
             return True
-        self._changed()
+        self._context.changed()
         return ours
 
-    async def _settle(self, attempt: Attempt, epoch: int, outcome: Outcome, *, relay: bool = True) -> None:
-        """Writes down how the attempt ended, as soon as MongoDB answers; at the daemon's end the next leader finds out
-        by itself.
+    async def _settle(self, attempt: Attempt, outcome: Outcome, *, relay: bool = True) -> None:
+        """Stores how the attempt ended, as soon as MongoDB answers. If the daemon stops before that, the next leader
+        claims the job.
 
-        Without `relay` nothing of what its process has said is written down.
+        Without `relay` nothing that its process has reported is stored.
         """
         while True:
             try:
                 if relay and outcome.state != "lost":
-                    await self._relay(attempt, epoch)
-                await self._call(lambda data: self._write(Jobs(data, self._service), attempt, epoch, outcome))
-                job = await self._call(lambda data: Jobs(data, self._service).get(attempt.id))
+                    await self._relay(attempt)
+                await self._context.call(lambda data: self._write(Jobs(data, self._service), attempt, outcome))
+                job = await self._context.call(lambda data: Jobs(data, self._service).get(attempt.id))
                 break
             except MongoUnavailable:
                 if self._stopping:
                     return
                 await asyncio.sleep(self._limits.relay)
-        if job is None or job["state"] in ("done", "failed", "cancelled"):
+        if job is None or job.ended:
             await self._forget(attempt.id)
-        if job is not None and job["epoch"] > epoch:
-            self._fenced(f"job {attempt.id} was claimed under epoch {job['epoch']}")
-        elif job is not None and job["state"] in ("done", "failed") and job["epoch"] == epoch:
+        if job is not None and job.epoch > self._epoch:
+            self._context.fenced(f"job {attempt.id} was claimed under epoch {job.epoch}")
+        elif job is not None and job.state in ("done", "failed") and job.epoch == self._epoch:
             self._finished(job)
 
-    def _write(self, jobs: Jobs, attempt: Attempt, epoch: int, outcome: Outcome) -> None:
+    def _write(self, jobs: Jobs, attempt: Attempt, outcome: Outcome) -> None:
         event = {"job": attempt.id, "seconds": round(attempt.ran, 1)}
         match outcome.state:
             case "done":
-                jobs.finish(attempt.id, epoch, outcome.result or {})
+                jobs.finish(attempt.id, self._epoch, outcome.result or {})
                 log.info("job done", **event, result=outcome.result)
             case "stopped":
-                jobs.release(attempt.id, epoch)
+                jobs.release(attempt.id, self._epoch)
                 log.info("job stopped, and goes on later", **event)
             case "failed":
                 error, failures = outcome.error or JobError("Error", "it left no reason"), attempt.failures
                 again = outcome.retry and failures <= attempt.terms.retries
-                retry_in = self._backoff(failures) if again else None
-                jobs.fail(attempt.id, epoch, asdict(error), retry_in, failures)
+                limits = self._limits
+                retry_in = round(backoff(failures, limits.first_retry, limits.most_retry), 2) if again else None
+                jobs.fail(attempt.id, self._epoch, error, retry_in, failures)
                 log.error("job failed", **event, reason=error.message, again_in_seconds=retry_in)
             case "lost":
                 log.warning("job was cancelled, or is another leader's", **event)
-
-    def _backoff(self, failures: int) -> float:
-        delay = min(self._limits.most_retry, self._limits.first_retry * 2.0 ** (failures - 1))
-        return round(delay * random.uniform(0.75, 1.25), 2)  # noqa: S311 - keeps retries apart, guards nothing
 
     async def _stop(self, attempt: Attempt, seconds: float) -> None:
         attempt.stopping = True
@@ -290,29 +239,29 @@ class JobRunner:
     # ---- tidying --------------------------------------------------------------------------------------------------
 
     async def _tidy(self) -> None:
-        """Takes away what cancelled and failed jobs have left: their candidates and their checkpoints."""
-        for job in await self._call(lambda data: Jobs(data, self._service).untidy()):
-            if job["_id"] in self._attempts:  # its process may still write; it ends soon
+        """Removes what cancelled and failed jobs have left: their candidates and checkpoints."""
+        for job in await self._context.call(lambda data: Jobs(data, self._service).untidy()):
+            if job.id in self._attempts:  # its process may still write; it ends soon
                 continue
-            await self._call(lambda data, job=job: self._discard(data, job))  # type: ignore[misc]
-            await self._forget(job["_id"])
+            await self._context.call(lambda data, job=job: self._discard(data, job))  # type: ignore[misc]
+            await self._forget(job.id)
 
-    def _discard(self, data: Data, job: Mapping[str, Any]) -> None:
-        versions = Versions(data, self._service, job["model"])
-        for version in versions.listed(traces=False, job=job["_id"]):
+    def _discard(self, data: Data, job: Job) -> None:
+        versions = Versions(data, self._service, job.model)
+        for version in versions.listed(traces=False, job=job.id):
             versions.discard(version.number)
-        Jobs(data, self._service).tidied(job["_id"])
+        Jobs(data, self._service).tidied(job.id)
 
     async def _sweep(self) -> None:
-        """Removes the checkpoints of jobs that have ended elsewhere, and sees to the indexes."""
+        """Removes the checkpoints of jobs that have ended elsewhere, and makes the indexes."""
 
-        def open_jobs(data: Data) -> list[dict[str, Any]]:
+        def open_jobs(data: Data) -> list[Job]:
             jobs = Jobs(data, self._service)
             jobs.prepare()
             Versions.prepare(data)
             return jobs.listed(0, state={"$in": ["queued", "running"]})
 
-        alive = {self._folder(job["_id"]) for job in await self._call(open_jobs)}
+        alive = {self._folder(job.id) for job in await self._context.call(open_jobs)}
         parent = self._folder("").parent
         if parent.is_dir():
             for folder in set(parent.iterdir()) - alive:
@@ -322,13 +271,17 @@ class JobRunner:
         await asyncio.to_thread(shutil.rmtree, self._folder(job), ignore_errors=True)
 
     def _folder(self, job: str) -> Path:
-        return checkpoint_folder(self._config.service.state_dir, job)
+        return checkpoint_folder(self._context.config.service.state_dir, job)
 
     @property
     def _service(self) -> str:
-        return self._config.service.name
+        return self._context.service
+
+    @property
+    def _epoch(self) -> int:
+        return self._context.epoch
 
     def _keep(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = self._spawn(coroutine)
+        task = self._context.spawn(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -1,18 +1,18 @@
-"""Reaching MongoDB, and being the one daemon that is active for a service.
+"""The connection to MongoDB, and the lease that makes one daemon active for a service.
 
 `connect` waits for MongoDB (and starts the embedded one), `acquire` takes the lease or stands by until it is free,
 `hold` renews it until it is lost. While MongoDB is away the lease may run out. The workers are not stopped for that:
 they cannot write either, and what they write later is guarded by the protocol and fenced by the epoch. A renewal that
 finds another owner ends it.
 
-Whoever talks to MongoDB in the supervisor does so through `call`, so that one place knows whether it answers, and tells
-it in few words: at once when it goes away, then ever more rarely, and when it is back.
+All of the supervisor's calls to MongoDB go through `call`. So one place knows whether MongoDB answers, and logs it: at
+once when it stops answering, then ever more rarely, and when it answers again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -24,10 +24,12 @@ import structlog
 from components.errors import LeaseLost, MongoUnavailable
 from daemon.config import Config
 from daemon.embedded import server as embedded
+from daemon.health.backoff import backoff
 from daemon.health.readiness import Role
 from daemon.logs.text import masked
 from daemon.store.connection import Client, Data, check, open_client, reaching
 from daemon.store.service.leases import TTL_SECONDS, AnotherDaemon, Holder, Lease
+from daemon.supervisor.timed_wait import timed_wait
 
 __all__ = ["Leadership", "in_thread"]
 
@@ -66,8 +68,8 @@ class Leadership:
         self.epoch: int | None = None
 
     async def connect(self, wait: float | None) -> None:
-        """Waits until MongoDB answers: for ever, or `wait` seconds, then raises MongoUnavailable with the last
-        reason.
+        """Waits until MongoDB answers: forever, or for `wait` seconds, then raises MongoUnavailable with the
+        last reason.
         """
         try:
             async with asyncio.timeout(wait):
@@ -76,8 +78,8 @@ class Leadership:
             raise MongoUnavailable(f"MongoDB was not there within {wait:g} s: {self.mongo}") from None
 
     async def acquire(self, *, standby: bool) -> int:
-        """Waits until the lease is ours; its new epoch. Without `standby` raises AnotherDaemon where somebody else has
-        it.
+        """Waits until the lease is ours; its new epoch. Without `standby` raises AnotherDaemon if another daemon
+        holds it.
         """
         while True:
             try:
@@ -100,21 +102,19 @@ class Leadership:
     async def hold(self) -> None:
         """Renews the lease until it is lost; always ends by LeaseLost."""
         renewed = time.monotonic()
-        said = False
+        warned = False
         while True:
             pause = RENEW_SECONDS if self.mongo is None else 1.0
-            with suppress(TimeoutError):
-                async with asyncio.timeout(pause):  # in Python 3.11 wait_for may pass over a cancellation
-                    await self._lost.wait()
+            await timed_wait(self._lost, pause)
             epoch = self.epoch
             try:
                 if self._lost.is_set() or epoch is None:
                     raise LeaseLost(self._lost_reason)
                 await self._renew(epoch)
-                renewed, said = time.monotonic(), False
+                renewed, warned = time.monotonic(), False
             except MongoUnavailable:
-                if not said and time.monotonic() - renewed > TTL_SECONDS:
-                    said = True
+                if not warned and time.monotonic() - renewed > TTL_SECONDS:
+                    warned = True
                     log.warning("the lease could not be renewed in time: another daemon may take over", epoch=epoch)
                 with suppress(MongoUnavailable):
                     await self._open()
@@ -124,7 +124,7 @@ class Leadership:
                 raise
 
     def lose(self, reason: str) -> None:
-        """Somebody found out that another daemon owns the service: `hold` ends."""
+        """Another daemon owns the service: `hold` ends."""
         self._lost_reason = reason
         self._lost.set()
 
@@ -147,14 +147,14 @@ class Leadership:
         return result
 
     async def release(self) -> None:
-        """Gives the lease back, if it is ours and MongoDB answers; else it runs out by itself."""
+        """Releases the lease if it is ours and MongoDB answers; otherwise it expires."""
         epoch, self.epoch = self.epoch, None
         if epoch is not None and self.mongo is None:
             with suppress(MongoUnavailable):
                 await self.call(lambda data: self._lease(data).release(epoch))
 
     async def close(self) -> None:
-        """Ends the connection, and then the embedded server, if it is ours."""
+        """Closes the connection, then stops the embedded server if this daemon started it."""
         if self._client is not None:
             self._client.close()
         if self._embedded is not None:
@@ -162,22 +162,20 @@ class Leadership:
 
     async def _connect(self) -> None:
         """Tries until MongoDB answers."""
-        pause = _RETRY_SECONDS[0]
-        while True:
+        for failures in itertools.count(1):
             try:
                 await self._open()
                 await self.call(lambda data: check(data.client))
                 return
             except MongoUnavailable as error:
                 self._away(str(error))
-            await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - keeps daemons apart, guards nothing
-            pause = min(_RETRY_SECONDS[1], pause * 2)
+            await asyncio.sleep(backoff(failures, *_RETRY_SECONDS))
 
     async def _open(self) -> None:
-        """Sees to it that there is a client, and for the embedded server that it is kept running.
+        """Makes sure that there is a client, and that the embedded server runs.
 
-        Where the embedded server came back on another port the lease counts as lost: workers know the old one and must
-        be started anew.
+        If the embedded server has another port now, the lease counts as lost: workers know the old port and must be
+        restarted.
         """
         uri = self._config.mongo.uri
         if self._config.mongo.embedded:
@@ -246,7 +244,7 @@ async def in_thread(function: Callable[[], T]) -> T:
             result = function()
         except BaseException as error:  # noqa: BLE001 - it is handed to who awaits, whatever it is
             failure = error
-        with suppress(RuntimeError):  # the loop has closed: nobody awaits any more
+        with suppress(RuntimeError):  # the loop has closed: nothing awaits the result
             loop.call_soon_threadsafe(settle, result, failure)
 
     threading.Thread(target=work, name="predictd-call", daemon=True).start()

@@ -1,38 +1,39 @@
-"""What runs while this daemon leads: workers, jobs and schedules, of service.toml and of what was applied through the
-API together.
+"""What runs while this daemon leads: the workers, jobs and schedules of service.toml and of the API.
 
-    start    publish the declarations of service.toml, then run what the registry asks for
-    change   another service.toml: the workers that it concerns end, then it is published, then they start again
-    look     something was applied, removed or paused: the same for the workers that it concerns
-    stop     no more jobs; what runs is stopped together
+    start    publishes the declarations of service.toml, then runs what the registry holds
+    change   for another service.toml: stops the workers that differ, publishes the file, starts them again
+    look     after something was applied, removed or paused: the same for the workers that differ
+    stop     stops workers and jobs together
 
-Each of them is called by one task at a time. While nothing is active, `change` only takes the configuration for later.
+One task at a time calls them. While nothing is active, `change` only keeps the configuration for later.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import structlog
 
 from components.errors import DeclarationError, Fenced, LeaseLost, MongoUnavailable
-from components.signing_key import SigningKey
 from daemon.config import Config
-from daemon.engine import Engine, WorkerSpec
 from daemon.handlers.reload import plan
 from daemon.health.readiness import WorkerState
+from daemon.health.service_status import RunningJob
 from daemon.store.connection import Data
 from daemon.store.registry.artifacts import Artifacts
 from daemon.store.registry.components import Catalog
-from daemon.store.registry.registry import Registry
 from daemon.store.registry.versions import Versions
+from daemon.store.service.jobs import Job
 from daemon.supervisor.desired_state import Desired, desired
 from daemon.supervisor.fleet import Fleet
 from daemon.supervisor.job_runner import JobRunner
-from daemon.supervisor.leadership import Leadership, in_thread
+from daemon.supervisor.leader_context import LeaderContext
+from daemon.supervisor.leadership import in_thread
 from daemon.supervisor.scheduler import Scheduler
+from daemon.worker.assignment import WorkerAssignment
 
 __all__ = ["Operation"]
 
@@ -42,63 +43,35 @@ KILL_GRACE_SECONDS = 1.0
 JOB_STOP_SECONDS = 10.0
 """A job saves a checkpoint, and goes on from there under the next leader."""
 
-Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
-
 
 class Operation:
-    """The processes of one service. `spawn` runs a task whose error is the daemon's; `changed` is called whenever there
-    is news for the status.
-    """
+    """The processes of one service. `worker_module` and `job_module` are the programs that run."""
 
-    def __init__(
-        self,
-        config: Config,
-        engine: Engine,
-        leadership: Leadership,
-        spawn: Spawn,
-        key: SigningKey,
-        changed: Callable[[], None],
-        worker_module: str,
-        job_module: str,
-    ) -> None:
-        self._config = config
-        self._leadership = leadership
-        self._spawn = spawn
-        self._key = key
+    def __init__(self, context: LeaderContext, worker_module: str, job_module: str) -> None:
+        self._context = context
         self._worker_module = worker_module
-        self._fleet = Fleet(engine, spawn, changed, self._fenced)
-        self._jobs = JobRunner(
-            config,
-            engine,
-            leadership.call,
-            spawn,
-            key,
-            changed=changed,
-            fenced=self._fenced,
-            finished=self._finished,
-            module=job_module,
-        )
-        self._scheduling = Scheduler(leadership.call, config.service.name, spawn, self._jobs.nudge)
-        self._epoch = 0
-        self._desired = Desired(config.workers())
+        self._fleet = Fleet(context.engine, context.spawn, context.changed, context.fenced)
+        self._jobs = JobRunner(self._finished, module=job_module)
+        self._scheduling = Scheduler(context.call, context.service, context.spawn, self._jobs.nudge)
+        self._desired = Desired(context.config.workers())
         self.known = Catalog()
         """What was applied when the registry was last read."""
         self.active = False
-        """Whether what runs is what is asked for."""
+        """Whether the workers and jobs run."""
         self.leaving = False
-        """The daemon is on its way out: nothing is started any more."""
+        """The daemon is stopping: nothing is started any more."""
 
-    async def start(self, config: Config, epoch: int) -> None:
-        """Raises MongoUnavailable, DeclarationError, or LeaseLost where a newer leader has published; then nothing
+    async def start(self, config: Config, epoch: int, uri: str) -> None:
+        """Raises MongoUnavailable, DeclarationError, or LeaseLost if a newer leader has published; then nothing
         runs.
         """
-        self._config, self._epoch = config, epoch
+        self._context = replace(self._context, config=config, epoch=epoch, uri=uri)
         await self._publish(config)
         self._desired = await self._asked_for(config)
         for name in self._desired.workers:
             self._start_worker(name)
         self.active = True
-        self._jobs.start(epoch, self._leadership.uri)
+        self._jobs.start(self._context)
         self._scheduling.start(_scheduled(self.known))
 
     async def stop(self) -> None:
@@ -113,9 +86,9 @@ class Operation:
         self._jobs.kill()
 
     async def change(self, config: Config) -> str:
-        """Makes `config` the one that runs; what was done, in words. Raises as `start` does; then what ran goes on.
+        """Applies `config` and returns what was done, in words. Raises as `start` does; then what ran goes on.
 
-        The workers that it concerns end before it is published, so that none reads half of two.
+        The workers that differ stop before it is published, so that none reads parts of both.
         """
         after = await self._asked_for(config)
         work = plan(self._desired.fingerprints, after.fingerprints)
@@ -127,23 +100,23 @@ class Operation:
                 for name in work.leaving:
                     self._start_worker(name)
                 raise
-        self._config, self._desired = config, after
-        self._jobs.configure(config)
+        self._context, self._desired = replace(self._context, config=config), after
+        self._jobs.configure(self._context)
         if self.active:
             for name in work.coming:
                 self._start_worker(name)
             self._scheduling.change(_scheduled(self.known))
-        self._fleet.nudge()  # code that a worker failed on may have been mended, which no declaration tells
+        self._fleet.nudge()  # the code that a worker failed on may be repaired; no declaration shows that
         return str(work)
 
-    async def look(self, *, rung: bool) -> None:
-        """Runs what the registry asks for by now; `rung` says that somebody has changed something. Raises
+    async def look(self, *, notified: bool) -> None:
+        """Runs what the registry holds now; `notified`: a client has changed something. Raises
         MongoUnavailable.
         """
         if not self.active:
             return
-        self._learn(await self._leadership.call(lambda data: self._registry(data).read()))
-        after = await self._asked_for(self._config)
+        self._learn(await self._context.call(lambda data: self._context.registry(data).read()))
+        after = await self._asked_for(self._context.config)
         work = plan(self._desired.fingerprints, after.fingerprints)
         if work.leaving or work.coming:
             log.info("what is applied has changed", done=str(work))
@@ -152,8 +125,8 @@ class Operation:
         for name in work.coming:
             self._start_worker(name)
         self._scheduling.change(_scheduled(self.known))
-        if rung:
-            # An artifact that a worker failed on may have been stored again, which no declaration tells
+        if notified:
+            # An artifact that a worker failed on may have been stored again; no declaration shows that
             self._fleet.nudge()
         self._jobs.nudge()
 
@@ -164,13 +137,13 @@ class Operation:
         states = {state.name: state for state in self._fleet.states()}
         return tuple(states.get(name, WorkerState(name, names)) for name, names in self._desired.workers.items())
 
-    def jobs(self) -> tuple[Mapping[str, Any], ...]:
+    def jobs(self) -> tuple[RunningJob, ...]:
         """What is known of each job that runs."""
         return self._jobs.states()
 
     @property
     def paused(self) -> tuple[str, ...]:
-        """The listeners that somebody paused."""
+        """The paused listeners."""
         return tuple(name for name, each in self.known.listeners.items() if each.paused)
 
     # ---- parts ----------------------------------------------------------------------------------------------------
@@ -180,66 +153,52 @@ class Operation:
 
     async def _publish(self, config: Config) -> None:
         def publish(data: Data) -> Catalog:
-            registry = self._registry(data)
+            registry = self._context.registry(data)
             registry.publish(config.declarations())
             Artifacts(data).prune()
             Versions.sweep(data)
             return registry.read()
 
         try:
-            self._learn(await self._leadership.call(publish))
+            self._learn(await self._context.call(publish))
         except Fenced as error:
-            self._leadership.lose(str(error))
+            self._context.fenced(str(error))
             raise LeaseLost(str(error)) from None
 
-    def _registry(self, data: Data) -> Registry:
-        return Registry(data, self._config.service.name, self._epoch, self._key)
-
     def _learn(self, known: Catalog) -> None:
-        """Takes what the registry holds; what it refuses is said once."""
+        """Keeps what the registry holds; each refusal is logged once."""
         for name, reason in known.refused.items():
             if self.known.refused.get(name) != reason:
                 log.error("a declaration in the database is refused", declaration=name, reason=reason)
         self.known = known
 
     def _start_worker(self, name: str) -> None:
-        if self.leaving:  # a reload was under way when the daemon was told to stop
+        if self.leaving:  # a reload was under way when the daemon was stopped
             return
-        config = self._config
-        spec = WorkerSpec(
+        config = self._context.config
+        spec = WorkerAssignment(
             worker=name,
-            uri=self._leadership.uri,
-            database=config.mongo.database,
-            service=config.service.name,
-            epoch=self._epoch,
-            state_dir=config.service.state_dir,
-            import_root=config.service.import_root,
-            allow_imports=tuple(config.security.allow_imports),
+            stop_timeout=config.service.stop_timeout,
             queue_rows=config.limits.queue_rows,
             queue_bytes=config.limits.queue_bytes,
             stage_seconds=config.limits.stage_seconds,
-            log=config.log.model_dump(),
-            stop_timeout=config.service.stop_timeout,
-            signing_key=self._key.hex(),
             module=self._worker_module,
+            **self._context.assignment(),
         )
         self._fleet.start(spec, self._desired.workers[name])
 
     async def _stop_workers(self, names: tuple[str, ...]) -> None:
-        await self._fleet.stop(names, self._config.service.stop_timeout + KILL_GRACE_SECONDS)
+        await self._fleet.stop(names, self._context.config.service.stop_timeout + KILL_GRACE_SECONDS)
 
-    def _finished(self, job: Mapping[str, Any]) -> None:
-        """A job is done or has failed: a validation's metrics may be what a trainer waits for."""
-        metrics = (job.get("result") or {}).get("metrics")
-        if job["kind"] == "validate" and job["state"] == "done" and isinstance(metrics, Mapping):
-            self._spawn(self._scheduling.validated(job["target"], metrics))
-
-    def _fenced(self, reason: str) -> None:
-        self._leadership.lose(f"a process of this daemon was fenced: {reason}")
+    def _finished(self, job: Job) -> None:
+        """A job is done or has failed: a trainer may wait for a validation's metrics."""
+        metrics = (job.result or {}).get("metrics")
+        if job.kind == "validate" and job.state == "done" and isinstance(metrics, Mapping):
+            self._context.spawn(self._scheduling.validated(job.target, metrics))
 
 
 def _scheduled(known: Catalog) -> dict[str, dict[str, Mapping[str, Any]]]:
-    """What the clock is to know: the trainers and validations of the file and of the API alike."""
+    """The trainers and validations whose schedules run, of the file and of the API."""
     return {
         f"{kind}s": {name: each.body for name, each in known.of(kind).items() if each.body["model"] in known.models}
         for kind in ("trainer", "validation")

@@ -1,121 +1,119 @@
-"""How the daemon says how it goes: to systemd (READY, STATUS, WATCHDOG, RELOADING, STOPPING) and to the status
-document.
+"""The daemon's reports: to systemd (READY, STATUS, WATCHDOG, RELOADING, STOPPING) and to the status document.
 
-Everything said comes from one picture of the service, so what systemd, MongoDB and /readyz show never differ by more
-than seconds.
+All of them come from one `ServiceState`, so systemd, MongoDB and /readyz never differ by more than seconds.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any
+from dataclasses import replace
 
 import structlog
 
 from components.errors import MongoUnavailable
-from daemon.health.readiness import ServiceState, status_document, status_line, streams_open, stuck
+from daemon.health.readiness import ServiceState, service_status, status_line, streams_open, stuck
+from daemon.health.service_status import Owner, ServiceStatus
 from daemon.supervisor.systemd import Notifier
+from daemon.supervisor.timed_wait import timed_wait
 
 __all__ = ["Reporter"]
 
 log = structlog.get_logger(__name__)
 
-TELL_SECONDS = 2.0
-TELL_AT_LEAST_SECONDS = 10.0
+PAUSE_SECONDS = 2.0
+LONGEST_PAUSE_SECONDS = 10.0
 
 
 class Reporter:
-    """Speaks for one daemon. `about` (host, process, HTTP address) stands in every status document, which `publish`
-    writes.
+    """Reports for one daemon. `publish` writes the status document, which names the daemon's process (`owner`) and its
+    HTTP address.
     """
 
     def __init__(
         self,
         state: Callable[[], ServiceState],
-        about: Mapping[str, Any],
-        publish: Callable[[Mapping[str, Any]], Awaitable[None]],
+        owner: Owner,
+        http: str,
+        publish: Callable[[ServiceStatus], Awaitable[None]],
         notifier: Notifier,
     ) -> None:
         self._state = state
-        self._about = dict(about)
+        self._owner = owner
+        self._http = http
         self._publish = publish
         self._notifier = notifier
-        self._news = asyncio.Event()
-        self._said_ready = False
+        self._changed = asyncio.Event()
+        self._ready_sent = False
         self._stopping = False
 
     def changed(self) -> None:
-        """There is news: `tell` tells it in its own time, but READY is said at once, the first time it holds.
+        """Something has changed: `publish_status` publishes it soon; READY is sent at once, the first time it holds.
 
-        A daemon that stands by does all that is asked of it, so it is ready too.
+        A daemon that stands by counts as ready.
         """
-        self._news.set()
-        if self._said_ready or self._stopping:
+        self._changed.set()
+        if self._ready_sent or self._stopping:
             return
         state = self._state()
         if streams_open(state) or state.role == "standby":
-            self._said_ready = True
+            self._ready_sent = True
             line = status_line(state, time.monotonic())
             self._notifier.ready(line)
             log.info("ready", status=line)
 
     def reloading(self) -> None:
-        """A reload begins; `reloaded` must follow, whatever the verdict."""
-        if self._said_ready:
+        """A reload begins; `reloaded` must follow, even if it failed."""
+        if self._ready_sent:
             self._notifier.reloading()
 
     def reloaded(self) -> None:
         """The reload has ended."""
-        if self._said_ready and not self._stopping:
+        if self._ready_sent and not self._stopping:
             self._notifier.ready(status_line(self._state(), time.monotonic()))
         self.changed()
 
     def stopping(self) -> None:
-        """The daemon is on its way out."""
+        """The daemon is stopping."""
         self._stopping = True
         self._notifier.stopping()
 
-    async def tell(self) -> None:
-        """Publishes the status document soon after a change, and from time to time anyway; runs until it is
+    async def publish_status(self) -> None:
+        """Publishes the status document soon after a change, and at least every ten seconds; runs until it is
         cancelled.
         """
-        told: dict[str, Any] = {}
-        told_at = 0.0
+        published: ServiceStatus | None = None
+        published_at = 0.0
         while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(TELL_AT_LEAST_SECONDS):  # wait_for may pass over a cancellation (3.11)
-                    await self._news.wait()
-            self._news.clear()
+            await timed_wait(self._changed, LONGEST_PAUSE_SECONDS)
+            self._changed.clear()
             self._notifier.status(status_line(self._state(), time.monotonic()))
-            document = self._document()
-            if document != told or time.monotonic() - told_at >= TELL_AT_LEAST_SECONDS:
-                with suppress(MongoUnavailable):  # said by who renews the lease
-                    await self._publish(document)
-                    told, told_at = document, time.monotonic()
-            await asyncio.sleep(TELL_SECONDS)
+            status = self._status()
+            if status != published or time.monotonic() - published_at >= LONGEST_PAUSE_SECONDS:
+                with suppress(MongoUnavailable):  # `Leadership` logs it
+                    await self._publish(status)
+                    published, published_at = status, time.monotonic()
+            await asyncio.sleep(PAUSE_SECONDS)
 
-    async def tell_the_end(self) -> None:
-        """The last word in the status document."""
+    async def publish_end(self) -> None:
+        """Writes into the status document that the daemon has stopped."""
         with suppress(MongoUnavailable):
-            await self._publish(self._document() | {"state": "stopped", "reason": "stopped"})
+            await self._publish(replace(self._status(), state="stopped", reason="stopped"))
 
     async def feed_watchdog(self) -> None:
-        """Feeds the watchdog, but not while a worker is there and does not move: then systemd is to start everything
-        anew.
-        """
+        """Feeds the watchdog unless a worker runs without progress: then systemd is to restart everything."""
         interval = self._notifier.watchdog_interval
-        said = None
+        stuck_before = None
         while interval is not None:
             await asyncio.sleep(interval / 3)
             reason = stuck(self._state(), time.monotonic(), interval / 2)
             if reason is None:
                 self._notifier.watchdog()
-            elif said is None:
+            elif stuck_before is None:
                 log.error("the watchdog is not fed", reason=reason)
-            said = reason
+            stuck_before = reason
 
-    def _document(self) -> dict[str, Any]:
-        return status_document(self._state(), time.monotonic()) | self._about
+    def _status(self) -> ServiceStatus:
+        return replace(service_status(self._state(), time.monotonic()), owner=self._owner, http=self._http)

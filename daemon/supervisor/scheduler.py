@@ -1,23 +1,20 @@
-"""Scheduler: trainings and validations are queued when their occasion comes, each due run once, whatever happens to
-daemons.
+"""The scheduler queues trainings and validations when they are due: each run once, even if daemons are killed.
 
-    clock, a poll where rows are counted, a changed configuration  ->  look  ->  claim by the job's unique key  ->  note
-    it
+    the clock, a poll of row counts, a changed configuration  ->  look  ->  claim by the job's unique key  ->  note it
 
-`look` decides everything from what MongoDB remembers (`daemon.store.service.schedules`) by the server's clock; whatever
-wakes it only asks it to look again. A daemon that is killed between claim and note finds the run claimed when it looks
-next, and notes it then. Where a job of the same target waits in the queue already, a run is noted without another one:
-it will see all that this one would.
+`look` decides everything from what MongoDB holds (`daemon.store.service.schedules`), by the server's clock. A daemon
+that was killed between claim and note finds the run claimed at its next look, and notes it then. If a job of the same
+target waits in the queue, a due run is noted without another job, since the waiting one sees the same rows.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import structlog
 
@@ -28,32 +25,26 @@ from daemon.listeners.clock import Clock, local_now
 from daemon.store.connection import Data
 from daemon.store.service.jobs import Jobs
 from daemon.store.service.schedules import RowCounts, Schedules, State
+from daemon.supervisor.leader_context import Call, Spawn
+from daemon.supervisor.timed_wait import timed_wait
 
 __all__ = ["Look", "Scheduler", "Upcoming", "judge", "look"]
 
 log = structlog.get_logger(__name__)
 
 ROWS_SECONDS = 2.0
-"""How often rows are counted, where a schedule counts some."""
+"""How often rows are counted, if a schedule counts any."""
 LOOK_SECONDS = 30.0
-"""How often it looks without being woken: this machine's clock may jump, or sleep."""
+"""How often it looks without being woken: this machine's clock may jump or stop."""
 RETRY_SECONDS = 2.0
 
-T = TypeVar("T")
 Declarations = Mapping[str, Mapping[str, Mapping[str, Any]]]
-Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
-
-
-class Call(Protocol):
-    """Runs a function with the database in a thread; raises MongoUnavailable (`Leadership.call`)."""
-
-    def __call__(self, function: Callable[[Data], T], /) -> Awaitable[T]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Upcoming:
-    """What a schedule waits for: a moment, or a number of rows; neither of a `below`. `problem`: why it cannot run as
-    it is.
+    """What a schedule waits for: a time or a number of rows; a `below` has neither. `problem`: why it cannot run as it
+    is.
     """
 
     schedule: Schedule
@@ -64,7 +55,7 @@ class Upcoming:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What one look found: the server's time, what was queued, what comes next."""
+    """The result of one look: the server's time, the queued runs, the next ones."""
 
     now: datetime
     queued: tuple[Schedule, ...] = ()
@@ -72,8 +63,8 @@ class Look:
 
 
 class Scheduler:
-    """The schedules of one service, from `start` to `stop`, for as long as this daemon leads. `queued` is called after
-    a run was queued.
+    """The schedules of one service while this daemon leads, from `start` to `stop`. `queued` is called after a run was
+    queued.
     """
 
     def __init__(self, call: Call, service: str, spawn: Spawn, queued: Callable[[], None] = lambda: None) -> None:
@@ -100,15 +91,15 @@ class Scheduler:
             self._task = self._spawn(self._run(self._clock))
 
     def change(self, declarations: Declarations) -> None:
-        """Other schedules: those that stay, though with another number, keep their count."""
+        """Runs other schedules from now on; one that stays keeps its count, even if its number differs."""
         self._schedules = tuple(schedules(declarations))
         self._woken.set()
 
     async def validated(self, target: str, metrics: Mapping[str, float]) -> None:
-        """A validation of a live model has ended with these metrics, "dataset/metric": what waits for one to fall is
-        queued.
+        """A validation of a live model has ended with these metrics, "dataset/metric": queues what waits for one to
+        fall.
 
-        Where MongoDB does not answer it says so and leaves it to the next validation.
+        If MongoDB does not answer, that is logged, and the next validation decides.
         """
         known = self._schedules
         try:
@@ -116,7 +107,7 @@ class Scheduler:
         except (MongoUnavailable, NotApplied) as error:
             log.warning("a validation's metrics could not be looked at", validation=target, reason=str(error))
             return
-        self._tell(fired)
+        self._announce(fired)
 
     async def stop(self) -> None:
         """Ends all timers; nothing is queued any more."""
@@ -132,16 +123,14 @@ class Scheduler:
         while True:
             self._woken.clear()
             pause = await self._look(clock)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(pause):  # in Python 3.11 wait_for may pass over a cancellation
-                    await self._woken.wait()
+            await timed_wait(self._woken, pause)
 
     async def _look(self, clock: Clock) -> float | None:
-        """Looks once; seconds until the next time, None where only a change of the schedules matters."""
+        """Looks once; returns the seconds until the next look, None if only a change of the schedules matters."""
         known = self._schedules
         try:
             looked = await self._call(lambda data: look(data, self._service, known, self._counts))
-        except MongoUnavailable:  # said by whoever keeps the connection
+        except MongoUnavailable:  # `Leadership` logs it
             return RETRY_SECONDS
         self._ahead = looked.now - local_now()
         for each in looked.upcoming:
@@ -151,10 +140,10 @@ class Scheduler:
         clock.set({each.schedule.key: each.at for each in looked.upcoming if each.at is not None})
         if not known:
             return None
-        self._tell(looked.queued)
+        self._announce(looked.queued)
         return ROWS_SECONDS if any(each.trigger == "rows" for each in known) else LOOK_SECONDS
 
-    def _tell(self, fired: tuple[Schedule, ...]) -> None:
+    def _announce(self, fired: tuple[Schedule, ...]) -> None:
         for schedule in fired:
             log.info("queued", kind=schedule.kind, target=schedule.target, when=dict(schedule.when))
         if fired:
@@ -162,7 +151,7 @@ class Scheduler:
 
 
 def look(data: Data, service: str, known: tuple[Schedule, ...], counts: RowCounts) -> Look:
-    """Queues what is due by time or by rows, and says what comes next."""
+    """Queues what is due by time or by rows; returns that, and what comes next."""
     store = Schedules(data, service)
     counted = {table: counts.count(data, table) for each in known if each.trigger == "rows" for table in each.tables}
     rows = {
@@ -182,8 +171,7 @@ def look(data: Data, service: str, known: tuple[Schedule, ...], counts: RowCount
             else:
                 upcoming.append(looker.at_time(each, state))
         except (NotApplied, OverflowError, ValueError) as error:
-            # Not in the registry yet, or no longer: the next look will tell. Or a time zone that only another machine
-            # knows.
+            # Not in the registry yet, or no longer; or a time zone that only another machine knows.
             upcoming.append(Upcoming(each, problem=str(error)))
     return Look(looker.now, tuple(looker.queued), tuple(upcoming))
 
@@ -191,8 +179,8 @@ def look(data: Data, service: str, known: tuple[Schedule, ...], counts: RowCount
 def judge(
     data: Data, service: str, known: tuple[Schedule, ...], target: str, metrics: Mapping[str, float]
 ) -> tuple[Schedule, ...]:
-    """Queues what waits for one of these metrics of the validation `target` to fall below its bound; what was
-    queued.
+    """Queues what waits for one of these metrics of the validation `target` to fall below its bound; returns
+    what was queued.
     """
     values = {f"{target}/{name}": value for name, value in metrics.items()}
     waiting = [each for each in known if each.trigger == "below" and each.metric[0] in values]
@@ -209,7 +197,7 @@ def judge(
 
 @dataclass(frozen=True)
 class _Looker:
-    """One look: each method judges one schedule, and queues and notes the run that is due."""
+    """One look: each method decides about one schedule, and queues and notes the run that is due."""
 
     store: Schedules
     jobs: Jobs

@@ -1,16 +1,15 @@
-"""The daemon: wires everything together once, then keeps what runs equal to what service.toml asks for.
+"""The daemon: builds all parts once, then keeps what runs equal to what service.toml declares.
 
     startup     lock the state directory, bind HTTP (so that /readyz can say what is missing), start the tasks below
-    main loop   `_lead`      reach MongoDB, take the lease (or stand by), publish the declarations, keep the workers
-                             running; again when the lease is lost
+    main loop   `_lead`      connect to MongoDB, take the lease (or stand by), publish the declarations, keep the
+                             workers running; again when the lease is lost
                 `_follow`    apply each change of service.toml: all of it, or nothing
-                `_listen`    after a notification, look at what clients applied, removed, paused; tell the job runner
-                             and the clock as well
-                `Reporter`   the status document, systemd's STATUS, and its watchdog while the workers move
+                `_listen`    after a notification, apply what clients applied, removed or paused
+                `Reporter`   the status document, systemd's STATUS, and its watchdog while the workers make progress
     shutdown    STOPPING, drain the workers together, give the lease back, stop HTTP, and the embedded MongoDB last
 
-The supervisor is one event loop and never imports torch. It holds no rows and no model: it may be killed at any
-instant, and the workers, who notice that its pipe has closed, go with it.
+The supervisor is one event loop and never imports torch. It holds no rows and no model. It may be killed at any
+instant: the workers notice that its pipe has closed, and end.
 """
 
 from __future__ import annotations
@@ -36,10 +35,11 @@ from daemon.config import Config
 from daemon.engine import Engine
 from daemon.engine.local import LocalEngine
 from daemon.handlers.reload import frozen_changes
-from daemon.health.readiness import ConfigState, ServiceState
+from daemon.health.readiness import ServiceState
+from daemon.health.service_status import ConfigState, Owner, ServiceStatus
 from daemon.listeners.config_file import changes
 from daemon.logs.setup import configure
-from daemon.store.service import notify as bells
+from daemon.store.service import notify
 from daemon.store.service.keyring import Keyring
 from daemon.store.service.leases import Holder
 from daemon.store.service.state_directory import StateDirectory
@@ -47,6 +47,7 @@ from daemon.store.service.status import StatusBoard
 from daemon.supervisor import signals
 from daemon.supervisor.desired_state import built_from
 from daemon.supervisor.fleet import Backoff
+from daemon.supervisor.leader_context import LeaderContext
 from daemon.supervisor.leadership import Leadership, in_thread
 from daemon.supervisor.operation import Operation
 from daemon.supervisor.reporter import Reporter
@@ -57,17 +58,17 @@ __all__ = ["Supervisor", "serve"]
 
 log = structlog.get_logger(__name__)
 
-_BELL_SECONDS = 1.0  # one document is read, by its _id
-_LOOK_SECONDS = 30.0  # a bell may be lost with whoever wanted to ring it
+_NOTIFIED_SECONDS = 1.0  # one document is read, by its _id
+_LOOK_SECONDS = 30.0  # a client may end between its change and its notification
 _LEFT_AT_ONCE = 1
 
 
 async def serve(path: Path, environ: Mapping[str, str], *, wait: float | None = None, standby: bool = True) -> None:
-    """Runs the daemon of the configuration at `path` until SIGTERM or SIGINT; a second one leaves at once, with exit
+    """Runs the daemon of the configuration at `path` until SIGTERM or SIGINT; a second one ends it at once, with exit
     code 1.
 
-    `wait` bounds the wait for MongoDB at the start (seconds; None waits for ever). Without `standby` another active
-    daemon is an error. Raises ConfigurationError, MongoUnavailable, AnotherDaemon, or another PredictdError where the
+    `wait` bounds the wait for MongoDB at the start (seconds; None: forever). Without `standby` another active
+    daemon is an error. Raises ConfigurationError, MongoUnavailable, AnotherDaemon, or another PredictdError if the
     HTTP port is taken.
     """
     config = await in_thread(lambda: configuration.load(path, environ))
@@ -132,30 +133,30 @@ class Supervisor:
         given = self._config.security.signing_key_file
         key = _given_key(given) if given else directory.signing_key()
         self._leadership = Leadership(self._config, holder, self._changed)
-        self._operation = Operation(
-            self._config, self._engine, self._leadership, self._spawn, key, self._changed, *self._modules
+        leadership = self._leadership
+        context = LeaderContext(
+            self._config, key, self._engine, leadership.call, self._spawn, self._changed, leadership.lose
         )
+        self._operation = Operation(context, *self._modules)
         http = self._config.http
         self._web = WebServer(application(self, loopback=http.loopback), http.host, http.port)
         directory.announce(self._web.address)
         self._note(holder.instance, given or directory.signing_key_file)
-        about = {"owner": {"host": holder.host, "pid": holder.pid}, "http": self._web.address}
-        self._reporter = Reporter(self.state, about, self._publish_status, self._notifier)
+        owner = Owner(holder.host, holder.pid)
+        self._reporter = Reporter(self.state, owner, self._web.address, self._publish_status, self._notifier)
         log.info("predictd starts", service=self._config.service.name, pid=os.getpid(), http=self._web.address)
         parts = (
             self._lead(wait=wait, standby=standby),
             self._follow(),
             self._listen(),
-            self._reporter.tell(),
+            self._reporter.publish_status(),
             self._reporter.feed_watchdog(),
             self._web.serve(),
         )
         return tuple(self._spawn(part) for part in parts)
 
     def _note(self, instance: str, key_file: Path) -> None:
-        """Tells this user's programs on this machine where the key lies, if that can be written: not under
-        ProtectHome.
-        """
+        """Notes the path of the key for this user's programs on this machine; under ProtectHome that is impossible."""
         try:
             Keyring(configuration.keyring_folder(self._environ)).note(instance, key_file)
         except (OSError, DeclarationError) as error:
@@ -164,7 +165,7 @@ class Supervisor:
     # main loop
 
     async def _lead(self, *, wait: float | None, standby: bool) -> None:
-        """Reaches MongoDB, takes the lease, keeps the workers running while it is held; and again."""
+        """Connects to MongoDB, takes the lease, keeps the workers running while it is held; and again."""
         await self._leadership.connect(wait)
         backoff = Backoff(most=5.0)
         while True:
@@ -179,34 +180,30 @@ class Supervisor:
                 log.warning("stepping down", reason=str(error))
             async with self._changing:
                 await self._operation.stop()
-            await asyncio.sleep(
-                backoff.delay(time.monotonic() - began)
-            )  # it may answer, and refuse what is asked of it
+            await asyncio.sleep(backoff.delay(time.monotonic() - began))  # MongoDB may answer and refuse each call
 
     async def _begin(self, epoch: int) -> None:
         async with self._changing:
             try:
-                await self._operation.start(self._config, epoch)
+                await self._operation.start(self._config, epoch, self._leadership.uri)
             except DeclarationError as error:
                 raise ConfigurationError([Problem("listeners", str(error))]) from None
         self._changed()
 
     async def _listen(self) -> None:
-        """Looks at the registry when the bell was rung (by the API, a command, a promotion), and every now and then
-        anyway.
-        """
-        heard, looked = -1, 0.0
+        """Reads the registry after a notification (by the API, a command, a promotion), and every half minute."""
+        seen, looked = -1, 0.0
         while True:
-            await asyncio.sleep(_BELL_SECONDS)
+            await asyncio.sleep(_NOTIFIED_SECONDS)
             if not self._operation.active:
                 continue
             with suppress(MongoUnavailable):
-                rung = await self._leadership.call(lambda data: bells.count(data, self._config.service.name))
-                if rung == heard and time.monotonic() - looked < _LOOK_SECONDS:
+                count = await self._leadership.call(lambda data: notify.count(data, self._config.service.name))
+                if count == seen and time.monotonic() - looked < _LOOK_SECONDS:
                     continue
                 async with self._changing:
-                    await self._operation.look(rung=rung != heard)
-                heard, looked = rung, time.monotonic()
+                    await self._operation.look(notified=count != seen)
+                seen, looked = count, time.monotonic()
                 self._changed()
 
     async def _follow(self) -> None:
@@ -214,12 +211,12 @@ class Supervisor:
             await self._reload_quietly()
 
     async def _reload_quietly(self) -> None:
-        with suppress(ConfigurationError):  # said everywhere by `reload`
+        with suppress(ConfigurationError):  # `reload` reports it
             await self.reload()
 
     async def reload(self) -> str:
-        """Reads service.toml and applies the difference; what was done, in words. Raises ConfigurationError, and
-        changes nothing, where it is refused.
+        """Reads service.toml and applies the difference; returns what was done, in words. If the file is invalid,
+        raises ConfigurationError and changes nothing.
         """
         async with self._reloading:
             self._reporter.reloading()
@@ -241,27 +238,27 @@ class Supervisor:
             return done
 
     async def _proven(self, config: Config) -> dict[str, Any]:
-        """What the sections of `config` are built from. Raises ConfigurationError where one that is built otherwise
-        than before cannot be.
+        """What the sections of `config` are built from. Raises ConfigurationError if a section that has changed cannot
+        be built.
 
-        That takes its time, in which nothing else has to wait.
+        That may take long; nothing else waits for it.
         """
         refused = frozen_changes(self._config, config)
         if refused:
             raise ConfigurationError(refused)
         built = await in_thread(lambda: built_from(config))
-        anew = [section for section, parts in built.items() if self._built.get(section) != parts]
-        if anew and self._operation.active:  # what cannot be built must not take the place of what runs
+        changed = [section for section, parts in built.items() if self._built.get(section) != parts]
+        if changed and self._operation.active:  # what cannot be built must not replace what runs
             try:
-                problems = await in_thread(lambda: build(config, only=anew))
+                problems = await in_thread(lambda: build(config, only=changed))
             except OSError as error:
-                problems = [Problem(anew[0], f"it cannot be tried whether this can be built: {error}")]
+                problems = [Problem(changed[0], f"the check of whether this can be built did not start: {error}")]
             if problems:
                 raise ConfigurationError(problems)
         return built
 
     async def _apply(self, config: Config) -> str:
-        """Makes `config` the one that runs, the whole of it, or nothing."""
+        """Applies the whole `config`, or nothing of it."""
         self._reload_owed = False
         if self._operation.active and self._leadership.mongo is not None:
             self._owe_reload(self._leadership.mongo)
@@ -280,22 +277,21 @@ class Supervisor:
         raise ConfigurationError(
             [
                 Problem(
-                    "mongo", f"the new file is good but cannot be published, and is applied when this is over: {reason}"
+                    "mongo",
+                    f"the new file is valid but cannot be published yet; it is applied when MongoDB answers: {reason}",
                 )
             ]
         )
 
-    async def _publish_status(self, document: Mapping[str, Any]) -> None:
+    async def _publish_status(self, status: ServiceStatus) -> None:
         epoch, service = self._leadership.epoch, self._config.service.name
         if epoch is not None and self._leadership.mongo is None:
-            await self._leadership.call(lambda data: StatusBoard(data, service).publish(epoch, document))
+            await self._leadership.call(lambda data: StatusBoard(data, service).publish(epoch, status))
 
     # shutdown
 
     async def _shutdown(self, leading: asyncio.Task[None], *others: asyncio.Task[None]) -> None:
-        """In this order: rows first (workers drain), then the right to write them (the lease), then what shows it
-        (HTTP), then the database.
-        """
+        """In this order: the workers, which drain; the lease; HTTP; the database."""
         log.info("predictd stops")
         self._stopping = True
         self._operation.leaving = True
@@ -306,7 +302,7 @@ class Supervisor:
         await _cancel(*beside, *(() if self._operation.active else (leading,)))
         await self._operation.stop()
         await _cancel(leading)
-        await self._reporter.tell_the_end()
+        await self._reporter.publish_end()
         await self._leadership.release()
         self._web.stop()
         await asyncio.wait([web])
@@ -319,9 +315,7 @@ class Supervisor:
             self._end.set_result(None)
 
     def _leave(self, signal: str) -> None:
-        """The second signal: workers are killed, and nothing is waited for. The embedded server's guardian notices by
-        itself.
-        """
+        """The second signal: kills the workers and waits for nothing; the embedded server's guardian ends that."""
         log.warning("leaving at once", signal=signal)
         self._operation.kill()
         os._exit(_LEFT_AT_ONCE)
@@ -329,7 +323,7 @@ class Supervisor:
     # what is shown
 
     def state(self) -> ServiceState:
-        """A picture of the service at this moment."""
+        """The service at this moment."""
         leadership = self._leadership
         role = leadership.role
         if self._stopping:
@@ -357,7 +351,7 @@ class Supervisor:
         self._reporter.changed()
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Runs a task whose error is the daemon's: a part that is broken must not go unnoticed."""
+        """Runs a task; an error in it ends the daemon."""
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -370,7 +364,7 @@ class Supervisor:
 
 
 async def _cancel(*tasks: asyncio.Task[None]) -> None:
-    """Cancels tasks and waits until they have ended; an error of one has already ended the daemon."""
+    """Cancels tasks and waits for their end; an error in one has already ended the daemon."""
     for task in tasks:
         task.cancel()
     if tasks:
@@ -385,5 +379,5 @@ def _given_key(path: Path) -> SigningKey:
 
 
 def _now() -> str:
-    """For people's eyes only; no decision uses it."""
+    """The time for people; no decision uses it."""
     return datetime.now(UTC).isoformat(timespec="seconds")

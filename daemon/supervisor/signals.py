@@ -1,8 +1,8 @@
 """Signals as a context manager, for a process that runs an asyncio event loop.
 
-SIGTERM and SIGINT ask to stop; the second of them, of either kind, asks to leave at once. SIGHUP asks to read the
-configuration again. The callbacks run in the event loop, so they may touch what the loop owns. What was there before is
-put back at the end.
+The first SIGTERM or SIGINT asks to stop, the second one to leave at once. SIGHUP asks to read the
+configuration again. The callbacks run in the event loop, so they may touch what the loop owns. The
+handlers from before are restored at the end.
 
 A daemon that belongs to another process (`connect("embedded")`) is asked to stop by `stop_with_parent` as well.
 """
@@ -48,12 +48,12 @@ def handled(stop: Callable[[str], None], leave: Callable[[str], None], reload: C
 
 
 def stop_with_parent() -> None:
-    """Asks this process to stop, as SIGTERM does, at the end of its standard input: whoever holds the other end has
-    gone, however that came about.
+    """Asks this process to stop, as SIGTERM does, at the end of its standard input: the process that
+    held the other end has ended.
     """
 
     def watch() -> None:
-        with suppress(OSError):  # a standard input that was never open has ended, too
+        with suppress(OSError):  # a closed standard input has ended, too
             while os.read(sys.stdin.fileno(), 4096):
                 pass
         os.kill(os.getpid(), signal.SIGTERM)

@@ -1,1 +1,1 @@
-"""What the daemon shows over HTTP: health, readiness, metrics, and the one thing that may be asked of it, a reload."""
+"""The HTTP server of the daemon: health, readiness, metrics, and the reload of service.toml."""

@@ -1,10 +1,9 @@
 """The HTTP application: `/healthz` (the process is alive), `/readyz` (per listener, 503 with the reason), `/metrics`,
 `POST /-/reload`.
 
-A browser on this machine can be made to send requests here by any page it shows. Two checks in front of every route
-keep such a page out: the Origin, where there is one, must be this server's own; and while the daemon listens on
-loopback, Host must be a loopback name, because a name of someone else's that resolves to 127.0.0.1 makes a foreign page
-look like our own.
+Any page that a browser on this machine shows can send requests here. Two checks in front of every route refuse them. An
+Origin header must be this server's own. While the daemon listens on loopback, Host must be a loopback name, because a
+foreign name that resolves to 127.0.0.1 would give a foreign page this server's origin.
 """
 
 from __future__ import annotations
@@ -36,17 +35,17 @@ __all__ = ["Service", "WebServer", "application"]
 
 
 class Service(Protocol):
-    """What the pages show and ask of the daemon."""
+    """What the pages need of the daemon."""
 
     def state(self) -> ServiceState:
         """The service at this moment."""
 
     async def reload(self) -> str:
-        """Reads the configuration again and says what was done. Raises ConfigurationError where it is refused."""
+        """Reloads the configuration and returns what was done. Raises ConfigurationError if it is invalid."""
 
 
 def application(service: Service, *, loopback: bool) -> Starlette:
-    """The pages over `service`; `loopback` tells that only this machine can reach them."""
+    """The pages of `service`; `loopback`: only this machine can reach them."""
 
     async def healthz(_request: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -84,7 +83,7 @@ def application(service: Service, *, loopback: bool) -> Starlette:
 
 
 class OwnPagesOnly:
-    """Refuses, for http and websocket alike, a foreign Origin, and on loopback a Host that is no loopback name."""
+    """Refuses, for http and websocket alike, a foreign Origin, and on loopback a Host that is not a loopback name."""
 
     def __init__(self, app: ASGIApp, *, loopback: bool) -> None:
         self._app = app
@@ -128,9 +127,7 @@ def _is_loopback(name: str) -> bool:
 
 
 class _Uvicorn(uvicorn.Server):
-    """Signals are the supervisor's: it stops the server when its workers have stopped. Until then an idle server
-    sleeps.
-    """
+    """A server without signal handlers, since the supervisor stops it, and without a timer."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -141,7 +138,7 @@ class _Uvicorn(uvicorn.Server):
         yield
 
     async def main_loop(self) -> None:
-        # In place of ten looks a second at a flag; what else they do is to keep the Date header, which is off.
+        # Uvicorn would poll a flag ten times a second; all else that its loop does is to update the Date header.
         await self.leaving.wait()
 
 

@@ -1,9 +1,8 @@
-"""The metrics page: the supervisor's own state, and what its workers measured, in Prometheus' text format.
+"""The metrics page: the supervisor's state and its workers' samples, in Prometheus' text format.
 
-`FAMILIES` is the one list of names; a sample of any other name is left out, so a worker cannot add a series that nobody
-documented. Workers send cumulative samples under their Prometheus names (`..._total`, `..._bucket`, ...). What stands
-in a worker's report anyway (lag, rows, queues, scans, keys of the stream) is taken from there unless the worker sent a
-sample of it.
+`FAMILIES` lists all names and labels; any other sample is left out, so a worker cannot add an undocumented series.
+Workers send cumulative samples under their Prometheus names (`..._total`, `..._bucket`, ...). The figures of a worker's
+report (lag, rows, queues, scans, keys of the stream) are used if the worker sent no sample of them.
 
 A worker's counters begin at zero when it is restarted, which Prometheus' `rate` and `increase` take into account.
 """
@@ -85,7 +84,7 @@ def exposition(state: ServiceState, accept: str = "") -> tuple[bytes, str]:
 
 
 class _Collector(Collector):
-    """One state of the service, as Prometheus metrics."""
+    """The Prometheus metrics of one state of the service."""
 
     def __init__(self, state: ServiceState) -> None:
         self._state = state
@@ -102,7 +101,7 @@ class _Collector(Collector):
 
 
 def _own(state: ServiceState) -> Series:
-    """What the supervisor knows by itself."""
+    """The supervisor's own figures."""
     series: Series = {
         ("predictd_config_last_reload_successful", ()): float(state.config.ok),
         ("predictd_mongo_up", ()): float(state.mongo is None),
@@ -116,7 +115,7 @@ def _own(state: ServiceState) -> Series:
 
 
 def _measured(worker: WorkerState) -> Series:
-    """What a running worker measured: its samples, and its report if a sample is missing."""
+    """The samples of a running worker, and the figures of its report if a sample is missing."""
     report = worker.report
     if report is None or not worker.up:
         return {}

@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import threading
-from pathlib import Path
 from typing import Final
 
 import structlog
@@ -16,7 +15,7 @@ from components.errors import DeclarationError, Fenced, PredictdError
 from daemon.engine import Exit
 from daemon.engine.child import leave_with_parent
 from daemon.logs.setup import configure
-from daemon.worker.assignment import Assignment
+from daemon.worker.assignment import WorkerAssignment
 from daemon.worker.listener_run import DeclarationChanged
 from daemon.worker.worker import Worker
 
@@ -41,11 +40,11 @@ def exit_code(failure: BaseException | None) -> int:
 
 def main() -> None:
     """The process, from its first line to its exit code."""
-    assignment = Assignment.read(sys.stdin.buffer.readline().decode())
+    assignment = WorkerAssignment.read(sys.stdin.buffer.readline())
     configure(**assignment.log)  # type: ignore[arg-type]
     structlog.contextvars.bind_contextvars(worker=assignment.worker)
     threading.Thread(target=leave_with_parent, name="parent", daemon=True).start()
-    sys.path.insert(0, str(Path(assignment.import_root)))
+    sys.path.insert(0, str(assignment.import_root))
     worker = Worker(assignment)
     signal.signal(signal.SIGTERM, lambda *_: worker.stopping.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)

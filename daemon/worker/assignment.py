@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from daemon.engine.assignment import Assignment
 from daemon.handlers.predict.suspects import Ended
+from daemon.health.worker_report import WorkerReport
 
-__all__ = ["Assignment"]
+__all__ = ["WorkerAssignment"]
 
 
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """What a worker is told by its parent."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerAssignment(Assignment):
+    """What a worker is told by its parent; times are in seconds."""
 
-    uri: str
-    database: str
-    service: str
     worker: str
-    epoch: int
-    state_dir: str
-    import_root: str
-    allow_imports: tuple[str, ...] = ()
-    log: Mapping[str, str] = field(default_factory=dict)
     stop_timeout: float = 30.0
     queue_rows: int = 100_000
     queue_bytes: int = 256 * 1024 * 1024
-    signing_key: str = field(default="", repr=False)
+    stage_seconds: float = 20.0
     ended: Ended = ""
     """How the worker before this one ended."""
+    module: str = "daemon.worker"
 
-    @classmethod
-    def read(cls, line: str) -> Assignment:
-        told = json.loads(line)
-        return cls(**{**told, "allow_imports": tuple(told["allow_imports"])})
+    @property
+    def name(self) -> str:
+        """The worker's name."""
+        return self.worker
+
+    def decode(self, line: bytes) -> WorkerReport:
+        """See `daemon.engine.Spec`."""
+        return WorkerReport.from_json(line)

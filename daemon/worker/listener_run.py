@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -33,7 +32,7 @@ from daemon.store.registry.registry import Declared, Registry
 from daemon.store.rows.dead_letters import DeadLetters
 from daemon.store.rows.outputs import Outputs
 from daemon.store.rows.scans import Mark, Scans
-from daemon.worker.assignment import Assignment
+from daemon.worker.assignment import WorkerAssignment
 
 __all__ = ["DeclarationChanged", "ListenerRun", "Shared", "chained"]
 
@@ -50,7 +49,7 @@ class Shared:
     again, soon.
     """
 
-    assignment: Assignment
+    assignment: WorkerAssignment
     database: Database[dict[str, Any]]
     registry: Registry
     loader: ModelLoader
@@ -74,7 +73,7 @@ class ListenerRun:
         outputs = Outputs(table, name, live.key.fields, decoded_filter(listener["where"]))
         dirty = DirtyKeys(assignment.queue_rows)
         self.suspects = _suspects(assignment, name, listener["max_batch"])
-        self.triage = Triage(name, suspects=self.suspects, owe=lambda reason: self.scan.request(reason))
+        self.triage = Triage(name, suspects=self.suspects, owe=self._owe_scan)
         self.corridor = Corridor(
             name,
             live=live,
@@ -108,6 +107,9 @@ class ListenerRun:
         self._swapping = threading.Lock()
         self._unloadable: int | None = None
         self._swap_later = partial(shared.swaps.put, self)
+
+    def _owe_scan(self, reason: str) -> None:
+        self.scan.request(reason)
 
     def reload(self, live: Live) -> Live:
         """Asks the registry what is live, and runs that from the next batch on. A higher generation brings a scan
@@ -195,9 +197,9 @@ class ListenerRun:
         )
 
 
-def _suspects(assignment: Assignment, listener: str, rows: int) -> NoSuspects:
+def _suspects(assignment: WorkerAssignment, listener: str, rows: int) -> NoSuspects:
     try:
-        return Suspects(Path(assignment.state_dir) / "rows_at_work", listener, assignment.ended, rows)
+        return Suspects(assignment.state_dir / "rows_at_work", listener, assignment.ended, rows)
     except OSError as error:
         log.warning(
             "a row that kills the model's process cannot be found: the state directory does not take a file",

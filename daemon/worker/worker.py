@@ -30,7 +30,7 @@ from daemon.store.mongo_retry import MongoRetry, Stopping
 from daemon.store.registry.model_loader import ModelLoader
 from daemon.store.registry.registry import Registry
 from daemon.store.rows.positions import Positions
-from daemon.worker.assignment import Assignment
+from daemon.worker.assignment import WorkerAssignment
 from daemon.worker.listener_run import DeclarationChanged, ListenerRun, Shared, chained
 
 __all__ = ["Worker"]
@@ -45,7 +45,7 @@ SWAP_AGAIN_SECONDS: Final = 30.0
 class Worker:
     """The composition root of the process."""
 
-    def __init__(self, assignment: Assignment) -> None:
+    def __init__(self, assignment: WorkerAssignment) -> None:
         self.assignment = assignment
         self.stopping = threading.Event()
         self.patience = MongoRetry(self.stopping)

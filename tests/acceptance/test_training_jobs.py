@@ -91,7 +91,7 @@ def play(
             stage = Learning(mongo_uri, database, tmp_path, limits, "daemon.job")
             declare(stage.database, declared)
             stage.insert()
-            stage.runner.start(1, mongo_uri)
+            stage.runner.start(stage.context())
             try:
                 await scene(stage)
                 assert not stage.errors
@@ -290,7 +290,7 @@ def test_a_training_that_is_killed_or_stopped_ends_with_the_same_weights(play: A
         job = stage.job(identifier)
         assert job["state"] == "queued"
         assert any(line.startswith("stopped: ") for line in job["log"])
-        stage.runner.start(2, stage.uri)
+        stage.runner.start(stage.context(2))
         job = await stage.end(identifier)
         assert (job["state"], job["attempts"]) == ("done", 2)
         interrupted = stage.live

@@ -18,9 +18,10 @@ from daemon.config.trainer_sections import TrainerConfig, ValidationConfig
 from daemon.engine.local import LocalEngine
 from daemon.store.connection import open_database
 from daemon.store.registry.registry import Registry
-from daemon.store.service.jobs import Jobs
+from daemon.store.service.jobs import Job, Jobs
 from daemon.supervisor.job_attempt import Limits
 from daemon.supervisor.job_runner import JobRunner
+from daemon.supervisor.leader_context import LeaderContext
 from daemon.supervisor.leadership import in_thread
 from harness.daemons import PATIENCE
 from harness.keys import KEY
@@ -70,7 +71,7 @@ class Stage:
         self.jobs = Jobs(self.database, SERVICE)
         self.away = False
         self.fenced: list[str] = []
-        self.finished: list[Mapping[str, Any]] = []
+        self.finished: list[Job] = []
         self.errors: list[BaseException] = []
         (folder / "fake").mkdir()
         (folder / "service.toml").write_text(
@@ -83,16 +84,12 @@ class Stage:
         self.runner = self.another()
 
     def another(self) -> JobRunner:
-        return JobRunner(
-            self.config,
-            LocalEngine(),
-            self.call,
-            self.spawn,
-            KEY,
-            fenced=self.fenced.append,
-            finished=self.finished.append,
-            limits=self.limits,
-            module=self.module,
+        return JobRunner(self.finished.append, limits=self.limits, module=self.module)
+
+    def context(self, epoch: int = 1) -> LeaderContext:
+        """What the leader of this epoch works with."""
+        return LeaderContext(
+            self.config, KEY, LocalEngine(), self.call, self.spawn, lambda: None, self.fenced.append, epoch, self.uri
         )
 
     async def call(self, function: Callable[[Any], Any]) -> Any:
@@ -126,7 +123,7 @@ class Stage:
     def job(self, identifier: str) -> dict[str, Any]:
         found = self.jobs.get(identifier)
         assert found is not None
-        return found
+        return found.document()
 
     async def until(self, what: str, probe: Callable[[], Any]) -> Any:
         for _ in range(int(PATIENCE / 0.05)):

@@ -169,7 +169,7 @@ class Site:
         def look() -> dict[str, Any] | None:
             job = self.jobs.get(identifier)
             assert job is not None
-            return job if job["state"] in ("done", "failed", "cancelled") else None
+            return job.document() if job.ended else None
 
         job: dict[str, Any] = eventually(f"job {identifier} ends", look, patience)
         assert job["state"] == state, job
@@ -178,7 +178,7 @@ class Site:
     def fires(self, target: str, trigger: str) -> list[dict[str, Any]]:
         """The jobs of a target that one of its occasions asked for, oldest first."""
         found = self.jobs.listed(0, target=target)
-        return [job for job in reversed(found) if trigger in job["trigger"]]
+        return [job.document() for job in reversed(found) if trigger in job.trigger]
 
     def scan(self, listener: str) -> Mapping[str, Any]:
         return self.data[names.SCANS].find_one({"_id": f"{SERVICE}/{listener}"}) or {}

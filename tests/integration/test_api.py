@@ -33,6 +33,7 @@ from components.signing_key import SigningKey
 from daemon import connect
 from daemon.api import Datalayer, NotServed
 from daemon.config import keyring_folder
+from daemon.health.service_status import ServiceStatus
 from daemon.store.registry.registry import Registry
 from daemon.store.service.keyring import Keyring
 from daemon.store.service.leases import Holder, Lease
@@ -55,7 +56,7 @@ def serve(database: Database[dict[str, Any]], key_file: Path) -> Callable[..., N
     def make(service: str = SERVICE) -> None:
         instance = uuid.uuid4().hex
         epoch = Lease(database, service, Holder(instance, "here", os.getpid()), ttl=60.0).acquire()
-        StatusBoard(database, service).publish(epoch, {"state": "active"})
+        StatusBoard(database, service).publish(epoch, ServiceStatus(state="active"))
         Keyring(keyring_folder(os.environ)).note(instance, key_file)
 
     return make

@@ -35,6 +35,8 @@ from daemon import config as configuration
 from daemon.cli import main
 from daemon.cli.jobs import appended
 from daemon.cli.predict import arguments, reading
+from daemon.health.job_report import JobError, JobProgress
+from daemon.health.service_status import ServiceStatus
 from daemon.store import names
 from daemon.store.connection import open_database
 from daemon.store.registry.components import Component
@@ -42,7 +44,7 @@ from daemon.store.registry.registry import Registry
 from daemon.store.registry.versions import Version, Versions
 from daemon.store.rows.scans import Mark, Scans
 from daemon.store.service import notify as bells
-from daemon.store.service.jobs import Jobs
+from daemon.store.service.jobs import Job, Jobs
 from daemon.store.service.status import StatusBoard
 
 S, EPOCH = "s", 1
@@ -148,7 +150,8 @@ class Place:
         lease = {"owner": "o", "host": "h", "pid": 1, "epoch": EPOCH}
         expires = {"$dateAdd": {"startDate": "$$NOW", "unit": "minute", "amount": 5}}
         self.data[names.LEASES].update_one({"_id": S}, [{"$set": {**lease, "expires": expires}}], upsert=True)
-        StatusBoard(self.data, S).publish(EPOCH, {"state": "active", "ready": True, "workers": {}, **status})
+        whole = ServiceStatus.from_document({"state": "active", "ready": True, "workers": {}, **status})
+        StatusBoard(self.data, S).publish(EPOCH, whole)
 
 
 @pytest.fixture
@@ -184,8 +187,9 @@ def beside() -> Iterator[Callable[[Callable[[], None]], None]]:
     assert not wrong, wrong
 
 
-def claimed(place: Place) -> dict[str, Any]:
-    return dict(eventually("a job", lambda: place.jobs.claim(EPOCH, set())))
+def claimed(place: Place) -> Job:
+    job: Job = eventually("a job", lambda: place.jobs.claim(EPOCH, set()))
+    return job
 
 
 # ---- training and validating --------------------------------------------------------------------------------------
@@ -195,14 +199,14 @@ def test_train_queues_a_job_and_says_how_to_look_at_it(place: Place) -> None:
     ran = place.script("train", "net")
     assert ran.returncode == 0, ran.stderr
     [job] = place.jobs.listed()
-    name = job["_id"].removeprefix(f"{S}/")
+    name = job.id.removeprefix(f"{S}/")
     assert ran.stdout == f"queued {name}; `predictd jobs show {name}` tells how it goes\n"
     assert ran.stderr == "no daemon is active for the service 's': it is done once one runs (`predictd run`)\n"
-    assert (job["kind"], job["target"], job["model"], job["trigger"]) == ("train", "net", "net", {"by": "by hand"})
+    assert (job.kind, job.target, job.model, job.trigger) == ("train", "net", "net", {"by": "by hand"})
     place.daemon_is_active()
     ran = place.ran("validate", "exam")
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert place.jobs.listed(kind="validate")[0]["model"] == "net"
+    assert place.jobs.listed(kind="validate")[0].model == "net"
 
 
 def test_train_wait_ends_with_the_job_and_shows_what_came_of_it(
@@ -213,9 +217,9 @@ def test_train_wait_ends_with_the_job_and_shows_what_came_of_it(
     def daemon() -> None:
         job = claimed(place)
         for step in (10, 20):
-            place.jobs.progress(job["_id"], EPOCH, {"step": step, "total": 20, "loss": 0.5}, ran=12.4)
+            place.jobs.progress(job.id, EPOCH, JobProgress(step, 20, 0.5), ran=12.4)
         place.jobs.finish(
-            job["_id"],
+            job.id,
             EPOCH,
             {"version": 3, "promoted": True, "reason": "better", "metrics": {"a/acc": 0.971234}, "live_metrics": {}},
         )
@@ -234,8 +238,8 @@ def test_train_wait_exits_with_1_and_the_reason_of_a_job_that_fails(
     place: Place, beside: Callable[[Callable[[], None]], None]
 ) -> None:
     place.daemon_is_active()
-    error = {"type": "TrainingError", "message": "the loss of step 7 is nan", "traceback": "Traceback: here"}
-    beside(lambda: assert_true(place.jobs.fail(claimed(place)["_id"], EPOCH, error, None)))
+    error = JobError("TrainingError", "the loss of step 7 is nan", "Traceback: here")
+    beside(lambda: assert_true(place.jobs.fail(claimed(place).id, EPOCH, error, None)))
     told = place.runs("train", "net", "--wait", code=1)
     assert told.startswith("error: train/net/")
     assert "failed: TrainingError: the loss of step 7 is nan" in told
@@ -262,9 +266,9 @@ def test_on_a_terminal_a_training_has_a_progress_bar(
 
         def daemon() -> None:
             job = claimed(place)
-            place.jobs.progress(job["_id"], EPOCH, {"step": 150, "total": 600, "loss": 0.25, "rows_per_second": 1234.0})
+            place.jobs.progress(job.id, EPOCH, JobProgress(150, 600, 0.25, rows_per_second=1234.0))
             eventually("the bar", lambda: "150/600" in terminal.shown)
-            place.jobs.finish(job["_id"], EPOCH, {"version": 2})
+            place.jobs.finish(job.id, EPOCH, {"version": 2})
 
         beside(daemon)
         shown = terminal.until(lambda screen: "done in" in screen)
@@ -283,8 +287,8 @@ def test_jobs_are_listed_shown_and_cancelled(place: Place) -> None:
     assert waiting is not None
     failed = place.jobs.claim(EPOCH, set())
     assert failed is not None
-    error = {"type": "ValueError", "message": "no\x1b[31m good", "traceback": "Traceback\n  line\x1b[2J 7"}
-    assert place.jobs.fail(failed["_id"], EPOCH, error, None)
+    error = JobError("ValueError", "no\x1b[31m good", "Traceback\n  line\x1b[2J 7")
+    assert place.jobs.fail(failed.id, EPOCH, error, None)
 
     told = place.runs("jobs").splitlines()
     assert [line.split()[0] for line in told[1:]] == [waiting.removeprefix("s/"), "validate/exam/every/1"]
@@ -301,7 +305,7 @@ def test_jobs_are_listed_shown_and_cancelled(place: Place) -> None:
     assert place.tells("jobs", "show", waiting.rpartition("/")[2])["_id"] == waiting
 
     assert "is cancelled" in place.runs("jobs", "cancel", waiting)
-    assert (place.jobs.get(waiting) or {})["state"] == "cancelled"
+    assert place.jobs.get(waiting).state == "cancelled"
     assert "has ended already: it is cancelled" in place.runs("jobs", "cancel", waiting, code=1)
     assert "there is no job 'nobody'" in place.runs("jobs", "show", "nobody", code=1)
 
@@ -310,8 +314,8 @@ def test_a_job_that_has_put_its_version_live_is_not_cancelled_and_the_way_back_i
     place.jobs.queue("train", "net", {})
     job = claimed(place)
     number = place.added(1.0).number
-    place.versions().promote(number, reason="better", job=(job["_id"], EPOCH))
-    told = place.runs("jobs", "cancel", job["_id"], code=1)
+    place.versions().promote(number, reason="better", job=(job.id, EPOCH))
+    told = place.runs("jobs", "cancel", job.id, code=1)
     assert f"has put version {number} live already; `predictd rollback` takes that back" in told
 
 
@@ -319,13 +323,13 @@ def test_logs_follow_a_job_to_its_end(place: Place, beside: Callable[[Callable[[
     identifier = place.jobs.queue("train", "net", {})
     assert identifier is not None
     job = claimed(place)
-    place.jobs.log(job["_id"], EPOCH, ["one", "two\x1b[31m"])
+    place.jobs.progress(job.id, EPOCH, JobProgress(), ["one", "two\x1b[31m"])
     assert place.runs("jobs", "logs", identifier) == "one\ntwo\\x1b[31m\n"
 
     def daemon() -> None:
         for n in range(300):
-            place.jobs.log(job["_id"], EPOCH, [f"line {n}"])
-        place.jobs.finish(job["_id"], EPOCH, {})
+            place.jobs.progress(job.id, EPOCH, JobProgress(), [f"line {n}"])
+        place.jobs.finish(job.id, EPOCH, {})
 
     beside(daemon)
     followed = place.runs("jobs", "logs", identifier, "--follow").splitlines()

@@ -42,7 +42,7 @@ def play(
         async def whole() -> None:
             stage = Stage(mongo_uri, database, tmp_path, limits, "harness.fake_job")
             declare(stage.database, declared)
-            stage.runner.start(1, mongo_uri)
+            stage.runner.start(stage.context())
             try:
                 await scene(stage)
                 assert not stage.errors
@@ -66,7 +66,7 @@ def test_a_job_runs_in_a_process_of_its_own_and_leaves_its_result(play: Any) -> 
         assert job["log"] == ["attempt 1"]
         assert job["ran"] > 0
         await stage.until("its end is told", lambda: stage.finished)
-        assert [each["_id"] for each in stage.finished] == [identifier]
+        assert [each.id for each in stage.finished] == [identifier]
         assert stage.runner.states() == ()
 
     play(scene)
@@ -96,7 +96,7 @@ def test_an_error_of_the_driver_about_one_job_is_not_the_daemon_s_end(
     failures = iter([True])
 
     def odd(self: Jobs, *job: Any, **about: Any) -> bool:
-        if job[2] and next(failures, False):  # once the process has reported
+        if job[2].step and next(failures, False):  # once the process has reported
             raise OverflowError("MongoDB can only handle up to 8-byte ints")
         return progress(self, *job, **about)
 
@@ -139,8 +139,8 @@ def test_the_status_shows_a_job_that_runs(play: Any) -> None:
         identifier = stage.queue()
         await stage.until("it gets on", lambda: stage.job(identifier)["progress"].get("step", 0) > 3)
         (state,) = stage.runner.states()
-        assert (state["job"], state["kind"], state["model"], state["attempt"]) == (identifier, "train", MODEL, 1)
-        assert psutil.pid_exists(state["pid"])
+        assert (state.job, state.kind, state.model, state.attempt) == (identifier, "train", MODEL, 1)
+        assert psutil.pid_exists(state.pid)
 
     play(scene)
 
@@ -277,7 +277,7 @@ def test_jobs_of_one_model_run_one_after_the_other(play: Any) -> None:
 
     async def scene(stage: Stage) -> None:
         stage.config = stage.config.model_copy(update={"limits": stage.config.limits.model_copy(update={"jobs": 2})})
-        stage.runner.configure(stage.config)
+        stage.runner.configure(stage.context())
         stage.behave("long")
         first = stage.queue()
         second = stage.jobs.queue("validate", VALIDATION, {"by": "a test"})
@@ -304,7 +304,7 @@ def test_a_runner_that_stops_gives_its_jobs_back(play: Any) -> None:
         assert stage.history("stopped")
         job = stage.job(identifier)
         assert (job["state"], job["attempts"]) == ("queued", 0)
-        stage.runner.start(2, stage.uri)
+        stage.runner.start(stage.context(2))
         assert (await stage.until_state(identifier, "done"))["epoch"] == 2
 
     play(scene)
@@ -318,7 +318,7 @@ def test_a_job_that_a_dead_leader_left_is_taken_over_and_its_process_leaves(play
         identifier = stage.queue()
         await stage.until("it runs", lambda: stage.history("started"))
         successor = stage.another()
-        successor.start(2, stage.uri)
+        successor.start(stage.context(2))
         try:
             job = await stage.until_state(identifier, "done")
             assert (job["epoch"], job["attempts"]) == (2, 2)
@@ -376,7 +376,7 @@ def test_what_is_no_longer_declared_or_not_signed_fails_with_that_reason(play: A
             {"_id": f"{SERVICE}/validation/{VALIDATION}"},
             {"$set": {"state": "removed"}, "$currentDate": {"removed_at": True}},
         )
-        stage.runner.start(2, stage.uri)
+        stage.runner.start(stage.context(2))
         assert "signature" in (await stage.until_state(one, "failed"))["error"]["message"]
         assert "was removed at" in (await stage.until_state(str(other), "failed"))["error"]["message"]
         assert stage.history() == []
@@ -392,7 +392,7 @@ def test_checkpoints_of_jobs_that_are_no_more_are_swept_at_the_start(play: Any) 
         gone = checkpoint_folder(stage.folder, "s/train/f/gone")
         for folder in (waiting, gone):
             folder.mkdir(parents=True)
-        stage.runner.start(2, stage.uri)
+        stage.runner.start(stage.context(2))
         await stage.until("the old one is gone", lambda: not gone.exists())
         assert waiting.exists()
 

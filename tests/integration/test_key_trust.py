@@ -32,12 +32,12 @@ from daemon.api import Datalayer
 from daemon.api.component_loader import ComponentLoader
 from daemon.config import keyring_folder
 from daemon.embedded.server import attach
+from daemon.store import names
 from daemon.store.registry.artifacts import Artifacts
 from daemon.store.registry.registry import Registry
 from daemon.store.service.keyring import Keyring
 from daemon.store.service.leases import Holder, Lease
 from daemon.store.service.state_directory import StateDirectory, instance_of
-from daemon.store.service.status import StatusBoard
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -111,7 +111,8 @@ class Attacker:
     def tells(self, path: Path, epoch: int = 1 << 40) -> None:
         named = {"signing_key": str(path), "signing_key_file": str(path), "key_file": str(path), "state": "active"}
         named |= {"state_dir": str(self.folder), "owner": {"host": "here", "pid": 1, **named}}
-        StatusBoard(self.database, self.service).publish(epoch, named)
+        status = {"$set": {**named, "epoch": epoch}, "$currentDate": {"at": True}}
+        self.database[names.STATUS].update_one({"_id": self.service}, status, upsert=True)
         self.database["_predictd.leases"].update_many({}, {"$set": {"signing_key": str(path), "key_file": str(path)}})
 
 
@@ -362,7 +363,7 @@ def test_a_program_finds_the_key_of_this_user_s_daemon(
     key_file = attacker.folder.parent / "elsewhere.key"
     SigningKey.fresh().write(key_file)
     daemon = start(mongo_uri, database.name, f'signing_key_file = "{key_file}"' if elsewhere else "")
-    status = StatusBoard(database, SERVICE).read() or {}
+    status = database[names.STATUS].find_one({"_id": SERVICE}) or {}
     assert "key" not in repr(sorted(status))
     attacker.tells(attacker.key_file)
     with connect(uri) as db:

@@ -9,6 +9,7 @@ import pytest
 from pymongo.database import Database
 
 from components.errors import LeaseLost, MongoUnavailable
+from daemon.health.service_status import ServiceStatus
 from daemon.store import names
 from daemon.store.connection import open_client
 from daemon.store.service.leases import AnotherDaemon, Holder, Lease
@@ -89,12 +90,13 @@ def test_the_status_document_is_not_written_over_by_a_daemon_that_was_replaced(d
     """The epoch fences it too; and its age comes from the server's clock."""
     board = StatusBoard(database, "mnist")
     assert board.read() is None
-    assert board.publish(2, {"state": "active"})
-    assert not board.publish(1, {"state": "stale"})
-    document = board.read()
-    assert document is not None
-    assert document["state"] == "active"
-    assert 0 <= document["age_seconds"] < 60
+    assert board.publish(2, ServiceStatus(state="active"))
+    assert not board.publish(1, ServiceStatus(state="stale"))
+    status = board.read()
+    assert status is not None
+    assert (status.id, status.state, status.epoch) == ("mnist", "active", 2)
+    assert status.age_seconds is not None
+    assert 0 <= status.age_seconds < 60
 
 
 def test_a_server_that_is_not_there_is_one_clear_error() -> None:

@@ -8,7 +8,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any, Self
@@ -48,7 +48,7 @@ def looked(data: Data, declarations: dict[str, Any]) -> tuple[Schedule, ...]:
 
 
 def jobs(data: Data) -> list[dict[str, Any]]:
-    return sorted(Jobs(data, SERVICE).listed(), key=lambda job: job["created_at"])
+    return sorted(Jobs(data, SERVICE).listed(), key=lambda job: job.created_at)
 
 
 def ended(data: Data) -> None:
@@ -133,8 +133,8 @@ class TestIntervals:
         ended(data)
         assert looked(data, declared({"every": 3600.0})) == ()
         [job] = jobs(data)
-        assert job["trigger"]["every"] == 3600
-        assert job["trigger"]["due"].replace(tzinfo=UTC) == last + timedelta(hours=10)
+        assert job.trigger["every"] == 3600
+        assert job.trigger["due"].replace(tzinfo=UTC) == last + timedelta(hours=10)
 
     def test_a_shorter_interval_counts_from_the_last_run(self, data: Data) -> None:
         looked(data, declared({"every": 3600.0}))
@@ -162,7 +162,7 @@ class TestTimes:
         ended(data)
         assert looked(data, declared(when)) == ()
         [job] = jobs(data)
-        assert job["trigger"]["cron"] == "*/5 * * * *"
+        assert job.trigger["cron"] == "*/5 * * * *"
 
     def test_another_time_of_day_has_missed_nothing(self, data: Data) -> None:
         looked(data, declared({"cron": "0 3 * * *"}))
@@ -211,8 +211,8 @@ class TestRows:
             inserted(data, 1)
             [job] = eventually("the thousandth", lambda: jobs(data))
             eventually("it is told", lambda: second.told == 1)
-        assert job["trigger"] == {"rows": 1000, "new": 1000}
-        assert (job["kind"], job["target"]) == ("train", "m")
+        assert job.trigger == {"rows": 1000, "new": 1000}
+        assert (job.kind, job.target) == ("train", "m")
 
     def test_after_a_run_the_count_begins_anew(self, data: Data) -> None:
         looked(data, declared({"rows": 10}))
@@ -270,7 +270,7 @@ class TestMetrics:
         ended(data)
         assert self.judged(data, 0.97) == 0
         assert self.judged(data, 0.96) == 1
-        assert [job["trigger"]["value"] for job in jobs(data)] == [0.96, 0.90, 0.96]
+        assert [job.trigger["value"] for job in jobs(data)] == [0.96, 0.90, 0.96]
 
     def test_another_validation_says_nothing_about_it(self, data: Data) -> None:
         known = tuple(schedules(declared({"below": {"v/d/acc": 0.9}})))
@@ -285,7 +285,7 @@ class TestMetrics:
             service.run(service.scheduling.validated("v", {"d/acc": 0.4}))
             assert service.told == 1
         [job] = jobs(data)
-        assert job["trigger"] == {"below": {"v/d/acc": 0.97}, "value": 0.5}
+        assert job.trigger == {"below": {"v/d/acc": 0.97}, "value": 0.5}
 
 
 class TestOnce:
@@ -334,8 +334,8 @@ class TestOnce:
         """Both run the same schedules, of two targets, while whatever is queued is done at once."""
         known = declared({"every": 1.0}) | declared({"rows": 100}, kind="validations")
 
-        def queued(trigger: str) -> list[dict[str, Any]]:
-            return [job["trigger"] for job in jobs(data) if trigger in job["trigger"]]
+        def queued(trigger: str) -> list[Mapping[str, Any]]:
+            return [job.trigger for job in jobs(data) if trigger in job.trigger]
 
         def enough() -> bool:
             inserted(data, 10)
@@ -375,7 +375,7 @@ class TestRunning:
         """Within a second of being due, or three where the machine is busy, and without a poll so quick."""
         with Service(data, declared({"every": 2.0})) as service:
             [job] = eventually("the first run", lambda: jobs(data))
-            late = job["created_at"] - job["trigger"]["due"]
+            late = job.created_at - job.trigger["due"]
             assert timedelta() <= late < timedelta(seconds=3)
             eventually("it is told", lambda: service.told == 1)
 
@@ -386,7 +386,7 @@ class TestRunning:
             eventually("it has counted", lambda: service.scheduling.upcoming[0].rows == 940)
             service.loop.call_soon_threadsafe(service.scheduling.change, declared({"rows": 50}, {"every": 3600.0}))
             [job] = eventually("sixty are more than fifty", lambda: jobs(data))
-            assert job["trigger"] == {"rows": 50, "new": 60}
+            assert job.trigger == {"rows": 50, "new": 60}
             service.loop.call_soon_threadsafe(service.scheduling.change, {})
             eventually("nothing is scheduled", lambda: service.scheduling.upcoming == ())
 

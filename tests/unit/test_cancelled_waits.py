@@ -11,6 +11,7 @@ from typing import Any
 from components.errors import MongoUnavailable
 from daemon import config as configuration
 from daemon.health.readiness import ServiceState
+from daemon.health.service_status import Owner
 from daemon.store.service.leases import Holder
 from daemon.supervisor.leadership import Leadership
 from daemon.supervisor.reporter import Reporter
@@ -55,8 +56,8 @@ def test_news_in_the_moment_of_the_end_do_not_keep_the_reporter() -> None:
         """Nobody reads it."""
 
     async def scene() -> None:
-        reporter = Reporter(lambda: ServiceState("s", "active"), {}, publish, Notifier.from_environ({}))
-        task = asyncio.create_task(reporter.tell())
+        reporter = Reporter(lambda: ServiceState("s", "active"), Owner("h", 1), "", publish, Notifier.from_environ({}))
+        task = asyncio.create_task(reporter.publish_status())
         await settled()
         reporter.changed()
         assert await cancelled(task)

@@ -12,7 +12,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from components.errors import ConfigurationError, Problem
-from daemon.health.readiness import ConfigState, ServiceState, WorkerState, readiness, status_line, streams_open, stuck
+from daemon.health.readiness import ServiceState, WorkerState, readiness, status_line, streams_open, stuck
+from daemon.health.service_status import ConfigState
 from daemon.health.worker_report import ListenerReport, ScanReport, StreamReport, WorkerReport
 from daemon.web.app import application
 
@@ -113,8 +114,7 @@ def test_a_refused_file_does_not_make_the_service_unready_but_shows() -> None:
         with_worker(report=None, reported_at=None, started_at=NOW - 121, pid=None),
         replace(with_worker(report=None, reported_at=None, started_at=NOW - 500), mongo="away"),
         replace(with_worker(report=None, reported_at=None, started_at=NOW - 500), mongo_back_at=NOW - 5),
-        replace(reporting(busy={"digit.read": 300.0}), mongo="away"),
-        reporting(state="waiting", busy={"digit.write": 300.0}),
+        reporting(state="waiting"),
         with_worker(report=replace(REPORT, state="stopping"), reported_at=NOW - 40),
         with_worker(report=replace(REPORT, state="starting"), reported_at=NOW - 90),
     ],
@@ -130,7 +130,6 @@ def test_the_watchdog_is_fed_while_the_work_moves_or_waits_for_the_world(state: 
         (with_worker(reported_at=NOW - 31), "worker lenet has not reported for 31 s"),
         (with_worker(report=None, reported_at=None, started_at=NOW - 121), "worker lenet has been starting for 121 s"),
         (reporting(busy={"digit.predict": 31.0}), "stage digit.predict of worker lenet has been busy for 31 s"),
-        (reporting(busy={"digit.read": 31.0}), "stage digit.read of worker lenet has been busy for 31 s"),
         (
             replace(reporting(busy={"digit.predict": 31.0}), mongo="away"),
             "stage digit.predict of worker lenet has been busy for 31 s",

@@ -52,25 +52,25 @@ def replaced(old: str, new: str) -> str:
 @pytest.mark.parametrize(
     ("after", "expected"),
     [
-        (FILE + "\n# a comment\n", Plan(untouched=("lenet", "words"))),
+        (FILE + "\n# a comment\n", Plan()),
         (
             replaced('key = "img"', 'key = "img"\nwhere = { _fold = "valid" }'),
-            Plan(restart=("lenet",), untouched=("words",)),
+            Plan(restart=("lenet",)),
         ),
         (
             replaced('object = "examples.words:count"', 'object = "examples.words:size"'),
-            Plan(restart=("words",), untouched=("lenet",)),
+            Plan(restart=("words",)),
         ),
-        (replaced('text = "str"', 'text = "json"'), Plan(restart=("words",), untouched=("lenet",))),
+        (replaced('text = "str"', 'text = "json"'), Plan(restart=("words",))),
         (
             replaced('key = "img"', 'key = "img"\nworker = "gpu"'),
-            Plan(start=("gpu",), stop=("lenet",), untouched=("words",)),
+            Plan(start=("gpu",), stop=("lenet",)),
         ),
         (
             FILE + '[listeners.again]\ntable = "other"\nkey = "text"\nmodel = "words"\nworker = "extra"\n',
-            Plan(start=("extra",), untouched=("lenet", "words")),
+            Plan(start=("extra",)),
         ),
-        (FILE[: FILE.index("[listeners.count]")], Plan(stop=("words",), untouched=("lenet",))),
+        (FILE[: FILE.index("[listeners.count]")], Plan(stop=("words",))),
         (FILE + "[limits]\nqueue_rows = 500\n", Plan(restart=("lenet", "words"))),
         (replaced('["examples"]', '["examples", "mine"]'), Plan(restart=("lenet", "words"))),
     ],
@@ -86,7 +86,7 @@ def test_what_leaves_goes_before_what_comes() -> None:
     assert work.leaving == ("b", "c")
     assert work.coming == ("c", "a")
     assert str(work) == "start a; restart c; stop b"
-    assert str(Plan(untouched=("a",))) == "nothing to do"
+    assert str(Plan()) == "nothing to do"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from structlog.testing import capture_logs
 
 from daemon.engine.local import LocalEngine
 from daemon.health.job_report import JobError, JobProgress, JobReport
-from daemon.health.readiness import ServiceState, WorkerState, readiness, status_document, status_line, stuck
+from daemon.health.readiness import ServiceState, WorkerState, readiness, service_status, status_line, stuck
 from daemon.health.report import ReportRefused
+from daemon.health.service_status import ConfigState, RunningJob, ServiceStatus, WorkerStatus
 from daemon.health.worker_report import ListenerReport, ScanReport, StreamReport, WorkerReport
 from daemon.web.metrics import exposition
 
@@ -136,8 +137,8 @@ def test_no_worker_report_breaks_its_readers(value: Any) -> None:
     stuck(state, 1.0, 30.0)
     status_line(state, 1.0)
     exposition(state)
-    bson.encode(status_document(state, 1.0))
-    assert WorkerReport.from_json(report.to_json().encode()).document().keys() == report.document().keys()
+    status = service_status(state, 1.0)
+    assert ServiceStatus.from_document(bson.decode(bson.encode(status.document()))) == status
 
 
 @given(VALUES | damaged(JOB))
@@ -148,6 +149,25 @@ def test_no_job_report_breaks_its_readers(value: Any) -> None:
     except ReportRefused:
         return
     bson.encode({**JobProgress().updated(report.progress).known(), "result": report.result, "log": list(report.log)})
+
+
+@given(VALUES | st.dictionaries(st.sampled_from([each.name for each in fields(ServiceStatus)]), VALUES))
+def test_no_document_breaks_the_readers_of_a_status(value: Any) -> None:
+    """What does not fit reads as its default."""
+    status = ServiceStatus.from_document(value if isinstance(value, dict) else {"workers": value})
+    assert status.listeners() == {}
+    assert not status.ready or value["ready"]
+
+
+def test_a_damaged_field_of_a_status_leaves_the_others() -> None:
+    """A job without a model, a worker without numbers, a configuration that is none."""
+    job = RunningJob("s/train/m/1", "train", "m", "m", 1, 0.5)
+    good = ServiceStatus("s", "active", ready=True, workers={"w": WorkerStatus("running", up=True)}, jobs=(job,))
+    document = good.document() | {"config": {"ok": "odd"}, "paused": [1], "owner": 5}
+    assert ServiceStatus.from_document(document) == good
+    assert ServiceStatus.from_document(document | {"jobs": [{"job": 1}]}).jobs == ()
+    assert ServiceStatus.from_document(document | {"workers": {"w": {"restarts": "x"}}}).workers == {}
+    assert good.config == ConfigState()
 
 
 @given(st.binary())

@@ -152,7 +152,7 @@ class Outputs:
     # ---- writing --------------------------------------------------------------------------------------------------
 
     def known_good(self, keys: Sequence[Any], rows: int, max_bytes: int) -> Snapshot | None:
-        """These rows, or else a few that have an output now; None if there are none, or MongoDB does not answer soon."""
+        """These rows, or else a few that have an output; None if there are none, or MongoDB does not answer soon."""
         has_output = {f"{self._path}.value": {"$exists": True}}
         try:
             if not keys:

@@ -1,9 +1,6 @@
 """Jobs: one training or one validation each, from the moment somebody asks for it to what came of it.
 
-    {_id: "service/kind/target/key", service, kind: "train" | "validate", target, model, trigger, state, epoch,
-    attempts, failures, retries,
-     best_step, ran, threads, progress {step, total, loss, ...}, heartbeat, log [], error {type, message, traceback},
-     result, promoted, created_at, started_at, finished_at, retry_at, untidy}
+    {_id: "service/kind/target/key", and the other fields of `Job`}
 
     queued ──claim──> running ──finish──> done
       ▲                  │ ├──fail────> failed
@@ -22,35 +19,108 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection as Container
-from collections.abc import Iterable, Mapping
-from typing import Any, Final, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal, get_args
 
 from bson import ObjectId
+from pydantic import Field, Strict, TypeAdapter
 from pymongo import ReturnDocument
 from pymongo.collection import Collection
 from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
 
 from components.errors import NotApplied
+from daemon.health.job_report import JobError, JobProgress
+from daemon.health.report import defaulting
 from daemon.store import names
 from daemon.store.service import notify as bells
 
-__all__ = ["LOG_LINES", "Jobs", "Kind"]
+__all__ = ["DECLARED_BY", "LOG_LINES", "Job", "JobState", "Jobs", "Kind"]
 
 LOG_LINES: Final = 200
 KEEP_SECONDS: Final = 90 * 24 * 3600
 DECLARED_BY: Final = {"train": "trainer", "validate": "validation"}
 
+Kind = Literal["train", "validate"]
+JobState = Literal["queued", "running", "done", "failed", "cancelled"]
+
 _WHOLE: Final = {
     **{name: {"$type": "string"} for name in ("_id", "target", "model")},
-    **{name: {"$type": "number"} for name in ("epoch", "attempts", "failures", "best_step", "ran")},
+    **{name: {"$type": ["int", "long"]} for name in ("epoch", "attempts", "failures", "best_step")},
     **{name: {"$type": "object"} for name in ("trigger", "progress")},
+    "ran": {"$type": ["double", "int", "long"]},
     "log": {"$type": "array"},
     "kind": {"$in": list(DECLARED_BY)},
+    "state": {"$in": list(get_args(JobState))},
 }
 """What every job has. A document that lacks any of it was written by somebody else, and is no job."""
 
-Kind = Literal["train", "validate"]
+_Moment = Annotated[Annotated[datetime, Strict()] | None, defaulting(None)]
+_Number = Annotated[int | None, defaulting(None)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A training or a validation. `ran` counts seconds of all attempts, `failures` those in a row that got no further
+    than `best_step`. A field that is not in `_WHOLE` reads as its default if somebody wrote a value of another type.
+    `promoted` is the version that the job put live. `log` is None if it was not read.
+    """
+
+    id: Annotated[str, Field(alias="_id")]
+    service: str
+    kind: Kind
+    target: str
+    model: str
+    trigger: Mapping[str, Any]
+    state: JobState = "queued"
+    epoch: int = 0
+    attempts: int = 0
+    failures: int = 0
+    retries: _Number = None
+    best_step: int = 0
+    ran: float = 0.0
+    threads: _Number = None
+    progress: Annotated[JobProgress, defaulting(JobProgress())] = field(default_factory=JobProgress)
+    log: Annotated[Sequence[str] | None, defaulting(())] = None
+    error: Annotated[JobError | None, defaulting(None)] = None
+    result: Annotated[Mapping[str, Any] | None, defaulting(None)] = None
+    promoted: _Number = None
+    created_at: _Moment = None
+    started_at: _Moment = None
+    finished_at: _Moment = None
+    retry_at: _Moment = None
+    heartbeat: _Moment = None
+    untidy: Annotated[bool | None, defaulting(None)] = None
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Job:
+        """The job in a document that `_WHOLE` matches."""
+        return _ADAPTER.validate_python(dict(document))
+
+    def document(self) -> dict[str, Any]:
+        """The job as MongoDB holds it: what is None is left out."""
+        document: dict[str, Any] = _ADAPTER.dump_python(self, by_alias=True, exclude_none=True, warnings=False)
+        return document
+
+    @property
+    def name(self) -> str:
+        """Its id as people type it: without the service."""
+        return self.id.partition("/")[2]
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more comes of it."""
+        return self.state in ("done", "failed", "cancelled")
+
+    @property
+    def why(self) -> str:
+        """Why its last attempt failed."""
+        return "it left no reason" if self.error is None else f"{self.error.type}: {self.error.message}"
+
+
+_ADAPTER = TypeAdapter(Job)
 
 
 class Jobs:
@@ -86,20 +156,10 @@ class Jobs:
         if key is not None and self._collection.find_one({**self._of(kind, target), "state": "queued", "attempts": 0}):
             return None
         identifier = f"{self._service}/{kind}/{target}/{key or ObjectId()}"
-        document = {
-            **self._of(kind, target),
-            "model": model,
-            "trigger": dict(trigger),
-            "state": "queued",
-            "epoch": 0,
-            "attempts": 0,
-            "failures": 0,
-            "best_step": 0,
-            "ran": 0.0,
-            "progress": {},
-            "log": [],
-        }
-        literal = {name: {"$literal": value} for name, value in document.items()}
+        job = Job(
+            id=identifier, service=self._service, kind=kind, target=target, model=model, trigger=dict(trigger), log=[]
+        )
+        literal = {name: {"$literal": value} for name, value in job.document().items() if name != "_id"}
         try:  # an upsert, because only an update by pipeline knows the server's time
             self._collection.update_one(
                 {"_id": identifier, "state": None}, [{"$set": {**literal, "created_at": "$$NOW"}}], upsert=True
@@ -129,28 +189,30 @@ class Jobs:
 
     # ---- reading --------------------------------------------------------------------------------------------------
 
-    def get(self, identifier: str) -> dict[str, Any] | None:
+    def get(self, identifier: str) -> Job | None:
         """One job by its id (with or without the service's name in front), or by the end of its id where only one ends
         so; else None.
         """
         for whole in (identifier, f"{self._service}/{identifier}"):
             found = self._collection.find_one({**self._whole, "_id": whole})
             if found is not None:
-                return found
-        ending = {"$expr": {"$eq": [{"$arrayElemAt": [{"$split": ["$_id", "/"]}, -1]}, {"$literal": identifier}]}}
+                return Job.from_document(found)
+        text = {"$cond": [{"$eq": [{"$type": "$_id"}, "string"]}, "$_id", ""]}  # somebody else's may be anything
+        ending = {"$expr": {"$eq": [{"$arrayElemAt": [{"$split": [text, "/"]}, -1]}, {"$literal": identifier}]}}
         several = list(self._collection.find({**self._whole, **ending}).limit(2))
-        return several[0] if len(several) == 1 else None
+        return Job.from_document(several[0]) if len(several) == 1 else None
 
-    def listed(self, limit: int = 100, **matching: Any) -> list[dict[str, Any]]:
+    def listed(self, limit: int = 100, **matching: Any) -> list[Job]:
         """The newest jobs, newest first, without their logs; `matching` narrows them (kind=..., target=..., model=...,
         state=...).
         """
         query = {"$and": [self._whole, matching]}
-        return list(self._collection.find(query, {"log": 0}).sort([("created_at", -1), ("_id", -1)]).limit(limit))
+        found = self._collection.find(query, {"log": 0}).sort([("created_at", -1), ("_id", -1)]).limit(limit)
+        return [Job.from_document(document) for document in found]
 
     # ---- running them: everything from here on is the leader's -----------------------------------------------------
 
-    def claim(self, epoch: int, busy: Container[str], own: Container[str] | None = None) -> dict[str, Any] | None:
+    def claim(self, epoch: int, busy: Container[str], own: Container[str] | None = None) -> Job | None:
         """Takes over the oldest job that is due: one that waits, or whose retry has come, or that an older leader left
         running.
 
@@ -173,51 +235,46 @@ class Jobs:
             "heartbeat": "$$NOW",
             "started_at": {"$ifNull": ["$started_at", "$$NOW"]},
         }
-        return self._collection.find_one_and_update(
+        document = self._collection.find_one_and_update(
             due,
             [{"$set": claimed}, {"$unset": "retry_at"}],
             sort=[("created_at", 1), ("_id", 1)],
             return_document=ReturnDocument.AFTER,
         )
+        return None if document is None else Job.from_document(document)
 
     def progress(
-        self, identifier: str, epoch: int, fields: Mapping[str, Any], lines: Iterable[str] = (), **about: Any
+        self, identifier: str, epoch: int, progress: JobProgress, lines: Iterable[str] = (), **about: Any
     ) -> bool:
-        """Notes a sign of life, what the job says of its progress, the lines of its log, and what is known `about` it
-        (ran, threads, retries...).
+        """Writes a sign of life, what is known of the progress, new lines of the log, and what is known `about` the job
+        (ran, threads, retries).
 
-        False where the job is no longer ours: cancelled, or claimed by another leader.
+        False if the job is no longer ours: cancelled, or claimed by another leader.
         """
         update: dict[str, Any] = {
-            "$set": {**{f"progress.{name}": value for name, value in fields.items()}, **about},
+            "$set": {**{f"progress.{name}": value for name, value in progress.known().items()}, **about},
             "$currentDate": {"heartbeat": True},
         }
-        if "step" in fields:
-            update["$max"] = {"best_step": fields["step"]}
+        if progress.step is not None:
+            update["$max"] = {"best_step": progress.step}
         lines = list(lines)
         if lines:
             update["$push"] = {"log": {"$each": lines, "$slice": -LOG_LINES}}
         return bool(self._collection.update_one(self._running(identifier, epoch), update).matched_count)
 
-    def log(self, identifier: str, epoch: int, lines: Iterable[str]) -> bool:
-        """Adds lines to the job's log, of which the last 200 are kept."""
-        return self.progress(identifier, epoch, {}, lines)
-
     def finish(self, identifier: str, epoch: int, result: Mapping[str, Any]) -> bool:
         """The job is done, with this result; False where it is no longer ours."""
         return self._end(identifier, epoch, {"state": "done", "result": dict(result)}, ["error"])
 
-    def fail(
-        self, identifier: str, epoch: int, error: Mapping[str, Any], retry_in: float | None, failures: int = 1
-    ) -> bool:
+    def fail(self, identifier: str, epoch: int, error: JobError, retry_in: float | None, failures: int = 1) -> bool:
         """The job has failed: for good, or (`retry_in` seconds) to be tried again; `failures` counts those in a row.
         False where it is not ours.
         """
         if retry_in is None:
             return self._end(
-                identifier, epoch, {"state": "failed", "error": dict(error), "failures": failures, "untidy": True}
+                identifier, epoch, {"state": "failed", "error": asdict(error), "failures": failures, "untidy": True}
             )
-        again = {"state": "queued", "error": {"$literal": dict(error)}, "failures": failures}
+        again = {"state": "queued", "error": {"$literal": asdict(error)}, "failures": failures}
         return self._back(identifier, epoch, {**again, "retry_at": {"$add": ["$$NOW", int(retry_in * 1000)]}})
 
     def release(self, identifier: str, epoch: int) -> bool:
@@ -226,9 +283,12 @@ class Jobs:
         """
         return self._back(identifier, epoch, {"state": "queued", "attempts": {"$subtract": ["$attempts", 1]}})
 
-    def untidy(self) -> list[dict[str, Any]]:
+    def untidy(self) -> list[Job]:
         """Jobs that were cancelled or have failed for good and may have left a candidate or a checkpoint."""
-        return list(self._collection.find({**self._whole, "untidy": True}, {"log": 0}))
+        return [
+            Job.from_document(document)
+            for document in self._collection.find({**self._whole, "untidy": True}, {"log": 0})
+        ]
 
     def tidied(self, identifier: str) -> None:
         """What the job left is gone."""

@@ -1,7 +1,7 @@
 """What the active daemon says about itself: one document per service, for `predictd status` and for whoever looks with
 mongosh.
 
-    _predictd.status: {_id: service, at, owner, epoch, state, workers: {name: report}, config: {ok, error, loaded_at}}
+    _predictd.status: {_id: service, at, epoch, and the other fields of `daemon.health.service_status.ServiceStatus`}
 
 `at` is the server's time of the last word; a reader gets its age by the server's clock too, so a daemon that died shows
 as old, whatever the clocks of the machines say. A daemon that has been replaced cannot write over its successor: the
@@ -11,16 +11,19 @@ epoch only grows.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from pymongo.collection import Collection
 from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
 
+from daemon.health.service_status import ServiceStatus
 from daemon.store import names
 from daemon.store.connection import reaching
 
 __all__ = ["StatusBoard"]
+
+_SERVER: Final = frozenset({"_id", "epoch", "at", "age_seconds"})
 
 
 class StatusBoard:
@@ -30,27 +33,27 @@ class StatusBoard:
         self._collection: Collection[dict[str, Any]] = database[names.STATUS]
         self._service = service
 
-    def publish(self, epoch: int, document: Mapping[str, Any]) -> bool:
-        """Writes the whole document; False where a daemon with a higher epoch has already written its own."""
+    def publish(self, epoch: int, status: ServiceStatus) -> bool:
+        """Writes the whole document; False if a daemon with a higher epoch has already written its own."""
+        own = {name: value for name, value in status.document().items() if name not in _SERVER}
         try:
             with reaching(DuplicateKeyError):
                 self._collection.update_one(
                     {"_id": self._service, "epoch": {"$not": {"$gt": epoch}}},
-                    {"$set": {**document, "epoch": epoch}, "$currentDate": {"at": True}},
+                    {"$set": {**own, "epoch": epoch}, "$currentDate": {"at": True}},
                     upsert=True,
                 )
         except DuplicateKeyError:
             return False
         return True
 
-    def read(self) -> dict[str, Any] | None:
-        """The document with `age_seconds` by the server's clock, or None where no daemon has ever been active."""
+    def read(self) -> ServiceStatus | None:
+        """The status, its age by the server's clock; None if no daemon has ever been active."""
         age = {"$divide": [{"$subtract": ["$$NOW", "$at"]}, 1000]}
+        pipeline: list[Mapping[str, Any]] = [
+            {"$match": {"_id": self._service, "at": {"$type": "date"}}},
+            {"$set": {"age_seconds": age}},
+        ]
         with reaching():
-            found = list(
-                self._collection.aggregate([{"$match": {"_id": self._service}}, {"$set": {"age_seconds": age}}])
-            )
-        if not found:
-            return None
-        document: dict[str, Any] = found[0]
-        return document
+            found = next(iter(self._collection.aggregate(pipeline)), None)
+        return None if found is None else ServiceStatus.from_document(found)

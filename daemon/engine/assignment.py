@@ -1,0 +1,43 @@
+"""What a process reads on the first line of its standard input: where it belongs, and what it may do.
+
+A worker's and a job's assignment add their own fields (`daemon.worker.assignment`, `daemon.job.assignment`). A field is
+declared once; `order` writes the JSON value that `read` reads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+__all__ = ["Assignment"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """What every process is told. `module` is the program that runs, `log` that section of service.toml."""
+
+    module: str
+    uri: str = field(repr=False)  # it may hold a password
+    database: str
+    service: str
+    epoch: int
+    state_dir: Path
+    import_root: Path
+    signing_key: str = field(repr=False)
+    allow_imports: tuple[str, ...] = ()
+    log: Mapping[str, str] = field(default_factory=dict)
+
+    def order(self) -> dict[str, Any]:
+        """The assignment as JSON values."""
+        values = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "module"}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+    @classmethod
+    def read(cls, line: str | bytes) -> Self:
+        """The assignment in a line of JSON."""
+        order = json.loads(line)
+        paths = {name: Path(order[name]) for name in ("state_dir", "import_root")}
+        return cls(**{**order, **paths, "allow_imports": tuple(order["allow_imports"])})

@@ -1,0 +1,69 @@
+"""What the parts of the supervisor share while this daemon leads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from components.signing_key import SigningKey
+from daemon.config import Config
+from daemon.engine import Engine
+from daemon.store.connection import Data
+from daemon.store.registry.registry import Registry
+
+__all__ = ["Call", "LeaderContext", "Spawn"]
+
+T = TypeVar("T")
+Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+
+
+class Call(Protocol):
+    """Runs a function with the database in a thread. Raises MongoUnavailable."""
+
+    def __call__(self, function: Callable[[Data], T], /) -> Coroutine[Any, Any, T]: ...
+
+
+@dataclass(frozen=True)
+class LeaderContext:
+    """One term of one leader.
+
+    `call` reaches MongoDB (`Leadership.call`). `spawn` runs a task; an error in it ends the daemon. `changed` is called
+    when the status has news. `fenced` is called with the reason when another leader owns the service. `epoch` and `uri`
+    (where processes find MongoDB) are known once the lease is held.
+    """
+
+    config: Config
+    key: SigningKey = field(repr=False)
+    engine: Engine
+    call: Call
+    spawn: Spawn
+    changed: Callable[[], None]
+    fenced: Callable[[str], None]
+    epoch: int = 0
+    uri: str = field(default="", repr=False)
+
+    @property
+    def service(self) -> str:
+        """The service's name."""
+        return self.config.service.name
+
+    def registry(self, data: Data) -> Registry:
+        """The service's declarations, as this leader reads and publishes them."""
+        return Registry(data, self.service, self.epoch, self.key)
+
+    def assignment(self) -> dict[str, Any]:
+        """The fields of an `Assignment` that are the same for all processes of the service."""
+        config = self.config
+        return {
+            "uri": self.uri,
+            "database": config.mongo.database,
+            "service": self.service,
+            "epoch": self.epoch,
+            "state_dir": config.service.state_dir,
+            "import_root": config.service.import_root,
+            "signing_key": self.key.hex(),
+            "allow_imports": tuple(config.security.allow_imports),
+            "log": config.log.model_dump(),
+        }
