@@ -2,8 +2,13 @@
 running is not its business.
 
 Such a process needs nothing but its specification: the same program runs as a child process here
-(`daemon.engine.local`) or wherever another engine puts it. What it reports, how it is told to stop and what its exit
-codes mean is said here, for every engine.
+(`daemon.engine.local`) or wherever another engine puts it.
+
+    __init__.py  what every engine has in common: specifications, reports, how a process says why it ends
+    local.py     the engine of this machine: child processes
+    child.py     the child's side: the descriptors for reports and log lines, the end of the parent
+    pipes.py     the pipes between the two, and the lines that come through them
+    family.py    what a process started: found by its mark, and ended with it
 """
 
 from __future__ import annotations
@@ -11,11 +16,11 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-__all__ = ["Engine", "Exit", "JobSpec", "Report", "Spec", "WorkerProcess", "WorkerSpec", "ended"]
+__all__ = ["Ending", "Engine", "JobSpec", "Report", "Spec", "WorkerProcess", "WorkerSpec", "ended"]
 
 Report = Mapping[str, Any]
 """What a worker says of itself: state, reason, busy stages, its listeners, its stream, metric samples. For a job's see
@@ -23,14 +28,26 @@ Report = Mapping[str, Any]
 """
 
 
-class Exit(IntEnum):
-    """What an exit code says to who keeps a worker or runs a job. Any other code, or a signal, is a crash."""
+class Ending(StrEnum):
+    """Why a process ends by itself: `ending` in its last report.
 
-    STOPPED = 0
-    DECLARATION_CHANGED = 64
-    CANNOT_BE_BUILT = 65
-    PARENT_GONE = 70
-    FENCED = 76
+    A process that ends without it has crashed, whatever its exit code: user code can produce every exit code.
+    """
+
+    STOPPED = "stopped"
+    DECLARATION_CHANGED = "declaration_changed"
+    CANNOT_BE_BUILT = "cannot_be_built"
+    FENCED = "fenced"
+
+    @classmethod
+    def of(cls, report: Report | None) -> Ending | None:
+        """The ending that a process's last report names; None if it names none."""
+        word = (report or {}).get("ending")
+        return cls(word) if isinstance(word, str) and word in set(cls) else None
+
+    def __str__(self) -> str:
+        """For a person."""
+        return self.value.replace("_", " ")
 
 
 class Spec(Protocol):

@@ -1,7 +1,7 @@
 """The process of one job: a training, or a validation, from its document to its result. Runs as
 `python -P -m daemon.job`.
 
-    __main__.py     the process: its order, its politeness, its exit code
+    __main__.py     the process: its order, its politeness, and why it ends
     process.py      what it is told, what it says, and how it stops
     context.py      what it works with: the declarations, the models, patience with MongoDB
     evaluation.py   a model measured by its validations, on rows that are chosen once
@@ -10,7 +10,7 @@
     validating.py   measure the live version, add to its history
 
 Like a worker it is told all on the first line of its standard input, whose end means that its parent is gone, and
-reports on its standard output, one JSON object a line:
+reports through a descriptor of its own, one JSON object a line:
 
     state      starting, running, waiting (for MongoDB), and last: done, stopped or failed
     doing      in words; `still`: for how many seconds it has not moved

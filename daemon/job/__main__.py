@@ -1,4 +1,4 @@
-"""The process of a job: its order, its politeness, its exit code. See the package."""
+"""The process of a job: its order, its politeness, and why it ends. See the package."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Any, Final
 import structlog
 
 from components.errors import DeclarationError, Fenced, MetricError, NotApplied, Stopped, TrainingError
-from daemon.engine import Exit
-from daemon.engine.child import leave_with_parent
+from daemon.engine import Ending
+from daemon.engine.child import Channel, leave_with_parent
 from daemon.job.assignment import Assignment
 from daemon.job.context import Context
 from daemon.job.reporter import JobReporter
@@ -35,16 +35,17 @@ TRACEBACK_CHARACTERS: Final = 8000
 
 
 def main() -> None:
-    """The process, from its first line to its exit code."""
+    """The process, from its first line to its end."""
+    channel = Channel.open()
     assignment = Assignment.read(sys.stdin.buffer.readline().decode())
-    configure(**assignment.log)  # type: ignore[arg-type]
+    configure(**assignment.log, stream=channel.log)  # type: ignore[arg-type]
     structlog.contextvars.bind_contextvars(job=assignment.job)
     faulthandler.enable()  # a crash in somebody's extension says where it was
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     patience = MongoRetry(stopping)
-    voice = JobReporter.over_stdout(patience)
+    voice = JobReporter.over(channel, patience)
     threading.Thread(target=leave_with_parent, name="parent", daemon=True).start()
     voice.threads = be_polite(assignment.threads)
     sys.path.insert(0, str(assignment.import_root))
@@ -63,29 +64,28 @@ def work(assignment: Assignment, voice: JobReporter, patience: MongoRetry, stopp
     except (Stopped, Stopping) as stopped:
         voice.say(f"stopped: {stopped}")
         voice.last("stopped")
-        return Exit.STOPPED
-    except BaseException as error:  # whatever it is, it is told, and the exit code says what to do
-        code = exit_code(error)
-        told = code in (Exit.FENCED, Exit.CANNOT_BE_BUILT)
+        return 0
+    except BaseException as error:  # whatever it is, the last report names it
+        why = ending(error)
         # A person's mistake needs no traceback
-        log.error("job ends", reason=str(error), exc_info=None if told else error)  # noqa: TRY400
-        voice.last("failed", error=told_of(error))
-        return code
+        log.error("job ends", reason=str(error), exc_info=error if why is None else None)  # noqa: TRY400
+        voice.last("failed", error=told_of(error), ending=why)
+        return BROKEN
     voice.last("done", result=result)
-    return Exit.STOPPED
+    return 0
 
 
-def exit_code(error: BaseException) -> int:
-    """What is to be done about an error: nothing (it is no longer our job), a person must act, or another attempt may
+def ending(error: BaseException) -> Ending | None:
+    """What an error asks for: nothing (the job is no longer ours), or that a person acts. None: another attempt may
     help.
     """
     match error:
         case Fenced():
-            return Exit.FENCED
+            return Ending.FENCED
         case DeclarationError() | TrainingError() | MetricError() | NotApplied():
-            return Exit.CANNOT_BE_BUILT
+            return Ending.CANNOT_BE_BUILT
         case _:
-            return BROKEN
+            return None
 
 
 def told_of(error: BaseException) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any, Final, TextIO
 
 import structlog
 
+from daemon.engine.child import Channel
 from daemon.logs.text import readable
 from daemon.store.mongo_retry import MongoRetry
 from daemon.store.service.jobs import LOG_LINES
@@ -37,9 +38,9 @@ class JobReporter:
     move. What the user's code prints becomes lines of the log.
     """
 
-    def __init__(self, out: TextIO, patience: MongoRetry) -> None:
+    def __init__(self, channel: Channel, patience: MongoRetry) -> None:
         self.threads: int | None = None
-        self._out = out
+        self._channel = channel
         self._patience = patience
         self._lock = threading.Lock()
         self._state = "starting"
@@ -52,18 +53,15 @@ class JobReporter:
         self._over = threading.Event()
 
     @classmethod
-    def over_stdout(cls, patience: MongoRetry) -> JobReporter:
-        """Takes standard output for reports. What is printed from now on, by whoever, goes to standard error, and from
-        Python to the log as well.
-        """
-        voice = cls(os.fdopen(os.dup(1), "w"), patience)
-        os.dup2(2, 1)
-        sys.stdout = _Printed(voice)
+    def over(cls, channel: Channel, patience: MongoRetry) -> JobReporter:
+        """Reports through this channel. What Python code prints from now on goes to the job's log as well."""
+        voice, printed = cls(channel, patience), sys.stdout
+        sys.stdout = _Printed(voice, printed)
 
         def in_child() -> None:
             # A data loader's worker was forked while another thread of ours may have held the lock.
             voice._lock = threading.Lock()
-            sys.stdout = sys.stderr
+            sys.stdout = printed
 
         os.register_at_fork(after_in_child=in_child)
         return voice
@@ -129,15 +127,15 @@ class JobReporter:
             self._reported = (now, text)
             said |= {"still": round(now - self._moved, 1), "log": list(self._lines), **(more or {})}
             self._lines.clear()
-            self._out.write(json.dumps(said, default=str) + "\n")
-            self._out.flush()
+            self._channel.report(said)
 
 
 class _Printed(io.TextIOBase):
     """Standard output as the user's code sees it."""
 
-    def __init__(self, voice: JobReporter) -> None:
+    def __init__(self, voice: JobReporter, out: TextIO) -> None:
         self._voice = voice
+        self._out = out
         self._begun = ""
 
     def writable(self) -> bool:
@@ -149,11 +147,11 @@ class _Printed(io.TextIOBase):
             lines, self._begun = [*lines, self._begun], ""
         for line in filter(None, lines):
             self._voice.printed(line)
-        sys.stderr.write(text)
+        self._out.write(text)
         return len(text)
 
     def flush(self) -> None:
-        sys.stderr.flush()
+        self._out.flush()
 
     def fileno(self) -> int:
         return 1

@@ -1,12 +1,12 @@
-"""Keeping workers running: each has a keeper, which starts it, waits for its end, judges the exit code and starts it
-again.
+"""Keeping workers running: each has a keeper, which starts it, waits for its end, judges it by the ending that its last
+report names, and starts it again. Exit codes decide nothing, since user code can produce all of them.
 
-| the worker ended with | the keeper |
+| the worker's ending | the keeper |
 |---|---|
-| 64 declaration changed | starts it again at once |
-| 65 cannot be built | waits a minute, or until somebody changes something (`nudge`) |
-| 76 fenced | says so to the supervisor, which steps down, and does not start it again |
-| anything else, or a signal | starts it again after a backoff that doubles, with jitter; a minute of health ends it |
+| declaration changed | starts it again at once |
+| cannot be built | waits a minute, or until somebody changes something (`nudge`) |
+| fenced | tells the supervisor, which steps down; does not start it again |
+| none: a crash | starts it again after a backoff that doubles, with jitter; a minute of health ends it |
 
 The fleet is the set of keepers. It is told names and a recipe for their specifications; it never reads the
 configuration.
@@ -23,7 +23,7 @@ from typing import Any
 
 import structlog
 
-from daemon.engine import Engine, Exit, WorkerProcess, WorkerSpec, ended
+from daemon.engine import Ending, Engine, WorkerProcess, WorkerSpec, ended
 from daemon.health.readiness import WorkerState
 
 __all__ = ["Backoff", "Fleet", "WorkerKeeper"]
@@ -148,20 +148,24 @@ class WorkerKeeper:
     def _judge(self, process: WorkerProcess, code: int) -> float | None:
         ran = time.monotonic() - process.started_at
         said = (process.report or {}).get("reason")
-        event = {"worker": self._spec.worker, "pid": process.pid, "exit": ended(code), "reason": said}
-        self._reason = ended(code) + (f": {said}" if said else "")
+        ending = Ending.of(process.report)
+        how = str(ending) if ending is not None else ended(code)
+        event = {"worker": self._spec.worker, "pid": process.pid, "exit": how, "reason": said}
+        self._reason = how + (f": {said}" if said else "")
         self._changed()
         if self._stopping:
             log.info("worker stopped", **event)
             return None
-        if code == Exit.FENCED:
+        if ending is Ending.FENCED:
             log.warning("worker was fenced: another daemon owns the service", **event)
             self._fenced(self._reason)
             return None
-        if code == Exit.DECLARATION_CHANGED and ran >= 1.0:  # sooner than that, over and over, is no change but a fault
+        if (
+            ending is Ending.DECLARATION_CHANGED and ran >= 1.0
+        ):  # sooner than that, over and over, is no change but a fault
             log.info("worker starts again with the new declaration", **event)
             return 0.0
-        if code == Exit.CANNOT_BE_BUILT:
+        if ending is Ending.CANNOT_BE_BUILT:
             log.error("worker cannot run what is declared: mend service.toml or the code that it names", **event)
             return CANNOT_BE_BUILT_SECONDS
         delay = self._backoff.delay(ran)

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 import structlog
 
-from daemon.engine import Engine, Exit, JobSpec, WorkerProcess, ended
+from daemon.engine import Ending, Engine, JobSpec, WorkerProcess, ended
 from daemon.store.service.jobs import DECLARED_BY, LOG_LINES
 
 __all__ = ["RETRIES", "Attempt", "Limits", "Outcome", "Terms", "failed"]
@@ -172,14 +172,15 @@ class Attempt:
             return self._outcome
         report = process.report or {}
         state, said = report.get("state"), report.get("error")
-        if code == Exit.STOPPED and state == "done":
+        ending = Ending.of(report)
+        if state == "done":
             return Outcome("done", report.get("result") or {})
-        if (code == Exit.STOPPED and state == "stopped") or self.stopping:
+        if state == "stopped" or self.stopping:
             return Outcome("stopped")
-        if code == Exit.FENCED:
+        if ending is Ending.FENCED:
             return Outcome("lost")
         if said is not None:
-            return Outcome("failed", error=said, retry=code != Exit.CANNOT_BE_BUILT)
+            return Outcome("failed", error=said, retry=ending is not Ending.CANNOT_BE_BUILT)
         hint = " (out of memory, perhaps)" if code == -9 else ""
         doing = f" while it was {report['doing']}" if report.get("doing") else ""
         return failed("Crashed", f"its process ended with {ended(code)}{hint}{doing}", retry=True)

@@ -2,12 +2,12 @@
 
 | the process | the job |
 |---|---|
-| reports that it is done, and ends with 0 | done, with its result |
-| reports that it was stopped, and ends with 0 | goes back into the queue; its checkpoint stays |
-| ends with 65: what is declared cannot be built or trained | failed: a person must act |
+| reports that it is done | done, with its result |
+| reports that it was stopped | goes back into the queue; its checkpoint stays |
+| reports that what is declared cannot be built or trained | failed: a person must act |
 | outlives its trainer's time limit | failed: a person must act |
 | ends otherwise, is killed, says nothing or does not move | tried again from its checkpoint; `retries` times |
-| ends with 76, or its job is no longer this leader's | is somebody else's, or was cancelled: nothing is written |
+| reports that it is fenced, or lost its job | is another leader's, or was cancelled: nothing is written |
 
 At most `limits.jobs` run at once, and of one model one. The process is polite by itself (`daemon.job`). What it reports
 is relayed into the job's document about once a second; where MongoDB is away, later. A daemon that stops gives its jobs

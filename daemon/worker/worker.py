@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +19,8 @@ from pymongo.errors import PyMongoError
 from components.errors import Fenced
 from components.import_paths import ImportPolicy
 from components.signing_key import SigningKey
+from daemon.engine import Ending
+from daemon.engine.child import Channel
 from daemon.handlers.predict.stages import Live
 from daemon.health.measures import WorkerMeasures
 from daemon.listeners.change_stream import Subscription
@@ -44,8 +45,10 @@ SWAP_AGAIN_SECONDS: Final = 30.0
 class Worker:
     """The composition root of the process."""
 
-    def __init__(self, assignment: Assignment) -> None:
+    def __init__(self, assignment: Assignment, channel: Channel) -> None:
         self.assignment = assignment
+        self._channel = channel
+        self._ending: Ending | None = None
         self.stopping = threading.Event()
         self.patience = MongoRetry(self.stopping)
         self.measures = WorkerMeasures()
@@ -175,10 +178,16 @@ class Worker:
             self.report()
 
     def report(self, state: str | None = None, reason: str | None = None) -> None:
-        """Writes one report; where nothing changed, only every two seconds. A given state stays."""
+        """Sends one report; if nothing changed, only every two seconds. A given state stays."""
         with self._reporting:
             self.state, self.reason = state or self.state, reason or self.reason
             self._report()
+
+    def last(self, ending: Ending | None, state: str | None = None, reason: str | None = None) -> None:
+        """Sends the last report, which says why the process ends; without an ending it is a crash."""
+        with self._reporting:
+            self._ending = ending
+        self.report(state, reason)
 
     def _report(self) -> None:
         intake, state, reason = self.intake, self.state, self.reason
@@ -199,6 +208,7 @@ class Worker:
         said: dict[str, Any] = {
             "state": state,
             "reason": reason,
+            "ending": self._ending,
             "pid": os.getpid(),
             "listeners": {run.declared.name: run.report(open_=open_, lag=lag) for run in self.runs},
             "stream": {
@@ -214,8 +224,7 @@ class Worker:
         self._reported = (now, text)
         said["busy"] = busy
         said["samples"] = list(self.measures.samples())
-        sys.stdout.write(json.dumps(said) + "\n")
-        sys.stdout.flush()
+        self._channel.report(said)
 
     # ---- stop -----------------------------------------------------------------------------------------------------
 
