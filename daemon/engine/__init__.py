@@ -4,11 +4,14 @@ running is not its business.
 Such a process needs nothing but its specification: the same program runs as a child process here
 (`daemon.engine.local`) or wherever another engine puts it.
 
-    __init__.py  what every engine has in common: specifications, reports, how a process says why it ends
-    local.py     the engine of this machine: child processes
-    child.py     the child's side: the descriptors for reports and log lines, the end of the parent
-    pipes.py     the pipes between the two, and the lines that come through them
-    family.py    what a process started: found by its mark, and ended with it
+    __init__.py     what every engine has in common: specifications, reports, how a process says why it ends
+    local.py        the engine of this machine: child processes, by fork from the nursery or by exec
+    nursery.py      the supervisor's side of the nursery: keeps it running, and asks it for processes
+    fork_server.py  the nursery itself: has imported what they need, and forks
+    child.py        the child's side: the descriptors for reports and log lines, the end of the parent
+    pipes.py        the pipes between the two, and the lines that come through them
+    threads.py      how many threads the numerical libraries of a process use
+    family.py       what a process started: found by its mark, and ended with it
 """
 
 from __future__ import annotations
@@ -23,8 +26,8 @@ from typing import Any, Protocol
 __all__ = ["Ending", "Engine", "JobSpec", "Report", "Spec", "WorkerProcess", "WorkerSpec", "ended"]
 
 Report = Mapping[str, Any]
-"""What a worker says of itself: state, reason, busy stages, its listeners, its stream, metric samples. For a job's see
-`daemon.job`.
+"""The report of a worker: state, reason, ending, threads, busy stages, listeners, stream, metric samples. For that of a
+job see `daemon.job`.
 """
 
 
@@ -51,7 +54,7 @@ class Ending(StrEnum):
 
 
 class Spec(Protocol):
-    """What an engine needs to know of a process: its name for logs, the module that runs, and what it is told."""
+    """What an engine needs to know of a process: its name for logs, the module that runs, and its order."""
 
     @property
     def name(self) -> str:
@@ -61,13 +64,21 @@ class Spec(Protocol):
     def module(self) -> str:
         """The program."""
 
+    @property
+    def torch(self) -> bool:
+        """Whether it needs torch."""
+
+    @property
+    def threads(self) -> int | None:
+        """The threads of its numerical libraries; None: the engine sets no number."""
+
     def order(self) -> dict[str, Any]:
         """What it reads first, as JSON values."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """All that a worker is told. `log` is that section of service.toml; times are in seconds; `module` is the program
+    """The order of a worker. `log` is that section of service.toml; times are in seconds; `module` is the program
     that runs.
     """
 
@@ -85,6 +96,8 @@ class WorkerSpec:
     stop_timeout: float
     signing_key: str = field(default="", repr=False)
     module: str = "daemon.worker"
+    torch: bool = True
+    threads: int | None = None
 
     @property
     def name(self) -> str:
@@ -106,13 +119,14 @@ class WorkerSpec:
             "queue_bytes": self.queue_bytes,
             "log": dict(self.log),
             "stop_timeout": self.stop_timeout,
+            "threads": self.threads,
             "signing_key": self.signing_key,
         }
 
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """All that the process of one job is told; `threads` None is its own choice."""
+    """The order of the process of one job; without `threads` the process chooses."""
 
     job: str
     uri: str = field(repr=False)
@@ -126,6 +140,7 @@ class JobSpec:
     signing_key: str = field(repr=False)
     threads: int | None = None
     module: str = "daemon.job"
+    torch: bool = True
 
     @property
     def name(self) -> str:
@@ -182,9 +197,12 @@ class Engine(Protocol):
     """Starts workers and jobs."""
 
     async def start(self, spec: Spec, on_report: Callable[[], None]) -> WorkerProcess:
-        """Starts a process; `on_report` is called in the event loop at each report. Raises OSError where no process can
-        be had.
+        """Starts a process; `on_report` is called in the event loop at each report. Raises OSError if no process can be
+        started.
         """
+
+    async def close(self) -> None:
+        """No start waits any longer, and what starts need is given back; processes that run go on."""
 
 
 def ended(code: int) -> str:

@@ -24,7 +24,7 @@ CHANNEL: Final = "_PREDICTD_CHANNEL"
 """The variable that names the descriptors for reports and for log lines: "7,8"."""
 
 PARENT_GONE: Final = 70
-"""Exit code, for a person: the process left because its parent was gone."""
+"""Exit code, for people: the process ended because its parent had."""
 
 _FIRST_NUMBER: Final = 100  # above what user code closes when it makes itself a daemon
 
@@ -57,7 +57,7 @@ class Channel:
 
 
 def leave_with_parent(last: Callable[[], object] = lambda: None) -> None:
-    """Waits for the end of standard input, which comes when the parent is gone, however it went; then calls `last`,
+    """Waits for the end of standard input, which comes when the parent has ended, in whatever way. Then calls `last`,
     ends what this process has started, and ends the process.
 
     User code finds /dev/null as its standard input.

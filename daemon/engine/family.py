@@ -1,9 +1,9 @@
 """What a process of ours has started, directly or not: found, and ended with it.
 
-A worker or job leads a session, and carries a mark of its own in its environment, which its children inherit. A process
-belongs to its family if it has the mark or the session: user code that wants to leave both has to clear the environment
-and the session, and then still has to be nobody's child. The supervisor is the *subreaper* of all: what loses its
-parent becomes its child, and it reaps them.
+A worker or job leads a session, and has a mark of its own in its environment, which its children inherit. A process
+belongs to its family if it has the mark or the session. Only a process that leaves the session and is started without
+the environment is not found. The supervisor is the *subreaper*: a process that loses its parent becomes the
+supervisor's child, and is reaped by it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def new_mark() -> str:
 
 
 def become_subreaper() -> None:
-    """From now on, whatever loses its parent among what this process has started becomes its child."""
+    """From now on, a descendant of this process that loses its parent becomes its child."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
@@ -66,10 +66,10 @@ def end_family(mark: str, leader: int) -> set[int]:
 
 
 class Orphans:
-    """Reaps the children of this process that nobody waits for: what lost its parent, and has ended.
+    """Reaps ended processes that have lost their parent and so became this process's children.
 
-    One that is not known to have been ended here may be waited for by somebody else in this process. It is reaped when
-    nobody has done so for a minute.
+    A child that is not known to be such a process may be waited for elsewhere in this process. It is reaped if it is
+    still there after a minute.
     """
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ class Orphans:
         self._zombies: dict[int, float] = {}
 
     def expect(self, pids: Collection[int]) -> None:
-        """These were ended by us."""
+        """These were killed by the engine."""
         self._ended.update(pids)
 
     def reap(self, leaders: Collection[int]) -> None:
@@ -94,7 +94,7 @@ class Orphans:
 
     @property
     def waiting(self) -> bool:
-        """Whether there is something that was ended and not yet reaped."""
+        """Whether there is a killed process that is not yet reaped."""
         return bool(self._ended)
 
 

@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
@@ -30,7 +31,9 @@ import structlog
 from daemon.engine import Report, Spec, WorkerProcess
 from daemon.engine.child import CHANNEL
 from daemon.engine.family import MARK, Orphans, become_subreaper, end_family, new_mark
+from daemon.engine.nursery import Forked, Nursery
 from daemon.engine.pipes import ChildEnds, Output, Pipes, Reports
+from daemon.engine.threads import variables
 
 __all__ = ["LocalEngine"]
 
@@ -41,10 +44,13 @@ REAP_IDLE_SECONDS: Final = 20.0
 
 
 class LocalEngine:
-    """Starts workers as child processes; `without` names variables of the environment that they do not inherit."""
+    """Starts workers as child processes: by the `nursery` if it can, else by exec. `without` names variables of the
+    environment that they do not inherit.
+    """
 
-    def __init__(self, without: Iterable[str] = ()) -> None:
+    def __init__(self, without: Iterable[str] = (), nursery: Nursery | None = None) -> None:
         self._without = frozenset(without)
+        self._nursery = nursery
         self._running: dict[int, _LocalProcess] = {}
         self._orphans = Orphans()
         self._reaping: asyncio.TimerHandle | None = None
@@ -53,10 +59,14 @@ class LocalEngine:
         """See `daemon.engine.Engine`."""
         become_subreaper()
         mark, pipes = new_mark(), Pipes.open()
-        environ = {name: value for name, value in os.environ.items() if name not in self._without}
+        inherited = {name: value for name, value in os.environ.items() if name not in self._without}
+        environ = {**variables(spec.threads), **inherited, MARK: mark}
+        process: Forked | Executed | None = None
         try:
-            process = _exec(spec, pipes.child, {**environ, MARK: mark})
-        except OSError:
+            if self._nursery is not None:
+                process = await self._nursery.fork(spec, mark, environ, pipes.child)
+            process = process or _exec(spec, pipes.child, environ)
+        except BaseException:
             pipes.close()
             raise
         finally:
@@ -67,6 +77,11 @@ class LocalEngine:
         if self._reaping is None:
             self._reap_in(REAP_IDLE_SECONDS)
         return worker
+
+    async def close(self) -> None:
+        """See `daemon.engine.Engine`."""
+        if self._nursery is not None:
+            await self._nursery.close()
 
     def _ended(self, worker: _LocalProcess, family: set[int]) -> None:
         self._running.pop(worker.pid, None)
@@ -85,8 +100,21 @@ class LocalEngine:
             self._reap_in(REAP_SECONDS if self._orphans.waiting else REAP_IDLE_SECONDS)
 
 
-def _exec(spec: Spec, ends: ChildEnds, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """A process that was started by exec."""
+
+    pid: int
+    pidfd: int
+    process: subprocess.Popen[bytes]
+
+    def code(self) -> int:
+        """Reaps it; the exit code, negative for a signal."""
+        return self.process.wait()
+
+
+def _exec(spec: Spec, ends: ChildEnds, environ: Mapping[str, str]) -> Executed:
+    process = subprocess.Popen(
         [sys.executable, "-P", "-m", spec.module, spec.name],  # the name is for people, who see it in ps
         stdin=ends.stdin,
         stdout=ends.stdout,
@@ -95,6 +123,7 @@ def _exec(spec: Spec, ends: ChildEnds, environ: Mapping[str, str]) -> subprocess
         start_new_session=True,
         env={**environ, CHANNEL: f"{ends.reports},{ends.log}"},
     )
+    return Executed(process.pid, os.pidfd_open(process.pid), process)
 
 
 class _LocalProcess:
@@ -103,7 +132,7 @@ class _LocalProcess:
     def __init__(
         self,
         name: str,
-        process: subprocess.Popen[bytes],
+        process: Forked | Executed,
         mark: str,
         pipes: Pipes,
         on_report: Callable[[], None],
@@ -127,8 +156,7 @@ class _LocalProcess:
             Output(pipes.stderr, name, "stderr"),
         )
         self._family: set[int] = set()
-        self._pidfd = os.pidfd_open(self.pid)
-        loop.add_reader(self._pidfd, self._end)
+        loop.add_reader(process.pidfd, self._end)
 
     def order(self, order: Mapping[str, object]) -> None:
         """Tells it what to do."""
@@ -165,10 +193,10 @@ class _LocalProcess:
 
     def _end(self) -> None:
         """The process has ended: so does what it started. Its last words are in the pipes by now."""
-        asyncio.get_running_loop().remove_reader(self._pidfd)
-        os.close(self._pidfd)
+        asyncio.get_running_loop().remove_reader(self._process.pidfd)
+        os.close(self._process.pidfd)
         self._end_family()
-        code = self._process.wait()
+        code = self._process.code()
         for reader in self._readers:
             reader.drain()
         self._pipes.close()

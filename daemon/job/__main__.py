@@ -17,6 +17,7 @@ import structlog
 from components.errors import DeclarationError, Fenced, MetricError, NotApplied, Stopped, TrainingError
 from daemon.engine import Ending
 from daemon.engine.child import Channel, leave_with_parent
+from daemon.engine.threads import limit
 from daemon.job.assignment import Assignment
 from daemon.job.context import Context
 from daemon.job.reporter import JobReporter
@@ -45,33 +46,33 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     patience = MongoRetry(stopping)
-    voice = JobReporter.over(channel, patience)
+    reporter = JobReporter.over(channel, patience)
     threading.Thread(target=leave_with_parent, name="parent", daemon=True).start()
-    voice.threads = be_polite(assignment.threads)
+    reporter.threads = be_polite(assignment.threads)
     sys.path.insert(0, str(assignment.import_root))
-    threading.Thread(target=voice.report_on, name="reporter", daemon=True).start()
+    threading.Thread(target=reporter.report_on, name="reporter", daemon=True).start()
     os._exit(
-        work(assignment, voice, patience, stopping)
+        work(assignment, reporter, patience, stopping)
     )  # threads may still wait for MongoDB: nothing of theirs is lost
 
 
-def work(assignment: Assignment, voice: JobReporter, patience: MongoRetry, stopping: threading.Event) -> int:
+def work(assignment: Assignment, reporter: JobReporter, patience: MongoRetry, stopping: threading.Event) -> int:
     """Does the job and reports its end; the exit code."""
     try:
-        context = Context(assignment, voice, patience, stopping)
+        context = Context(assignment, reporter, patience, stopping)
         job = context.document()
         result = {"train": train, "validate": validate}[job["kind"]](context, job)
     except (Stopped, Stopping) as stopped:
-        voice.say(f"stopped: {stopped}")
-        voice.last("stopped")
+        reporter.say(f"stopped: {stopped}")
+        reporter.last("stopped")
         return 0
-    except BaseException as error:  # whatever it is, the last report names it
+    except BaseException as error:  # the last report names every error
         why = ending(error)
         # A person's mistake needs no traceback
         log.error("job ends", reason=str(error), exc_info=error if why is None else None)  # noqa: TRY400
-        voice.last("failed", error=told_of(error), ending=why)
+        reporter.last("failed", error=described(error), ending=why)
         return BROKEN
-    voice.last("done", result=result)
+    reporter.last("done", result=result)
     return 0
 
 
@@ -88,7 +89,7 @@ def ending(error: BaseException) -> Ending | None:
             return None
 
 
-def told_of(error: BaseException) -> dict[str, Any]:
+def described(error: BaseException) -> dict[str, Any]:
     """The error as it goes into the job; of a long traceback both ends."""
     trace = readable("".join(traceback.format_exception(error)))
     if len(trace) > TRACEBACK_CHARACTERS:
@@ -104,10 +105,9 @@ def be_polite(threads: int | None) -> int:
         os.nice(NICENESS)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
-    threads = threads or max(1, len(os.sched_getaffinity(0)) // 2)
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # torch reads them when it is imported, which it is not yet
-        os.environ[name] = str(threads)
-    return threads
+    number = threads or max(1, len(os.sched_getaffinity(0)) // 2)
+    limit(number)
+    return number
 
 
 if __name__ == "__main__":

@@ -40,12 +40,13 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What its declaration grants a job; `refused` says why it is not run at all."""
+    """What its declaration grants a job; `refused` says why it is not run at all, `torch` whether it needs torch."""
 
     retries: int = RETRIES
     time_limit: float | None = None
     threads: int | None = None
     refused: str | None = None
+    torch: bool = True
 
 
 @dataclass(frozen=True, slots=True)

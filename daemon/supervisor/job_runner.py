@@ -172,7 +172,8 @@ class JobRunner:
             missing = (kind, job["target"]) if declared is None else ("model", job["model"])
             return Terms(refused=known.refused.get("/".join(missing)) or registry.absent(*missing))
         said = declared.body
-        return Terms(said.get("retries", RETRIES), said.get("time_limit"), said.get("threads"))
+        torch = known.models[job["model"]].body.get("type") == "torch"
+        return Terms(said.get("retries", RETRIES), said.get("time_limit"), said.get("threads"), torch=torch)
 
     # ---- running --------------------------------------------------------------------------------------------------
 
@@ -215,6 +216,7 @@ class JobRunner:
             signing_key=self._key.hex(),
             threads=attempt.terms.threads,
             module=self._module,
+            torch=attempt.terms.torch,
         )
 
     async def _relay(self, attempt: Attempt, epoch: int) -> bool:

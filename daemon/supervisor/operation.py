@@ -12,6 +12,7 @@ Each of them is called by one task at a time. While nothing is active, `change` 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ from components.errors import DeclarationError, Fenced, LeaseLost, MongoUnavaila
 from components.signing_key import SigningKey
 from daemon.config import Config
 from daemon.engine import Engine, WorkerSpec
+from daemon.engine.threads import share
 from daemon.handlers.reload import plan
 from daemon.health.readiness import WorkerState
 from daemon.store.connection import Data
@@ -221,8 +223,17 @@ class Operation:
             stop_timeout=config.service.stop_timeout,
             signing_key=self._key.hex(),
             module=self._worker_module,
+            torch=self._needs_torch(name),
+            threads=share(len(self._desired.workers), os.environ),
         )
         self._fleet.start(spec, self._desired.workers[name])
+
+    def _needs_torch(self, worker: str) -> bool:
+        known = self.known
+        named = {
+            known.listeners[name].body["model"] for name in self._desired.workers[worker] if name in known.listeners
+        }
+        return any(known.models[name].body.get("type") == "torch" for name in named if name in known.models)
 
     async def _stop_workers(self, names: tuple[str, ...]) -> None:
         await self._fleet.stop(names, self._config.service.stop_timeout + KILL_GRACE_SECONDS)

@@ -13,7 +13,7 @@ from typing import Final
 import structlog
 
 from components.errors import DeclarationError, Fenced, PredictdError
-from daemon.engine import Ending
+from daemon.engine import Ending, threads
 from daemon.engine.child import Channel, leave_with_parent
 from daemon.logs.setup import configure
 from daemon.worker.assignment import Assignment
@@ -47,6 +47,7 @@ def main() -> None:
     configure(**assignment.log, stream=channel.log)  # type: ignore[arg-type]
     structlog.contextvars.bind_contextvars(worker=assignment.worker)
     threading.Thread(target=leave_with_parent, name="parent", daemon=True).start()
+    threads.limit(assignment.threads)
     sys.path.insert(0, str(Path(assignment.import_root)))
     worker = Worker(assignment, channel)
     signal.signal(signal.SIGTERM, lambda *_: worker.stopping.set())
@@ -56,15 +57,16 @@ def main() -> None:
         worker.start()
         gc.freeze()  # what was imported and loaded stays: collections need not walk through it again and again
         log.info("worker runs", listeners=[run.declared.name for run in worker.runs], epoch=assignment.epoch)
+        worker.report()  # at once: the supervisor waits for it
         worker.stopping.wait()
         if worker.failure is None:
             worker.stop()
-    except BaseException as error:  # noqa: BLE001  # whatever it is, the last report names it
+    except BaseException as error:  # noqa: BLE001  # the last report names every error
         worker.fail(error)
-    worker.told_all.set()  # what follows is the last word
+    worker.reported_all.set()  # what follows is the last word
     if worker.failure is not None:
-        told = isinstance(worker.failure, PredictdError)
-        log.error("worker ends", reason=str(worker.failure), exc_info=None if told else worker.failure)
+        expected = isinstance(worker.failure, PredictdError)
+        log.error("worker ends", reason=str(worker.failure), exc_info=None if expected else worker.failure)
         worker.last(ending(worker.failure), "failed", f"{type(worker.failure).__name__}: {worker.failure}")
     else:
         worker.last(Ending.STOPPED)  # with what was done while it drained

@@ -1,4 +1,4 @@
-"""What a worker is told by its parent."""
+"""The order of a worker, from its parent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Assignment"]
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """What a worker is told by its parent."""
+    """The order of a worker, from its parent."""
 
     uri: str
     database: str
@@ -25,9 +25,10 @@ class Assignment:
     stop_timeout: float = 30.0
     queue_rows: int = 100_000
     queue_bytes: int = 256 * 1024 * 1024
+    threads: int | None = None
     signing_key: str = field(default="", repr=False)
 
     @classmethod
     def read(cls, line: str) -> Assignment:
-        told = json.loads(line)
-        return cls(**{**told, "allow_imports": tuple(told["allow_imports"])})
+        order = json.loads(line)
+        return cls(**{**order, "allow_imports": tuple(order["allow_imports"])})

@@ -19,7 +19,7 @@ from pymongo.errors import PyMongoError
 from components.errors import Fenced
 from components.import_paths import ImportPolicy
 from components.signing_key import SigningKey
-from daemon.engine import Ending
+from daemon.engine import Ending, threads
 from daemon.engine.child import Channel
 from daemon.handlers.predict.stages import Live
 from daemon.health.measures import WorkerMeasures
@@ -62,7 +62,7 @@ class Worker:
         self.reason: str | None = None
         self._reporting = threading.Lock()
         self._reported: tuple[float, str] = (0.0, "")
-        self.told_all = threading.Event()
+        self.reported_all = threading.Event()
 
     # ---- start ----------------------------------------------------------------------------------------------------
 
@@ -174,7 +174,7 @@ class Worker:
         """Reports until the process ends; from its first moment, so that a start that waits for MongoDB can be seen
         to.
         """
-        while not self.told_all.wait(REPORT_SECONDS):
+        while not self.reported_all.wait(REPORT_SECONDS):
             self.report()
 
     def report(self, state: str | None = None, reason: str | None = None) -> None:
@@ -210,6 +210,7 @@ class Worker:
             "reason": reason,
             "ending": self._ending,
             "pid": os.getpid(),
+            "threads": threads.in_use(),
             "listeners": {run.declared.name: run.report(open_=open_, lag=lag) for run in self.runs},
             "stream": {
                 "open": open_,

@@ -215,12 +215,16 @@ class Service(Daemon):
 
     def worker_pids(self) -> list[int]:
         """The processes of its workers."""
-        try:
-            return [
-                each.pid for each in psutil.Process(self.process.pid).children() if "daemon.worker" in each.cmdline()
-            ]
-        except psutil.NoSuchProcess:
-            return []
+        return self.children("daemon.worker")
+
+    def children(self, module: str) -> list[int]:
+        """Its child processes that run this module."""
+        found = []
+        with suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self.process.pid).children():
+                with suppress(psutil.NoSuchProcess):  # a zombie, too
+                    found += [child.pid] if module in child.cmdline() else []
+        return found
 
     def kill(self) -> None:
         """SIGKILL of the supervisor alone: its workers are to notice by themselves."""
@@ -242,7 +246,7 @@ def toml(uri: str, database: str, declarations: Mapping[str, Any]) -> str:
         "service": {"name": SERVICE, "stop_timeout": 20},
         "mongo": {"uri": uri, "database": database},
         "http": {"listen": "127.0.0.1:0"},
-        "security": {"allow_imports": ["harness"]},
+        "security": declarations.get("security", {"allow_imports": ["harness"]}),
         "log": {"format": "json"},
         **brief,
     }

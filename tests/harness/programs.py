@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from daemon.engine import threads
 from daemon.engine.child import Channel, leave_with_parent
 
 
@@ -30,6 +31,7 @@ class Program:
     name: str = "w"
     module: str = "harness.programs"
     torch: bool = False
+    threads: int | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def order(self) -> dict[str, Any]:
@@ -99,10 +101,26 @@ def has_children(channel: Channel, order: Mapping[str, Any]) -> None:
     threading.Event().wait()
 
 
+def leaves_orphans(channel: Channel, order: Mapping[str, Any]) -> None:
+    """Three, which end at once; it reports when they have."""
+    for _ in range(3):
+        middle = os.fork()
+        if middle == 0:
+            if os.fork() == 0:
+                time.sleep(0.1)
+            os._exit(0)
+        os.waitpid(middle, 0)
+    time.sleep(0.3)
+    channel.report({"state": "running"})
+    threading.Event().wait()
+
+
 def tells_about_itself(channel: Channel, order: Mapping[str, Any]) -> None:
     import numpy as np
 
+    threads.limit(order.get("threads"))
     told: dict[str, Any] = {
+        "torch_threads": threads.in_use(),
         "random": [random.random(), float(np.random.rand())],  # noqa: NPY002  # the legacy generator is the shared one
         "descriptors": _descriptors(),
         "session": os.getsid(0),
@@ -112,7 +130,6 @@ def tells_about_itself(channel: Channel, order: Mapping[str, Any]) -> None:
         "environ": {name: os.environ.get(name) for name in order.get("variables", ())},
         "timezone": time.tzname[0],
         "signals": [signal.getsignal(n) is signal.SIG_DFL for n in (signal.SIGTERM,)],
-        "threads": len(list(Path("/proc/self/task").iterdir())),
         "modules": [name for name in ("torch", "daemon.worker.__main__", "mymodule") if name in sys.modules],
         "main": sys.modules["__main__"].__name__,
         "argv": sys.argv,

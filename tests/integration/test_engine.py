@@ -15,7 +15,7 @@ from harness.daemons import PATIENCE, TESTS
 from harness.programs import Program
 from structlog.testing import capture_logs
 
-from daemon.engine import Ending
+from daemon.engine import Ending, local
 from daemon.engine.local import LocalEngine
 
 Scene = Callable[[LocalEngine], Awaitable[None]]
@@ -156,6 +156,21 @@ def test_what_a_process_started_ends_with_it(end: str) -> None:
     play(scene)
 
 
+def test_zombies_of_a_process_that_runs_on_are_reaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has lost its parent is the supervisor's to reap."""
+    monkeypatch.setattr(local, "REAP_IDLE_SECONDS", 0.2)
+
+    async def scene(engine: LocalEngine) -> None:
+        before = set(psutil.Process().children())
+        process = await engine.start(Program("leaves_orphans"), lambda: None)
+        await until(lambda: process.report)
+        await until(lambda: {each.pid for each in set(psutil.Process().children()) - before} == {process.pid})
+        process.kill()
+        await process.wait()
+
+    play(scene)
+
+
 def test_children_end_with_a_process_whose_supervisor_is_gone() -> None:
     """It ends them before itself; here the supervisor is a program of its own, which is killed."""
     program = (
@@ -183,6 +198,27 @@ def test_children_end_with_a_process_whose_supervisor_is_gone() -> None:
         await until(lambda: not any(map(alive, pids)))
 
     play(scene)
+
+
+@pytest.mark.parametrize(("users", "found"), [(None, "3"), ("7", "7")])
+def test_the_number_of_threads_is_in_the_environment_and_the_user_s_own_wins(
+    monkeypatch: pytest.MonkeyPatch, users: str | None, found: str
+) -> None:
+    """For libraries that read it when they are imported."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if users is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", users)
+    environ: dict[str, Any] = {}
+
+    async def scene(engine: LocalEngine) -> None:
+        program = Program("tells_about_itself", threads=3, more={"variables": ["OMP_NUM_THREADS"]})
+        process = await engine.start(program, lambda: None)
+        environ.update((await until(lambda: process.report))["told"]["environ"])
+        process.kill()
+        await process.wait()
+
+    play(scene)
+    assert environ == {"OMP_NUM_THREADS": found}
 
 
 def test_a_process_has_no_descriptors_but_its_own_and_its_children_only_the_standard_ones() -> None:

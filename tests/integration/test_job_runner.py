@@ -323,8 +323,9 @@ def test_a_process_whose_parent_is_gone_leaves(play: Any) -> None:
         await stage.until("it runs", lambda: stage.history("started"))
         (attempt,) = stage.runner._attempts.values()
         assert attempt.process is not None
-        with Path(os.devnull).open("wb") as null:
-            os.dup2(null.fileno(), attempt.process._pipes.stdin)  # type: ignore[attr-defined]
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, attempt.process._pipes.stdin)  # type: ignore[attr-defined]
+        os.close(null)
         await stage.until("it leaves", lambda: stage.history("orphaned"))
 
     play(scene)
