@@ -1,4 +1,4 @@
-"""The small process between an owner and its embedded mongod: neither outlives the other, whoever is killed.
+"""The small process between an owner and its embedded mongod: neither outlives the other, whichever is killed.
 
     owner  --- stdin pipe -->  guardian  --- PR_SET_PDEATHSIG -->  mongod
 
@@ -59,7 +59,7 @@ class Serving:
 
     @classmethod
     def read(cls, folder: Path) -> Serving | None:
-        """What the folder's state file says; None where there is none, or it cannot be understood."""
+        """The folder's state file; None if there is none, or it cannot be read."""
         try:
             stored = json.loads((folder / "state.json").read_bytes())
             return cls(int(stored["guardian"]), int(stored["mongod"]), int(stored["port"]))
@@ -74,7 +74,7 @@ class Serving:
 
     @staticmethod
     def withdraw(folder: Path) -> None:
-        """Remove the state file: from here on nobody attaches. Works on a full disk, where writing would not."""
+        """Remove the state file: from here on no process attaches. This works on a full disk, too."""
         (folder / "state.json").unlink(missing_ok=True)
 
 
@@ -82,7 +82,7 @@ class Serving:
 class Guardian:
     """Keeps `command` (a mongod in the foreground) running until stdin ends.
 
-    A mongod that ends without being told to is started again on the same port, after 0.1 s and up to 10 s. Two things
+    A mongod that ends unasked is started again on the same port, after 0.1 s and up to 10 s. Two things
     end the guardian instead: a first start that fails (the owner is waiting for it, and can say why), and a port that
     stays taken (only the owner can choose another).
     """

@@ -1,15 +1,15 @@
 """The embedded MongoDB: a real single-node replica set, started by its owner and stopped with it.
 
-`ensure(state_dir)` gives a writable primary on a state directory, or says why there is none. Whoever gets the folder's
-flock first owns the server: it starts a guardian (`daemon.embedded.guardian`), which starts mongod, and the lock goes
-along to both. Whoever comes later attaches. The lock alone decides: one that is held while its server goes away (a
-stop, a kill) is waited for, and then the newcomer starts its own server on the same data.
+`ensure(state_dir)` gives a writable primary on a state directory, or raises with the reason. The first process that
+gets the folder's flock owns the server: it starts a guardian (`daemon.embedded.guardian`), which starts mongod, and
+both inherit the lock. Later processes attach. The lock alone decides: if it is still held while its server goes away (a
+stop, a kill), the newcomer waits, and then starts its own server on the same data.
 
 What answers on a port is believed only once it has shown the process id and the data directory of our mongod: the port
 may be another program's, another MongoDB's even, and that one must not be initiated or reconfigured.
 
     STATE_DIR/mongod/lock          held by flock while a guardian or a mongod lives
-    STATE_DIR/mongod/port          the port that was chosen, where none is configured
+    STATE_DIR/mongod/port          the port that was chosen, if none is configured
     STATE_DIR/mongod/state.json    the server that may be attached to
     STATE_DIR/mongod/data          MongoDB's files
     STATE_DIR/mongod/mongod.log    bounded, with one file before it; guardian.log is the guardian's own
@@ -96,8 +96,8 @@ class EmbeddedMongo:
 def find_mongod(state_dir: Path | None = None) -> Path:
     """The mongod to run: one on PATH, else the one of the `embedded` extra's wheel.
 
-    The wheel's may lack its run bit. It is given one, or, where the installation is read-only, copied into `state_dir`.
-    Raises MongoUnavailable where there is none.
+    The wheel's may lack its run bit. It is given one, or, if the installation is read-only, copied into `state_dir`.
+    Raises MongoUnavailable if there is none.
     """
     on_path = shutil.which("mongod")
     if on_path is not None:
@@ -119,7 +119,7 @@ def ensure(state_dir: Path, port: int | None = None, *, parameters: Mapping[str,
     `port` is the configured one; without it a port is chosen once and kept in the state directory, and another one
     chosen when it is taken. `parameters` are further `--setParameter` of a server that is started here.
 
-    Raises MongoUnavailable, with what to do, where there is no mongod, it does not start, or the configured port is
+    Raises MongoUnavailable, with what to do, if there is no mongod, it does not start, or the configured port is
     taken.
     """
     if platform.system() != "Linux":
@@ -237,7 +237,7 @@ def _start_on(port: int, state_dir: Path, command: list[str], lock: int) -> Embe
         raise _PortTaken
     folder = _folder(state_dir)
     log = folder / "mongod.log"
-    told = log.stat().st_size if log.exists() else 0
+    logged = log.stat().st_size if log.exists() else 0
     with (folder / "guardian.log").open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "daemon.embedded.guardian", str(folder), str(port), str(lock), *command],
@@ -248,7 +248,7 @@ def _start_on(port: int, state_dir: Path, command: list[str], lock: int) -> Embe
             start_new_session=True,  # Ctrl-C in the owner's terminal must not reach mongod before the owner has drained
         )
     try:
-        _wait_for_primary(process, folder, port, told)
+        _wait_for_primary(process, folder, port, logged)
         draft = folder / "port.new"
         draft.write_text(f"{port}\n")
         draft.replace(folder / "port")
@@ -277,7 +277,7 @@ def _command(mongod: Path, folder: Path, port: int, parameters: Mapping[str, str
     return command
 
 
-def _wait_for_primary(process: subprocess.Popen[bytes], folder: Path, port: int, told: int) -> None:
+def _wait_for_primary(process: subprocess.Popen[bytes], folder: Path, port: int, logged: int) -> None:
     """Return once the guardian's mongod is a writable primary on `port`, initiated or reconfigured as it needs."""
     deadline = time.monotonic() + START_SECONDS
     last: PyMongoError | None = None
@@ -287,7 +287,7 @@ def _wait_for_primary(process: subprocess.Popen[bytes], folder: Path, port: int,
             raise _PortTaken
         if code is not None:
             raise MongoUnavailable(
-                f"the embedded MongoDB in {folder} did not start (guardian: {code}): {_reason(folder, told)}"
+                f"the embedded MongoDB in {folder} did not start (guardian: {code}): {_reason(folder, logged)}"
             )
         serving = Serving.read(folder)
         if serving is not None and serving.guardian == process.pid and _accepts(port):
@@ -300,7 +300,7 @@ def _wait_for_primary(process: subprocess.Popen[bytes], folder: Path, port: int,
         time.sleep(_PAUSE)
     raise MongoUnavailable(
         f"the embedded MongoDB in {folder} did not become a writable primary within {START_SECONDS:.0f} s "
-        f"({last or 'it answered, but not as one'}): {_reason(folder, told)}"
+        f"({last or 'it answered, but not as one'}): {_reason(folder, logged)}"
     )
 
 
@@ -321,7 +321,7 @@ def _became_primary(client: MongoClient[dict[str, Any]], port: int) -> bool:
             if refused.code != _ALREADY_INITIALIZED:
                 raise
         return False
-    if [each["host"] for each in config["members"]] != [member["host"]]:
+    if [one["host"] for one in config["members"]] != [member["host"]]:
         # The data was served on another port: under the old name the node would never become primary. (Before it
         # answers at all, mongod asks the old port whether that is itself; a stranger there that stays silent costs 30
         # s, once.)
@@ -387,15 +387,15 @@ def _dismiss(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _reason(folder: Path, told: int) -> str:
-    """The last that the guardian and mongod said, in a line; `told` is the log's size, in bytes, before this start."""
-    words = (folder / "guardian.log").read_text(errors="replace").splitlines()
-    said = [line for line in words if '"s":"I"' not in line][-3:]
+def _reason(folder: Path, logged: int) -> str:
+    """The last errors of the guardian and of mongod, in a line; `logged`: the log's size in bytes before this start."""
+    lines = (folder / "guardian.log").read_text(errors="replace").splitlines()
+    errors = [line for line in lines if '"s":"I"' not in line][-3:]
     with suppress(OSError), (folder / "mongod.log").open("rb") as log:
-        log.seek(max(told, log.seek(0, os.SEEK_END) - 65_536))
+        log.seek(max(logged, log.seek(0, os.SEEK_END) - 65_536))
         for line in log:
             with suppress(ValueError):  # the first line may be half of one
                 entry = json.loads(line)
                 if entry["s"] in {"E", "F"}:
-                    said.append(f"{entry['msg']} {json.dumps(entry.get('attr', {}))[:300]}")
-    return "; ".join([*said[-6:], f"see {folder / 'mongod.log'}"])
+                    errors.append(f"{entry['msg']} {json.dumps(entry.get('attr', {}))[:300]}")
+    return "; ".join([*errors[-6:], f"see {folder / 'mongod.log'}"])

@@ -2,31 +2,30 @@
 running is not its business.
 
 Such a process needs nothing but its specification: the same program runs as a child process here
-(`daemon.engine.local`) or wherever another engine puts it. What it reports, how it is told to stop and what its exit
-codes mean is said here, for every engine.
+(`daemon.engine.local`) or wherever another engine puts it.
+
+    __init__.py     what every engine has in common: specifications, reports, how a process says why it ends
+    local.py        the engine of this machine: child processes, by fork from the nursery or by exec
+    nursery.py      the supervisor's side of the nursery: keeps it running, and asks it for processes
+    fork_server.py  the nursery itself: has imported what they need, and forks
+    child.py        the child's side: the descriptors for reports and log lines, the end of the parent
+    pipes.py        the pipes between the two, and the lines that come through them
+    threads.py      how many threads the numerical libraries of a process use
+    family.py       what a process started: found by its mark, and ended with it
 """
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from enum import IntEnum
 from typing import Any, Protocol, TypeVar
 
-__all__ = ["Engine", "Exit", "Spec", "WorkerProcess", "ended"]
+from daemon.health.report import Ending
+
+__all__ = ["Ending", "Engine", "Spec", "WorkerProcess", "ended"]
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
-
-
-class Exit(IntEnum):
-    """What an exit code says to who keeps a worker or runs a job. Any other code, or a signal, is a crash."""
-
-    STOPPED = 0
-    DECLARATION_CHANGED = 64
-    CANNOT_BE_BUILT = 65
-    PARENT_GONE = 70
-    FENCED = 76
 
 
 class Spec(Protocol[R_co]):
@@ -41,6 +40,14 @@ class Spec(Protocol[R_co]):
     @property
     def module(self) -> str:
         """The program."""
+
+    @property
+    def torch(self) -> bool:
+        """Whether it needs torch."""
+
+    @property
+    def threads(self) -> int | None:
+        """The threads of its numerical libraries; None: the engine sets no number."""
 
     def order(self) -> dict[str, Any]:
         """What it reads first, as JSON values."""
@@ -82,9 +89,12 @@ class Engine(Protocol):
     """Starts workers and jobs."""
 
     async def start(self, spec: Spec[R], on_report: Callable[[], None]) -> WorkerProcess[R]:
-        """Starts a process; `on_report` is called in the event loop at each report. Raises OSError where no process can
-        be had.
+        """Starts a process; `on_report` is called in the event loop at each report. Raises OSError if no process can be
+        started.
         """
+
+    async def close(self) -> None:
+        """No start waits any longer, and what starts need is given back; processes that run go on."""
 
 
 def ended(code: int) -> str:

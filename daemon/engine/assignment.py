@@ -10,9 +10,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 __all__ = ["Assignment"]
+
+HERE: Final = frozenset({"module", "torch"})
+"""Fields that only who starts the process needs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,10 +32,14 @@ class Assignment:
     signing_key: str = field(repr=False)
     allow_imports: tuple[str, ...] = ()
     log: Mapping[str, str] = field(default_factory=dict)
+    threads: int | None = None
+    """How many threads its libraries use; without it they choose."""
+    torch: bool = True
+    """Whether it will import torch."""
 
     def order(self) -> dict[str, Any]:
         """The assignment as JSON values."""
-        values = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "module"}
+        values = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in HERE}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
     @classmethod

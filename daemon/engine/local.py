@@ -3,10 +3,11 @@
 * Its stdin stays open as long as the supervisor lives: its end tells the worker that the supervisor is gone, however
   that came about. The first line on it is the worker's specification, so that no password stands on a command line or
   in an environment.
-* Its stdout carries reports, one JSON object a line. Any other line (a model that prints) is logged. A report that
-  cannot be read is logged at most once a minute; the last good one stays.
-* It runs in a session of its own, so that a terminal's Ctrl-C reaches the supervisor alone, which then stops its
-  workers in order.
+* Reports come through a descriptor of their own. Standard output and standard error are user code's
+  (`daemon.engine.pipes`).
+* It leads a session of its own, so that a terminal's Ctrl-C reaches the supervisor alone, which then stops its workers
+  in order. What it started ends with it (`daemon.engine.family`).
+* Its end is the end of the process, not of its pipes, which its children may hold open.
 * `-P` keeps the current directory out of `sys.path`: what a worker imports does not depend on where the daemon was
   started.
 """
@@ -17,16 +18,22 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import Generic, TypeVar
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
 
 import structlog
 
 from daemon.engine import Spec, WorkerProcess
-from daemon.health.report import ReportRefused
+from daemon.engine.child import CHANNEL
+from daemon.engine.family import MARK, Orphans, become_subreaper, end_family, new_mark
+from daemon.engine.nursery import Forked, Nursery
+from daemon.engine.pipes import ChildEnds, Output, Pipes, Reports
+from daemon.engine.threads import variables
 
 __all__ = ["LocalEngine"]
 
@@ -34,103 +41,173 @@ log = structlog.get_logger(__name__)
 
 R = TypeVar("R")
 
-_LINE_BYTES = 16 * 1024 * 1024
-_LAST_WORDS_SECONDS = 2.0
-_COMPLAIN_SECONDS = 60.0
+REAP_SECONDS: Final = 0.5
+REAP_IDLE_SECONDS: Final = 20.0
 
 
 class LocalEngine:
-    """Starts workers as child processes; `without` names variables of the environment that they do not inherit."""
+    """Starts workers as child processes: by the `nursery` if it can, else by exec. `without` names variables of the
+    environment that they do not inherit.
+    """
 
-    def __init__(self, without: Iterable[str] = ()) -> None:
+    def __init__(self, without: Iterable[str] = (), nursery: Nursery | None = None) -> None:
         self._without = frozenset(without)
+        self._nursery = nursery
+        self._running: dict[int, _LocalProcess[Any]] = {}
+        self._orphans = Orphans()
+        self._reaping: asyncio.TimerHandle | None = None
 
     async def start(self, spec: Spec[R], on_report: Callable[[], None]) -> WorkerProcess[R]:
         """See `daemon.engine.Engine`."""
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", spec.module),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=_LINE_BYTES,
-            start_new_session=True,
-            env={name: value for name, value in os.environ.items() if name not in self._without},
-        )
-        assert process.stdin is not None
-        process.stdin.write(json.dumps(spec.order()).encode() + b"\n")
-        # One that died before it read this tells more by its exit code than the broken pipe does.
-        with suppress(ConnectionError):
-            await process.stdin.drain()
-        return _LocalWorker(spec, process, on_report)
+        become_subreaper()
+        mark, pipes = new_mark(), Pipes.open()
+        inherited = {name: value for name, value in os.environ.items() if name not in self._without}
+        environ = {**variables(spec.threads), **inherited, MARK: mark}
+        process: Forked | Executed | None = None
+        try:
+            if self._nursery is not None:
+                process = await self._nursery.fork(spec, mark, environ, pipes.child)
+            process = process or _exec(spec, pipes.child, environ)
+        except BaseException:
+            pipes.close()
+            raise
+        finally:
+            pipes.child.close()
+        worker = _LocalProcess(spec, process, mark, pipes, on_report, self._ended)
+        self._running[worker.pid] = worker
+        worker.order(spec.order())
+        if self._reaping is None:
+            self._reap_in(REAP_IDLE_SECONDS)
+        return worker
+
+    async def close(self) -> None:
+        """See `daemon.engine.Engine`."""
+        if self._nursery is not None:
+            await self._nursery.close()
+
+    def _ended(self, worker: _LocalProcess[Any], family: set[int]) -> None:
+        self._running.pop(worker.pid, None)
+        self._orphans.expect(family)
+        self._reap_in(REAP_SECONDS)
+
+    def _reap_in(self, seconds: float) -> None:
+        if self._reaping is not None:
+            self._reaping.cancel()
+        self._reaping = asyncio.get_running_loop().call_later(seconds, self._reap)
+
+    def _reap(self) -> None:
+        self._orphans.reap(self._running)
+        self._reaping = None
+        if self._orphans.waiting or self._running:
+            self._reap_in(REAP_SECONDS if self._orphans.waiting else REAP_IDLE_SECONDS)
 
 
-class _LocalWorker(Generic[R]):
-    """A child process that reports on its stdout."""
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """A process that was started by exec."""
 
-    def __init__(self, spec: Spec[R], process: asyncio.subprocess.Process, on_report: Callable[[], None]) -> None:
-        self._name = spec.name
-        self._decode = spec.decode
-        self._process = process
-        self._on_report = on_report
+    pid: int
+    pidfd: int
+    process: subprocess.Popen[bytes]
+
+    def code(self) -> int:
+        """Reaps it; the exit code, negative for a signal."""
+        return self.process.wait()
+
+
+def _exec(spec: Spec[Any], ends: ChildEnds, environ: Mapping[str, str]) -> Executed:
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", spec.module, spec.name],  # the name is for people, who see it in ps
+        stdin=ends.stdin,
+        stdout=ends.stdout,
+        stderr=ends.stderr,
+        pass_fds=(ends.reports, ends.log),
+        start_new_session=True,
+        env={**environ, CHANNEL: f"{ends.reports},{ends.log}"},
+    )
+    return Executed(process.pid, os.pidfd_open(process.pid), process)
+
+
+class _LocalProcess(Generic[R]):
+    """A child process, from its start to its end."""
+
+    def __init__(
+        self,
+        spec: Spec[R],
+        process: Forked | Executed,
+        mark: str,
+        pipes: Pipes,
+        on_report: Callable[[], None],
+        on_end: Callable[[_LocalProcess[Any], set[int]], None],
+    ) -> None:
         self.pid = process.pid
         self.started_at = time.monotonic()
         self.report: R | None = None
         self.reported_at: float | None = None
-        self._reader = asyncio.create_task(self._read(), name=f"reports of {spec.name}")
-        self._complain_at = 0.0
+        self._name = spec.name
+        self._process = process
+        self._mark = mark
+        self._pipes = pipes
+        self._on_report = on_report
+        self._on_end = on_end
+        loop = asyncio.get_running_loop()
+        self._code: asyncio.Future[int] = loop.create_future()
+        self._readers = (
+            Reports(pipes.reports, spec.name, spec.decode, self._take),
+            Output(pipes.stdout, spec.name, "stdout"),
+            Output(pipes.stderr, spec.name, "stderr"),
+        )
+        self._family: set[int] = set()
+        loop.add_reader(process.pidfd, self._end)
+
+    def order(self, order: Mapping[str, object]) -> None:
+        """Tells it what to do."""
+        line = json.dumps(order).encode() + b"\n"
+        # One that died before it read this tells more by its end than the broken pipe does.
+        with suppress(BrokenPipeError):
+            if os.write(self._pipes.stdin, line) != len(line):
+                log.error("the order of a process is too long for a pipe", worker=self._name, bytes=len(line))
+                self.kill()
 
     async def wait(self) -> int:
-        code = await self._process.wait()
-        # The last report often holds the reason. A grandchild that keeps the pipe open must not keep us.
-        await asyncio.wait([self._reader], timeout=_LAST_WORDS_SECONDS)
-        self._reader.cancel()
-        return code
+        return await asyncio.shield(self._code)
 
     async def stop(self, seconds: float) -> int:
-        self._signal(signal.SIGTERM)
+        if not self._code.done():
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGTERM)
         try:
-            return await asyncio.wait_for(asyncio.shield(self.wait()), seconds)
+            async with asyncio.timeout(seconds):  # in Python 3.11 wait_for may pass over a cancellation
+                return await self.wait()
         except TimeoutError:
             log.warning("worker did not stop in time and is killed", worker=self._name, pid=self.pid, seconds=seconds)
             self.kill()
             return await self.wait()
 
     def kill(self) -> None:
-        # Its session holds whatever it started (data loaders, compilers): they go with it. Until it is reaped its group
-        # is surely its own.
-        if self._process.returncode is None:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
+        if not self._code.done():  # until it is reaped its number is its own
+            self._end_family()
 
-    def _signal(self, number: signal.Signals) -> None:
-        if self._process.returncode is None:
-            with suppress(ProcessLookupError):
-                self._process.send_signal(number)
+    def _end_family(self) -> None:
+        self._family |= end_family(self._mark, self.pid)
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
 
-    async def _read(self) -> None:
-        assert self._process.stdout is not None
-        while True:
-            try:
-                line = await self._process.stdout.readline()
-            except ValueError:
-                log.warning("worker wrote a line that is too long", worker=self._name, limit_bytes=_LINE_BYTES)
-                continue
-            if not line:
-                return
-            self._take(line)
+    def _end(self) -> None:
+        """The process has ended: so does what it started. Its last words are in the pipes by now."""
+        asyncio.get_running_loop().remove_reader(self._process.pidfd)
+        os.close(self._process.pidfd)
+        self._end_family()
+        code = self._process.code()
+        for reader in self._readers:
+            reader.drain()
+        self._pipes.close()
+        if self._family:
+            log.info("what a worker had started was ended with it", worker=self._name, pids=sorted(self._family))
+        self._code.set_result(code)
+        self._on_end(self, self._family)
 
-    def _take(self, line: bytes) -> None:
-        try:
-            self.report = self._decode(line)
-        except ReportRefused as error:
-            self._refuse(line, str(error))
-            return
+    def _take(self, report: R) -> None:
+        self.report = report
         self.reported_at = time.monotonic()
         self._on_report()
-
-    def _refuse(self, line: bytes, reason: str) -> None:
-        event = {"worker": self._name, "text": line.decode(errors="replace").rstrip()[:1000]}
-        if not (line.startswith(b"{") and b'"state"' in line):
-            log.info("worker printed", **event)
-        elif (now := time.monotonic()) >= self._complain_at:
-            self._complain_at = now + _COMPLAIN_SECONDS
-            log.warning("a report cannot be read, the last good one stays", **event, reason=reason)

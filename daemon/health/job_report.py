@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from daemon.health.report import Count, Name, Plain, Seconds, decoded
+from daemon.health.report import Count, Ending, Name, Plain, Seconds, decoded
 
 __all__ = ["JobError", "JobProgress", "JobReport"]
 
@@ -63,6 +63,7 @@ class JobReport:
     log: tuple[str, ...] = ()
     result: Mapping[Name, Plain | Mapping[Name, Plain]] | None = None
     error: JobError | None = None
+    ending: Ending | None = None
 
     @classmethod
     def from_json(cls, line: bytes) -> JobReport:

@@ -7,13 +7,14 @@ ignored, so a newer process can report to an older daemon.
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from components.errors import PredictdError
 
-__all__ = ["Count", "Name", "Plain", "ReportRefused", "Seconds", "decoded", "defaulting"]
+__all__ = ["Count", "Ending", "Name", "Plain", "ReportRefused", "Seconds", "decoded", "defaulting"]
 
 R = TypeVar("R")
 
@@ -40,6 +41,22 @@ def defaulting(default: Any) -> WrapValidator:
             return default
 
     return WrapValidator(read)
+
+
+class Ending(StrEnum):
+    """Why a process ends by itself: `ending` in its last report.
+
+    A process that ends without it has crashed, whatever its exit code: user code can produce every exit code.
+    """
+
+    STOPPED = "stopped"
+    DECLARATION_CHANGED = "declaration_changed"
+    CANNOT_BE_BUILT = "cannot_be_built"
+    FENCED = "fenced"
+
+    def __str__(self) -> str:
+        """For a person."""
+        return self.value.replace("_", " ")
 
 
 class ReportRefused(PredictdError):

@@ -18,8 +18,8 @@ FAILING_SECONDS: Final = 10.0
 CRASHES: Final = 3
 """So does one that ended so often without having run in between."""
 
-_CANNOT_BE_BUILT: Final = "exit code 65"
-_DECLARED_ANEW: Final = "exit code 64"
+_CANNOT_BE_BUILT: Final = "cannot be built"
+_DECLARED_ANEW: Final = "declaration changed"
 
 
 @dataclass(slots=True)

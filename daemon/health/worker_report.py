@@ -1,6 +1,7 @@
 """What a worker reports: written by the worker, one line of JSON each; read by the supervisor.
 
-{"state", "reason", "pid", "busy": {"listener.stage": seconds}, "samples": [[name, {label: value}, number], ...],
+{"state", "reason", "ending", "threads", "pid", "busy": {"listener.stage": seconds},
+ "samples": [[name, {label: value}, number], ...],
  "listeners": {name: {"state", "reason", "generation", "version", "lag_seconds", "queue": {lane: keys},
                       "rows": {result: rows}, "dead_letters", "scan": null or
                           {"done", "total", "rate", "eta_seconds", "reason"}}},
@@ -16,7 +17,7 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
-from daemon.health.report import Count, Name, Seconds, decoded
+from daemon.health.report import Count, Ending, Name, Seconds, decoded
 
 __all__ = ["ListenerPhase", "ListenerReport", "Sample", "ScanReport", "StreamReport", "WorkerPhase", "WorkerReport"]
 
@@ -84,6 +85,8 @@ class WorkerReport:
     pid: Count
     stream: StreamReport
     reason: str | None = None
+    ending: Ending | None = None
+    threads: Count | None = None
     listeners: Mapping[Name, ListenerReport] = field(default_factory=dict)
     busy: Mapping[Name, Seconds] = field(default_factory=dict)
     samples: tuple[Sample, ...] = ()

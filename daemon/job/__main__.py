@@ -1,4 +1,4 @@
-"""The process of a job: its order, its politeness, its exit code. See the package."""
+"""The process of a job: its order, its politeness, and why it ends. See the package."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from typing import Final
 import structlog
 
 from components.errors import DeclarationError, Fenced, MetricError, NotApplied, Stopped, TrainingError
-from daemon.engine import Exit
-from daemon.engine.child import leave_with_parent
+from daemon.engine import Ending
+from daemon.engine.child import Channel, leave_with_parent
+from daemon.engine.threads import limit
 from daemon.health.job_report import JobError
 from daemon.job.assignment import JobAssignment
 from daemon.job.context import Context
@@ -36,60 +37,60 @@ TRACEBACK_CHARACTERS: Final = 8000
 
 
 def main() -> None:
-    """The process, from its first line to its exit code."""
+    """The process, from its first line to its end."""
+    channel = Channel.open()
     assignment = JobAssignment.read(sys.stdin.buffer.readline())
-    configure(**assignment.log)  # type: ignore[arg-type]
+    configure(**assignment.log, stream=channel.log)  # type: ignore[arg-type]
     structlog.contextvars.bind_contextvars(job=assignment.job)
     faulthandler.enable()  # a crash in somebody's extension says where it was
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     patience = MongoRetry(stopping)
-    voice = JobReporter.over_stdout(patience)
+    reporter = JobReporter.over(channel, patience)
     threading.Thread(target=leave_with_parent, name="parent", daemon=True).start()
-    voice.threads = be_polite(assignment.threads)
+    reporter.threads = be_polite(assignment.threads)
     sys.path.insert(0, str(assignment.import_root))
-    threading.Thread(target=voice.report_on, name="reporter", daemon=True).start()
+    threading.Thread(target=reporter.report_on, name="reporter", daemon=True).start()
     os._exit(
-        work(assignment, voice, patience, stopping)
+        work(assignment, reporter, patience, stopping)
     )  # threads may still wait for MongoDB: nothing of theirs is lost
 
 
-def work(assignment: JobAssignment, voice: JobReporter, patience: MongoRetry, stopping: threading.Event) -> int:
+def work(assignment: JobAssignment, reporter: JobReporter, patience: MongoRetry, stopping: threading.Event) -> int:
     """Does the job and reports its end; the exit code."""
     try:
-        context = Context(assignment, voice, patience, stopping)
+        context = Context(assignment, reporter, patience, stopping)
         job = context.job()
         result = {"train": train, "validate": validate}[job.kind](context, job)
     except (Stopped, Stopping) as stopped:
-        voice.say(f"stopped: {stopped}")
-        voice.last("stopped")
-        return Exit.STOPPED
-    except BaseException as error:  # whatever it is, it is told, and the exit code says what to do
-        code = exit_code(error)
-        told = code in (Exit.FENCED, Exit.CANNOT_BE_BUILT)
+        reporter.say(f"stopped: {stopped}")
+        reporter.last("stopped")
+        return 0
+    except BaseException as error:  # the last report names every error
+        why = ending(error)
         # A person's mistake needs no traceback
-        log.error("job ends", reason=str(error), exc_info=None if told else error)  # noqa: TRY400
-        voice.last("failed", error=told_of(error))
-        return code
-    voice.last("done", result=result)
-    return Exit.STOPPED
+        log.error("job ends", reason=str(error), exc_info=error if why is None else None)  # noqa: TRY400
+        reporter.last("failed", error=described(error), ending=why)
+        return BROKEN
+    reporter.last("done", result=result)
+    return 0
 
 
-def exit_code(error: BaseException) -> int:
-    """What is to be done about an error: nothing (it is no longer our job), a person must act, or another attempt may
+def ending(error: BaseException) -> Ending | None:
+    """What an error asks for: nothing (the job is no longer ours), or that a person acts. None: another attempt may
     help.
     """
     match error:
         case Fenced():
-            return Exit.FENCED
+            return Ending.FENCED
         case DeclarationError() | TrainingError() | MetricError() | NotApplied():
-            return Exit.CANNOT_BE_BUILT
+            return Ending.CANNOT_BE_BUILT
         case _:
-            return BROKEN
+            return None
 
 
-def told_of(error: BaseException) -> JobError:
+def described(error: BaseException) -> JobError:
     """The error as it goes into the job; of a long traceback both ends."""
     trace = readable("".join(traceback.format_exception(error)))
     if len(trace) > TRACEBACK_CHARACTERS:
@@ -105,10 +106,9 @@ def be_polite(threads: int | None) -> int:
         os.nice(NICENESS)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
-    threads = threads or max(1, len(os.sched_getaffinity(0)) // 2)
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # torch reads them when it is imported, which it is not yet
-        os.environ[name] = str(threads)
-    return threads
+    number = threads or max(1, len(os.sched_getaffinity(0)) // 2)
+    limit(number)
+    return number
 
 
 if __name__ == "__main__":

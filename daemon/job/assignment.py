@@ -15,7 +15,6 @@ class JobAssignment(Assignment):
     """What a job's process is told by its parent; with `threads` None the process chooses."""
 
     job: str
-    threads: int | None = None
     module: str = "daemon.job"
 
     @property

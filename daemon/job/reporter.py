@@ -15,6 +15,8 @@ from typing import Any, Final, Literal, TextIO
 
 import structlog
 
+from daemon.engine import Ending
+from daemon.engine.child import Channel
 from daemon.health.job_report import JobError, JobReport
 from daemon.logs.text import readable
 from daemon.store.mongo_retry import MongoRetry
@@ -38,8 +40,8 @@ class JobReporter:
     move. What the user's code prints becomes lines of the log.
     """
 
-    def __init__(self, out: TextIO, patience: MongoRetry) -> None:
-        self._out = out
+    def __init__(self, channel: Channel, patience: MongoRetry) -> None:
+        self._channel = channel
         self._patience = patience
         self._lock = threading.Lock()
         self._report = JobReport("starting", "starting", os.getpid())
@@ -60,18 +62,15 @@ class JobReporter:
         self._report = replace(self._report, threads=threads)
 
     @classmethod
-    def over_stdout(cls, patience: MongoRetry) -> JobReporter:
-        """Takes standard output for reports. What is printed from now on, by whoever, goes to standard error, and from
-        Python to the log as well.
-        """
-        voice = cls(os.fdopen(os.dup(1), "w"), patience)
-        os.dup2(2, 1)
-        sys.stdout = _Printed(voice)
+    def over(cls, channel: Channel, patience: MongoRetry) -> JobReporter:
+        """Reports through this channel. What Python code prints from now on goes to the job's log as well."""
+        voice, printed = cls(channel, patience), sys.stdout
+        sys.stdout = _Printed(voice, printed)
 
         def in_child() -> None:
             # A data loader's worker was forked while another thread of ours may have held the lock.
             voice._lock = threading.Lock()
-            sys.stdout = sys.stderr
+            sys.stdout = printed
 
         os.register_at_fork(after_in_child=in_child)
         return voice
@@ -119,11 +118,12 @@ class JobReporter:
         *,
         result: Mapping[str, Any] | None = None,
         error: JobError | None = None,
+        ending: Ending | None = None,
     ) -> None:
-        """The last report, with its result or its error."""
+        """The last report, with its result or its error, and why the process ends."""
         self._over.set()
         with self._lock:
-            self._report = replace(self._report, state=state, result=result, error=error)
+            self._report = replace(self._report, state=state, result=result, error=error, ending=ending)
         self._write()
 
     def _write(self) -> None:
@@ -137,15 +137,15 @@ class JobReporter:
             self._reported, self._reported_at = report, now
             report = replace(report, still=round(now - self._moved, 1), log=tuple(self._lines))
             self._lines.clear()
-            self._out.write(report.to_json() + "\n")
-            self._out.flush()
+            self._channel.report(report.to_json())
 
 
 class _Printed(io.TextIOBase):
     """Standard output as the user's code sees it."""
 
-    def __init__(self, voice: JobReporter) -> None:
+    def __init__(self, voice: JobReporter, out: TextIO) -> None:
         self._voice = voice
+        self._out = out
         self._begun = ""
 
     def writable(self) -> bool:
@@ -157,11 +157,11 @@ class _Printed(io.TextIOBase):
             lines, self._begun = [*lines, self._begun], ""
         for line in filter(None, lines):
             self._voice.printed(line)
-        sys.stderr.write(text)
+        self._out.write(text)
         return len(text)
 
     def flush(self) -> None:
-        sys.stderr.flush()
+        self._out.flush()
 
     def fileno(self) -> int:
         return 1

@@ -1,13 +1,13 @@
-"""Keeping workers running: each has a keeper, which starts it, waits for its end, judges the exit code and starts it
-again.
+"""Keeping workers running: each has a keeper, which starts it, waits for its end, judges it by the ending that its last
+report names, and starts it again. Exit codes decide nothing, since user code can produce all of them.
 
-| the worker ended with | the keeper |
+| the worker's ending | the keeper |
 |---|---|
-| 64 declaration changed | starts it again at once |
-| 65 cannot be built | waits a minute, or until somebody changes something (`nudge`) |
-| 76 fenced | says so to the supervisor, which steps down, and does not start it again |
-| anything else, or a signal; it had finished a batch | starts it again at once |
-| anything else, or a signal | starts it again after a backoff that doubles, with jitter; a minute of health ends it |
+| declaration changed | starts it again at once |
+| cannot be built | waits a minute, or until somebody changes something (`nudge`) |
+| fenced | tells the supervisor, which steps down; does not start it again |
+| none: a crash, after a finished batch | starts it again at once |
+| none: a crash | starts it again after a backoff that doubles, with jitter; a minute of health ends it |
 
 A worker that says nothing for `stage_seconds`, or whose model works on one batch for longer, is killed. The next one is
 told how the one before it ended, so that it can find out whether a row is the reason.
@@ -29,7 +29,7 @@ from typing import Any
 
 import structlog
 
-from daemon.engine import Engine, Exit, WorkerProcess, ended
+from daemon.engine import Ending, Engine, WorkerProcess, ended
 from daemon.handlers.predict.suspects import Ended
 from daemon.health.readiness import WorkerState
 from daemon.health.worker_report import WorkerReport
@@ -165,28 +165,37 @@ class WorkerKeeper:
                     process.kill()
         code = end.result()
         self._process = None
-        self._before = "timed_out" if self._overdue else "" if code >= 0 and code in set(Exit) else "crashed"
-        if code == -signal.SIGKILL and not self._overdue:
-            self._before = "killed"
+        self._before = self._how(process, code)
         return self._judge(process, code)
+
+    def _how(self, process: WorkerProcess[WorkerReport], code: int) -> Ended:
+        if self._overdue is not None:
+            return "timed_out"
+        if code == -signal.SIGKILL:
+            return "killed"
+        return "" if process.report is not None and process.report.ending is not None else "crashed"
 
     def _judge(self, process: WorkerProcess[WorkerReport], code: int) -> float | None:
         ran = time.monotonic() - process.started_at
         said = process.report.reason if process.report is not None else None
-        event = {"worker": self._spec.worker, "pid": process.pid, "exit": ended(code), "reason": said}
-        self._reason = ended(code) + (f": {said}" if said else "")
+        ending = process.report.ending if process.report is not None else None
+        how = str(ending) if ending is not None else ended(code)
+        event = {"worker": self._spec.worker, "pid": process.pid, "exit": how, "reason": said}
+        self._reason = how + (f": {said}" if said else "")
         self._changed()
         if self._stopping:
             log.info("worker stopped", **event)
             return None
-        if code == Exit.FENCED:
+        if ending is Ending.FENCED:
             log.warning("worker was fenced: another daemon owns the service", **event)
             self._fenced(self._reason)
             return None
-        if code == Exit.DECLARATION_CHANGED and ran >= 1.0:  # sooner than that, over and over, is no change but a fault
+        if (
+            ending is Ending.DECLARATION_CHANGED and ran >= 1.0
+        ):  # sooner than that, over and over, is no change but a fault
             log.info("worker starts again with the new declaration", **event)
             return 0.0
-        if code == Exit.CANNOT_BE_BUILT:
+        if ending is Ending.CANNOT_BE_BUILT:
             log.error("worker cannot run what is declared: mend service.toml or the code that it names", **event)
             return CANNOT_BE_BUILT_SECONDS
         delay = 0.0 if worked(process.report) else self._backoff.delay(ran)

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 import structlog
 
-from daemon.engine import Engine, Exit, WorkerProcess, ended
+from daemon.engine import Ending, Engine, WorkerProcess, ended
 from daemon.health.job_report import JobError, JobProgress, JobReport
 from daemon.health.service_status import RunningJob
 from daemon.job.assignment import JobAssignment
@@ -41,12 +41,13 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """The limits in a job's declaration; `refused` is the reason if the job must not run."""
+    """What its declaration grants a job; `refused` says why it is not run at all, `torch` whether it needs torch."""
 
     retries: int = RETRIES
     time_limit: float | None = None
     threads: int | None = None
     refused: str | None = None
+    torch: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,14 +164,14 @@ class Attempt:
         if self._outcome is not None:
             return self._outcome
         report = process.report or JobReport("starting")
-        if code == Exit.STOPPED and report.state == "done":
+        if report.state == "done":
             return Outcome("done", report.result or {})
-        if (code == Exit.STOPPED and report.state == "stopped") or self.stopping:
+        if report.state == "stopped" or self.stopping:
             return Outcome("stopped")
-        if code == Exit.FENCED:
+        if report.ending is Ending.FENCED:
             return Outcome("lost")
         if report.error is not None:
-            return Outcome("failed", error=report.error, retry=code != Exit.CANNOT_BE_BUILT)
+            return Outcome("failed", error=report.error, retry=report.ending is not Ending.CANNOT_BE_BUILT)
         hint = " (out of memory, perhaps)" if code == -9 else ""
         doing = f" while it was {report.doing}" if report.doing else ""
         return failed("Crashed", f"its process ended with {ended(code)}{hint}{doing}", retry=True)

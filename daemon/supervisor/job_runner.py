@@ -2,12 +2,12 @@
 
 | the process | the job |
 |---|---|
-| reports that it is done, and ends with 0 | done, with its result |
-| reports that it was stopped, and ends with 0 | goes back into the queue; its checkpoint stays |
-| ends with 65: what is declared cannot be built or trained | failed: a person must act |
+| reports that it is done | done, with its result |
+| reports that it was stopped | goes back into the queue; its checkpoint stays |
+| reports that what is declared cannot be built or trained | failed: a person must act |
 | outlives its trainer's time limit | failed: a person must act |
 | ends otherwise, is killed, reports nothing or makes no progress | tried again from its checkpoint; `retries` times |
-| ends with 76, or its job is no longer this leader's | is another leader's, or was cancelled: nothing is written |
+| reports that it is fenced, or lost its job | is another leader's, or was cancelled: nothing is written |
 
 At most `limits.jobs` run at once, and one job of each model. The process lowers its own priority (`daemon.job`). Its
 reports are stored in the job's document about once a second, or later if MongoDB is away. A daemon that stops releases
@@ -140,7 +140,8 @@ class JobRunner:
             missing = (kind, job.target) if declared is None else ("model", job.model)
             return Terms(refused=known.refused.get("/".join(missing)) or registry.absent(*missing))
         body = declared.body
-        return Terms(body.get("retries", RETRIES), body.get("time_limit"), body.get("threads"))
+        torch = known.models[job.model].body.get("type") == "torch"
+        return Terms(body.get("retries", RETRIES), body.get("time_limit"), body.get("threads"), torch=torch)
 
     # ---- running --------------------------------------------------------------------------------------------------
 
@@ -168,7 +169,11 @@ class JobRunner:
 
     def _spec(self, attempt: Attempt) -> JobAssignment:
         return JobAssignment(
-            job=attempt.id, threads=attempt.terms.threads, module=self._module, **self._context.assignment()
+            job=attempt.id,
+            threads=attempt.terms.threads,
+            torch=attempt.terms.torch,
+            module=self._module,
+            **self._context.assignment(),
         )
 
     async def _relay(self, attempt: Attempt) -> bool:

@@ -11,6 +11,7 @@ One task at a time calls them. While nothing is active, `change` only keeps the 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,7 @@ import structlog
 
 from components.errors import DeclarationError, Fenced, LeaseLost, MongoUnavailable
 from daemon.config import Config
+from daemon.engine.threads import share
 from daemon.handlers.reload import plan
 from daemon.health.readiness import WorkerState
 from daemon.health.service_status import RunningJob
@@ -184,8 +186,17 @@ class Operation:
             stage_seconds=config.limits.stage_seconds,
             module=self._worker_module,
             **self._context.assignment(),
+            torch=self._needs_torch(name),
+            threads=share(len(self._desired.workers), os.environ),
         )
         self._fleet.start(spec, self._desired.workers[name])
+
+    def _needs_torch(self, worker: str) -> bool:
+        known = self.known
+        named = {
+            known.listeners[name].body["model"] for name in self._desired.workers[worker] if name in known.listeners
+        }
+        return any(known.models[name].body.get("type") == "torch" for name in named if name in known.models)
 
     async def _stop_workers(self, names: tuple[str, ...]) -> None:
         await self._fleet.stop(names, self._context.config.service.stop_timeout + KILL_GRACE_SECONDS)

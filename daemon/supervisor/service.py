@@ -34,6 +34,7 @@ from daemon.check import build
 from daemon.config import Config
 from daemon.engine import Engine
 from daemon.engine.local import LocalEngine
+from daemon.engine.nursery import Nursery
 from daemon.handlers.reload import frozen_changes
 from daemon.health.readiness import ServiceState
 from daemon.health.service_status import ConfigState, Owner, ServiceStatus
@@ -75,8 +76,14 @@ async def serve(path: Path, environ: Mapping[str, str], *, wait: float | None = 
     configure(config.log.format, config.log.level)
     for warning in config.warnings:
         log.warning("configuration", key=warning.path, problem=warning.message)
-    engine = LocalEngine(without=MANAGER_VARIABLES)
-    await Supervisor(path, config, environ, engine, Notifier.from_environ(environ)).run(wait=wait, standby=standby)
+    inherited = {name: value for name, value in os.environ.items() if name not in MANAGER_VARIABLES}
+    nursery = Nursery(inherited, torch=any(model.type == "torch" for model in config.models.values()))
+    nursery.open()
+    try:
+        engine = LocalEngine(MANAGER_VARIABLES, nursery)
+        await Supervisor(path, config, environ, engine, Notifier.from_environ(environ)).run(wait=wait, standby=standby)
+    finally:
+        await nursery.close()
 
 
 class Supervisor:
@@ -296,6 +303,7 @@ class Supervisor:
         self._stopping = True
         self._operation.leaving = True
         self._reporter.stopping()
+        await self._engine.close()
         *beside, web = others
         # While workers drain, the lease must be renewed: that task stays until they have ended, unless it has nothing
         # running.

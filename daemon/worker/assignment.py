@@ -1,4 +1,4 @@
-"""What a worker is told by its parent."""
+"""The order of a worker, from its parent."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +19,8 @@ from pymongo.errors import PyMongoError
 from components.errors import Fenced
 from components.import_paths import ImportPolicy
 from components.signing_key import SigningKey
+from daemon.engine import Ending, threads
+from daemon.engine.child import Channel
 from daemon.handlers.predict.stages import Live
 from daemon.health.measures import WorkerMeasures
 from daemon.health.worker_report import StreamReport, WorkerPhase, WorkerReport
@@ -45,8 +46,10 @@ SWAP_AGAIN_SECONDS: Final = 30.0
 class Worker:
     """The composition root of the process."""
 
-    def __init__(self, assignment: WorkerAssignment) -> None:
+    def __init__(self, assignment: WorkerAssignment, channel: Channel) -> None:
         self.assignment = assignment
+        self._channel = channel
+        self._ending: Ending | None = None
         self.stopping = threading.Event()
         self.patience = MongoRetry(self.stopping)
         self.measures = WorkerMeasures()
@@ -61,7 +64,7 @@ class Worker:
         self._reporting = threading.Lock()
         self._reported: WorkerReport | None = None
         self._reported_at = 0.0
-        self.told_all = threading.Event()
+        self.reported_all = threading.Event()
 
     # ---- start ----------------------------------------------------------------------------------------------------
 
@@ -173,14 +176,20 @@ class Worker:
         """Reports until the process ends; from its first moment, so that a start that waits for MongoDB can be seen
         to.
         """
-        while not self.told_all.wait(REPORT_SECONDS):
+        while not self.reported_all.wait(REPORT_SECONDS):
             self.report()
 
     def report(self, state: WorkerPhase | None = None, reason: str | None = None) -> None:
-        """Writes one report; where nothing changed, only every two seconds. A given state stays."""
+        """Sends one report; if nothing changed, only every two seconds. A given state stays."""
         with self._reporting:
             self.state, self.reason = state or self.state, reason or self.reason
             self._report()
+
+    def last(self, ending: Ending | None, state: WorkerPhase | None = None, reason: str | None = None) -> None:
+        """Sends the last report, which says why the process ends; without an ending it is a crash."""
+        with self._reporting:
+            self._ending = ending
+        self.report(state, reason)
 
     def _report(self) -> None:
         intake, state, reason = self.intake, self.state, self.reason
@@ -207,6 +216,8 @@ class Worker:
                 int(self.measures.stream_opens._value.get()),  # noqa: SLF001
             ),
             reason,
+            self._ending,
+            threads.in_use(),
             {run.declared.name: run.report(open_=open_, lag=lag) for run in self.runs},
         )
         busy = {f"{run.declared.name}.{k}": round(v, 3) for run in self.runs for k, v in run.threads.busy().items()}
@@ -215,8 +226,7 @@ class Worker:
             return
         self._reported, self._reported_at = report, now
         report = replace(report, busy=busy, samples=tuple(self.measures.samples()))
-        sys.stdout.write(report.to_json() + "\n")
-        sys.stdout.flush()
+        self._channel.report(report.to_json())
 
     # ---- stop -----------------------------------------------------------------------------------------------------
 

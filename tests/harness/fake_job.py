@@ -5,9 +5,10 @@ Its behaviours stand in `fake/jobs.json` in the state directory, one for each st
 
     "done"     takes steps and ends well          "hang"     reports that it does not move
     "crash"    takes a step and ends with 1       "silent"   says nothing more, and is deaf to SIGTERM
-    "kill"     takes a step and kills itself      "refuse"   ends with 65: a person must act
-    "long"     takes steps until it is stopped    "fenced"   ends with 76
-    "odd"      reports what is no report
+    "kill"     takes a step and kills itself      "refuse"   says that a person must act
+    "long"     takes steps until it is stopped    "fenced"   says that it is fenced
+    "exits"    ends with 76, and no word
+    "odd"      reports what MongoDB cannot hold
 
 What happened stands in `fake/jobs.log`, a line each: started JOB PID EPOCH, stopped, orphaned. A "progress" behind a
 comma lets crash and kill get further each time ("kill,progress").
@@ -24,11 +25,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from daemon.engine.child import leave_with_parent
+from daemon.engine.child import Channel, leave_with_parent
 
+CHANNEL = Channel.open()
 TOLD = json.loads(sys.stdin.buffer.readline())
 FOLDER = Path(TOLD["state_dir"]) / "fake"
 LOG = FOLDER / "jobs.log"
+RESULT = {"version": 2, "promoted": True, "reason": "better", "metrics": {"v/acc": 0.9}, "steps": 9}
 
 
 def behaviour() -> str:
@@ -43,7 +46,7 @@ def note(*words: object) -> None:
 
 
 def report(state: str, **more: Any) -> None:
-    print(json.dumps({"state": state, "still": 0.0, "threads": 1} | more), flush=True)
+    CHANNEL.report({"state": state, "still": 0.0, "threads": 1} | more)
 
 
 def main() -> None:
@@ -75,12 +78,13 @@ def main() -> None:
     time.sleep(0.1)
     if what == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    if what in ("crash", "refuse"):
-        report("failed", error={"type": "ValueError", "message": f"as ordered: {what}", "traceback": "Traceback..."})
-    report_done = {"version": 2, "promoted": True, "reason": "better", "metrics": {"v/acc": 0.9}, "steps": 9}
+    if what in ("crash", "refuse", "fenced"):
+        ending = {"refuse": "cannot_be_built", "fenced": "fenced"}.get(what)
+        error = {"type": "ValueError", "message": f"as ordered: {what}", "traceback": "Traceback..."}
+        report("failed", error=error, ending=ending)
     if what == "done":
-        report("done", progress={"step": 9}, result=report_done)
-    os._exit({"crash": 1, "refuse": 65, "fenced": 76}.get(what, 0))
+        report("done", progress={"step": 9}, result=RESULT)
+    os._exit(76 if what == "exits" else 0)
 
 
 main()

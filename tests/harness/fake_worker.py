@@ -2,7 +2,8 @@
 nothing else.
 
 It takes its listeners from service.toml and does as a file `fake/WORKER.json` in the state directory says, which may be
-written at any time: `{"exit": 65}` ends it with a reason, `{"busy": {...}}`, `{"open": false}` and
+written at any time: `{"ending": "cannot_be_built"}` ends it with a reason,
+`{"exit": 65}` with that code and no word, `{"busy": {...}}`, `{"open": false}` and
 `{"listener": {...}}` change what it reports, `{"deaf": true}` makes it ignore SIGTERM. What happened to it stands in
 `fake/WORKER.log`, one word a line.
 """
@@ -19,6 +20,9 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from daemon.engine.child import Channel
+
+CHANNEL = Channel.open()
 TOLD = json.loads(sys.stdin.readline())
 FOLDER = Path(TOLD["state_dir"]) / "fake"
 FOLDER.mkdir(exist_ok=True)
@@ -58,6 +62,7 @@ def report(state: str, reason: str | None, ordered: dict[str, Any], names: list[
         "rows": {"predicted": 7},
     }
     said = {
+        "ending": ordered.get("ending") if state == "failed" else None,
         "state": state,
         "reason": reason,
         "pid": os.getpid(),
@@ -66,7 +71,7 @@ def report(state: str, reason: str | None, ordered: dict[str, Any], names: list[
         "stream": {"open": ordered.get("open", True), "keys": 3, "opened": 1},
         "samples": [["predictd_batch_rows_sum", {"listener": name}, 7.0] for name in names],
     }
-    print(json.dumps(said), flush=True)
+    CHANNEL.report(said)
 
 
 def main() -> None:
@@ -80,14 +85,15 @@ def main() -> None:
     last: dict[str, Any] = {}
     while not stopping.wait(0.05):
         ordered = orders()
-        if "exit" in ordered:
+        if "ending" in ordered:
             report("failed", "as the test ordered", ordered, names)
+            os._exit(1)
+        if "exit" in ordered:
             os._exit(ordered["exit"])
         if time.monotonic() - said > 1.0 or ordered != last:
             report("running", None, ordered, names)
             said, last = time.monotonic(), ordered
     note("stopped")
-    sys.stdout.flush()
     os._exit(0)
 
 

@@ -22,6 +22,7 @@ from pymongo.database import Database
 
 from daemon.config.filters import encoded_filter
 from daemon.config.sections import ListenerConfig, ModelConfig
+from daemon.engine.child import CHANNEL
 from daemon.store.registry.registry import Registry
 from harness.daemons import PATIENCE, TESTS, Daemon, eventually
 from harness.keys import KEY
@@ -69,14 +70,18 @@ class Worker:
     def __init__(self, assignment: Mapping[str, Any], log: Path, environ: Mapping[str, str] | None = None) -> None:
         self.log = log
         self.reports: list[dict[str, Any]] = []
+        reports, reporting = os.pipe()
+        self._reports = os.fdopen(reports, "rb")
         with log.open("ab") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "daemon.worker"],
                 stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                stdout=errors,
                 stderr=errors,
-                env={**os.environ, **(environ or {})},
+                pass_fds=(reporting, errors.fileno()),
+                env={**os.environ, CHANNEL: f"{reporting},{errors.fileno()}", **(environ or {})},
             )
+        os.close(reporting)
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(assignment).encode() + b"\n")
         self.process.stdin.flush()
@@ -84,10 +89,8 @@ class Worker:
         self._reader.start()
 
     def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith(b"{"):
-                self.reports.append(json.loads(line))
+        for line in self._reports:
+            self.reports.append(json.loads(line))
 
     # ---- what it says ---------------------------------------------------------------------------------------------
 
@@ -148,10 +151,10 @@ class Worker:
     def wait(self) -> int:
         code = self.process.wait(PATIENCE)
         self._reader.join(PATIENCE)
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                with suppress(BrokenPipeError):
-                    pipe.close()
+        self._reports.close()
+        if self.process.stdin is not None:
+            with suppress(BrokenPipeError):
+                self.process.stdin.close()
         return code
 
 
@@ -212,12 +215,16 @@ class Service(Daemon):
 
     def worker_pids(self) -> list[int]:
         """The processes of its workers."""
-        try:
-            return [
-                each.pid for each in psutil.Process(self.process.pid).children() if "daemon.worker" in each.cmdline()
-            ]
-        except psutil.NoSuchProcess:
-            return []
+        return self.children("daemon.worker")
+
+    def children(self, module: str) -> list[int]:
+        """Its child processes that run this module."""
+        found = []
+        with suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self.process.pid).children():
+                with suppress(psutil.NoSuchProcess):  # a zombie, too
+                    found += [child.pid] if module in child.cmdline() else []
+        return found
 
     def kill(self) -> None:
         """SIGKILL of the supervisor alone: its workers are to notice by themselves."""
@@ -239,7 +246,7 @@ def toml(uri: str, database: str, declarations: Mapping[str, Any]) -> str:
         "service": {"name": SERVICE, "stop_timeout": 20},
         "mongo": {"uri": uri, "database": database},
         "http": {"listen": "127.0.0.1:0"},
-        "security": {"allow_imports": ["harness"]},
+        "security": declarations.get("security", {"allow_imports": ["harness"]}),
         "log": {"format": "json"},
         **brief,
     }

@@ -191,6 +191,17 @@ def test_what_a_person_must_mend_is_not_tried_again(play: Any) -> None:
     play(scene)
 
 
+def test_an_exit_code_of_user_code_is_a_crash(play: Any) -> None:
+    """Of a job that ends without a word: it is tried again."""
+
+    async def scene(stage: Stage) -> None:
+        stage.behave("exits", "done")
+        job = await stage.until_state(stage.queue(), "done")
+        assert (job["attempts"], stage.fenced) == (2, [])
+
+    play(scene)
+
+
 def test_a_killed_process_is_named_as_such(play: Any) -> None:
     async def scene(stage: Stage) -> None:
         declare(stage.database, training(retries=0))
@@ -340,7 +351,9 @@ def test_a_process_whose_parent_is_gone_leaves(play: Any) -> None:
         await stage.until("it runs", lambda: stage.history("started"))
         (attempt,) = stage.runner._attempts.values()
         assert attempt.process is not None
-        attempt.process._process.stdin.close()  # type: ignore[attr-defined]
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, attempt.process._pipes.stdin)  # type: ignore[attr-defined]
+        os.close(null)
         await stage.until("it leaves", lambda: stage.history("orphaned"))
 
     play(scene)

@@ -142,8 +142,8 @@ def test_a_worker_that_cannot_be_built_waits_until_somebody_asks(folder: Path, s
     same.
     """
     daemon = start(folder)
-    daemon.order("one", exit=65)
-    assert "exit code 65: as the test ordered" in daemon.until_reason("exit code 65")
+    daemon.order("one", ending="cannot_be_built")
+    assert "cannot be built: as the test ordered" in daemon.until_reason("cannot be built")
     assert daemon.readyz()["listeners"]["second"]["ready"]
     daemon.order("one")
     daemon.process.send_signal(signal.SIGHUP)
@@ -152,10 +152,10 @@ def test_a_worker_that_cannot_be_built_waits_until_somebody_asks(folder: Path, s
 
 
 def test_a_worker_whose_declaration_changed_starts_again(folder: Path, start: Start) -> None:
-    """Exit code 64."""
+    """At once."""
     daemon = start(folder)
     daemon.until_ready()
-    daemon.order("one", exit=64)
+    daemon.order("one", ending="declaration_changed")
     eventually("it has ended", lambda: gone(daemon.starts("one")[0][1]))
     daemon.order("one")
     eventually("it is started again", lambda: len(daemon.starts("one")) >= 2)
@@ -166,7 +166,7 @@ def test_a_fenced_worker_makes_the_daemon_step_down_and_ask_for_the_lease_anew(f
     """The new epoch is higher, and every worker carries it."""
     daemon = start(folder)
     daemon.until_ready()
-    daemon.order("one", exit=76)
+    daemon.order("one", ending="fenced")
     eventually("the other one is stopped", lambda: "stopped" in daemon.history("two"))
     daemon.order("one")
     eventually("both carry the new epoch", lambda: daemon.starts("two")[-1][0] > 1 and daemon.starts("one")[-1][0] > 1)

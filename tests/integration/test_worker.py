@@ -503,13 +503,14 @@ def test_a_changed_model_predicts_everything_again_and_a_changed_where_what_it_c
 
 
 def test_a_worker_whose_listener_was_declared_anew_asks_to_be_restarted(place: Workplace) -> None:
-    """It learns so from an output of a higher generation; exit code 64."""
+    """It learns so from an output of a higher generation."""
     place.declare()
     worker = place.run()
     place.declare(declared("harness.models:echo"))
     ahead = {"value": "f(a)", "generation": 9, "asof": Timestamp(1, 1)}
     place.rows.insert_one({"_id": 1, "x": "a", "_outputs": {LISTENER: ahead}})
-    assert worker.wait() == 64
+    worker.wait()
+    assert worker.report["ending"] == "declaration_changed"
     assert worker.report["state"] == "failed"
     assert "declared anew" in worker.report["reason"]
 
@@ -523,10 +524,11 @@ def test_a_worker_whose_listener_was_declared_anew_asks_to_be_restarted(place: W
     ],
 )
 def test_a_model_that_cannot_be_built_says_why(place: Workplace, model: str, says: str) -> None:
-    """Exit code 65, and the reason in the last report."""
+    """The reason and the ending stand in the last report."""
     place.declare(declared(model))
     worker = place.start()
-    assert worker.wait() == 65
+    worker.wait()
+    assert worker.report["ending"] == "cannot_be_built"
     assert says in worker.report["reason"]
 
 
@@ -591,16 +593,18 @@ def test_a_worker_that_waits_for_mongodb_stops_when_told_to(place: Workplace) ->
 
 
 def test_a_worker_of_an_older_epoch_is_fenced(place: Workplace) -> None:
-    """Exit code 76, before it writes anything of its own, or as soon as it would move the position."""
+    """It says so before it writes anything of its own, or as soon as it would move the position."""
     place.declare()
     older = place.run()
     newer = place.run()
     place.rows.insert_many({"_id": n, "x": f"x{n}"} for n in range(100))
-    assert older.wait() == 76
+    older.wait()
+    assert older.report["ending"] == "fenced"
     assert "higher epoch" in older.report["reason"]
     Oracle(place.database).settle()
     late = place.start(epoch=1)
-    assert late.wait() == 76
+    late.wait()
+    assert late.report["ending"] == "fenced"
     assert newer.stop() == 0
     Oracle(place.database).check()
 
@@ -626,7 +630,7 @@ def test_reports_are_json_with_everything_that_the_contract_names(place: Workpla
     assert [*dict.fromkeys(states)] in (["starting", "running", "stopping"], ["running", "stopping"])
     report = next(report for report in worker.reports if report["state"] == "running")
     assert report["pid"] == worker.process.pid
-    assert set(report) == {"state", "reason", "pid", "busy", "listeners", "stream", "samples"}
+    assert set(report) == {"state", "reason", "ending", "pid", "threads", "busy", "listeners", "stream", "samples"}
     assert set(report["listeners"][LISTENER]) >= {
         "state", "reason", "generation", "version", "lag_seconds", "queue", "scan", "rows"
     }  # fmt: skip

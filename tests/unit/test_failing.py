@@ -5,7 +5,7 @@ from __future__ import annotations
 from daemon.health.service_status import WorkerStatus
 from daemon.health.worker_failure import CRASHES, FAILING_SECONDS, Failing
 
-UNBUILT = WorkerStatus(reason="exit code 65: there is no module 'gone'")
+UNBUILT = WorkerStatus(reason="cannot be built: there is no module 'gone'")
 
 
 def test_one_that_cannot_be_built_is_believed_after_a_while() -> None:
@@ -38,7 +38,7 @@ def test_one_that_has_run_in_between_begins_anew() -> None:
 def test_one_that_is_started_again_with_another_declaration_does_not_fail() -> None:
     failing = Failing()
     for n in range(10):
-        assert failing.why("w", WorkerStatus(reason="exit code 64: declared anew", restarts=n), float(n)) is None
+        assert failing.why("w", WorkerStatus(reason="declaration changed: declared anew", restarts=n), float(n)) is None
 
 
 def test_nothing_is_known_of_a_worker_that_the_status_does_not_have_yet() -> None:

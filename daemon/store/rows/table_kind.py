@@ -46,4 +46,6 @@ def refusal(table: Collection[dict[str, Any]]) -> str | None:
 
 def _about(table: Collection[dict[str, Any]]) -> dict[str, Any]:
     """What `listCollections` says of it; empty if it does not exist."""
-    return next(iter(table.database.list_collections(filter={"name": table.name})), {})
+    for found in table.database.list_collections(filter={"name": table.name}):
+        return dict(found)
+    return {}

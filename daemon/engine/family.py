@@ -1,0 +1,136 @@
+"""What a process of ours has started, directly or not: found, and ended with it.
+
+A worker or job leads a session, and has a mark of its own in its environment, which its children inherit. A process
+belongs to its family if it has the mark or the session. Only a process that leaves the session and is started without
+the environment is not found. The supervisor is the *subreaper*: a process that loses its parent becomes the
+supervisor's child, and is reaped by it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import secrets
+import signal
+import time
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+__all__ = ["MARK", "MARK_BYTES", "Orphans", "become_subreaper", "end_family", "new_mark"]
+
+MARK: Final = "_PREDICTD_FAMILY"
+"""The variable that holds the mark."""
+
+MARK_BYTES: Final = 32
+
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_ROUNDS: Final = 10  # a process may fork while it is looked for
+_ZOMBIE_SECONDS: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Process:
+    pid: int
+    state: str
+    parent: int
+    session: int
+
+
+def new_mark() -> str:
+    """A mark that no other process has."""
+    return secrets.token_hex(MARK_BYTES // 2)
+
+
+def become_subreaper() -> None:
+    """From now on, a descendant of this process that loses its parent becomes its child."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_family(mark: str, leader: int) -> set[int]:
+    """Ends every process that has the mark or belongs to the leader's session, except the leader and this process.
+    Returns the process ids.
+    """
+    spared = {leader, os.getpid()}
+    ended: set[int] = set()
+    for _ in range(_ROUNDS):
+        found = [each.pid for each in _processes() if each.pid not in spared | ended and _belongs(each, mark, leader)]
+        if not found:
+            break
+        for pid in found:
+            _end(pid, mark, leader)
+        ended |= set(found)
+    return ended
+
+
+class Orphans:
+    """Reaps ended processes that have lost their parent and so became this process's children.
+
+    A child that is not known to be such a process may be waited for elsewhere in this process. It is reaped if it is
+    still there after a minute.
+    """
+
+    def __init__(self) -> None:
+        self._ended: set[int] = set()
+        self._zombies: dict[int, float] = {}
+
+    def expect(self, pids: Collection[int]) -> None:
+        """These were killed by the engine."""
+        self._ended.update(pids)
+
+    def reap(self, leaders: Collection[int]) -> None:
+        """Reaps what can be reaped; `leaders` are the processes that the engine waits for."""
+        me, now = os.getpid(), time.monotonic()
+        all_ = {each.pid: each for each in _processes()}
+        zombies = {pid for pid, each in all_.items() if each.parent == me and each.state == "Z" and pid not in leaders}
+        self._zombies = {pid: self._zombies.get(pid, now) for pid in zombies}
+        for pid, since in self._zombies.items():
+            if pid in self._ended or all_[pid].session in leaders or now - since >= _ZOMBIE_SECONDS:
+                with suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)
+        self._ended &= set(all_) - zombies
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is a killed process that is not yet reaped."""
+        return bool(self._ended)
+
+
+def _processes() -> Iterator[_Process]:
+    with os.scandir("/proc") as entries:
+        pids = [int(entry.name) for entry in entries if entry.name.isdigit()]
+    for pid in pids:
+        if (process := _read(pid)) is not None:
+            yield process
+
+
+def _read(pid: int) -> _Process | None:
+    try:
+        state, parent, _, session = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[:4]
+    except OSError:
+        return None
+    return _Process(pid, state.decode(), int(parent), int(session))
+
+
+def _belongs(process: _Process, mark: str, leader: int) -> bool:
+    if process.state in "ZX":
+        return False
+    if process.session == leader:
+        return True
+    try:  # another user's process cannot be read
+        return f"{MARK}={mark}".encode() in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
+def _end(pid: int, mark: str, leader: int) -> None:
+    with suppress(OSError):
+        descriptor = os.pidfd_open(pid)
+        try:
+            again = _read(pid)  # its number may have become another process's meanwhile
+            if again is not None and _belongs(again, mark, leader):
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,44 @@
+"""How many threads the numerical libraries of a process use.
+
+The host's cores are shared among its workers: libraries that take every core in every worker slow all of them down.
+The number is set by variables, which libraries read when they are imported, and inside the process, since torch may
+have been imported before a fork.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import Final
+
+__all__ = ["in_use", "limit", "share", "variables"]
+
+_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def share(workers: int, environ: Mapping[str, str]) -> int | None:
+    """The threads of each of so many workers; None if the user has set a variable, which then decides."""
+    if any(environ.get(name) for name in _VARIABLES):
+        return None
+    return max(1, len(os.sched_getaffinity(0)) // max(1, workers))
+
+
+def variables(threads: int | None) -> dict[str, str]:
+    """The variables that set this number; none for None."""
+    return {} if threads is None else dict.fromkeys(_VARIABLES, str(threads))
+
+
+def limit(threads: int | None) -> None:
+    """Limits this process; None changes nothing."""
+    if threads is None:
+        return
+    os.environ.update(variables(threads))
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(threads)
+
+
+def in_use() -> int | None:
+    """The threads of torch, None if it is not imported."""
+    torch = sys.modules.get("torch")
+    return None if torch is None else int(torch.get_num_threads())

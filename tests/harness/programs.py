@@ -1,0 +1,173 @@
+"""Programs for tests of the engine: each stands in for a worker and does one thing that user code may do.
+
+Run as `python -m harness.programs`, by a `Program` as its specification; what it shall do is the order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from daemon.engine import threads
+from daemon.engine.child import Channel, leave_with_parent
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What an engine needs to start this module; `does` names one of the functions below."""
+
+    does: str
+    name: str = "w"
+    module: str = "harness.programs"
+    torch: bool = False
+    threads: int | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    def order(self) -> dict[str, Any]:
+        return {"does": self.does, **self.more}
+
+
+def reports_and_stays(channel: Channel, order: Mapping[str, Any]) -> None:
+    channel.report({"state": "running"})
+    threading.Event().wait()
+
+
+def prints_reports(channel: Channel, order: Mapping[str, Any]) -> None:
+    """Standard output and standard error, by Python and past it, in what looks like reports and like log lines."""
+    channel.report({"state": "running"})
+    for number in (1, 2):
+        os.write(number, b'{"state": "forged", "ending": "fenced"}\n')
+        os.write(number, b'{"event": "worker fenced", "level": "critical"}\n\x1b[31mred\n')
+    print("half a line", end="", flush=True)
+
+
+def closes_streams(channel: Channel, order: Mapping[str, Any]) -> None:
+    sys.stdout.close()
+    sys.stderr.close()
+    for number in (0, 1, 2):
+        os.close(number)
+    os.closerange(3, 64)
+    channel.report({"state": "running", "reason": "after all was closed"})
+
+
+def floods(channel: Channel, order: Mapping[str, Any]) -> None:
+    os.write(1, b"x" * 30_000 + b"\n")
+    for number in range(5000):
+        os.write(1, f"line {number}\n".encode())
+
+
+def reports_garbage(channel: Channel, order: Mapping[str, Any]) -> None:
+    channel.report({"state": "running", "reason": "good"})
+    raw = channel._reports
+    for line in (b"\xff\xfe", b"[]", b'{"state": {"a": 1}}', b"{", b"null", b"[" * 100_000, b"1" * 5000):
+        os.write(raw, line + b"\n")
+    os.write(raw, b'{"state": "half')
+
+
+def exits(channel: Channel, order: Mapping[str, Any]) -> None:
+    os._exit(order["code"])
+
+
+def ends_well(channel: Channel, order: Mapping[str, Any]) -> None:
+    channel.report({"state": "failed", "reason": "no such module", "ending": "cannot_be_built"})
+    os._exit(3)
+
+
+def has_children(channel: Channel, order: Mapping[str, Any]) -> None:
+    """One in its group, one in a session of its own, one that it forked, one whose parent is gone; it reports their
+    process ids.
+    """
+    sleep = ["sleep", "600"]
+    pids = [subprocess.Popen(sleep).pid, subprocess.Popen(sleep, start_new_session=True).pid]
+    forked = os.fork()
+    if forked == 0:
+        os.setsid()
+        time.sleep(600)
+        os._exit(0)
+    shell = "setsid sleep 600 >/dev/null & echo $!"
+    orphan = subprocess.run(["sh", "-c", shell], stdout=subprocess.PIPE, text=True, start_new_session=True, check=True)
+    channel.report({"state": "running", "children": [*pids, forked, int(orphan.stdout)]})
+    threading.Event().wait()
+
+
+def leaves_orphans(channel: Channel, order: Mapping[str, Any]) -> None:
+    """Three, which end at once; it reports when they have."""
+    for _ in range(3):
+        middle = os.fork()
+        if middle == 0:
+            if os.fork() == 0:
+                time.sleep(0.1)
+            os._exit(0)
+        os.waitpid(middle, 0)
+    time.sleep(0.3)
+    channel.report({"state": "running"})
+    threading.Event().wait()
+
+
+def tells_about_itself(channel: Channel, order: Mapping[str, Any]) -> None:
+    import numpy as np
+
+    threads.limit(order.get("threads"))
+    told: dict[str, Any] = {
+        "torch_threads": threads.in_use(),
+        "random": [random.random(), float(np.random.rand())],  # noqa: NPY002  # the legacy generator is the shared one
+        "descriptors": _descriptors(),
+        "session": os.getsid(0),
+        "group": os.getpgid(0),
+        "parent": os.getppid(),
+        "niceness": os.nice(0),
+        "environ": {name: os.environ.get(name) for name in order.get("variables", ())},
+        "timezone": time.tzname[0],
+        "signals": [signal.getsignal(n) is signal.SIG_DFL for n in (signal.SIGTERM,)],
+        "modules": [name for name in ("torch", "daemon.worker.__main__", "mymodule") if name in sys.modules],
+        "main": sys.modules["__main__"].__name__,
+        "argv": sys.argv,
+    }
+    if (torch := sys.modules.get("torch")) is not None:
+        told["random"].append(float(torch.rand(1)))
+        told["bad_fork"] = torch.cuda._is_in_bad_fork()
+        told["sum"] = float(torch.ones(512, 512).matmul(torch.ones(512, 512)).sum())
+    if (mymodule := sys.modules.get("mymodule")) is not None:
+        told["version"] = mymodule.VERSION
+    child = subprocess.run(
+        [sys.executable, "-c", "import os; print(sorted(map(int, os.listdir('/proc/self/fd')))[:-1])"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    told["inherited"] = json.loads(child.stdout)
+    channel.report({"state": "running", "told": told})
+    threading.Event().wait()
+
+
+def _descriptors() -> list[int]:
+    listed = []
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # that of the folder itself
+            os.fstat(int(path.name))
+            listed.append(int(path.name))
+    return sorted(listed)
+
+
+def main() -> None:
+    channel = Channel.open()
+    order = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+    does: Callable[[Channel, Mapping[str, Any]], None] = globals()[order["does"]]
+    does(channel, order)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

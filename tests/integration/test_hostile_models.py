@@ -1,0 +1,108 @@
+"""Models that do something to their process, in a whole daemon: it costs them, and nobody else."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from harness.daemons import eventually
+from harness.processes import LISTENER, TABLE, Service, declared
+from pymongo.database import Database
+
+from daemon.store import names
+
+
+@pytest.fixture
+def service(tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]]) -> Iterator[Service]:
+    with Service(tmp_path / "s", mongo_uri, database.name, declared("harness.hostile:does")) as running:
+        running.until_ready()
+        yield running
+
+
+def predicted(database: Database[dict[str, Any]], key: Any, what: str) -> None:
+    def value() -> Any:
+        row = database[TABLE].find_one({"_id": key})
+        return row is not None and row.get("_outputs", {}).get(LISTENER, {}).get("value") == f"did {what}"
+
+    eventually(f"row {key} is predicted", value)
+
+
+def epoch(database: Database[dict[str, Any]]) -> int:
+    lease = database[names.LEASES].find_one({})
+    assert lease is not None
+    return int(lease["epoch"])
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def children_of_a_model(service: Service, database: Database[dict[str, Any]]) -> list[int]:
+    """Process ids of what a model has started."""
+    file = service.folder / "children"
+    database[TABLE].insert_one({"_id": "starts", "x": f"starts {file}"})
+    predicted(database, "starts", "starts")
+    pids = list(map(int, file.read_text().split()))
+    assert all(map(alive, pids))
+    return pids
+
+
+def test_a_model_that_prints_reports_and_closes_its_streams_changes_nothing(
+    service: Service, database: Database[dict[str, Any]]
+) -> None:
+    """The daemon stays ready with the same worker and epoch; what was printed is in the log as output."""
+    workers = service.worker_pids()
+    for what in ("prints", "closes", "nothing"):
+        database[TABLE].insert_one({"_id": what, "x": what})
+        predicted(database, what, what)
+    service.until_ready()
+    assert (service.worker_pids(), epoch(database)) == (workers, 1)
+    entries = [json.loads(line) for line in service.log.read_text().splitlines()]
+    printed = [entry for entry in entries if entry["event"] == "worker output"]
+    assert {(entry["worker"], entry["stream"]) for entry in printed} == {("w", "stdout"), ("w", "stderr")}
+    assert all("level" in entry and "event" in entry for entry in entries)
+    assert service.stop() == 0
+
+
+@pytest.mark.parametrize("code", [0, 64, 65, 76])
+def test_an_exit_code_of_user_code_is_a_crash(service: Service, database: Database[dict[str, Any]], code: int) -> None:
+    """It starts no epoch and no minute of waiting: the worker is started again, and runs once the row is mended."""
+    database[TABLE].insert_one({"_id": 1, "x": f"exits {code}"})
+    eventually("it is started again", lambda: service.log.read_text().count('"worker ended and is started again"') >= 2)
+    database[TABLE].update_one({"_id": 1}, {"$set": {"x": "nothing"}})
+    predicted(database, 1, "nothing")
+    assert epoch(database) == 1
+    assert f"exit code {code}" in service.log.read_text()
+
+
+def test_the_next_output_does_not_wait_for_what_a_killed_worker_had_started(
+    service: Service, database: Database[dict[str, Any]]
+) -> None:
+    """Its programs are ended with it, also that in a session of its own."""
+    children = children_of_a_model(service, database)
+    os.kill(service.worker_pids()[0], signal.SIGKILL)
+    database[TABLE].insert_one({"_id": "next", "x": "nothing"})
+    predicted(database, "next", "nothing")
+    assert not any(map(alive, children))
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_no_program_of_a_model_outlives_the_daemon(
+    service: Service, database: Database[dict[str, Any]], end: str
+) -> None:
+    """Whether it is stopped, which does not wait for them, or killed."""
+    children = [*children_of_a_model(service, database), *service.worker_pids()]
+    if end == "stop":
+        assert service.stop() == 0
+    else:
+        service.kill()
+    eventually("all have ended", lambda: not any(map(alive, children)))
