@@ -85,11 +85,11 @@ class WorkerReport:
     pid: Count
     stream: StreamReport
     reason: str | None = None
-    ending: Ending | None = None
-    threads: Count | None = None
     listeners: Mapping[Name, ListenerReport] = field(default_factory=dict)
     busy: Mapping[Name, Seconds] = field(default_factory=dict)
     samples: tuple[Sample, ...] = ()
+    ending: Ending | None = None
+    threads: Count | None = None
 
     @classmethod
     def from_json(cls, line: bytes) -> WorkerReport:

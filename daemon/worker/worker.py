@@ -216,9 +216,9 @@ class Worker:
                 int(self.measures.stream_opens._value.get()),  # noqa: SLF001
             ),
             reason,
-            self._ending,
-            threads.in_use(),
             {run.declared.name: run.report(open_=open_, lag=lag) for run in self.runs},
+            ending=self._ending,
+            threads=threads.in_use(),
         )
         busy = {f"{run.declared.name}.{k}": round(v, 3) for run in self.runs for k, v in run.threads.busy().items()}
         now = time.monotonic()

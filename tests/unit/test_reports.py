@@ -179,12 +179,14 @@ def test_no_bytes_do_more_than_be_refused(line: bytes) -> None:
 
 
 @dataclass(frozen=True)
-class Printing:
-    """A process that prints what it reads first, as a worker whose model prints."""
+class Reporting:
+    """A process that reports what it reads first, and prints it as well, as a worker whose model prints."""
 
     lines: tuple[str, ...]
     name: str = "lenet"
-    module: str = "printing"
+    module: str = "reporting"
+    torch: bool = False
+    threads: int | None = None
 
     def order(self) -> dict[str, Any]:
         return {"lines": self.lines}
@@ -196,21 +198,26 @@ class Printing:
 def test_the_last_good_report_stays_and_bad_ones_are_logged_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a model prints is logged as such, every line of it."""
-    (tmp_path / "printing.py").write_text(
-        "import json, sys\nfor line in json.loads(sys.stdin.readline())['lines']:\n    print(line)\n"
+    """What is printed is no report, though it looks like one."""
+    (tmp_path / "reporting.py").write_text(
+        "import json, sys\n"
+        "from daemon.engine.child import Channel\n"
+        "channel = Channel.open()\n"
+        "for line in json.loads(sys.stdin.readline())['lines']:\n"
+        "    channel.report(line)\n"
+        "    print(line.replace('lenet', 'forged'))\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    lines = ("epoch 1", WORKER.to_json(), '{"state": 1}', "epoch 2", '{"state": "running", "pid": -1}', '{"a": 1}')
+    lines = ("epoch 1", WORKER.to_json(), '{"state": 1}', '{"state": "running", "pid": -1}', '{"a": 1}')
 
     async def scene() -> WorkerReport | None:
-        process = await LocalEngine().start(Printing(lines), lambda: None)
+        process = await LocalEngine().start(Reporting(lines), lambda: None)
         assert await process.wait() == 0
         return process.report
 
     with capture_logs() as logs:
         assert asyncio.run(scene()) == WORKER
-    printed = [event["text"] for event in logs if event["event"] == "worker printed"]
-    assert printed == ["epoch 1", "epoch 2", '{"a": 1}']
+    printed = [event["text"] for event in logs if event["event"] == "worker output"]
+    assert len(printed) == len(lines)
     (refused,) = [event for event in logs if event["log_level"] == "warning"]
-    assert refused["text"] == '{"state": 1}'
+    assert refused["event"] == "a report cannot be used"
