@@ -173,7 +173,10 @@ class Reports(_Lines, Generic[R]):
         except ReportRefused as error:
             self._refuse(str(error))
         else:
-            self._take(report)
+            try:
+                self._take(report)
+            except Exception as error:  # noqa: BLE001 - whatever a report leads to must not be the supervisor's end
+                self._refuse(f"{type(error).__name__}: {error}")
 
     def _refuse(self, reason: str) -> None:
         self._refused += 1

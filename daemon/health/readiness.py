@@ -1,11 +1,10 @@
 """Verdicts on the state of the service: whether it is ready, whether its work makes progress, and its status line.
 
-Pure functions over a `ServiceState`. `/readyz`, the watchdog and `systemctl status` all use them, so they cannot
-disagree. Times are seconds of the monotonic clock; `now` is passed in.
+Pure functions over a `ServiceState`. `/readyz`, the keepers of workers and `systemctl status` all use them, so they
+cannot disagree. Times are seconds of the monotonic clock; `now` is passed in.
 
-Readiness and the watchdog differ. A service is *not ready* as soon as rows would wait, for example while MongoDB is
-away or a worker starts; nothing is broken then. The *watchdog* is withheld only if a process runs without progress, so
-that systemd kills it.
+A service is *not ready* as soon as rows would wait, for example while MongoDB is away or a worker starts; nothing is
+broken then. A worker is *stuck* if it runs without progress: then its keeper replaces it.
 """
 
 from __future__ import annotations
@@ -34,6 +33,9 @@ STALE_SECONDS = 10.0
 
 BUSY_SECONDS = 60.0
 """A stage that is busy with one batch for longer does not keep up."""
+
+USER_STAGES = ("prepare", "predict")
+"""The stages that run user code."""
 
 STARTING_SECONDS = 120.0
 """How long a worker may take to import torch, load its weights and open its stream."""
@@ -133,29 +135,20 @@ def streams_open(state: ServiceState) -> bool:
     return state.role == "active" and all(worker.up and worker.stream_open for worker in state.workers)
 
 
-def stuck(state: ServiceState, now: float, patience: float) -> str | None:
-    """Which worker runs without progress, and for how long; None if the watchdog may be fed.
+def stuck(worker: WorkerState, now: float, seconds: float) -> str | None:
+    """Why a worker that runs is to be ended: it reports nothing, or its model works on one batch for too long.
 
-    `patience` (seconds) is how old a report may be, and how long a stage may work on a batch.
+    `seconds` is how long either may last. A worker that starts may be silent for longer: it imports and builds what
+    people wrote. Waiting for MongoDB does not count as work.
     """
-    for worker in state.workers:
-        if not worker.up:
-            continue  # the supervisor restarts it
-        report = worker.report
-        if report is None or report.state == "starting":
-            # Its report stays until it has started, for which it needs MongoDB.
-            starting = now - max(worker.started_at, state.mongo_back_at)
-            if state.mongo is None and starting > STARTING_SECONDS:
-                return f"worker {worker.name} has been starting for {starting:.0f} s"
-            continue
-        if report.state == "stopping":
-            continue  # stopping has a time limit of its own
-        age = now - (worker.reported_at or worker.started_at)
-        if age > max(patience, STALE_SECONDS):
-            return f"worker {worker.name} has not reported for {age:.0f} s"
-        for stage, seconds in report.busy.items():  # waiting for MongoDB does not count as busy
-            if seconds > patience:
-                return f"stage {stage} of worker {worker.name} has been busy for {seconds:.0f} s"
+    report = worker.report
+    silent = now - (worker.reported_at or worker.started_at)
+    starting = report is None or report.state == "starting"
+    if silent > (max(seconds, STARTING_SECONDS) if starting else seconds):
+        return f"it has not reported for {silent:.0f} s"
+    for stage, busy in ({} if report is None else report.busy).items():
+        if busy + silent > seconds and stage.rpartition(".")[2] in USER_STAGES:
+            return f"stage {stage} has worked on one batch for {busy + silent:.0f} s"
     return None
 
 

@@ -19,11 +19,9 @@ configuration.
 from __future__ import annotations
 
 import asyncio
-import random
 import signal
 import time
 from collections.abc import Callable, Coroutine, Iterable
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -31,8 +29,10 @@ import structlog
 
 from daemon.engine import Ending, Engine, WorkerProcess, ended
 from daemon.handlers.predict.suspects import Ended
-from daemon.health.readiness import WorkerState
+from daemon.health.backoff import backoff
+from daemon.health.readiness import WorkerState, stuck
 from daemon.health.worker_report import WorkerReport
+from daemon.supervisor.timed_wait import timed_wait
 from daemon.worker.assignment import WorkerAssignment
 
 __all__ = ["Backoff", "Fleet", "WorkerKeeper"]
@@ -41,7 +41,6 @@ log = structlog.get_logger(__name__)
 
 HEALTHY_SECONDS = 60.0
 CANNOT_BE_BUILT_SECONDS = 60.0
-STARTING_SECONDS = 120.0
 LOOK_SECONDS = 1.0
 
 Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
@@ -59,9 +58,8 @@ class Backoff:
         """How long to wait after a run of `ran_seconds` that ended by itself."""
         if ran_seconds >= HEALTHY_SECONDS:
             self._failures = 0
-        delay = min(self._most, self._first * 2.0**self._failures)
         self._failures = min(self._failures + 1, 16)
-        return delay * random.uniform(0.75, 1.25)  # noqa: S311 - keeps workers apart, guards nothing
+        return backoff(self._failures, self._first, self._most)
 
 
 class WorkerKeeper:
@@ -101,9 +99,7 @@ class WorkerKeeper:
                     return
                 self._restarts += 1
                 self._nudged.clear()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(delay):  # in Python 3.11 wait_for may pass over a cancellation
-                        await self._nudged.wait()
+                await timed_wait(self._nudged, delay)
         finally:
             self._ended.set()
             self._changed()
@@ -159,7 +155,7 @@ class WorkerKeeper:
         while not end.done():
             await asyncio.wait({end}, timeout=LOOK_SECONDS)
             if not end.done() and self._overdue is None and not self._stopping:
-                self._overdue = overdue(process, self._spec.stage_seconds, time.monotonic())
+                self._overdue = stuck(self.state(), time.monotonic(), self._spec.stage_seconds)
                 if self._overdue is not None:
                     log.error("worker is ended", worker=self._spec.worker, pid=process.pid, reason=self._overdue)
                     process.kill()
@@ -206,23 +202,6 @@ class WorkerKeeper:
 def worked(report: WorkerReport | None) -> bool:
     """Whether the worker finished a batch: then it is worth another start at once."""
     return report is not None and any(any(listener.rows.values()) for listener in report.listeners.values())
-
-
-def overdue(process: WorkerProcess[WorkerReport], seconds: float, now: float) -> str | None:
-    """Why a worker is to be ended: it is silent, or its model does not return from a batch; None if it may go on.
-
-    While it starts it may be silent for longer: it imports and builds what people wrote.
-    """
-    report = process.report
-    starting = report is None or report.state == "starting"
-    silent = now - (process.reported_at or process.started_at)
-    most = max(seconds, STARTING_SECONDS) if starting else seconds
-    if silent > most:
-        return f"it has not reported for {silent:.0f} s"
-    for stage, busy in (report.busy if report is not None else {}).items():
-        if busy + silent > seconds and stage.rpartition(".")[2] in ("prepare", "predict"):
-            return f"its stage {stage} has worked on one batch for {busy:.0f} s"
-    return None
 
 
 class Fleet:

@@ -46,7 +46,7 @@ def note(*words: object) -> None:
 
 
 def report(state: str, **more: Any) -> None:
-    CHANNEL.report({"state": state, "still": 0.0, "threads": 1} | more)
+    CHANNEL.report(json.dumps({"state": state, "still": 0.0, "threads": 1} | more))
 
 
 def main() -> None:

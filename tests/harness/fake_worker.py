@@ -71,7 +71,7 @@ def report(state: str, reason: str | None, ordered: dict[str, Any], names: list[
         "stream": {"open": ordered.get("open", True), "keys": 3, "opened": 1},
         "samples": [["predictd_batch_rows_sum", {"listener": name}, 7.0] for name in names],
     }
-    CHANNEL.report(said)
+    CHANNEL.report(json.dumps(said))
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from typing import Any
 
 from daemon.engine import threads
 from daemon.engine.child import Channel, leave_with_parent
+from daemon.health.report import ReportRefused
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +38,25 @@ class Program:
     def order(self) -> dict[str, Any]:
         return {"does": self.does, **self.more}
 
+    def decode(self, line: bytes) -> dict[str, Any]:
+        """Every object with a state is a report."""
+        try:
+            report = json.loads(line)
+            if isinstance(report["state"], str):
+                return dict(report)
+        except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+            raise ReportRefused(str(error)) from error
+        raise ReportRefused("it has no state")
+
 
 def reports_and_stays(channel: Channel, order: Mapping[str, Any]) -> None:
-    channel.report({"state": "running"})
+    channel.report(json.dumps({"state": "running"}))
     threading.Event().wait()
 
 
 def prints_reports(channel: Channel, order: Mapping[str, Any]) -> None:
     """Standard output and standard error, by Python and past it, in what looks like reports and like log lines."""
-    channel.report({"state": "running"})
+    channel.report(json.dumps({"state": "running"}))
     for number in (1, 2):
         os.write(number, b'{"state": "forged", "ending": "fenced"}\n')
         os.write(number, b'{"event": "worker fenced", "level": "critical"}\n\x1b[31mred\n')
@@ -58,7 +69,7 @@ def closes_streams(channel: Channel, order: Mapping[str, Any]) -> None:
     for number in (0, 1, 2):
         os.close(number)
     os.closerange(3, 64)
-    channel.report({"state": "running", "reason": "after all was closed"})
+    channel.report(json.dumps({"state": "running", "reason": "after all was closed"}))
 
 
 def floods(channel: Channel, order: Mapping[str, Any]) -> None:
@@ -68,7 +79,7 @@ def floods(channel: Channel, order: Mapping[str, Any]) -> None:
 
 
 def reports_garbage(channel: Channel, order: Mapping[str, Any]) -> None:
-    channel.report({"state": "running", "reason": "good"})
+    channel.report(json.dumps({"state": "running", "reason": "good"}))
     raw = channel._reports
     for line in (b"\xff\xfe", b"[]", b'{"state": {"a": 1}}', b"{", b"null", b"[" * 100_000, b"1" * 5000):
         os.write(raw, line + b"\n")
@@ -80,7 +91,7 @@ def exits(channel: Channel, order: Mapping[str, Any]) -> None:
 
 
 def ends_well(channel: Channel, order: Mapping[str, Any]) -> None:
-    channel.report({"state": "failed", "reason": "no such module", "ending": "cannot_be_built"})
+    channel.report(json.dumps({"state": "failed", "reason": "no such module", "ending": "cannot_be_built"}))
     os._exit(3)
 
 
@@ -97,7 +108,7 @@ def has_children(channel: Channel, order: Mapping[str, Any]) -> None:
         os._exit(0)
     shell = "setsid sleep 600 >/dev/null & echo $!"
     orphan = subprocess.run(["sh", "-c", shell], stdout=subprocess.PIPE, text=True, start_new_session=True, check=True)
-    channel.report({"state": "running", "children": [*pids, forked, int(orphan.stdout)]})
+    channel.report(json.dumps({"state": "running", "children": [*pids, forked, int(orphan.stdout)]}))
     threading.Event().wait()
 
 
@@ -111,7 +122,7 @@ def leaves_orphans(channel: Channel, order: Mapping[str, Any]) -> None:
             os._exit(0)
         os.waitpid(middle, 0)
     time.sleep(0.3)
-    channel.report({"state": "running"})
+    channel.report(json.dumps({"state": "running"}))
     threading.Event().wait()
 
 
@@ -147,7 +158,7 @@ def tells_about_itself(channel: Channel, order: Mapping[str, Any]) -> None:
         check=True,
     )
     told["inherited"] = json.loads(child.stdout)
-    channel.report({"state": "running", "told": told})
+    channel.report(json.dumps({"state": "running", "told": told}))
     threading.Event().wait()
 
 

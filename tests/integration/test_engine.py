@@ -120,19 +120,13 @@ def test_an_error_in_who_listens_to_reports_does_not_end_the_supervisor() -> Non
 def test_an_exit_code_is_no_ending(code: int) -> None:
     """Without a word in the last report a process has crashed."""
     process, ended, _ = run_to_its_end(Program("exits", more={"code": code}))
-    assert (Ending.of(process.report), ended) == (None, code)
+    assert ((process.report or {}).get("ending"), ended) == (None, code)
 
 
 def test_the_last_report_says_why_a_process_ends() -> None:
     """It is read although the process ends right after it."""
     process, _, _ = run_to_its_end(Program("ends_well"))
-    assert Ending.of(process.report) is Ending.CANNOT_BE_BUILT
-
-
-@pytest.mark.parametrize("word", [None, "", "done", 3, ["fenced"], {}])
-def test_an_ending_that_is_none_is_none(word: Any) -> None:
-    """Reports may hold anything."""
-    assert Ending.of({"ending": word}) is None
+    assert (process.report or {}).get("ending") == Ending.CANNOT_BE_BUILT
 
 
 @pytest.mark.parametrize("end", ["kill", "sigkill", "stop"])

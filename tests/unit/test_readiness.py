@@ -105,40 +105,25 @@ def test_a_refused_file_does_not_make_the_service_unready_but_shows() -> None:
 
 
 @pytest.mark.parametrize(
-    "state",
+    ("worker", "reason"),
     [
-        GOOD,
-        replace(GOOD, mongo="away"),
-        with_worker(pid=None, report=None),
-        with_worker(report=None, reported_at=None),
-        with_worker(report=None, reported_at=None, started_at=NOW - 121, pid=None),
-        replace(with_worker(report=None, reported_at=None, started_at=NOW - 500), mongo="away"),
-        replace(with_worker(report=None, reported_at=None, started_at=NOW - 500), mongo_back_at=NOW - 5),
-        reporting(state="waiting"),
-        with_worker(report=replace(REPORT, state="stopping"), reported_at=NOW - 40),
-        with_worker(report=replace(REPORT, state="starting"), reported_at=NOW - 90),
-    ],
-)
-def test_the_watchdog_is_fed_while_the_work_moves_or_waits_for_the_world(state: ServiceState) -> None:
-    """A MongoDB that is away, or a worker that is being started, is nothing that a restart would mend."""
-    assert stuck(state, NOW, 30.0) is None
-
-
-@pytest.mark.parametrize(
-    ("state", "reason"),
-    [
-        (with_worker(reported_at=NOW - 31), "worker lenet has not reported for 31 s"),
-        (with_worker(report=None, reported_at=None, started_at=NOW - 121), "worker lenet has been starting for 121 s"),
-        (reporting(busy={"digit.predict": 31.0}), "stage digit.predict of worker lenet has been busy for 31 s"),
+        (WORKER, None),
+        (replace(WORKER, reported_at=NOW - 31), "it has not reported for 31 s"),
+        (replace(WORKER, report=None, reported_at=None, started_at=NOW - 100), None),
+        (replace(WORKER, report=None, reported_at=None, started_at=NOW - 121), "it has not reported for 121 s"),
         (
-            replace(reporting(busy={"digit.predict": 31.0}), mongo="away"),
-            "stage digit.predict of worker lenet has been busy for 31 s",
+            replace(WORKER, report=replace(REPORT, busy={"digit.predict": 31.0}), reported_at=NOW),
+            "stage digit.predict has worked on one batch for 31 s",
         ),
+        (replace(WORKER, report=replace(REPORT, busy={"digit.read": 99.0})), None),
+        (replace(WORKER, report=replace(REPORT, busy={"digit.predict": 29.0}), reported_at=NOW), None),
     ],
 )
-def test_the_watchdog_is_withheld_from_what_is_there_and_does_not_move(state: ServiceState, reason: str) -> None:
-    """A model that hangs, a process that is stopped."""
-    assert stuck(state, NOW, 30.0) == reason
+def test_a_worker_is_ended_if_it_is_silent_or_its_model_does_not_return(
+    worker: WorkerState, reason: str | None
+) -> None:
+    """One that starts may be silent for longer; waiting for MongoDB is no work."""
+    assert stuck(worker, NOW, 30.0) == reason
 
 
 class Pages:
