@@ -1,4 +1,4 @@
-"""What a job's process says of itself."""
+"""The reports of a job's process."""
 
 from __future__ import annotations
 
@@ -31,11 +31,10 @@ LINES_AT_ONCE: Final = 20
 
 
 class JobReporter:
-    """What the process says of itself: a report at a time, at most twice a second, and one every two seconds where
-    nothing changes.
+    """Writes reports: at most two a second, and one every two seconds if nothing changes.
 
-    `moved` is to be called whenever the work gets on, however little: whoever watches us ends a process that does not
-    move. What the user's code prints becomes lines of the log.
+    `moved` must be called whenever the work makes progress, however little: a process without progress is ended. What
+    the user's code prints becomes lines of the log.
     """
 
     def __init__(self, out: TextIO, patience: MongoRetry) -> None:
@@ -61,8 +60,8 @@ class JobReporter:
 
     @classmethod
     def over_stdout(cls, patience: MongoRetry) -> JobReporter:
-        """Takes standard output for reports. What is printed from now on, by whoever, goes to standard error, and from
-        Python to the log as well.
+        """Takes standard output for reports. Whatever is printed from now on goes to standard error, and from Python to
+        the log as well.
         """
         voice = cls(os.fdopen(os.dup(1), "w"), patience)
         os.dup2(2, 1)
@@ -77,17 +76,17 @@ class JobReporter:
         return voice
 
     def doing(self, what: str, **progress: Any) -> None:
-        """Another part of the work begins."""
+        """Another part of the work starts."""
         with self._lock:
             self._report = replace(self._report, state="running", doing=what)
         self.progress(**progress)
 
     def moved(self) -> None:
-        """The work gets on."""
+        """The work makes progress."""
         self._moved = time.monotonic()
 
     def progress(self, **fields: Any) -> None:
-        """How far the work is: fields of JobProgress."""
+        """Updates fields of JobProgress."""
         with self._lock:
             self._report = replace(self._report, progress=replace(self._report.progress, **fields))
         self.moved()
@@ -98,8 +97,8 @@ class JobReporter:
         self.printed(text)
 
     def printed(self, text: str) -> None:
-        """A line for the job's log. It is told at once, since the next thing may be a crash; of many lines, only the
-        first ones are.
+        """A line for the job's log. It is reported at once, since a crash may follow; of many lines, only the first
+        ones are.
         """
         with self._lock:
             self._lines.append(readable(text)[:LINE_CHARACTERS])
