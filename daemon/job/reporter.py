@@ -134,7 +134,7 @@ class JobReporter:
             if unchanged and now - self._reported_at < REPORT_IDLE_SECONDS:
                 return
             self._reported, self._reported_at = report, now
-            report = replace(report, still=round(now - self._moved, 1), log=tuple(self._lines))
+            report = replace(report, still=round(max(0.0, now - self._moved), 1), log=tuple(self._lines))
             self._lines.clear()
             self._out.write(report.to_json() + "\n")
             self._out.flush()

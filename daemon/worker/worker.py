@@ -209,7 +209,11 @@ class Worker:
             reason,
             {run.declared.name: run.report(open_=open_, lag=lag) for run in self.runs},
         )
-        busy = {f"{run.declared.name}.{k}": round(v, 3) for run in self.runs for k, v in run.threads.busy().items()}
+        busy = {
+            f"{run.declared.name}.{k}": round(max(0.0, v), 3)
+            for run in self.runs
+            for k, v in run.threads.busy().items()
+        }
         now = time.monotonic()
         if report == self._reported and not busy and now - self._reported_at < REPORT_IDLE_SECONDS:
             return
