@@ -173,9 +173,9 @@ def pace(scan: ScanReport | None) -> str:
 def _running(jobs: Sequence[RunningJob]) -> Table:
     table = _table("job", "model", "attempt", "ran", "progress")
     for job in jobs:
-        told = _progress(job.progress) or "its process starts"
+        progress = _progress(job.progress) or "its process starts"
         table.add_row(
-            _text(job_id(job.job)), _text(job.model), _text(job.attempt), _text(_duration(job.seconds)), _text(told)
+            _text(job_id(job.job)), _text(job.model), _text(job.attempt), _text(_duration(job.seconds)), _text(progress)
         )
     return table
 

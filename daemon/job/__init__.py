@@ -2,7 +2,7 @@
 `python -P -m daemon.job`.
 
     __main__.py     the process: its assignment, its priority, its exit code
-    assignment.py   what it is told
+    assignment.py   what it reads first
     reporter.py     what it reports
     context.py      what it works with: the declarations, the models, the retries of MongoDB
     evaluation.py   a model measured by its validations, always on the same rows

@@ -63,17 +63,17 @@ class JobReporter:
         """Takes standard output for reports. Whatever is printed from now on goes to standard error, and from Python to
         the log as well.
         """
-        voice = cls(os.fdopen(os.dup(1), "w"), patience)
+        reporter = cls(os.fdopen(os.dup(1), "w"), patience)
         os.dup2(2, 1)
-        sys.stdout = _Printed(voice)
+        sys.stdout = _Printed(reporter)
 
         def in_child() -> None:
             # A data loader's worker was forked while another thread of ours may have held the lock.
-            voice._lock = threading.Lock()
+            reporter._lock = threading.Lock()
             sys.stdout = sys.stderr
 
         os.register_at_fork(after_in_child=in_child)
-        return voice
+        return reporter
 
     def doing(self, what: str, **progress: Any) -> None:
         """Another part of the work starts."""
@@ -143,8 +143,8 @@ class JobReporter:
 class _Printed(io.TextIOBase):
     """Standard output as the user's code sees it."""
 
-    def __init__(self, voice: JobReporter) -> None:
-        self._voice = voice
+    def __init__(self, reporter: JobReporter) -> None:
+        self._reporter = reporter
         self._begun = ""
 
     def writable(self) -> bool:
@@ -155,7 +155,7 @@ class _Printed(io.TextIOBase):
         if len(self._begun) >= LINE_CHARACTERS:
             lines, self._begun = [*lines, self._begun], ""
         for line in filter(None, lines):
-            self._voice.printed(line)
+            self._reporter.printed(line)
         sys.stderr.write(text)
         return len(text)
 
