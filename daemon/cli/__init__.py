@@ -1,12 +1,15 @@
-"""The command line. Every command says what it did, or what is wrong and what to do; a pipe or `--json` gets plain
-output.
+"""The command line. Every command prints what it did, or what is wrong and what to do; in a pipe and with `--json` the
+output is plain.
 
-    serving    the daemon itself: run, reload, check, init, demo, mongod
-    looking    what there is: status, tables, models, versions
-    models     what is done with a model: train, validate, promote, rollback, predict
-    listeners  what is done with a listener: pause, resume, resync
-    jobs       trainings and validations: what they do, what they say, and their end
-    letters    rows that cannot be predicted
+    run.py           the daemon itself: run, reload, check, init, demo, mongod
+    show.py          the state of the service: status, tables, models, versions
+    models.py        commands about a model: train, validate, promote, rollback, predict
+    listeners.py     commands about a listener: pause, resume, resync
+    jobs.py          trainings and validations: list, inspect, cancel, read the log
+    dead_letters.py  rows that cannot be predicted
+    command.py       what the commands share: the database, the output, the exit codes
+    screens.py       what they print
+    follow.py        waiting for a job or a scan
 
 Exit codes: 0 done, 1 failed, 2 usage, 69 MongoDB cannot be reached, 75 another daemon is active, 78 the configuration
 is wrong.
@@ -55,7 +58,7 @@ app.add_typer(letters.app, name="dead-letters", rich_help_panel="Listeners")
 
 
 @app.callback(invoke_without_command=True)
-def top(show_version: Annotated[bool, typer.Option("--version", help="The version, and leave.")] = False) -> None:
+def top(show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """Keeps model outputs in sync with the rows of a MongoDB, in real time."""
     if show_version:
         out.print(f"predictd {version('predictd')}")
@@ -64,7 +67,7 @@ def top(show_version: Annotated[bool, typer.Option("--version", help="The versio
 
 def main() -> None:
     """The console script."""
-    # Else the driver's threads print tracebacks; `run` sets up its own.
+    # Otherwise the driver's threads print tracebacks; `run` configures its own logging.
     logging.getLogger("pymongo").addHandler(logging.NullHandler())
     try:
         app()
@@ -73,4 +76,4 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        os._exit(FAILED)  # whoever read our output has gone; there is nobody left to tell
+        os._exit(FAILED)  # the reader of our output has ended

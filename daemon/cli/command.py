@@ -1,4 +1,4 @@
-"""What the commands share: the place that they work at, the way they show things, and the way they end."""
+"""What the commands share: the database that they work on, their output, and their exit codes."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from daemon.store.service.leases import AnotherDaemon
 from daemon.store.service.state_directory import StateDirectory
 
 FAILED, USAGE, UNAVAILABLE, ANOTHER, CONFIGURATION, INTERRUPTED = 1, 2, 69, 75, 78, 130
-PIPE_WIDTH: Final = 10_000  # where no screen bounds it, a row of a table is one line: for grep
-NEEDED: Final = ("service", "mongo", "security")  # the sections that say where and as whom a command works
+PIPE_WIDTH: Final = 10_000  # into a pipe, a row of a table is one line: for grep
+NEEDED: Final = ("service", "mongo", "security")  # the sections that a command needs to reach the service
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -45,7 +45,7 @@ ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="The model, as `
 
 @dataclass(frozen=True)
 class Place:
-    """Where a command works: the configuration, and the database that it names."""
+    """The configuration, and the database that it names."""
 
     config: Config
     client: Client
@@ -61,14 +61,14 @@ class Place:
         return any(each.service == self.service for each in services.served(self.database))
 
     def registry(self, key: SigningKey | None = None) -> Registry:
-        """The declarations. Without the service's own key nothing in it can be read, and nothing declared; listeners
-        can be told to pause.
+        """The declarations. Without the service's own key nothing can be read or declared; listeners can be
+        paused.
         """
         return Registry(self.database, self.service, 0, key or SigningKey.fresh())
 
 
 def loaded(path: Path | None) -> Config:
-    """The whole configuration, with its warnings said. Raises ConfigurationError."""
+    """The whole configuration; prints its warnings. Raises ConfigurationError."""
     config = configuration.load(configuration.find(path, os.environ), os.environ)
     for each in config.warnings:
         warn(str(each))
@@ -76,11 +76,10 @@ def loaded(path: Path | None) -> Config:
 
 
 def located(path: Path | None, *, quietly: bool = False) -> Config:
-    """Enough of the configuration to reach what runs: a daemon goes on when its file is broken, and so do the commands
-    that look after it.
+    """Enough of the configuration to reach the service: a daemon keeps running while its file is invalid, and its
+    commands keep working.
 
-    What is wrong is a warning, unless `quietly`. Raises ConfigurationError where the sections that say where it is are
-    wrong themselves.
+    Each problem is a warning, unless `quietly`. Raises ConfigurationError if a section in `NEEDED` is invalid.
     """
     found = configuration.find(path, os.environ)
     try:
@@ -101,7 +100,7 @@ def located(path: Path | None, *, quietly: bool = False) -> Config:
 
 @contextmanager
 def place(path: Path | None) -> Iterator[Place]:
-    """Opens the database that the configuration names; an embedded one has to be running."""
+    """Opens the database that the configuration names; an embedded one must be running."""
     config = located(path)
     uri = config.mongo.uri
     if config.mongo.embedded:
@@ -123,9 +122,7 @@ def place(path: Path | None) -> Iterator[Place]:
 
 
 def signing_key(config: Config) -> SigningKey:
-    """The key that the service's declarations are signed with: only this machine's copy can tell whether they may be
-    run.
-    """
+    """The key that the service's declarations are signed with. Raises PredictdError if it cannot be read."""
     path = config.security.signing_key_file or StateDirectory(config.service.state_dir).signing_key_file
     try:
         return SigningKey.read(path)
@@ -143,7 +140,7 @@ def signing_key(config: Config) -> SigningKey:
 
 
 def show(document: Any, screen: Callable[[Any], Any], *, json: bool) -> None:
-    """Prints a document: for programs, for a screen, or, into a pipe, in lines that are never broken."""
+    """Prints a document: as JSON, as a screen on a terminal, or with unbroken lines into a pipe."""
     if json:
         sys.stdout.write(screens.as_json(document) + "\n")
     else:
@@ -152,27 +149,27 @@ def show(document: Any, screen: Callable[[Any], Any], *, json: bool) -> None:
 
 
 def say(text: str) -> None:
-    """What was done, on standard output."""
+    """Prints what was done, on standard output."""
     out.print(text, markup=False)
 
 
 def hint(text: str) -> None:
-    """What is good to know, beside the output."""
+    """Prints a hint, on standard error."""
     err.print(text, markup=False)
 
 
 def warn(text: str) -> None:
-    """What does not stop the command."""
+    """Prints a warning, on standard error."""
     err.print(f"warning: {text}", style="yellow", markup=False)
 
 
 def refuse(text: str) -> None:
-    """What does, a line for each problem."""
+    """Prints an error, on standard error."""
     err.print(f"error: {text}", style="red", markup=False)
 
 
 def leave(error: BaseException) -> NoReturn:
-    """Ends the process by what went wrong."""
+    """Prints the error and ends the process with its exit code."""
     match error:
         case ConfigurationError():
             for problem in error.problems:

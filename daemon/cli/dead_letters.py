@@ -1,4 +1,4 @@
-"""`predictd dead-letters`: rows that cannot be predicted, why, and their way back."""
+"""`predictd dead-letters`: rows that cannot be predicted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from daemon.logs.text import row_id
 from daemon.store.connection import Data
 from daemon.store.rows import dead_letters
 
-app = typer.Typer(no_args_is_help=True, help="Rows that cannot be predicted: why, and their way back.")
+app = typer.Typer(no_args_is_help=True, help="List, inspect, retry and discard rows that cannot be predicted.")
 
 ListenerName = Annotated[str | None, typer.Option("--listener", help="Only this listener's.")]
 RowId = Annotated[str, typer.Argument(help="The row, as `list` shows it: LISTENER/ID.")]
@@ -24,7 +24,7 @@ Every = Annotated[bool, typer.Option("--all", help="All of them (with --listener
 
 @app.command("list")
 def listed(config: ConfigFile = None, listener: ListenerName = None, limit: int = 100, json: Json = False) -> None:
-    """The rows that have no output, and why, oldest first."""
+    """The dead letters with their reasons, oldest first."""
     with place(config) as here:
         query = {"_id.listener": listener} if listener else {}
         show(list(dead_letters.listed(here.database, here.service, query, limit)), screens.letters, json=json)
@@ -40,7 +40,7 @@ def shown(row: RowId, config: ConfigFile = None, json: Json = False) -> None:
 
 @app.command()
 def retry(rows: RowIds = None, config: ConfigFile = None, every: Every = False, listener: ListenerName = None) -> None:
-    """Give rows another attempt, once the cause is mended; the daemon takes it up at once, or when it runs again."""
+    """Try rows again after the cause is fixed: at once, or when the daemon runs again."""
     with place(config) as here:
         _each(here, rows, dead_letters.retry, "will be tried again", every=every, listener=listener)
 
@@ -49,7 +49,7 @@ def retry(rows: RowIds = None, config: ConfigFile = None, every: Every = False, 
 def discard(
     rows: RowIds = None, config: ConfigFile = None, every: Every = False, listener: ListenerName = None
 ) -> None:
-    """Forget dead letters; their rows keep the error, and are tried again when they change."""
+    """Delete dead letters; their rows keep the error, and are tried again when they change."""
     with place(config) as here:
         _each(here, rows, dead_letters.discard, "forgotten", every=every, listener=listener)
 
@@ -71,7 +71,7 @@ def _each(
 
 
 def _chosen(here: Place, rows: list[str], *, every: bool, listener: str | None) -> Iterator[dict[str, Any]]:
-    """The letters that a person means. Raises PredictdError where one is not there."""
+    """The chosen letters. Raises PredictdError if one does not exist."""
     if every == bool(rows):
         raise typer.BadParameter("name rows as LISTENER/ID, or say --all", param_hint="ROWS")
     if every:

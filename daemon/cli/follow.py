@@ -1,6 +1,4 @@
-"""Following what the daemon does, until it is done: a job, or the scans that bring every output to a model's live
-version.
-"""
+"""Waiting for a job, or for the scans that bring every output to a model's live version."""
 
 from __future__ import annotations
 
@@ -23,20 +21,20 @@ from daemon.store.service.jobs import Job
 from daemon.store.service.status import StatusBoard
 
 PATIENCE_SECONDS: Final = 60.0
-"""How long no daemon may be active while its work is waited for; one that is restarted needs less."""
+"""How long a command waits while no daemon is active; a restart takes less."""
 
 _PAUSE: Final = 0.2
 _LOOK_SECONDS: Final = 1.0
 
 
 def unserved(here: Place) -> str:
-    """What to tell somebody who has asked for work that nobody is there to do."""
+    """The hint that no daemon is active to do what was asked for."""
     return f"no daemon is active for the service {here.service!r}: it is done once one runs (`predictd run`)"
 
 
 def wait_for_job(here: Place, identifier: str) -> Job:
     """The job, once it is done, with a progress bar on a terminal. Raises JobFailed, with its reason."""
-    from daemon.api import waiter as waiting  # only who waits needs the API
+    from daemon.api import waiter as waiting  # the API is imported only if needed
     from daemon.api.connection import Connection
 
     if not here.served:
@@ -51,11 +49,11 @@ def wait_for_job(here: Place, identifier: str) -> Job:
 
 
 def follow(here: Place, listeners: Sequence[str]) -> None:
-    """Returns once every row of these listeners has been judged for what is live now; shows rows, rate and the time
-    left on a terminal.
+    """Returns once every row of these listeners has been judged for what is live now. A terminal shows rows, rate and
+    the time left.
 
-    One that is paused is not waited for. Raises PredictdError where no daemon is left to do it, DeclarationError where
-    its worker cannot run it.
+    A paused listener is skipped. Raises PredictdError if no daemon is active, DeclarationError if a worker cannot run
+    its listener.
     """
     watch = _Watch(here)
     try:
@@ -90,7 +88,7 @@ def _outcome(name: str, scan: dict[str, Any] | None) -> str:
 
 
 class _Watch:
-    """What the daemon says of its work, and whether anybody is there to do it."""
+    """The status of the service, and whether a daemon is active."""
 
     def __init__(self, here: Place) -> None:
         self._here = here

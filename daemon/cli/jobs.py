@@ -1,4 +1,4 @@
-"""`predictd jobs`: trainings and validations, what they do, what they say, and their end."""
+"""`predictd jobs`: trainings and validations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from daemon.cli.command import ConfigFile, Json, Place, hint, place, say, show
 from daemon.logs.text import escaped
 from daemon.store.service.jobs import Job, Jobs, JobState
 
-app = typer.Typer(help="Trainings and validations: those that run, wait or have ended; their logs; their end.")
+app = typer.Typer(help="List, inspect and cancel jobs; read their logs.")
 
 FOLLOW_SECONDS: Final = 0.5
 
@@ -49,14 +49,14 @@ def listed(
 
 @app.command("show")
 def shown(context: typer.Context, job: JobId, config: ConfigFile = None, json: Json = False) -> None:
-    """One job: what asked for it, how far it is, and what came of it, with the traceback where it failed."""
+    """One job: its trigger, its progress, its result, and the traceback if it failed."""
     with place(_config(context, config)) as here:
         show(_one(here, job), screens.job, json=json)
 
 
 @app.command()
 def cancel(context: typer.Context, job: JobId, config: ConfigFile = None) -> None:
-    """End a job that waits or runs; nothing comes of it, and the live version stays."""
+    """Cancel a job that waits or runs; it leaves no version, and the live version stays."""
     with place(_config(context, config)) as here:
         found = _one(here, job)
         if not _jobs(here).cancel(found.id):
@@ -76,7 +76,7 @@ def logs(
     config: ConfigFile = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job has ended.")] = False,
 ) -> None:
-    """What a job has said, the last 200 lines of it."""
+    """The last 200 lines of a job's log."""
     with place(_config(context, config)) as here:
         found = _one(here, job)
         before: list[str] = []
@@ -94,7 +94,7 @@ def logs(
 
 
 def appended(before: list[str], now: list[str]) -> list[str]:
-    """What a log that keeps only its last lines has gained, where it said `before` when it was last read."""
+    """The new lines of a log that keeps only its last lines, since it was read as `before`."""
     for kept in range(min(len(before), len(now)), 0, -1):
         if before[-kept:] == now[:kept]:
             return now[kept:]
@@ -102,7 +102,7 @@ def appended(before: list[str], now: list[str]) -> list[str]:
 
 
 def _config(context: typer.Context, config: Path | None) -> Path | None:
-    """The file, wherever in the line it was named."""
+    """The file, named before or after the subcommand."""
     above: Path | None = context.obj
     return config or above
 
@@ -112,7 +112,7 @@ def _jobs(here: Place) -> Jobs:
 
 
 def _one(here: Place, name: str) -> Job:
-    """The job that a person means. Raises NotApplied."""
+    """The job of this name. Raises NotApplied."""
     found = _jobs(here).get(name)
     if found is None:
         raise NotApplied(f"there is no job {name!r}, or more than one name ends so; `predictd jobs` shows them")

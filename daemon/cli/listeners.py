@@ -1,4 +1,4 @@
-"""What is done with a listener: pausing it, taking it up again, predicting all of its rows anew."""
+"""Commands about a listener: pause, resume, resync."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import typer
 from daemon.cli.command import ConfigFile, Place, hint, place, say
 from daemon.cli.follow import follow, unserved
 from daemon.store.registry.registry import Registry
-from daemon.store.service import notify as bells
+from daemon.store.service import notify
 
 ListenerName = Annotated[str, typer.Argument(metavar="LISTENER", help="The listener, as `predictd status` shows it.")]
-Wait = Annotated[bool, typer.Option("--wait", help="Until every row has been judged, with rate and time left.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait until every row has been judged; show rate and time left.")]
 
 
 def pause(listener: ListenerName, config: ConfigFile = None) -> None:
-    """Leave a listener's outputs as they are, until `resume`: its rows are no longer predicted."""
+    """Pause a listener: its rows are not predicted, and its outputs stay, until `resume`."""
     with place(config) as here:
-        _tell(here, lambda registry: registry.pause(listener))
+        _change(here, lambda registry: registry.pause(listener))
         say(
             f"{listener} is paused; `predictd resume {listener}` takes it up again, and everything that changes until "
             "then"
@@ -27,24 +27,24 @@ def pause(listener: ListenerName, config: ConfigFile = None) -> None:
 
 
 def resume(listener: ListenerName, config: ConfigFile = None, wait: Wait = False) -> None:
-    """Take a paused listener up again; it begins with a scan, for what changed meanwhile."""
+    """Resume a paused listener; a scan finds what has changed in the meantime."""
     with place(config) as here:
-        _tell(here, lambda registry: registry.resume(listener))
+        _change(here, lambda registry: registry.resume(listener))
         say(f"{listener} is taken up again, and scans its table for what has changed meanwhile")
         _followed(here, listener, wait=wait)
 
 
 def resync(listener: ListenerName, config: ConfigFile = None, wait: Wait = False) -> None:
-    """Predict every row of a listener anew, beside the rows that change."""
+    """Predict every row of a listener again, while changed rows still go first."""
     with place(config) as here:
-        _tell(here, lambda registry: registry.resync(listener))
+        _change(here, lambda registry: registry.resync(listener))
         say(f"every row of {listener} is predicted anew")
         _followed(here, listener, wait=wait)
 
 
-def _tell(here: Place, what: Callable[[Registry], None]) -> None:
+def _change(here: Place, what: Callable[[Registry], None]) -> None:
     what(here.registry())
-    bells.ring(here.database, here.service)
+    notify.ring(here.database, here.service)
 
 
 def _followed(here: Place, listener: str, *, wait: bool) -> None:

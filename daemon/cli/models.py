@@ -1,4 +1,4 @@
-"""What is done with a model: training, validating, choosing its live version, and asking it one thing."""
+"""Commands about a model: train, validate, promote, rollback, predict."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from daemon.store.service import overview
 from daemon.store.service.jobs import Jobs
 
 WaitForJob = Annotated[
-    bool, typer.Option("--wait", help="Until it has ended, with a progress bar; exit 1 where it fails.")
+    bool, typer.Option("--wait", help="Wait until it has ended, with a progress bar; exit 1 if it fails.")
 ]
-WaitForRows = Annotated[bool, typer.Option("--wait", help="Until every output follows, with rate and time left.")]
+WaitForRows = Annotated[bool, typer.Option("--wait", help="Wait until every output follows; show rate and time left.")]
 
 BY_HAND = "by hand"
 
 
 def train(model: ModelName, config: ConfigFile = None, wait: WaitForJob = False) -> None:
-    """Train a model as its trainer says, beside the service; what is learned becomes a version."""
+    """Train a model with its trainer, beside the service; the result becomes a version."""
     with place(config) as here:
         _job(here, "train", model, wait=wait)
 
@@ -33,7 +33,7 @@ def validate(
     config: ConfigFile = None,
     wait: WaitForJob = False,
 ) -> None:
-    """Measure a model's live version as a validation says."""
+    """Measure a model's live version with a validation."""
     with place(config) as here:
         _job(here, "validate", name, wait=wait)
 
@@ -69,7 +69,7 @@ def promote(
 
 
 def rollback(model: ModelName, config: ConfigFile = None, wait: WaitForRows = False) -> None:
-    """Bring back the version that was live before, and its outputs."""
+    """Make the previous live version live again; every output follows."""
     with place(config) as here:
         versions = Versions(here.database, here.service, model)
         before = versions.live()
@@ -88,7 +88,7 @@ def _instead(before: Version | None) -> str:
 
 
 def _followed(here: Place, model: str, *, wait: bool) -> None:
-    """Says who follows the live version, or watches them do it."""
+    """Waits for the listeners of the model, or hints at them."""
     known = overview.scans(here.database, here.service)
     users = [name for name, scan in known.items() if scan["model"] == model]
     behind = [name for name in users if not known[name]["finished"]]
@@ -103,13 +103,13 @@ def _followed(here: Place, model: str, *, wait: bool) -> None:
 def predict(
     model: ModelName,
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="The input: an image, or .json with what the fields hold.")
+        Path, typer.Argument(metavar="FILE", help="The input: an image, or .json with the values of the fields.")
     ],
     config: ConfigFile = None,
     version: Annotated[int | None, typer.Option(help="Another version than the live one.", show_default=False)] = None,
     json: Json = False,
 ) -> None:
-    """Ask a model for one output, here and now, and store nothing."""
+    """Compute one output of a model in this process; store nothing."""
     from daemon.cli import predict as predicting
 
     with place(config) as here:

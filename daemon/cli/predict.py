@@ -1,8 +1,8 @@
-"""One input from a file through a model, here and now: what `predictd predict` does. This is the one command that loads
-models, and torch with them.
+"""`predictd predict`: one input from a file through a model, in this process. It is the only command that loads models,
+and torch with them.
 
-The file holds what a row's fields would: an image, text or bytes as they are; an array as .npy; anything as .json, with
-one value, or for a key of several fields a list of their values, or an object that names them.
+The file holds the value of a row's field: an image, text or bytes as they are; an array as .npy; anything as .json. For
+a key of several fields, the .json file holds a list of their values, or an object that names them.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _ROW: Final = JSONOptions(tz_aware=False)  # dates as rows bring them
 
 
 def answer(here: Place, model: str, file: Path, number: int | None) -> dict[str, Any]:
-    """What a version of the model (the live one, unless `number` names another) makes of the file.
+    """The output of a version of the model (the live one, unless `number` names another) for the file.
 
-    Raises NotApplied, DeclarationError, DecodeError, OutputError, and PredictdError where the file cannot be read or
+    Raises NotApplied, DeclarationError, DecodeError, OutputError, and PredictdError if the file cannot be read or
     the model raises.
     """
     registry = here.registry(signing_key(here.config))
@@ -55,9 +55,7 @@ def answer(here: Place, model: str, file: Path, number: int | None) -> dict[str,
 
 
 def reading(known: Catalog, model: Component) -> tuple[Key | None, Mapping[str, str]]:
-    """What a model reads of a row, and the datatypes of its table: as a listener of it says, else as its trainer does;
-    None where nobody says.
-    """
+    """The key that a model reads, and the datatypes of its table: of a listener, else of its trainer, else None."""
     for listener in sorted(known.listeners.values(), key=lambda each: each.name):
         if listener.body["model"] == model.name and listener.body["table"] in known.tables:
             return Key.parse(listener.body["key"]), known.tables[listener.body["table"]].body["fields"]
@@ -68,8 +66,8 @@ def reading(known: Catalog, model: Component) -> tuple[Key | None, Mapping[str, 
 
 
 def arguments(file: Path, key: Key | None, fields: Mapping[str, str]) -> Arguments:
-    """What the model is called with for this file. Raises DecodeError, which names the field, and PredictdError where
-    the file cannot be read.
+    """The arguments of the model for this file. Raises DecodeError, which names the field, and PredictdError if the
+    file cannot be read.
     """
     try:
         data = file.read_bytes()
@@ -79,7 +77,7 @@ def arguments(file: Path, key: Key | None, fields: Mapping[str, str]) -> Argumen
     if key is None:
         if not plain:
             raise PredictdError(
-                f"{file}: no listener says what the model reads, so the input has to be a .json file with the plain "
+                f"{file}: no listener declares what the model reads, so the input must be a .json file with the plain "
                 "value"
             )
         return Arguments((_parsed(file, data),))
@@ -99,9 +97,9 @@ def _parsed(file: Path, data: bytes) -> Any:
     try:
         return json_util.loads(data.decode("utf-8-sig"), json_options=_ROW)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise PredictdError(f"{file} is no JSON: {error}") from None
+        raise PredictdError(f"{file} is not valid JSON: {error}") from None
     except (TypeError, ValueError) as error:  # {"$date": "soon"}
-        raise PredictdError(f"{file} is no extended JSON: {error}") from None
+        raise PredictdError(f"{file} is not valid extended JSON: {error}") from None
 
 
 def _by_field(file: Path, value: Any, paths: Sequence[str]) -> dict[str, Any]:
@@ -150,7 +148,7 @@ def _whole(file: Path, path: str, kind: Datatype | None, data: bytes) -> Any:
 
 
 def _named(file: Path, path: str, decoded: Callable[[], Any]) -> Any:
-    """Says of whatever is wrong with a value whose it is."""
+    """The decoded value; an error names the file and the field."""
     try:
         return decoded()
     except (PredictdError, ValueError, OverflowError) as error:  # numpy's and UTF-8's are ValueErrors

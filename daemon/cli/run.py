@@ -1,4 +1,4 @@
-"""The daemon itself: running it, its configuration, and a first look at it."""
+"""Commands about the daemon itself: run, reload, check, init, demo, mongod."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ RELOAD_SECONDS: Final = 180.0
 def run(
     config: ConfigFile = None,
     wait: Annotated[
-        float | None, typer.Option(help="Seconds to wait for MongoDB before giving up (exit 69); else for ever.")
+        float | None, typer.Option(help="Seconds to wait for MongoDB before giving up (exit 69); by default forever.")
     ] = None,
     standby: Annotated[
-        bool, typer.Option(help="While another daemon is active: wait for it, or leave at once (exit 75).")
+        bool, typer.Option(help="While another daemon is active: wait for it, or exit at once (75).")
     ] = True,
     with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True)] = False,
 ) -> None:
@@ -44,21 +44,21 @@ def run(
 
 
 def reload(config: ConfigFile = None) -> None:
-    """Have the running daemon read service.toml again, and say what came of it. Exit 78 where it is refused."""
-    settings = located(config, quietly=True)  # the daemon says what is wrong
+    """Reload service.toml in the running daemon, and print the result. Exit 78 if the file is invalid."""
+    settings = located(config, quietly=True)  # the daemon reports what is wrong
     address = http_address(settings.service.state_dir)
     if address is None:
         raise PredictdError(
             f"no daemon runs in {settings.service.state_dir}; `predictd run` reads service.toml when it starts"
         )
     host, _, port = address.rpartition(":")
-    # Not by a URL: a proxy that the environment names has no business between the two.
+    # Not by a URL: a proxy of the environment must not come between.
     connection = http.client.HTTPConnection(_reachable(host.strip("[]")), int(port), timeout=RELOAD_SECONDS)
     try:
         with err.status("the daemon reads service.toml"):
             connection.request("POST", "/-/reload")
             answer = connection.getresponse()
-            told = answer.read().decode(errors="replace").strip()
+            text = answer.read().decode(errors="replace").strip()
     except OSError as error:
         raise PredictdError(
             f"the daemon of {settings.service.state_dir} does not answer on {address} ({error.strerror or error}); "
@@ -67,14 +67,14 @@ def reload(config: ConfigFile = None) -> None:
     finally:
         connection.close()
     if answer.status == http.client.BAD_REQUEST:
-        raise ConfigurationError([Problem("", line) for line in told.splitlines()])
+        raise ConfigurationError([Problem("", line) for line in text.splitlines()])
     if answer.status != http.client.OK:
-        raise PredictdError(f"{address} answers {answer.status}: {told}")
-    say(told)
+        raise PredictdError(f"{address} answers {answer.status}: {text}")
+    say(text)
 
 
 def _reachable(host: str) -> str:
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - who listens everywhere listens here
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - listening everywhere includes this machine
 
 
 def mongod(config: ConfigFile = None) -> None:
@@ -96,17 +96,19 @@ def mongod(config: ConfigFile = None) -> None:
 
 def check(
     config: ConfigFile = None,
-    mongo: Annotated[bool, typer.Option("--mongo", help="Meet MongoDB as well.")] = False,
-    build: Annotated[bool, typer.Option(help="Import and build what the file names, in a process of its own.")] = True,
+    mongo: Annotated[bool, typer.Option("--mongo", help="Check MongoDB as well.")] = False,
+    build: Annotated[
+        bool, typer.Option(help="Import and build the code that the file names, in a process of its own.")
+    ] = True,
 ) -> None:
-    """Say everything that is wrong with service.toml, or that nothing is."""
+    """Check service.toml, and print all of its problems."""
     from daemon import check as checking
 
     path = configuration.find(config, os.environ)
     settings = loaded(path)
     problems: list[Problem] = []
     if build:
-        with err.status("importing and building what the file names"):
+        with err.status("importing and building the code that the file names"):
             problems += checking.build(settings)
     if mongo:
         problems += checking.meet(settings)
@@ -115,15 +117,15 @@ def check(
     declared = settings.declarations()
     counts = [(kind.removesuffix("s"), len(declared[kind])) for kind in declared]
     always = ("table", "model", "listener")
-    told = ", ".join(f"{n} {what}{'' if n == 1 else 's'}" for what, n in counts if n or what in always)
-    say(f"{path}: good ({told})")
+    summary = ", ".join(f"{n} {what}{'' if n == 1 else 's'}" for what, n in counts if n or what in always)
+    say(f"{path}: good ({summary})")
 
 
 def init(
     path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("service.toml"),
-    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Write a first service.toml, commented and valid."""
+    """Write a first service.toml, valid and with comments."""
     try:
         with path.open("w" if force else "x", encoding="utf-8") as file:
             file.write(first_service())
@@ -135,7 +137,7 @@ def init(
 
 
 def first_service() -> str:
-    """The text of the service.toml that the distribution ships: in a wheel it lies in the package `daemon`, in a
+    """The text of the service.toml that the distribution ships: in a wheel it is in the package `daemon`, in a
     checkout above it.
     """
     package = Path(__file__).parents[1]
@@ -154,9 +156,7 @@ def demo(
 
 
 def _sole_owner_of_its_name() -> None:
-    """The PyPI package python-daemon has the import name `daemon` too, and the two overwrite each other without a
-    word.
-    """
+    """The PyPI package python-daemon has the import name `daemon` too, and the two silently overwrite each other."""
     owners = set(packages_distributions().get("daemon", ())) - {"predictd"}
     if owners:
         raise ConfigurationError(

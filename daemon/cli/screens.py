@@ -1,6 +1,4 @@
-"""What commands print: plain data in, rich renderables or JSON out. What comes from a row is shown as text, never as
-markup.
-"""
+"""What commands print: records in, rich renderables or JSON out. Text from a row is never read as markup."""
 
 from __future__ import annotations
 
@@ -55,7 +53,7 @@ _COLOURS: Final = {
 
 
 def as_json(document: Any) -> str:
-    """Relaxed extended JSON: readable, and nothing of BSON is lost."""
+    """Relaxed extended JSON, which keeps all of BSON."""
     if isinstance(document, list):
         document = [job.document() if isinstance(job, Job) else job for job in document]
     elif isinstance(document, Job):
@@ -65,7 +63,7 @@ def as_json(document: Any) -> str:
 
 @contextmanager
 def live(console: Console) -> Iterator[Callable[[RenderableType], None]]:
-    """A screen that is drawn anew at each call."""
+    """A screen that each call redraws."""
     with Live(console=console, auto_refresh=False, screen=False) as drawn:
         yield lambda renderable: drawn.update(renderable, refresh=True)
 
@@ -90,7 +88,7 @@ def _when(moment: datetime | None) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """Seconds in the two units that tell."""
+    """Seconds in the two largest units."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -115,7 +113,7 @@ def _line(document: Any) -> str:
 
 
 def is_well(shown: ServiceStatus) -> bool:
-    """Whether a daemon is active, has said so lately, and all of its listeners are ready."""
+    """Whether a daemon is active, has reported lately, and all of its listeners are ready."""
     return shown.ready and shown.age_seconds is not None and shown.age_seconds < FRESH_SECONDS
 
 
@@ -175,9 +173,9 @@ def pace(scan: ScanReport | None) -> str:
 def _running(jobs: Sequence[RunningJob]) -> Table:
     table = _table("job", "model", "attempt", "ran", "progress")
     for job in jobs:
-        told = _progress(job.progress) or "its process starts"
+        progress = _progress(job.progress) or "its process starts"
         table.add_row(
-            _text(job_id(job.job)), _text(job.model), _text(job.attempt), _text(_duration(job.seconds)), _text(told)
+            _text(job_id(job.job)), _text(job.model), _text(job.attempt), _text(_duration(job.seconds)), _text(progress)
         )
     return table
 
@@ -225,7 +223,7 @@ def versions(found: list[dict[str, Any]]) -> RenderableType:
 
 
 def _trained_on(data: Mapping[str, Any]) -> str:
-    """Which rows a version has learned from, and as of when."""
+    """The rows that a version was trained on, and the time of their reading."""
     query = data.get("query") or {}
     query = json_util.loads(query) if isinstance(query, str) else query
     words = [f"{data['rows']:,} rows"] if isinstance(data.get("rows"), int) else []
@@ -321,7 +319,7 @@ def _values(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _trigger(trigger: Mapping[str, Any]) -> str:
-    """What asked for a job."""
+    """The trigger of a job."""
     match trigger:
         case {"every": seconds}:
             return f"every {_duration(seconds)}"
@@ -343,7 +341,7 @@ def job_id(identifier: str) -> str:
 
 
 def prediction(found: dict[str, Any]) -> RenderableType:
-    """What a model says of one input: a plain value as it is, anything else as JSON."""
+    """A model's output: a plain value as it is, anything else as JSON."""
     output = found["output"]
     return _text(output) if isinstance(output, (str, int, float)) else Text(as_json(output))
 

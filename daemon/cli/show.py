@@ -1,4 +1,4 @@
-"""What there is: the state of the service, its tables and models, and the versions of a model."""
+"""Commands that show the service: status, tables, models, versions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Refresh every second until Ctrl-C.")] = False,
     json: Json = False,
 ) -> None:
-    """What the daemon does, and how far behind it is. Exit 1 where none is active or not all is ready."""
+    """The state of the daemon and its listeners. Exit 1 if none is active or not all are ready."""
     with place(config) as here:
         board = StatusBoard(here.database, here.service)
 
@@ -64,7 +64,7 @@ def versions(
     ] = None,
     json: Json = False,
 ) -> None:
-    """The versions of a model: what each was trained on, how well it does, and why it is live or not."""
+    """The versions of a model: its training data, its metrics, and why it is live or not."""
     with place(config) as here:
         found = Versions(here.database, here.service, model).listed()
         if not found and not overview.is_applied(here.database, here.service, "model", model):
@@ -76,7 +76,7 @@ def versions(
 
 
 def _draw(model: str, found: list[Version], file: Path) -> None:
-    from daemon.api.plots import versions_figure  # matplotlib is for who draws
+    from daemon.api.plots import versions_figure  # matplotlib is imported only if needed
 
     try:
         versions_figure(found, title=model).savefig(file)

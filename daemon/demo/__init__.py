@@ -1,8 +1,10 @@
-"""The demo: the main job on real rows, and what is promised about it.
+"""The demo: the main job on real rows, and a check of its promise.
 
-`show` is the whole of it: a folder of its own and `predictd run` in it (`process`), the rows and what happens to them
-(`story`), what the model learns from them (`training`), and the end: everything is stopped, or runs on with words on
-what to do next.
+    process.py   a folder of its own, and `predictd run` in it
+    story.py     the rows, and what happens to them
+    training.py  what the model learns from them
+
+At the end everything is stopped, or keeps running with hints at what to do next.
 """
 
 from __future__ import annotations
@@ -34,19 +36,18 @@ __all__ = ["show"]
 
 
 def show(out: Console, service_toml: str, *, keep: bool, rows: int) -> int:
-    """Plays the demo with the service that `service_toml` declares and `rows` digits; the exit code, 1 where something
-    did not hold.
+    """Plays the demo with the service that `service_toml` declares and `rows` digits; returns the exit code, 1 if a
+    check failed.
 
-    Raises PredictdError where it cannot begin: another demo runs in this folder, the digits or a mongod are not
+    Raises PredictdError if it cannot start: another demo runs in this folder, or the digits or a mongod are not
     installed.
     """
     images = _images(rows)
     embedded.find_mongod(Path(".predictd").resolve() / "mongod")
-    # PyMongo tells errors of its background threads by traceback where nobody takes them; the demo says itself what is
-    # wrong.
+    # Otherwise PyMongo prints the errors of its background threads; the demo prints what is wrong.
     logging.getLogger("pymongo").addHandler(logging.NullHandler())
     with _ended_by_signals(), own_folder(Path(".predictd/demo").absolute()) as folder:
-        # Its only training is the one that its own last row sets off, however many rows there are.
+        # Its last row starts the only training, however many rows there are.
         daemon = Daemon(folder, service_toml, {"PREDICTD_TRAINERS__LENET__WHEN": f"[{{ rows = {rows} }}]"})
         kept = False
         try:
@@ -59,7 +60,7 @@ def show(out: Console, service_toml: str, *, keep: bool, rows: int) -> int:
             else:
                 daemon.stop(out)
         except (PredictdError, PyMongoError) as error:
-            # What MongoDB's client says of a daemon that has gone explains nothing.
+            # The driver's error does not explain that the daemon has ended.
             gone = None if isinstance(error, DemoFailed) else daemon.ended()
             out.print(f"the demo failed: {gone or escaped(str(error))}", style="red", markup=False)
             out.print(f"the end of {daemon.log}:\n{daemon.tail()}", style="dim", markup=False)
@@ -95,7 +96,7 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 def _leave_running(out: Console, daemon: Daemon, image: bytes) -> None:
-    """Says what a person can do with what runs on."""
+    """Prints what a person can do with the running daemon."""
     uri = daemon.uri().replace("/?", f"/{daemon.config.mongo.database}?")
     picture = base64.b64encode(image).decode()
     insert = f'db.{TABLE}.insertOne({{{KEY}: BinData(0, "{picture}")}}).insertedId'
@@ -103,7 +104,7 @@ def _leave_running(out: Console, daemon: Daemon, image: bytes) -> None:
     predictd = shutil.which("predictd") or str(Path(sys.executable).with_name("predictd"))
     watch = shlex.join([predictd, "status", "-c", str(daemon.file), "--watch"])
     versions = shlex.join([predictd, "versions", MODEL, "-c", str(daemon.file)])
-    say(out, f"everything runs on; its log is {daemon.log}")
+    say(out, f"everything keeps running; its log is {daemon.log}")
     say(out, f"insert a digit, and see its output:\n  mongosh {shlex.quote(uri)} --eval {shlex.quote(script)}")
     say(out, f"watch:\n  {watch}")
     say(out, f"what it has learned:\n  {versions}")

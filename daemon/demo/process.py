@@ -1,6 +1,4 @@
-"""The daemon of the demo: `predictd run` in a process of its own, as a person would start it, in a folder made for
-it.
-"""
+"""The daemon of the demo: `predictd run` in a process and a folder of its own."""
 
 from __future__ import annotations
 
@@ -35,12 +33,12 @@ T = TypeVar("T")
 
 
 class DemoFailed(PredictdError):
-    """Something did not hold, or not in time."""
+    """A check failed, or took too long."""
 
 
 @contextmanager
 def own_folder(folder: Path) -> Iterator[Path]:
-    """The demo's folder, made anew, and locked while this demo runs. Raises PredictdError where one is running in
+    """The demo's folder, newly made, and locked while this demo runs. Raises PredictdError if one runs in
     it.
     """
     try:
@@ -80,7 +78,7 @@ def _held(lock: Path) -> bool:
 
 
 def _free(descriptor: int) -> bool:
-    """Takes the lock of an open file, if nobody has it; it goes with the file's closing."""
+    """Takes the lock of an open file if it is free; closing the file releases it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -97,8 +95,7 @@ class Daemon:
         self.file = folder / "service.toml"
         self.file.write_text(service_toml, encoding="utf-8")
         self.log = folder / "log"
-        # What a person has set for a daemon of their own must not lead the demo to their database, nor the port it
-        # listens on.
+        # The settings of a person's own daemon must not lead the demo to their database or port.
         own = ("PREDICTD_", "STATE_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_")
         environ = {name: value for name, value in os.environ.items() if not name.startswith(own)} | {
             "PREDICTD_MONGO__URI": "embedded",
@@ -120,7 +117,7 @@ class Daemon:
         self.pid = self._process.pid
 
     def until_ready(self, out: Console) -> None:
-        """Waits until /readyz says so, and shows meanwhile why it does not."""
+        """Waits until /readyz reports ready, and shows the reason while it does not."""
         began = time.monotonic()
         out.print(f"starting MongoDB and predictd in {self.file.parent}", markup=False)
         with out.status("starting") as spinner:
@@ -137,7 +134,7 @@ class Daemon:
         )
 
     def uri(self) -> str:
-        """Where its MongoDB answers."""
+        """The URI of its MongoDB."""
         running = embedded.attach(self.config.service.state_dir)
         if running is None:
             raise DemoFailed("the daemon is ready, but its embedded MongoDB cannot be found")
@@ -162,12 +159,12 @@ class Daemon:
         return answer
 
     def ended(self) -> str | None:
-        """How it has ended by itself, None while it runs."""
+        """How it ended by itself; None while it runs."""
         code = self._process.poll()
         return None if code is None else f"the daemon has ended by itself, with exit code {code}"
 
     def check_alive(self) -> None:
-        """Raises DemoFailed where it has ended by itself."""
+        """Raises DemoFailed if it has ended by itself."""
         if (reason := self.ended()) is not None:
             raise DemoFailed(reason)
 
@@ -176,7 +173,7 @@ class Daemon:
         return "\n".join(map(escaped, self.log.read_text(errors="replace").splitlines()[-TAIL_LINES:]))
 
     def stop(self, out: Console) -> None:
-        """Stops it as systemd would. Raises DemoFailed where it does not end well."""
+        """Stops it as systemd would. Raises DemoFailed if it ends with an error."""
         with out.status("stopping the daemon and its MongoDB"):
             self.end()
         if self._process.returncode != 0:
@@ -187,7 +184,7 @@ class Daemon:
         )
 
     def end(self) -> None:
-        """Leaves nothing running. The embedded MongoDB goes with the daemon, however that ends."""
+        """Leaves nothing running. The embedded MongoDB ends with the daemon."""
         try:
             self._process.terminate()
             self._process.wait(STOP_SECONDS)
@@ -201,7 +198,7 @@ class Daemon:
         return http_address(self.config.service.state_dir) or ""
 
     def _unready(self) -> str | None:
-        """Why the daemon is not ready, None when it is."""
+        """Why the daemon is not ready; None if it is."""
         address = self._address()
         if not address:
             return "the daemon starts"

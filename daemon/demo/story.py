@@ -1,13 +1,13 @@
-"""What happens to the rows, in this order, and what is measured on the way.
+"""What happens to the rows, in this order, and what is measured.
 
     insert    real digits as PNG bytes, with plain PyMongo, in bursts and one by one
     change    one row gets another digit's image, one is deleted while it changes, one is broken from the start
     kill      the worker gets SIGKILL in the middle of a burst
-    verify    every row, by what it holds now: it has the output of exactly that, by the live version, or a dead letter
+    verify    every row: it has the output of its present input by the live version, or a dead letter
     train     one row more, and the model trains by itself, goes live, and every output follows (`daemon.demo.training`)
     verify    every row again
 
-The story is told by a client as any other: it sees outputs arrive in a change stream of its own.
+The demo is an ordinary client: it sees outputs arrive in a change stream of its own.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Story:
         self._figures: dict[str, str] = {}
 
     def play(self) -> None:
-        """Raises DemoFailed at the first thing that does not hold."""
+        """Raises DemoFailed at the first check that fails."""
         pipeline: list[Mapping[str, Any]] = [
             {"$match": {"operationType": "update"}},
             {"$project": {"documentKey": 1, "updateDescription.updatedFields": 1}},
@@ -123,10 +123,9 @@ class Story:
         )
 
     def _update_a_row(self) -> None:
-        """A row takes another row's image, so it has to get that one's output: a different one, if any two rows'
-        differ.
+        """A row takes another row's image, so it must get that row's output: a different one, if any two differ.
 
-        Its fold comes along: an image that is kept apart from the training stays apart.
+        Its fold is copied too: an image that is kept apart from the training stays apart.
         """
         stored = list(self._rows.find({"_id": {"$in": self._ids[:200]}}))
         row = stored[0]
@@ -144,13 +143,13 @@ class Story:
         )
 
     def _delete_a_row(self) -> Any:
-        """Changed and deleted in one breath: the daemon is at work on a row that is gone. Its `_id`."""
+        """Changes and deletes a row at once, so that the daemon works on a deleted row; returns its `_id`."""
         key, other = self._ids[1], self._row(self._ids[2])
         self._rows.bulk_write([UpdateOne({"_id": key}, {"$set": {KEY: other[KEY]}}), DeleteOne({"_id": key})])
         return key
 
     def _insert_a_broken_row(self, deleted: Any) -> Any:
-        """Half of a PNG; its `_id`. Its dead letter comes after all that the daemon had to do for the deleted row."""
+        """Inserts half of a PNG; returns its `_id`. Its dead letter comes after the deleted row is handled."""
         whole = self._row(self._ids[2])[KEY]
         key = self._rows.insert_one({KEY: whole[: len(whole) // 2], "class": 0, "_fold": KEPT_APART}).inserted_id
         self._ids.append(key)
@@ -161,14 +160,14 @@ class Story:
             raise DemoFailed(f"the deleted row {row_id(deleted)} has left an output or a dead letter behind")
         say(self._out, "deleted a row while it changed: nothing is left behind, no output and no dead letter")
         if key not in letters:
-            raise DemoFailed(f"the broken row {row_id(key)} says that it has an error, but it has no dead letter")
+            raise DemoFailed(f"the broken row {row_id(key)} has an error, but no dead letter")
         error = letters[key]["error"]
         words = escaped(f"{error['type']}: {error['message']}")
         say(self._out, f"inserted half a PNG: a dead letter, of stage {error['stage']}: {words}")
         return key
 
     def _kill_the_worker(self) -> None:
-        """Rows come in small lots without a pause; SIGKILL falls when half of the burst is in."""
+        """Inserts rows in small lots without a pause; SIGKILL comes after half of the burst."""
         documents, pid = self._take(self._interrupted), self._worker()
         lots = [documents[start : start + LOT] for start in range(0, len(documents), LOT)]
         self._rows.insert_many(lots[0])
@@ -191,7 +190,7 @@ class Story:
         self._figures["kill to last output"] = f"{seconds:.1f} s ({len(documents) - done} rows were left to do)"
 
     def _train(self) -> None:
-        """The last row is what the training waits for; the rows kept apart tell what it was good for."""
+        """The last row starts the training; the rows kept apart measure its effect."""
         before = self._training.right()
         say(
             self._out,
@@ -215,7 +214,7 @@ class Story:
         self._figures |= self._training.figures
 
     def _verify(self, deleted: Any, broken: Any) -> dict[str, str]:
-        """Reads every row at one snapshot; what is there, in figures.
+        """Checks every row at one snapshot; returns the figures.
 
         An output names a hash of the input that it was computed from, which must be the row's, and the version that
         computed it.
@@ -297,7 +296,7 @@ class Story:
     def _row(self, key: Any) -> dict[str, Any]:
         row = self._rows.find_one({"_id": key})
         if row is None:
-            raise DemoFailed(f"the row {row_id(key)} is not there any more")
+            raise DemoFailed(f"the row {row_id(key)} does not exist any more")
         return row
 
     def _letters(self) -> dict[Any, dict[str, Any]]:
@@ -305,7 +304,7 @@ class Story:
         return {letter["_id"]["row"]: letter for letter in listed}
 
     def _worker(self) -> int:
-        """The process id of the worker, by the system's account: the database is no authority on what to kill."""
+        """The process id of the worker, from /proc: the database is not trusted with what to kill."""
 
         def found() -> int | None:
             for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -319,7 +318,7 @@ class Story:
 
 
 def _documents(images: Sequence[Digit]) -> Iterator[dict[str, Any]]:
-    """The digits as documents, each in a fold: a seeded shuffle says which. The last is there to learn from."""
+    """The digits as documents, each in a fold of a seeded shuffle; the last one is in the training fold."""
     bounds = [round(bound * len(images)) for bound in accumulate(FOLDS.values())]
     last, *folds = [next(fold for fold, end in zip(FOLDS, bounds, strict=True) if n < end) for n in range(len(images))]
     random.Random(SPLIT_SEED).shuffle(folds)  # noqa: S311 - nothing secret hangs on it

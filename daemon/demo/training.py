@@ -1,12 +1,12 @@
-"""How the model learns from the rows, as a client sees it: in the database.
+"""The training of the model, as a client sees it in the database.
 
-    validate  a client asks how good the live version is, before and after: the model's history
-    wait      one row more makes as many as `when = [{ rows = N }]` asks for: a training is queued, by the daemon alone
-    follow    the job's document tells how far it is; at its end the version that it made is live
-    resync    every output is computed anew, by that version
-    plot      what the versions have reached and how they learned, as a picture
+    validate  a client has the live version measured, before and after
+    wait      one more row completes the N of `when = [{ rows = N }]`: the daemon queues a training by itself
+    follow    the job's document shows its progress; at its end its version is live
+    resync    that version computes every output again
+    plot      the metrics and the training of the versions, as a picture
 
-Whether it is right more often is counted in the rows' outputs, on rows that no training sees.
+The accuracy is counted in the outputs of rows that no training sees.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = ["FOLDS", "KEPT_APART", "MODEL", "Right", "Training"]
 MODEL, VALIDATION = "lenet", "mnist_performance"
 KEPT_APART = "test"
 FOLDS = {"train": 0.7, "valid": 0.15, KEPT_APART: 0.15}
-"""Which part of the rows is learned from, is measured while learning, and is never shown to the training."""
+"""The parts of the rows for training, for validation during training, and for neither."""
 
 WAIT_SECONDS, VALIDATION_SECONDS, TRAINING_SECONDS, RESYNC_SECONDS = 30.0, 90.0, 300.0, 90.0
 
@@ -70,22 +70,22 @@ class Training:
         self.figures: dict[str, str] = {}
 
     def armed(self) -> None:
-        """Waits until the daemon counts new rows: those that were there before do not set a training off."""
+        """Waits until the daemon counts new rows: earlier ones do not start a training."""
         counting = {"service": self._service, "key": f"train/{MODEL}/rows", "baseline": {"$ne": None}}
         self._daemon.until(
             "the daemon to count rows", lambda: self._database[names.SCHEDULES].find_one(counting), WAIT_SECONDS
         )
 
     def live(self) -> int:
-        """The number of the live version. Raises DemoFailed where there is none."""
+        """The number of the live version. Raises DemoFailed if there is none."""
         version = self._versions.live()
         if version is None:
             raise DemoFailed(f"the model {MODEL} has no live version")
         return version.number
 
     def right(self) -> Right:
-        """Counts, in the table, which outputs of the rows kept apart are what the row says it is. Raises DemoFailed
-        where there are none.
+        """Counts the rows kept apart whose output equals their class. Raises DemoFailed if there are
+        none.
         """
         apart = {"_fold": KEPT_APART, f"{self._output}.value": {"$exists": True}}
         rows = self._rows.count_documents(apart)
@@ -95,9 +95,9 @@ class Training:
         return Right(self._rows.count_documents(apart | same), rows)
 
     def validate(self) -> None:
-        """Asks for a validation of the live version, and waits for what it finds."""
+        """Queues a validation of the live version, and waits for its result."""
         asked = self._jobs.queue("validate", VALIDATION, {"by": "the demo"})
-        assert asked is not None  # without a key it is always a job of its own
+        assert asked is not None  # without a key it is always queued
         with bar(self._out, f"validating {MODEL}", transient=True) as show:
 
             def done() -> Job | None:
@@ -113,7 +113,7 @@ class Training:
         )
 
     def set_off(self, document: Mapping[str, Any]) -> str:
-        """Inserts the row that is still missing; the id of the job that the daemon queues for it."""
+        """Inserts the missing row; returns the id of the job that the daemon queues for it."""
         count = self._rows.count_documents({}) + 1
         if early := self._trainings():
             raise DemoFailed(f"the training {early[0]} began before there were enough rows for it")
@@ -138,7 +138,7 @@ class Training:
         trace = ", ".join(f"{value:.3g}" for value in version.metric_values[metric])
         say(
             self._out,
-            f"trained: {data['steps']} steps in {data['seconds']:.1f} s on {data['rows']:,} rows, in a polite process "
+            f"trained: {data['steps']} steps in {data['seconds']:.1f} s on {data['rows']:,} rows, at low priority "
             f"on {_counted(data['threads'], 'thread')}; {metric} on the way: {trace}",
         )
         say(
@@ -156,7 +156,7 @@ class Training:
         self.figures["resync"] = f"{rate} ({count:,} rows, from going live to the last output)"
 
     def plot(self, file: Path) -> None:
-        """Draws what `predictd versions lenet --plot FILE` draws. Raises DemoFailed where it cannot be written."""
+        """Draws what `predictd versions lenet --plot FILE` draws. Raises DemoFailed if it cannot be written."""
         with self._out.status("drawing the versions"):
             try:
                 versions_figure(self._versions.listed(), title=MODEL).savefig(file)
@@ -189,8 +189,8 @@ class Training:
         return None
 
     def _resync(self, version: Version) -> tuple[int, float]:
-        """Waits until every row's output, or error, is of this version; how many rows that are, and seconds since it
-        went live, by the server's clock.
+        """Waits until every row's output, or error, is of this version; returns how many rows that are, and the seconds
+        since it went live, by the server's clock.
         """
         there = {f"{self._output}.version": version.number}
         total = self._rows.count_documents({})
@@ -207,7 +207,7 @@ class Training:
         return total, (now - version.promoted_at).total_seconds()
 
     def _done(self, identifier: str) -> None:
-        """The job has little left to do once its version is live."""
+        """Waits for the end of the job, which has little left to do."""
         self._daemon.until("the training to end", lambda: self._job(identifier).state == "done", WAIT_SECONDS)
 
 

@@ -20,7 +20,7 @@ HERE: Final = frozenset({"module", "torch"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """What every process is told. `module` is the program that runs, `log` that section of service.toml."""
+    """The fields of every process. `module` is the program that runs, `log` that section of service.toml."""
 
     module: str
     uri: str = field(repr=False)  # it may hold a password

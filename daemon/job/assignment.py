@@ -1,4 +1,4 @@
-"""What a job's process is told by its parent."""
+"""The assignment of a job's process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["JobAssignment"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobAssignment(Assignment):
-    """What a job's process is told by its parent; with `threads` None the process chooses."""
+    """What a job's process reads first; with `threads` None it chooses itself."""
 
     job: str
     module: str = "daemon.job"

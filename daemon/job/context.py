@@ -1,4 +1,4 @@
-"""What both kinds of job work with: the declarations, the models, the rows, and patience with MongoDB."""
+"""What both kinds of job work with: the declarations, the models, the rows, and the retries of MongoDB."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ __all__ = ["Context"]
 
 
 class Context:
-    """One job at work. Its methods wait for MongoDB as long as it takes, and raise Stopping where it is away while the
-    job is to stop.
+    """One job at work. Its methods wait until MongoDB answers, and raise Stopping if it is away while the job is to
+    stop.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Context:
 
     @property
     def fence(self) -> tuple[str, int]:
-        """What a promotion asks for: this job, running under this epoch."""
+        """What a promotion requires: this job, running under this epoch."""
         return self.assignment.job, self.assignment.epoch
 
     def job(self) -> Job:
@@ -68,7 +68,7 @@ class Context:
         return component, known
 
     def live(self, model: str) -> tuple[Component, Loaded]:
-        """A model with its live version's weights; its first version is made here, where nobody has yet."""
+        """A model with its live version's weights; the first version is made here if there is none."""
         for _ in range(ATTEMPTS):
             component, _known = self.declared("model", model)
             loaded = self.patience("model", lambda: self.loader.loaded(component))  # noqa: B023 - called at once
@@ -85,14 +85,14 @@ class Context:
         )
 
     def fields(self, table: str, key: Any, known: Catalog) -> dict[str, str | None]:
-        """The fields of a key with their datatypes. Raises NotApplied where the table is not applied."""
+        """The fields of a key with their datatypes. Raises NotApplied if the table is not applied."""
         if table not in known.tables:
             raise NotApplied(known.refused.get(f"table/{table}") or self.registry.absent("table", table))
         types = known.tables[table].body["fields"]
         return {path: types.get(path) for path in Key.parse(key).fields}
 
     def stopped(self) -> str | None:
-        """Why the job is to stop now, None where it is not; to ask is a sign of life."""
+        """Why the job is to stop now, else None. Each call counts as progress."""
         self.voice.moved()
         return "the daemon asked it to stop" if self._stopping.is_set() else None
 
@@ -109,7 +109,7 @@ class Context:
 
 
 class _Patient:
-    """Rows that are waited for while MongoDB is away."""
+    """Rows whose reads are retried while MongoDB is away."""
 
     def __init__(self, context: Context, rows: RowExamples) -> None:
         self._context = context
@@ -125,9 +125,7 @@ class _Patient:
 
     def fetch(self, places: Sequence[int]) -> list[tuple[Any, ...] | None]:
         """See `components.examples.Examples`. In a process that was forked from the job's, raises MongoUnavailable."""
-        if (
-            os.getpid() != self._process
-        ):  # a worker of the data loader: the process that it belongs to waits, and says so
+        if os.getpid() != self._process:  # a worker of the data loader: its parent process retries, and reports that
             with reaching():
                 return self._rows.fetch(places)
         fetched = self._context.patience("rows", lambda: self._rows.fetch(places))

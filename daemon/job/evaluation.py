@@ -23,14 +23,14 @@ Ids = Mapping[str, Sequence[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a model reached, by "dataset/metric" over all validations, and by each validation."""
+    """A model's metrics, by "dataset/metric" over all validations, and by each validation."""
 
     metrics: Mapping[str, float]
     validations: Mapping[str, Mapping[str, float]]
 
 
 class Evaluation:
-    """The validations of one model. `ids` says which rows; `keep` may hold rows that were read for the next time."""
+    """The validations of one model. `ids` are the rows; `keep` may cache rows for the next evaluation."""
 
     def __init__(
         self,
@@ -82,11 +82,11 @@ class Evaluation:
 
 
 def of_model(context: Context, known: Catalog, model: str) -> list[Component]:
-    """The validations of a model, in the order of their names. One that was refused is not among them, and is named in
-    the job's log.
+    """The validations of a model, in the order of their names. A refused one is left out, and the job's log names
+    it.
     """
     for name, reason in known.refused.items():
-        if name.startswith("validation/"):  # what it says cannot be believed, not even which model it is about
+        if name.startswith("validation/"):  # its content is not trusted, not even the model that it names
             context.voice.say(f"{name} is left out: {reason}")
     return [
         known.validations[name] for name in sorted(known.validations) if known.validations[name].body["model"] == model
@@ -94,7 +94,7 @@ def of_model(context: Context, known: Catalog, model: str) -> list[Component]:
 
 
 def chosen(context: Context, validations: Sequence[Component], known: Catalog) -> dict[str, list[Any]]:
-    """Chooses the rows of all datasets, now (or long ago, for a pinned one)."""
+    """The rows of all datasets: chosen now, or earlier for a pinned one."""
     ids: dict[str, list[Any]] = {}
     for each in validations:
         for name, query in each.body["datasets"].items():

@@ -1,8 +1,8 @@
-"""What a training has settled before its first step, so that one that resumes goes on with just that: its rows, and the
-weights that it began with.
+"""What a training has fixed before its first step, so that a resumed one uses the same: its rows, and its initial
+weights.
 
-It lies beside the checkpoint, in the job's folder. Where the file is not there, or is about another declaration, the
-training begins anew.
+The file is beside the checkpoint, in the job's folder. If it is missing, or is for another declaration, the training
+starts from the beginning.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Pins:
     """`_id`s of the rows to learn from, of those for the validation's loss (None: there are none apart), and of each
     dataset by "validation/dataset".
 
-    `declared` says what was declared, `parent` is the version that the training begins with, `at` the cluster time of
-    its rows.
+    `declared` identifies the declaration, `parent` is the version that the training begins with, `at` the cluster time
+    of its rows.
     """
 
     declared: str
@@ -43,8 +43,8 @@ class Pins:
 
 
 def load(folder: Path, declared: str) -> Pins | None:
-    """The pins in a folder; None where there are none, or for another declaration: then the folder is emptied, its
-    checkpoint is of no use.
+    """The pins in a folder; None if there are none for this declaration. Then the folder is emptied, since its
+    checkpoint cannot be used.
     """
     try:
         found = bson.decode((folder / _NAME).read_bytes(), ROW_CODEC)

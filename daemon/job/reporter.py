@@ -1,4 +1,4 @@
-"""What a job's process says of itself."""
+"""The reports of a job's process."""
 
 from __future__ import annotations
 
@@ -33,11 +33,10 @@ LINES_AT_ONCE: Final = 20
 
 
 class JobReporter:
-    """What the process says of itself: a report at a time, at most twice a second, and one every two seconds where
-    nothing changes.
+    """Writes reports: at most two a second, and one every two seconds if nothing changes.
 
-    `moved` is to be called whenever the work gets on, however little: whoever watches us ends a process that does not
-    move. What the user's code prints becomes lines of the log.
+    `moved` must be called whenever the work makes progress, however little: a process without progress is ended. What
+    the user's code prints becomes lines of the log.
     """
 
     def __init__(self, channel: Channel, patience: MongoRetry) -> None:
@@ -64,29 +63,29 @@ class JobReporter:
     @classmethod
     def over(cls, channel: Channel, patience: MongoRetry) -> JobReporter:
         """Reports through this channel. What Python code prints from now on goes to the job's log as well."""
-        voice, printed = cls(channel, patience), sys.stdout
-        sys.stdout = _Printed(voice, printed)
+        reporter, printed = cls(channel, patience), sys.stdout
+        sys.stdout = _Printed(reporter, printed)
 
         def in_child() -> None:
             # A data loader's worker was forked while another thread of ours may have held the lock.
-            voice._lock = threading.Lock()
+            reporter._lock = threading.Lock()
             sys.stdout = printed
 
         os.register_at_fork(after_in_child=in_child)
-        return voice
+        return reporter
 
     def doing(self, what: str, **progress: Any) -> None:
-        """Another part of the work begins."""
+        """Another part of the work starts."""
         with self._lock:
             self._report = replace(self._report, state="running", doing=what)
         self.progress(**progress)
 
     def moved(self) -> None:
-        """The work gets on."""
+        """The work makes progress."""
         self._moved = time.monotonic()
 
     def progress(self, **fields: Any) -> None:
-        """How far the work is: fields of JobProgress."""
+        """Updates fields of JobProgress."""
         with self._lock:
             self._report = replace(self._report, progress=replace(self._report.progress, **fields))
         self.moved()
@@ -97,8 +96,8 @@ class JobReporter:
         self.printed(text)
 
     def printed(self, text: str) -> None:
-        """A line for the job's log. It is told at once, since the next thing may be a crash; of many lines, only the
-        first ones are.
+        """A line for the job's log. It is reported at once, since a crash may follow; of many lines, only the first
+        ones are.
         """
         with self._lock:
             self._lines.append(readable(text)[:LINE_CHARACTERS])
@@ -135,7 +134,7 @@ class JobReporter:
             if unchanged and now - self._reported_at < REPORT_IDLE_SECONDS:
                 return
             self._reported, self._reported_at = report, now
-            report = replace(report, still=round(now - self._moved, 1), log=tuple(self._lines))
+            report = replace(report, still=round(max(0.0, now - self._moved), 1), log=tuple(self._lines))
             self._lines.clear()
             self._channel.report(report.to_json())
 
@@ -143,8 +142,8 @@ class JobReporter:
 class _Printed(io.TextIOBase):
     """Standard output as the user's code sees it."""
 
-    def __init__(self, voice: JobReporter, out: TextIO) -> None:
-        self._voice = voice
+    def __init__(self, reporter: JobReporter, out: TextIO) -> None:
+        self._reporter = reporter
         self._out = out
         self._begun = ""
 
@@ -156,7 +155,7 @@ class _Printed(io.TextIOBase):
         if len(self._begun) >= LINE_CHARACTERS:
             lines, self._begun = [*lines, self._begun], ""
         for line in filter(None, lines):
-            self._voice.printed(line)
+            self._reporter.printed(line)
         self._out.write(text)
         return len(text)
 

@@ -1,13 +1,12 @@
-"""A training: learn from pinned rows, measure, store a candidate, decide, promote.
+"""A training: train on pinned rows, measure, store a candidate, decide, promote.
 
-    settle     the live version (the first one is made here, if need be), the rows, the validations  -> pins, on disk
-    learn      `components.torch.loop`, from its checkpoint if there is one                          -> the best weights
+    pin        the live version (the first one is made here if needed), the rows, the validations  -> pins, on disk
+    train      `components.torch.loop`, from its checkpoint if there is one                        -> the best weights
     measure    the candidate and the live version, on the same rows
-    store      the candidate, with its lineage and all traces                                        -> a version
-    decide     `daemon.handlers.promote`; promote, reject, or leave it to a person                   -> the result
+    store      the candidate, with its lineage and all traces                                      -> a version
+    decide     `daemon.handlers.promote`; promote, reject, or leave it to a person                 -> the result
 
-A second attempt of the same job does not learn again what an attempt before it has stored, and does not decide again
-what was decided.
+A second attempt of the same job does not repeat a training whose candidate is stored, nor a decision that was made.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ T = TypeVar("T")
 
 
 def train(context: Context, job: Job) -> dict[str, Any]:
-    """Does the job; its result. Raises Stopped and Stopping, Fenced, and PredictdError where a person must act."""
+    """Does the job; returns its result. Raises Stopped, Stopping, Fenced, and PredictdError if a person must act."""
     training = Training(context, job)
     candidate = training.stored()
     if candidate is None:
@@ -60,7 +59,7 @@ def train(context: Context, job: Job) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """The live version that a candidate was measured against, and what it reached."""
+    """The live version that a candidate was compared with, and its metrics."""
 
     version: int
     trained: bool
@@ -87,14 +86,14 @@ class Training:
         self._validations = of_model(context, self._known, self._model)
 
     def stored(self) -> Version | None:
-        """The candidate of an attempt before this one."""
+        """The candidate of an earlier attempt."""
         mine = self._context.patience("versions", lambda: self._versions.listed(job=self._job.id))
         return mine[-1] if mine else None
 
     # ---- learning -------------------------------------------------------------------------------------------------
 
     def learn(self) -> Version:
-        """Trains and measures, and stores what came of it."""
+        """Trains, measures, and stores the candidate."""
         from components.torch.checkpoints import Checkpoints
         from components.torch.loader import Cached
         from components.torch.loop import train as run
@@ -123,7 +122,7 @@ class Training:
             valid,
             evaluate=(lambda: dict(evaluation(model).metrics)) if evaluation else None,
             checkpoints=Checkpoints(folder),
-            report=self._heard,
+            report=self._take_report,
             stopped=context.stopped,
             greater_is_better=lambda name: evaluation.greater.get(name, not name.endswith("/loss")),
         )
@@ -152,7 +151,7 @@ class Training:
     def _data(
         self, pins: Pins, trained: Trained, seconds: float, greater: Mapping[str, bool], compared: Compared
     ) -> dict[str, Any]:
-        """Where a version comes from, as it is stored with it."""
+        """The lineage of a version, as it is stored with it."""
         return {
             "query": json.dumps(
                 {name: self._declared.body[name] for name in ("table", "where", "limit", "key", "folds")}
@@ -170,7 +169,7 @@ class Training:
 
     @property
     def _identity(self) -> str:
-        """Of what a checkpoint must be to go on from it."""
+        """What a checkpoint must belong to, to be continued."""
         return signature([self._component.signature, self._declared.body, [each.body for each in self._validations]])
 
     def _pin(self) -> Pins:
@@ -198,7 +197,7 @@ class Training:
 
     def _begun_with(self, parent: int) -> tuple[Any, Version]:
         loaded = self._live
-        if parent != loaded.version.number:  # the training began with what was live then
+        if parent != loaded.version.number:  # another version was live when the training began
             loaded = self._version(parent)
         return loaded.model, loaded.version
 
@@ -206,8 +205,8 @@ class Training:
         loader, component = self._context.loader, self._component
         return self._context.patience("model", lambda: loader.version(component, number))
 
-    def _heard(self, progress: Mapping[str, Any]) -> None:
-        """What the loop reports."""
+    def _take_report(self, progress: Mapping[str, Any]) -> None:
+        """Takes a report of the loop."""
         voice = self._context.voice
         if "message" in progress:
             voice.say(str(progress["message"]))
@@ -227,8 +226,8 @@ class Training:
         return valid_loss(model, self._trainer, valid, self._context.stopped)
 
     def _compare(self, evaluation: Evaluation, valid: Examples | None) -> Compared:
-        """Measures the version that is live now. One that cannot be measured has no metrics: then a person decides, or
-        nobody has to.
+        """Measures the version that is live now. One that cannot be measured has no metrics: then
+        a person decides.
         """
         self._context.voice.doing("measuring the live version")
         version = self._context.patience("versions", self._versions.live)
@@ -245,7 +244,7 @@ class Training:
         return Compared(version.number, version.trained, metrics)
 
     def _store(self, weights: bytes | None, content_hash: str | None, **about: Any) -> Version:
-        def store() -> Version:  # asked again where the answer was lost: then it stands already
+        def store() -> Version:  # called again if the answer was lost: then it is stored already
             return self.stored() or self._versions.add(
                 weights,
                 content_hash,
@@ -269,18 +268,18 @@ class Training:
     # ---- deciding -------------------------------------------------------------------------------------------------
 
     def settle(self, candidate: Version) -> dict[str, Any]:
-        """Decides about the candidate, and does what was decided; the job's result."""
+        """Decides about the candidate and applies the decision; returns the job's result."""
         voice = self._context.voice
         voice.doing("deciding")
         compared = Compared(**candidate.data["compared"])
-        if candidate.state != "candidate":  # an attempt before this one has decided
+        if candidate.state != "candidate":  # an earlier attempt has decided
             return self._result(candidate, candidate.state != "rejected", candidate.reason or "", compared)
         while True:
             live = self._context.patience("versions", self._versions.live)
-            if live is not None and live.number == candidate.number:  # its answer was lost
+            if live is not None and live.number == candidate.number:  # the answer of its promotion was lost
                 return self._result(candidate, promoted=True, reason=live.reason or "", compared=compared)
             if live is not None and live.number != compared.version:
-                voice.say(f"version {live.number} went live meanwhile")
+                voice.say(f"version {live.number} went live in the meantime")
                 compared = self._compare(*self._judges())
             decision = self._decided(candidate, compared)
             if self._done(candidate, decision, compared):
@@ -290,7 +289,7 @@ class Training:
         return self._result(candidate, decision.promote, decision.reason, compared)
 
     def _judges(self) -> tuple[Evaluation, Examples | None]:
-        """What to measure another live version by: the same rows, as far as they are still known."""
+        """The rows to measure another live version with: the same ones, as far as they are known."""
         context, body = self._context, self._declared.body
         folder = checkpoint_folder(context.assignment.state_dir, self._job.id)
         pins = pinning.load(folder, self._identity) or self._pin()
@@ -306,7 +305,7 @@ class Training:
         )
 
     def _done(self, candidate: Version, decision: Decision, compared: Compared) -> bool:
-        """Does it; False where another version went live meanwhile."""
+        """Applies the decision; False if another version went live in the meantime."""
         versions, patience, number = self._versions, self._context.patience, candidate.number
         if decision.promote:
             return patience(
@@ -333,7 +332,7 @@ class Training:
 
 
 def thinned(points: Sequence[T], most: int) -> list[T]:
-    """At most `most` of the points, evenly chosen; the first and the last are among them."""
+    """At most `most` of the points, evenly chosen, with the first and the last."""
     if len(points) <= most:
         return list(points)
     return [points[round(n * (len(points) - 1) / (most - 1))] for n in range(most)]

@@ -1,4 +1,4 @@
-"""A validation on demand or on a schedule: the live version measured, the outcome added to its history."""
+"""A validation, on demand or on a schedule: measures the live version and adds the result to its history."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["validate"]
 
 
 def validate(context: Context, job: Job) -> dict[str, Any]:
-    """Does the job; its result. Raises Stopped and Stopping, Fenced, and PredictdError where a person must act."""
+    """Does the job; returns its result. Raises Stopped, Stopping, Fenced, and PredictdError if a person must act."""
     context.voice.doing("building the model")
     declared, known = context.declared("validation", job.target)
     _, live = context.live(job.model)
@@ -45,7 +45,7 @@ def validate(context: Context, job: Job) -> dict[str, Any]:
 
 
 class _Counted:
-    """Rows, with a word about each fetch."""
+    """Rows that report each fetch."""
 
     def __init__(self, rows: Examples, moved: Callable[[int], None]) -> None:
         self._rows = rows

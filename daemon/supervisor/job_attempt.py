@@ -153,11 +153,11 @@ class Attempt:
             return failed("TimeLimit", message)
         silent = now - (process.reported_at or process.started_at)
         if silent > self._limits.silent:
-            return failed("Hanging", f"its process has said nothing for {silent:.0f} s, and was ended", retry=True)
+            return failed("Hanging", f"its process has reported nothing for {silent:.0f} s, and was ended", retry=True)
         still = silent if report is None else report.still + silent
         if still > self._limits.still and (report is None or report.state != "waiting"):
             during = f", while it was {report.doing}" if report is not None and report.doing else ""
-            return failed("Hanging", f"it has not moved for {still:.0f} s{during}, and was ended", retry=True)
+            return failed("Hanging", f"it has made no progress for {still:.0f} s{during}, and was ended", retry=True)
         return None
 
     def _judged(self, process: WorkerProcess[JobReport], code: int) -> Outcome:

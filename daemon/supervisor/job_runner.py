@@ -151,8 +151,8 @@ class JobRunner:
             try:
                 await self._settle(attempt, await self._outcome(attempt))
             except Exception as error:  # one job must not end the daemon, nor the next daemon that claims it
-                log.exception("a job cannot be looked after", job=attempt.id)
-                message = f"what its process reported cannot be dealt with: {type(error).__name__}: {error}"
+                log.exception("a job cannot be supervised", job=attempt.id)
+                message = f"the outcome of its process cannot be stored: {type(error).__name__}: {error}"
                 attempt.give_up()
                 await self._settle(attempt, failed("Unreadable", readable(message)), relay=False)
         finally:
@@ -225,7 +225,7 @@ class JobRunner:
                 log.info("job done", **event, result=outcome.result)
             case "stopped":
                 jobs.release(attempt.id, self._epoch)
-                log.info("job stopped, and goes on later", **event)
+                log.info("job stopped; it continues later", **event)
             case "failed":
                 error, failures = outcome.error or JobError("Error", "it left no reason"), attempt.failures
                 again = outcome.retry and failures <= attempt.terms.retries

@@ -199,7 +199,8 @@ class Supervisor:
 
     async def _listen(self) -> None:
         """Reads the registry after a notification (by the API, a command, a promotion), and every half minute."""
-        seen, looked = -1, 0.0
+        seen: int | None = None
+        looked = 0.0
         while True:
             await asyncio.sleep(_NOTIFIED_SECONDS)
             if not self._operation.active:
@@ -209,7 +210,7 @@ class Supervisor:
                 if count == seen and time.monotonic() - looked < _LOOK_SECONDS:
                     continue
                 async with self._changing:
-                    await self._operation.look(notified=count != seen)
+                    await self._operation.look(notified=seen is not None and count != seen)
                 seen, looked = count, time.monotonic()
                 self._changed()
 

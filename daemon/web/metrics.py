@@ -1,15 +1,14 @@
 """The metrics page: the supervisor's state and its workers' samples, in Prometheus' text format.
 
 `FAMILIES` lists all names and labels; any other sample is left out, so a worker cannot add an undocumented series.
-Workers send cumulative samples under their Prometheus names (`..._total`, `..._bucket`, ...). The figures of a worker's
-report (lag, rows, queues, scans, keys of the stream) are used if the worker sent no sample of them.
+Workers send cumulative samples under their Prometheus names (`..._total`, `..._bucket`, ...).
 
 A worker's counters begin at zero when it is restarted, which Prometheus' `rate` and `increase` take into account.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +18,6 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from daemon.health.readiness import ServiceState, WorkerState
-from daemon.health.worker_report import WorkerReport
 
 __all__ = ["FAMILIES", "Family", "exposition"]
 
@@ -115,12 +113,9 @@ def _own(state: ServiceState) -> Series:
 
 
 def _measured(worker: WorkerState) -> Series:
-    """The samples of a running worker, and the figures of its report if a sample is missing."""
-    report = worker.report
-    if report is None or not worker.up:
-        return {}
+    """The samples of a running worker."""
     series: Series = {}
-    for name, labels, value in (*_reported(worker, report), *report.samples):
+    for name, labels, value in worker.report.samples if worker.report is not None and worker.up else ():
         family = _BY_SAMPLE.get(name)
         if family is None:
             continue
@@ -128,22 +123,3 @@ def _measured(worker: WorkerState) -> Series:
         if full.keys() - {"le"} == set(family.labels):
             series[name, tuple(sorted(full.items()))] = value
     return series
-
-
-def _reported(worker: WorkerState, report: WorkerReport) -> Iterator[tuple[str, dict[str, str], float]]:
-    """The figures of a report as samples."""
-    yield "predictd_stream_keys_total", {}, float(report.stream.keys)
-    yield "predictd_stream_opens_total", {}, float(report.stream.opened)
-    for name in worker.listeners:
-        listener = worker.listener(name)
-        if listener is None:
-            continue
-        label = {"listener": name}
-        yield "predictd_lag_seconds", label, listener.lag_seconds
-        for lane, depth in listener.queue.items():
-            yield "predictd_queue_depth", {**label, "lane": lane}, float(depth)
-        for result, count in listener.rows.items():
-            yield "predictd_rows_total", {**label, "result": result}, float(count)
-        if listener.scan is not None:
-            yield "predictd_scan_done_rows", label, float(listener.scan.done)
-            yield "predictd_scan_total_rows", label, float(listener.scan.total or 0)

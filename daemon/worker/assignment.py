@@ -1,4 +1,4 @@
-"""The order of a worker, from its parent."""
+"""The assignment of a worker."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["WorkerAssignment"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerAssignment(Assignment):
-    """What a worker is told by its parent; times are in seconds."""
+    """What a worker reads first; times are in seconds."""
 
     worker: str
     stop_timeout: float = 30.0

@@ -26,6 +26,7 @@ from daemon.health.measures import WorkerMeasures
 from daemon.health.worker_report import StreamReport, WorkerPhase, WorkerReport
 from daemon.listeners.change_stream import Subscription
 from daemon.listeners.intake import PositionSaver, StreamIntake
+from daemon.logs.text import readable
 from daemon.store.connection import open_database
 from daemon.store.mongo_retry import MongoRetry, Stopping
 from daemon.store.registry.model_loader import ModelLoader
@@ -215,12 +216,16 @@ class Worker:
                 int(self.measures.stream_keys._value.get()),  # noqa: SLF001  # prometheus has no public reader
                 int(self.measures.stream_opens._value.get()),  # noqa: SLF001
             ),
-            reason,
+            None if reason is None else readable(reason),  # an error's text may hold what JSON and MongoDB cannot
             {run.declared.name: run.report(open_=open_, lag=lag) for run in self.runs},
             ending=self._ending,
             threads=threads.in_use(),
         )
-        busy = {f"{run.declared.name}.{k}": round(v, 3) for run in self.runs for k, v in run.threads.busy().items()}
+        busy = {
+            f"{run.declared.name}.{k}": round(max(0.0, v), 3)
+            for run in self.runs
+            for k, v in run.threads.busy().items()
+        }
         now = time.monotonic()
         if report == self._reported and not busy and now - self._reported_at < REPORT_IDLE_SECONDS:
             return

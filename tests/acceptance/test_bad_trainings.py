@@ -105,7 +105,7 @@ def test_whatever_a_training_does_the_live_version_serves_on_and_its_reason_can_
         assert f"{kind}: " in shown
         assert message in shown
         assert [(each.number, each.trained) for each in site.versions(name).listed()] == [(1, False)]
-    assert site.jobs.get(jobs["crashing"])["attempts"] == 2  # type: ignore[index]
+    assert site.jobs.get(jobs["crashing"]).attempts == 2  # type: ignore[union-attr]
 
     result = site.ended(worse)["result"]
     assert result["promoted"] is False

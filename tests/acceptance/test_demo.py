@@ -81,8 +81,8 @@ def trained_as_told(client: MongoClient, words: str) -> None:
     live = Versions(client.mnist, "mnist", "lenet").live()
     assert live is not None
     (job,) = Jobs(client.mnist, "mnist").listed(kind="train")
-    assert (live.number, live.trained, live.job) == (2, True, job["_id"])
-    assert (job["state"], job["trigger"]) == ("done", {"rows": ROWS, "new": ROWS})
+    assert (live.number, live.trained, live.job) == (2, True, job.id)
+    assert (job.state, job.trigger) == ("done", {"rows": ROWS, "new": ROWS})
     rows, kept = client.mnist.mnist, {"_fold": "test", "_outputs.digit.value": {"$exists": True}}
     assert live.data["rows"] == rows.count_documents({"_fold": "train"})
     assert rows.count_documents({"_outputs.digit.version": 2}) == rows.count_documents({}) == ROWS
@@ -97,8 +97,8 @@ def training_has_begun(folder: Path) -> bool:
     assert running is not None
     with MongoClient(running.uri) as client:
         (job,) = Jobs(client.mnist, "mnist").listed(kind="train")
-    assert job["state"] == "running" or not job["progress"]
-    return bool(job["progress"].get("step"))
+    assert job.state == "running" or job.progress.step is None
+    return bool(job.progress.step)
 
 
 @pytest.fixture

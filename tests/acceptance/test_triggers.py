@@ -169,7 +169,7 @@ def once(site: Site) -> None:
     minutes = [job["trigger"]["due"].replace(second=0, microsecond=0) for job in site.fires("minutely", "cron")]
     assert len(minutes) == len(set(minutes))
     assert all(job["trigger"]["due"].second < 20 for job in site.fires("minutely", "cron")), "a minute's run came late"
-    jobs = [job for job in site.jobs.listed(0) if TRIGGERED & set(job["trigger"])]
+    jobs = [job.document() for job in site.jobs.listed(0) if TRIGGERED & set(job.trigger)]
     assert {job["state"] for job in jobs} <= {"done", "queued"}
     for version in (*site.versions("plain").listed(), *site.versions("a").listed()):
         measured = [each["job"] for each in version.validations]

@@ -81,9 +81,12 @@ class Daemon:
 
     def until_reason(self, text: str) -> str:
         """Waits until /readyz gives a reason that has `text` in it; the whole reason."""
-        return eventually(
-            f"/readyz says {text!r}", lambda: text in (self.readyz().get("reason") or "") and self.readyz()["reason"]
-        )
+
+        def reason() -> str | None:
+            given = self.readyz().get("reason") or ""
+            return given if text in given else None
+
+        return str(eventually(f"/readyz says {text!r}", reason))
 
     def stop(self) -> int:
         self.process.terminate()

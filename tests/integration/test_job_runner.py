@@ -228,12 +228,12 @@ def test_a_process_that_hangs_is_ended_and_the_job_tried_again(play: Any) -> Non
         stage.behave("hang")
         job = await stage.until_state(stage.queue(), "failed")
         assert job["error"]["type"] == "Hanging"
-        assert "has not moved for 100" in job["error"]["message"]
+        assert "has made no progress for 100" in job["error"]["message"]
         assert "while it was training" in job["error"]["message"]
         (stage.folder / "fake" / "jobs.log").unlink()
         stage.behave("silent")
         job = await stage.until_state(stage.queue(), "failed")
-        assert re.search("has said nothing for [2-9] s", job["error"]["message"])
+        assert re.search("has reported nothing for [2-9] s", job["error"]["message"])
 
     async def both(stage: Stage) -> None:
         await scene(stage)

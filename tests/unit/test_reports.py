@@ -21,6 +21,8 @@ from daemon.health.report import ReportRefused
 from daemon.health.service_status import ConfigState, RunningJob, ServiceStatus, WorkerStatus
 from daemon.health.worker_report import ListenerReport, ScanReport, StreamReport, WorkerReport
 from daemon.web.metrics import exposition
+from daemon.worker.assignment import WorkerAssignment
+from daemon.worker.worker import Worker
 
 WORKER = WorkerReport(
     "waiting",
@@ -83,6 +85,19 @@ def test_a_report_is_read_as_it_was_written() -> None:
     for job in (JOB, JobReport("starting")):
         assert JobReport.from_json(job.to_json().encode()) == job
     assert "\n" not in WORKER.to_json() + JOB.to_json()
+
+
+def test_a_worker_reports_an_error_whose_text_is_no_unicode(capsys: pytest.CaptureFixture[str]) -> None:
+    """The name of a file may be anything; and a password stays out."""
+    here = Path()
+    worker = Worker(
+        WorkerAssignment(
+            worker="w", uri="", database="d", service="s", epoch=1, state_dir=here, import_root=here, signing_key=""
+        )
+    )
+    worker.report("failed", "no file \udcff, mongodb://user:secret@host")
+    report = WorkerReport.from_json(capsys.readouterr().out.encode())
+    assert (report.state, report.reason) == ("failed", "no file \\udcff, mongodb://***@host")
 
 
 def test_unknown_keys_are_ignored() -> None:

@@ -1,4 +1,4 @@
-"""Jobs: one training or one validation each, from the moment somebody asks for it to what came of it.
+"""Jobs: one training or one validation each, from its request to its result.
 
     {_id: "service/kind/target/key", and the other fields of `Job`}
 
@@ -6,10 +6,9 @@
       ▲                  │ ├──fail────> failed
       └──fail, release───┘ └──cancel──> cancelled      (a queued job can be cancelled, too)
 
-* *Once*: a trigger that may be seen by two daemons queues under a key of its own; the second insert of that `_id` finds
-  the first.
-* *Fenced*: a claim writes the leader's epoch, and everything that is written to a running job names it. A job that an
-  older leader left running is claimed by the next one; whatever the older one still says finds nothing.
+* *Once*: a trigger that two daemons may see queues under a key of its own; the second insert of that `_id` fails.
+* *Fenced*: a claim writes the leader's epoch, and each write to a running job requires it. The next leader claims a job
+  that an older one left running; later writes of the older leader match nothing.
 * *Cancelled or promoted, never both*: cancelling changes the state that a promotion's transaction asks for
   (`daemon.store.registry.versions`).
 * Times are the server's.
@@ -35,7 +34,7 @@ from components.errors import NotApplied
 from daemon.health.job_report import JobError, JobProgress
 from daemon.health.report import defaulting
 from daemon.store import names
-from daemon.store.service import notify as bells
+from daemon.store.service import notify
 
 __all__ = ["DECLARED_BY", "LOG_LINES", "Job", "JobState", "Jobs", "Kind"]
 
@@ -55,7 +54,7 @@ _WHOLE: Final = {
     "kind": {"$in": list(DECLARED_BY)},
     "state": {"$in": list(get_args(JobState))},
 }
-"""What every job has. A document that lacks any of it was written by somebody else, and is no job."""
+"""What every job has. A document that does not match was not written by predictd, and is passed over."""
 
 _Moment = Annotated[Annotated[datetime, Strict()] | None, defaulting(None)]
 _Number = Annotated[int | None, defaulting(None)]
@@ -64,7 +63,7 @@ _Number = Annotated[int | None, defaulting(None)]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """A training or a validation. `ran` counts seconds of all attempts, `failures` those in a row that got no further
-    than `best_step`. A field that is not in `_WHOLE` reads as its default if somebody wrote a value of another type.
+    than `best_step`. A field that is not in `_WHOLE` reads as its default if its value has another type.
     `promoted` is the version that the job put live. `log` is None if it was not read.
     """
 
@@ -133,7 +132,7 @@ class Jobs:
         self._whole = {"service": service, **_WHOLE}
 
     def prepare(self) -> None:
-        """Makes the indexes; ended jobs go after 90 days, what they found stays with the versions."""
+        """Makes the indexes; ended jobs are deleted after 90 days, their results stay with the versions."""
         self._collection.create_index([("service", 1), ("state", 1), ("created_at", 1)])
         self._collection.create_index("finished_at", expireAfterSeconds=KEEP_SECONDS)
 
@@ -147,10 +146,10 @@ class Jobs:
         *,
         key: str | None = None,
     ) -> str | None:
-        """Asks for a job: `target` is the model to train, or the validation to run; its id.
+        """Queues a job and returns its id; `target` is the model to train, or the validation to run.
 
-        With a `key` it happens once, however many daemons ask: None where the key was used before, or where an equal
-        job is waiting already. Raises NotApplied where nothing of that name is applied.
+        With a `key` the job is queued once, even by several daemons: None if the key was used before, or if an equal
+        job is waiting. Raises NotApplied if nothing of that name is applied.
         """
         model = self._model(kind, target)
         if key is not None and self._collection.find_one({**self._of(kind, target), "state": "queued", "attempts": 0}):
@@ -166,13 +165,13 @@ class Jobs:
             )
         except DuplicateKeyError:
             return None
-        bells.ring(self._database, self._service)
+        notify.ring(self._database, self._service)
         return identifier
 
     def cancel(self, identifier: str) -> bool:
-        """Nothing more is to come of the job; False where it has ended already, or has put its version live.
+        """Cancels the job; False if it has ended, or has put its version live.
 
-        It counts at once. Whoever runs the job learns of it by the bell, ends the process and takes its candidate away
+        It counts at once. The daemon that runs the job is notified, ends the process and removes the candidate
         (`untidy`).
         """
         found = self._collection.find_one_and_update(
@@ -184,20 +183,20 @@ class Jobs:
             },
         )
         if found is not None:
-            bells.ring(self._database, self._service)
+            notify.ring(self._database, self._service)
         return found is not None
 
     # ---- reading --------------------------------------------------------------------------------------------------
 
     def get(self, identifier: str) -> Job | None:
-        """One job by its id (with or without the service's name in front), or by the end of its id where only one ends
-        so; else None.
+        """One job by its id (with or without the service's name in front), or by the end of its id if only one job
+        matches; else None.
         """
         for whole in (identifier, f"{self._service}/{identifier}"):
             found = self._collection.find_one({**self._whole, "_id": whole})
             if found is not None:
                 return Job.from_document(found)
-        text = {"$cond": [{"$eq": [{"$type": "$_id"}, "string"]}, "$_id", ""]}  # somebody else's may be anything
+        text = {"$cond": [{"$eq": [{"$type": "$_id"}, "string"]}, "$_id", ""]}  # a foreign document may have any
         ending = {"$expr": {"$eq": [{"$arrayElemAt": [{"$split": [text, "/"]}, -1]}, {"$literal": identifier}]}}
         several = list(self._collection.find({**self._whole, **ending}).limit(2))
         return Job.from_document(several[0]) if len(several) == 1 else None
@@ -213,12 +212,10 @@ class Jobs:
     # ---- running them: everything from here on is the leader's -----------------------------------------------------
 
     def claim(self, epoch: int, busy: Container[str], own: Container[str] | None = None) -> Job | None:
-        """Takes over the oldest job that is due: one that waits, or whose retry has come, or that an older leader left
-        running.
+        """Claims the oldest job that is due: one that waits, whose retry is due, or that an older leader left running.
 
-        `own` are those that the leader of this epoch knows to run: another one of its own is one whose claim it never
-        heard of, and is claimed again. Jobs of the models in `busy` are passed over. The job as it is now, None where
-        there is none.
+        `own` are the jobs that the leader of this epoch runs. Another job of its epoch is one whose claim was not
+        acknowledged, and is claimed again. Jobs of the models in `busy` are skipped. Returns the claimed job, or None.
         """
         due = {
             "$and": [self._whole, {"model": {"$nin": list(busy)}}],
@@ -263,12 +260,12 @@ class Jobs:
         return bool(self._collection.update_one(self._running(identifier, epoch), update).matched_count)
 
     def finish(self, identifier: str, epoch: int, result: Mapping[str, Any]) -> bool:
-        """The job is done, with this result; False where it is no longer ours."""
+        """The job is done, with this result; False if it is no longer ours."""
         return self._end(identifier, epoch, {"state": "done", "result": dict(result)}, ["error"])
 
     def fail(self, identifier: str, epoch: int, error: JobError, retry_in: float | None, failures: int = 1) -> bool:
-        """The job has failed: for good, or (`retry_in` seconds) to be tried again; `failures` counts those in a row.
-        False where it is not ours.
+        """The job has failed: for good, or to be tried again in `retry_in` seconds; `failures` counts those in a row.
+        False if it is not ours.
         """
         if retry_in is None:
             return self._end(
@@ -278,8 +275,8 @@ class Jobs:
         return self._back(identifier, epoch, {**again, "retry_at": {"$add": ["$$NOW", int(retry_in * 1000)]}})
 
     def release(self, identifier: str, epoch: int) -> bool:
-        """The job goes back into the queue, and this attempt does not count: the daemon stops, the job is not at
-        fault.
+        """The job goes back into the queue, and this attempt does not count: the daemon stops, and the job is not
+        at fault.
         """
         return self._back(identifier, epoch, {"state": "queued", "attempts": {"$subtract": ["$attempts", 1]}})
 
@@ -291,7 +288,7 @@ class Jobs:
         ]
 
     def tidied(self, identifier: str) -> None:
-        """What the job left is gone."""
+        """What the job left is removed."""
         self._collection.update_one({"_id": identifier}, {"$unset": {"untidy": ""}})
 
     # ---- shared ---------------------------------------------------------------------------------------------------
@@ -302,16 +299,16 @@ class Jobs:
         ended = self._collection.update_one(
             self._running(identifier, epoch), update | ({"$unset": unset} if unset else {})
         )
-        return self._told(ended.matched_count)
+        return self._notified(ended.matched_count)
 
     def _back(self, identifier: str, epoch: int, fields: Mapping[str, Any]) -> bool:
-        return self._told(
+        return self._notified(
             self._collection.update_one(self._running(identifier, epoch), [{"$set": dict(fields)}]).matched_count
         )
 
-    def _told(self, matched: int) -> bool:
+    def _notified(self, matched: int) -> bool:
         if matched:
-            bells.ring(self._database, self._service)
+            notify.ring(self._database, self._service)
         return bool(matched)
 
     def _running(self, identifier: str, epoch: int) -> dict[str, Any]:
@@ -321,7 +318,7 @@ class Jobs:
         return {"service": self._service, "kind": kind, "target": target}
 
     def _model(self, kind: Kind, target: str) -> str:
-        """The model that a job is about: no two jobs of one run at the same time."""
+        """The model of a job: two jobs of one model never run at the same time."""
         declared = DECLARED_BY[kind]
         component = self._database[names.COMPONENTS].find_one(
             {"_id": f"{self._service}/{declared}/{target}", "state": "applied"}, {"declaration": 1}
@@ -330,7 +327,7 @@ class Jobs:
             raise NotApplied(f"there is no {declared} {target!r} in service {self._service!r}; apply it first")
         try:
             return str(json.loads(component["declaration"])["model"])
-        except (KeyError, TypeError, ValueError):  # whoever wrote it has no key, and is refused by the daemon as well
+        except (KeyError, TypeError, ValueError):  # it is not signed, and the daemon refuses it as well
             raise NotApplied(
                 f"{declared} {target!r} of service {self._service!r} is not readable in the database; apply it again"
             ) from None

@@ -1,11 +1,10 @@
-"""Which key file each daemon of this user uses, noted on this machine for programs that reach it by a MongoDB URI.
+"""The key files of this user's daemons, noted on this machine for programs that connect by a MongoDB URI.
 
     $XDG_STATE_HOME/predictd/keys/INSTANCE    the absolute path of the key file of the daemon with this instance id
 
-A program learns from the lease in MongoDB which instance is active, and whoever may write to the database may have put
-it there. So the id is no more than a name to choose by, among what daemons of this very user have noted: it has the
-exact form of an id, and what it leads to is believed only if nobody else can have written it. A daemon without a home
-directory, or with one that it may not write, notes nothing.
+A program reads the active instance from the lease in MongoDB, which anybody may have written who may write to the
+database. So the id only chooses among the notes of this user's daemons: it must have the exact form of an id, and the
+note is trusted only if no other user can have written it. A daemon without a writable home directory notes nothing.
 """
 
 from __future__ import annotations

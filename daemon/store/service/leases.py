@@ -2,13 +2,13 @@
 
     _predictd.leases: {_id: service, owner, host, pid, expires, acquired_at, epoch}
 
-* Taking is one `findOneAndUpdate` by pipeline on `$$NOW`: where the lease has expired, or is ours from before, it
+* Acquiring is one `findOneAndUpdate` by pipeline on `$$NOW`: if the lease has expired, or is ours from before, it
   becomes ours.
-* Every taking raises `epoch` by one, a renewal never does. The epoch travels with what the workers write, and fences a
-  leader that was paused and has been replaced: it may wake and believe that it leads, its writes say otherwise.
-* `owner` is an instance id kept in the state directory, which a file lock keeps to one process. So a daemon that was
-  killed takes its own lease back at once instead of waiting until it expires. The host must match too: an image of a
-  machine, copied, carries the same id.
+* Each acquisition raises `epoch` by one; a renewal never does. The workers' writes carry the epoch, which fences a
+  leader that was paused and has been replaced: its late writes are refused.
+* `owner` is an instance id in the state directory, which a file lock keeps to one process. So a daemon that was killed
+  takes its own lease back at once instead of waiting until it expires. The host must match too, since a copied image of
+  a machine carries the same id.
 * A release only lets it expire: the document stays, because the epoch must never start again.
 
 Times are the server's; no local clock decides anything.
@@ -41,7 +41,7 @@ class AnotherDaemon(PredictdError):
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who asks for a lease: a stable instance id, and where to find the process."""
+    """A candidate for a lease: a stable instance id, the host and the process id."""
 
     instance: str
     host: str
@@ -49,7 +49,7 @@ class Holder:
 
 
 class Lease:
-    """The lease of one service, as one holder sees it. Every method raises MongoUnavailable where MongoDB does not
+    """The lease of one service, as one holder sees it. Every method raises MongoUnavailable if MongoDB does not
     answer.
     """
 
@@ -64,10 +64,10 @@ class Lease:
         self._ttl = ttl
 
     def acquire(self) -> int:
-        """Takes the lease and returns its new epoch. Raises AnotherDaemon, naming it, where the lease is held."""
+        """Acquires the lease and returns its new epoch. Raises AnotherDaemon, which names the holder, if it is held."""
         free = {
             "$or": [
-                {"$lte": ["$expires", "$$NOW"]},  # also where there is no document yet: what is missing sorts first
+                {"$lte": ["$expires", "$$NOW"]},  # also if there is no document yet: a missing value sorts first
                 {
                     "$and": [
                         {"$eq": ["$owner", {"$literal": self._holder.instance}]},
@@ -98,19 +98,19 @@ class Lease:
         return int(document["epoch"])
 
     def renew(self, epoch: int) -> None:
-        """Keeps the lease for another term. Raises LeaseLost where another daemon, or another epoch, has it."""
+        """Keeps the lease for another term. Raises LeaseLost if another daemon, or another epoch, holds it."""
         with reaching():
             result = self._collection.update_one(self._ours(epoch), [{"$set": {"expires": self._expiry()}}])
         if result.matched_count == 0:
             raise LeaseLost(f"the lease of {self._service!r} was taken over by {self.holder()}")
 
     def release(self, epoch: int) -> None:
-        """Lets the lease expire now, if it is still ours, so that another daemon need not wait."""
+        """Lets the lease expire now if it is still ours, so that another daemon need not wait."""
         with reaching():
             self._collection.update_one(self._ours(epoch), [{"$set": {"expires": "$$NOW"}}])
 
     def holder(self) -> str:
-        """Who holds the lease, in words."""
+        """The holder of the lease, in words."""
         with reaching():
             document = self._collection.find_one({"_id": self._service})
         return "nobody" if document is None else _named(document)

@@ -1,10 +1,10 @@
-"""Bells: how one process tells another that there is something to do, without either knowing the other.
+"""Notifications of a service: one process tells another that there is something to do.
 
     _predictd.bells: {_id: service, count}
 
-Whoever changes what a service should do (a job that is queued or cancelled, a version that goes live) rings; whoever
-does it compares the count with the one that it saw last. A ring says only "look again": what there is to do stands in
-its own collection, so a ring that nobody heard is no loss.
+A process that changes what a service should do (queues or cancels a job, promotes a version) raises the count. The
+daemon compares it with the count that it saw last, and looks again if it differs. What there is to do is in other
+collections, so a lost notification delays it but loses nothing.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ __all__ = ["count", "ring"]
 
 
 def ring(database: Database[dict[str, Any]], service: str) -> None:
-    """Everybody who listens to the service's bell looks again."""
-    rung = {"$add": [{"$cond": [{"$isNumber": "$count"}, "$count", 0]}, 1]}
-    database[names.BELLS].update_one({"_id": service}, [{"$set": {"count": rung}}], upsert=True)
+    """Notifies the service's daemon."""
+    raised = {"$add": [{"$cond": [{"$isNumber": "$count"}, "$count", 0]}, 1]}
+    database[names.BELLS].update_one({"_id": service}, [{"$set": {"count": raised}}], upsert=True)
 
 
 def count(database: Database[dict[str, Any]], service: str) -> int:
-    """How often the service's bell has rung; 0 before the first time."""
-    found = database[names.BELLS].find_one({"_id": service})
-    count_ = (found or {}).get("count")
-    return int(count_) if isinstance(count_, (int, float)) else 0
+    """The number of notifications so far."""
+    number = (database[names.BELLS].find_one({"_id": service}) or {}).get("count")
+    return int(number) if isinstance(number, (int, float)) else 0

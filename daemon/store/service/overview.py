@@ -1,4 +1,4 @@
-"""What there is, for people: the declarations of a service beside what the database holds of them."""
+"""Overviews for people: the declarations of a service beside the data of each."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ _NEEDED: Final = {
 
 
 def _applied(database: Database[dict[str, Any]], service: str, kind: str) -> dict[str, dict[str, Any]]:
-    """The declarations of a kind by name. No signature is asked for, so what somebody else wrote there may be among
-    them, but nothing unreadable.
+    """The declarations of a kind by name. Signatures are not checked, so a foreign declaration may be among them,
+    but no unreadable one.
     """
     found = database[names.COMPONENTS].find({"service": service, "kind": kind, "state": "applied"}).sort("name", 1)
     read = [(each, _declaration(each)) for each in found if each["_id"] == f"{service}/{kind}/{each.get('name')}"]
-    return {each["name"]: {**each, "declaration": said} for each, said in read if _NEEDED[kind] <= said.keys()}
+    return {each["name"]: {**each, "declaration": body} for each, body in read if _NEEDED[kind] <= body.keys()}
 
 
 def _declaration(document: dict[str, Any]) -> dict[str, Any]:
     try:
-        said = json.loads(document["declaration"])
+        body = json.loads(document["declaration"])
     except (KeyError, TypeError, ValueError):
         return {}
-    return said if isinstance(said, dict) else {}
+    return body if isinstance(body, dict) else {}
 
 
 def tables(database: Database[dict[str, Any]], service: str) -> list[dict[str, Any]]:
-    """Each table with its fields, about how many rows it has, and who listens to it."""
+    """Each table with its fields, its approximate number of rows, and its listeners."""
     listeners = _applied(database, service, "listener")
     return [
         {
@@ -53,8 +53,8 @@ def tables(database: Database[dict[str, Any]], service: str) -> list[dict[str, A
 
 
 def models(database: Database[dict[str, Any]], service: str) -> list[dict[str, Any]]:
-    """Each model with its live version, None before it was first built; `object` is an import path, or the name of what
-    travelled by value.
+    """Each model with its live version, None before it was first built; `object` is an import path, or the name of an
+    artifact.
     """
     listeners = _applied(database, service, "listener")
     shown = []
@@ -81,7 +81,7 @@ def is_applied(database: Database[dict[str, Any]], service: str, kind: str, name
 
 
 def scans(database: Database[dict[str, Any]], service: str) -> dict[str, dict[str, Any]]:
-    """For each listener, how far the scan is that its present generation asks for.
+    """For each listener, how far the scan of its present generation is.
 
     `current`: its worker has begun that scan; `finished`: every row has been judged for what is live now.
     """
@@ -106,7 +106,7 @@ def scans(database: Database[dict[str, Any]], service: str) -> dict[str, dict[st
 
 
 def waiting(database: Database[dict[str, Any]], service: str) -> dict[str, int | None]:
-    """For each listener, how many rows match but lack a key field: they wait. None where counting takes too long."""
+    """For each listener, how many rows match but lack a key field: they wait. None if counting takes too long."""
     counts: dict[str, int | None] = {}
     for name, listener in _applied(database, service, "listener").items():
         declaration = listener["declaration"]

@@ -1,7 +1,6 @@
 """Requests to a worker: documents in `_predictd.requests` that reach it through its own change stream, as any row does.
 
-A request is all in its `_id`, because the stream hands on nothing else. It is of no use afterwards; a TTL index removes
-it.
+A request consists of its `_id`, because the stream delivers nothing else. A TTL index removes it later.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from daemon.store import names
 
 __all__ = ["KEEP_SECONDS", "prepare", "reload", "retry"]
 
-KEEP_SECONDS: Final = 7 * 24 * 3600  # a request reaches its worker as soon as there is one; then it is of no use
+KEEP_SECONDS: Final = 7 * 24 * 3600  # a request reaches its worker as soon as one runs
 
 
 def prepare(database: Database[dict[str, Any]]) -> None:

@@ -1,14 +1,13 @@
-"""What is remembered of each schedule, so that no run is lost with a process and none happens twice.
+"""The state of each schedule, so that no run is lost with a process and none happens twice.
 
     _predictd.schedules: {_id: service/key, service, key, run, fires, last, baseline, low}
 
-* `last`: by the server's clock, until when nothing is due any more: the moment of the last run, or when the schedule
-  was first seen.
-* `baseline`: how many rows there were at the last run that `rows` asked for.
-* `low`: at which value a `below` fired last; absent once the metric has recovered.
-* `fires` counts the runs. A run is claimed by its number, in the unique key of its job: of two daemons that find the
-  same run due, one queues it. `run` is the document's own mark, so that numbers never repeat, even should the
-  collection be dropped.
+* `last`: the time of the last run, or of the first sight of the schedule, by the server's clock.
+* `baseline`: the number of rows at the last run of a `rows` trigger.
+* `low`: the value at which a `below` fired last; absent once the metric has recovered.
+* `fires` counts the runs. A run is claimed by its number, in the unique key of its job: if two daemons find the same
+  run due, one queues it. `run` is the document's own id, so that numbers never repeat, even if the collection is
+  dropped.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ _AWARE: CodecOptions[dict[str, Any]] = CodecOptions(tz_aware=True)
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What is remembered of one schedule."""
+    """The state of one schedule."""
 
     run: ObjectId
     fires: int
@@ -68,18 +67,16 @@ class Schedules:
         self._service = service
 
     def now(self) -> datetime:
-        """Return the server's time."""
-        told: datetime = self._database.command("hello", codec_options=_AWARE)["localTime"]
-        return told
+        """The server's time."""
+        now: datetime = self._database.command("hello", codec_options=_AWARE)["localTime"]
+        return now
 
     def forget_all_but(self, keys: Iterable[str]) -> None:
-        """Forgets schedules that are no longer declared: should one come back, it has missed nothing."""
+        """Deletes schedules that are no longer declared: one that comes back starts from the beginning."""
         self._collection.delete_many({"service": self._service, "_id": {"$nin": [self._id(key) for key in keys]}})
 
     def states(self, baselines: Mapping[str, int | None]) -> dict[str, State]:
-        """Return what is remembered of the schedules that are named; one that is new begins now, and at the row count
-        given for it.
-        """
+        """The states of these schedules; a new one begins now, at the row count that is given for it."""
         found = self._read(baselines)
         new = baselines.keys() - found.keys()
         for key in new:
@@ -89,29 +86,29 @@ class Schedules:
     def _read(self, keys: Iterable[str]) -> dict[str, State]:
         ids = {self._id(key): key for key in keys}
         states = {}
-        for each in self._collection.find({"_id": {"$in": list(ids)}}):
-            kept: dict[str, Any] = {name: each.get(name) for name in _WHOLE}
+        for document in self._collection.find({"_id": {"$in": list(ids)}}):
+            kept: dict[str, Any] = {name: document.get(name) for name in _WHOLE}
             if all(isinstance(kept[name], kinds) for name, kinds in _WHOLE.items()):
-                states[ids[each["_id"]]] = State(**kept)
-            else:  # somebody else wrote it; the schedule begins anew
-                self._collection.delete_one({"_id": each["_id"]})
+                states[ids[document["_id"]]] = State(**kept)
+            else:  # not written by predictd: the schedule starts from the beginning
+                self._collection.delete_one({"_id": document["_id"]})
         return states
 
     def _begin(self, key: str, baseline: int | None) -> None:
         first = {"service": self._service, "key": key, "run": ObjectId(), "fires": 0, "baseline": baseline}
         literal = {name: {"$ifNull": [f"${name}", {"$literal": value}]} for name, value in first.items()}
-        with suppress(DuplicateKeyError):  # another daemon was quicker, and its document counts
+        with suppress(DuplicateKeyError):  # another daemon was quicker; its document counts
             self._collection.update_one(
                 {"_id": self._id(key)}, [{"$set": {**literal, "last": {"$ifNull": ["$last", "$$NOW"]}}}], upsert=True
             )
 
     def fired(self, key: str, state: State, last: datetime, baseline: int | None, low: float | None) -> None:
-        """Notes the run that followed `state`; nothing where another daemon has noted it already."""
+        """Notes the run that followed `state`; nothing if another daemon has noted it already."""
         changes = {"fires": state.fires + 1, "last": last, "baseline": baseline, "low": low}
         self._collection.update_one(self._at(key, state), {"$set": changes})
 
     def lowered(self, key: str, state: State, count: int) -> None:
-        """Rows were deleted: from this count on new ones are counted."""
+        """Rows were deleted: new ones are counted from this number."""
         self._collection.update_one(self._at(key, state), {"$min": {"baseline": count}})
 
     def recovered(self, key: str, state: State) -> None:
@@ -128,15 +125,15 @@ class Schedules:
 class RowCounts:
     """How many rows tables have: exactly up to `EXACT_ROWS`, beyond that as the server estimates it.
 
-    The estimate costs nothing, and is wrong for good after the server was killed: by what was written in the minute
-    before. So a small table is counted, whenever its estimate has moved, and once a minute.
+    The estimate costs nothing, but stays wrong after the server was killed. So a small table is counted whenever its
+    estimate has changed, and once a minute.
     """
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[int, int, float]] = {}
 
     def count(self, database: Database[dict[str, Any]], table: str) -> int:
-        """Return the number of rows; none in a table that does not exist."""
+        """The number of rows; 0 in a table that does not exist."""
         collection = database[table]
         estimate = collection.estimated_document_count()
         known, exact, at = self._known.get(table, (-1, 0, 0.0))

@@ -1,7 +1,7 @@
-"""Which services daemons are active for, in one database or in any: for clients that look for the one that serves them.
+"""The services that daemons are active for, in one database or in any, for clients that look for theirs.
 
-A service is served while its lease runs, by the server's clock. A lease that has just run out (its daemon was killed)
-may be taken again in a moment; whoever looks decides how long to be patient.
+A service is served while its lease runs, by the server's clock. A lease that has just expired (its daemon was
+killed) may be taken again soon; the caller decides how long to wait.
 """
 
 from __future__ import annotations

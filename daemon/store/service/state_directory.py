@@ -1,11 +1,11 @@
-"""The state directory: what a daemon keeps on its own disk, and the lock that makes it its own.
+"""The state directory: the local files of a daemon, and the lock that reserves them.
 
-    STATE_DIR/lock       held by flock while a daemon runs; holds its process id
-    STATE_DIR/instance   the stable id of this directory's daemon: what it takes its own lease back with after a kill
-    STATE_DIR/signing.key  what this service's declarations are signed with; made at the first start, for its owner's
-    eyes only STATE_DIR/http       the address that the daemon answers on, while it runs ("127.0.0.1:9477")
+    STATE_DIR/lock         held by flock while a daemon runs; contains its process id
+    STATE_DIR/instance     the stable id of this directory's daemon, which takes its own lease back after a kill
+    STATE_DIR/signing.key  the key that signs this service's declarations; made at the first start, private to its owner
+    STATE_DIR/http         the address of the daemon's HTTP server while it runs ("127.0.0.1:9477")
 
-The kernel gives the lock up with the process, however it ends, so nothing stale is ever left behind.
+The kernel releases the lock when the process ends, so no stale lock remains.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["StateDirectory", "http_address", "instance_of", "is_held"]
 
 
 class StateDirectory:
-    """Ours for the length of the `with` block. Entering raises AnotherDaemon where another process has it."""
+    """Locked within the `with` block. Entering raises AnotherDaemon if another process has it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -68,7 +68,7 @@ class StateDirectory:
 
     @property
     def signing_key_file(self) -> Path:
-        """Where the key lies that signs declarations."""
+        """The path of the key that signs declarations."""
         return self.path / "signing.key"
 
     def signing_key(self) -> SigningKey:
@@ -87,13 +87,13 @@ class StateDirectory:
             raise ConfigurationError([Problem("service.state_dir", f"the signing key: {error}")]) from None
 
     def announce(self, address: str) -> None:
-        """Notes where the daemon answers, for commands on this machine."""
+        """Writes the daemon's HTTP address, for commands on this machine."""
         _write(self.path / "http", address)
 
 
 def is_held(lock: Path) -> bool:
-    """Whether a living process holds this file's lock. A look takes the lock for an instant: a daemon that starts just
-    then may meet it.
+    """Whether a living process holds this file's lock. This takes the lock for an instant, in which a daemon that
+    starts may fail.
     """
     try:
         with lock.open("r") as file:
@@ -107,7 +107,7 @@ def is_held(lock: Path) -> bool:
 
 
 def instance_of(state_dir: Path) -> str | None:
-    """The id of this directory's daemon, None where none has ever run there."""
+    """The id of this directory's daemon; None if none has ever run there."""
     try:
         return (state_dir / "instance").read_text().strip() or None
     except OSError:
@@ -115,7 +115,7 @@ def instance_of(state_dir: Path) -> str | None:
 
 
 def http_address(state_dir: Path) -> str | None:
-    """Where the daemon of this state directory answers, None where none has said so."""
+    """The HTTP address of this directory's daemon; None if there is none."""
     try:
         return (state_dir / "http").read_text().strip() or None
     except OSError:

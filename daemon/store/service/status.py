@@ -1,11 +1,10 @@
-"""What the active daemon says about itself: one document per service, for `predictd status` and for whoever looks with
-mongosh.
+"""The status of the active daemon: one document for each service, for `predictd status` and for mongosh.
 
     _predictd.status: {_id: service, at, epoch, and the other fields of `daemon.health.service_status.ServiceStatus`}
 
-`at` is the server's time of the last word; a reader gets its age by the server's clock too, so a daemon that died shows
-as old, whatever the clocks of the machines say. A daemon that has been replaced cannot write over its successor: the
-epoch only grows.
+`at` is the server's time of the last write, and a reader gets the age by the same clock; so the status of a daemon that
+died is old, whatever the machines' clocks show. A replaced daemon cannot overwrite its successor's: the epoch only
+grows.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _SERVER: Final = frozenset({"_id", "epoch", "at", "age_seconds"})
 
 
 class StatusBoard:
-    """The status document of one service. Every method raises MongoUnavailable where MongoDB does not answer."""
+    """The status document of one service. Every method raises MongoUnavailable if MongoDB does not answer."""
 
     def __init__(self, database: Database[dict[str, Any]], service: str) -> None:
         self._collection: Collection[dict[str, Any]] = database[names.STATUS]
