@@ -50,9 +50,15 @@ class RawValue(bytes):
         document = bson.encode({"": value})
         return cls(document[4:5] + document[6:-1])
 
-    def value(self) -> Any:
+    def __repr__(self) -> str:
+        try:
+            return repr(self.value())
+        except UNDECODABLE:
+            return f"<BSON of type {self[0]}: {self[1:41].hex()}>"
+
+    def value(self, codec: CodecOptions[dict[str, Any]] = STRICT) -> Any:
         """The value as Python has it. Raises one of `UNDECODABLE`."""
-        return bson.decode(document({}, {"": self}).raw, STRICT)[""]
+        return bson.decode(document({}, {"": self}).raw, codec)[""]
 
     def fields(self) -> dict[str, RawValue]:
         """The fields of a document or an array; of any other value, none."""
@@ -67,12 +73,14 @@ def fields(document: bytes | memoryview) -> dict[str, RawValue]:
     return found
 
 
-def readable(values: Mapping[str, RawValue], key: str = "") -> dict[str, Any]:
+def readable(
+    values: Mapping[str, RawValue], key: str = "", codec: CodecOptions[dict[str, Any]] = STRICT
+) -> dict[str, Any]:
     """The fields, decoded; the field `key` as a key. One that cannot be decoded is left out."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         with suppress(*UNDECODABLE):
-            found[name] = key_of(value) if name == key else value.value()
+            found[name] = key_of(value) if name == key else value.value(codec)
     return found
 
 
