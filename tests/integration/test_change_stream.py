@@ -157,6 +157,9 @@ def test_a_key_comes_as_it_is_stored(own: Any, rows: Any, key: Any) -> None:
         {"$set": {"_outputs.L.value": "changed", "x": 2}},
         {"$unset": {"_outputs.L": "", "x": ""}},
         {"$unset": {"_outputs": ""}},
+        {"$set": {"_outputs": {}}},
+        {"$set": {"_outputs": None}},
+        {"$set": {"_outputs": 5}},
         [{"$set": {"tags": {"$slice": ["$tags", 1]}}}],
         [{"$set": {"tags": {"$slice": ["$tags", 1]}, "_outputs.L.value": 3}}],
     ],
@@ -185,7 +188,6 @@ def test_an_update_of_anything_outside_outputs_is_heard(own: Any, rows: Any, upd
 @pytest.mark.parametrize(
     "update",
     [
-        {"$set": {"_outputs": {}}},
         {"$set": {"_outputs.M": {"value": 1}}},
         {"$set": {"_outputs.L.value": 2}},
         {"$unset": {"_outputs.L": ""}},

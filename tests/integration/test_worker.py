@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from harness.processes import LISTENER, SERVICE, TABLE, WORKER, Worker, Workplac
 from PIL import Image
 from pymongo.database import Database
 
+from daemon.handlers.predict.records import Letter
 from daemon.store import names
 from daemon.store.registry.registry import Registry
 from daemon.store.rows import dead_letters
+from daemon.store.rows.dead_letters import DeadLetters
 from daemon.store.service import overview
 
 
@@ -351,8 +354,10 @@ def judged(worker: Worker, keys: int) -> None:
     worker.until("they are judged", lambda: worker.listener()["lag_seconds"] == 0)
 
 
-def test_rows_that_refuse_their_output_are_dead_and_not_tried_again(place: Workplace) -> None:
-    """Something else stands in the place of `_outputs`, a row is nearly full: only the letters know."""
+def test_rows_that_refuse_their_output_are_dead_until_they_change(place: Workplace) -> None:
+    """Something else stands in the place of `_outputs`, a row is nearly full: only the letters know. An event of such
+    a row gives it another attempt, a scan does not.
+    """
     place.declare(declared(fields={"x": "json"}))
     place.rows.insert_many([{"_id": 1, "x": "a", "_outputs": 5}, {"_id": 2, "x": "a"}])
     place.rows.insert_one({"_id": 3, "x": "y" * (16 * 1024 * 1024 - 80)})
@@ -373,12 +378,51 @@ def test_rows_that_refuse_their_output_are_dead_and_not_tried_again(place: Workp
         place.rows.update_many({}, {"$set": {"n": n}})
         judged(worker, keys + 3)
         assert worker.stop() == 0
-        assert worker.rows()["predicted"] == predicted
+        assert worker.rows()["predicted"] == predicted + 2
+        place.database[names.POSITIONS].delete_many({})  # it starts with a scan
         worker = place.run()
-    place.rows.update_one({"_id": 1}, {"$unset": {"_outputs": ""}, "$set": {"x": "b"}})
+        assert worker.rows()["predicted"] == 0
+    place.rows.update_one({"_id": 1}, {"$set": {"_outputs": {}}})
     place.rows.delete_one({"_id": 3})
     worker.until("their letters are gone", lambda: worker.listener()["dead_letters"] == 0)
     Oracle(place.database).settle()
+
+
+def test_a_row_that_a_validator_refuses_is_predicted_once_it_is_mended_beside_its_key(place: Workplace) -> None:
+    """The validator wants a title; nobody touches the key field."""
+    place.declare()
+    place.rows.insert_one({"_id": 1, "x": "a"})
+    place.database.command("collMod", TABLE, validator={"title": {"$exists": True}})
+    worker = place.run()
+    worker.until("it is dead", lambda: letter(place, 1) is not None)
+    place.rows.update_one({"_id": 1}, {"$set": {"title": "t"}})
+    Oracle(place.database).settle()
+    worker.until("its letter is gone", lambda: letter(place, 1) is None)
+    assert worker.stop() == 0
+
+
+@pytest.mark.parametrize("kind", ["WorkerDied", "TimedOut"])
+def test_a_lethal_row_that_refuses_its_mark_is_not_tried_again_when_it_changes_beside_its_key(
+    database: Database[dict[str, Any]], kind: str
+) -> None:
+    """A row that kills and is updated each second must not kill each second: its input, a new generation or a request
+    has to come first. Any other letter holds for scans only.
+    """
+    letters = DeadLetters(database, SERVICE, LISTENER, TABLE)
+    for type_ in (kind, "ValueError"):
+        dead = Letter(type_, b"input", 1, 1, "predict", type_, "why", "")
+        letters.add([dead])
+        assert not letters.settled(type_, b"input", 1, scanned=True)  # the mark in the row says so
+        letters.add([replace(dead, type="WriteRefused", unwritable=True)])
+    for known in (letters, DeadLetters(database, SERVICE, LISTENER, TABLE)):
+        known.load()
+        assert known.settled(kind, b"input", 1, scanned=False)
+        assert not known.settled("ValueError", b"input", 1, scanned=False)
+        assert known.settled("ValueError", b"input", 1, scanned=True)
+        assert not known.settled(kind, b"another", 1, scanned=True)
+        assert not known.settled(kind, b"input", 2, scanned=True)
+        known.forget(kind)
+        assert not known.settled(kind, b"input", 1, scanned=False)
 
 
 def test_rows_with_ids_that_python_has_no_form_for_are_rows_too(place: Workplace) -> None:

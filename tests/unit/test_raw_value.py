@@ -88,7 +88,7 @@ def test_what_the_driver_would_alter_stays_as_it_is(raw: RawValue) -> None:
 
 def test_the_common_keys_are_as_python_has_them() -> None:
     """No detour for them: they come back from the driver as they are stored."""
-    for key in (ObjectId(), "a", 1, Int64(1)):
+    for key in (ObjectId(), "a", 1, Int64(1), 1.5, b"b", Binary(b"b", 4), datetime(2020, 1, 1)):  # noqa: DTZ001
         assert type(key) in EXACT
         assert key_of(RawValue.of(key)) == key
         assert type(key_of(RawValue.of(key))) is type(key)
