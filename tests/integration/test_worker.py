@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bson import Decimal128, Regex
 from bson.datetime_ms import DatetimeMS
 from bson.timestamp import Timestamp
 from harness.daemons import eventually
@@ -27,6 +28,7 @@ from daemon.store import names
 from daemon.store.registry.registry import Registry
 from daemon.store.rows import dead_letters
 from daemon.store.rows.dead_letters import DeadLetters
+from daemon.store.rows.positions import cluster_time
 from daemon.store.service import overview
 
 
@@ -698,3 +700,69 @@ def test_publishing_what_is_published_changes_nothing(place: Workplace) -> None:
     worker = place.run()
     assert worker.stop() == 0
     assert set(worker.rows().values()) == {0}
+
+
+# ---- a stream, a position and a lease that hold what they should not ------------------------------------------------
+
+
+def test_a_position_in_the_future_is_lost_history(place: Workplace) -> None:
+    """As after a restore from a server whose clock was ahead: it is said, and every row is scanned."""
+    place.declare()
+    place.rows.insert_one({"_id": 1, "x": "a"})
+    assert place.run().stop() == 0
+    future = Timestamp(cluster_time(place.database).time + 3600, 1)
+    place.database[names.POSITIONS].update_one({}, {"$set": {"cluster_time": future, "token": None}})
+    place.rows.insert_one({"_id": 2, "x": "b"})
+    worker = place.run()
+    Oracle(place.database).settle()
+    place.rows.insert_one({"_id": 3, "x": "c"})
+    Oracle(place.database).settle()
+    assert worker.stop() == 0
+    assert "lies in the future" in worker.log.read_text()
+
+
+def test_a_row_with_a_very_large_id_has_its_output_and_stops_nobody(place: Workplace) -> None:
+    """Its event cannot be read: the stream goes round it, and a scan finds the row."""
+    place.declare()
+    worker = place.run()
+    place.rows.insert_one({"_id": "x" * 6_000_000, "x": "a"})
+    place.rows.insert_one({"_id": 2, "x": "b"})
+    without = {"_outputs.L.value": {"$exists": False}}
+    worker.until("both have outputs", lambda: place.rows.count_documents(without) == 0)
+    place.rows.insert_one({"_id": 3, "x": "c"})
+    worker.until("the stream goes on", lambda: place.rows.count_documents(without) == 0)
+    assert worker.stop() == 0
+
+
+@pytest.mark.parametrize("epoch", [2**62, 1e300, Decimal128("1E+40")], ids=repr)
+@pytest.mark.parametrize("collection", [names.POSITIONS, names.SCANS])
+def test_an_epoch_that_no_daemon_ever_had_fences_nobody(place: Workplace, collection: str, epoch: Any) -> None:
+    """It is above the lease's, from which all epochs come: it is put right, and said."""
+    place.declare()
+    place.rows.insert_one({"_id": 1, "x": "a"})
+    assert place.run().stop() == 0
+    place.database[names.LEASES].insert_one({"_id": SERVICE, "epoch": 2})
+    place.database[collection].update_one({}, {"$set": {"epoch": epoch}})
+    place.database[names.POSITIONS].update_one({}, {"$unset": {"cluster_time": ""}})  # so that it scans
+    place.rows.insert_one({"_id": 2, "x": "b"})
+    worker = place.run()
+    Oracle(place.database).settle()
+    assert worker.stop() == 0
+    assert "an epoch that no daemon ever had" in worker.log.read_text()
+
+
+@pytest.mark.parametrize("garbage", [Regex("("), 5, b"x", {"a": 1}, [1], None, True, "text", Timestamp(1, 1)], ids=repr)
+def test_a_position_and_a_scan_of_garbage_are_made_good(place: Workplace, garbage: Any) -> None:
+    """Each field by itself would do: the worker starts anew from them, and serves."""
+    place.declare()
+    place.rows.insert_one({"_id": 1, "x": "a"})
+    assert place.run().stop() == 0
+    place.database[names.LEASES].insert_one({"_id": SERVICE, "epoch": 2})  # as of the next worker
+    parts = ("token", "cluster_time", "subscription", "epoch", "saved_at")
+    place.database[names.POSITIONS].update_one({}, {"$set": dict.fromkeys(parts, garbage)})
+    parts = ("mark", "state", "reason", "done", "run", "order", "epoch", "last", "started_at", "finished_at")
+    place.database[names.SCANS].update_one({}, {"$set": dict.fromkeys(parts, garbage)})
+    place.rows.insert_one({"_id": 2, "x": "b"})
+    worker = place.run()
+    Oracle(place.database).settle()
+    assert worker.stop() == 0

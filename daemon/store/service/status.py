@@ -19,6 +19,7 @@ from pymongo.errors import DuplicateKeyError
 
 from daemon.store import names
 from daemon.store.connection import reaching
+from daemon.store.service.epochs import mended
 
 __all__ = ["StatusBoard"]
 
@@ -32,20 +33,26 @@ class StatusBoard:
 
     def publish(self, epoch: int, document: Mapping[str, Any]) -> bool:
         """Writes the whole document; False where a daemon with a higher epoch has already written its own."""
-        try:
-            with reaching(DuplicateKeyError):
-                self._collection.update_one(
-                    {"_id": self._service, "epoch": {"$not": {"$gt": epoch}}},
-                    {"$set": {**document, "epoch": epoch}, "$currentDate": {"at": True}},
-                    upsert=True,
-                )
-        except DuplicateKeyError:
-            return False
-        return True
+        for _ in range(2):
+            try:
+                with reaching(DuplicateKeyError):
+                    self._collection.update_one(
+                        {"_id": self._service, "epoch": {"$not": {"$gt": epoch}}},
+                        {"$set": {**document, "epoch": epoch}, "$currentDate": {"at": True}},
+                        upsert=True,
+                    )
+            except DuplicateKeyError:
+                with reaching():
+                    if not mended(self._collection, self._service, self._service, epoch):
+                        return False
+            else:
+                return True
+        return False
 
     def read(self) -> dict[str, Any] | None:
         """The document with `age_seconds` by the server's clock, or None where no daemon has ever been active."""
-        age = {"$divide": [{"$subtract": ["$$NOW", "$at"]}, 1000]}
+        dated = {"$eq": [{"$type": "$at"}, "date"]}
+        age = {"$cond": [dated, {"$divide": [{"$subtract": ["$$NOW", "$at"]}, 1000]}, "$$REMOVE"]}
         with reaching():
             found = list(
                 self._collection.aggregate([{"$match": {"_id": self._service}}, {"$set": {"age_seconds": age}}])
