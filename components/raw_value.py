@@ -1,8 +1,8 @@
 """BSON values as their bytes: MongoDB stores values that the driver cannot decode, or would not send back as they were.
 
 A row's `_id` may be such a value: a string that is not UTF-8, a binary of subtype 2 with a wrong inner length, a
-document that holds a field twice. Its *key* is therefore what identifies it on the server: an ObjectId, a string or
-an integer as Python holds them, since these come back unchanged, and everything else as a `RawValue`.
+document that holds a field twice. Its *key* is therefore what identifies it on the server: a value of one of the types
+`EXACT` as Python holds it, since these are sent back unchanged, and everything else as a `RawValue`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from typing import Any, Final
 
 import bson
-from bson import Int64, ObjectId
+from bson import Binary, Decimal128, Int64, ObjectId
 from bson.codec_options import CodecOptions, DatetimeConversion
+from bson.datetime_ms import DatetimeMS
 from bson.raw_bson import RawBSONDocument
+from bson.timestamp import Timestamp
 
 STRICT: Final[CodecOptions[dict[str, Any]]] = CodecOptions(datetime_conversion=DatetimeConversion.DATETIME_AUTO)
 """Decodes every date, and refuses text that is not UTF-8 instead of altering it."""
@@ -25,10 +28,10 @@ RAW: Final[CodecOptions[RawBSONDocument]] = CodecOptions(document_class=RawBSOND
 UNDECODABLE: Final = (bson.errors.BSONError, ValueError, TypeError, OverflowError, RecursionError)
 """What decoding stored bytes may raise."""
 
-EXACT: Final = frozenset({ObjectId, str, int, Int64})
+EXACT: Final = frozenset({ObjectId, str, int, Int64, float, bytes, Binary, datetime, DatetimeMS, Timestamp, Decimal128})
 """The Python types of keys that are encoded again exactly as they were stored."""
 
-_EXACT_KINDS: Final = frozenset({0x02, 0x07, 0x10, 0x12})
+_EXACT_KINDS: Final = frozenset({0x01, 0x02, 0x05, 0x07, 0x09, 0x10, 0x11, 0x12, 0x13})
 _NO_BYTES: Final = {0x06: 0, 0x0A: 0, 0x7F: 0, 0xFF: 0}
 _SIZES: Final = {**_NO_BYTES, 0x01: 8, 0x07: 12, 0x08: 1, 0x09: 8, 0x10: 4, 0x11: 8, 0x12: 8, 0x13: 16}
 """How many bytes a value of a type takes, if all of that type take as many."""
@@ -50,9 +53,15 @@ class RawValue(bytes):
         document = bson.encode({"": value})
         return cls(document[4:5] + document[6:-1])
 
-    def value(self) -> Any:
+    def __repr__(self) -> str:
+        try:
+            return repr(self.value())
+        except UNDECODABLE:
+            return f"<BSON of type {self[0]}: {self[1:41].hex()}>"
+
+    def value(self, codec: CodecOptions[dict[str, Any]] = STRICT) -> Any:
         """The value as Python has it. Raises one of `UNDECODABLE`."""
-        return bson.decode(document({}, {"": self}).raw, STRICT)[""]
+        return bson.decode(document({}, {"": self}).raw, codec)[""]
 
     def fields(self) -> dict[str, RawValue]:
         """The fields of a document or an array; of any other value, none."""
@@ -67,12 +76,14 @@ def fields(document: bytes | memoryview) -> dict[str, RawValue]:
     return found
 
 
-def readable(values: Mapping[str, RawValue], key: str = "") -> dict[str, Any]:
+def readable(
+    values: Mapping[str, RawValue], key: str = "", codec: CodecOptions[dict[str, Any]] = STRICT
+) -> dict[str, Any]:
     """The fields, decoded; the field `key` as a key. One that cannot be decoded is left out."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         with suppress(*UNDECODABLE):
-            found[name] = key_of(value) if name == key else value.value()
+            found[name] = key_of(value) if name == key else value.value(codec)
     return found
 
 

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from components.errors import PredictdError
+from components.raw_value import identity
 from daemon.cli import screens
 from daemon.cli.command import ConfigFile, Json, Place, place, say, show
-from daemon.logs.text import row_id
+from daemon.logs.text import row_id, row_key, shown_id
 from daemon.store.connection import Data
 from daemon.store.rows import dead_letters
 
@@ -27,7 +28,8 @@ def listed(config: ConfigFile = None, listener: ListenerName = None, limit: int 
     """The dead letters with their reasons, oldest first."""
     with place(config) as here:
         query = {"_id.listener": listener} if listener else {}
-        show(list(dead_letters.listed(here.database, here.service, query, limit)), screens.letters, json=json)
+        letters = [_for_json(each) if json else each for each in _letters(here, query, limit)]
+        show(letters, screens.letters, json=json)
 
 
 @app.command("show")
@@ -35,7 +37,7 @@ def shown(row: RowId, config: ConfigFile = None, json: Json = False) -> None:
     """One dead letter, with its traceback."""
     with place(config) as here:
         for letter in _chosen(here, [row], every=False, listener=None):
-            show(letter, screens.letter, json=json)
+            show(_for_json(letter) if json else letter, screens.letter, json=json)
 
 
 @app.command()
@@ -75,14 +77,23 @@ def _chosen(here: Place, rows: list[str], *, every: bool, listener: str | None) 
     if every == bool(rows):
         raise typer.BadParameter("name rows as LISTENER/ID, or say --all", param_hint="ROWS")
     if every:
-        yield from list(
-            dead_letters.listed(here.database, here.service, {"_id.listener": listener} if listener else {})
-        )
+        yield from _letters(here, {"_id.listener": listener} if listener else {})
         return
     for row in rows:
         name, _, identifier = row.partition("/")
-        of_listener = dead_letters.listed(here.database, here.service, {"_id.listener": name})
-        found = next((letter for letter in of_listener if row_id(letter["_id"]["row"]) == identifier), None)
+        key = identity(row_key(identifier))
+        of_listener = _letters(here, {"_id.listener": name})
+        names = ((letter, letter["_id"]["row"]) for letter in of_listener)
+        found = next((letter for letter, own in names if identity(own) == key or row_id(own) == identifier), None)
         if found is None:
             raise PredictdError(f"there is no dead letter {row!r}; `predictd dead-letters list` shows all of them")
         yield found
+
+
+def _letters(here: Place, query: dict[str, Any], limit: int = 0) -> list[dict[str, Any]]:
+    """The letters of the service that name a row: somebody else's documents may lie among them."""
+    return [each for each in dead_letters.listed(here.database, here.service, query, limit) if "row" in each["_id"]]
+
+
+def _for_json(letter: dict[str, Any]) -> dict[str, Any]:
+    return {**letter, "_id": {**letter["_id"], "row": shown_id(letter["_id"]["row"])}}

@@ -5,6 +5,7 @@ Every name is documented in docs/operations.md and in `daemon.web.metrics`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -36,6 +37,8 @@ class WorkerMeasures:
         )
         self.stream_keys = Counter("predictd_stream_keys", "", registry=self.registry)
         self.stream_opens = Counter("predictd_stream_opens", "", registry=self.registry)
+        self.oplog_headroom = Gauge("predictd_oplog_headroom_ratio", "", registry=self.registry)
+        self.oplog_headroom.set(math.nan)  # not known
         self.queue_depth = Gauge("predictd_queue_depth", "", ["listener", "lane"], registry=self.registry)
         self.lag_seconds = Gauge("predictd_lag_seconds", "", ["listener"], registry=self.registry)
         self.scan_done = Gauge("predictd_scan_done_rows", "", ["listener"], registry=self.registry)
@@ -45,7 +48,7 @@ class WorkerMeasures:
         """Every sample but the creation times."""
         for family in self.registry.collect():
             for sample in family.samples:
-                if not sample.name.endswith("_created"):
+                if not sample.name.endswith("_created") and not math.isnan(sample.value):
                     yield sample.name, dict(sample.labels), sample.value
 
 

@@ -132,9 +132,13 @@ def _touches_more_than_outputs(chained: Sequence[str]) -> Mapping[str, Any]:
         wanted.append({"$eq": ["$$path", path]})
         wanted.append({"$eq": [{"$indexOfBytes": ["$$path", f"{path}."]}, 0]})
         wanted.append({"$eq": [{"$indexOfBytes": [path, {"$concat": ["$$path", "."]}]}, 0]})
-    # The daemon never takes `_outputs` away as a whole: that was a client, and the outputs are due again.
+    # The daemon never takes `_outputs` away as a whole, nor empties it, nor puts another value in its place: that was
+    # a client, and the outputs are due again.
+    whole = f"{change}.updatedFields._outputs"
     taken_away = {"$in": ["_outputs", {"$ifNull": [f"{change}.removedFields", []]}]}
-    return {"$or": [taken_away, {"$anyElementTrue": [{"$map": {"input": paths, "as": "path", "in": {"$or": wanted}}}]}]}
+    replaced = {"$or": [{"$not": [{"$in": [{"$type": whole}, ["missing", "object"]]}]}, {"$eq": [whole, {}]}]}
+    changed = {"$anyElementTrue": [{"$map": {"input": paths, "as": "path", "in": {"$or": wanted}}}]}
+    return {"$or": [taken_away, replaced, changed]}
 
 
 # ---- what the generator yields ------------------------------------------------------------------------------------

@@ -9,21 +9,26 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import structlog
 from pymongo.database import Database
+from pymongo.errors import PyMongoError
 
 from daemon.handlers.predict.dirty_keys import DirtyKeys, Progress, Stretch
 from daemon.listeners import change_stream as stream
 from daemon.listeners.scan_lane import ScanLane
 from daemon.store.mongo_retry import MongoRetry
 from daemon.store.rows.dead_letters import DeadLetters
+from daemon.store.rows.oplog_window import headroom
 from daemon.store.rows.positions import Position, Positions, cluster_time
 
 log = structlog.get_logger(__name__)
 
 KEEP_SECONDS: Final = 0.5
+HEADROOM_SECONDS: Final = 30.0
+SHORT_OF_OPLOG: Final = 0.5
 KEEP_IDLE_SECONDS: Final = 30.0  # saving an idle position moves the oplog, which moves the position: seldom
 
 
@@ -70,9 +75,11 @@ class StreamIntake:
         patience: MongoRetry,
         count_key: Callable[[], None],
         count_open: Callable[[], None],
+        show_headroom: Callable[[float], None],
     ) -> None:
         self._database, self._subscription, self._positions = database, subscription, positions
         self._patience, self._count_key, self._count_open = patience, count_key, count_open
+        self._show_headroom, self._short = show_headroom, False
         self._feeds = list(feeds)
         self._watching: dict[str, list[Feed]] = {}
         for feed in feeds:
@@ -90,10 +97,17 @@ class StreamIntake:
         Comes before the first scan begins: what a scan does not see has to come through the stream.
         """
         position = self._patience("stream", lambda: self._positions.claim(self._subscription.hash))
+        now = self._patience("stream", lambda: cluster_time(self._database))
         if position is None:
-            position = self._fresh(
-                self._patience("stream", lambda: Position(cluster_time(self._database))), "first start"
+            position = self._fresh(Position(now), "first start")
+        elif position.cluster_time > now:
+            # As after a restore from a server whose clock was ahead: nothing would be heard until the time is reached.
+            log.error(
+                "the stream's position lies in the future: every row is scanned",
+                position=position.cluster_time.as_datetime().isoformat(),
+                server=now.as_datetime().isoformat(),
             )
+            position = self._fresh(Position(now), "the change stream's position was in the future")
         self._start = position
 
     def run(self) -> None:
@@ -114,6 +128,25 @@ class StreamIntake:
             self._worked = not self.progress.idle()
             self._positions.save(position, self._subscription.hash)
             self._kept = (position, now)
+
+    def headroom(self) -> None:
+        """Measures how far the oplog reaches back behind the position; warns once it is less than half of it."""
+        place = self.progress.position() or self._start
+        found = headroom(self._database, place.cluster_time)
+        if found is None:
+            return
+        seconds, share = found
+        self._show_headroom(share)
+        short = (
+            share < SHORT_OF_OPLOG and cluster_time(self._database).time - place.cluster_time.time > KEEP_IDLE_SECONDS
+        )
+        if short and not self._short:
+            log.warning(
+                "the oplog may overtake the change stream: every row would then be scanned; enlarge the oplog",
+                share_left=round(share, 2),
+                seconds_left=seconds,
+            )
+        self._short = short
 
     def _fresh(self, position: Position, reason: str) -> Position:
         """Starts from a new point, asked for before the scans begin, so that what they do not see comes through the
@@ -204,8 +237,13 @@ class PositionSaver:
         self._stop = threading.Event()
 
     def run(self) -> None:
+        measured = -HEADROOM_SECONDS
         while not self._stop.wait(KEEP_SECONDS):
             self._patience("positions", self.save)
+            if time.monotonic() - measured >= HEADROOM_SECONDS:
+                measured = time.monotonic()
+                with suppress(PyMongoError):  # a measure: the next one comes soon
+                    self._intake.headroom()
 
     def save(self, *, last: bool = False) -> None:
         self._intake.save(last=last)

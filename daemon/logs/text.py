@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from typing import Any
+from typing import Any, Final
 
 from bson import ObjectId, json_util
+from bson.codec_options import DatetimeConversion
+
+from components.raw_value import UNDECODABLE, RawValue, identity, key_of
 
 # Greedy up to the last "@": a password that should have been percent-encoded, and was not, must not show either.
 _USERINFO = re.compile(r"(mongodb(?:\+srv)?://)[^\s\"'<>]*@", re.IGNORECASE)
@@ -36,8 +41,79 @@ def escaped(text: str) -> str:
     return _CONTROL.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
 
 
+LONGEST_ID: Final = 200
+_RAW: Final = "$bson"
+
+
 def row_id(key: Any) -> str:
-    """A row's `_id` as people type it: an ObjectId or a string as it is, anything else as extended JSON."""
-    if isinstance(key, (ObjectId, str)):
-        return str(key)
-    return json_util.dumps(key, json_options=json_util.RELAXED_JSON_OPTIONS)
+    """A row's `_id` as people type it, so that `row_key` gives it back.
+
+    An ObjectId by its digits, a string as it is unless it could be taken for something else, and all else as extended
+    JSON; what that cannot tell, as {"$bson": "HEX"}, the byte of its BSON type first. A long one is cut, and ends with
+    a hash.
+    """
+    name = _row_id(key)
+    if len(name) <= LONGEST_ID:
+        return name
+    digest = hashlib.blake2b(RawValue.of(key), digest_size=8).hexdigest()
+    return f"{name[:60]}...{digest}"
+
+
+def row_key(name: str) -> Any:
+    """The key that `row_id` names; not of one that was cut."""
+    if _OBJECT_ID.fullmatch(name):
+        return ObjectId(name)
+    try:
+        value = json.loads(name, object_pairs_hook=lambda pairs: _from_extended(dict(pairs)))
+        return key_of(value if isinstance(value, RawValue) else RawValue.of(value))
+    except (ValueError, TypeError, *UNDECODABLE):
+        return name
+
+
+def shown_id(key: Any) -> Any:
+    """A row's `_id` for extended JSON."""
+    value: Any = key
+    if isinstance(key, RawValue):
+        try:
+            value = key.value()
+        except UNDECODABLE:
+            return {_RAW: key.hex()}
+    return value if identity(value) == identity(key) else {_RAW: RawValue.of(key).hex()}
+
+
+def _row_id(key: Any) -> str:
+    value = key
+    if isinstance(key, RawValue):
+        try:
+            value = key.value()
+        except UNDECODABLE:
+            return _hexadecimal(key)
+    if isinstance(value, ObjectId):
+        return str(value)
+    if isinstance(value, str) and escaped(value) == value and identity(row_key(value)) == identity(key):
+        return value
+    for options in (_RELAXED, _CANONICAL):
+        try:
+            name = escaped(json_util.dumps(value, json_options=options))
+        except (ValueError, TypeError, OverflowError):
+            break
+        if identity(row_key(name)) == identity(key):
+            return name
+    return _hexadecimal(key)
+
+
+def _hexadecimal(key: Any) -> str:
+    return json.dumps({_RAW: RawValue.of(key).hex()})
+
+
+def _from_extended(document: dict[str, Any]) -> Any:
+    if document.keys() == {_RAW}:
+        return RawValue(bytes.fromhex(document[_RAW]))
+    return json_util.object_hook(document, _RELAXED)
+
+
+_OBJECT_ID: Final = re.compile("[0-9a-f]{24}")
+_RELAXED, _CANONICAL = (
+    json_util.JSONOptions(json_mode=mode, datetime_conversion=DatetimeConversion.DATETIME_AUTO, tz_aware=False)
+    for mode in (json_util.JSONMode.RELAXED, json_util.JSONMode.CANONICAL)
+)

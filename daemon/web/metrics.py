@@ -46,6 +46,12 @@ FAMILIES = (
     Family("predictd_queue_depth", "gauge", "Dirty keys that wait.", ("listener", "lane")),
     Family("predictd_stream_keys", "counter", "Keys that the change stream delivered.", ("worker",)),
     Family("predictd_stream_opens", "counter", "Times that the change stream was opened.", ("worker",)),
+    Family(
+        "predictd_oplog_headroom_ratio",
+        "gauge",
+        "Share of the oplog's window before the change stream's position.",
+        ("worker",),
+    ),
     Family("predictd_scan_done_rows", "gauge", "Rows that the running scan has handed out.", ("listener",)),
     Family(
         "predictd_scan_total_rows",

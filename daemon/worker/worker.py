@@ -98,6 +98,7 @@ class Worker:
             patience=self.patience,
             count_key=self.measures.stream_keys.inc,
             count_open=self.measures.stream_opens.inc,
+            show_headroom=self.measures.oplog_headroom.set,
         )
         self.intake.claim()
         for run in self.runs:  # after the claim: an older leader adds no more

@@ -112,6 +112,7 @@ class SteppedWorker:
             patience=patience,
             count_key=lambda: None,
             count_open=lambda: None,
+            show_headroom=lambda _: None,
         )
         self.intake.claim()
         self._events: Iterator[Any] = change_stream.watch(

@@ -21,6 +21,7 @@ from daemon.handlers.predict.records import MISSING, Seen, Write
 from daemon.listeners import change_stream as stream
 from daemon.store.connection import open_database
 from daemon.store.rows import dead_letters
+from daemon.store.rows.oplog_window import headroom
 from daemon.store.rows.outputs import Outputs
 from daemon.store.rows.positions import Position, cluster_time
 
@@ -157,6 +158,9 @@ def test_a_key_comes_as_it_is_stored(own: Any, rows: Any, key: Any) -> None:
         {"$set": {"_outputs.L.value": "changed", "x": 2}},
         {"$unset": {"_outputs.L": "", "x": ""}},
         {"$unset": {"_outputs": ""}},
+        {"$set": {"_outputs": {}}},
+        {"$set": {"_outputs": None}},
+        {"$set": {"_outputs": 5}},
         [{"$set": {"tags": {"$slice": ["$tags", 1]}}}],
         [{"$set": {"tags": {"$slice": ["$tags", 1]}, "_outputs.L.value": 3}}],
     ],
@@ -185,7 +189,6 @@ def test_an_update_of_anything_outside_outputs_is_heard(own: Any, rows: Any, upd
 @pytest.mark.parametrize(
     "update",
     [
-        {"$set": {"_outputs": {}}},
         {"$set": {"_outputs.M": {"value": 1}}},
         {"$set": {"_outputs.L.value": 2}},
         {"$unset": {"_outputs.L": ""}},
@@ -534,3 +537,72 @@ class _any(Timestamp):  # noqa: N801  # reads as a word
         return isinstance(other, Timestamp)
 
     __hash__ = Timestamp.__hash__
+
+
+# After a code of a step-down the driver first waits for its monitor, up to 10 s each time.
+@pytest.mark.parametrize(("code", "times"), [(43, 8), (189, 1), (10107, 1), (11602, 1)])
+def test_a_stream_that_never_flows_again_is_opened_seldom(own: Any, rows: Any, code: int, times: int) -> None:
+    """Whatever the driver would have resumed by itself: each opening is seen, and the pauses grow."""
+    listening = Listening(own)
+    rows.insert_one({"_id": 1})
+    assert listening.changed() == [1]
+    fail(own, "getMore", code, times)
+    rows.insert_one({"_id": 2})
+    heard: list[stream.Event] = []
+    flowing = False
+    while not flowing:
+        heard.append(event := next(listening._events))
+        flowing = isinstance(event, stream.Reached) and event.flowing
+    assert [event.key for event in heard if isinstance(event, stream.Changed)] == [2]
+    assert sum(isinstance(event, stream.Opened) for event in heard) == times
+    assert sum(isinstance(event, stream.Interrupted) for event in heard) == times
+    assert not [event for event in heard if isinstance(event, stream.HistoryLost)]
+    assert len(listening.stop.delays) == times
+    assert times == 1 or sum(listening.stop.delays) > 3
+
+
+def test_a_stream_that_does_not_get_past_a_place_goes_round_it(own: Any, rows: Any) -> None:
+    """The event of a row with a very large `_id` has more than 16 MB, and no retry makes it smaller."""
+    rows.insert_one({"_id": 0})
+    listening = Listening(own)
+    rows.insert_one({"_id": "x" * 6_000_000})
+    before = cluster_time(own)
+    heard = listening.heard()
+    (lost,) = [event for event in heard if isinstance(event, stream.HistoryLost)]
+    assert lost.fresh.cluster_time >= before
+    assert len(listening.stop.delays) <= 12
+    rows.insert_one({"_id": 2})
+    assert listening.changed() == [2]
+
+
+def test_many_rows_with_large_ids_come_in_smaller_batches(own: Any, rows: Any) -> None:
+    """600 rows whose `_id`s have 50 KB each; none is left out."""
+    rows.insert_one({"_id": 0})
+    listening = Listening(own)
+    keys = [f"{n:03}" + "x" * 50_000 for n in range(600)]
+    for begin in range(0, 600, 100):
+        rows.insert_many({"_id": key} for key in keys[begin : begin + 100])
+    assert listening.changed() == keys
+
+
+def test_a_batch_that_the_server_cannot_send_is_asked_for_in_parts(own: Any, rows: Any) -> None:
+    """The server refuses a reply of more than 16 MB; a smaller batch passes."""
+    listening = Listening(own)
+    rows.insert_many({"_id": n} for n in range(10))
+    assert listening.changed() == list(range(10))
+    fail(own, "getMore", 10334, 2)
+    rows.insert_many({"_id": n} for n in range(10, 20))
+    heard = listening.heard()
+    assert [event.key for event in heard if isinstance(event, stream.Changed)] == list(range(10, 20))
+    assert not [event for event in heard if isinstance(event, stream.HistoryLost)]
+
+
+def test_the_oplog_that_is_left_behind_a_position_is_measured(own: Any, rows: Any) -> None:
+    """All of it at its end, nothing before its begin."""
+    rows.insert_one({"_id": 0})
+    at_end = headroom(own, cluster_time(own))
+    assert at_end is not None
+    assert at_end[1] == 1.0
+    lost = headroom(own, Timestamp(1, 1))
+    assert lost is not None
+    assert lost[1] == 0.0

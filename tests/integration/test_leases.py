@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from bson import Decimal128, Regex
+from bson.timestamp import Timestamp
 from pymongo.database import Database
 
 from components.errors import LeaseLost, MongoUnavailable
@@ -107,3 +110,34 @@ def test_a_server_that_is_not_there_is_one_clear_error() -> None:
     assert "127.0.0.1:9" in str(caught.value)
     assert "secret" not in str(caught.value)
     assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "expires", [Timestamp(1, 1), "soon", Regex("("), True, {"a": 1}, datetime(3000, 1, 1, tzinfo=UTC)], ids=repr
+)
+def test_a_lease_that_nobody_was_given_is_free(database: Any, expires: Any) -> None:
+    """Its end is no time, or lies many terms ahead."""
+    database[names.LEASES].insert_one({"_id": "mnist", "owner": "x", "host": "h", "epoch": 7, "expires": expires})
+    mine = lease(database, ONE)
+    assert mine.acquire() == 8
+    mine.renew(8)
+
+
+@pytest.mark.parametrize("epoch", [2**63 - 1, 1e300, float("nan"), float("inf"), -5, "x", Decimal128("1E+40"), None])
+def test_an_epoch_that_was_never_given_is_not_counted_on(database: Any, epoch: Any) -> None:
+    """The lease begins again, with an epoch that can be renewed."""
+    database[names.LEASES].insert_one({"_id": "mnist", "epoch": epoch})
+    mine = lease(database, ONE)
+    assert mine.acquire() == 1
+    mine.renew(1)
+
+
+def test_a_status_with_an_epoch_that_no_daemon_had_is_written_over(database: Any) -> None:
+    """Else nobody would see how the service is, for ever."""
+    mine = lease(database, ONE)
+    epoch = mine.acquire()
+    database[names.STATUS].insert_one({"_id": "mnist", "epoch": 2**62, "at": "x"})
+    board = StatusBoard(database, "mnist")
+    assert "age_seconds" not in (board.read() or {})
+    assert board.publish(epoch, {"state": "running"})
+    assert (board.read() or {})["state"] == "running"

@@ -7,10 +7,12 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from bson import Decimal128, Regex
 from bson.datetime_ms import DatetimeMS
 from bson.timestamp import Timestamp
 from harness.daemons import eventually
@@ -21,9 +23,12 @@ from harness.processes import LISTENER, SERVICE, TABLE, WORKER, Worker, Workplac
 from PIL import Image
 from pymongo.database import Database
 
+from daemon.handlers.predict.records import Letter
 from daemon.store import names
 from daemon.store.registry.registry import Registry
 from daemon.store.rows import dead_letters
+from daemon.store.rows.dead_letters import DeadLetters
+from daemon.store.rows.positions import cluster_time
 from daemon.store.service import overview
 
 
@@ -351,8 +356,10 @@ def judged(worker: Worker, keys: int) -> None:
     worker.until("they are judged", lambda: worker.listener()["lag_seconds"] == 0)
 
 
-def test_rows_that_refuse_their_output_are_dead_and_not_tried_again(place: Workplace) -> None:
-    """Something else stands in the place of `_outputs`, a row is nearly full: only the letters know."""
+def test_rows_that_refuse_their_output_are_dead_until_they_change(place: Workplace) -> None:
+    """Something else stands in the place of `_outputs`, a row is nearly full: only the letters know. An event of such
+    a row gives it another attempt, a scan does not.
+    """
     place.declare(declared(fields={"x": "json"}))
     place.rows.insert_many([{"_id": 1, "x": "a", "_outputs": 5}, {"_id": 2, "x": "a"}])
     place.rows.insert_one({"_id": 3, "x": "y" * (16 * 1024 * 1024 - 80)})
@@ -373,12 +380,51 @@ def test_rows_that_refuse_their_output_are_dead_and_not_tried_again(place: Workp
         place.rows.update_many({}, {"$set": {"n": n}})
         judged(worker, keys + 3)
         assert worker.stop() == 0
-        assert worker.rows()["predicted"] == predicted
+        assert worker.rows()["predicted"] == predicted + 2
+        place.database[names.POSITIONS].delete_many({})  # it starts with a scan
         worker = place.run()
-    place.rows.update_one({"_id": 1}, {"$unset": {"_outputs": ""}, "$set": {"x": "b"}})
+        assert worker.rows()["predicted"] == 0
+    place.rows.update_one({"_id": 1}, {"$set": {"_outputs": {}}})
     place.rows.delete_one({"_id": 3})
     worker.until("their letters are gone", lambda: worker.listener()["dead_letters"] == 0)
     Oracle(place.database).settle()
+
+
+def test_a_row_that_a_validator_refuses_is_predicted_once_it_is_mended_beside_its_key(place: Workplace) -> None:
+    """The validator wants a title; nobody touches the key field."""
+    place.declare()
+    place.rows.insert_one({"_id": 1, "x": "a"})
+    place.database.command("collMod", TABLE, validator={"title": {"$exists": True}})
+    worker = place.run()
+    worker.until("it is dead", lambda: letter(place, 1) is not None)
+    place.rows.update_one({"_id": 1}, {"$set": {"title": "t"}})
+    Oracle(place.database).settle()
+    worker.until("its letter is gone", lambda: letter(place, 1) is None)
+    assert worker.stop() == 0
+
+
+@pytest.mark.parametrize("kind", ["WorkerDied", "TimedOut"])
+def test_a_lethal_row_that_refuses_its_mark_is_not_tried_again_when_it_changes_beside_its_key(
+    database: Database[dict[str, Any]], kind: str
+) -> None:
+    """A row that kills and is updated each second must not kill each second: its input, a new generation or a request
+    has to come first. Any other letter holds for scans only.
+    """
+    letters = DeadLetters(database, SERVICE, LISTENER, TABLE)
+    for type_ in (kind, "ValueError"):
+        dead = Letter(type_, b"input", 1, 1, "predict", type_, "why", "")
+        letters.add([dead])
+        assert not letters.settled(type_, b"input", 1, scanned=True)  # the mark in the row says so
+        letters.add([replace(dead, type="WriteRefused", unwritable=True)])
+    for known in (letters, DeadLetters(database, SERVICE, LISTENER, TABLE)):
+        known.load()
+        assert known.settled(kind, b"input", 1, scanned=False)
+        assert not known.settled("ValueError", b"input", 1, scanned=False)
+        assert known.settled("ValueError", b"input", 1, scanned=True)
+        assert not known.settled(kind, b"another", 1, scanned=True)
+        assert not known.settled(kind, b"input", 2, scanned=True)
+        known.forget(kind)
+        assert not known.settled(kind, b"input", 1, scanned=False)
 
 
 def test_rows_with_ids_that_python_has_no_form_for_are_rows_too(place: Workplace) -> None:
@@ -658,3 +704,69 @@ def test_publishing_what_is_published_changes_nothing(place: Workplace) -> None:
     worker = place.run()
     assert worker.stop() == 0
     assert set(worker.rows().values()) == {0}
+
+
+# ---- a stream, a position and a lease that hold what they should not ------------------------------------------------
+
+
+def test_a_position_in_the_future_is_lost_history(place: Workplace) -> None:
+    """As after a restore from a server whose clock was ahead: it is said, and every row is scanned."""
+    place.declare()
+    place.rows.insert_one({"_id": 1, "x": "a"})
+    assert place.run().stop() == 0
+    future = Timestamp(cluster_time(place.database).time + 3600, 1)
+    place.database[names.POSITIONS].update_one({}, {"$set": {"cluster_time": future, "token": None}})
+    place.rows.insert_one({"_id": 2, "x": "b"})
+    worker = place.run()
+    Oracle(place.database).settle()
+    place.rows.insert_one({"_id": 3, "x": "c"})
+    Oracle(place.database).settle()
+    assert worker.stop() == 0
+    assert "lies in the future" in worker.log.read_text()
+
+
+def test_a_row_with_a_very_large_id_has_its_output_and_stops_nobody(place: Workplace) -> None:
+    """Its event cannot be read: the stream goes round it, and a scan finds the row."""
+    place.declare()
+    worker = place.run()
+    place.rows.insert_one({"_id": "x" * 6_000_000, "x": "a"})
+    place.rows.insert_one({"_id": 2, "x": "b"})
+    without = {"_outputs.L.value": {"$exists": False}}
+    worker.until("both have outputs", lambda: place.rows.count_documents(without) == 0)
+    place.rows.insert_one({"_id": 3, "x": "c"})
+    worker.until("the stream goes on", lambda: place.rows.count_documents(without) == 0)
+    assert worker.stop() == 0
+
+
+@pytest.mark.parametrize("epoch", [2**62, 1e300, Decimal128("1E+40")], ids=repr)
+@pytest.mark.parametrize("collection", [names.POSITIONS, names.SCANS])
+def test_an_epoch_that_no_daemon_ever_had_fences_nobody(place: Workplace, collection: str, epoch: Any) -> None:
+    """It is above the lease's, from which all epochs come: it is put right, and said."""
+    place.declare()
+    place.rows.insert_one({"_id": 1, "x": "a"})
+    assert place.run().stop() == 0
+    place.database[names.LEASES].insert_one({"_id": SERVICE, "epoch": 2})
+    place.database[collection].update_one({}, {"$set": {"epoch": epoch}})
+    place.database[names.POSITIONS].update_one({}, {"$unset": {"cluster_time": ""}})  # so that it scans
+    place.rows.insert_one({"_id": 2, "x": "b"})
+    worker = place.run()
+    Oracle(place.database).settle()
+    assert worker.stop() == 0
+    assert "an epoch that no daemon ever had" in worker.log.read_text()
+
+
+@pytest.mark.parametrize("garbage", [Regex("("), 5, b"x", {"a": 1}, [1], None, True, "text", Timestamp(1, 1)], ids=repr)
+def test_a_position_and_a_scan_of_garbage_are_made_good(place: Workplace, garbage: Any) -> None:
+    """Each field by itself would do: the worker starts anew from them, and serves."""
+    place.declare()
+    place.rows.insert_one({"_id": 1, "x": "a"})
+    assert place.run().stop() == 0
+    place.database[names.LEASES].insert_one({"_id": SERVICE, "epoch": 2})  # as of the next worker
+    parts = ("token", "cluster_time", "subscription", "epoch", "saved_at")
+    place.database[names.POSITIONS].update_one({}, {"$set": dict.fromkeys(parts, garbage)})
+    parts = ("mark", "state", "reason", "done", "run", "order", "epoch", "last", "started_at", "finished_at")
+    place.database[names.SCANS].update_one({}, {"$set": dict.fromkeys(parts, garbage)})
+    place.rows.insert_one({"_id": 2, "x": "b"})
+    worker = place.run()
+    Oracle(place.database).settle()
+    assert worker.stop() == 0

@@ -14,13 +14,14 @@ from typing import Any, Final
 
 import structlog
 from bson.raw_bson import RawBSONDocument
-from pymongo import DeleteOne, UpdateOne
 from pymongo.collection import Collection
 from pymongo.database import Database
+from pymongo.errors import OperationFailure
 
-from components.raw_value import RAW, document, equals, fields, identity, readable, size
+from components.raw_value import RAW, STRICT, document, equals, fields, identity, readable, size
 from daemon.handlers.predict.records import Letter
 from daemon.store import names
+from daemon.store.rows import raw_updates
 from daemon.store.service import requests
 
 log = structlog.get_logger(__name__)
@@ -90,11 +91,11 @@ class DeadLetters:
                 listener=self._about["listener"],
                 rows=len(letters) - len(fits),
             )
-        self._send(
-            UpdateOne(
-                {"_id": self._id(letter.key)},
+        statements = [
+            {
+                "q": {"_id": self._id(letter.key)},
                 # A pipeline, for the server's clock; nobody watches this collection, so it may surface as it likes.
-                [
+                "u": [
                     {
                         "$set": {
                             **{name: {"$literal": value} for name, value in self._fields(letter).items()},
@@ -105,10 +106,11 @@ class DeadLetters:
                         }
                     }
                 ],
-                upsert=True,
-            )
+                "upsert": True,
+            }
             for letter in fits
-        )
+        ]
+        self._send("update", statements)
         for letter in letters:
             name = identity(letter.key)
             self._dead[name] = _Dead(letter.input, letter.generation, letter.unwritable, lethal[name])
@@ -116,7 +118,7 @@ class DeadLetters:
     def clear(self, keys: Iterable[Any]) -> int:
         """These rows are well again, or gone: forgets their letters. How many there were."""
         dead = [key for key in keys if identity(key) in self._dead]
-        self._send(DeleteOne({"_id": self._id(key)}) for key in dead)
+        self._send("delete", [{"q": {"_id": self._id(key)}, "limit": 1} for key in dead])
         for key in dead:
             self._dead.pop(identity(key), None)
         return len(dead)
@@ -151,10 +153,9 @@ class DeadLetters:
     def _id(self, key: Any) -> RawBSONDocument:
         return letter_id(self._about["service"], self._about["listener"], key)
 
-    def _send(self, operations: Iterable[UpdateOne | DeleteOne]) -> None:
-        operations = list(operations)
-        if operations:
-            self._collection.bulk_write(operations, ordered=False)
+    def _send(self, command: str, statements: list[dict[str, Any]]) -> None:
+        for refusal in raw_updates.send(self._collection, command, statements).refused:
+            raise OperationFailure(f"MongoDB refuses a dead letter: {refusal.reason}", refusal.code)
 
 
 def letter_id(service: str, listener: str, key: Any) -> RawBSONDocument:
@@ -162,10 +163,13 @@ def letter_id(service: str, listener: str, key: Any) -> RawBSONDocument:
     return document({"service": service, "listener": listener}, {"row": key})
 
 
-def _decoded(found: RawBSONDocument) -> dict[str, Any]:
+def _decoded(found: RawBSONDocument, *, tz_aware: bool = False) -> dict[str, Any]:
     """A letter as a document, with its row as a key."""
     parts = fields(found.raw)
-    return {**readable(parts), "_id": readable(parts["_id"].fields(), "row")}
+    return {
+        **readable(parts, codec=STRICT.with_options(tz_aware=tz_aware)),
+        "_id": readable(parts["_id"].fields(), "row"),
+    }
 
 
 def listed(
@@ -174,7 +178,7 @@ def listed(
     """The letters of a service, oldest first, for people. `_id.row` is the row's key."""
     raw = database[names.DEAD_LETTERS].with_options(codec_options=RAW)
     for found in raw.find({"_id.service": service, **query}).sort("last_at", 1).limit(limit):
-        yield _decoded(found)
+        yield _decoded(found, tz_aware=database.codec_options.tz_aware)
 
 
 def retry(database: Database[dict[str, Any]], letter: Mapping[str, Any]) -> None:

@@ -17,17 +17,19 @@ own-write filter.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from bson.raw_bson import RawBSONDocument
 from bson.timestamp import Timestamp
 from pymongo import UpdateOne
 from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
-from pymongo.errors import BulkWriteError, PyMongoError
+from pymongo.errors import BulkWriteError, DocumentTooLarge, OperationFailure, PyMongoError
 
-from components.raw_value import RAW, among, equals, fields, identity
+from components.raw_value import RAW, UNDECODABLE, among, equals, fields, identity
 from daemon.handlers.predict.records import MISSING, Seen, Snapshot, Write, Written
+from daemon.store.rows import raw_updates
+from daemon.store.rows.raw_updates import Refusal
 from daemon.store.rows.row_reader import SEEN_PARTS, RowReader
 from daemon.store.rows.row_reader import keys as row_keys
 from daemon.store.rows.table_kind import TableKind
@@ -40,6 +42,13 @@ WAITED_OUT: Final = frozenset(
 )
 ALL: Final = 1 << 62
 KNOWN_GOOD_MS: Final = 2_000
+
+
+class _Update(NamedTuple):
+    """One update: what it asks of the row, and what it changes."""
+
+    query: Mapping[str, Any]
+    change: Mapping[str, Any]
 
 
 class Outputs:
@@ -100,7 +109,7 @@ class Outputs:
         """Finds the rows with these keys that meet the conditions: by one command, or one for each key if the table
         has no index for a list.
         """
-        if not self._kind.clustered():
+        if not keys or not self._kind.clustered():
             query = {"$and": [{"_id": among(keys)}, *conditions]}
             return self._find(session, query, projection, concern, len(keys), max_bytes)
         replies: list[RawBSONDocument] = []
@@ -164,35 +173,42 @@ class Outputs:
 
     def write(self, writes: Sequence[Write]) -> Written:
         """Sends the writes as one unordered bulk and finds out which of them matched nothing."""
-        refused: dict[Hashable, str] = {}
         with self._table.database.client.start_session(causal_consistency=True) as session:
-            try:
-                result = self._table.bulk_write([self._update(w) for w in writes], ordered=False, session=session)
-                matched = result.matched_count
-            except BulkWriteError as error:
-                failed = error.details["writeErrors"]
-                if error.details.get("writeConcernErrors") or any(e["code"] in WAITED_OUT for e in failed):
-                    raise  # sent again as a whole, which changes nothing where it has landed
-                refused = {
-                    identity(writes[e["index"]].key): f"MongoDB refuses the write: {e['errmsg']} (code {e['code']})"
-                    for e in failed
-                }
-                matched = error.details["nMatched"]
+            matched, refusals = self._send([self._update(w) for w in writes], session)
+            refused: dict[Hashable, str] = {}
+            for index, code, reason in refusals:
+                if code in WAITED_OUT:
+                    raise OperationFailure(reason, code)  # sent again as a whole, which changes nothing where it landed
+                refused[identity(writes[index].key)] = f"MongoDB refuses the write: {reason} (code {code})"
             missed: frozenset[Hashable] = frozenset()
             if matched < len(writes) - len(refused):
                 # A bulk tells only how many matched, not which: what each row holds now tells that.
                 missed = frozenset(self._missed([w for w in writes if identity(w.key) not in refused], session))
             return Written(missed, refused, session.operation_time)
 
-    def _update(self, write: Write) -> UpdateOne:
+    def _send(self, updates: Sequence[_Update], session: ClientSession) -> tuple[int, Sequence[Refusal]]:
+        """Sends the updates; how many matched, and which were refused."""
+        try:
+            bulk = [UpdateOne(update.query, update.change) for update in updates]
+            return self._table.bulk_write(bulk, ordered=False, session=session).matched_count, ()
+        except BulkWriteError as error:
+            if error.details.get("writeConcernErrors"):
+                raise
+            failed = (Refusal(each["index"], each["code"], each["errmsg"]) for each in error.details["writeErrors"])
+            return error.details["nMatched"], tuple(failed)
+        except (DocumentTooLarge, *UNDECODABLE):
+            # One row is at fault. What has landed matches nothing when it is sent again, and the read-back finds it.
+            statements = [{"q": update.query, "u": update.change} for update in updates]
+            answer = raw_updates.send(self._table, "update", statements, session)
+            return answer.matched, answer.refused
+
+    def _update(self, write: Write) -> _Update:
         if write.kind == "unset":
-            return UpdateOne(
-                {"_id": equals(write.key), **self._as_seen(write.seen)}, {"$unset": {self._path: ""}}
-            )  # R8b
+            return _Update({"_id": equals(write.key), **self._as_seen(write.seen)}, {"$unset": {self._path: ""}})  # R8b
         query = {"_id": equals(write.key), **self._as_seen(write.seen), "$and": self._matches}  # R1, R2
         if write.kind == "touch":
-            return UpdateOne(query, {"$set": {f"{self._path}.asof": write.asof}})
-        return UpdateOne(query, {"$set": {self._path: write.output}})
+            return _Update(query, {"$set": {f"{self._path}.asof": write.asof}})
+        return _Update(query, {"$set": {self._path: write.output}})
 
     def _as_seen(self, seen: Seen) -> Mapping[str, Any]:
         if seen.asof is MISSING:  # or something that is not ours, in whatever lies at the path

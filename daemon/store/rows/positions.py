@@ -8,9 +8,9 @@ R10b).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, TypeVar
 
 from bson.timestamp import Timestamp
 from pymongo import ReturnDocument
@@ -19,7 +19,13 @@ from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
 
 from components.errors import Fenced
+from components.raw_value import RAW, fields, readable
 from daemon.store import names
+from daemon.store.service.epochs import mended
+
+T = TypeVar("T")
+
+LARGEST_TOKEN: Final = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,40 +56,42 @@ class Positions:
 
     def __init__(self, database: Database[dict[str, Any]], service: str, worker: str, epoch: int) -> None:
         self._collection: Collection[dict[str, Any]] = database[names.POSITIONS]
-        self._id = f"{service}/{worker}"
+        self._service, self._id = service, f"{service}/{worker}"
         self._epoch = epoch
 
     def claim(self, subscription: str) -> Position | None:
         """Raises the stored epoch to ours, so that an older leader's saves are refused from now on; the position, if
-        any.
+        any. What is no position counts as none.
 
         `subscription` is a hash of what the stream asks for. A token belongs to the filter that it was made with
         (another one may answer 280), so under a changed filter only the cluster time counts.
         """
-        try:
-            before = self._collection.find_one_and_update(
+        raw = self._fenced(
+            lambda: self._collection.with_options(codec_options=RAW).find_one_and_update(
                 {"_id": self._id, "epoch": {"$not": {"$gt": self._epoch}}},
                 {"$set": {"epoch": self._epoch}},
                 upsert=True,
                 return_document=ReturnDocument.BEFORE,
             )
-        except DuplicateKeyError:
-            raise Fenced(
-                f"another daemon, with a higher epoch than {self._epoch}, owns the stream {self._id}"
-            ) from None
-        if before is None or not isinstance(before.get("cluster_time"), Timestamp):
+        )
+        before = {} if raw is None else readable(fields(raw.raw))
+        time = before.get("cluster_time")
+        if not isinstance(time, Timestamp):
             return None
         token = before.get("token") if before.get("subscription") == subscription else None
-        return Position(before["cluster_time"], token if isinstance(token, Mapping) else None)
+        return Position.at_token(token, time) if isinstance(token, dict) else Position(time)
 
     def save(self, position: Position, subscription: str) -> None:
-        """Notes the position. Raises Fenced where a higher epoch owns the stream."""
-        try:
-            self._collection.update_one(
+        """Notes the position. Raises Fenced if a higher epoch owns the stream."""
+        token = position.token
+        if token is not None and len(str(token.get("_data"))) > LARGEST_TOKEN:
+            token = None  # of a row with a very large `_id`; the time leads there too
+        self._fenced(
+            lambda: self._collection.update_one(
                 {"_id": self._id, "epoch": {"$not": {"$gt": self._epoch}}},  # R10b
                 {
                     "$set": {
-                        "token": position.token,
+                        "token": token,
                         "cluster_time": position.cluster_time,
                         "subscription": subscription,
                         "epoch": self._epoch,
@@ -92,10 +100,19 @@ class Positions:
                 },
                 upsert=True,  # somebody may have dropped the database
             )
-        except DuplicateKeyError:
-            raise Fenced(
-                f"another daemon, with a higher epoch than {self._epoch}, owns the stream {self._id}"
-            ) from None
+        )
+
+    def _fenced(self, write: Callable[[], T]) -> T:
+        """A write that only the owner of the stream may make. Raises Fenced."""
+        for attempt in (1, 2):
+            try:
+                return write()
+            except DuplicateKeyError:
+                if attempt == 2 or not mended(self._collection, self._id, self._service, self._epoch):
+                    raise Fenced(
+                        f"another daemon, with a higher epoch than {self._epoch}, owns the stream {self._id}"
+                    ) from None
+        raise AssertionError  # the second attempt returned or raised
 
 
 def cluster_time(database: Database[dict[str, Any]]) -> Timestamp:

@@ -12,6 +12,7 @@ finds its id, so it can neither move the newer one on nor end it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from pymongo.errors import DuplicateKeyError
 from components.errors import Fenced
 from components.raw_value import RAW, document, fields, readable
 from daemon.store import names
+from daemon.store.service.epochs import mended
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class Scans:
 
     def __init__(self, database: Database[dict[str, Any]], service: str, listener: str, epoch: int) -> None:
         self._collection: Collection[dict[str, Any]] = database[names.SCANS]
-        self._id = f"{service}/{listener}"
+        self._service, self._id = service, f"{service}/{listener}"
         self._epoch = epoch
 
     def due(self, mark: Mark, order: str) -> Run | None:
@@ -91,20 +93,25 @@ class Scans:
             "order": order,
         }
         try:
-            self._collection.update_one(
-                {"_id": self._id, "epoch": {"$not": {"$gt": self._epoch}}},
-                {
-                    "$set": {**about, "epoch": self._epoch},
-                    "$unset": {"last": "", "finished_at": ""},
-                    "$currentDate": {"started_at": True},
-                },
-                upsert=True,
-            )
+            self._begin(about)
         except DuplicateKeyError:
-            raise Fenced(
-                f"another daemon, with a higher epoch than {self._epoch}, owns the scan of {self._id}"
-            ) from None
+            if not mended(self._collection, self._id, self._service, self._epoch):
+                raise Fenced(
+                    f"another daemon, with a higher epoch than {self._epoch}, owns the scan of {self._id}"
+                ) from None
+            self._begin(about)
         return run
+
+    def _begin(self, about: Mapping[str, Any]) -> None:
+        self._collection.update_one(
+            {"_id": self._id, "epoch": {"$not": {"$gt": self._epoch}}},
+            {
+                "$set": {**about, "epoch": self._epoch},
+                "$unset": {"last": "", "finished_at": ""},
+                "$currentDate": {"started_at": True},
+            },
+            upsert=True,
+        )
 
     def progress(self, run: Run, last: Any, done: int) -> None:
         """Every row up to and with the `_id` `last` is judged and acknowledged; of an overtaken run, nothing is

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any, Final
 
 from pymongo.collection import Collection
@@ -44,8 +45,7 @@ def refusal(table: Collection[dict[str, Any]]) -> str | None:
     return None if reason is None else f"{table.name!r} cannot be served: {reason}"
 
 
-def _about(table: Collection[dict[str, Any]]) -> dict[str, Any]:
+def _about(table: Collection[dict[str, Any]]) -> Mapping[str, Any]:
     """What `listCollections` says of it; empty if it does not exist."""
-    for found in table.database.list_collections(filter={"name": table.name}):
-        return dict(found)
-    return {}
+    with table.database.list_collections(filter={"name": table.name}) as found:
+        return next(found, {})

@@ -31,6 +31,8 @@ from daemon.store.connection import reaching
 __all__ = ["TTL_SECONDS", "AnotherDaemon", "Holder", "Lease"]
 
 TTL_SECONDS = 15.0
+NEVER_TERMS = 4  # a lease that lasts for so many terms was given by nobody
+HIGHEST_EPOCH = 1 << 53
 
 
 class AnotherDaemon(PredictdError):
@@ -67,7 +69,9 @@ class Lease:
         """Acquires the lease and returns its new epoch. Raises AnotherDaemon, which names the holder, if it is held."""
         free = {
             "$or": [
-                {"$lte": ["$expires", "$$NOW"]},  # also if there is no document yet: a missing value sorts first
+                {"$lte": ["$expires", "$$NOW"]},  # also if there is no document yet: what is missing sorts first
+                {"$ne": [{"$type": "$expires"}, "date"]},
+                {"$gt": ["$expires", {"$add": ["$$NOW", int(NEVER_TERMS * self._ttl * 1000)]}]},
                 {
                     "$and": [
                         {"$eq": ["$owner", {"$literal": self._holder.instance}]},
@@ -76,6 +80,9 @@ class Lease:
                 },
             ]
         }
+        numbers = {"$in": [{"$type": "$epoch"}, ["int", "long", "double", "decimal"]]}
+        # Anything else was written by somebody: what then holds a higher epoch is put right (`epochs`).
+        real = {"$and": [numbers, {"$gte": ["$epoch", 0]}, {"$lt": ["$epoch", HIGHEST_EPOCH]}]}
         taken = {
             "_id": {"$literal": self._service},
             "owner": {"$literal": self._holder.instance},
@@ -83,7 +90,7 @@ class Lease:
             "pid": {"$literal": self._holder.pid},
             "expires": self._expiry(),
             "acquired_at": "$$NOW",
-            "epoch": {"$add": [{"$cond": [{"$isNumber": "$epoch"}, "$epoch", 0]}, 1]},
+            "epoch": {"$add": [{"$cond": [real, {"$toLong": {"$floor": "$epoch"}}, 0]}, 1]},
         }
         with reaching():
             document = self._collection.find_one_and_update(

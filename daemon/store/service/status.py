@@ -19,6 +19,7 @@ from pymongo.errors import DuplicateKeyError
 from daemon.health.service_status import ServiceStatus
 from daemon.store import names
 from daemon.store.connection import reaching
+from daemon.store.service.epochs import mended
 
 __all__ = ["StatusBoard"]
 
@@ -35,16 +36,21 @@ class StatusBoard:
     def publish(self, epoch: int, status: ServiceStatus) -> bool:
         """Writes the whole document; False if a daemon with a higher epoch has already written its own."""
         own = {name: value for name, value in status.document().items() if name not in _SERVER}
-        try:
-            with reaching(DuplicateKeyError):
-                self._collection.update_one(
-                    {"_id": self._service, "epoch": {"$not": {"$gt": epoch}}},
-                    {"$set": {**own, "epoch": epoch}, "$currentDate": {"at": True}},
-                    upsert=True,
-                )
-        except DuplicateKeyError:
-            return False
-        return True
+        for _ in range(2):
+            try:
+                with reaching(DuplicateKeyError):
+                    self._collection.update_one(
+                        {"_id": self._service, "epoch": {"$not": {"$gt": epoch}}},
+                        {"$set": {**own, "epoch": epoch}, "$currentDate": {"at": True}},
+                        upsert=True,
+                    )
+            except DuplicateKeyError:
+                with reaching():
+                    if not mended(self._collection, self._service, self._service, epoch):
+                        return False
+            else:
+                return True
+        return False
 
     def read(self) -> ServiceStatus | None:
         """The status, its age by the server's clock; None if no daemon has ever been active."""

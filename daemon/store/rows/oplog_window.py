@@ -1,0 +1,30 @@
+"""How much of the oplog is left behind a position of the change stream: once nothing is, the history is lost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bson.timestamp import Timestamp
+from pymongo.database import Database
+from pymongo.errors import OperationFailure
+
+__all__ = ["headroom"]
+
+
+def headroom(database: Database[dict[str, Any]], position: Timestamp) -> tuple[float, float] | None:
+    """How many seconds of the oplog lie before the position, and which share of its window that is: 1.0 if the
+    position is at its end, 0.0 if the next write may take its place away. None if this user may not read the oplog.
+    """
+    oplog = database.client.get_database("local").get_collection("oplog.rs", read_preference=database.read_preference)
+    try:
+        first = oplog.find_one({}, {"ts": 1}, sort=[("$natural", 1)])
+        last = oplog.find_one({}, {"ts": 1}, sort=[("$natural", -1)])
+    except OperationFailure as error:
+        if error.code in {13, 26}:
+            return None
+        raise
+    if first is None or last is None:
+        return None
+    window = max(last["ts"].time - first["ts"].time, 1)
+    left = float(position.time - first["ts"].time)
+    return left, min(1.0, max(0.0, left / window))

@@ -1,0 +1,47 @@
+"""Epochs that no daemon ever had.
+
+What a leader writes carries the epoch of its lease, and a document with a higher one fences it off. A document that
+somebody restored or wrote by hand may hold an epoch that is higher than any that was ever given out: it would fence off
+every daemon for ever.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+from pymongo.collection import Collection
+
+from components.raw_value import RAW, RawValue, document, fields
+from daemon.store import names
+
+__all__ = ["mended"]
+
+log = structlog.get_logger(__name__)
+
+
+def mended(collection: Collection[dict[str, Any]], identifier: str, service: str, epoch: int) -> bool:
+    """Lowers the epoch of a document to `epoch` if it is higher than the one of the service's lease.
+
+    The lease gives epochs out, so one that is above it is nobody's. The document is read before the lease: a daemon
+    that takes the lease in between is not mistaken for such a case. False if the document's epoch may be a real one.
+    """
+    found = collection.with_options(codec_options=RAW).find_one({"_id": identifier}, {"epoch": 1})
+    lease = collection.database[names.LEASES].find_one({"_id": service}, {"epoch": 1}) or {}
+    leased = lease.get("epoch")
+    held: RawValue | None = None if found is None else fields(found.raw).get("epoch")
+    if held is None or not isinstance(leased, int) or leased < epoch:
+        return False
+    same = document({}, {"$eq": held})
+    result = collection.update_one(
+        {"_id": identifier, "$and": [{"epoch": same}, {"epoch": {"$gt": leased}}]}, {"$set": {"epoch": epoch}}
+    )
+    if result.modified_count:
+        log.warning(
+            "an epoch that no daemon ever had was put right",
+            collection=collection.name,
+            document=identifier,
+            was=repr(held),
+            epoch=epoch,
+        )
+    return bool(result.modified_count)
