@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from components.listener import Key, KeySpec
+from components.key import Key, KeySpec
 
 __all__ = ["Examples", "ListExamples"]
 

@@ -176,7 +176,7 @@ class TrainingState:
             self.unimproved += 1
 
     def _listened(self, metrics: Mapping[str, float]) -> str | None:
-        wanted = self.trainer.listen
+        wanted = self.trainer.arguments.listen
         if wanted is not None and wanted not in metrics:
             raise TrainingError(
                 f"trainer {self.trainer.identifier!r}: listen: there is no {wanted!r}; there is {', '.join(metrics)}"

@@ -134,7 +134,7 @@ def expected(root: type[BaseModel], path: Path) -> str:
 def worded(error: ValidationError, root: type[BaseModel], source: Source) -> Iterator[Problem]:
     """Yield a Problem for each of pydantic's errors about `root`."""
     for detail in error.errors(include_url=False):
-        path: Path = tuple(detail["loc"])
+        path: Path = tuple(part for part in detail["loc"] if part != "[key]")
         if path in source.broken:
             continue
         yield Problem(dotted(path), _message(root, detail["type"], path, detail, source) + _origin(path, source))

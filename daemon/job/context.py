@@ -13,7 +13,7 @@ from pymongo.database import Database
 from components.errors import DeclarationError, Fenced, NotApplied
 from components.examples import Examples
 from components.import_paths import ImportPolicy
-from components.listener import Key
+from components.key import Key
 from components.signing_key import SigningKey
 from daemon.job.assignment import Assignment
 from daemon.job.reporter import JobReporter
@@ -62,7 +62,7 @@ class Context:
             raise Fenced(f"job {self.assignment.job} was cancelled, or is another leader's")
         return job
 
-    def declared(self, kind: str, name: str) -> tuple[Component, Catalog]:
+    def declared(self, kind: str, name: str) -> tuple[Component[Any], Catalog]:
         """A component, and all that was applied at that moment. Raises NotApplied, with the reason."""
         known = self.patience("registry", self.registry.read)
         component = known.of(kind).get(name)
@@ -70,7 +70,7 @@ class Context:
             raise NotApplied(known.refused.get(f"{kind}/{name}") or self.registry.absent(kind, name))
         return component, known
 
-    def live(self, model: str) -> tuple[Component, Loaded]:
+    def live(self, model: str) -> tuple[Component[Any], Loaded]:
         """A model with its live version's weights; its first version is made here, where nobody has yet."""
         for _ in range(ATTEMPTS):
             component, _known = self.declared("model", model)
@@ -91,7 +91,7 @@ class Context:
         """The fields of a key with their datatypes. Raises NotApplied where the table is not applied."""
         if table not in known.tables:
             raise NotApplied(known.refused.get(f"table/{table}") or self.registry.absent("table", table))
-        types = known.tables[table].body["fields"]
+        types = known.tables[table].declaration.fields
         return {path: types.get(path) for path in Key.parse(key).fields}
 
     def stopped(self) -> str | None:

@@ -27,6 +27,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 import structlog
 
+from components.declarations import TrainerDeclaration
 from components.errors import MongoUnavailable
 from components.signing_key import SigningKey
 from daemon.config import Config
@@ -171,8 +172,10 @@ class JobRunner:
         if declared is None or job["model"] not in known.models:
             missing = (kind, job["target"]) if declared is None else ("model", job["model"])
             return Terms(refused=known.refused.get("/".join(missing)) or registry.absent(*missing))
-        said = declared.body
-        return Terms(said.get("retries", RETRIES), said.get("time_limit"), said.get("threads"))
+        if not isinstance(declared.declaration, TrainerDeclaration):
+            return Terms(RETRIES)
+        trainer = declared.declaration
+        return Terms(trainer.retries, trainer.time_limit, trainer.threads)
 
     # ---- running --------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import structlog
 
+from components.declarations import TrainerDeclaration, ValidationDeclaration
 from components.errors import DeclarationError, Fenced, LeaseLost, MongoUnavailable
 from components.signing_key import SigningKey
 from daemon.config import Config
@@ -237,9 +238,11 @@ class Operation:
         self._leadership.lose(f"a process of this daemon was fenced: {reason}")
 
 
-def _scheduled(known: Catalog) -> dict[str, dict[str, Mapping[str, Any]]]:
+def _scheduled(known: Catalog) -> dict[str, dict[str, TrainerDeclaration | ValidationDeclaration]]:
     """What the clock is to know: the trainers and validations of the file and of the API alike."""
     return {
-        f"{kind}s": {name: each.body for name, each in known.of(kind).items() if each.body["model"] in known.models}
+        f"{kind}s": {
+            n: each.declaration for n, each in known.of(kind).items() if each.declaration.model in known.models
+        }
         for kind in ("trainer", "validation")
     }

@@ -22,6 +22,7 @@ from typing import Any, Protocol, TypeVar
 import structlog
 
 from components import cron
+from components.declarations import TrainerDeclaration, ValidationDeclaration
 from components.errors import MongoUnavailable, NotApplied
 from daemon.handlers.schedule import Schedule, below, due_every, next_every, rows_due, schedules
 from daemon.listeners.clock import Clock, local_now
@@ -40,7 +41,7 @@ LOOK_SECONDS = 30.0
 RETRY_SECONDS = 2.0
 
 T = TypeVar("T")
-Declarations = Mapping[str, Mapping[str, Mapping[str, Any]]]
+Declarations = Mapping[str, Mapping[str, TrainerDeclaration | ValidationDeclaration]]
 Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
 

@@ -14,7 +14,7 @@ from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
 from components.errors import DeclarationError, PredictdError
-from daemon.config import decoded_filter
+from components.extended_json import decoded
 from daemon.handlers.predict.batch_cap import BatchCap
 from daemon.handlers.predict.corridor import BATCHES_HELD, Corridor, CorridorThreads
 from daemon.handlers.predict.dirty_keys import DirtyKeys
@@ -61,11 +61,11 @@ class ListenerRun:
     def __init__(self, shared: Shared, declared: Declared, live: Live) -> None:
         assignment, database = shared.assignment, shared.database
         name, listener = declared.name, declared.listener
-        table = database[listener["table"]]
+        table = database[listener.table]
         self.declared = declared
         self.measures = Measures(shared.measures, name)
-        self.letters = DeadLetters(database, assignment.service, name, listener["table"])
-        outputs = Outputs(table, name, live.key.fields, decoded_filter(listener["where"]))
+        self.letters = DeadLetters(database, assignment.service, name, listener.table)
+        outputs = Outputs(table, name, live.key.fields, decoded(listener.where))
         dirty = DirtyKeys(assignment.queue_rows)
         self.corridor = Corridor(
             name,
@@ -74,7 +74,7 @@ class ListenerRun:
             outputs=outputs,
             letters=self.letters,
             dirty=dirty,
-            cap=BatchCap(listener["latency_budget"], listener["max_batch"]),
+            cap=BatchCap(listener.latency_budget, listener.max_batch),
             measures=self.measures,
             batch_bytes=assignment.queue_bytes // BATCHES_HELD,
         )
@@ -86,10 +86,10 @@ class ListenerRun:
             mark=lambda: Mark(self.corridor.live.generation, declared.scope),
             dead=self.letters.rows,
             patience=shared.patience,
-            order=listener["scan_order"],
-            rate=listener["scan_rate"],
+            order=listener.scan_order,
+            rate=listener.scan_rate,
         )
-        self.feed = Feed(name, listener["table"], dirty, self.scan, self.letters, partial(shared.swaps.put, self))
+        self.feed = Feed(name, listener.table, dirty, self.scan, self.letters, partial(shared.swaps.put, self))
         self.threads = CorridorThreads(self.corridor, shared.patience, shared.fail)
         self._registry = shared.registry
         self._loader = shared.loader
@@ -179,7 +179,7 @@ class ListenerRun:
 
 def chained(declared: Declared) -> set[str]:
     """The paths under `_outputs.` that a listener looks at: in its key, and in its filter."""
-    key = declared.listener["key"]
+    key = declared.listener.key
     paths = set([key] if isinstance(key, str) else key)
 
     def walk(query: Any) -> None:
@@ -191,5 +191,5 @@ def chained(declared: Declared) -> set[str]:
             for each in query:
                 walk(each)
 
-    walk(declared.listener["where"])
+    walk(declared.listener.where)
     return {path for path in paths if path.startswith("_outputs.")}

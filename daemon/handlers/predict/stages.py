@@ -17,7 +17,7 @@ from bson.timestamp import Timestamp
 
 from components.datatypes import Datatype
 from components.errors import DecodeError, OutputError
-from components.listener import Key
+from components.key import Key
 from components.model import Model
 from daemon.handlers.predict.dirty_keys import Batch, identity
 from daemon.handlers.predict.records import Letter, Row, Snapshot, Write
