@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from components.declarations.schema import PATH, Code, Declaration, Duration, ExampleKey, Filter
+from components.declarations.schema import PATH, Code, Declaration, Duration, ExampleKey, Filter, absent
 from components.declarations.when import WHEN, Occasions
 from components.key import Key
 
@@ -66,6 +66,9 @@ class TrainerArguments(Declaration):
         min_length=1,
         description='"dataset/metric" of a validation of this model, "train/loss" or "valid/loss"',
         examples=["valid/loss"],
+    )
+    gradient_clip: float | None = Field(
+        default=None, gt=0, exclude_if=absent, description="a number above 0, the largest norm", examples=[1.0]
     )
     seed: int = Field(default=0, ge=0, le=_MOST, description="a whole number from 0, of 63 bits", examples=[0])
     folds: Literal["auto"] | float | None = Field(

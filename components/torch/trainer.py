@@ -41,6 +41,7 @@ class TorchTrainer:
     no_improve_then_stop: stop after that many validations in a row without a new best value of `listen`.
     listen: "dataset/metric", "valid/loss" or "train/loss": what the best weights are chosen by. By default the
         validation's first metric, else "valid/loss" where rows are kept apart; else the last weights are taken.
+    gradient_clip: the largest norm of the gradients of a step, over all weights; longer ones are scaled down to it.
     seed: of the order of the rows, of the transform's and of the model's randomness.
     folds: "auto" (rows with `_fold` "train" train, "valid" validate, where the table has that field and `select` does
         not mention it), a fraction of the rows that is kept apart for "valid/loss", or None: all rows train.

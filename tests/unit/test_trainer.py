@@ -563,6 +563,7 @@ def test_a_model_that_has_predicted_can_be_trained():
         ({"validation_interval": 1.5}, "validation_interval: .*got 1.5"),
         ({"no_improve_then_stop": 0}, "no_improve_then_stop: it must be .*got 0"),
         ({"listen": ""}, "listen: it must be .*dataset/metric"),
+        ({"gradient_clip": 0}, "gradient_clip: it must be a number above 0.*got 0"),
         ({"seed": -1}, "seed: it must be a whole number from 0"),
         ({"folds": 1.5}, "folds: it must be .*a fraction"),
         ({"folds": "valid"}, "folds"),
@@ -590,6 +591,30 @@ def test_a_trainers_name_is_checked():
     """As every component's."""
     with pytest.raises(DeclarationError, match="trainer 'my trainer'"):
         TorchTrainer("my trainer", squared)
+
+
+def test_the_norm_of_the_gradients_is_limited():
+    """With a learning rate of 1 a step moves the weights by the gradients: no further than the limit."""
+
+    def moved(**options):
+        model = linear()
+        before = model.state()
+        plain = {"optimizer_cls": "SGD", "optimizer_kwargs": {"lr": 1.0}, "max_iterations": 1}
+        after = train(model, trainer(**plain, **options), line()).state
+        return torch.cat([(after[name] - before[name]).flatten() for name in before]).norm().item()
+
+    assert moved() > 1
+    assert moved(gradient_clip=0.25) == pytest.approx(0.25, rel=1e-3)
+    assert moved(gradient_clip=1e6) == moved()
+
+
+def test_gradients_that_are_not_finite_end_the_training_if_they_are_limited():
+    """The root of nothing has a finite value and no finite slope: the weights stay as they were."""
+    model = linear()
+    before = weights.content_hash(model.state())
+    with pytest.raises(TrainingError, match="step 1: the norm of the gradients is nan"):
+        train(model, trainer(objective=lambda y, _: (y * 0).sqrt().sum(), gradient_clip=1.0), line())
+    assert weights.content_hash(model.state()) == before
 
 
 def test_a_trainer_like_another():
