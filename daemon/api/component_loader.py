@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from components.errors import DeclarationError, NotApplied, SignatureRefused
+from components.errors import NotApplied, SignatureRefused
 from components.import_paths import ImportPolicy
 from components.model import Model
 from components.serialization import build_listener, build_table, build_trainer, build_validation
@@ -19,12 +19,11 @@ from daemon.api.connection import Connection
 from daemon.api.kinds import kind_of, named, type_name
 from daemon.store.connection import reaching
 from daemon.store.registry.components import Catalog, Component
-from daemon.store.registry.model_loader import ModelLoader
+from daemon.store.registry.model_loader import Loaded, ModelLoader, until_live
 from daemon.store.registry.versions import Version, Versions
 
 __all__ = ["ComponentLoader"]
 
-ATTEMPTS: Final = 10
 _PATH: Final = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_][\w.]*")
 
 
@@ -98,16 +97,15 @@ class ComponentLoader:
         """The model with its live version's weights. Where there is none yet, it is made: so everybody gets the same
         initial weights.
         """
-        for _ in range(ATTEMPTS):
-            loader = self._loader(component)
-            live = Versions(self._at.database, self._at.service, component.name).live()
-            if live is not None and live.loadable and live.signature == component.signature:
-                return loader.version(component, live.number).model
-            loaded = loader.loaded(component)
-            if loaded is not None:
-                return loaded.model
-            component = self._found(self._at.catalog(), "model", component.name)
-        raise DeclarationError(f"model {component.name!r}: others keep changing it; try again")
+        versions = Versions(self._at.database, self._at.service, component.name)
+
+        def load(declared: Component[Any]) -> Loaded | None:
+            live, loader = versions.live(), self._loader(declared)
+            if live is not None and live.loadable and live.signature == declared.signature:
+                return loader.version(declared, live.number)
+            return loader.loaded(declared)
+
+        return until_live(lambda: self._found(self._at.catalog(), "model", component.name), load)[1].model
 
     def _trainer(self, component: Component[Any]) -> Any:
         trainer = build_trainer(component.name, component.declaration, self._loader(component).resolve(component))

@@ -10,7 +10,7 @@ from typing import Any
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from components.errors import DeclarationError, Fenced, NotApplied
+from components.errors import Fenced, NotApplied
 from components.examples import Examples
 from components.import_paths import ImportPolicy
 from components.key import Key
@@ -20,7 +20,7 @@ from daemon.job.reporter import JobReporter
 from daemon.store.connection import open_database, reaching
 from daemon.store.mongo_retry import MongoRetry
 from daemon.store.registry.components import Catalog, Component
-from daemon.store.registry.model_loader import ATTEMPTS, Loaded, ModelLoader
+from daemon.store.registry.model_loader import Loaded, ModelLoader, until_live
 from daemon.store.registry.registry import Registry
 from daemon.store.rows.datasets import RowExamples
 from daemon.store.service.jobs import Jobs
@@ -72,13 +72,9 @@ class Context:
 
     def live(self, model: str) -> tuple[Component[Any], Loaded]:
         """A model with its live version's weights; its first version is made here, where nobody has yet."""
-        for _ in range(ATTEMPTS):
-            component, _known = self.declared("model", model)
-            loaded = self.patience("model", lambda: self.loader.loaded(component))  # noqa: B023 - called at once
-            if loaded is not None:
-                return component, loaded
-        raise DeclarationError(
-            f"models.{model}: another process keeps changing it; is its code the same on all machines?"
+        return until_live(
+            lambda: self.declared("model", model)[0],
+            lambda component: self.patience("model", lambda: self.loader.loaded(component)),
         )
 
     def rows(self, table: str, key: Any, ids: Sequence[Any], known: Catalog) -> Examples:

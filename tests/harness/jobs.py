@@ -48,14 +48,13 @@ def training(
         "datasets": {"all": {"table": TABLE}},
         "metrics": {"acc": "harness.models:agreement"},
     }
+    section = TrainerConfig.model_validate(learns)
     return {
         **whole,
-        "trainers": {
-            MODEL: TrainerDeclaration(model=MODEL, identifier=MODEL, **dict(TrainerConfig.model_validate(learns)))
-        },
+        "trainers": {MODEL: TrainerDeclaration(model=MODEL, identifier=MODEL, **dict(section)).dump()},
         "validations": {}
         if validation == {}
-        else {VALIDATION: ValidationDeclaration.model_validate({**proves, **(validation or {})})},
+        else {VALIDATION: ValidationDeclaration.model_validate({**proves, **(validation or {})}).dump()},
     }
 
 

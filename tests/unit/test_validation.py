@@ -28,7 +28,7 @@ def test_each_metric_is_computed_on_each_dataset():
 
 def test_several_inputs_are_several_arguments():
     """By position, or by the names of the key."""
-    rows = ListExamples.of([{"a": 1, "b": 2, "y": 3}, {"a": 1, "y": 1}], ["a", "b", "y"])
+    rows = ListExamples([(1, 2, 3), None])
     model = ObjectModel("m", lambda a, b: a + b)
     assert Validation("v", ["a", "b", "y"], [SMALL], [ACC]).evaluate(model, lambda _: rows) == {"small/acc": 1.0}
     key = {"a": "b", "b": "a", "y": "target"}

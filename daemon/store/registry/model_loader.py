@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import structlog
 from pymongo.database import Database
@@ -30,11 +30,14 @@ from daemon.store.registry.components import Component, signature
 from daemon.store.registry.registry import Declared
 from daemon.store.registry.versions import Version, Versions
 
-__all__ = ["CodeChanged", "Loaded", "ModelLoader", "resolver"]
+__all__ = ["CodeChanged", "Loaded", "ModelLoader", "resolver", "until_live"]
 
 log = structlog.get_logger(__name__)
 
 ATTEMPTS: Final = 10
+
+S = TypeVar("S", Component[ModelDeclaration], Declared)
+T = TypeVar("T")
 
 
 class CodeChanged(DeclarationError):
@@ -94,18 +97,10 @@ class ModelLoader:
         raises CodeChanged. Raises DeclarationError, naming the key, where the code cannot be imported or built, and
         PredictdError where stored weights are damaged.
         """
-        for _ in range(ATTEMPTS):
-            declared = read()
-            loaded = self.loaded(declared.model, fresh=fresh)
-            if loaded is not None:
-                key = declared.listener.parsed_key
-                types = tuple(
-                    datatype(declared.fields[path]) if path in declared.fields else None for path in key.fields
-                )
-                return declared, Live(loaded.model, loaded.version.number, declared.generation, key, types)
-        raise DeclarationError(
-            f"models.{declared.model.name}: another process keeps changing it; is its code the same on all machines?"
-        )
+        declared, loaded = until_live(read, lambda declared: self.loaded(declared.model, fresh=fresh))
+        key = declared.listener.parsed_key
+        types = tuple(datatype(declared.fields[path]) if path in declared.fields else None for path in key.fields)
+        return declared, Live(loaded.model, loaded.version.number, declared.generation, key, types)
 
     def loaded(self, component: Component[ModelDeclaration], *, fresh: bool = True) -> Loaded | None:
         """The model with the weights of the version that `component` says is live; listeners of one process share it.
@@ -238,6 +233,17 @@ class ModelLoader:
         from components.torch import weights  # whoever has weights has torch; the supervisor never gets here
 
         model.load_state(weights.load(versions.weights(version)))
+
+
+def until_live(read: Callable[[], S], load: Callable[[S], T | None]) -> tuple[S, T]:
+    """Read what is declared and load its live version, until no other process changes it in between."""
+    for _ in range(ATTEMPTS):
+        declared = read()
+        loaded = load(declared)
+        if loaded is not None:
+            return declared, loaded
+    model = declared.model.name if isinstance(declared, Declared) else declared.name
+    raise DeclarationError(f"models.{model}: another process keeps changing it; is its code the same on all machines?")
 
 
 def packed(model: Model) -> tuple[bytes | None, str | None]:
