@@ -37,7 +37,8 @@ from components.errors import (
 from components.examples import Examples, ListExamples
 from components.hashing import hash_item
 from components.import_paths import ImportPolicy
-from components.listener import Arguments, Key, Listener
+from components.key import Arguments, Key
+from components.listener import Listener
 from components.metric import Metric
 from components.model import Model, ObjectModel
 from components.query import Condition, Field, Query

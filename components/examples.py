@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
-
-from components.listener import Key, KeySpec
 
 __all__ = ["Examples", "ListExamples"]
 
@@ -25,12 +23,6 @@ class ListExamples:
 
     def __init__(self, rows: Iterable[tuple[Any, ...] | None]) -> None:
         self._rows = list(rows)
-
-    @classmethod
-    def of(cls, rows: Iterable[Mapping[str, Any]], key: KeySpec) -> ListExamples:
-        """The values of the key's fields from rows that are already decoded; a row that lacks one counts as gone."""
-        fields = Key.parse(key).fields
-        return cls(tuple(row[path] for path in fields) if all(path in row for path in fields) else None for row in rows)
 
     def __len__(self) -> int:
         return len(self._rows)

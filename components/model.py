@@ -18,7 +18,7 @@ from threading import Lock
 from typing import Any
 
 from components.errors import DeclarationError, OutputError
-from components.listener import Arguments
+from components.key import Arguments
 from components.names import check_identifier
 from components.outputs import storable
 

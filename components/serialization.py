@@ -1,11 +1,11 @@
 """Components as declarations, and back.
 
-    component -> declare -> Declared(kind, name, body, artifacts)      body: JSON, what is stored and signed
-    name, body, resolve -> build_model, build_trainer, ... -> component
+    component -> declare -> Declared(kind, name, declaration, artifacts)
+    name, declaration, resolve -> build_model, build_trainer, ... -> component
 
-A body has the same shape whether it comes from service.toml or from here. Code in it is an import path where the daemon
-can import it, else the slot of an artifact, whose blobs travel beside the body (`components.artifacts`); among
-arguments, an import path is written {"$import": path}. `resolve` turns either back into the object.
+Code in a declaration is an import path if the daemon can import it, else the slot of an artifact, whose blobs travel
+beside the declaration (`components.artifacts`); among arguments, an import path is written {"$import": path}. `resolve`
+turns either back into the object.
 """
 
 from __future__ import annotations
@@ -22,8 +22,18 @@ from typing import Any
 from components.artifacts import Artifact, code_slot, dumps, together
 from components.code_source import source_hash
 from components.dataset import Dataset
+from components.declarations import (
+    DatasetDeclaration,
+    ListenerDeclaration,
+    ModelDeclaration,
+    TableDeclaration,
+    TrainerArguments,
+    TrainerDeclaration,
+    ValidationDeclaration,
+    made,
+)
 from components.errors import DeclarationError, PredictdError
-from components.extended_json import decoded, encoded
+from components.extended_json import decoded
 from components.listener import Listener
 from components.metric import Metric
 from components.model import Model, ObjectModel
@@ -44,22 +54,6 @@ __all__ = [
 
 Resolve = Callable[[Any], Any]
 _AUTO = ("cuda", "mps", "cpu")
-_TRAINER_NUMBERS = (
-    "max_iterations",
-    "validation_interval",
-    "seed",
-    "folds",
-    "no_improve_then_stop",
-    "listen",
-    "promote",
-    "promote_metric",
-    "promote_margin",
-    "keep",
-    "time_limit",
-    "retries",
-    "threads",
-    "checkpoint_seconds",
-)
 
 
 @dataclass(frozen=True)
@@ -70,7 +64,7 @@ class Declared:
 
     kind: str
     name: str
-    body: dict[str, Any]
+    declaration: Any
     artifacts: list[Artifact] = field(default_factory=list)
 
 
@@ -86,12 +80,12 @@ def declare(component: Any, allow: Sequence[str] = (), *, model: Model | str | N
     codes = _Codes(allow, served=getattr(model, "object", None))
     name = model.identifier if isinstance(model, Model) else model
     if isinstance(component, Table):
-        return Declared("table", component.identifier, {"fields": dict(component.fields)})
+        return Declared("table", component.identifier, TableDeclaration(fields=dict(component.fields)))
     if isinstance(component, Listener):
-        return Declared("listener", component.identifier, _listener(component))
+        return Declared("listener", component.identifier, component.declaration)
     if isinstance(component, Validation):
-        body = _validation(component, codes, component.model or name)
-        return Declared("validation", component.identifier, body, codes.artifacts)
+        declaration = _validation(component, codes, component.model or name)
+        return Declared("validation", component.identifier, declaration, codes.artifacts)
     if isinstance(component, Model):
         codes = _Codes(allow, served=getattr(component, "object", None))
         return Declared("model", component.identifier, _model(component, codes), codes.artifacts)
@@ -104,18 +98,17 @@ def declare(component: Any, allow: Sequence[str] = (), *, model: Model | str | N
     raise DeclarationError(f"expected a Table, Model, Listener, Trainer or Validation, got {type(component).__name__}")
 
 
-def build_table(name: str, body: Mapping[str, Any]) -> Table:
+def build_table(name: str, declaration: TableDeclaration) -> Table:
     """The table of a declaration; raises DeclarationError."""
-    return Table(name, body["fields"])
+    return Table(name, declaration.fields)
 
 
-def build_listener(name: str, body: Mapping[str, Any]) -> Listener:
+def build_listener(name: str, declaration: ListenerDeclaration) -> Listener:
     """The listener of a declaration; raises DeclarationError."""
-    given = {key: value for key, value in body.items() if key in _LISTENER}
-    return Listener(name, **{**given, "where": decoded(body["where"])})
+    return Listener(name, **{**dict(declaration), "where": decoded(declaration.where)})
 
 
-def build_model(name: str, body: Mapping[str, Any], resolve: Resolve) -> Model:
+def build_model(name: str, declaration: ModelDeclaration, resolve: Resolve) -> Model:
     """The model of a declaration, with its initial weights; raises DeclarationError that names the key
     ("models.lenet.object").
 
@@ -126,29 +119,26 @@ def build_model(name: str, body: Mapping[str, Any], resolve: Resolve) -> Model:
     name.
     """
     at = f"models.{name}"
-    with together(), _seeded(name, body["type"]):
-        found = _resolved(f"{at}.object", body["object"], resolve)
-        functions = {key: _resolved(f"{at}.{key}", body.get(key), resolve) for key in ("preprocess", "postprocess")}
-        many = _resolved(f"{at}.preprocess_batch", body.get("preprocess_batch"), resolve)
+    of_torch, by_path = declaration.type == "torch", isinstance(declaration.object, str)
+    with together(), _seeded(name, declaration.type):
+        code = {key: _resolved(f"{at}.{key}", slot, resolve) for key, slot in declaration.code.items()}
+        found = code.pop("object")
         try:
-            arguments = _given(f"{at}.arguments", body.get("arguments", {}), resolve)
-            makes = isinstance(found, type) or (
-                bool(arguments) if body["type"] == "object" else inspect.isroutine(found)
-            )
-            made = found(**arguments) if isinstance(body["object"], str) and makes else found
-            if body["type"] == "object":
-                return ObjectModel(name, made, **functions, batched=body["batched"])
+            arguments = _given(f"{at}.arguments", declaration.arguments, resolve)
+            makes = isinstance(found, type) or (inspect.isroutine(found) if of_torch else bool(arguments))
+            built = found(**arguments) if by_path and makes else found
+            if not of_torch:
+                code.pop("preprocess_batch", None)
+                return ObjectModel(name, built, **code, batched=declaration.batched)
             from components.torch import TorchModel  # the supervisor, which never gets here, stays free of torch
 
-            shared = made is found and isinstance(body["object"], str)
             return TorchModel(
                 name,
-                _copied(made) if shared else made,
-                **functions,
-                preprocess_batch=many,
-                preferred_devices=_devices(body["device"]),
-                forward_method=body["forward_method"],
-                dtype=body["dtype"],
+                _copied(built) if built is found and by_path else built,
+                **code,
+                preferred_devices=_devices(declaration.device),
+                forward_method=declaration.forward_method,
+                dtype=declaration.dtype,
             )
         except PredictdError:
             raise
@@ -156,48 +146,46 @@ def build_model(name: str, body: Mapping[str, Any], resolve: Resolve) -> Model:
             raise DeclarationError(f"{at}.object: building it raised {type(error).__name__}: {error}") from error
 
 
-def build_trainer(name: str, body: Mapping[str, Any], resolve: Resolve) -> Any:
+def build_trainer(name: str, declaration: TrainerDeclaration, resolve: Resolve) -> Any:
     """The TorchTrainer of a declaration; raises DeclarationError that names the key ("trainers.lenet.objective")."""
     from components.torch.trainer import TorchTrainer
 
     at = f"trainers.{name}"
-    optimizer = _resolved(f"{at}.optimizer", body["optimizer"], resolve)
-    chosen = {} if optimizer is None else {"optimizer_cls": optimizer}
     try:
         return TorchTrainer(
-            body["identifier"],
-            _resolved(f"{at}.objective", body["objective"], resolve),
-            select=Query(body["table"], decoded(body["where"]), limit=body["limit"]),
-            key=body["key"],
-            transform=_resolved(f"{at}.transform", body["transform"], resolve),
-            loader_kwargs=_given(f"{at}.loader", body["loader"], resolve),
-            optimizer_kwargs=_given(f"{at}.optimizer_arguments", body["optimizer_arguments"], resolve),
-            when=body["when"],
-            **chosen,
-            **{key: body[key] for key in _TRAINER_NUMBERS},
+            declaration.identifier,
+            _resolved(f"{at}.objective", declaration.objective, resolve),
+            select=_query(declaration),
+            key=declaration.key,
+            transform=_resolved(f"{at}.transform", declaration.transform, resolve),
+            loader_kwargs=_given(f"{at}.loader", declaration.loader, resolve),
+            optimizer_cls=_resolved(f"{at}.optimizer", declaration.optimizer, resolve),
+            optimizer_kwargs=_given(f"{at}.optimizer_arguments", declaration.optimizer_arguments, resolve),
+            **declaration.arguments,
         )
     except PredictdError as error:
         raise error if str(error).startswith(at) else DeclarationError(f"{at}: {error}") from error
 
 
-def build_validation(name: str, body: Mapping[str, Any], resolve: Resolve) -> Validation:
+def build_validation(name: str, declaration: ValidationDeclaration, resolve: Resolve) -> Validation:
     """The validation of a declaration; raises DeclarationError that names the key ("validations.mine.metrics.acc")."""
     at = f"validations.{name}"
     with together():
         metrics = [
             Metric(
                 metric,
-                _resolved(f"{at}.metrics.{metric}", given["object"], resolve),
-                arguments=_given(f"{at}.metrics.{metric}.arguments", given.get("arguments") or {}, resolve),
-                greater_is_better=given.get("greater_is_better"),
+                _resolved(f"{at}.metrics.{metric}", given.object, resolve),
+                arguments=_given(f"{at}.metrics.{metric}.arguments", given.arguments, resolve),
+                greater_is_better=given.greater_is_better,
             )
-            for metric, given in body["metrics"].items()
+            for metric, given in declaration.metrics.items()
         ]
-    datasets = [
-        Dataset(dataset, Query(given["table"], decoded(given["where"]), limit=given["limit"]), given["pin"])
-        for dataset, given in body["datasets"].items()
-    ]
-    return Validation(name, body["key"], datasets, metrics, model=body["model"], when=body["when"])
+    datasets = [Dataset(dataset, _query(given), given.pin) for dataset, given in declaration.datasets.items()]
+    return Validation(name, declaration.key, datasets, metrics, model=declaration.model, when=declaration.when)
+
+
+def _query(rows: TrainerDeclaration | DatasetDeclaration) -> Query:
+    return Query(rows.table, decoded(rows.where), limit=rows.limit)
 
 
 def _copied(module: Any) -> Any:
@@ -271,21 +259,7 @@ def _given(at: str, value: Any, resolve: Resolve) -> Any:
     return [_given(at, item, resolve) for item in value] if isinstance(value, list) else value
 
 
-_LISTENER = ("table", "key", "model", "where", "latency_budget", "max_batch", "worker", "scan_order", "scan_rate")
-
-
-def _listener(listener: Listener) -> dict[str, Any]:
-    return {
-        **{key: getattr(listener, key) for key in _LISTENER},
-        "key": listener.parsed_key.spec,
-        "where": encoded(listener.where),
-        "latency_budget": float(listener.latency_budget),
-        "worker": listener.worker or listener.model,
-        "scan_rate": float(listener.scan_rate),
-    }
-
-
-def _model(model: Model, codes: _Codes) -> dict[str, Any]:
+def _model(model: Model, codes: _Codes) -> ModelDeclaration:
     at = f"models.{model.identifier}"
     torch_model = getattr(sys.modules.get("components.torch.model"), "TorchModel", None)
     if type(model) not in (ObjectModel, torch_model):
@@ -297,18 +271,22 @@ def _model(model: Model, codes: _Codes) -> dict[str, Any]:
     of_torch = type(model) is not ObjectModel
     # A class would be built where it is imported; here it is the callable itself. A module is what the user has built.
     by_value = of_torch or isinstance(given.object, type)
-    return {
+    steps = ("preprocess", "preprocess_batch", "postprocess")
+    declared: dict[str, Any] = {
         "type": "torch" if of_torch else "object",
         "object": codes.slot(f"{at}.object", given.object, by_value=by_value),
-        "arguments": {},
-        "preprocess": codes.slot(f"{at}.preprocess", given.preprocess),
-        "preprocess_batch": codes.slot(f"{at}.preprocess_batch", getattr(given, "preprocess_batch", None)),
-        "postprocess": codes.slot(f"{at}.postprocess", given.postprocess),
-        "device": _device(given.preferred_devices) if of_torch else "auto",
-        "dtype": str(given.dtype).removeprefix("torch.") if of_torch and given.dtype is not None else None,
-        "forward_method": given.forward_method if of_torch else "__call__",
-        "batched": False if of_torch else given.batched,
+        **{step: codes.slot(f"{at}.{step}", getattr(given, step, None)) for step in steps},
     }
+    if of_torch:
+        dtype = None if given.dtype is None else str(given.dtype).removeprefix("torch.")
+        declared |= {
+            "device": _device(given.preferred_devices),
+            "dtype": dtype,
+            "forward_method": given.forward_method,
+        }
+    else:
+        declared["batched"] = given.batched
+    return made(ModelDeclaration, at, declared)
 
 
 def _device(preferred: tuple[str, ...]) -> str | list[str]:
@@ -326,48 +304,43 @@ def _is_trainer(component: object) -> bool:
     return kind is not None and isinstance(component, kind)
 
 
-def _trainer(trainer: Any, codes: _Codes, model: str) -> dict[str, Any]:
+def _trainer(trainer: Any, codes: _Codes, model: str) -> TrainerDeclaration:
     at = f"trainers.{model}"
     for name in ("select", "key"):
         if getattr(trainer, name) is None:
             raise DeclarationError(
                 f"{at}.{name}: is missing; the daemon needs it to know which rows the model learns from"
             )
-    return {
+    declared = {
         "model": model,
         "identifier": trainer.identifier,
-        "type": "torch",
-        "table": trainer.select.table,
-        "where": encoded(trainer.select.where),
-        "limit": trainer.select.max_rows,
+        **_rows(trainer.select),
         "key": trainer.key.spec,
         "objective": codes.slot(f"{at}.objective", trainer.objective),
         "transform": codes.slot(f"{at}.transform", trainer.transform),
         "loader": codes.given(f"{at}.loader", dict(trainer.loader_kwargs)),
         "optimizer": codes.slot(f"{at}.optimizer", trainer.optimizer_cls),
         "optimizer_arguments": codes.given(f"{at}.optimizer_arguments", dict(trainer.optimizer_kwargs)),
-        "when": trainer.when,
-        **{name: getattr(trainer, name) for name in _TRAINER_NUMBERS},
+        **{name: getattr(trainer, name) for name in TrainerArguments.model_fields},
     }
+    return made(TrainerDeclaration, at, declared)
 
 
-def _validation(validation: Validation, codes: _Codes, model: str | None) -> dict[str, Any]:
+def _rows(select: Query) -> dict[str, Any]:
+    return {"table": select.table, "where": select.where, "limit": select.max_rows}
+
+
+def _validation(validation: Validation, codes: _Codes, model: str | None) -> ValidationDeclaration:
     at = f"validations.{validation.identifier}"
     if model is None:
         raise DeclarationError(
             f"{at}.model: belongs to no model; attach it: model.validation = ..., or give it model='name'"
         )
-    return {
+    declared = {
         "model": model,
         "key": validation.key.spec,
         "datasets": {
-            dataset.identifier: {
-                "table": dataset.select.table,
-                "where": encoded(dataset.select.where),
-                "limit": dataset.select.max_rows,
-                "pin": dataset.pin,
-            }
-            for dataset in validation.datasets
+            dataset.identifier: {**_rows(dataset.select), "pin": dataset.pin} for dataset in validation.datasets
         },
         "metrics": {
             metric.identifier: {
@@ -381,3 +354,4 @@ def _validation(validation: Validation, codes: _Codes, model: str | None) -> dic
         },
         "when": validation.when,
     }
+    return made(ValidationDeclaration, at, declared)

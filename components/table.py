@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from components.datatypes import Datatype, datatype
-from components.errors import DeclarationError, UnknownDatatype
-from components.names import check_field
+from components.declarations import TableDeclaration, made
+from components.errors import DeclarationError
 
 __all__ = ["Table"]
 
@@ -35,18 +35,9 @@ class Table:
             or name.endswith(".")
         ):
             raise DeclarationError(f"table {name!r}: no collection can have this name, or it is reserved")
-        known: dict[str, Datatype] = {}
-        for path, spec in self.fields.items():
-            check_field(path, f"table {name!r}")
-            if path.split(".")[0] == "_outputs":
-                raise DeclarationError(
-                    f"table {name!r}: field {path!r} lies under _outputs, which predictd writes itself"
-                )
-            try:
-                known[path] = datatype(spec)
-            except UnknownDatatype as error:
-                raise UnknownDatatype(f"table {name!r}, field {path!r}: {error}") from None
-        object.__setattr__(self, "fields", MappingProxyType(dict(self.fields)))
+        declared = made(TableDeclaration, f"table {name!r}", {"fields": dict(self.fields)})
+        object.__setattr__(self, "fields", MappingProxyType(declared.fields))
+        known = {path: datatype(spec) for path, spec in declared.fields.items()}
         object.__setattr__(self, "datatypes", MappingProxyType(known))
 
     def datatype_of(self, path: str) -> Datatype | None:

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from components.dataset import Dataset
+from components.declarations import ValidationArguments, When, made
 from components.errors import DeclarationError, MetricError, Stopped
 from components.examples import Examples
-from components.listener import Arguments, Key, KeySpec
+from components.key import Arguments, KeySpec
 from components.metric import Metric
 from components.model import Model
 from components.names import check_identifier
-from components.when import triggers
 
 __all__ = ["Validation"]
 
@@ -37,26 +37,17 @@ class Validation:
         datasets: Sequence[Dataset],
         metrics: Sequence[Metric],
         model: str | None = None,
-        when: Iterable[Mapping[str, Any]] = (),
+        when: Iterable[Mapping[str, Any] | When] = (),
     ) -> None:
         check_identifier(identifier, "validation")
         self.identifier = identifier
-        try:
-            self.key = Key.parse(key)
-        except DeclarationError as error:
-            raise DeclarationError(f"validation {identifier!r}: {error}") from None
-        if len(self.key.fields) < 2:
-            raise DeclarationError(
-                f"validation {identifier!r}: key: expected the model's field and the target's, such as ['img', "
-                f"'class'], got {self.key.spec!r}"
-            )
+        given = made(ValidationArguments, f"validation {identifier!r}", {"key": key, "when": when})
+        self.key, self._inputs, self.when = given.parsed_key, given.inputs, given.when
         self.datasets: tuple[Dataset, ...] = _named(identifier, "datasets", Dataset, datasets)
         self.metrics: tuple[Metric, ...] = _named(identifier, "metrics", Metric, metrics)
         if model is not None:
             check_identifier(model, "model")
         self.model = model
-        self.when = triggers(f"validation {identifier!r}", when)
-        self._inputs = Key(self.key.fields[:-1], None if self.key.names is None else self.key.names[:-1])
 
     @property
     def names(self) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 
 from components.errors import DeclarationError
 from components.examples import Examples, ListExamples
-from components.listener import Arguments
+from components.key import Arguments
 from components.torch import randomness
 from components.torch.loop import train
 from components.torch.module import TorchModule

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from components.errors import DeclarationError, WeightsError
-from components.listener import Arguments
+from components.key import Arguments
 from components.model import Model, bundled, check_callable
 from components.torch import batches, weights
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from components.errors import BatchError, TrainingError
-from components.listener import Arguments, Key
+from components.key import Arguments, Key
 from components.torch import batches
 
 if TYPE_CHECKING:

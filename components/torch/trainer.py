@@ -6,24 +6,22 @@
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import torch
 
+from components.declarations import Keyed, TrainerArguments, documented, made
 from components.errors import DeclarationError
-from components.listener import Key, KeySpec
+from components.key import Key, KeySpec
 from components.names import check_identifier
 from components.query import Query
 from components.torch.loader_options import LoaderOptions
-from components.when import triggers
 
 __all__ = ["TorchTrainer"]
 
-PROMOTE = ("better", "always", "manual")
 
-
+@documented(TrainerArguments)
 class TorchTrainer:
     """How a model learns: from which rows, towards what, and for how long.
 
@@ -43,6 +41,7 @@ class TorchTrainer:
     no_improve_then_stop: stop after that many validations in a row without a new best value of `listen`.
     listen: "dataset/metric", "valid/loss" or "train/loss": what the best weights are chosen by. By default the
         validation's first metric, else "valid/loss" where rows are kept apart; else the last weights are taken.
+    gradient_clip: the largest norm of the gradients of a step, over all weights; longer ones are scaled down to it.
     seed: of the order of the rows, of the transform's and of the model's randomness.
     folds: "auto" (rows with `_fold` "train" train, "valid" validate, where the table has that field and `select` does
         not mention it), a fraction of the rows that is kept apart for "valid/loss", or None: all rows train.
@@ -69,25 +68,9 @@ class TorchTrainer:
         loader_kwargs: Mapping[str, Any] | None = None,
         optimizer_cls: Callable[..., Any] | str | None = torch.optim.Adam,
         optimizer_kwargs: Mapping[str, Any] | None = None,
-        max_iterations: int = 1000,
-        validation_interval: int = 100,
-        no_improve_then_stop: int | None = None,
-        listen: str | None = None,
-        seed: int = 0,
-        folds: str | float | None = "auto",
-        promote: str = "always",
-        promote_metric: str | None = None,
-        promote_margin: float = 0.0,
-        keep: int = 5,
-        when: Iterable[Mapping[str, Any]] = (),
-        time_limit: float | None = None,
-        retries: int = 2,
-        threads: int | None = None,
-        checkpoint_seconds: float = 30.0,
+        **arguments: Any,
     ) -> None:
-        given = {name: value for name, value in locals().items() if name != "self"}
         check_identifier(identifier, "trainer")
-        self._given = given
         check = _Checks(identifier)
         self.identifier = identifier
         self.objective = check.callable("objective", objective)
@@ -98,32 +81,30 @@ class TorchTrainer:
         self.loader = check.loader(self.loader_kwargs)
         self.optimizer_cls = check.optimizer(optimizer_cls)
         self.optimizer_kwargs = check.mapping("optimizer_kwargs", optimizer_kwargs)
-        self.max_iterations = check.whole("max_iterations", max_iterations)
-        self.validation_interval = check.whole("validation_interval", validation_interval)
-        self.no_improve_then_stop = check.whole("no_improve_then_stop", no_improve_then_stop, or_none=True)
-        self.listen = check.name("listen", listen)
-        self.seed = check.whole("seed", seed, least=0)
-        self.folds = check.folds(folds)
-        self.promote = check.one_of("promote", promote, PROMOTE)
-        self.promote_metric = check.name("promote_metric", promote_metric)
-        self.promote_margin = check.number("promote_margin", promote_margin)
-        self.keep = check.whole("keep", keep)
-        self.when = triggers(f"trainer {identifier!r}", when)
-        self.time_limit = None if time_limit is None else check.number("time_limit", time_limit, above=True)
-        self.retries = check.whole("retries", retries, least=0)
-        self.threads = check.whole("threads", threads, or_none=True)
-        self.checkpoint_seconds = check.number("checkpoint_seconds", checkpoint_seconds)
+        self.arguments = made(TrainerArguments, f"trainer {identifier!r}", arguments)
         self.metric_values: dict[str, list[float]] = {}
         self.metric_steps: list[int] = []
         self.history: list[dict[str, Any]] = []
+        self._given = {
+            "identifier": identifier,
+            "objective": objective,
+            "select": select,
+            "key": key,
+            "transform": transform,
+            "loader_kwargs": loader_kwargs,
+            "optimizer_cls": optimizer_cls,
+            "optimizer_kwargs": optimizer_kwargs,
+            **arguments,
+        }
+
+    def __getattr__(self, name: str) -> Any:
+        """Return one of the plain arguments."""
+        if name in TrainerArguments.model_fields:
+            return getattr(self.arguments, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def replaced(self, **changes: Any) -> Self:
         """A trainer like this one with some arguments changed, and no traces; raises DeclarationError."""
-        unknown = sorted(set(changes) - set(self._given))
-        if unknown:
-            raise DeclarationError(
-                f"trainer {self.identifier!r}: it has no {unknown[0]!r}; it has {', '.join(self._given)}"
-            )
         return type(self)(**{**self._given, **changes})
 
     def __repr__(self) -> str:
@@ -153,17 +134,9 @@ class _Checks:
         return select
 
     def key(self, key: Any) -> Key | None:
-        if key is None:
-            return None
-        try:
-            parsed = key if isinstance(key, Key) else Key.parse(key)
-        except DeclarationError as error:
-            raise DeclarationError(f"trainer {self.identifier!r}: {error}") from None
-        if len(parsed.fields) < 2:
-            raise self.refuse(
-                "key", f"expected the model's field and the target's, such as ['img', 'class'], got {parsed.spec!r}"
-            )
-        return parsed
+        if key is None or isinstance(key, Key):
+            return key
+        return made(Keyed, f"trainer {self.identifier!r}", {"key": key}).parsed_key
 
     def mapping(self, argument: str, value: Any) -> dict[str, Any]:
         if value is not None and not (isinstance(value, Mapping) and all(isinstance(name, str) for name in value)):
@@ -191,34 +164,3 @@ class _Checks:
             )
         chosen: Callable[..., Any] = found
         return chosen
-
-    def whole(self, argument: str, value: Any, *, least: int = 1, or_none: bool = False) -> Any:
-        if value is None and or_none:
-            return None
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
-            none = ", or None" if or_none else ""
-            most = " and below 2**63" if isinstance(value, int) and value > 0 else ""
-            raise self.refuse(argument, f"expected a whole number of at least {least}{most}{none}, got {value!r}")
-        return value
-
-    def number(self, argument: str, value: Any, *, above: bool = False) -> float:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if not number or value < 0 or (above and value == 0):
-            raise self.refuse(argument, f"expected a number {'above' if above else 'of at least'} 0, got {value!r}")
-        return float(value)
-
-    def name(self, argument: str, value: Any) -> str | None:
-        if value is not None and not (isinstance(value, str) and value):
-            raise self.refuse(argument, f"expected the name of a metric, such as 'my-valid/acc', got {value!r}")
-        return value
-
-    def one_of(self, argument: str, value: Any, allowed: tuple[str, ...]) -> str:
-        if value not in allowed:
-            raise self.refuse(argument, f"expected {' or '.join(map(repr, allowed))}, got {value!r}")
-        return str(value)
-
-    def folds(self, value: Any) -> str | float | None:
-        fraction = isinstance(value, float) and 0 < value < 1
-        if value is not None and value != "auto" and not fraction:
-            raise self.refuse("folds", f"expected 'auto', None, or a fraction between 0 and 1, got {value!r}")
-        return value  # type: ignore[no-any-return]

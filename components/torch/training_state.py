@@ -107,8 +107,10 @@ class TrainingState:
                 raise TrainingError(
                     f"step {step}: the loss does not depend on any weight of the model that can be trained"
                 )
-            with blamed(f"step {step}: the way back", batch):
+            with blamed(f"step {step}: the backward pass", batch):
                 loss.backward()  # type: ignore[no-untyped-call]
+            self._clip(step)
+            with blamed(f"step {step}: the optimizer", batch):
                 self.optimizer.step()
         self.step = step
         self.next_batch = batch.number + 1
@@ -117,6 +119,18 @@ class TrainingState:
         self.learned_rows += batch.rows
         self.seconds += time.perf_counter() - started
         self._tell(value)
+
+    def _clip(self, step: int) -> None:
+        """Scale the gradients down to the trainer's `gradient_clip`; raises TrainingError if they are not finite."""
+        largest = self.trainer.arguments.gradient_clip
+        if largest is None:
+            return
+        norm = torch.nn.utils.clip_grad_norm_(self.model.object.parameters(), largest).item()
+        if not math.isfinite(norm):
+            raise TrainingError(
+                f"step {step}: the norm of the gradients is {norm}; try a lower learning rate (it is "
+                f"{self._learning_rate:g}), or look for values in the rows that are not finite"
+            )
 
     def validation_is_due(self) -> bool:
         """Whether this step's validation has still to be made."""
@@ -176,7 +190,7 @@ class TrainingState:
             self.unimproved += 1
 
     def _listened(self, metrics: Mapping[str, float]) -> str | None:
-        wanted = self.trainer.listen
+        wanted = self.trainer.arguments.listen
         if wanted is not None and wanted not in metrics:
             raise TrainingError(
                 f"trainer {self.trainer.identifier!r}: listen: there is no {wanted!r}; there is {', '.join(metrics)}"

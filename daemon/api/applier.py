@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from components.artifacts import Artifact, fits
+from components.declarations import ModelDeclaration
 from components.errors import DeclarationError, JobFailed, MongoUnavailable
 from components.listener import Listener
 from components.model import Model
@@ -40,7 +41,6 @@ from daemon.store.service.jobs import Jobs
 __all__ = ["Applier"]
 
 _TRIGGER: Final = {"by": "apply"}
-_CODE: Final = ("object", "preprocess", "preprocess_batch", "postprocess")
 
 
 class Applier:
@@ -122,24 +122,26 @@ class Applier:
         made: list[Artifact] = [artifact for part in parts for artifact in part.artifacts]
         with reaching():
             blobs.put([blob for artifact in made for blob in artifact.blobs.items()])
-            changed = registry.apply([(part.kind, part.name, part.body) for part in parts], force=force)
+            changed = registry.apply([(part.kind, part.name, part.declaration) for part in parts], force=force)
             bells.ring(self._at.database, self._at.service)  # also where only a damaged blob was mended
         return set(changed)
 
-    def _as_declared(self, model: Model, own: Declared, before: Component | None) -> Declared:
+    def _as_declared(self, model: Model, own: Declared, before: Component[ModelDeclaration] | None) -> Declared:
         """The declaration with the weights that it was applied with before, where the model holds those of a version of
         that.
         """
-        if before is None or not isinstance(own.body["object"], Mapping):
+        if before is None or not isinstance(own.declaration.object, Mapping):
             return own
-        body = {**own.body, **{slot: _same_code(own.body[slot], before.body.get(slot)) for slot in _CODE}}
-        if body == own.body:
+        code = {
+            name: _same_code(slot, before.declaration.code.get(name)) for name, slot in own.declaration.code.items()
+        }
+        if code == own.declaration.code:
             return own
         _, content = packed(model)
         with reaching():
             versions = Versions(self._at.database, self._at.service, model.identifier).listed(traces=False)
         ours = {each.content_hash for each in versions if each.signature == before.signature}
-        return replace(own, body=body) if content in ours else own
+        return replace(own, declaration=own.declaration.model_copy(update=code)) if content in ours else own
 
     def _training(self, model: str, *, asked: bool) -> str | None:
         """The job that trains the model as it is now applied: a new one where that is asked for or owed; None where it

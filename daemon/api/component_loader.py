@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from components.errors import DeclarationError, NotApplied, SignatureRefused
+from components.errors import NotApplied, SignatureRefused
 from components.import_paths import ImportPolicy
 from components.model import Model
 from components.serialization import build_listener, build_table, build_trainer, build_validation
@@ -19,13 +19,12 @@ from daemon.api.connection import Connection
 from daemon.api.kinds import kind_of, named, type_name
 from daemon.store.connection import reaching
 from daemon.store.registry.components import Catalog, Component
-from daemon.store.registry.model_loader import ModelLoader
+from daemon.store.registry.model_loader import Loaded, ModelLoader, until_live
 from daemon.store.registry.versions import Version, Versions
 from daemon.store.service.jobs import Job
 
 __all__ = ["ComponentLoader"]
 
-ATTEMPTS: Final = 10
 _PATH: Final = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_][\w.]*")
 
 
@@ -40,16 +39,16 @@ class ComponentLoader:
         kind, of = kind_of(type_)
         known = self._at.catalog()
         component = self._found(known, kind, identifier)
-        if of not in (None, component.body.get("type")):
+        if of not in (None, getattr(component.declaration, "type", None)):
             raise NotApplied(f"{identifier!r} is a {type_name(component)}; load it as one")
         if kind == "table":
-            return build_table(component.name, component.body)
+            return build_table(component.name, component.declaration)
         if kind == "listener":
-            return build_listener(component.name, component.body)
+            return build_listener(component.name, component.declaration)
         loader = self._loader(component)
         with reaching():
             if kind == "validation":
-                return build_validation(component.name, component.body, loader.resolve(component))
+                return build_validation(component.name, component.declaration, loader.resolve(component))
             if kind == "trainer":
                 return self._trainer(component)
             return self._model(component, known)
@@ -76,7 +75,7 @@ class ComponentLoader:
                 trained = versions.get(number) if isinstance(number, int) else None
                 _give_traces(model.trainer, trained or _traced(live, versions))
 
-    def _found(self, known: Catalog, kind: str, identifier: str) -> Component:
+    def _found(self, known: Catalog, kind: str, identifier: str) -> Component[Any]:
         there = {named(each): each for each in known.of(kind).values()}
         if identifier in there:
             return there[identifier]
@@ -84,41 +83,40 @@ class ComponentLoader:
             raise SignatureRefused(f"{kind} {identifier!r}: {known.refused[f'{kind}/{identifier}']}")
         raise NotApplied(self._at.registry().absent(kind, identifier))
 
-    def _model(self, component: Component, known: Catalog) -> Model:
+    def _model(self, component: Component[Any], known: Catalog) -> Model:
         model = self._weighted(component)
         trainer = known.trainers.get(component.name)
         if trainer is not None:
             model.trainer = self._trainer(trainer)
-        mine = [each for each in known.validations.values() if each.body["model"] == component.name]
+        mine = [each for each in known.validations.values() if each.declaration.model == component.name]
         # Several may be declared for one model; the one that came with it is the API's.
         for each in sorted(mine, key=lambda each: (each.source != "api", each.name))[:1]:
-            model.validation = build_validation(each.name, each.body, self._loader(each).resolve(each))
+            model.validation = build_validation(each.name, each.declaration, self._loader(each).resolve(each))
         return model
 
-    def _weighted(self, component: Component) -> Model:
+    def _weighted(self, component: Component[Any]) -> Model:
         """The model with its live version's weights. Where there is none yet, it is made: so everybody gets the same
         initial weights.
         """
-        for _ in range(ATTEMPTS):
-            loader = self._loader(component)
-            live = Versions(self._at.database, self._at.service, component.name).live()
-            if live is not None and live.loadable and live.signature == component.signature:
-                return loader.version(component, live.number).model
-            loaded = loader.loaded(component)
-            if loaded is not None:
-                return loaded.model
-            component = self._found(self._at.catalog(), "model", component.name)
-        raise DeclarationError(f"model {component.name!r}: others keep changing it; try again")
+        versions = Versions(self._at.database, self._at.service, component.name)
 
-    def _trainer(self, component: Component) -> Any:
-        trainer = build_trainer(component.name, component.body, self._loader(component).resolve(component))
+        def load(declared: Component[Any]) -> Loaded | None:
+            live, loader = versions.live(), self._loader(declared)
+            if live is not None and live.loadable and live.signature == declared.signature:
+                return loader.version(declared, live.number)
+            return loader.loaded(declared)
+
+        return until_live(lambda: self._found(self._at.catalog(), "model", component.name), load)[1].model
+
+    def _trainer(self, component: Component[Any]) -> Any:
+        trainer = build_trainer(component.name, component.declaration, self._loader(component).resolve(component))
         versions = Versions(self._at.database, self._at.service, component.name)
         _give_traces(trainer, _traced(versions.live(), versions))
         return trainer
 
-    def _loader(self, component: Component) -> ModelLoader:
+    def _loader(self, component: Component[Any]) -> ModelLoader:
         """A loader of its own: what it builds is the caller's alone."""
-        roots = tuple({path.partition(":")[0] for path in _paths(component.body)})
+        roots = tuple({path.partition(":")[0] for path in _paths(component.declaration.dump())})
         return ModelLoader(self._at.database, self._at.service, ImportPolicy(roots))
 
 

@@ -116,7 +116,11 @@ class Datalayer:
                 for each in known.of(kind).values()
             ]
         kind, of = kind_of(type)
-        there = {named(each): each for each in known.of(kind).values() if of in (None, each.body.get("type"))}
+        there = {
+            named(each): each
+            for each in known.of(kind).values()
+            if of in (None, getattr(each.declaration, "type", None))
+        }
         if identifier is None:
             return sorted(there)
         if identifier not in there:
@@ -131,11 +135,11 @@ class Datalayer:
         if kind == "model":
             about |= {
                 "live": found.live,
-                "listeners": [name for name, each in known.listeners.items() if each.body["model"] == found.name],
+                "listeners": [name for name, each in known.listeners.items() if each.declaration.model == found.name],
             }
         if kind == "listener":
             about |= {"generation": found.generation, "paused": found.paused}
-        return about | {"declaration": dict(found.body)}
+        return about | {"declaration": found.declaration.dump()}
 
     def __getitem__(self, table: str) -> TableHandle:
         """The rows of a table: `db["mnist"].insert(rows)`. Raises NotApplied where no table of this name is applied."""

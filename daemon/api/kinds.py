@@ -37,9 +37,9 @@ def kind_of(type_: str | type[Any]) -> tuple[str, str | None]:
     return _KINDS[name]
 
 
-def type_name(component: Component) -> str:
+def type_name(component: Component[Any]) -> str:
     """The name of its class."""
-    of = component.body.get("type")
+    of = getattr(component.declaration, "type", None)
     return next(
         name
         for name, (kind, type_) in _KINDS.items()
@@ -47,6 +47,6 @@ def type_name(component: Component) -> str:
     )
 
 
-def named(component: Component) -> str:
+def named(component: Component[Any]) -> str:
     """What it is called by itself: a trainer, which the registry knows by its model, has a name of its own."""
-    return str(component.body["identifier"]) if component.kind == "trainer" else component.name
+    return str(component.declaration.identifier) if component.kind == "trainer" else component.name

@@ -27,10 +27,10 @@ def remove(connection: Connection, type_: str | type[Any], identifier: str, *, o
     if outputs and kind not in ("listener", "model"):
         raise DeclarationError(f"remove: outputs are a listener's, or a model's; a {kind} has none of its own")
     found = next((each for each in known.of(kind).values() if named(each) == identifier), None)
-    if found is not None and of not in (None, found.body.get("type")):
+    if found is not None and of not in (None, getattr(found.declaration, "type", None)):
         raise NotApplied(connection.registry().absent(kind, identifier))
     if outputs and kind == "model":
-        for listener in [each for each in known.listeners.values() if each.body["model"] == identifier]:
+        for listener in [each for each in known.listeners.values() if each.declaration.model == identifier]:
             _forget(connection, listener)
     if outputs and kind == "listener" and found is not None:
         _forget(connection, found)
@@ -50,12 +50,14 @@ def _take_out(connection: Connection, kind: str, name: str) -> None:
         bells.ring(connection.database, connection.service)
 
 
-def _forget(connection: Connection, listener: Component) -> None:
+def _forget(connection: Connection, listener: Component[Any]) -> None:
     """A listener, and then its outputs and dead letters, once nobody writes them any more."""
     _take_out(connection, "listener", listener.name)
     wait_until_unserved(connection, listener.name)
     output = f"_outputs.{listener.name}"
     letters = {"_id.service": connection.service, "_id.listener": listener.name}
     with reaching():
-        connection.database[listener.body["table"]].update_many({output: {"$exists": True}}, {"$unset": {output: ""}})
+        connection.database[listener.declaration.table].update_many(
+            {output: {"$exists": True}}, {"$unset": {output: ""}}
+        )
         connection.database[names.DEAD_LETTERS].delete_many(letters)

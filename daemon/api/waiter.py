@@ -93,8 +93,8 @@ def wait_for_listener(connection: Connection, listener: str) -> None:
             current = scan.get("mark") == mark
             if current and scan.get("state") == "done":
                 return
-            watch.refusals(f"listener/{listener}", f"model/{own.body['model']}", f"table/{own.body['table']}")
-            watch.worker(own.body["worker"])
+            watch.refusals(f"listener/{listener}", f"model/{own.declaration.model}", f"table/{own.declaration.table}")
+            watch.worker(own.declaration.worker)
             show(scan.get("done", 0) if current else 0, watch.total(listener), "" if current else "its worker starts")
             time.sleep(_PAUSE)
 

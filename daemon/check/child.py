@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
+from components.declarations import parsed
 from components.errors import Problem
 from components.import_paths import ImportPolicy
 from daemon.check.models import model_problems
@@ -30,12 +31,16 @@ def main() -> None:
         faulthandler.enable()
         sys.path.insert(0, order["import_root"])
         policy = ImportPolicy(tuple(order["allow_imports"]))
+        declared = {
+            kind: {name: parsed(kind.removesuffix("s"), name, one) for name, one in named.items()}
+            for kind, named in order["declared"].items()
+        }
         built: dict[str, Any] = {}
         for path in order["order"]:
             _report(reports, "begin", path)
             # Says where it hangs, and needs neither the interpreter's lock nor the parent, which may be gone.
             faulthandler.dump_traceback_later(order["seconds"], exit=True)
-            for problem in _problems(path, order["declared"], policy, built):
+            for problem in _problems(path, declared, policy, built):
                 _report(reports, "problem", problem.path, problem.message)
             _report(reports, "done", path)
 
@@ -45,14 +50,14 @@ def _problems(path: str, declared: Mapping[str, Any], policy: ImportPolicy, buil
     tried with.
     """
     kind, _, name = path.partition(".")
-    body = declared[kind][name]
+    declaration = declared[kind][name]
     if kind == "models":
-        listeners = {key: one for key, one in declared["listeners"].items() if one["model"] == name}
-        yield from model_problems(name, body, listeners, policy, built)
+        listeners = {key: one for key, one in declared["listeners"].items() if one.model == name}
+        yield from model_problems(name, declaration, listeners, policy, built)
     elif kind == "trainers":
-        yield from trainer_problems(name, body, declared["models"][name], policy, built.get(name))
+        yield from trainer_problems(name, declaration, declared["models"][name], policy, built.get(name))
     else:
-        yield from validation_problems(name, body, declared["models"][body["model"]], policy)
+        yield from validation_problems(name, declaration, declared["models"][declaration.model], policy)
 
 
 def _end_with_parent() -> None:

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from components.declarations import ListenerDeclaration, ModelDeclaration
 from components.errors import DeclarationError, Problem
 from components.import_paths import ImportPolicy
 from components.model import ObjectModel
@@ -13,23 +14,25 @@ from daemon.check.code import Imported, mismatch, said
 
 __all__ = ["model_problems"]
 
-_CODE_KEYS = ("object", "preprocess", "preprocess_batch", "postprocess")
 _DEVICES = ("cuda", "mps", "cpu")
 
 
 def model_problems(
-    name: str, declared: Mapping[str, Any], listeners: Mapping[str, Any], policy: ImportPolicy, built: dict[str, Any]
+    name: str,
+    declared: ModelDeclaration,
+    listeners: Mapping[str, ListenerDeclaration],
+    policy: ImportPolicy,
+    built: dict[str, Any],
 ) -> Iterator[Problem]:
     """Yield what is wrong with one model and with the keys of its listeners; what could be built is put into `built`,
     under its name.
     """
     imported = Imported(policy)
     code: dict[str, Any] = {}
-    for key in _CODE_KEYS:
-        if declared[key] is not None:
-            found = imported.get(declared[key], f"models.{name}.{key}", called=key != "object")
-            if found is not None:
-                code[key] = found
+    for key, path in declared.code.items():
+        found = imported.get(path, f"models.{name}.{key}", called=key != "object")
+        if found is not None:
+            code[key] = found
     yield from imported.problems
     if "object" in code:
         yield from _object_problems(name, declared, code, built)
@@ -37,37 +40,37 @@ def model_problems(
 
 
 def _object_problems(
-    name: str, declared: Mapping[str, Any], code: dict[str, Any], built: dict[str, Any]
+    name: str, declared: ModelDeclaration, code: dict[str, Any], built: dict[str, Any]
 ) -> Iterator[Problem]:
     """Yield what keeps a model from being built; `code["object"]` is the built object afterwards."""
     base = f"models.{name}"
-    source, arguments = code["object"], declared["arguments"]
-    if isinstance(source, type) or (inspect.isroutine(source) and (arguments or declared["type"] == "torch")):
+    source, arguments = code["object"], declared.arguments
+    if isinstance(source, type) or (inspect.isroutine(source) and (arguments or declared.type == "torch")):
         reason = mismatch(source, (), arguments)
         if reason:
-            yield Problem(f"{base}.arguments", f'"{declared["object"]}" cannot be built with these arguments: {reason}')
+            yield Problem(f"{base}.arguments", f'"{declared.object}" cannot be built with these arguments: {reason}')
             return
         try:
             code["object"] = source(**arguments)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's constructor may raise anything
-            yield Problem(f"{base}.object", f'building "{declared["object"]}" failed: {said(error)}')
+            yield Problem(f"{base}.object", f'building "{declared.object}" failed: {said(error)}')
             return
     elif arguments:
         yield Problem(
             f"{base}.arguments",
-            f'"{declared["object"]}" is built already and takes none; remove them, or name its class',
+            f'"{declared.object}" is built already and takes none; remove them, or name its class',
         )
         return
-    steps = {key: code[key] for key in _CODE_KEYS if callable(code.get(key)) or key == "object"}
+    steps = {key: code[key] for key in declared.code if callable(code.get(key)) or key == "object"}
     try:
-        if declared["type"] == "object":
-            built[name] = ObjectModel(name, batched=declared["batched"], **steps)
+        if declared.type == "object":
+            built[name] = ObjectModel(name, batched=declared.batched, **steps)
         else:
             built[name] = _torch_model(name, declared, steps)
     except DeclarationError as error:
         message = str(error).removeprefix(f"model {name!r}: ")
         key, colon, rest = message.partition(": ")
-        named = bool(colon) and key in declared
+        named = bool(colon) and key in ModelDeclaration.model_fields
         if "none of the devices" in message:
             key, rest, named = "device", message, True
         yield Problem(f"{base}.{key}" if named else base, rest if named else message)
@@ -76,36 +79,36 @@ def _object_problems(
         yield Problem(base, f"the model cannot be set up: {said(error)}")
 
 
-def _torch_model(name: str, declared: Mapping[str, Any], steps: Mapping[str, Any]) -> Any:
+def _torch_model(name: str, declared: ModelDeclaration, steps: Mapping[str, Any]) -> Any:
     """Build the TorchModel and choose its device."""
     from components.torch import TorchModel
 
-    device = declared["device"]
+    device = declared.device
     model = TorchModel(
         name,
         **steps,
         preferred_devices=_DEVICES if device == "auto" else (device,) if isinstance(device, str) else tuple(device),
-        forward_method=declared["forward_method"],
-        dtype=declared["dtype"],
+        forward_method=declared.forward_method,
+        dtype=declared.dtype,
     )
     str(model.device)
     return model
 
 
 def _key_problems(
-    declared: Mapping[str, Any], listeners: Mapping[str, Any], code: Mapping[str, Any]
+    declared: ModelDeclaration, listeners: Mapping[str, ListenerDeclaration], code: Mapping[str, Any]
 ) -> Iterator[Problem]:
     """Yield the listeners whose key does not give what the model's first step takes."""
     steps = ["preprocess", "preprocess_batch"]
-    if declared["type"] == "object" and declared["preprocess"] is None:
-        steps = [] if declared["batched"] else ["object"]
+    if declared.type == "object" and declared.preprocess is None:
+        steps = [] if declared.batched else ["object"]
     for listener, one in listeners.items():
-        key = one["key"]
+        key = one.key
         args = () if isinstance(key, dict) else (key,) if isinstance(key, str) else tuple(key)
         kwargs = {argument: field for field, argument in key.items()} if isinstance(key, dict) else {}
         for step in steps:
             reason = mismatch(code[step], args, kwargs) if callable(code.get(step)) else ""
             if reason:
                 yield Problem(
-                    f"listeners.{listener}.key", f'"{declared[step]}" cannot be called with this key: {reason}'
+                    f"listeners.{listener}.key", f'"{declared.code[step]}" cannot be called with this key: {reason}'
                 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from components.declarations import MetricDeclaration, ModelDeclaration, TrainerDeclaration, ValidationDeclaration
 from components.errors import PredictdError, Problem
 from components.import_paths import ImportPolicy
 from components.serialization import build_trainer, build_validation
@@ -16,30 +17,27 @@ _KEYS = {"loader_kwargs": "loader", "optimizer_cls": "optimizer", "optimizer_kwa
 
 
 def trainer_problems(
-    name: str, declared: Mapping[str, Any], model: Mapping[str, Any], policy: ImportPolicy, built: Any
+    name: str, declared: TrainerDeclaration, model: ModelDeclaration, policy: ImportPolicy, built: Any
 ) -> Iterator[Problem]:
     """Yield what is wrong with the trainer of the model `name`; `built` is that model, None where it could not be
     built.
     """
     base = f"trainers.{name}"
     imported = Imported(policy)
-    code = {
-        key: imported.get(declared[key], f"{base}.{key}")
-        for key in ("objective", "transform", "optimizer")
-        if declared[key]
-    }
+    named = {key: getattr(declared, key) for key in ("objective", "transform", "optimizer")}
+    code = {key: imported.get(path, f"{base}.{key}") for key, path in named.items() if path}
     for key in ("loader", "optimizer_arguments"):
-        for place, path in _among(declared[key], f"{base}.{key}"):
+        for place, path in _among(getattr(declared, key), f"{base}.{key}"):
             imported.get(path, place)
     yield from imported.problems
     if imported.problems:
         return
     if not isinstance(code["objective"], type):  # a class is built first
-        yield from _called(declared["objective"], code["objective"], ("output", "target"), f"{base}.objective")
+        yield from _called(declared.objective, code["objective"], ("output", "target"), f"{base}.objective")
     if "transform" in code:
-        yield from _called(declared["transform"], code["transform"], declared["key"], f"{base}.transform")
+        yield from _called(declared.transform, code["transform"], declared.parsed_key.fields, f"{base}.transform")
     else:
-        yield from _fits(model, declared["key"], imported, f"{base}.key")
+        yield from _fits(model, declared.parsed_key.fields, imported, f"{base}.key")
     try:
         trainer = build_trainer(name, declared, lambda path: imported.get(path, base))
     except PredictdError as error:
@@ -54,17 +52,17 @@ def trainer_problems(
 
 
 def validation_problems(
-    name: str, declared: Mapping[str, Any], model: Mapping[str, Any], policy: ImportPolicy
+    name: str, declared: ValidationDeclaration, model: ModelDeclaration, policy: ImportPolicy
 ) -> Iterator[Problem]:
     """Yield what is wrong with one validation."""
     base = f"validations.{name}"
     imported = Imported(policy)
-    for metric, given in declared["metrics"].items():
+    for metric, given in declared.metrics.items():
         at = f"{base}.metrics.{metric}"
-        found = imported.get(given["object"], at)
+        found = imported.get(str(given.object), at)
         if callable(found):
             yield from _metric(given, found, at)
-    yield from _fits(model, declared["key"], imported, f"{base}.key")
+    yield from _fits(model, declared.parsed_key.fields, imported, f"{base}.key")
     yield from imported.problems
     if not imported.problems:
         try:
@@ -73,31 +71,31 @@ def validation_problems(
             yield _told(error, base)
 
 
-def _metric(given: Mapping[str, Any], found: Any, at: str) -> Iterator[Problem]:
+def _metric(given: MetricDeclaration, found: Any, at: str) -> Iterator[Problem]:
     """Yield why a metric cannot be computed: a class of torchmetrics is built with the arguments, all else is called
     with them.
     """
     own = isinstance(found, type) and any(base.__module__.split(".")[0] == "torchmetrics" for base in found.__mro__)
     if not own:
-        yield from _called(given["object"], found, ("predictions", "targets"), at, given["arguments"])
+        yield from _called(given.object, found, ("predictions", "targets"), at, given.arguments)
         return
     try:
-        found(**given["arguments"])
+        found(**given.arguments)
     except Exception as error:  # noqa: BLE001 - torchmetrics raises ValueError, TypeError and others for bad arguments
-        yield Problem(f"{at}.arguments", f'"{given["object"]}" cannot be built with these: {said(error)}')
+        yield Problem(f"{at}.arguments", f'"{given.object}" cannot be built with these: {said(error)}')
 
 
-def _fits(model: Mapping[str, Any], key: Sequence[str], imported: Imported, at: str) -> Iterator[Problem]:
+def _fits(model: ModelDeclaration, key: Sequence[str], imported: Imported, at: str) -> Iterator[Problem]:
     """Yield that the model's first step does not take as many values as a row gives: all of the key but the last."""
     for step in ("preprocess", "preprocess_batch"):
-        if model[step] is not None:
-            function = imported.get(model[step], at)
+        if step in model.code:
+            function = imported.get(model.code[step], at)
             if callable(function):
-                yield from _called(model[step], function, key[:-1], at)
+                yield from _called(model.code[step], function, key[:-1], at)
 
 
 def _called(
-    path: str, function: Any, args: Sequence[str], at: str, kwargs: Mapping[str, Any] | None = None
+    path: object, function: Any, args: Sequence[str], at: str, kwargs: Mapping[str, Any] | None = None
 ) -> Iterator[Problem]:
     reason = mismatch(function, tuple(args), kwargs or {})
     if reason:

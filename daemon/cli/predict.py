@@ -20,7 +20,7 @@ from bson.json_util import JSONOptions
 from components.datatypes import Datatype, datatype
 from components.errors import DecodeError, NotApplied, PredictdError, SignatureRefused
 from components.import_paths import ImportPolicy
-from components.listener import Arguments, Key
+from components.key import Arguments, Key
 from components.outputs import storable
 from daemon.cli.command import Place, signing_key, warn
 from daemon.logs.setup import configure
@@ -54,14 +54,14 @@ def answer(here: Place, model: str, file: Path, number: int | None) -> dict[str,
     return {"model": model, "version": wanted, "output": storable(output)}
 
 
-def reading(known: Catalog, model: Component) -> tuple[Key | None, Mapping[str, str]]:
+def reading(known: Catalog, model: Component[Any]) -> tuple[Key | None, Mapping[str, str]]:
     """The key that a model reads, and the datatypes of its table: of a listener, else of its trainer, else None."""
     for listener in sorted(known.listeners.values(), key=lambda each: each.name):
-        if listener.body["model"] == model.name and listener.body["table"] in known.tables:
-            return Key.parse(listener.body["key"]), known.tables[listener.body["table"]].body["fields"]
+        if listener.declaration.model == model.name and listener.declaration.table in known.tables:
+            return listener.declaration.parsed_key, known.tables[listener.declaration.table].declaration.fields
     trainer = known.trainers.get(model.name)
-    if trainer is not None and trainer.body["table"] in known.tables:
-        return Key.parse(trainer.body["key"][:-1]), known.tables[trainer.body["table"]].body["fields"]
+    if trainer is not None and trainer.declaration.table in known.tables:
+        return trainer.declaration.inputs, known.tables[trainer.declaration.table].declaration.fields
     return None, {}
 
 
@@ -165,7 +165,7 @@ def _name(kind: Datatype) -> str:
     return kind.spec.partition("[")[0]
 
 
-def _predicted(here: Place, component: Component, number: int, given: Arguments) -> Any:
+def _predicted(here: Place, component: Component[Any], number: int, given: Arguments) -> Any:
     from daemon.store.registry.model_loader import ModelLoader
 
     configure("console", "warning")

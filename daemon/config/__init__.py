@@ -13,22 +13,19 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from components.declarations.schema import IN_FILE
 from components.errors import ConfigurationError, Problem
 from daemon.config.crosscheck import crosscheck
 from daemon.config.document import Source, dotted
-from daemon.config.filters import decoded_filter, encoded_filter
 from daemon.config.problems import worded
 from daemon.config.sections import (
     Config,
     HttpConfig,
     LimitsConfig,
-    ListenerConfig,
     LogConfig,
-    ModelConfig,
     MongoConfig,
     SecurityConfig,
     ServiceConfig,
-    TableConfig,
 )
 from daemon.config.source import find, keyring_folder, read
 
@@ -36,15 +33,10 @@ __all__ = [
     "Config",
     "HttpConfig",
     "LimitsConfig",
-    "ListenerConfig",
     "LogConfig",
-    "ModelConfig",
     "MongoConfig",
     "SecurityConfig",
     "ServiceConfig",
-    "TableConfig",
-    "decoded_filter",
-    "encoded_filter",
     "find",
     "keyring_folder",
     "load",
@@ -60,7 +52,9 @@ def load(path: Path, environ: Mapping[str, str]) -> Config:
     problems = list(source.problems)
     config: Config | None = None
     try:
-        config = Config.model_validate(source.data, context={"root": source.path.parent, "environ": environ})
+        config = Config.model_validate(
+            source.data, context={"root": source.path.parent, "environ": environ, IN_FILE: True}
+        )
     except ValidationError as error:
         problems += worded(error, Config, source)
     problems += crosscheck(source)

@@ -10,11 +10,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from components.datatypes import datatype
-from components.errors import Problem, UnknownDatatype
+from components.errors import Problem
 from daemon.config.document import Source, dotted
 from daemon.config.filters import filter_problems
-from daemon.config.problems import shown
 from daemon.config.references import Named, import_path, key_field, keywords, near_name, reference, sections
 from daemon.config.trainer_checks import learning
 
@@ -27,11 +25,10 @@ _OBJECT_ONLY = ("batched",)
 
 def crosscheck(source: Source) -> list[Problem]:
     """Return every problem that takes more than one key to see."""
-    tables, models, listeners = (sections(source, kind) for kind in ("tables", "models", "listeners"))
+    models, listeners = (sections(source, kind) for kind in ("models", "listeners"))
     problems = [
         *_mongo(source),
         *_names(source),
-        *(problem for name, table in tables.items() for problem in _table(name, table)),
         *(problem for name, model in models.items() for problem in _model(name, model, source)),
         *(problem for name, listener in listeners.items() for problem in _listener(name, listener, source)),
         *_cycles(listeners),
@@ -66,34 +63,6 @@ def _names(source: Source) -> Iterator[Problem]:
                     f"not a name for a {kind[:-1]}: it must be letters, digits, - and _{dots}, not beginning with a "
                     f"digit, at most 120, for example [{kind}.{near_name(name)}]",
                 )
-    for name, listener in sections(source, "listeners").items():
-        worker = listener.get("worker")
-        if isinstance(worker, str) and not _NAME.fullmatch(worker):
-            message = (
-                f"{shown(worker, ())} is not a name: letters, digits, - and _, not beginning with a digit, "
-                'for example worker = "gpu0"'
-            )
-            yield Problem(dotted(("listeners", name, "worker")), message)
-
-
-def _table(name: str, table: Mapping[str, Any]) -> Iterator[Problem]:
-    fields = table.get("fields")
-    if not isinstance(fields, dict):
-        return
-    for field, spec in fields.items():
-        path = dotted(("tables", name, "fields", field))
-        parts = field.split(".")
-        if parts[0] == "_outputs":
-            yield Problem(path, "`_outputs` is where predictd writes; remove it: outputs need no declaration")
-        elif not all(parts) or any(part.startswith("$") for part in parts) or "\0" in field:
-            yield Problem(
-                path, 'not a field\'s name: no part of it is empty or begins with $, for example "meta.title"'
-            )
-        if isinstance(spec, str):
-            try:
-                datatype(spec)
-            except UnknownDatatype as error:
-                yield Problem(path, str(error))
 
 
 def _model(name: str, model: Mapping[str, Any], source: Source) -> Iterator[Problem]:
@@ -118,7 +87,6 @@ def _listener(name: str, listener: Mapping[str, Any], source: Source) -> Iterato
         yield from reference(listener.get(key), kind, ("listeners", name, key), source)
     for field, path in _key_fields(name, listener):
         yield from key_field(field, path, listener, source)
-    yield from _key_shape(name, listener)
     where = listener.get("where")
     if isinstance(where, dict):
         yield from filter_problems(where, ("listeners", name, "where"))
@@ -136,26 +104,6 @@ def _key_fields(name: str, listener: Mapping[str, Any]) -> Iterator[tuple[str, s
         )
     elif isinstance(key, dict):
         yield from ((field, dotted((*base, field))) for field in key)
-
-
-def _key_shape(name: str, listener: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield fields or arguments that a key names twice, and arguments that Python cannot pass."""
-    key = listener.get("key")
-    path = ("listeners", name, "key")
-    if isinstance(key, list):
-        for field in sorted({field for field in key if isinstance(field, str) and key.count(field) > 1}):
-            yield Problem(dotted(path), f"`{field}` stands twice; name each field once")
-    elif isinstance(key, dict):
-        given = [argument for argument in key.values() if isinstance(argument, str)]
-        for argument in sorted({argument for argument in given if given.count(argument) > 1}):
-            yield Problem(dotted(path), f"two fields go to the argument `{argument}`; give each its own")
-        for field, argument in key.items():
-            if isinstance(argument, str) and argument and not argument.isidentifier():
-                message = (
-                    f"{shown(argument, ())} is not the name of an argument in Python: letters, digits and _, "
-                    'for example { img = "x" }'
-                )
-                yield Problem(dotted((*path, field)), message)
 
 
 def _cycles(listeners: Named) -> Iterator[Problem]:

@@ -19,7 +19,6 @@ from bson import json_util
 from bson.errors import BSONError
 
 from components.errors import Problem
-from components.extended_json import decoded, encoded
 from daemon.config.document import dotted
 from daemon.config.problems import suggestion
 
@@ -159,16 +158,3 @@ def _typed(value: Mapping[str, Any]) -> Any:
     if isinstance(decoded, Mapping):
         raise TypeError("the value has the wrong type")
     return decoded
-
-
-def encoded_filter(where: Any) -> Any:
-    """Return a filter as JSON: what JSON has no word for (dates, ids, bytes, infinity) becomes Extended JSON.
-
-    Raises DeclarationError for a value that MongoDB does not know.
-    """
-    return encoded(where)
-
-
-def decoded_filter(where: Any) -> Any:
-    """Return what MongoDB takes for a filter from `Config.declarations()`: Extended JSON becomes BSON values."""
-    return decoded(where)

@@ -26,7 +26,7 @@ _SECRET_KEY = re.compile(r"pass(word|wd|phrase)?|secret|token|credential|api_?ke
 Path = tuple[str | int, ...]
 
 
-def masked(text: str) -> str:
+def without_credentials(text: str) -> str:
     """Return `text` without what may be a secret: all before the last @, and the options of an address."""
     return _QUERY.sub(r"\1...", _CREDENTIALS.sub(r"\1***@", text))
 
@@ -45,7 +45,7 @@ def toml(value: Any) -> str:
 
 
 def shown(value: Any, path: Path, source: Source | None = None) -> str:
-    """Return `value` for a message: short, credentials masked, and as written where it came from `${VAR}`."""
+    """Return `value` for a message: short, without credentials, and as written where it came from `${VAR}`."""
     if any(isinstance(part, str) and _SECRET_KEY.search(part) for part in path):
         return "the value (not shown)"
     if source is not None and path in source.written:
@@ -64,7 +64,7 @@ def _without_secrets(value: Any, path: Path, source: Source | None) -> Any:
         }
     if isinstance(value, list | tuple):
         return [_without_secrets(item, (*path, place), source) for place, item in enumerate(value)]
-    return masked(value) if isinstance(value, str) else value
+    return without_credentials(value) if isinstance(value, str) else value
 
 
 def suggestion(word: str, known: Iterable[str], noun: str) -> str:
@@ -134,7 +134,7 @@ def expected(root: type[BaseModel], path: Path) -> str:
 def worded(error: ValidationError, root: type[BaseModel], source: Source) -> Iterator[Problem]:
     """Yield a Problem for each of pydantic's errors about `root`."""
     for detail in error.errors(include_url=False):
-        path: Path = tuple(detail["loc"])
+        path: Path = tuple(part for part in detail["loc"] if part != "[key]")
         if path in source.broken:
             continue
         yield Problem(dotted(path), _message(root, detail["type"], path, detail, source) + _origin(path, source))

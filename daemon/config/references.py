@@ -130,9 +130,7 @@ def key_field(field: str, path: str, listener: Mapping[str, Any], source: Source
 def _chained(field: str, path: str, listener: Mapping[str, Any], source: Source) -> Iterator[Problem]:
     """Yield what is wrong with a key that is another listener's output."""
     parts = field.split(".")
-    if len(parts) < 3 or parts[2] != "value" or not all(parts):
-        other = parts[1] if len(parts) > 1 and parts[1] else "LISTENER"
-        yield Problem(path, f'of an output only the value may be a key: write "_outputs.{other}.value"')
+    if len(parts) < 3 or not all(parts):  # the key's own check says so
         return
     listeners = sections(source, "listeners")
     upstream = listeners.get(parts[1])

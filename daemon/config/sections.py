@@ -15,15 +15,23 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 
+from components.declarations import (
+    Declaration,
+    ListenerDeclaration,
+    ModelDeclaration,
+    TableDeclaration,
+    TrainerDeclaration,
+    TrainerSection,
+    ValidationDeclaration,
+)
+from components.declarations.schema import Duration
 from components.errors import Problem
-from daemon.config.filters import encoded_filter
-from daemon.config.trainer_sections import TrainerConfig, ValidationConfig
-from daemon.config.values import Database, Device, Duration, FileName, KeyShape, Listen, Module, Section, Uri
+from daemon.config.values import Database, FileName, Listen, Module, Uri
 
 _LOOPBACK = re.compile(r"127(\.\d{1,3}){3}|::1|localhost")
 
 
-class ServiceConfig(Section):
+class ServiceConfig(Declaration):
     """[service]: who this daemon is and where it keeps what is its own."""
 
     name: str = Field(
@@ -70,7 +78,7 @@ class ServiceConfig(Section):
         return self._import_root
 
 
-class MongoConfig(Section):
+class MongoConfig(Declaration):
     """[mongo]: the database that holds the rows."""
 
     uri: Uri = Field(
@@ -89,7 +97,7 @@ class MongoConfig(Section):
         return self.uri == "embedded"
 
 
-class HttpConfig(Section):
+class HttpConfig(Declaration):
     """[http]: where health, readiness and metrics are answered."""
 
     listen: Listen = Field(
@@ -114,7 +122,7 @@ class HttpConfig(Section):
         return _LOOPBACK.fullmatch(self.host) is not None
 
 
-class SecurityConfig(Section):
+class SecurityConfig(Declaration):
     """[security]: what code the file may name."""
 
     allow_imports: list[Module] = Field(
@@ -129,7 +137,7 @@ class SecurityConfig(Section):
     )
 
 
-class LogConfig(Section):
+class LogConfig(Declaration):
     """[log]: how the log looks."""
 
     format: Literal["auto", "json", "console"] = Field(
@@ -140,7 +148,7 @@ class LogConfig(Section):
     )
 
 
-class LimitsConfig(Section):
+class LimitsConfig(Declaration):
     """[limits]: how much a worker keeps in memory at most, and how many jobs run beside the workers."""
 
     queue_rows: int = Field(
@@ -167,105 +175,15 @@ class LimitsConfig(Section):
     jobs: int = Field(default=1, ge=1, le=64, description="a whole number of jobs from 1 to 64", examples=[1])
 
 
-class TableConfig(Section):
-    """[tables.NAME]: a MongoDB collection, called NAME, with the fields that models read."""
+class TrainerConfig(TrainerSection):
+    """[trainers.NAME]: how the model called NAME learns. In a file, a candidate must be better to go live."""
 
-    fields: dict[str, str] = Field(
-        min_length=1,
-        description="a section of field names with their datatypes",
-        examples=[{"img": "pil_image", "class": "int"}],
+    promote: Literal["better", "always", "manual"] = Field(
+        default="better", description='"better", "always" or "manual"', examples=["always"]
     )
 
 
-class ModelConfig(Section):
-    """[models.NAME]: code that turns a row's key fields into an output."""
-
-    type: Literal["torch", "object"] = Field(
-        default="torch", description='"torch" (a torch module) or "object" (any callable)', examples=["torch"]
-    )
-    object: str = Field(description='an import path "package.module:attribute"', examples=["examples.mnist:LeNet5"])
-    arguments: dict[str, Any] = Field(
-        default_factory=dict,
-        description="a section of keyword arguments that the object is built with",
-        examples=[{"num_classes": 10}],
-    )
-    preprocess: str | None = Field(
-        default=None, description='an import path "package.module:attribute"', examples=["examples.mnist:preprocess"]
-    )
-    preprocess_batch: str | None = Field(
-        default=None,
-        description='an import path "package.module:attribute"',
-        examples=["examples.mnist:preprocess_batch"],
-    )
-    postprocess: str | None = Field(
-        default=None, description='an import path "package.module:attribute"', examples=["examples.mnist:postprocess"]
-    )
-    device: Device = Field(
-        default="auto",
-        description='"auto", "cpu", "cuda", "cuda:0" (or another number) or "mps", or a list of these but "auto"',
-        examples=["auto"],
-    )
-    dtype: Literal["float32", "float16", "bfloat16", "float64"] | None = Field(
-        default=None, description='"float32", "float16", "bfloat16" or "float64"', examples=["float32"]
-    )
-    forward_method: str = Field(
-        default="__call__",
-        pattern=r"^[^\W\d]\w*$",
-        description="the name of a method of the torch module",
-        examples=["encode"],
-    )
-    batched: bool = Field(
-        default=False,
-        description='true or false, only with type = "object": whether the callable takes a list of inputs',
-        examples=[True],
-    )
-
-
-class ListenerConfig(Section):
-    """[listeners.NAME]: keep the output of a model on every row of a table that matches."""
-
-    table: str = Field(description="the name of a table in this file", examples=["mnist"])
-    key: KeyShape = Field(
-        description="a field, a list of fields, or a section of fields with the argument that each is passed as",
-        examples=["img", ["img", "class"], {"img": "x"}],
-    )
-    model: str = Field(description="the name of a model in this file", examples=["lenet"])
-    where: dict[str, Any] = Field(
-        default_factory=dict, description="a MongoDB filter document", examples=[{"_fold": "valid"}]
-    )
-    latency_budget: Duration = Field(
-        default=0.1,
-        gt=0,
-        le=3600,
-        description='seconds, or a string such as "100ms", above 0 and up to "1h"',
-        examples=["100ms"],
-    )
-    max_batch: int = Field(
-        default=256, ge=1, le=65536, description="a whole number of rows from 1 to 65536", examples=[256]
-    )
-    worker: str = Field(
-        default="", validate_default=True, description="a name of letters, digits, - and _", examples=["gpu0"]
-    )
-
-    scan_order: Literal["newest", "oldest"] = Field(
-        default="newest", description='"newest" (the rows inserted last come first) or "oldest"', examples=["oldest"]
-    )
-    scan_rate: float = Field(
-        default=0.0,
-        ge=0,
-        le=1_000_000,
-        description="a number of rows a second, 0 for as many as the machine takes, up to 1000000",
-        examples=[500],
-    )
-
-    @field_validator("worker")
-    @classmethod
-    def _named(cls, value: str, info: ValidationInfo) -> str:
-        """Return the worker's name; by default the listeners of one model share a worker named after it."""
-        return value or str(info.data.get("model", ""))
-
-
-class Config(Section):
+class Config(Declaration):
     """A whole service.toml, checked; nothing in it changes."""
 
     service: ServiceConfig = Field(default_factory=dict, validate_default=True)
@@ -274,28 +192,29 @@ class Config(Section):
     security: SecurityConfig = Field(default_factory=SecurityConfig)
     log: LogConfig = Field(default_factory=LogConfig)
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
-    tables: dict[str, TableConfig] = Field(default_factory=dict)
-    models: dict[str, ModelConfig] = Field(default_factory=dict)
-    listeners: dict[str, ListenerConfig] = Field(default_factory=dict)
+    tables: dict[str, TableDeclaration] = Field(default_factory=dict)
+    models: dict[str, ModelDeclaration] = Field(default_factory=dict)
+    listeners: dict[str, ListenerDeclaration] = Field(default_factory=dict)
     trainers: dict[str, TrainerConfig] = Field(default_factory=dict)
-    validations: dict[str, ValidationConfig] = Field(default_factory=dict)
+    validations: dict[str, ValidationDeclaration] = Field(default_factory=dict)
 
     def declarations(self) -> dict[str, Any]:
         """Return everything declared, by kind and name, with its defaults filled in, as JSON.
 
-        A date in a `where` becomes `{"$date": ...}`; `decoded_filter` turns such a filter back into what MongoDB takes.
+        A date in a `where` is `{"$date": ...}`; `components.extended_json.decoded` turns such a filter back.
         """
-        listeners = {
-            name: listener.model_dump(mode="python") | {"where": encoded_filter(listener.where)}
-            for name, listener in self.listeners.items()
+        trainers = {
+            name: TrainerDeclaration(model=name, identifier=name, **dict(trainer))
+            for name, trainer in self.trainers.items()
         }
-        return {
-            "tables": {name: table.model_dump(mode="json") for name, table in self.tables.items()},
-            "models": {name: model.model_dump(mode="json") for name, model in self.models.items()},
-            "listeners": listeners,
-            "trainers": {name: trainer.declaration(name) for name, trainer in self.trainers.items()},
-            "validations": {name: validation.declaration() for name, validation in self.validations.items()},
+        kinds: dict[str, Mapping[str, Declaration]] = {
+            "tables": self.tables,
+            "models": self.models,
+            "listeners": self.listeners,
+            "trainers": trainers,
+            "validations": self.validations,
         }
+        return {kind: {name: each.dump() for name, each in named.items()} for kind, named in kinds.items()}
 
     def workers(self) -> dict[str, tuple[str, ...]]:
         """Return each worker's name with those of its listeners."""

@@ -8,22 +8,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
-from zoneinfo import available_timezones
 
-from components import cron
+from components.declarations import TORCHMETRICS
 from components.errors import Problem
 from components.query import mentioned
 from daemon.config.document import Source, dotted
 from daemon.config.filters import filter_problems
 from daemon.config.problems import shown, suggestion
 from daemon.config.references import Path, import_path, key_field, keywords, reference, sections
-from daemon.config.trainer_sections import TORCHMETRICS
 
 __all__ = ["learning"]
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _CLASS = re.compile(r"[A-Z]\w*")
-_TRIGGERS = ("every", "cron", "rows", "below")
 _LOSSES = ("train/loss", "valid/loss")
 _OWN_LOADER = {
     "sampler": "rows are shuffled from `seed`, so that a training that was interrupted goes on at the same place",
@@ -203,50 +200,18 @@ def _same_metrics(source: Source) -> Iterator[Problem]:
 
 
 def _occasions(when: Any, path: Path, source: Source, validation: str | None) -> Iterator[Problem]:
-    """Yield what is wrong with each of the occasions for a run; `validation` is the one that runs then."""
+    """Yield what is wrong with the occasions for a run together; `validation` is the one that runs then."""
     kinds: list[str] = []
     for place, one in enumerate(when if isinstance(when, list) else ()):
-        if not isinstance(one, dict):
-            continue
-        here = (*path, place)
-        given = [key for key in _TRIGGERS if key in one]
-        if len(given) != 1:
-            said = f"has {' and '.join(given)}" if given else "says none of every, cron, rows and below"
-            yield Problem(dotted(here), f'{said}; one occasion has one of them, for example {{ every = "6h" }}')
-            continue
-        kind = given[0]
-        if kind in ("every", "rows") and kind in kinds:
-            yield Problem(
-                dotted(here), f"`{kind}` stands twice; keep the shorter one, the other would never be the first"
-            )
-        kinds.append(kind)
-        if kind != "cron" and "timezone" in one:
-            yield Problem(dotted((*here, "timezone")), f"only a cron has a time zone; remove it from this `{kind}`")
-        if kind == "cron":
-            yield from _cron(one, here)
-        elif kind == "below" and isinstance(one["below"], dict):
-            yield from _below(one["below"], (*here, "below"), source, validation)
-
-
-def _cron(one: Mapping[str, Any], path: Path) -> Iterator[Problem]:
-    text, zone = one["cron"], one.get("timezone", "UTC")
-    if isinstance(text, str):
-        try:
-            cron.parse(text)
-        except ValueError as error:
-            yield Problem(
-                dotted((*path, "cron")),
-                f'{shown(text, ())}: {error}; for example cron = "0 3 * * *", at three every night',
-            )
-    if isinstance(zone, str):
-        try:
-            cron.zone(zone)
-        except ValueError as error:
-            near = suggestion(zone, sorted(available_timezones()), "time zone")
-            near = (
-                near if near.startswith("did") else 'write a name such as "UTC", "Europe/Berlin" or "America/New_York"'
-            )
-            yield Problem(dotted((*path, "timezone")), f"{error}; {near}")
+        for kind in one if isinstance(one, dict) else ():
+            if kind in ("every", "rows") and kind in kinds:
+                yield Problem(
+                    dotted((*path, place)),
+                    f"`{kind}` stands twice; keep the shorter one, the other would never be the first",
+                )
+            kinds.append(kind)
+            if kind == "below" and isinstance(one["below"], dict):
+                yield from _below(one["below"], (*path, place, "below"), source, validation)
 
 
 def _below(below: Mapping[str, Any], path: Path, source: Source, validation: str | None) -> Iterator[Problem]:

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
+
+from components.declarations import TrainerArguments
 
 __all__ = ["Decision", "Measured", "decide"]
 
@@ -44,21 +46,21 @@ class Decision:
     metric: str | None = None
 
 
-def decide(trainer: Mapping[str, Any], live: Measured | None, candidate: Measured) -> Decision:
+def decide(trainer: TrainerArguments, live: Measured | None, candidate: Measured) -> Decision:
     """Judges a candidate by the `promote`, `promote_metric` and `promote_margin` of its trainer's declaration."""
     if live is None:
         return Decision(True, "live", "it is the first version")
     if not live.trained:
         return Decision(True, "live", f"version {live.version}, live so far, is untrained")
-    if trainer["promote"] == "always":
+    if trainer.promote == "always":
         return Decision(True, "live", 'promote = "always"')
-    if trainer["promote"] == "manual":
+    if trainer.promote == "manual":
         return Decision(False, "candidate", 'promote = "manual": it waits for `predictd promote`')
     return _better(trainer, live, candidate)
 
 
-def _better(trainer: Mapping[str, Any], live: Measured, candidate: Measured) -> Decision:
-    wanted, margin = trainer["promote_metric"], float(trainer["promote_margin"])
+def _better(trainer: TrainerArguments, live: Measured, candidate: Measured) -> Decision:
+    wanted, margin = trainer.promote_metric, trainer.promote_margin
     name = named(wanted, list(candidate.metrics)) if wanted is not None else next(iter(candidate.metrics), None)
     if name is None:
         missing = f"there is no metric {wanted!r}" if wanted is not None else "nothing was measured"

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
+from components.declarations import TrainerDeclaration, ValidationDeclaration, queries
+
 __all__ = ["Schedule", "below", "due_every", "next_every", "rows_due", "schedules"]
 
 Kind = Literal["train", "validate"]
@@ -52,15 +54,14 @@ class Schedule:
         return metric, bound
 
 
-def schedules(declarations: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[Schedule]:
+def schedules(declarations: Mapping[str, Mapping[str, TrainerDeclaration | ValidationDeclaration]]) -> list[Schedule]:
     """Return the schedules of the "trainers" and "validations" among the declarations, by name, as they are stored."""
     found: dict[str, Schedule] = {}
     for section, kind in _KINDS.items():
-        for target, body in declarations.get(section, {}).items():
-            queries = [body] if kind == "train" else body["datasets"].values()
-            tables = tuple(dict.fromkeys(query["table"] for query in queries))
-            for when in body.get("when", ()):
-                for single in _single(when):
+        for target, declaration in declarations.get(section, {}).items():
+            tables = tuple(dict.fromkeys(query.table for query in queries(declaration)))
+            for when in declaration.when:
+                for single in _single(when.model_dump()):
                     base = key = f"{kind}/{target}/{_named(single)}"
                     ordinal = 1
                     while key in found:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from components.declarations import TrainerDeclaration
 from components.query import mentioned
 
 __all__ = ["FOLD", "Folds", "checkpoint_folder", "folds", "split"]
@@ -29,12 +30,12 @@ class Folds:
     fraction: float | None = None
 
 
-def folds(trainer: Mapping[str, Any], fields: Mapping[str, str]) -> Folds:
+def folds(trainer: TrainerDeclaration, fields: Mapping[str, str]) -> Folds:
     """How a trainer's rows are told apart; `fields` are those that its table declares.
 
     "auto" goes by the field `_fold`, where the table declares it and the trainer's own filter does not look at it.
     """
-    where, how = trainer["where"], trainer["folds"]
+    where, how = trainer.where, trainer.folds
     if how == "auto" and FOLD in fields and FOLD not in mentioned(where):
         return Folds(_both(where, {FOLD: "train"}), _both(where, {FOLD: "valid"}))
     return Folds(where, None, how if isinstance(how, float) else None)

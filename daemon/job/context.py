@@ -10,17 +10,17 @@ from typing import Any
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from components.errors import DeclarationError, Fenced, NotApplied
+from components.errors import Fenced, NotApplied
 from components.examples import Examples
 from components.import_paths import ImportPolicy
-from components.listener import Key
+from components.key import Key
 from components.signing_key import SigningKey
 from daemon.job.assignment import JobAssignment
 from daemon.job.reporter import JobReporter
 from daemon.store.connection import open_database, reaching
 from daemon.store.mongo_retry import MongoRetry
 from daemon.store.registry.components import Catalog, Component
-from daemon.store.registry.model_loader import ATTEMPTS, Loaded, ModelLoader
+from daemon.store.registry.model_loader import Loaded, ModelLoader, until_live
 from daemon.store.registry.registry import Registry
 from daemon.store.rows.datasets import RowExamples
 from daemon.store.service.jobs import Job, Jobs
@@ -59,7 +59,7 @@ class Context:
             raise Fenced(f"job {self.assignment.job} was cancelled, or is another leader's")
         return job
 
-    def declared(self, kind: str, name: str) -> tuple[Component, Catalog]:
+    def declared(self, kind: str, name: str) -> tuple[Component[Any], Catalog]:
         """A component, and all that was applied at that moment. Raises NotApplied, with the reason."""
         known = self.patience("registry", self.registry.read)
         component = known.of(kind).get(name)
@@ -67,15 +67,11 @@ class Context:
             raise NotApplied(known.refused.get(f"{kind}/{name}") or self.registry.absent(kind, name))
         return component, known
 
-    def live(self, model: str) -> tuple[Component, Loaded]:
-        """A model with its live version's weights; the first version is made here if there is none."""
-        for _ in range(ATTEMPTS):
-            component, _known = self.declared("model", model)
-            loaded = self.patience("model", lambda: self.loader.loaded(component))  # noqa: B023 - called at once
-            if loaded is not None:
-                return component, loaded
-        raise DeclarationError(
-            f"models.{model}: another process keeps changing it; is its code the same on all machines?"
+    def live(self, model: str) -> tuple[Component[Any], Loaded]:
+        """A model with its live version's weights; its first version is made here, where nobody has yet."""
+        return until_live(
+            lambda: self.declared("model", model)[0],
+            lambda component: self.patience("model", lambda: self.loader.loaded(component)),
         )
 
     def rows(self, table: str, key: Any, ids: Sequence[Any], known: Catalog) -> Examples:
@@ -88,7 +84,7 @@ class Context:
         """The fields of a key with their datatypes. Raises NotApplied if the table is not applied."""
         if table not in known.tables:
             raise NotApplied(known.refused.get(f"table/{table}") or self.registry.absent("table", table))
-        types = known.tables[table].body["fields"]
+        types = known.tables[table].declaration.fields
         return {path: types.get(path) for path in Key.parse(key).fields}
 
     def stopped(self) -> str | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from components.dataset import Dataset
+from components.declarations import ValidationDeclaration
 from components.examples import Examples
 from components.model import Model
 from components.serialization import build_validation
@@ -35,7 +36,7 @@ class Evaluation:
     def __init__(
         self,
         context: Context,
-        validations: Sequence[Component],
+        validations: Sequence[Component[ValidationDeclaration]],
         known: Catalog,
         ids: Ids,
         keep: Callable[[Examples], Examples] = lambda rows: rows,
@@ -46,11 +47,11 @@ class Evaluation:
         self._names: dict[tuple[str, str], str] = {}
         self.greater: dict[str, bool] = {}
         for each in validations:
-            validation = build_validation(each.name, each.body, context.loader.resolve(each))
+            validation = build_validation(each.name, each.declaration, context.loader.resolve(each))
             self._validations.append(validation)
-            for name, dataset in each.body["datasets"].items():
+            for name, dataset in each.declaration.datasets.items():
                 place = f"{each.name}/{name}"
-                self._rows[place] = keep(context.rows(dataset["table"], each.body["key"], ids[place], known))
+                self._rows[place] = keep(context.rows(dataset.table, each.declaration.key, ids[place], known))
             for name in validation.names:
                 whole = (
                     f"{each.name}/{name}" if name in self.greater else name
@@ -81,7 +82,7 @@ class Evaluation:
         return Measured(metrics, by_validation)
 
 
-def of_model(context: Context, known: Catalog, model: str) -> list[Component]:
+def of_model(context: Context, known: Catalog, model: str) -> list[Component[ValidationDeclaration]]:
     """The validations of a model, in the order of their names. A refused one is left out, and the job's log names
     it.
     """
@@ -89,20 +90,24 @@ def of_model(context: Context, known: Catalog, model: str) -> list[Component]:
         if name.startswith("validation/"):  # its content is not trusted, not even the model that it names
             context.voice.say(f"{name} is left out: {reason}")
     return [
-        known.validations[name] for name in sorted(known.validations) if known.validations[name].body["model"] == model
+        known.validations[name]
+        for name in sorted(known.validations)
+        if known.validations[name].declaration.model == model
     ]
 
 
-def chosen(context: Context, validations: Sequence[Component], known: Catalog) -> dict[str, list[Any]]:
+def chosen(
+    context: Context, validations: Sequence[Component[ValidationDeclaration]], known: Catalog
+) -> dict[str, list[Any]]:
     """The rows of all datasets: chosen now, or earlier for a pinned one."""
     ids: dict[str, list[Any]] = {}
     for each in validations:
-        for name, query in each.body["datasets"].items():
-            fields = list(context.fields(query["table"], each.body["key"], known))
+        for name, dataset in each.declaration.datasets.items():
+            fields = list(context.fields(dataset.table, each.declaration.key, known))
             pinned = context.patience(
                 "datasets",
                 # Called at once
-                lambda: kept(context.database, context.assignment.service, each.name, name, query, fields),  # noqa: B023
+                lambda: kept(context.database, context.assignment.service, each.name, name, dataset.dump(), fields),  # noqa: B023
             )
             ids[f"{each.name}/{name}"] = list(pinned.ids)
     return ids

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from components.declarations import TrainerDeclaration
 from components.errors import DeclarationError, PredictdError, Stopped, TrainingError
 from components.examples import Examples
 from components.model import Model
@@ -75,14 +76,15 @@ class Training:
         self._model = job.model
         context.voice.doing("building the model")
         self._declared, self._known = context.declared("trainer", job.target)
+        self._declaration: TrainerDeclaration = self._declared.declaration
         self._component, self._live = context.live(self._model)
-        if self._component.body["type"] != "torch":
+        if self._component.declaration.type != "torch":
             raise DeclarationError(
-                f"trainers.{self._model}: the model is of type {self._component.body['type']!r}; only one of type "
+                f"trainers.{self._model}: the model is of type {self._component.declaration.type!r}; only one of type "
                 "'torch' can be trained"
             )
         self._versions = context.loader.versions(self._model)
-        self._trainer = build_trainer(self._model, self._declared.body, context.loader.resolve(self._declared))
+        self._trainer = build_trainer(self._model, self._declaration, context.loader.resolve(self._declared))
         self._validations = of_model(context, self._known, self._model)
 
     def stored(self) -> Version | None:
@@ -98,22 +100,24 @@ class Training:
         from components.torch.loader import Cached
         from components.torch.loop import train as run
 
-        context, body, voice = self._context, self._declared.body, self._context.voice
+        context, declaration, voice = self._context, self._declaration, self._context.voice
         folder = checkpoint_folder(context.assignment.state_dir, self._job.id)
         pins = pinning.load(folder, self._identity)
         if pins is None:
             pins = self._pin()
             pinning.save(folder, pins)
         model, parent = self._begun_with(pins.parent)
-        rows = context.rows(body["table"], body["key"], pins.train, self._known)
-        valid = None if pins.valid is None else context.rows(body["table"], body["key"], pins.valid, self._known)
+        rows = context.rows(declaration.table, declaration.key, pins.train, self._known)
+        valid = (
+            None if pins.valid is None else context.rows(declaration.table, declaration.key, pins.valid, self._known)
+        )
         evaluation = Evaluation(context, self._validations, self._known, pins.datasets, Cached)
         apart = f", {len(pins.valid)} kept apart" if pins.valid is not None else ""
         voice.say(
             f"learns from {len(pins.train)} rows{apart}, beginning with version {parent.number}, on {voice.threads} "
             "threads"
         )
-        voice.doing("training", total=body["max_iterations"])
+        voice.doing("training", total=declaration.max_iterations)
         started = time.monotonic()
         trained = run(
             model,
@@ -154,7 +158,7 @@ class Training:
         """The lineage of a version, as it is stored with it."""
         return {
             "query": json.dumps(
-                {name: self._declared.body[name] for name in ("table", "where", "limit", "key", "folds")}
+                {name: getattr(self._declaration, name) for name in ("table", "where", "limit", "key", "folds")}
             ),
             "rows": len(pins.train),
             "valid_rows": None if pins.valid is None else len(pins.valid),
@@ -169,28 +173,30 @@ class Training:
 
     @property
     def _identity(self) -> str:
-        """What a checkpoint must belong to, to be continued."""
-        return signature([self._component.signature, self._declared.body, [each.body for each in self._validations]])
+        """Of what a checkpoint must be to go on from it."""
+        return signature(
+            [self._component.signature, self._declaration, [each.declaration for each in self._validations]]
+        )
 
     def _pin(self) -> Pins:
-        context, body, seed = self._context, self._declared.body, self._declared.body["seed"]
+        context, declaration = self._context, self._declaration
         context.voice.doing("choosing the rows")
-        fields = list(context.fields(body["table"], body["key"], self._known))
-        parts = folds(body, self._known.tables[body["table"]].body["fields"])
+        fields = list(context.fields(declaration.table, declaration.key, self._known))
+        parts = folds(declaration, self._known.tables[declaration.table].declaration.fields)
 
         def choose(where: Mapping[str, Any], limit: int | None) -> Pinned:
-            return context.patience("rows", lambda: pinned(context.database, body["table"], where, fields, limit))
+            return context.patience("rows", lambda: pinned(context.database, declaration.table, where, fields, limit))
 
-        found = choose(parts.train, body["limit"])
+        found = choose(parts.train, declaration.limit)
         train_ids, valid_ids = list(found.ids), None
         if parts.fraction is not None:
-            train_ids, valid_ids = split(found.ids, parts.fraction, seed)
+            train_ids, valid_ids = split(found.ids, parts.fraction, declaration.seed)
         elif parts.valid is not None:
             valid_ids = list(choose(parts.valid, None).ids) or None
         if not train_ids:
             raise TrainingError(
-                f"there is nothing to learn from: no row of table {body['table']!r} matches {json.dumps(parts.train)} "
-                f"and has {', '.join(fields)}"
+                f"there is nothing to learn from: no row of table {declaration.table!r} matches "
+                f"{json.dumps(parts.train)} and has {', '.join(fields)}"
             )
         datasets = chosen(context, self._validations, self._known)
         return Pins(self._identity, self._live.version.number, train_ids, valid_ids, datasets, found.at)
@@ -249,7 +255,7 @@ class Training:
                 weights,
                 content_hash,
                 signature=self._component.signature,
-                object_signature=object_signature(self._component.body),
+                object_signature=object_signature(self._component.declaration),
                 source=self._context.loader.source(self._component),
                 origin=f"training {self._job.id}",
                 trained=True,
@@ -285,21 +291,23 @@ class Training:
             if self._done(candidate, decision, compared):
                 break
         voice.say(f"version {candidate.number} is {'live' if decision.promote else decision.state}: {decision.reason}")
-        self._context.patience("versions", lambda: self._versions.prune(self._declared.body["keep"]))
+        self._context.patience("versions", lambda: self._versions.prune(self._declaration.keep))
         return self._result(candidate, decision.promote, decision.reason, compared)
 
     def _judges(self) -> tuple[Evaluation, Examples | None]:
-        """The rows to measure another live version with: the same ones, as far as they are known."""
-        context, body = self._context, self._declared.body
+        """What to measure another live version by: the same rows, as far as they are still known."""
+        context, declaration = self._context, self._declaration
         folder = checkpoint_folder(context.assignment.state_dir, self._job.id)
         pins = pinning.load(folder, self._identity) or self._pin()
-        valid = None if pins.valid is None else context.rows(body["table"], body["key"], pins.valid, self._known)
+        valid = (
+            None if pins.valid is None else context.rows(declaration.table, declaration.key, pins.valid, self._known)
+        )
         return Evaluation(context, self._validations, self._known, pins.datasets), valid
 
     def _decided(self, candidate: Version, compared: Compared) -> Decision:
         greater = {**candidate.data["greater"], LOSS: False}
         return decide(
-            self._declared.body,
+            self._declaration,
             Measured(compared.version, compared.trained, compared.metrics, greater),
             Measured(candidate.number, trained=True, metrics=candidate.metrics, greater=greater),
         )

@@ -19,8 +19,6 @@ from daemon.store.registry.components import Catalog, Component
 
 __all__ = ["Desired", "built_from", "desired"]
 
-_CODE = ("object", "preprocess", "preprocess_batch", "postprocess")
-
 
 @dataclass(frozen=True, slots=True)
 class Desired:
@@ -43,10 +41,10 @@ def desired(config: Config, known: Catalog) -> Desired:
         models = {config.listeners[name].model for name in listeners}
         parts[worker] = [settings[worker], paused, sorted(file for model in models for file in _files(config, model))]
     for name, listener in known.listeners.items():
-        model, table = (known.models.get(listener.body["model"]), known.tables.get(listener.body["table"]))
+        model, table = (known.models.get(listener.declaration.model), known.tables.get(listener.declaration.table))
         if listener.source == "config" or listener.paused or model is None or table is None:
             continue
-        worker = listener.body["worker"]
+        worker = listener.declaration.worker
         workers.setdefault(worker, []).append(name)
         parts.setdefault(worker, [_settings(config)]).append([_identity(listener), _identity(model), _identity(table)])
     wanted = {worker: tuple(names) for worker, names in workers.items() if names}
@@ -59,7 +57,7 @@ def _settings(config: Config) -> str:
     return _digest([settings, config.limits.queue_rows, config.limits.queue_bytes])
 
 
-def _identity(component: Component) -> list[Any]:
+def _identity(component: Component[Any]) -> list[Any]:
     return [component.name, component.source, component.revision, component.signature]
 
 
@@ -69,7 +67,7 @@ def built_from(config: Config) -> dict[str, Any]:
     """
     declared = config.declarations()
     keys = {
-        name: sorted(str(listener["key"]) for listener in declared["listeners"].values() if listener["model"] == name)
+        name: sorted(str(one.key) for one in config.listeners.values() if one.model == name)
         for name in declared["models"]
     }
     return {
@@ -83,8 +81,8 @@ def _files(config: Config, model: str) -> list[tuple[str, str]]:
     """The files that the import paths of a model lead to, as far as they lie beside service.toml, with their hashes."""
     root = config.service.import_root
     found = set()
-    for key in _CODE:
-        module = (getattr(config.models[model], key) or "").partition(":")[0].replace(".", "/")
+    for path in config.models[model].code.values():
+        module = str(path).partition(":")[0].replace(".", "/")
         found |= {path for path in (root / f"{module}.py", root / module / "__init__.py") if module and path.is_file()}
     return [(str(path), hashlib.sha256(_bytes(path)).hexdigest()) for path in sorted(found)]
 

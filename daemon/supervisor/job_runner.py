@@ -26,6 +26,7 @@ from typing import Any, Final
 
 import structlog
 
+from components.declarations import TrainerDeclaration
 from components.errors import MongoUnavailable
 from daemon.handlers.train import checkpoint_folder
 from daemon.health.backoff import backoff
@@ -139,9 +140,11 @@ class JobRunner:
         if declared is None or job.model not in known.models:
             missing = (kind, job.target) if declared is None else ("model", job.model)
             return Terms(refused=known.refused.get("/".join(missing)) or registry.absent(*missing))
-        body = declared.body
-        torch = known.models[job.model].body.get("type") == "torch"
-        return Terms(body.get("retries", RETRIES), body.get("time_limit"), body.get("threads"), torch=torch)
+        torch = known.models[job.model].declaration.type == "torch"
+        if not isinstance(declared.declaration, TrainerDeclaration):
+            return Terms(RETRIES, torch=torch)
+        trainer = declared.declaration
+        return Terms(trainer.retries, trainer.time_limit, trainer.threads, torch=torch)
 
     # ---- running --------------------------------------------------------------------------------------------------
 

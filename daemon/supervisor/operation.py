@@ -14,10 +14,10 @@ import asyncio
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import structlog
 
+from components.declarations import TrainerDeclaration, ValidationDeclaration
 from components.errors import DeclarationError, Fenced, LeaseLost, MongoUnavailable
 from daemon.config import Config
 from daemon.engine.threads import share
@@ -193,10 +193,9 @@ class Operation:
 
     def _needs_torch(self, worker: str) -> bool:
         known = self.known
-        named = {
-            known.listeners[name].body["model"] for name in self._desired.workers[worker] if name in known.listeners
-        }
-        return any(known.models[name].body.get("type") == "torch" for name in named if name in known.models)
+        there = [known.listeners[name] for name in self._desired.workers[worker] if name in known.listeners]
+        models = {listener.declaration.model for listener in there} & known.models.keys()
+        return any(known.models[name].declaration.type == "torch" for name in models)
 
     async def _stop_workers(self, names: tuple[str, ...]) -> None:
         await self._fleet.stop(names, self._context.config.service.stop_timeout + KILL_GRACE_SECONDS)
@@ -208,9 +207,11 @@ class Operation:
             self._context.spawn(self._scheduling.validated(job.target, metrics))
 
 
-def _scheduled(known: Catalog) -> dict[str, dict[str, Mapping[str, Any]]]:
-    """The trainers and validations whose schedules run, of the file and of the API."""
+def _scheduled(known: Catalog) -> dict[str, dict[str, TrainerDeclaration | ValidationDeclaration]]:
+    """What the clock is to know: the trainers and validations of the file and of the API alike."""
     return {
-        f"{kind}s": {name: each.body for name, each in known.of(kind).items() if each.body["model"] in known.models}
+        f"{kind}s": {
+            n: each.declaration for n, each in known.of(kind).items() if each.declaration.model in known.models
+        }
         for kind in ("trainer", "validation")
     }

@@ -19,6 +19,7 @@ from typing import Any
 import structlog
 
 from components import cron
+from components.declarations import TrainerDeclaration, ValidationDeclaration
 from components.errors import MongoUnavailable, NotApplied
 from daemon.handlers.schedule import Schedule, below, due_every, next_every, rows_due, schedules
 from daemon.listeners.clock import Clock, local_now
@@ -38,7 +39,7 @@ LOOK_SECONDS = 30.0
 """How often it looks without being woken: this machine's clock may jump or stop."""
 RETRY_SECONDS = 2.0
 
-Declarations = Mapping[str, Mapping[str, Mapping[str, Any]]]
+Declarations = Mapping[str, Mapping[str, TrainerDeclaration | ValidationDeclaration]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
 from components.errors import DeclarationError, PredictdError
-from daemon.config import decoded_filter
+from components.extended_json import decoded
 from daemon.handlers.predict.batch_cap import BatchCap
 from daemon.handlers.predict.corridor import BATCHES_HELD, Corridor, CorridorThreads
 from daemon.handlers.predict.dirty_keys import DirtyKeys
@@ -66,13 +66,13 @@ class ListenerRun:
     def __init__(self, shared: Shared, declared: Declared, live: Live) -> None:
         assignment, database = shared.assignment, shared.database
         name, listener = declared.name, declared.listener
-        table = database[listener["table"]]
+        table = database[listener.table]
         self.declared = declared
         self.measures = Measures(shared.measures, name)
-        self.letters = DeadLetters(database, assignment.service, name, listener["table"])
-        outputs = Outputs(table, name, live.key.fields, decoded_filter(listener["where"]))
+        self.letters = DeadLetters(database, assignment.service, name, listener.table)
+        outputs = Outputs(table, name, live.key.fields, decoded(listener.where))
         dirty = DirtyKeys(assignment.queue_rows)
-        self.suspects = _suspects(assignment, name, listener["max_batch"])
+        self.suspects = _suspects(assignment, name, listener.max_batch)
         self.triage = Triage(name, suspects=self.suspects, owe=self._owe_scan)
         self.corridor = Corridor(
             name,
@@ -81,9 +81,7 @@ class ListenerRun:
             outputs=outputs,
             letters=self.letters,
             dirty=dirty,
-            cap=BatchCap(
-                listener["latency_budget"], min(listener["max_batch"], self.suspects.cap or listener["max_batch"])
-            ),
+            cap=BatchCap(listener.latency_budget, min(listener.max_batch, self.suspects.cap or listener.max_batch)),
             measures=self.measures,
             batch_bytes=assignment.queue_bytes // BATCHES_HELD,
             triage=self.triage,
@@ -96,11 +94,11 @@ class ListenerRun:
             mark=lambda: Mark(self.corridor.live.generation, declared.scope),
             dead=self.letters.rows,
             patience=shared.patience,
-            order=listener["scan_order"],
-            rate=listener["scan_rate"],
+            order=listener.scan_order,
+            rate=listener.scan_rate,
             held=lambda: self.triage.holds_scans,
         )
-        self.feed = Feed(name, listener["table"], dirty, self.scan, self.letters, partial(shared.swaps.put, self))
+        self.feed = Feed(name, listener.table, dirty, self.scan, self.letters, partial(shared.swaps.put, self))
         self.threads = CorridorThreads(self.corridor, shared.patience, shared.fail, shared.turnstile)
         self._registry = shared.registry
         self._loader = shared.loader
@@ -211,7 +209,7 @@ def _suspects(assignment: WorkerAssignment, listener: str, rows: int) -> NoSuspe
 
 def chained(declared: Declared) -> set[str]:
     """The paths under `_outputs.` that a listener looks at: in its key, and in its filter."""
-    key = declared.listener["key"]
+    key = declared.listener.key
     paths = set([key] if isinstance(key, str) else key)
 
     def walk(query: Any) -> None:
@@ -223,5 +221,5 @@ def chained(declared: Declared) -> set[str]:
             for each in query:
                 walk(each)
 
-    walk(declared.listener["where"])
+    walk(declared.listener.where)
     return {path for path in paths if path.startswith("_outputs.")}

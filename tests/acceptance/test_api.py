@@ -108,6 +108,17 @@ def test_the_applied_and_the_loaded_model_have_the_trained_weights_and_the_whole
     assert [(each.number, each.trained, each.state) for each in versions] == [(1, False, "retired"), (2, True, "live")]
 
 
+def test_a_trainer_limits_the_norm_of_the_gradients(db: Datalayer) -> None:
+    """One step with a learning rate of 1 moves the weights by the limit; what is loaded has it too."""
+    plain = {"optimizer_cls": "SGD", "optimizer_kwargs": {"lr": 1.0}, "max_iterations": 1}
+    applied = model(db, "limited", gradient_clip=0.01, **plain)
+    before = applied.state()
+    db.apply(applied)
+    moved = torch.cat([(after - before[name]).flatten() for name, after in applied.state().items()]).norm().item()
+    assert moved == pytest.approx(0.01, rel=1e-2)
+    assert db.load("TorchTrainer", "limited_trainer").gradient_clip == 0.01
+
+
 def test_the_same_thing_twice_does_nothing(db: Datalayer) -> None:
     """Be it the object that was applied, which holds trained weights by now, one that was loaded, or one that was made
     alike.

@@ -91,7 +91,8 @@ def test_whatever_a_training_does_the_live_version_serves_on_and_its_reason_can_
     assert site.ended(learned)["result"]["version"] == 2
     site.write(text(WORSE))
     eventually(
-        "the other objective is declared", lambda: "away" in site.registry.read().trainers["learner"].body["objective"]
+        "the other objective is declared",
+        lambda: "away" in site.registry.read().trainers["learner"].declaration.objective,
     )
     worse = site.asked("train", "learner")
     foreign = apply_what_falls_apart(site)

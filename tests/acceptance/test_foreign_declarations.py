@@ -78,8 +78,8 @@ class Forger:
         self._site = site
         self._components = site.data[names.COMPONENTS]
         self.good = self._components.find_one({"_id": f"{SERVICE}/model/good"}) or {}
-        self.body = site.registry.read().models["good"].body
-        self.listener = site.registry.read().listeners["good"].body
+        self.body = site.registry.read().models["good"].declaration.dump()
+        self.listener = site.registry.read().listeners["good"].declaration.dump()
 
     def writes(self, kind: str, name: str, body: Any, sign: Callable[..., str] | None = None) -> None:
         text = canonical(body)

@@ -17,6 +17,7 @@ from harness.jobs import MODEL, VALIDATION, Stage, declare, training
 from harness.processes import SERVICE, TABLE
 from pymongo.database import Database
 
+from components.torch import weights
 from daemon.handlers.train import checkpoint_folder
 from daemon.store import names
 from daemon.store.registry.versions import Version, Versions
@@ -130,6 +131,20 @@ def test_a_training_stores_a_version_with_all_that_is_known_of_it_and_it_goes_li
         await stage.until("its checkpoints are gone", lambda: not checkpoint_folder(stage.folder, identifier).exists())
 
     play(scene, learning())
+
+
+@pytest.mark.slow
+def test_the_file_limits_the_norm_of_the_gradients(play: Any) -> None:
+    """One step with a learning rate of 1 moves the weights by the limit."""
+
+    async def scene(stage: Learning) -> None:
+        job = await stage.end(stage.queue())
+        assert job["state"] == "done", job["error"]
+        before, after = (weights.load(stage.versions.weights(each)) for each in stage.versions.listed())
+        moved = sum(((after[name] - before[name]) ** 2).sum().item() for name in before) ** 0.5
+        assert moved == pytest.approx(0.25, rel=1e-3)
+
+    play(scene, learning(gradient_clip=0.25, optimizer_arguments={"lr": 1.0}, max_iterations=1))
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from typing import Any
 from bson.timestamp import Timestamp
 from pymongo.database import Database
 
-from components.listener import Key
+from components.key import Key
 from components.model import ObjectModel
 from daemon.handlers.predict.batch_cap import BatchCap
 from daemon.handlers.predict.corridor import Corridor

@@ -12,9 +12,10 @@ from typing import Any
 
 from pymongo.database import Database
 
+from components.declarations import TrainerDeclaration, ValidationDeclaration
 from components.errors import MongoUnavailable
 from daemon import config as configuration
-from daemon.config.trainer_sections import TrainerConfig, ValidationConfig
+from daemon.config.sections import TrainerConfig
 from daemon.engine.local import LocalEngine
 from daemon.store.connection import open_database
 from daemon.store.registry.registry import Registry
@@ -48,12 +49,13 @@ def training(
         "datasets": {"all": {"table": TABLE}},
         "metrics": {"acc": "harness.models:agreement"},
     }
+    section = TrainerConfig.model_validate(learns)
     return {
         **whole,
-        "trainers": {MODEL: TrainerConfig.model_validate(learns).declaration(MODEL)},
+        "trainers": {MODEL: TrainerDeclaration(model=MODEL, identifier=MODEL, **dict(section)).dump()},
         "validations": {}
         if validation == {}
-        else {VALIDATION: ValidationConfig.model_validate({**proves, **(validation or {})}).declaration()},
+        else {VALIDATION: ValidationDeclaration.model_validate({**proves, **(validation or {})}).dump()},
     }
 
 

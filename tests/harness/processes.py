@@ -20,8 +20,7 @@ from typing import Any, Self
 import psutil
 from pymongo.database import Database
 
-from daemon.config.filters import encoded_filter
-from daemon.config.sections import ListenerConfig, ModelConfig
+from components.declarations import ListenerDeclaration, ModelDeclaration
 from daemon.engine.child import CHANNEL
 from daemon.store.registry.registry import Registry
 from harness.daemons import PATIENCE, TESTS, Daemon, eventually
@@ -53,14 +52,12 @@ def declarations(
     listeners: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """What `Config.declarations()` makes of these sections; models need no torch."""
-    whole = {name: ListenerConfig.model_validate(each).model_dump(mode="python") for name, each in listeners.items()}
     return {
         "tables": {name: {"fields": dict(fields)} for name, fields in tables.items()},
         "models": {
-            name: ModelConfig.model_validate({"type": "object", **each}).model_dump(mode="json")
-            for name, each in models.items()
+            name: ModelDeclaration.model_validate({"type": "object", **each}).dump() for name, each in models.items()
         },
-        "listeners": {name: each | {"where": encoded_filter(each["where"])} for name, each in whole.items()},
+        "listeners": {name: ListenerDeclaration.model_validate(each).dump() for name, each in listeners.items()},
     }
 
 
@@ -237,9 +234,11 @@ def toml(uri: str, database: str, declarations: Mapping[str, Any]) -> str:
     """A service.toml with these declarations; what is as by default is left out."""
     brief = {
         "tables": declarations["tables"],
-        "models": {n: ModelConfig(**c).model_dump(exclude_defaults=True) for n, c in declarations["models"].items()},
+        "models": {
+            n: ModelDeclaration(**c).model_dump(exclude_defaults=True) for n, c in declarations["models"].items()
+        },
         "listeners": {
-            n: ListenerConfig(**c).model_dump(exclude_defaults=True) for n, c in declarations["listeners"].items()
+            n: ListenerDeclaration(**c).model_dump(exclude_defaults=True) for n, c in declarations["listeners"].items()
         },
     }
     whole = {

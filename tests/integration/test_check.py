@@ -16,7 +16,7 @@ from harness.commands import free_port
 from pymongo import MongoClient
 
 from components.errors import Problem
-from daemon.check import build, check, meet
+from daemon.check import build, meet
 from daemon.config import Config, load
 
 ROOT = Path(__file__).parents[2]
@@ -89,8 +89,8 @@ def told(problems: list[Problem]) -> dict[str, str]:
 def test_the_demo_has_no_problem() -> None:
     """The root service.toml imports and builds, and torch stays out of the asking process."""
     asked = (
-        "import sys, pathlib; from daemon.config import load; from daemon.check import check; "
-        "print(check(load(pathlib.Path('service.toml'), {}), mongo=False), 'torch' in sys.modules)"
+        "import sys, pathlib; from daemon.config import load; from daemon.check import build; "
+        "print(build(load(pathlib.Path('service.toml'), {})), 'torch' in sys.modules)"
     )
     shown = subprocess.run([sys.executable, "-c", asked], cwd=ROOT, capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[] False"
@@ -303,7 +303,8 @@ def on(tmp_path: Path, uri: str, database: str = "t") -> Config:
 
 def test_a_replica_set_will_do(tmp_path: Path, mongo_uri: str) -> None:
     """The tests' own replica set has no problem."""
-    assert check(on(tmp_path, mongo_uri), mongo=True) == []
+    config = on(tmp_path, mongo_uri)
+    assert [*build(config), *meet(config)] == []
 
 
 def test_embedded_finds_its_mongod(tmp_path: Path, mongod: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ from PIL import Image
 from pymongo.database import Database
 
 from components.errors import PredictdError
-from components.listener import Key
+from components.key import Key
 from daemon import config as configuration
 from daemon.cli import main
 from daemon.cli.jobs import appended

@@ -14,7 +14,7 @@ from bson.timestamp import Timestamp
 from PIL import Image
 from pymongo.database import Database
 
-from daemon.config.filters import encoded_filter
+from components.extended_json import encoded as encoded_filter
 from daemon.store import names
 from daemon.store.rows import datasets
 from daemon.store.rows.datasets import Pinned, RowExamples, kept, pinned

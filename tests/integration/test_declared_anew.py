@@ -118,9 +118,9 @@ def test_a_listener_that_comes_to_a_model_while_it_is_promoted_has_one_version_a
         while not end.is_set():
             known = declared.registry.read()
             own = known.listeners[LISTENER]
-            live = known.models[own.body["model"]].live
+            live = known.models[own.declaration.model].live
             if live is not None:
-                seen.setdefault((own.body["model"], own.generation), set()).add(live)
+                seen.setdefault((own.declaration.model, own.generation), set()).add(live)
 
     def point() -> None:
         for n in range(30):

@@ -96,10 +96,11 @@ class Attacker:
         model = declare(ObjectModel("evil", lambda x: x))
         data = pickle.dumps(Treacherous(str(self.canary)))
         Artifacts(self.database).put([(hashlib.sha256(data).hexdigest(), data)])
-        body = {**model.body, "object": {**model.body["object"], "$artifact": hashlib.sha256(data).hexdigest()}}
+        slot = {**model.declaration.object, "$artifact": hashlib.sha256(data).hexdigest()}
+        evil = model.declaration.model_copy(update={"object": slot})
         table = declare(Table("rows", fields={"x": "str"}))
         registry = Registry(self.database, self.service, 0, SigningKey.read(self.key_file))
-        registry.apply([(table.kind, table.name, table.body), ("model", "evil", body)])
+        registry.apply([(table.kind, table.name, table.declaration), ("model", "evil", evil)])
 
     def leads(self, instance: str) -> None:
         """A lease in the name of that instance, and a status that tells of his key in every place that anybody may

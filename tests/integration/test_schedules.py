@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any, Self
 
 import pytest
+from harness.declarations import declaration
 from pymongo.database import Database
 
 from components.errors import MongoUnavailable
@@ -29,8 +30,8 @@ Data = Database[dict[str, Any]]
 
 def declared(*when: dict[str, Any], kind: str = "trainers") -> dict[str, Any]:
     """The declarations of a trainer of model `m` on table `rows`, or of validation `v`, with these occasions."""
-    body = {"model": "m", "table": "rows", "datasets": {"d": {"table": "rows"}}, "when": list(when)}
-    return {kind: {"m" if kind == "trainers" else "v": body}}
+    made = declaration(kind.removesuffix("s"), when=list(when))
+    return {kind: {made.model if kind == "trainers" else "v": made}}
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from harness.declarations import declaration
 from PIL import Image
 
 from components import ObjectModel, Table
@@ -81,7 +82,7 @@ def test_what_is_no_type_is_refused_with_what_would_be_one(given: Any, said: str
 def test_a_component_of_the_registry_has_the_name_of_its_class(
     kind: str, body: dict[str, Any], called: tuple[str, str]
 ) -> None:
-    component = Component(kind, "a", "api", body, 1, "")
+    component = Component(kind, "a", "api", declaration(kind, **body), 1, "")
     assert (type_name(component), named(component)) == called
 
 
@@ -149,4 +150,6 @@ def test_code_made_with_versions_that_are_gone_is_sent_again_with_the_weights_th
     assert _same_code(slot, before) == before
     assert _same_code(slot, {**before, "torch": "1.13.1"}) == before
     assert _same_code(slot, {**before, "$artifact": "other code"}) == slot
-    assert object_signature({"object": before}) == object_signature({"object": {**before, "torch": "1.13.1"}})
+    assert object_signature(declaration("model", object=before)) == object_signature(
+        declaration("model", object={**before, "torch": "1.13.1"})
+    )

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import textwrap
@@ -15,8 +16,9 @@ from pathlib import Path
 import cloudpickle
 import pytest
 import torch
+from cloudpickle import cloudpickle as internals
 
-from components import ArtifactRefused, DeclarationError, hash_item
+from components import ArtifactRefused, DeclarationError, artifacts, hash_item
 from components.artifacts import Artifact, code_slot, dumps, loads, together
 from components.stable_pickle import canonical
 
@@ -483,3 +485,12 @@ def test_a_hash_of_an_item_tells_values_apart_and_is_the_same_everywhere():
     assert hash_item({"a": 1, "b": 2}) == hash_item({"b": 2, "a": 1})
     assert hash_item((1, 2)) == hash_item([1, 2]) == hash_item(torch.tensor([1, 2]))
     assert hash_item(Path("x")) != hash_item(Path("y"))
+
+
+def test_cloudpickle_has_the_private_parts_that_are_used():
+    """A release without them fails here, by name, before it breaks an artifact."""
+    parts = ("_DYNAMIC_CLASS_TRACKER_BY_CLASS", "_make_skeleton_class", "_make_skeleton_enum", "_code_reduce")
+    parts += ("_module_reduce", "dynamic_subimport", "list_registry_pickle_by_value")
+    assert [name for name in parts if not hasattr(internals, name)] == []
+    used = re.findall(r"\binternals\.(\w+)", Path(artifacts.__file__).read_text())
+    assert set(used) == set(parts)

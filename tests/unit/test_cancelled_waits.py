@@ -8,6 +8,8 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+from harness.declarations import declaration
+
 from components.errors import MongoUnavailable
 from daemon import config as configuration
 from daemon.health.readiness import ServiceState
@@ -19,7 +21,7 @@ from daemon.supervisor.scheduler import Scheduler
 from daemon.supervisor.systemd import Notifier
 
 SOON = 5.0
-SCHEDULED = {"validations": {"v": {"model": "f", "datasets": {}, "when": [{"every": 60.0}]}}}
+SCHEDULED = {"validations": {"v": declaration("validation", model="f", when=[{"every": 60.0}])}}
 
 
 async def nobody(_: Any) -> Any:

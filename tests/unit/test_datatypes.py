@@ -291,8 +291,8 @@ def test_a_table_knows_its_fields_datatypes():
 @pytest.mark.parametrize(
     ("name", "fields", "message"),
     [
-        ("mnist", {"img": "pil_imag"}, "table 'mnist', field 'img': 'pil_imag' is no datatype"),
-        ("mnist", {"_outputs.x": "int"}, "which predictd writes itself"),
+        ("mnist", {"img": "pil_imag"}, "table 'mnist': fields.img: 'pil_imag' is no datatype"),
+        ("mnist", {"_outputs.x": "int"}, "where predictd writes"),
         ("mnist", {"a..b": "int"}, "is no field"),
         ("mnist", {"$a": "int"}, "is no field"),
         ("", {}, "no collection can have this name"),

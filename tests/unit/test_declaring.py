@@ -24,6 +24,13 @@ from components import (
     Validation,
 )
 from components.artifacts import loads
+from components.declarations import (
+    ListenerDeclaration,
+    ModelDeclaration,
+    TableDeclaration,
+    ValidationDeclaration,
+    parsed,
+)
 from components.serialization import (
     build_listener,
     build_model,
@@ -34,8 +41,7 @@ from components.serialization import (
     source_hash,
 )
 from components.torch import TorchModel
-from daemon.config.sections import ListenerConfig, ModelConfig, TableConfig
-from daemon.config.trainer_sections import TrainerConfig, ValidationConfig
+from daemon.config.sections import TrainerConfig
 
 POLICY = ImportPolicy(("harness", "examples"))
 
@@ -60,15 +66,15 @@ def test_a_table_and_a_listener_come_back_the_same():
     table = Table("mnist", {"img": "superduper_pillow.pil_image", "class": "int"})
     declared = declare(table)
     assert (declared.kind, declared.name, declared.artifacts) == ("table", "mnist", [])
-    assert set(declared.body) == set(TableConfig.model_fields)
-    assert build_table("mnist", travelled(declared.body)) == table
+    assert set(declared.declaration.dump()) == set(TableDeclaration.model_fields)
+    assert build_table("mnist", parsed("table", "mnist", travelled(declared.declaration.dump()))) == table
     assert table.datatype_of("img").spec == "pil_image"
 
     listener = Listener("digit", "mnist", ("img",), "lenet", where={"n": {"$gt": float("inf")}}, scan_rate=50)
     declared = declare(listener)
-    assert set(declared.body) == set(ListenerConfig.model_fields)
-    assert declared.body["worker"] == "lenet"
-    back = build_listener("digit", travelled(declared.body))
+    assert set(declared.declaration.dump()) == set(ListenerDeclaration.model_fields)
+    assert declared.declaration.dump()["worker"] == "lenet"
+    back = build_listener("digit", parsed("listener", "digit", travelled(declared.declaration.dump())))
     assert (back.where, back.parsed_key, back.scan_order, back.scan_rate) == (
         listener.where,
         listener.parsed_key,
@@ -86,10 +92,10 @@ def test_a_torch_model_made_here_comes_back_with_its_weights():
     )
     declared = declare(model)
     assert (declared.kind, declared.name) == ("model", "m")
-    assert set(declared.body) == set(ModelConfig.model_fields)
-    assert declared.body["device"] == "cpu"
+    assert set(declared.declaration.dump()) == set(ModelDeclaration.model_fields)
+    assert declared.declaration.dump()["device"] == "cpu"
     assert len(declared.artifacts) == len({artifact.slot["$artifact"] for artifact in declared.artifacts})
-    back = build_model("m", travelled(declared.body), resolver(declared))
+    back = build_model("m", parsed("model", "m", travelled(declared.declaration.dump())), resolver(declared))
     xs = [[1.0, 2.0], [-1.0, 0.5]]
     assert back.predict_batches(xs) == model.predict_batches(xs)
     assert back.object is not module
@@ -105,13 +111,13 @@ def test_declaring_the_same_thing_twice_gives_the_same_declaration():
     model.predict([1.0, 2.0])
     metric([1], [1])
     again = declare(model), declare(validation, model=model)
-    assert [each.body for each in again] == [each.body for each in first]
+    assert [each.declaration.dump() for each in again] == [each.declaration.dump() for each in first]
     with torch.no_grad():
         module[0].bias.add_(1)
-    third = declare(model).body
-    assert third["object"]["$artifact"] == first[0].body["object"]["$artifact"]
-    assert third["object"]["tensors"] != first[0].body["object"]["tensors"]
-    assert {**third, "object": None} == {**first[0].body, "object": None}
+    third = declare(model).declaration.dump()
+    assert third["object"]["$artifact"] == first[0].declaration.dump()["object"]["$artifact"]
+    assert third["object"]["tensors"] != first[0].declaration.dump()["object"]["tensors"]
+    assert {**third, "object": None} == {**first[0].declaration.dump(), "object": None}
 
 
 @pytest.mark.parametrize(
@@ -129,8 +135,12 @@ def test_an_object_model_is_the_callable_itself(obj, path, args, output):
     again.
     """
     declared = declare(ObjectModel("m", obj, postprocess=None, batched=False), allow=["harness"])
-    assert (declared.body["object"] == path) if path else (declared.body["object"]["$artifact"])
-    back = build_model("m", travelled(declared.body), resolver(declared))
+    assert (
+        (declared.declaration.dump()["object"] == path)
+        if path
+        else (declared.declaration.dump()["object"]["$artifact"])
+    )
+    back = build_model("m", parsed("model", "m", travelled(declared.declaration.dump())), resolver(declared))
     got = back.predict(*args)
     assert got == output if output is not None else isinstance(got, models.Prefixed)
     assert back.predict_batches([Arguments(args)]) is not None
@@ -145,8 +155,8 @@ def test_an_object_model_is_the_callable_itself(obj, path, args, output):
 )
 def test_what_the_configuration_names_is_built_as_before(body, output):
     """A class is built with its arguments; a function without arguments is the model itself."""
-    config = ModelConfig.model_validate({"type": "object", **body}).model_dump(mode="json")
-    assert build_model("m", config, POLICY.resolve).predict("a") == output
+    config = ModelDeclaration.model_validate({"type": "object", **body}).dump()
+    assert build_model("m", parsed("model", "m", config), POLICY.resolve).predict("a") == output
 
 
 def test_a_torch_model_of_the_configuration_is_built_from_its_class():
@@ -156,24 +166,37 @@ def test_a_torch_model_of_the_configuration_is_built_from_its_class():
         ("cpu", ("cpu",)),
         (["cuda:1", "cpu"], ("cuda:1", "cpu")),
     ):
-        config = ModelConfig.model_validate(
+        config = ModelDeclaration.model_validate(
             {"object": "torch.nn:Linear", "arguments": {"in_features": 2, "out_features": 1}}
         )
-        body = {**config.model_dump(mode="json"), "device": device}
-        model = build_model("m", body, POLICY.resolve)
+        body = {**config.dump(), "device": device}
+        model = build_model("m", parsed("model", "m", body), POLICY.resolve)
         assert model.preferred_devices == devices
-        assert declare(model).body["device"] == device
+        assert declare(model).declaration.dump()["device"] == device
+
+
+def test_an_argument_that_was_added_later_is_stored_only_if_it_is_given():
+    """So that what was stored before keeps its text and its hashes; the file and the API store the same."""
+    from components.torch.trainer import TorchTrainer
+
+    given = {"select": Query("t"), "key": ["x", "y"], "gradient_clip": 2}
+    declared = declare(TorchTrainer("t", torch.nn.functional.cross_entropy, **given), model="t").declaration
+    assert "gradient_clip" not in declared.model_copy(update={"gradient_clip": None}).dump()
+    assert declared.dump()["gradient_clip"] == 2.0
+    back = parsed("trainer", "t", travelled(declared.dump()))
+    assert build_trainer("t", back, POLICY.resolve).gradient_clip == 2.0
+    objective = "torch.nn.functional:cross_entropy"
+    section = TrainerConfig(table="t", key=["x", "y"], objective=objective, gradient_clip=2)
+    assert section.gradient_clip == declared.gradient_clip
 
 
 def test_what_is_wrong_with_a_declaration_is_named_by_its_key():
     """The import path, the building, the class of its own."""
-    config = ModelConfig.model_validate({"object": "torch.nn:Linear", "preprocess": "os:system"}).model_dump(
-        mode="json"
-    )
+    config = ModelDeclaration.model_validate({"object": "torch.nn:Linear", "preprocess": "os:system"})
     with pytest.raises(ImportRefused, match=r"models\.lenet\.preprocess: 'os:system' is outside"):
         build_model("lenet", config, POLICY.resolve)
     with pytest.raises(DeclarationError, match=r"models\.lenet\.object: building it raised TypeError"):
-        build_model("lenet", {**config, "preprocess": None}, POLICY.resolve)
+        build_model("lenet", config.model_copy(update={"preprocess": None}), POLICY.resolve)
 
     class Own(ObjectModel):
         pass
@@ -197,10 +220,12 @@ def test_a_validation_comes_back_with_its_metrics_and_datasets():
         when=[{"every": 600}],
     )
     declared = declare(validation, model="lenet")
-    assert set(declared.body) == set(ValidationConfig.model_fields)
-    assert declared.body["metrics"]["mse"]["object"] == "torchmetrics:MeanSquaredError"
-    back = build_validation("v", travelled(declared.body), resolver(declared))
-    assert declare(back).body == declared.body | {"metrics": declare(back).body["metrics"]}
+    assert set(declared.declaration.dump()) == set(ValidationDeclaration.model_fields)
+    assert declared.declaration.dump()["metrics"]["mse"]["object"] == "torchmetrics:MeanSquaredError"
+    back = build_validation("v", parsed("validation", "v", travelled(declared.declaration.dump())), resolver(declared))
+    assert declare(back).declaration.dump() == declared.declaration.dump() | {
+        "metrics": declare(back).declaration.dump()["metrics"]
+    }
     assert back.datasets == validation.datasets
     assert back.model == "lenet"
     assert [metric([1, 2], [1, 4]) for metric in back.metrics] == [1.0, pytest.approx(2**0.5)]
@@ -228,12 +253,15 @@ def test_a_trainer_comes_back_with_everything_it_was_given():
     )
     declared = declare(trainer, model=TorchModel("m", torch.nn.Linear(1, 1)))
     assert (declared.kind, declared.name) == ("trainer", "m")
-    assert set(declared.body) == set(TrainerConfig.model_fields) | {"model", "identifier"}
-    assert declared.body["objective"] == "torch.nn.functional:cross_entropy"
-    assert declared.body["optimizer"] == "torch.optim.adamw:AdamW"
-    assert declared.body["when"] == [{"rows": 1000}]
-    assert declare(trainer, model="m").body == declared.body
-    back = build_trainer("m", travelled(declared.body), resolver(declared))
+    assert set(declared.declaration.dump()) == set(TrainerConfig.model_fields) - {"gradient_clip"} | {
+        "model",
+        "identifier",
+    }
+    assert declared.declaration.dump()["objective"] == "torch.nn.functional:cross_entropy"
+    assert declared.declaration.dump()["optimizer"] == "torch.optim.adamw:AdamW"
+    assert declared.declaration.dump()["when"] == [{"rows": 1000}]
+    assert declare(trainer, model="m").declaration.dump() == declared.declaration.dump()
+    back = build_trainer("m", parsed("trainer", "m", travelled(declared.declaration.dump())), resolver(declared))
     assert (back.select, back.key.fields) == (trainer.select, ("img", "class"))
     assert back.transform(1, 1) == (1, 2)
     assert back.loader_kwargs["collate_fn"]([3]) == 3
@@ -244,8 +272,10 @@ def test_a_trainer_comes_back_with_everything_it_was_given():
         declare(trainer)
     with pytest.raises(DeclarationError, match=r"trainers\.m\.select: is missing"):
         declare(TorchTrainer("t", objective=len, key=("a", "b")), model="m")
-    with pytest.raises(DeclarationError, match=r"^trainers\.m: trainer 'my-trainer': seed"):
-        build_trainer("m", {**travelled(declared.body), "seed": -1}, resolver(declared))
+    with pytest.raises(DeclarationError, match=r"^trainer 'm': seed"):
+        build_trainer(
+            "m", parsed("trainer", "m", {**travelled(declared.declaration.dump()), "seed": -1}), resolver(declared)
+        )
 
 
 def test_import_paths_among_arguments_are_resolved():
@@ -256,8 +286,10 @@ def test_import_paths_among_arguments_are_resolved():
         "t", torch.nn.functional.mse_loss, Query("t"), ("x", "y"), loader_kwargs={"collate_fn": models.both}
     )
     declared = declare(trainer, allow=["harness"], model="m")
-    assert declared.body["loader"] == {"collate_fn": {"$import": "harness.models:both"}}
-    assert build_trainer("m", travelled(declared.body), resolver(declared)).loader_kwargs == {"collate_fn": models.both}
+    assert declared.declaration.dump()["loader"] == {"collate_fn": {"$import": "harness.models:both"}}
+    assert build_trainer(
+        "m", parsed("trainer", "m", travelled(declared.declaration.dump())), resolver(declared)
+    ).loader_kwargs == {"collate_fn": models.both}
 
 
 def test_the_source_hash_follows_the_users_code_and_what_it_uses(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from harness.declarations import declaration
 
 from daemon import config as configuration
 from daemon.config import Config
@@ -48,7 +49,7 @@ def config(tmp_path: Path) -> Config:
 
 
 def component(kind: str, name: str, source: str = "api", **body: object) -> Component:
-    return Component(kind, name, source, body, 1, "sig")  # type: ignore[arg-type]
+    return Component(kind, name, source, declaration(kind, **body), 1, "sig")  # type: ignore[arg-type]
 
 
 def applied() -> Catalog:

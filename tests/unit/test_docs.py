@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from components.datatypes import NAMES
+from components.declarations import ListenerDeclaration, TrainerArguments
+from components.torch import TorchTrainer
 from daemon.config import Config, load
 from daemon.config.problems import section_of
 
@@ -135,6 +138,41 @@ def test_the_examples_are_right(tmp_path: Path) -> None:
         rest = text[start:].partition("\n[")
         file.write_text(f"{text[:start]}\n{line(key, 'Example').strip('`')}{below}{rest[1]}{rest[2]}")
         load(file, {"MONGO_URI": "mongodb://127.0.0.1:27017"})
+
+
+API = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+
+
+def section(name: str) -> str:
+    """The part of docs/api.md under this heading."""
+    return API.partition(f"\n### {name}\n")[2].partition("\n### ")[0]
+
+
+def test_every_argument_of_a_trainer_is_in_the_api() -> None:
+    """The table of TorchTrainer has a row for each, and the docstring names it."""
+    documented = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"^\|(.*?)\|", section("TorchTrainer"), re.MULTILINE))))
+    arguments = set(signature(TorchTrainer).parameters) - {"identifier"}
+    assert documented >= arguments > set(TrainerArguments.model_fields)
+    assert not [name for name in arguments if not re.search(rf"\b{name}\b", TorchTrainer.__doc__ or "")]
+
+
+def test_every_default_of_a_trainer_is_in_the_api() -> None:
+    """The numbers and words in the table are the declaration's."""
+    for name, field in TrainerArguments.model_fields.items():
+        row = re.search(rf"^\| `{name}` \| (.*?) \|", section("TorchTrainer"), re.MULTILINE)
+        default = field.get_default(call_default_factory=True)
+        if row is not None and isinstance(default, int | float | str):
+            assert row[1].strip("`").strip('"') == str(default), name
+
+
+def test_the_options_of_a_listener_are_in_the_api() -> None:
+    """Its signature there has each field with its default."""
+    written = re.search(r"`Listener\((.*)\)`", section("Listener"))
+    assert written is not None
+    said = dict(part.split("=") for part in written[1].split(", ") if "=" in part)
+    fields = {name: field for name, field in ListenerDeclaration.model_fields.items() if not field.is_required()}
+    defaults = {name: field.get_default(call_default_factory=True) for name, field in fields.items()} | {"worker": None}
+    assert said == {name: repr(value).replace("'", '"') for name, value in defaults.items()}
 
 
 def test_every_datatype_is_named() -> None:

@@ -12,7 +12,7 @@ from harness.parameters import shown
 
 from components.datatypes import datatype
 from components.errors import OutputError
-from components.listener import Arguments, Key
+from components.key import Arguments, Key
 from components.model import Model, ObjectModel
 from daemon.handlers.predict.dirty_keys import Batch, DirtyKey
 from daemon.handlers.predict.records import Row, Seen, Snapshot

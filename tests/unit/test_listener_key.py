@@ -53,7 +53,7 @@ def test_a_key_names_the_listeners_it_reads_from():
         ({"a": "x", "b": "x"}, "two fields go to one argument"),
         ("_outputs.embed", "'_outputs.LISTENER.value'"),
         ("_outputs.embed.model", "'_outputs.LISTENER.value'"),
-        (3, "expected a field, a list of fields"),
+        (3, "it must be a field, a list of fields"),
     ],
 )
 def test_a_key_that_makes_no_sense_is_refused(spec, message):
@@ -67,7 +67,12 @@ def test_a_key_that_makes_no_sense_is_refused(spec, message):
 def test_a_listener_has_defaults():
     """Nothing but table, key and model is asked for."""
     listener = Listener("digit", table="mnist", key="img", model="lenet")
-    assert (dict(listener.where), listener.latency_budget, listener.max_batch, listener.worker) == ({}, 0.1, 256, None)
+    assert (dict(listener.where), listener.latency_budget, listener.max_batch, listener.worker) == (
+        {},
+        0.1,
+        256,
+        "lenet",
+    )
     assert listener.parsed_key.fields == ("img",)
 
 
@@ -76,10 +81,10 @@ def test_a_listener_has_defaults():
     [
         ({"identifier": "a.b"}, "a name has letters"),
         ({"identifier": ""}, "a name has letters"),
-        ({"where": "x"}, "where: expected a MongoDB filter"),
+        ({"where": "x"}, "where: it must be a MongoDB filter"),
         ({"latency_budget": 0}, "latency_budget"),
         ({"max_batch": 0}, "max_batch"),
-        ({"worker": "a/b"}, "worker 'a/b'"),
+        ({"worker": "a/b"}, "worker: it must be a name"),
         ({"key": "_outputs.digit.value"}, "reads its own output"),
     ],
 )

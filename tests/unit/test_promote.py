@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from harness.declarations import declaration
 
+from components.declarations import TrainerDeclaration
 from daemon.handlers.promote import Decision, Measured, decide, named
 from daemon.handlers.train import checkpoint_folder, folds, split
 
 UP, DOWN = {"v/acc": True}, {"v/acc": False}
 
 
-def trainer(promote: str = "better", metric: str | None = None, margin: float = 0.0) -> dict[str, Any]:
-    return {"promote": promote, "promote_metric": metric, "promote_margin": margin}
+def trainer(promote: str = "better", metric: str | None = None, margin: float = 0.0) -> TrainerDeclaration:
+    made: TrainerDeclaration = declaration("trainer", promote=promote, promote_metric=metric, promote_margin=margin)
+    return made
 
 
 def judged(version: int, value: float | None, *, trained: bool = True, greater: dict[str, bool] = UP) -> Measured:
@@ -94,14 +97,18 @@ def test_a_metric_may_be_named_with_its_validation_or_without() -> None:
 
 def test_folds_by_the_field_of_that_name() -> None:
     """Only where the table has it and the trainer does not choose by itself."""
-    auto = {"where": {"good": True}, "folds": "auto"}
+    auto = declaration("trainer", where={"good": True})
+    own, none, tenth = (
+        declaration("trainer", **given)
+        for given in ({"where": {"$or": [{"_fold": "train"}, {"x": 1}]}}, {"folds": None}, {"folds": 0.1})
+    )
     found = folds(auto, {"x": "str", "_fold": "str"})
     assert found.train == {"$and": [{"good": True}, {"_fold": "train"}]}
     assert found.valid == {"$and": [{"good": True}, {"_fold": "valid"}]}
     assert folds(auto, {"x": "str"}).valid is None
-    assert folds({"where": {"$or": [{"_fold": "train"}, {"x": 1}]}, "folds": "auto"}, {"_fold": "str"}).valid is None
-    assert folds({"where": {}, "folds": None}, {"_fold": "str"}).fraction is None
-    assert folds({"where": {}, "folds": 0.1}, {"_fold": "str"}).fraction == 0.1
+    assert folds(own, {"_fold": "str"}).valid is None
+    assert folds(none, {"_fold": "str"}).fraction is None
+    assert folds(tenth, {"_fold": "str"}).fraction == 0.1
 
 
 def test_a_split_is_the_same_for_the_same_rows_and_seed() -> None:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from harness.declarations import declaration
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,9 +20,13 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 def declared(*when: dict[str, Any]) -> dict[str, Any]:
     return {
-        "trainers": {"lenet": {"table": "mnist", "when": list(when)}},
+        "trainers": {"lenet": declaration("trainer", table="mnist", when=list(when))},
         "validations": {
-            "v": {"datasets": {"a": {"table": "x"}, "b": {"table": "y"}, "c": {"table": "x"}}, "when": [{"rows": 5}]}
+            "v": declaration(
+                "validation",
+                datasets={"a": {"table": "x"}, "b": {"table": "y"}, "c": {"table": "x"}},
+                when=[{"rows": 5}],
+            )
         },
     }
 
@@ -66,7 +71,7 @@ def test_another_number_keeps_the_key_and_another_time_of_day_does_not() -> None
 
 def test_nothing_declared_is_no_schedule() -> None:
     assert schedules({}) == []
-    assert schedules({"trainers": {"m": {"table": "t"}}, "validations": {}}) == []
+    assert schedules({"trainers": {"m": declaration("trainer")}, "validations": {}}) == []
 
 
 def test_an_interval_is_due_when_it_has_passed() -> None:

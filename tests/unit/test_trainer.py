@@ -537,8 +537,8 @@ def test_a_model_that_has_predicted_can_be_trained():
     [
         ({"objective": 3}, "objective: expected a callable, got 3"),
         ({"select": {"_fold": "train"}}, r"select: expected a query"),
-        ({"key": "img"}, r"key: expected the model's field and the target's.*got 'img'"),
-        ({"key": ["img", "img"]}, r"key: a field stands twice"),
+        ({"key": "img"}, r"key: it must be a list of at least two different fields.*got 'img'"),
+        ({"key": ["img", "img"]}, r"key: it must be a list of at least two different fields"),
         ({"transform": 1}, "transform: expected a callable"),
         ({"loader_kwargs": [1]}, "loader_kwargs: expected keyword arguments"),
         (
@@ -558,23 +558,24 @@ def test_a_model_that_has_predicted_can_be_trained():
         ({"optimizer_cls": 3}, "optimizer_cls"),
         ({"optimizer_cls": torch.optim.LBFGS}, r"optimizer_cls: LBFGS evaluates the loss several times"),
         ({"optimizer_kwargs": 3}, "optimizer_kwargs: expected keyword arguments"),
-        ({"max_iterations": 0}, "max_iterations: expected a whole number of at least 1, got 0"),
+        ({"max_iterations": 0}, "max_iterations: it must be a whole number of steps, at least 1.*got 0"),
         ({"max_iterations": True}, "max_iterations"),
         ({"validation_interval": 1.5}, "validation_interval: .*got 1.5"),
-        ({"no_improve_then_stop": 0}, "no_improve_then_stop: .*or None, got 0"),
-        ({"listen": ""}, "listen: expected the name of a metric"),
-        ({"seed": -1}, "seed: expected a whole number of at least 0"),
-        ({"folds": 1.5}, "folds: expected 'auto', None, or a fraction"),
+        ({"no_improve_then_stop": 0}, "no_improve_then_stop: it must be .*got 0"),
+        ({"listen": ""}, "listen: it must be .*dataset/metric"),
+        ({"gradient_clip": 0}, "gradient_clip: it must be a number above 0.*got 0"),
+        ({"seed": -1}, "seed: it must be a whole number from 0"),
+        ({"folds": 1.5}, "folds: it must be .*a fraction"),
         ({"folds": "valid"}, "folds"),
-        ({"promote": "maybe"}, "promote: expected 'better' or 'always' or 'manual', got 'maybe'"),
+        ({"promote": "maybe"}, "promote: it must be .*'maybe'"),
         ({"promote_metric": 3}, "promote_metric"),
-        ({"promote_margin": -1}, "promote_margin: expected a number of at least 0"),
+        ({"promote_margin": -1}, "promote_margin: it must be a number, at least 0"),
         ({"keep": 0}, "keep"),
-        ({"when": "hourly"}, "when: expected a list"),
-        ({"when": ["hourly"]}, "when: expected"),
-        ({"when": [{"cron": "0 25 * * *"}]}, "when: .*`25` is no hour"),
+        ({"when": "hourly"}, "when: it must be a list"),
+        ({"when": ["hourly"]}, "when.0: it must be"),
+        ({"when": [{"cron": "0 25 * * *"}]}, "when.0.cron: `25` is no hour"),
         ({"when": [{"cron": "0 3 * * *", "timezone": "Mars"}]}, "'Mars' is no time zone"),
-        ({"time_limit": 0}, "time_limit: expected a number above 0"),
+        ({"time_limit": 0}, "time_limit: it must be a duration above 0"),
         ({"retries": -1}, "retries"),
         ({"threads": 0}, "threads"),
         ({"checkpoint_seconds": float("nan")}, "checkpoint_seconds"),
@@ -592,13 +593,37 @@ def test_a_trainers_name_is_checked():
         TorchTrainer("my trainer", squared)
 
 
+def test_the_norm_of_the_gradients_is_limited():
+    """With a learning rate of 1 a step moves the weights by the gradients: no further than the limit."""
+
+    def moved(**options):
+        model = linear()
+        before = model.state()
+        plain = {"optimizer_cls": "SGD", "optimizer_kwargs": {"lr": 1.0}, "max_iterations": 1}
+        after = train(model, trainer(**plain, **options), line()).state
+        return torch.cat([(after[name] - before[name]).flatten() for name in before]).norm().item()
+
+    assert moved() > 1
+    assert moved(gradient_clip=0.25) == pytest.approx(0.25, rel=1e-3)
+    assert moved(gradient_clip=1e6) == moved()
+
+
+def test_gradients_that_are_not_finite_end_the_training_if_they_are_limited():
+    """The root of nothing has a finite value and no finite slope: the weights stay as they were."""
+    model = linear()
+    before = weights.content_hash(model.state())
+    with pytest.raises(TrainingError, match="step 1: the norm of the gradients is nan"):
+        train(model, trainer(objective=lambda y, _: (y * 0).sqrt().sum(), gradient_clip=1.0), line())
+    assert weights.content_hash(model.state()) == before
+
+
 def test_a_trainer_like_another():
     """With changes, and without its traces."""
     one = trainer(seed=7, key=["x", "y"])
     one.metric_steps.append(3)
     other = one.replaced(max_iterations=5)
     assert (other.seed, other.max_iterations, other.key, other.metric_steps) == (7, 5, one.key, [])
-    with pytest.raises(DeclarationError, match="it has no 'iterations'"):
+    with pytest.raises(DeclarationError, match="there is no argument 'iterations'"):
         one.replaced(iterations=5)
 
 

@@ -122,7 +122,7 @@ def test_what_is_missing_is_said():
         model.fit([1, 2, 3], [1, 2], objective=cross_entropy)
     with pytest.raises(TrainingError, match="0 rows"):
         model.fit([], [], objective=cross_entropy)
-    with pytest.raises(DeclarationError, match="it has no 'epochs'"):
+    with pytest.raises(DeclarationError, match="there is no argument 'epochs'"):
         model.fit([1], [1], objective=cross_entropy, epochs=3)
     model.trainer = "odd"
     with pytest.raises(DeclarationError, match="expected a TorchTrainer, got str"):

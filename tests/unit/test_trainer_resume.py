@@ -52,6 +52,17 @@ def test_a_run_that_is_killed_at_any_step_ends_as_one_left_alone(expected, tmp_p
     assert places == 9 + 3 * 4
 
 
+def test_a_run_with_limited_gradients_resumes_bit_for_bit(tmp_path):
+    """The limit is part of the declaration, and has no state of its own."""
+    limited = {**SHORT, "gradient_clip": 0.01}
+    undisturbed = outcome(trained(None, limited))
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(Killed):
+        trained(checkpoints, {**limited, "checkpoint_seconds": 0}, stopped=killed_at(6))
+    assert outcome(trained(checkpoints, limited)) == undisturbed
+    assert undisturbed != outcome(trained(None, SHORT))
+
+
 def test_a_run_that_is_killed_again_and_again(expected, tmp_path):
     """Each attempt gets no further than a step or two, and the last one ends as expected."""
     checkpoints = Checkpoints(tmp_path)

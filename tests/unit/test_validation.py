@@ -28,7 +28,7 @@ def test_each_metric_is_computed_on_each_dataset():
 
 def test_several_inputs_are_several_arguments():
     """By position, or by the names of the key."""
-    rows = ListExamples.of([{"a": 1, "b": 2, "y": 3}, {"a": 1, "y": 1}], ["a", "b", "y"])
+    rows = ListExamples([(1, 2, 3), None])
     model = ObjectModel("m", lambda a, b: a + b)
     assert Validation("v", ["a", "b", "y"], [SMALL], [ACC]).evaluate(model, lambda _: rows) == {"small/acc": 1.0}
     key = {"a": "b", "b": "a", "y": "target"}
@@ -68,14 +68,14 @@ def test_an_evaluation_can_be_stopped():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"key": "x"}, "expected the model's field and the target's"),
+        ({"key": "x"}, "key: it must be a list of at least two"),
         ({"datasets": []}, "datasets: there is none"),
         ({"metrics": [ACC, ACC]}, "metrics: 'acc' stands twice"),
         ({"metrics": [len]}, "expected a list of Metric"),
-        ({"when": [{"every": 0}]}, "when: expected"),
-        ({"when": [{"cron": "0 3 * *"}]}, "validation 'v': when: .*a time has five fields"),
-        ({"when": [{"every": 5, "rows": 5}]}, "when: expected"),
-        ({"when": [{"below": {"acc": 0.5}}]}, "when: expected"),
+        ({"when": [{"every": 0}]}, "when.0.every: it must be a duration"),
+        ({"when": [{"cron": "0 3 * *"}]}, "validation 'v': when.0.cron: .*a time has five fields"),
+        ({"when": [{"every": 5, "rows": 5}]}, "when.0: has every and rows"),
+        ({"when": [{"below": {"acc": 0.5}}]}, "when.0.below: .acc. is no"),
         ({"identifier": "a/b"}, "validation 'a/b'"),
     ],
 )
@@ -89,7 +89,8 @@ def test_a_validation_that_makes_no_sense_is_refused(arguments, message):
 def test_triggers_are_written_in_one_form():
     """Durations in seconds, a cron's time zone filled in."""
     when = [{"every": "6h"}, {"cron": "0 3 * * 0"}, {"rows": 1000}, {"below": {"v/small/acc": 1}}]
-    assert Validation("v", ["x", "y"], [SMALL], [ACC], when=when).when == [
+    made = Validation("v", ["x", "y"], [SMALL], [ACC], when=when).when
+    assert [each.model_dump() for each in made] == [
         {"every": 21600.0},
         {"cron": "0 3 * * 0", "timezone": "UTC"},
         {"rows": 1000},

@@ -18,7 +18,7 @@ from bson.timestamp import Timestamp
 
 from components.datatypes import Datatype
 from components.errors import DecodeError, OutputError, Retry
-from components.listener import Arguments, Key
+from components.key import Arguments, Key
 from components.model import Model
 from daemon.handlers.predict.dirty_keys import Batch, identity
 from daemon.handlers.predict.records import Guilt, Letter, Row, Snapshot, Undecodable, Write

@@ -25,28 +25,42 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import NoneType
-from typing import Any, Final, Literal
+from typing import Any, Final, Generic, Literal, TypeVar
 
 from pymongo.collection import Collection
 from pymongo.database import Database
 
+from components.declarations import (
+    KINDS,
+    Declaration,
+    ListenerDeclaration,
+    ModelDeclaration,
+    TableDeclaration,
+    TrainerDeclaration,
+    ValidationDeclaration,
+    parsed,
+)
+from components.errors import DeclarationError, SignatureRefused
 from components.signing_key import SigningKey
 from daemon.logs.text import escaped
 from daemon.store import names
 
-__all__ = ["Catalog", "Component", "Source", "canonical", "catalog", "mac", "problem", "signature"]
+__all__ = ["Catalog", "Component", "Source", "believed", "canonical", "catalog", "mac", "signature"]
 
 Source = Literal["config", "api"]
 
 
+D_co = TypeVar("D_co", bound=Declaration, covariant=True)
+
+
 @dataclass(frozen=True, slots=True)
-class Component:
+class Component(Generic[D_co]):
     """One applied declaration. `live` is a model's live version, None before its first."""
 
     kind: str
     name: str
     source: Source
-    body: Mapping[str, Any]
+    declaration: D_co
     revision: int
     signature: str
     generation: int = 0
@@ -62,16 +76,16 @@ class Catalog:
     lack what they need, with the reason.
     """
 
-    tables: Mapping[str, Component] = field(default_factory=dict)
-    models: Mapping[str, Component] = field(default_factory=dict)
-    listeners: Mapping[str, Component] = field(default_factory=dict)
-    trainers: Mapping[str, Component] = field(default_factory=dict)
-    validations: Mapping[str, Component] = field(default_factory=dict)
+    tables: Mapping[str, Component[TableDeclaration]] = field(default_factory=dict)
+    models: Mapping[str, Component[ModelDeclaration]] = field(default_factory=dict)
+    listeners: Mapping[str, Component[ListenerDeclaration]] = field(default_factory=dict)
+    trainers: Mapping[str, Component[TrainerDeclaration]] = field(default_factory=dict)
+    validations: Mapping[str, Component[ValidationDeclaration]] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
 
-    def of(self, kind: str) -> Mapping[str, Component]:
+    def of(self, kind: str) -> Mapping[str, Component[Any]]:
         """The components of a kind."""
-        found: Mapping[str, Component] = getattr(self, f"{kind}s")
+        found: Mapping[str, Component[Any]] = getattr(self, f"{kind}s")
         return found
 
 
@@ -95,16 +109,21 @@ def canonical(declaration: Any) -> str:
     """The text of a declaration: equal for equal ones. The order of keys inside a filter or a key counts, so none is
     sorted but the outermost.
     """
-    ordered = (
-        {name: declaration[name] for name in sorted(declaration)} if isinstance(declaration, Mapping) else declaration
-    )
+    dumped = _dumped(declaration)
+    ordered = {name: dumped[name] for name in sorted(dumped)} if isinstance(dumped, Mapping) else dumped
     return json.dumps(ordered, ensure_ascii=False, default=str)
 
 
 def signature(declaration: Any) -> str:
     """A hash of a declaration: equal for equal declarations, whatever the order of their keys."""
-    text = json.dumps(declaration, sort_keys=True, default=str)
+    text = json.dumps(_dumped(declaration), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _dumped(declaration: Any) -> Any:
+    if isinstance(declaration, Declaration):
+        return declaration.dump()
+    return [_dumped(each) for each in declaration] if isinstance(declaration, list) else declaration
 
 
 def mac(key: SigningKey, service: str, kind: str, name: str, source: str, revision: int, text: str) -> str:
@@ -119,21 +138,20 @@ def catalog(database: Database[dict[str, Any]], service: str, key: SigningKey) -
     together.
     """
     collection: Collection[dict[str, Any]] = database[names.COMPONENTS]
-    found: dict[str, dict[str, Component]] = {
-        kind: {} for kind in ("table", "model", "listener", "trainer", "validation")
-    }
+    found: dict[str, dict[str, Component[Any]]] = {kind: {} for kind in KINDS}
     refused: dict[str, str] = {}
     with database.client.start_session(snapshot=True) as session:
         documents = list(collection.find({"service": service, "state": "applied"}, session=session))
     for document in documents:
-        why = problem(document, service, key)
-        if why:
-            refused[_shown(document)] = why
-        elif document["kind"] in found:
-            found[document["kind"]][document["name"]] = _component(document)
+        try:
+            component = believed(document, service, key)
+        except SignatureRefused as error:
+            refused[_shown(document)] = str(error)
+        else:
+            found[component.kind][component.name] = component
     for each in (*found["listener"].values(), *found["trainer"].values(), *found["validation"].values()):
         for needed in ("model", "table"):
-            name = each.body.get(needed)
+            name = getattr(each.declaration, needed, None)
             if name is not None and name not in found[needed]:
                 refused[f"{each.kind}/{each.name}"] = (
                     f"its {needed} {name!r} is not applied; apply that, or remove this"
@@ -149,36 +167,35 @@ def _shown(document: Mapping[str, Any]) -> str:
     return escaped(f"{document.get('kind')}/{document.get('name')}")[:NAME_SHOWN]
 
 
-def problem(document: Mapping[str, Any], service: str, key: SigningKey) -> str | None:
-    """Why a document is not to be believed. Its `_id` is what writes aim at, so it must say the same as the signed
-    fields.
+def believed(document: Mapping[str, Any], service: str, key: SigningKey) -> Component[Any]:
+    """The component of a document. Raises SignatureRefused with the reason why it is not to be believed.
+
+    Its `_id` is what writes aim at, so it must say the same as the signed fields.
     """
     kind, name = document.get("kind"), document.get("name")
     parts = (service, kind, name, document.get("source"), document.get("declaration"), document.get("mac"))
     if not all(isinstance(part, str) for part in parts) or document["_id"] != f"{service}/{kind}/{name}":
-        return "it carries no signature of this service; it is not run. Apply it again"
-    said = ("declaration", service, str(kind), str(name), str(parts[3]), str(document.get("revision")), str(parts[4]))
-    if not key.verify(str(parts[5]), *said):
-        return (
+        raise SignatureRefused("it carries no signature of this service; it is not run. Apply it again")
+    signed = ("declaration", service, str(kind), str(name), str(parts[3]), str(document.get("revision")), str(parts[4]))
+    if not key.verify(str(parts[5]), *signed):
+        raise SignatureRefused(
             "its signature is not this service's (altered, copied, or signed with another key); it is not run. "
             "Apply it again, with the key of the daemon (security.signing_key_file)"
         )
     for field_, kinds in _BESIDE.items():
         if not isinstance(document.get(field_), kinds):
-            return f"what stands beside its declaration was altered ({field_}); it is not run. Apply it again"
-    if (
-        kind == "listener" and document.get("model") != json.loads(str(parts[4]))["model"]
-    ):  # a promotion would not find it
-        return "what stands beside its declaration was altered (model); it is not run. Apply it again"
-    return None
-
-
-def _component(document: Mapping[str, Any]) -> Component:
+            raise SignatureRefused(_altered(field_))
+    try:
+        declaration = parsed(str(kind), str(name), json.loads(str(parts[4])))
+    except (DeclarationError, ValueError) as error:
+        raise SignatureRefused(f"this release cannot read it ({error}); it is not run. Apply it again") from error
+    if kind == "listener" and document.get("model") != declaration.model:  # a promotion would not find it
+        raise SignatureRefused(_altered("model"))
     return Component(
         kind=document["kind"],
         name=document["name"],
         source=document["source"],
-        body=json.loads(document["declaration"]),
+        declaration=declaration,
         revision=document["revision"],
         signature=document["signature"],
         generation=document["generation"],
@@ -187,3 +204,7 @@ def _component(document: Mapping[str, Any]) -> Component:
         forced=document["forced"],
         applied_at=document["applied_at"],
     )
+
+
+def _altered(name: str) -> str:
+    return f"what stands beside its declaration was altered ({name}); it is not run. Apply it again"

@@ -17,10 +17,11 @@ from pymongo.collection import Collection
 from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
 
-from components.errors import DeclarationError, Fenced
+from components.declarations import Declaration, ListenerDeclaration
+from components.errors import DeclarationError, Fenced, SignatureRefused
 from components.signing_key import SigningKey
 from daemon.store import names
-from daemon.store.registry.components import Source, canonical, mac, problem, signature
+from daemon.store.registry.components import Component, Source, believed, canonical, mac, signature
 
 __all__ = ["Declarations", "taken"]
 
@@ -40,7 +41,7 @@ class Declarations:
         return f"{self._service}/{kind}/{name}"
 
     def put(
-        self, kind: str, name: str, body: Mapping[str, Any], source: Source, identity: str, forced: int = 0
+        self, kind: str, name: str, declaration: Declaration, source: Source, identity: str, forced: int = 0
     ) -> None:
         """Writes one declaration; where somebody else does so at the same time, one after the other.
 
@@ -48,18 +49,18 @@ class Declarations:
         Fenced, and DeclarationError where the name was declared the other way meanwhile.
         """
         identity = signature([identity, forced]) if forced else identity
-        if kind != "listener":
-            self._write(kind, name, body, source, identity, forced)
+        if not isinstance(declaration, ListenerDeclaration):
+            self._write(kind, name, declaration, source, identity, forced)
             return
         # A promotion of the model raises the generation of those that listen to it, all in one transaction. A listener
         # that comes to the model at the same time must come wholly before it or wholly after it, so both write the
         # model's document.
-        model = {"_id": self.id("model", body["model"])}
+        model = {"_id": self.id("model", declaration.model)}
         with self._database.client.start_session() as session:
 
             def bind(session: ClientSession) -> None:
                 self._components.update_one(model, {"$set": {"bound": ObjectId()}}, session=session)
-                self._write(kind, name, body, source, identity, forced, session)
+                self._write(kind, name, declaration, source, identity, forced, session)
 
             session.with_transaction(bind)
 
@@ -67,20 +68,22 @@ class Declarations:
         self,
         kind: str,
         name: str,
-        body: Mapping[str, Any],
+        declaration: Declaration,
         source: Source,
         identity: str,
         forced: int,
         session: ClientSession | None = None,
     ) -> None:
-        identifier, text = self.id(kind, name), canonical(body)
+        identifier, text = self.id(kind, name), canonical(declaration)
         while True:
             old = self._components.find_one({"_id": identifier}, session=session) or {}
             if source == "config" and _number(old.get("epoch")) > self._epoch:
                 raise Fenced(f"a daemon with a higher epoch than {self._epoch} has published {identifier}")
-            applied = old.get("state") == "applied" and problem(old, self._service, self._key) is None
-            if applied and old["source"] != source:
+            before = self._believed(old)
+            if before is not None and old.get("state") == "applied" and before.source != source:
                 raise DeclarationError(taken(kind, name, source))
+            if before is not None and canonical(before.declaration) == canonical(declaration):
+                text = old["declaration"]  # another release may have written the same in other words
             revision = _number(old.get("revision")) + (old.get("declaration") != text)
             changed = {"$ne": ["$signature", identity]}
             update = {
@@ -101,7 +104,7 @@ class Declarations:
                 },
                 "paused": {"$eq": ["$paused", True]},
                 # What a promotion finds its listeners by: as it stands in the text.
-                **({"model": {"$literal": body["model"]}} if kind == "listener" else {}),
+                **({"model": {"$literal": declaration.model}} if isinstance(declaration, ListenerDeclaration) else {}),
                 **({"live": _whole_or_null("$live")} if kind == "model" else {}),
             }
             # What was read must still stand; a document of an older release has no revision.
@@ -112,6 +115,12 @@ class Declarations:
                 )
                 if written.matched_count or not old:
                     return
+
+    def _believed(self, document: Mapping[str, Any]) -> Component[Any] | None:
+        try:
+            return believed(document, self._service, self._key)
+        except SignatureRefused:
+            return None
 
     def remove(self, kind: str, name: str) -> None:
         """Marks a component as removed; its document stays, with the numbers that must never fall."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import structlog
 from pymongo.database import Database
@@ -20,9 +20,9 @@ from pymongo.database import Database
 from components import artifacts
 from components import serialization as declaring
 from components.datatypes import datatype
+from components.declarations import ModelDeclaration
 from components.errors import DeclarationError, PredictdError
 from components.import_paths import ImportPolicy
-from components.listener import Key
 from components.model import Model
 from daemon.handlers.predict.stages import Live
 from daemon.store.registry.artifacts import Artifacts
@@ -30,13 +30,14 @@ from daemon.store.registry.components import Component, signature
 from daemon.store.registry.registry import Declared
 from daemon.store.registry.versions import Version, Versions
 
-__all__ = ["CodeChanged", "Loaded", "ModelLoader", "resolver"]
+__all__ = ["CodeChanged", "Loaded", "ModelLoader", "resolver", "until_live"]
 
 log = structlog.get_logger(__name__)
 
 ATTEMPTS: Final = 10
-_CODE: Final = ("object", "preprocess", "preprocess_batch", "postprocess")
-_OBJECT: Final = ("type", "object", "arguments")
+
+S = TypeVar("S", Component[ModelDeclaration], Declared)
+T = TypeVar("T")
 
 
 class CodeChanged(DeclarationError):
@@ -51,7 +52,7 @@ class Loaded:
     version: Version
 
 
-def resolver(component: Component, policy: ImportPolicy, blobs: Artifacts) -> Callable[[Any], Any]:
+def resolver(component: Component[Any], policy: ImportPolicy, blobs: Artifacts) -> Callable[[Any], Any]:
     """What turns the code that a declaration names into objects.
 
     An import path of service.toml must lie in `policy`. One that came through the API is signed by somebody who could
@@ -81,7 +82,7 @@ class ModelLoader:
         self._sources: dict[str, str] = {}
         self._kept: dict[str, tuple[str, Loaded]] = {}
 
-    def resolve(self, component: Component) -> Callable[[Any], Any]:
+    def resolve(self, component: Component[Any]) -> Callable[[Any], Any]:
         """See `resolver`."""
         return resolver(component, self._policy, self._blobs)
 
@@ -96,20 +97,12 @@ class ModelLoader:
         raises CodeChanged. Raises DeclarationError, naming the key, where the code cannot be imported or built, and
         PredictdError where stored weights are damaged.
         """
-        for _ in range(ATTEMPTS):
-            declared = read()
-            loaded = self.loaded(declared.model, fresh=fresh)
-            if loaded is not None:
-                key = Key.parse(declared.listener["key"])
-                types = tuple(
-                    datatype(declared.fields[path]) if path in declared.fields else None for path in key.fields
-                )
-                return declared, Live(loaded.model, loaded.version.number, declared.generation, key, types)
-        raise DeclarationError(
-            f"models.{declared.model.name}: another process keeps changing it; is its code the same on all machines?"
-        )
+        declared, loaded = until_live(read, lambda declared: self.loaded(declared.model, fresh=fresh))
+        key = declared.listener.parsed_key
+        types = tuple(datatype(declared.fields[path]) if path in declared.fields else None for path in key.fields)
+        return declared, Live(loaded.model, loaded.version.number, declared.generation, key, types)
 
-    def loaded(self, component: Component, *, fresh: bool = True) -> Loaded | None:
+    def loaded(self, component: Component[ModelDeclaration], *, fresh: bool = True) -> Loaded | None:
         """The model with the weights of the version that `component` says is live; listeners of one process share it.
 
         None where there was none to load: one was made, and the registry says so now.
@@ -138,7 +131,7 @@ class ModelLoader:
         self._kept[component.name] = (component.signature, loaded)
         return loaded
 
-    def version(self, component: Component, number: int) -> Loaded:
+    def version(self, component: Component[ModelDeclaration], number: int) -> Loaded:
         """The model with the weights of any version, live or not. Raises NotApplied, DeclarationError, WeightsError."""
         versions = self.versions(component.name)
         version = versions.get(number)
@@ -149,22 +142,24 @@ class ModelLoader:
             self._give(model, versions, version)
         return Loaded(model, version)
 
-    def built(self, component: Component) -> Model:
+    def built(self, component: Component[ModelDeclaration]) -> Model:
         """A model of its own, as declared, with its initial weights."""
         resolve = self.resolve(component)
-        model = declaring.build_model(component.name, component.body, resolve)
+        model = declaring.build_model(component.name, component.declaration, resolve)
         if component.signature not in self._sources:
-            paths = [slot for slot in map(component.body.get, _CODE) if isinstance(slot, str)]
+            paths = [slot for slot in component.declaration.code.values() if isinstance(slot, str)]
             self._sources[component.signature] = declaring.source_hash([resolve(path) for path in paths], paths)
         return model
 
-    def source(self, component: Component) -> str:
+    def source(self, component: Component[ModelDeclaration]) -> str:
         """The hash of the code that a model's declaration names, as this process has imported it."""
         if component.signature not in self._sources:
             self.built(component)
         return self._sources[component.signature]
 
-    def _make(self, component: Component, model: Model, versions: Versions, before: Version | None) -> None:
+    def _make(
+        self, component: Component[ModelDeclaration], model: Model, versions: Versions, before: Version | None
+    ) -> None:
         """Has the version promoted that the declaration, as it is now, asks for; another process, or another
         declaration, may be quicker.
         """
@@ -183,7 +178,7 @@ class ModelLoader:
             digest,
             signature=component.signature,
             source=source,
-            object_signature=object_signature(component.body),
+            object_signature=object_signature(component.declaration),
             origin=origin,
             parent=before.number if before else None,
             # The same weights are one step on the way back, whatever code was around them.
@@ -194,7 +189,7 @@ class ModelLoader:
             versions.discard(made.number)
 
     def _given_alike(
-        self, component: Component, model: Model, versions: Versions, before: Version | None
+        self, component: Component[ModelDeclaration], model: Model, versions: Versions, before: Version | None
     ) -> Version | None:
         """Gives the model the weights of a version that was live and whose object was declared as it is now; that
         version, None where there is none.
@@ -202,7 +197,7 @@ class ModelLoader:
         First comes the one that is just what is declared now, with the weights that are live; then the live one; then
         whichever was live last. One whose weights are damaged, or do not fit, is passed over.
         """
-        wanted = object_signature(component.body)
+        wanted = object_signature(component.declaration)
         now = (component.signature, self._sources[component.signature], before.content_hash if before else None)
 
         def preference(each: Version) -> tuple[bool, bool, Any]:
@@ -222,7 +217,7 @@ class ModelLoader:
         return None
 
     @staticmethod
-    def _promote(component: Component, versions: Versions, version: Version, reason: str) -> bool:
+    def _promote(component: Component[ModelDeclaration], versions: Versions, version: Version, reason: str) -> bool:
         """False where another process was quicker, or the model is by now declared otherwise."""
         try:
             done = versions.promote(version.number, reason=reason, live=component.live, back=True)
@@ -240,6 +235,17 @@ class ModelLoader:
         model.load_state(weights.load(versions.weights(version)))
 
 
+def until_live(read: Callable[[], S], load: Callable[[S], T | None]) -> tuple[S, T]:
+    """Read what is declared and load its live version, until no other process changes it in between."""
+    for _ in range(ATTEMPTS):
+        declared = read()
+        loaded = load(declared)
+        if loaded is not None:
+            return declared, loaded
+    model = declared.model.name if isinstance(declared, Declared) else declared.name
+    raise DeclarationError(f"models.{model}: another process keeps changing it; is its code the same on all machines?")
+
+
 def packed(model: Model) -> tuple[bytes | None, str | None]:
     """A model's weights as they are stored, and the hash over all of them; None twice for a model that has none."""
     state = model.state()
@@ -250,13 +256,13 @@ def packed(model: Model) -> tuple[bytes | None, str | None]:
     return weights.save(state), weights.content_hash(state)
 
 
-def object_signature(body: Mapping[str, Any]) -> str:
+def object_signature(declaration: ModelDeclaration) -> str:
     """A hash of what a model's initial weights come from: while it is the same, trained weights outlive a change of the
     rest.
 
     With which versions of Python and torch an artifact was made is not part of it.
     """
-    parts = {name: body.get(name) for name in _OBJECT}
-    if isinstance(parts["object"], Mapping):
-        parts["object"] = {name: parts["object"].get(name) for name in ("$artifact", "tensors")}
-    return signature(parts)
+    made_from = declaration.object
+    if isinstance(made_from, Mapping):
+        made_from = {name: made_from.get(name) for name in ("$artifact", "tensors")}
+    return signature({"type": declaration.type, "object": made_from, "arguments": declaration.arguments})

@@ -22,9 +22,17 @@ from pymongo.collection import Collection
 from pymongo.database import Database
 from pymongo.errors import CollectionInvalid, OperationFailure
 
+from components.declarations import (
+    Declaration,
+    ListenerDeclaration,
+    ModelDeclaration,
+    TableDeclaration,
+    parsed,
+    queries,
+)
 from components.errors import DeclarationError, NotApplied
+from components.extended_json import decoded
 from components.signing_key import SigningKey
-from daemon.config import decoded_filter
 from daemon.store import names
 from daemon.store.registry.components import Catalog, Component, canonical, catalog, signature
 from daemon.store.registry.declarations import Declarations, taken
@@ -42,8 +50,8 @@ class Declared:
     """A listener as a worker needs it: its own declaration, its model's, its table's fields, and its generation."""
 
     name: str
-    listener: Mapping[str, Any]
-    model: Component
+    listener: ListenerDeclaration
+    model: Component[ModelDeclaration]
     fields: Mapping[str, str]
     generation: int
     signature: str
@@ -53,7 +61,7 @@ class Declared:
         """A hash of which rows the listener takes, and of the worker that serves it: another one has another
         position.
         """
-        return signature([self.listener[name] for name in ("table", "key", "where", "worker")])
+        return signature([getattr(self.listener, name) for name in ("table", "key", "where", "worker")])
 
     @property
     def identity(self) -> tuple[str, str, str, str]:
@@ -84,7 +92,7 @@ class Registry:
         """The listeners that a worker of that name serves; those that are paused, or refused, are not among them."""
         known = self.read()
         return {
-            name: _declared(name, known) for name in served(known) if known.listeners[name].body["worker"] == worker
+            name: _declared(name, known) for name in served(known) if known.listeners[name].declaration.worker == worker
         }
 
     def listener(self, name: str) -> Declared:
@@ -97,7 +105,7 @@ class Registry:
 
     # ---- service.toml ---------------------------------------------------------------------------------------------
 
-    def publish(self, declarations: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
+    def publish(self, declarations: Mapping[str, Mapping[str, Declaration | Mapping[str, Any]]]) -> None:
         """Makes these the service's own from its configuration, whole: what is not among them is removed; the API's
         stay.
 
@@ -105,19 +113,22 @@ class Registry:
         or where another service of this database has a listener of the same name on the same table (both would write
         the same outputs).
         """
-        self._refuse_foreign(declarations["listeners"])
-        for kind in ("listener", "trainer", "validation"):
-            for name, body in declarations.get(f"{kind}s", {}).items():
-                self._refuse_filters(kind, name, body)
-        wanted = {(kind, name): body for kind in KINDS for name, body in declarations.get(f"{kind}s", {}).items()}
+        wanted = {
+            (kind, name): parsed(kind, name, given)
+            for kind in KINDS
+            for name, given in declarations.get(f"{kind}s", {}).items()
+        }
+        self._refuse_foreign({name: each for (kind, name), each in wanted.items() if kind == "listener"})
+        for (kind, name), declaration in wanted.items():
+            self._refuse_filters(kind, name, declaration)
         known = self.read()
         for kind, name in wanted:
             other = known.of(kind).get(name)
             if other is not None and other.source == "api":
                 raise DeclarationError(taken(kind, name, "config"))
-        tables = {name: body for (kind, name), body in wanted.items() if kind == "table"}
-        for (kind, name), body in wanted.items():
-            self._declarations.put(kind, name, body, "config", _identity(kind, body, tables))
+        tables = {name: declaration for (kind, name), declaration in wanted.items() if kind == "table"}
+        for (kind, name), declaration in wanted.items():
+            self._declarations.put(kind, name, declaration, "config", _identity(declaration, tables))
         self._remove_all_but([self._declarations.id(kind, name) for kind, name in wanted])
         self._create(tables)
 
@@ -136,37 +147,40 @@ class Registry:
 
     # ---- the API --------------------------------------------------------------------------------------------------
 
-    def apply(self, declared: Iterable[tuple[str, str, Mapping[str, Any]]], *, force: bool = False) -> list[str]:
-        """Applies (kind, name, body) one after the other; "kind/name" of those that were not applied just so before.
+    def apply(
+        self, declared: Iterable[tuple[str, str, Declaration | Mapping[str, Any]]], *, force: bool = False
+    ) -> list[str]:
+        """Applies (kind, name, declaration) one after the other; "kind/name" of those that were not applied just so
+        before.
 
         With `force` each of them counts as changed. Raises DeclarationError where service.toml declares the name, or
         where what a declaration names is not there.
         """
         changed = []
-        for kind, name, body in declared:
-            known = self.read()
+        for kind, name, given in declared:
+            declaration, known = parsed(kind, name, given), self.read()
             other = known.of(kind).get(name)
             if other is not None and other.source == "config":
                 raise DeclarationError(taken(kind, name, "api"))
-            _refuse_dangling(kind, name, body, known)
-            self._refuse_filters(kind, name, body)
+            _refuse_dangling(kind, name, declaration, known)
+            self._refuse_filters(kind, name, declaration)
             if kind == "listener":
-                self._refuse_foreign({name: body})
-            if other is not None and not force and canonical(other.body) == canonical(body):
+                self._refuse_foreign({name: declaration})
+            if other is not None and not force and canonical(other.declaration) == canonical(declaration):
                 continue
             forced = (other.forced if other else 0) + force
-            tables = {table: each.body for table, each in known.tables.items()} | (
-                {name: body} if kind == "table" else {}
+            tables = {table: each.declaration for table, each in known.tables.items()} | (
+                {name: declaration} if kind == "table" else {}
             )
-            self._declarations.put(kind, name, body, "api", _identity(kind, body, tables), forced)
+            self._declarations.put(kind, name, declaration, "api", _identity(declaration, tables), forced)
             changed.append(f"{kind}/{name}")
             if kind == "table":
-                self._create({name: body})
+                self._create([name])
                 for reader in known.listeners.values():  # the same bytes may be another input now
-                    if reader.body["table"] == name:
-                        again = _identity("listener", reader.body, tables)
+                    if reader.declaration.table == name:
+                        again = _identity(reader.declaration, tables)
                         self._declarations.put(
-                            "listener", reader.name, reader.body, reader.source, again, reader.forced
+                            "listener", reader.name, reader.declaration, reader.source, again, reader.forced
                         )
         return changed
 
@@ -185,8 +199,9 @@ class Registry:
         if kind in ("table", "model") and (users := _users(known, kind, name)):
             raise DeclarationError(f"{kind} {name!r} is in use by {', '.join(users)}; remove that first")
         if kind == "model":
-            for other in (*known.trainers.values(), *known.validations.values()):
-                if other.body["model"] == name and other.source == "api":
+            others: list[Component[Any]] = [*known.trainers.values(), *known.validations.values()]
+            for other in others:
+                if other.declaration.model == name and other.source == "api":
                     self._declarations.remove(other.kind, other.name)
         self._declarations.remove(kind, name)
 
@@ -233,7 +248,7 @@ class Registry:
 
     # ---- shared ---------------------------------------------------------------------------------------------------
 
-    def _refuse_foreign(self, listeners: Mapping[str, Mapping[str, Any]]) -> None:
+    def _refuse_foreign(self, listeners: Mapping[str, ListenerDeclaration]) -> None:
         query = {
             "kind": "listener",
             "state": "applied",
@@ -242,7 +257,7 @@ class Registry:
         }
         for other in self._components.find(query):
             # Another service signs with its own key: its word is taken as it stands, which can only refuse something.
-            if f'"table": {json.dumps(listeners[other["name"]]["table"], ensure_ascii=False)}' in str(
+            if f'"table": {json.dumps(listeners[other["name"]].table, ensure_ascii=False)}' in str(
                 other.get("declaration")
             ):
                 raise DeclarationError(
@@ -250,20 +265,19 @@ class Registry:
                     "table, and both would write the same outputs; give one of them another name"
                 )
 
-    def _refuse_filters(self, kind: str, name: str, body: Mapping[str, Any]) -> None:
+    def _refuse_filters(self, kind: str, name: str, declaration: Declaration) -> None:
         """Asks the server whether it takes a declaration's filters: one that it does not take would be tried, and
         waited for, without end.
         """
-        queries = body["datasets"].values() if kind == "validation" else [body] if "where" in body else []
-        for query in queries:
-            find = {"find": query["table"], "filter": decoded_filter(query["where"])}
+        for query in queries(declaration):
+            find = {"find": query.table, "filter": decoded(query.where)}
             try:
                 self._database.command("explain", find, verbosity="queryPlanner")
             except OperationFailure as error:
                 if error.code in _BAD_FILTER or 51000 <= (error.code or 0) < 52000:
                     said = (error.details or {}).get("errmsg") or str(error)
                     raise DeclarationError(
-                        f"{kind}s.{name}: MongoDB does not take its filter {query['where']!r}: {said}"
+                        f"{kind}s.{name}: MongoDB does not take its filter {query.where!r}: {said}"
                     ) from None
                 raise
 
@@ -282,7 +296,7 @@ def served(known: Catalog) -> list[str]:
     return [
         name
         for name, each in known.listeners.items()
-        if not each.paused and each.body["model"] in known.models and each.body["table"] in known.tables
+        if not each.paused and each.declaration.model in known.models and each.declaration.table in known.tables
     ]
 
 
@@ -290,43 +304,45 @@ def _declared(name: str, known: Catalog) -> Declared:
     own = known.listeners[name]
     return Declared(
         name=name,
-        listener=own.body,
-        model=known.models[own.body["model"]],
-        fields=known.tables[own.body["table"]].body["fields"],
+        listener=own.declaration,
+        model=known.models[own.declaration.model],
+        fields=known.tables[own.declaration.table].declaration.fields,
         generation=own.generation,
         signature=own.signature,
     )
 
 
-def _identity(kind: str, body: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]]) -> str:
+def _identity(declaration: Declaration, tables: Mapping[str, TableDeclaration]) -> str:
     """A hash of what of a declaration decides outputs: the device of a model, for one, does not, nor a listener's
     limits.
     """
-    if kind == "model":
-        return signature({name: value for name, value in body.items() if name != "device"})
-    if kind != "listener":
-        return signature(body)
-    fields = tables.get(body["table"], {}).get("fields", {})
-    paths = body["key"] if isinstance(body["key"], (list, dict)) else [body["key"]]
-    return signature([body["table"], body["key"], body["model"], {path: fields.get(path) for path in paths}])
+    if isinstance(declaration, ModelDeclaration):
+        return signature({name: value for name, value in declaration.dump().items() if name != "device"})
+    if not isinstance(declaration, ListenerDeclaration):
+        return signature(declaration)
+    fields = tables[declaration.table].fields if declaration.table in tables else {}
+    types = {path: fields.get(path) for path in declaration.parsed_key.fields}
+    return signature([declaration.table, declaration.key, declaration.model, types])
 
 
 def _users(known: Catalog, kind: str, name: str) -> list[str]:
     """What needs a table or a model; with a model go its trainer and its validations, so these do not count."""
-    listeners = [f"listener {each.name}" for each in known.listeners.values() if each.body[kind] == name]
+    listeners = [
+        f"listener {each.name}" for each in known.listeners.values() if getattr(each.declaration, kind) == name
+    ]
     if kind == "model":
         return listeners
-    trainers = [f"the trainer of {each.name}" for each in known.trainers.values() if each.body["table"] == name]
+    trainers = [f"the trainer of {each.name}" for each in known.trainers.values() if each.declaration.table == name]
     validations = [
         f"validation {each.name}"
         for each in known.validations.values()
-        if name in {dataset["table"] for dataset in each.body["datasets"].values()}
+        if name in {dataset.table for dataset in each.declaration.datasets.values()}
     ]
     return [*listeners, *trainers, *validations]
 
 
-def _refuse_dangling(kind: str, name: str, body: Mapping[str, Any], known: Catalog) -> None:
+def _refuse_dangling(kind: str, name: str, declaration: Declaration, known: Catalog) -> None:
     for other in ("table", "model"):
-        named = body.get(other)
-        if kind in ("listener", "trainer", "validation") and named is not None and named not in known.of(other):
+        named = getattr(declaration, other, None)
+        if named is not None and named not in known.of(other):
             raise DeclarationError(f"{kind} {name!r}: {other} {named!r} is not applied; apply it first")

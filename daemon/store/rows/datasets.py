@@ -28,7 +28,7 @@ from pymongo.errors import DuplicateKeyError
 
 from components.datatypes import Datatype, datatype
 from components.errors import DecodeError
-from daemon.config import decoded_filter
+from components.extended_json import decoded
 from daemon.handlers.predict.dirty_keys import identity
 from daemon.store import names
 from daemon.store.connection import ROW_CODEC, open_database
@@ -65,7 +65,7 @@ def pinned(
     `limit` of them, at one snapshot.
     """
     conditions: list[Mapping[str, Any]] = [{field: {"$exists": True}} for field in fields]
-    conditions += [decoded_filter(where)] if where else []
+    conditions += [decoded(where)] if where else []
     command: dict[str, Any] = {
         "find": table,
         "filter": {"$and": conditions} if conditions else {},

@@ -8,7 +8,7 @@ from typing import Any, Final
 from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
-from daemon.config import decoded_filter
+from components.extended_json import decoded
 from daemon.store import names
 
 COUNT_MS: Final = 1000
@@ -112,9 +112,7 @@ def waiting(database: Database[dict[str, Any]], service: str) -> dict[str, int |
         declaration = listener["declaration"]
         key = declaration["key"]
         paths = [key] if isinstance(key, str) else list(key)
-        query = {
-            "$and": [decoded_filter(declaration["where"]), {"$or": [{path: {"$exists": False}} for path in paths]}]
-        }
+        query = {"$and": [decoded(declaration["where"]), {"$or": [{path: {"$exists": False}} for path in paths]}]}
         try:
             counts[name] = database[declaration["table"]].count_documents(query, maxTimeMS=COUNT_MS)
         except OperationFailure:

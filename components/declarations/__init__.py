@@ -1,0 +1,77 @@
+"""What is declared, as it is stored and signed: one frozen model for each kind, with each field's type, bounds, default
+and meaning.
+
+    service.toml -> its section ----+
+    Listener(...), TorchTrainer(...) +-> declaration -> dump -> signed JSON -> declaration
+
+A field is written here once. Its `description` completes the sentence "it must be ..." and `examples` shows one:
+messages are made of them. A field that is added later has the default None and `exclude_if=absent`, so that what is
+stored without it keeps its text, its signature and its checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from components.declarations.models import ListenerDeclaration, ModelDeclaration, TableDeclaration
+from components.declarations.schema import Declaration, documented, made
+from components.declarations.trainers import (
+    TORCHMETRICS,
+    DatasetDeclaration,
+    Keyed,
+    MetricDeclaration,
+    TrainerArguments,
+    TrainerDeclaration,
+    TrainerSection,
+    ValidationArguments,
+    ValidationDeclaration,
+)
+from components.declarations.when import When
+from components.errors import DeclarationError
+
+__all__ = [
+    "KINDS",
+    "TORCHMETRICS",
+    "DatasetDeclaration",
+    "Declaration",
+    "Keyed",
+    "ListenerDeclaration",
+    "MetricDeclaration",
+    "ModelDeclaration",
+    "TableDeclaration",
+    "TrainerArguments",
+    "TrainerDeclaration",
+    "TrainerSection",
+    "ValidationArguments",
+    "ValidationDeclaration",
+    "When",
+    "documented",
+    "made",
+    "parsed",
+    "queries",
+]
+
+KINDS: Final[Mapping[str, type[Declaration]]] = {
+    "table": TableDeclaration,
+    "model": ModelDeclaration,
+    "listener": ListenerDeclaration,
+    "trainer": TrainerDeclaration,
+    "validation": ValidationDeclaration,
+}
+
+
+def queries(declaration: Declaration) -> list[ListenerDeclaration | TrainerSection | DatasetDeclaration]:
+    """Return what of a declaration chooses rows, by its `table` and `where`."""
+    if isinstance(declaration, ValidationDeclaration):
+        return list(declaration.datasets.values())
+    return [declaration] if isinstance(declaration, ListenerDeclaration | TrainerSection) else []
+
+
+def parsed(kind: str, name: str, stored: Declaration | Mapping[str, Any]) -> Any:
+    """Return the declaration that `dump` wrote; raises DeclarationError."""
+    if isinstance(stored, Declaration):
+        return stored
+    if kind not in KINDS:
+        raise DeclarationError(f"there is no kind {kind!r}; there is {', '.join(KINDS)}")
+    return made(KINDS[kind], f"{kind} {name!r}", stored, stored=True)

@@ -1,0 +1,142 @@
+"""The declarations that a worker runs: tables, models, listeners."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, PlainValidator, field_validator, model_validator
+
+from components.datatypes import datatype
+from components.declarations.schema import PATH, Code, Declaration, Duration, Filter, KeyShape
+from components.errors import DeclarationError
+from components.key import Key
+from components.names import check_field
+
+__all__ = ["ListenerDeclaration", "ModelDeclaration", "TableDeclaration"]
+
+_DEVICE = re.compile(r"(cpu|mps|cuda)(:\d+)?|auto")
+
+
+def _field(path: str) -> str:
+    if path.split(".", maxsplit=1)[0] == "_outputs":
+        raise ValueError("`_outputs` is where predictd writes; remove it: outputs need no declaration")
+    try:
+        check_field(path, "fields")
+    except DeclarationError as error:
+        raise ValueError(str(error).removeprefix("fields: ")) from error
+    return path
+
+
+def _datatype(spec: str) -> str:
+    try:
+        datatype(spec)
+    except DeclarationError as error:
+        raise ValueError(str(error)) from error
+    return spec
+
+
+def _device(value: Any) -> Any:
+    """Check a device, or a list of them, of which the first that is there counts."""
+    wanted = value if isinstance(value, list) else [value]
+    if value == ["auto"] or not wanted or not all(isinstance(each, str) and _DEVICE.fullmatch(each) for each in wanted):
+        raise ValueError("")
+    return value
+
+
+class TableDeclaration(Declaration):
+    """A MongoDB collection, with the fields that models read."""
+
+    fields: dict[Annotated[str, AfterValidator(_field)], Annotated[str, AfterValidator(_datatype)]] = Field(
+        description="a section of field names with their datatypes",
+        examples=[{"img": "pil_image", "class": "int"}],
+    )
+
+
+class ModelDeclaration(Declaration):
+    """Code that turns a row's key fields into an output."""
+
+    type: Literal["torch", "object"] = Field(
+        default="torch", description='"torch" (a torch module) or "object" (any callable)', examples=["torch"]
+    )
+    object: Code = Field(description=PATH, examples=["examples.mnist:LeNet5"])
+    arguments: dict[str, Any] = Field(
+        default_factory=dict,
+        description="a section of keyword arguments that the object is built with",
+        examples=[{"num_classes": 10}],
+    )
+    preprocess: Code | None = Field(default=None, description=PATH, examples=["examples.mnist:preprocess"])
+    preprocess_batch: Code | None = Field(default=None, description=PATH, examples=["examples.mnist:preprocess_batch"])
+    postprocess: Code | None = Field(default=None, description=PATH, examples=["examples.mnist:postprocess"])
+    device: Annotated[str | list[str], PlainValidator(_device)] = Field(
+        default="auto",
+        description='"auto", "cpu", "cuda", "cuda:0" (or another number) or "mps", or a list of these but "auto"',
+        examples=["auto"],
+    )
+    dtype: Literal["float32", "float16", "bfloat16", "float64"] | None = Field(
+        default=None, description='"float32", "float16", "bfloat16" or "float64"', examples=["float32"]
+    )
+    forward_method: str = Field(
+        default="__call__",
+        pattern=r"^[^\W\d]\w*$",
+        description="the name of a method of the torch module",
+        examples=["encode"],
+    )
+    batched: bool = Field(
+        default=False,
+        description='true or false, only with type = "object": whether the callable takes a list of inputs',
+        examples=[True],
+    )
+
+    @property
+    def code(self) -> dict[str, Any]:
+        """The code of its steps, those that it has, by field."""
+        slots = {name: getattr(self, name) for name in ("object", "preprocess", "preprocess_batch", "postprocess")}
+        return {name: slot for name, slot in slots.items() if slot is not None}
+
+
+class ListenerDeclaration(Declaration):
+    """Keep the output of a model on every row of a table that matches."""
+
+    table: str = Field(description="the name of a table", examples=["mnist"])
+    key: KeyShape = Field(
+        description="a field, a list of fields, or a section of fields with the argument that each is passed as",
+        examples=["img", ["img", "class"], {"img": "x"}],
+    )
+    model: str = Field(description="the name of a model", examples=["lenet"])
+    where: Filter = Field(default_factory=dict, description="a MongoDB filter document", examples=[{"_fold": "valid"}])
+    latency_budget: Duration = Field(
+        default=0.1, gt=0, allow_inf_nan=True, description='a duration above 0, such as "100ms"', examples=["100ms"]
+    )
+    max_batch: int = Field(
+        default=256, ge=1, lt=2**63, description="a whole number of rows, at least 1", examples=[256]
+    )
+    worker: str = Field(
+        default="",
+        pattern=r"^([A-Za-z0-9_][A-Za-z0-9_-]{0,119})?$",
+        description="a name of letters, digits, - and _, at most 120",
+        examples=["gpu0"],
+    )
+    scan_order: Literal["newest", "oldest"] = Field(
+        default="newest", description='"newest" (the rows inserted last come first) or "oldest"', examples=["oldest"]
+    )
+    scan_rate: float = Field(
+        default=0.0, ge=0, description="a number of rows a second, 0 for as many as the machine takes", examples=[500]
+    )
+
+    @field_validator("worker", mode="before")
+    @classmethod
+    def _unnamed(cls, value: Any) -> Any:
+        return "" if value is None else value
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        """Name the worker: by default the listeners of one model share one that is named after it."""
+        if not self.worker:
+            self.__dict__["worker"] = self.model
+        return self
+
+    @property
+    def parsed_key(self) -> Key:
+        """The key's fields, and the arguments that they are passed as."""
+        return Key.parse(self.key)

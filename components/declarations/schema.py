@@ -1,0 +1,190 @@
+"""What all declarations share, and the types of their fields.
+
+A check returns the value or raises ValueError with what is wrong with it; an empty reason leaves the words to the
+field's description.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Final, TypeVar, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainValidator, ValidationError
+from pydantic import ValidationInfo as Info
+from pydantic.fields import FieldInfo
+
+from components.errors import DeclarationError
+from components.extended_json import encoded
+from components.key import Key
+
+__all__ = [
+    "IN_FILE",
+    "PATH",
+    "STORED",
+    "Code",
+    "Declaration",
+    "Duration",
+    "ExampleKey",
+    "Filter",
+    "KeyShape",
+    "absent",
+    "documented",
+    "made",
+]
+
+IN_FILE: Final = "in_file"
+"""The validation context's key that says: this comes from service.toml, so code has import paths, never artifacts."""
+
+STORED: Final = "stored"
+"""The validation context's key that says: this was checked where it was made."""
+
+PATH: Final = 'an import path "package.module:attribute"'
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?) ?(ms|s|m|h|d)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+
+D = TypeVar("D", bound="Declaration")
+C = TypeVar("C", bound=type[Any])
+
+
+class Declaration(BaseModel):
+    """Unknown fields are errors, nothing is coerced, nothing changes once made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    def dump(self) -> dict[str, Any]:
+        """Return the declaration as it is stored: plain JSON."""
+        return self.model_dump()
+
+
+def absent(value: Any) -> bool:
+    """Whether a field that the first release did not have is left out of the dump."""
+    return value is None
+
+
+def made(kind: type[D], owner: str, given: Mapping[str, Any], *, stored: bool = False) -> D:
+    """Return the declaration of `owner` ("trainer 'lenet'"); raises DeclarationError, which names the field.
+
+    stored: it was checked where it was made; a time zone that this machine does not know is no reason to refuse it.
+    """
+    try:
+        return kind.model_validate(given, context={STORED: stored})
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        raised = detail.get("ctx", {}).get("error")
+        cause = getattr(raised, "__cause__", None)
+        refusal = type(cause) if isinstance(cause, DeclarationError) else DeclarationError
+        raise refusal(f"{owner}: {_reason(kind, detail, str(raised or ''))}") from None
+
+
+def _reason(kind: type[Declaration], detail: Any, reason: str) -> str:
+    path = [str(part) for part in detail["loc"] if part != "[key]"]
+    if not path:
+        return reason or str(detail["msg"])
+    if detail["type"] == "extra_forbidden" and len(path) == 1:
+        return f"there is no argument {path[0]!r}; there is {', '.join(kind.model_fields)}"
+    field = _field(kind, path)
+    right = f"it must be {field.description}" + (f", for example {field.examples[0]!r}" if field.examples else "")
+    wrong = "it is missing" if detail["type"] == "missing" else f"got {detail['input']!r}"
+    return f"{'.'.join(path)}: {reason or right}; {wrong}"
+
+
+def _field(kind: type[BaseModel], path: list[str]) -> FieldInfo:
+    """Return the innermost field of a path that has a description."""
+    field = kind.model_fields[path[0]]
+    for place, part in enumerate(path[1:], 1):
+        inner = _inner(field.annotation)
+        if inner is not None and part in inner.model_fields:
+            return _field(inner, path[place:])
+    return field
+
+
+def _inner(annotation: Any) -> type[BaseModel] | None:
+    """Return the declaration that an annotation holds, such as list[When]."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for each in get_args(annotation) if (found := _inner(each)) is not None), None)
+
+
+def documented(declaration: type[Declaration]) -> Callable[[C], C]:
+    """Decorate a class that hands `**options` to a declaration: its signature, which help() shows, lists them."""
+
+    def with_signature(cls: C) -> C:
+        own = inspect.signature(cls.__init__)
+        kept = [each for each in own.parameters.values() if each.kind is not each.VAR_KEYWORD][1:]
+        names = {each.name for each in kept}
+        options = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=field.get_default(call_default_factory=True),
+                annotation=field.annotation,
+            )
+            for name, field in declaration.model_fields.items()
+            if name not in names
+        ]
+        cls.__signature__ = own.replace(parameters=[*kept, *options])
+        return cls
+
+    return with_signature
+
+
+def _seconds(value: Any) -> Any:
+    """Return a duration in seconds: a number is seconds already, a string carries its unit ("100ms", "5s", "1d")."""
+    if isinstance(value, str):
+        found = _DURATION.fullmatch(value.strip())
+        if found is None:
+            raise ValueError("a duration is a number of seconds or a string with its unit: ms, s, m, h or d")
+        return float(found[1]) * _SECONDS[found[2]]
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise ValueError("")
+    return value
+
+
+def _code(value: Any, info: Info) -> Any:
+    """Check code: an import path, or the slot of an artifact, which service.toml cannot have."""
+    if isinstance(value, str) or value is None:
+        return value
+    if (info.context or {}).get(IN_FILE) or not isinstance(value, Mapping) or "$artifact" not in value:
+        raise ValueError("")
+    return dict(value)
+
+
+def _filter(value: Any, info: Info) -> Any:
+    """Return a filter as JSON: dates, ids, bytes and infinity become Extended JSON."""
+    if not isinstance(value, Mapping):
+        raise ValueError("")  # noqa: TRY004 (pydantic turns only this one into a message)
+    try:
+        return encoded(value)
+    except DeclarationError as error:
+        if (info.context or {}).get(IN_FILE):  # the configuration's own check of filters names the place
+            return {}
+        raise ValueError(str(error)) from error
+
+
+def _key(value: Any) -> Any:
+    """Check a listener's key as far as it can be checked without the table."""
+    if not isinstance(value, str | list | tuple | Mapping):
+        raise ValueError("")  # noqa: TRY004 (pydantic turns only this one into a message)
+    try:
+        Key.parse(value)
+    except DeclarationError as error:
+        raise ValueError(str(error).removeprefix("key: ")) from error
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _example_key(value: Any, info: Info) -> Any:
+    """Check a trainer's or validation's key: the model's inputs and, last, the target."""
+    mapping = isinstance(value, Mapping) and not (info.context or {}).get(IN_FILE)
+    if not (isinstance(value, list | tuple) or mapping) or len(value) < 2 or len(set(value)) < len(value):
+        raise ValueError("")
+    return _key(value)
+
+
+Duration = Annotated[float, BeforeValidator(_seconds)]
+Code = Annotated[str | dict[str, Any], PlainValidator(_code)]
+Filter = Annotated[dict[str, Any], PlainValidator(_filter)]
+KeyShape = Annotated[str | list[str] | dict[str, str], PlainValidator(_key)]
+ExampleKey = Annotated[list[str] | dict[str, str], PlainValidator(_example_key)]

@@ -1,0 +1,203 @@
+"""The declarations that a job runs: trainers and validations."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from components.declarations.schema import PATH, Code, Declaration, Duration, ExampleKey, Filter, absent
+from components.declarations.when import WHEN, Occasions
+from components.key import Key
+
+__all__ = [
+    "TORCHMETRICS",
+    "DatasetDeclaration",
+    "Keyed",
+    "MetricDeclaration",
+    "TrainerArguments",
+    "TrainerDeclaration",
+    "TrainerSection",
+    "ValidationArguments",
+    "ValidationDeclaration",
+]
+
+TORCHMETRICS = "torchmetrics"
+"""The package that a metric's name without a module comes from."""
+
+_MOST = 2**63 - 1
+"""What MongoDB stores as a whole number."""
+
+
+class Keyed(Declaration):
+    """What a model learns from or is measured on: fields of a row."""
+
+    key: ExampleKey = Field(
+        description="a list of at least two different fields, the model's inputs and last the target",
+        examples=[["img", "class"]],
+    )
+
+    @property
+    def parsed_key(self) -> Key:
+        """The key's fields: all but the last are the model's arguments, the last is the target."""
+        return Key.parse(self.key)
+
+    @property
+    def inputs(self) -> Key:
+        """The part of the key that the model is called with."""
+        key = self.parsed_key
+        return Key(key.fields[:-1], None if key.names is None else key.names[:-1])
+
+
+class TrainerArguments(Declaration):
+    """What is said of a training in plain values, in service.toml and to TorchTrainer alike."""
+
+    max_iterations: int = Field(
+        default=1000, ge=1, le=_MOST, description="a whole number of steps, at least 1", examples=[1000]
+    )
+    validation_interval: int = Field(
+        default=100, ge=1, le=_MOST, description="a whole number of steps, at least 1", examples=[100]
+    )
+    no_improve_then_stop: int | None = Field(
+        default=None, ge=1, le=_MOST, description="a whole number of validations, at least 1", examples=[5]
+    )
+    listen: str | None = Field(
+        default=None,
+        min_length=1,
+        description='"dataset/metric" of a validation of this model, "train/loss" or "valid/loss"',
+        examples=["valid/loss"],
+    )
+    gradient_clip: float | None = Field(
+        default=None, gt=0, exclude_if=absent, description="a number above 0, the largest norm", examples=[1.0]
+    )
+    seed: int = Field(default=0, ge=0, le=_MOST, description="a whole number from 0, of 63 bits", examples=[0])
+    folds: Literal["auto"] | float | None = Field(
+        default="auto",
+        description='"auto", "none", or a fraction between 0 and 1 of the rows, kept apart to validate on',
+        examples=[0.1],
+    )
+    promote: Literal["better", "always", "manual"] = Field(
+        default="always", description='"better", "always" or "manual"', examples=["always"]
+    )
+    promote_metric: str | None = Field(
+        default=None,
+        min_length=1,
+        description='"dataset/metric" of a validation of this model',
+        examples=["valid/acc"],
+    )
+    promote_margin: float = Field(default=0.0, ge=0, description="a number, at least 0", examples=[0.005])
+    keep: int = Field(default=5, ge=1, le=_MOST, description="a whole number of versions, at least 1", examples=[5])
+    when: Occasions = Field(default_factory=list, description=WHEN, examples=[[{"every": "6h"}]])
+    time_limit: Duration | None = Field(
+        default=None, gt=0, description='a duration above 0, such as "2h"', examples=["2h"]
+    )
+    retries: int = Field(default=2, ge=0, le=_MOST, description="a whole number, at least 0", examples=[2])
+    threads: int | None = Field(
+        default=None, ge=1, le=_MOST, description="a whole number of threads, at least 1", examples=[1]
+    )
+    checkpoint_seconds: Duration = Field(
+        default=30.0, ge=0, description="a duration, 0 for a checkpoint after each step", examples=["1m"]
+    )
+
+    @field_validator("folds", mode="before")
+    @classmethod
+    def _fraction(cls, value: Any) -> Any:
+        """Take a word or a true fraction; one message in place of one for each of the two kinds."""
+        if value == "none":
+            return None
+        if not (value is None or value == "auto" or (isinstance(value, float) and 0 < value < 1)):
+            raise ValueError("")
+        return value
+
+
+class TrainerSection(TrainerArguments, Keyed):
+    """How a model learns from a table."""
+
+    type: Literal["torch"] = Field(default="torch", description='"torch"', examples=["torch"])
+    table: str = Field(description="the name of a table", examples=["mnist"])
+    where: Filter = Field(default_factory=dict, description="a MongoDB filter document", examples=[{"_fold": "train"}])
+    limit: int | None = Field(
+        default=None, ge=1, le=_MOST, description="a whole number of rows, at least 1", examples=[50_000]
+    )
+    objective: Code = Field(description=PATH, examples=["torch.nn.functional:cross_entropy"])
+    transform: Code | None = Field(default=None, description=PATH, examples=["examples.mnist:transform"])
+    loader: dict[str, Any] = Field(
+        default_factory=dict,
+        description="a section of arguments of torch's DataLoader",
+        examples=[{"batch_size": 64}],
+    )
+    optimizer: Code | None = Field(default=None, description=PATH, examples=["torch.optim:AdamW"])
+    optimizer_arguments: dict[str, Any] = Field(
+        default_factory=dict, description="a section of the optimizer's arguments", examples=[{"lr": 0.001}]
+    )
+
+
+class TrainerDeclaration(TrainerSection):
+    """A trainer as it is stored: of which model, and what it is called by itself."""
+
+    model: str = Field(description="the name of a model", examples=["lenet"])
+    identifier: str = Field(description="a name", examples=["lenet"])
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What TorchTrainer takes as it is."""
+        return {name: getattr(self, name) for name in TrainerArguments.model_fields}
+
+
+class MetricDeclaration(Declaration):
+    """A metric of a validation; `"examples.mnist:accuracy"` is short for `{ object = "examples.mnist:accuracy" }`."""
+
+    object: Code = Field(
+        description=f"{PATH}, or the name of a class of torchmetrics", examples=["examples.mnist:accuracy"]
+    )
+    arguments: dict[str, Any] = Field(
+        default_factory=dict,
+        description="a section of keyword arguments that a class is built with",
+        examples=[{"task": "multiclass", "num_classes": 10}],
+    )
+    greater_is_better: bool | None = Field(
+        default=None, description="true or false: whether more of it is better", examples=[False]
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled_out(cls, value: Any) -> Any:
+        return {"object": value} if isinstance(value, str) else value
+
+    @field_validator("object")
+    @classmethod
+    def _path(cls, value: Any) -> Any:
+        return f"{TORCHMETRICS}:{value}" if isinstance(value, str) and ":" not in value else value
+
+
+class DatasetDeclaration(Declaration):
+    """Rows that a model is measured on."""
+
+    table: str = Field(description="the name of a table", examples=["mnist"])
+    where: Filter = Field(default_factory=dict, description="a MongoDB filter document", examples=[{"_fold": "valid"}])
+    limit: int | None = Field(
+        default=None, ge=1, le=_MOST, description="a whole number of rows, at least 1", examples=[1000]
+    )
+    pin: bool = Field(default=False, description="true or false", examples=[True])
+
+
+class ValidationArguments(Keyed):
+    """What is said of a validation in plain values."""
+
+    when: Occasions = Field(default_factory=list, description=WHEN, examples=[[{"every": "10m"}]])
+
+
+class ValidationDeclaration(ValidationArguments):
+    """How well a model does, on datasets by metrics."""
+
+    model: str = Field(description="the name of a model", examples=["lenet"])
+    datasets: dict[str, DatasetDeclaration] = Field(
+        min_length=1,
+        description="a section of names with a table and a filter each",
+        examples=[{"valid": {"table": "mnist", "where": {"_fold": "valid"}}}],
+    )
+    metrics: dict[str, MetricDeclaration] = Field(
+        min_length=1,
+        description="a section of names with an import path each",
+        examples=[{"acc": "examples.mnist:accuracy"}],
+    )
