@@ -1,8 +1,8 @@
-"""The demo: the main job on real rows, and what is promised about it.
+"""The demo: the main job on real rows, with a check of every row.
 
 `show` is the whole of it: a folder of its own and `predictd run` in it (`process`), the rows and what happens to them
-(`story`), what the model learns from them (`training`), and the end: everything is stopped, or runs on with words on
-what to do next.
+(`story`), what the model learns from them (`training`), and the end: everything is stopped, or keeps running and the
+next commands are printed.
 """
 
 from __future__ import annotations
@@ -34,16 +34,15 @@ __all__ = ["show"]
 
 
 def show(out: Console, service_toml: str, *, keep: bool, rows: int) -> int:
-    """Plays the demo with the service that `service_toml` declares and `rows` digits; the exit code, 1 where something
-    did not hold.
+    """Runs the demo with the service that `service_toml` declares and `rows` digits; returns the exit code, 1 if a
+    check failed.
 
-    Raises PredictdError where it cannot begin: another demo runs in this folder, the digits or a mongod are not
+    Raises PredictdError if it cannot begin: another demo runs in this folder, or the digits or a mongod are not
     installed.
     """
     images = _images(rows)
     embedded.find_mongod(Path(".predictd").resolve() / "mongod")
-    # PyMongo tells errors of its background threads by traceback where nobody takes them; the demo says itself what is
-    # wrong.
+    # PyMongo prints errors of its background threads as tracebacks; the demo prints what is wrong itself.
     logging.getLogger("pymongo").addHandler(logging.NullHandler())
     with _ended_by_signals(), own_folder(Path(".predictd/demo").absolute()) as folder:
         # Its only training is the one that its own last row sets off, however many rows there are.
@@ -59,7 +58,7 @@ def show(out: Console, service_toml: str, *, keep: bool, rows: int) -> int:
             else:
                 daemon.stop(out)
         except (PredictdError, PyMongoError) as error:
-            # What MongoDB's client says of a daemon that has gone explains nothing.
+            # If the daemon has ended, PyMongo's error does not explain why.
             gone = None if isinstance(error, DemoFailed) else daemon.ended()
             out.print(f"the demo failed: {gone or escaped(str(error))}", style="red", markup=False)
             out.print(f"the end of {daemon.log}:\n{daemon.tail()}", style="dim", markup=False)
@@ -81,7 +80,7 @@ def _images(count: int) -> list[Digit]:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """A SIGTERM or SIGHUP unwinds the demo as Ctrl-C does, so that nothing stays behind."""
+    """SIGTERM and SIGHUP end the demo as Ctrl-C does, so that no process stays behind."""
 
     def leave(number: int, _frame: object) -> NoReturn:
         sys.exit(128 + number)
@@ -95,7 +94,7 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 def _leave_running(out: Console, daemon: Daemon, image: bytes) -> None:
-    """Says what a person can do with what runs on."""
+    """Prints the commands for the daemon that stays running."""
     uri = daemon.uri().replace("/?", f"/{daemon.config.mongo.database}?")
     picture = base64.b64encode(image).decode()
     insert = f'db.{TABLE}.insertOne({{{KEY}: BinData(0, "{picture}")}}).insertedId'
@@ -103,8 +102,8 @@ def _leave_running(out: Console, daemon: Daemon, image: bytes) -> None:
     predictd = shutil.which("predictd") or str(Path(sys.executable).with_name("predictd"))
     watch = shlex.join([predictd, "status", "-c", str(daemon.file), "--watch"])
     versions = shlex.join([predictd, "versions", MODEL, "-c", str(daemon.file)])
-    say(out, f"everything runs on; its log is {daemon.log}")
+    say(out, f"everything is still running; the log is {daemon.log}")
     say(out, f"insert a digit, and see its output:\n  mongosh {shlex.quote(uri)} --eval {shlex.quote(script)}")
     say(out, f"watch:\n  {watch}")
-    say(out, f"what it has learned:\n  {versions}")
-    say(out, f"stop all of it:\n  kill {daemon.pid}")
+    say(out, f"list the model's versions:\n  {versions}")
+    say(out, f"stop everything:\n  kill {daemon.pid}")

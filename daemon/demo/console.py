@@ -1,4 +1,4 @@
-"""How the demo speaks: lines that stay, and bars while something takes its time."""
+"""The demo's output: lines that stay, and progress bars."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Bar(Protocol):
     """Shows how far something is."""
 
     def __call__(self, done: int, total: int | None = None, words: str = "") -> None:
-        """`done` of `total` (None: as said before, or not known), and what else is worth saying."""
+        """`done` of `total` (None: as before, or not known), and a few words."""
 
 
 def say(out: Console, text: str) -> None:
@@ -28,7 +28,7 @@ def say(out: Console, text: str) -> None:
 
 @contextmanager
 def bar(out: Console, label: str, total: int | None = None) -> Iterator[Bar]:
-    """A progress bar where there is a terminal and a label. Gives the function that moves it."""
+    """A progress bar, if there is a terminal and a label. Yields the function that moves it."""
     if not label or not out.is_terminal:
         yield _silent
         return
@@ -49,4 +49,4 @@ def bar(out: Console, label: str, total: int | None = None) -> Iterator[Bar]:
 
 
 def _silent(done: int, total: int | None = None, words: str = "") -> None:
-    """Nobody looks."""
+    """No terminal: show nothing."""

@@ -35,12 +35,12 @@ T = TypeVar("T")
 
 
 class DemoFailed(PredictdError):
-    """Something did not hold, or not in time."""
+    """A check failed, or timed out."""
 
 
 @contextmanager
 def own_folder(folder: Path) -> Iterator[Path]:
-    """The demo's folder, made anew, and locked while this demo runs. Raises PredictdError where one is running in
+    """The demo's folder, made anew, and locked while this demo runs. Raises PredictdError if one is running in
     it.
     """
     try:
@@ -97,8 +97,7 @@ class Daemon:
         self.file = folder / "service.toml"
         self.file.write_text(service_toml, encoding="utf-8")
         self.log = folder / "log"
-        # What a person has set for a daemon of their own must not lead the demo to their database, nor the port it
-        # listens on.
+        # Settings for the user's own daemon must not direct the demo to its database or port.
         own = ("PREDICTD_", "STATE_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_")
         environ = {name: value for name, value in os.environ.items() if not name.startswith(own)} | {
             "PREDICTD_MONGO__URI": "embedded",
@@ -167,7 +166,7 @@ class Daemon:
         return None if code is None else f"the daemon has ended by itself, with exit code {code}"
 
     def check_alive(self) -> None:
-        """Raises DemoFailed where it has ended by itself."""
+        """Raises DemoFailed if it has ended by itself."""
         if (reason := self.ended()) is not None:
             raise DemoFailed(reason)
 
@@ -176,7 +175,7 @@ class Daemon:
         return "\n".join(map(escaped, self.log.read_text(errors="replace").splitlines()[-TAIL_LINES:]))
 
     def stop(self, out: Console) -> None:
-        """Stops it as systemd would. Raises DemoFailed where it does not end well."""
+        """Stops it as systemd would. Raises DemoFailed if its exit code is not 0."""
         with out.status("stopping the daemon and its MongoDB"):
             self.end()
         if self._process.returncode != 0:
@@ -187,7 +186,7 @@ class Daemon:
         )
 
     def end(self) -> None:
-        """Leaves nothing running. The embedded MongoDB goes with the daemon, however that ends."""
+        """Leaves no process running. The embedded MongoDB ends with the daemon, however that ends."""
         try:
             self._process.terminate()
             self._process.wait(STOP_SECONDS)

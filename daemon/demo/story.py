@@ -7,7 +7,7 @@
     train     one row more, and the model trains by itself, goes live, and every output follows (`daemon.demo.training`)
     verify    every row again
 
-The story is told by a client as any other: it sees outputs arrive in a change stream of its own.
+The demo is a client like any other: it sees outputs in a change stream of its own.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Story:
         self._figures: dict[str, str] = {}
 
     def play(self) -> None:
-        """Raises DemoFailed at the first thing that does not hold."""
+        """Raises DemoFailed at the first check that fails."""
         pipeline: list[Mapping[str, Any]] = [
             {"$match": {"operationType": "update"}},
             {"$project": {"documentKey": 1, "updateDescription.updatedFields": 1}},
@@ -144,7 +144,7 @@ class Story:
         )
 
     def _delete_a_row(self) -> Any:
-        """Changed and deleted in one breath: the daemon is at work on a row that is gone. Its `_id`."""
+        """Changes and deletes a row at once, so the daemon works on a row that is gone. Returns its `_id`."""
         key, other = self._ids[1], self._row(self._ids[2])
         self._rows.bulk_write([UpdateOne({"_id": key}, {"$set": {KEY: other[KEY]}}), DeleteOne({"_id": key})])
         return key
@@ -191,7 +191,7 @@ class Story:
         self._figures["kill to last output"] = f"{seconds:.1f} s ({len(documents) - done} rows were left to do)"
 
     def _train(self) -> None:
-        """The last row is what the training waits for; the rows kept apart tell what it was good for."""
+        """The last row is what the training waits for; the rows kept apart show whether it helped."""
         before = self._training.right()
         say(
             self._out,
@@ -305,7 +305,7 @@ class Story:
         return {letter["_id"]["row"]: letter for letter in listed}
 
     def _worker(self) -> int:
-        """The process id of the worker, by the system's account: the database is no authority on what to kill."""
+        """The process id of the worker, by the system's account: the database is not trusted with what to kill."""
 
         def found() -> int | None:
             for stat in Path("/proc").glob("[0-9]*/stat"):

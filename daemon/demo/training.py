@@ -76,7 +76,7 @@ class Training:
         )
 
     def live(self) -> int:
-        """The number of the live version. Raises DemoFailed where there is none."""
+        """The number of the live version. Raises DemoFailed if there is none."""
         version = self._versions.live()
         if version is None:
             raise DemoFailed(f"the model {MODEL} has no live version")
@@ -84,7 +84,7 @@ class Training:
 
     def right(self) -> Right:
         """Counts, in the table, which outputs of the rows kept apart are what the row says it is. Raises DemoFailed
-        where there are none.
+        if there are none.
         """
         apart = {"_fold": KEPT_APART, f"{self._output}.value": {"$exists": True}}
         rows = self._rows.count_documents(apart)
@@ -138,8 +138,8 @@ class Training:
         trace = ", ".join(f"{value:.3g}" for value in version.metric_values[metric])
         say(
             self._out,
-            f"trained: {data['steps']} steps in {data['seconds']:.1f} s on {data['rows']:,} rows, in a polite process "
-            f"on {_counted(data['threads'], 'thread')}; {metric} on the way: {trace}",
+            f"trained: {data['steps']} steps in {data['seconds']:.1f} s on {data['rows']:,} rows, at low priority "
+            f"on {_counted(data['threads'], 'thread')}; {metric} at each measurement: {trace}",
         )
         say(
             self._out,
@@ -156,7 +156,7 @@ class Training:
         self.figures["resync"] = f"{rate} ({count:,} rows, from going live to the last output)"
 
     def plot(self, file: Path) -> None:
-        """Draws what `predictd versions lenet --plot FILE` draws. Raises DemoFailed where it cannot be written."""
+        """Draws what `predictd versions lenet --plot FILE` draws. Raises DemoFailed if it cannot be written."""
         with self._out.status("drawing the versions"):
             try:
                 versions_figure(self._versions.listed(), title=MODEL).savefig(file)
@@ -168,7 +168,7 @@ class Training:
         return [str(job["_id"]) for job in self._jobs.listed(kind="train", target=MODEL)]
 
     def _job(self, identifier: str) -> dict[str, Any]:
-        """The job's document. Raises DemoFailed where it has failed."""
+        """The job's document. Raises DemoFailed if it has failed."""
         job = self._jobs.get(identifier)
         if job is None:
             raise DemoFailed(f"the job {identifier} is no longer there")
