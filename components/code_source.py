@@ -21,7 +21,7 @@ from types import ModuleType
 
 __all__ = ["importable", "source_hash", "travelling_modules"]
 
-_OWN = ("components", "daemon", "examples")
+_OWN = ("components", "daemon", "examples", "predictd")
 _OWN_ROOT = Path(__file__).resolve().parents[1]
 _STDLIB = tuple({Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")})
 
@@ -166,7 +166,7 @@ def _stays(name: str, module: ModuleType) -> bool:
 
 
 def _predictd(name: str, file: str) -> bool:
-    return _within(name, ("components", "daemon")) and _OWN_ROOT in Path(file).resolve().parents
+    return _within(name, ("components", "daemon", "predictd")) and _OWN_ROOT in Path(file).resolve().parents
 
 
 @lru_cache(maxsize=16384)

@@ -18,7 +18,7 @@
 # outputs in sync; both end with this process.
 
 # %%
-from daemon import connect
+from predictd import connect
 
 db = connect("embedded")
 
@@ -29,7 +29,7 @@ db = connect("embedded")
 # %%
 import random
 import torchvision
-from components import Table
+from predictd import Table
 from examples.digits import digits
 
 import random
@@ -70,8 +70,8 @@ r['img'].resize((300, 300))
 # the `TorchModel` wrapper. Everything here, lambdas included, travels to the daemon by itself, signed.
 
 # %%
-from components.torch import TorchModel
-from components import hash_item
+from predictd.torch import TorchModel
+from predictd import hash_item
 
 import torch
 
@@ -148,8 +148,8 @@ model.predict(data[0]['img'])
 # %%
 from torch.nn.functional import cross_entropy
 
-from components import Metric, Validation, Dataset
-from components.torch import TorchTrainer
+from predictd import Metric, Validation, Dataset
+from predictd.torch import TorchTrainer
 
 acc = lambda x, y: (sum([xx == yy for xx, yy in zip(x, y)]) / len(x))
 

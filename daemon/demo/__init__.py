@@ -82,7 +82,7 @@ def _images(count: int) -> list[Digit]:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """A SIGTERM or SIGHUP unwinds the demo as Ctrl-C does, so that nothing stays behind."""
+    """SIGTERM and SIGHUP end the demo as Ctrl-C does, so that no process stays behind."""
 
     def leave(number: int, _frame: object) -> NoReturn:
         sys.exit(128 + number)
@@ -107,5 +107,5 @@ def _leave_running(out: Console, daemon: Daemon, image: bytes) -> None:
     say(out, f"everything keeps running; its log is {daemon.log}")
     say(out, f"insert a digit, and see its output:\n  mongosh {shlex.quote(uri)} --eval {shlex.quote(script)}")
     say(out, f"watch:\n  {watch}")
-    say(out, f"what it has learned:\n  {versions}")
-    say(out, f"stop all of it:\n  kill {daemon.pid}")
+    say(out, f"list the model's versions:\n  {versions}")
+    say(out, f"stop everything:\n  kill {daemon.pid}")

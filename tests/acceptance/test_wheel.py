@@ -67,7 +67,7 @@ def test_the_wheel_holds_the_packages_and_the_first_service_and_no_tests(wheel: 
         names = set(archive.namelist())
         assert archive.read("daemon/service.toml") == (ROOT / "service.toml").read_bytes()
     tops = {name.split("/")[0] for name in names}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"components", "daemon", "examples"}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"components", "daemon", "examples", "predictd"}
     assert {"daemon/demo/__init__.py", "examples/mnist.py", "examples/digits.py"} <= names
     assert not {name for name in names if "test" in name or name.endswith(".pyc")}
 
@@ -75,13 +75,14 @@ def test_the_wheel_holds_the_packages_and_the_first_service_and_no_tests(wheel: 
 def test_what_is_imported_is_the_wheels_and_belongs_to_predictd_only(environment: Path, tmp_path: Path) -> None:
     """Neither the checkout nor another package of the import name `daemon` is in the way."""
     code = """
-import json, components, daemon, examples
+import json, components, daemon, examples, predictd
 from importlib.metadata import packages_distributions
 owners = packages_distributions()
-print(json.dumps({m.__name__: [m.__file__, sorted(set(owners[m.__name__]))] for m in (components, daemon, examples)}))
+modules = (components, daemon, examples, predictd)
+print(json.dumps({m.__name__: [m.__file__, sorted(set(owners[m.__name__]))] for m in modules}))
 """
     found = json.loads(output(environment / "bin" / "python", "-P", "-c", code, cwd=tmp_path))
-    assert set(found) == {"components", "daemon", "examples"}
+    assert set(found) == {"components", "daemon", "examples", "predictd"}
     for file, owners in found.values():
         assert Path(file).is_relative_to(environment)
         assert owners == ["predictd"]

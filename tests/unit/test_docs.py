@@ -167,9 +167,9 @@ def test_every_default_of_a_trainer_is_in_the_api() -> None:
 
 def test_the_options_of_a_listener_are_in_the_api() -> None:
     """Its signature there has each field with its default."""
-    written = re.search(r"`Listener\((.*)\)`", section("Listener"))
+    written = re.search(r"`Listener\((.*?)\)`", section("Listener"), re.DOTALL)
     assert written is not None
-    said = dict(part.split("=") for part in written[1].split(", ") if "=" in part)
+    said = dict(part.split("=") for part in written[1].replace("\n", " ").split(", ") if "=" in part)
     fields = {name: field for name, field in ListenerDeclaration.model_fields.items() if not field.is_required()}
     defaults = {name: field.get_default(call_default_factory=True) for name, field in fields.items()} | {"worker": None}
     assert said == {name: repr(value).replace("'", '"') for name, value in defaults.items()}

@@ -1,0 +1,28 @@
+"""The pages fit together: the index has all of them, and their prose fits 120 columns."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+
+
+def test_every_page_and_every_decision_is_in_the_index() -> None:
+    """A page or a decision without a line in docs/README.md fails here."""
+    index = (DOCS / "README.md").read_text(encoding="utf-8")
+    linked = {target for target in re.findall(r"\]\(([^)#]+)\)", index) if not target.startswith("..")}
+    assert linked == {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")} - {"README.md"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_prose_fits_the_columns(page: Path) -> None:
+    """No line is longer than 120 characters, except rows of tables, names of tests and signatures."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    whole = re.compile(r"\||  `tests/\S+`,?$|`[^`]+`$")
+    long = [number for number, line in enumerate(lines, 1) if len(line) > 120 and not whole.match(line)]
+    assert not long, f"{page.name}: lines {long}"
