@@ -80,9 +80,12 @@ class Daemon:
 
     def until_reason(self, text: str) -> str:
         """Waits until /readyz gives a reason that has `text` in it; the whole reason."""
-        return eventually(
-            f"/readyz says {text!r}", lambda: text in (self.readyz().get("reason") or "") and self.readyz()["reason"]
-        )
+
+        def found() -> str | None:
+            reason = self.readyz().get("reason") or ""
+            return reason if text in reason else None
+
+        return eventually(f"/readyz says {text!r}", found)
 
     def stop(self) -> int:
         self.process.terminate()

