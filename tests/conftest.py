@@ -29,9 +29,12 @@ def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def pytest_configure() -> None:
-    """Ctrl-C works in every process that a test starts: a shell has what it starts in the background ignore it, and
-    that is inherited.
+    """What every process that a test starts inherits.
+
+    Ctrl-C works in it: a shell has what it starts in the background ignore it. Torch has one thread: of several tests
+    at once, each with a thread for every core, the threads would wait for each other most of the time.
     """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

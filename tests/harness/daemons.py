@@ -21,7 +21,7 @@ from typing import Any, Self
 import httpx
 
 TESTS = Path(__file__).parent.parent
-PATIENCE = 60.0
+PATIENCE = 120.0
 """Seconds that a test waits for what must come; nobody measures it."""
 
 

@@ -144,11 +144,11 @@ def test_a_worker_that_cannot_be_built_waits_until_somebody_asks(folder: Path, s
     daemon = start(folder)
     daemon.order("one", ending="cannot_be_built")
     assert "cannot be built: as the test ordered" in daemon.until_reason("cannot be built")
-    assert daemon.readyz()["listeners"]["second"]["ready"]
+    eventually("the other one goes on", lambda: daemon.readyz()["listeners"]["second"]["ready"])
     daemon.order("one")
     daemon.process.send_signal(signal.SIGHUP)
     daemon.until_ready()
-    assert len(daemon.starts("one")) == 2
+    assert len(daemon.starts("one")) in {2, 3}  # the daemon's first look at the registry may have come after the first
 
 
 def test_a_worker_whose_declaration_changed_starts_again(folder: Path, start: Start) -> None:
@@ -243,16 +243,19 @@ def test_a_file_behind_swapped_links_is_followed(tmp_path: Path, folder: Path, s
 
 
 def test_workers_go_with_a_supervisor_that_is_killed_and_its_successor_leads_at_once(
-    folder: Path, start: Start
+    folder: Path, start: Start, database: Any
 ) -> None:
-    """The same state directory takes its own lease back; the epoch is higher all the same."""
+    """The same state directory takes its own lease back, however long that still has; the epoch is higher all the
+    same.
+    """
     first = start(folder)
     first.until_ready()
     first.process.kill()
     first.process.wait()
     eventually("its workers have left", lambda: first.history("one")[-1] == first.history("two")[-1] == "orphaned")
+    database[names.LEASES].update_one({}, [{"$set": {"expires": {"$add": ["$$NOW", 3_600_000]}}}])
     second = start(folder)
-    eventually("the next one leads", lambda: len(second.starts("one")) == 2, 12)
+    eventually("the next one leads", lambda: len(second.starts("one")) == 2)
     assert second.starts("one")[-1][0] == 2
     second.until_ready()
 
