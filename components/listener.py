@@ -20,7 +20,8 @@ class Listener:
 
     `latency_budget`: seconds that one batch may take at most, which caps its size; `max_batch`: rows in a batch at
     most; `worker`: name of the process that runs it (default: one for each model); `scan_order`: "newest" or "oldest"
-    rows first, when all rows are judged anew; `scan_rate`: rows a second at most while doing so, 0 for as many as go.
+    rows first, when all rows are judged anew; `scan_rate`: rows a second at most while doing so, 0 for as many as go;
+    `retry`: `{"attempts": 5, "within": "10m"}`, how often and how long a row with a passing fault is tried.
     Raises DeclarationError.
     """
 

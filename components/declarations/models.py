@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, PlainValidator, field_validator, model_validator
 
 from components.datatypes import datatype
-from components.declarations.schema import PATH, Code, Declaration, Duration, Filter, KeyShape
+from components.declarations.schema import PATH, Code, Declaration, Duration, Filter, KeyShape, absent
 from components.errors import DeclarationError
 from components.key import Key
 from components.names import check_field
 
-__all__ = ["ListenerDeclaration", "ModelDeclaration", "TableDeclaration"]
+__all__ = ["ListenerDeclaration", "ModelDeclaration", "RetryDeclaration", "TableDeclaration"]
 
 _DEVICE = re.compile(r"(cpu|mps|cuda)(:\d+)?|auto")
 
@@ -95,6 +95,13 @@ class ModelDeclaration(Declaration):
         return {name: slot for name, slot in slots.items() if slot is not None}
 
 
+class RetryDeclaration(Declaration):
+    """How often, and for how long, a row with a passing fault is tried before it becomes a dead letter."""
+
+    attempts: int = Field(default=5, ge=1, le=1_000)
+    within: Duration = Field(default=600.0, gt=0)
+
+
 class ListenerDeclaration(Declaration):
     """Keep the output of a model on every row of a table that matches."""
 
@@ -122,6 +129,12 @@ class ListenerDeclaration(Declaration):
     )
     scan_rate: float = Field(
         default=0.0, ge=0, description="a number of rows a second, 0 for as many as the machine takes", examples=[500]
+    )
+    retry: RetryDeclaration | None = Field(
+        default=None,
+        exclude_if=absent,
+        description="a section of attempts (from 1 to 1000) and within (a duration)",
+        examples=[{"attempts": 5, "within": "10m"}],
     )
 
     @field_validator("worker", mode="before")

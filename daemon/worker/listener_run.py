@@ -20,7 +20,7 @@ from daemon.handlers.predict.corridor import BATCHES_HELD, Corridor, CorridorThr
 from daemon.handlers.predict.dirty_keys import DirtyKeys
 from daemon.handlers.predict.stages import Live
 from daemon.handlers.predict.suspects import NoSuspects, Suspects
-from daemon.handlers.predict.triage import Triage
+from daemon.handlers.predict.triage import RetryPolicy, Triage
 from daemon.handlers.predict.turnstile import Turnstile
 from daemon.health.measures import Measures, WorkerMeasures
 from daemon.health.worker_report import ListenerPhase, ListenerReport
@@ -73,7 +73,8 @@ class ListenerRun:
         outputs = Outputs(table, name, live.key.fields, decoded(listener.where))
         dirty = DirtyKeys(assignment.queue_rows)
         self.suspects = _suspects(assignment, name, listener.max_batch)
-        self.triage = Triage(name, suspects=self.suspects, owe=self._owe_scan)
+        retry = None if listener.retry is None else RetryPolicy(listener.retry.attempts, listener.retry.within)
+        self.triage = Triage(name, suspects=self.suspects, retry=retry, owe=self._owe_scan)
         self.corridor = Corridor(
             name,
             live=live,

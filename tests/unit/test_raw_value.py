@@ -43,7 +43,7 @@ VALUES: list[Any] = [
     b"x",
     Binary(b"q", 2),
     Binary(b"q", 128),
-    ObjectId(),
+    ObjectId("6b0857d4375f4876fe9974f0"),
     None,
     True,
     datetime(2020, 1, 1),  # noqa: DTZ001  # as the driver gives it back
@@ -88,7 +88,16 @@ def test_what_the_driver_would_alter_stays_as_it_is(raw: RawValue) -> None:
 
 def test_the_common_keys_are_as_python_has_them() -> None:
     """No detour for them: they come back from the driver as they are stored."""
-    for key in (ObjectId(), "a", 1, Int64(1), 1.5, b"b", Binary(b"b", 4), datetime(2020, 1, 1)):  # noqa: DTZ001
+    for key in (
+        ObjectId("6b0857d4375f4876fe9974f0"),
+        "a",
+        1,
+        Int64(1),
+        1.5,
+        b"b",
+        Binary(b"b", 4),
+        datetime(2020, 1, 1),  # noqa: DTZ001
+    ):
         assert type(key) in EXACT
         assert key_of(RawValue.of(key)) == key
         assert type(key_of(RawValue.of(key))) is type(key)
@@ -141,7 +150,9 @@ def test_chunks_are_bounded_by_rows_and_bytes() -> None:
     assert [key for part in parts for key in part] == keys
 
 
-@pytest.mark.parametrize("key", [ObjectId(), "abc", "é" * 50, 7, b"x" * 100, {"a": "b" * 100}], ids=repr)
+@pytest.mark.parametrize(
+    "key", [ObjectId("6b0857d4375f4876fe9974f0"), "abc", "é" * 50, 7, b"x" * 100, {"a": "b" * 100}], ids=repr
+)
 def test_the_size_of_a_key_is_not_less_than_what_it_takes(key: Any) -> None:
     """In a list of a command."""
     assert size(key) >= len(RawValue.of(key))

@@ -1,0 +1,109 @@
+"""Rows that were at work when a process died: who is suspected, who is guilty, and what a damaged file changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bson import ObjectId
+
+from daemon.handlers.predict.records import Row, Seen
+from daemon.handlers.predict.suspects import Ended, Suspects
+
+GENERATION = 3
+NEVER_LEFT: list[Any] = []
+"""Stages whose process died: nobody leaves them."""
+
+
+def row(key: Any, content: str = "a") -> Row:
+    return Row(key, (content,), content.encode(), Seen())
+
+
+def enters(suspects: Suspects, *rows: Row, alone: bool = False) -> None:
+    stage = suspects.working("predict", rows, GENERATION, alone=alone)
+    stage.__enter__()
+    NEVER_LEFT.append(stage)
+
+
+def dies(folder: Path, *rows: Row, ended: Ended, alone: bool = False, before: Ended = "") -> Suspects:
+    """A process that ends while it predicts these rows; what the next one knows."""
+    enters(Suspects(folder, "l", before, 16), *rows, alone=alone)
+    return Suspects(folder, "l", ended, 16)
+
+
+def test_rows_that_were_at_work_are_suspects_and_others_are_not(tmp_path: Path) -> None:
+    """Whatever their `_id`s are; one that is predicted alone and lives is no suspect any more."""
+    rows = [row(key) for key in (ObjectId(), "x", 7)]
+    known = dies(tmp_path, *rows, ended="crashed")
+    assert [known.deaths(each.key) for each in rows] == [0, 0, 0]
+    assert known.deaths("y") is None
+    for each in rows:
+        known.passed(each.key)
+    assert len(known) == 0
+    assert len(Suspects(tmp_path, "l", "", 16)) == 0
+
+
+def test_what_is_finished_is_not_suspected(tmp_path: Path) -> None:
+    """Nor is anything after an end in order."""
+    suspects = Suspects(tmp_path, "l", "", 16)
+    with suspects.working("predict", [row(1)], GENERATION, alone=False):
+        pass
+    enters(suspects, row(2))
+    suspects.close()
+    assert len(Suspects(tmp_path, "l", "crashed", 16)) == 0
+
+
+@pytest.mark.parametrize(("ended", "deaths"), [("crashed", 2), ("timed_out", 2), ("killed", 4), ("", 4)])
+def test_a_row_is_guilty_after_its_deaths_alone(tmp_path: Path, ended: Ended, deaths: int) -> None:
+    """A SIGKILL of anybody counts half; the letter says what happened."""
+    dies(tmp_path, row(1), row(2), ended=ended)
+    for n in range(deaths):
+        known = Suspects(tmp_path, "l", "", 16)
+        assert known.guilt(row(1), GENERATION) is None, n
+        known.close()
+        known = dies(tmp_path, row(1), ended=ended, alone=True)
+    guilt = known.guilt(row(1), GENERATION)
+    assert guilt is not None
+    assert guilt.type == ("TimedOut" if ended == "timed_out" else "WorkerDied")
+    assert known.guilt(row(2), GENERATION) is None
+
+
+def test_a_guilty_row_is_tried_again_alone_if_it_holds_something_else(tmp_path: Path) -> None:
+    """One death suffices then."""
+    dies(tmp_path, row(1), ended="crashed", alone=True)
+    known = dies(tmp_path, row(1), ended="crashed", alone=True)
+    known.sentenced(1)
+    known = Suspects(tmp_path, "l", "", 16)
+    assert known.guilt(row(1, "b"), GENERATION) is None
+    assert known.deaths(1) is not None
+    known = dies(tmp_path, row(1, "b"), ended="crashed", alone=True)
+    assert known.guilt(row(1, "b"), GENERATION) is not None
+
+
+def test_a_batch_that_did_not_return_lowers_the_cap_until_a_row_is_guilty(tmp_path: Path) -> None:
+    """Half of what it was, for good, if no row is the reason."""
+    known = dies(tmp_path, *(row(n) for n in range(8)), ended="timed_out")
+    assert known.cap == 4
+    for n in range(8):
+        known.passed(n)
+    assert Suspects(tmp_path, "l", "", 16).cap == 4
+    dies(tmp_path, row(1), ended="timed_out", alone=True)
+    assert dies(tmp_path, row(1), ended="timed_out", alone=True).cap is None
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 7, b"\xff" * 4096, b"{}", b"[" * 100_000, b'{"cap": 1, "rows": 3}'])
+def test_garbage_in_the_files_suspects_nobody_by_itself(tmp_path: Path, content: bytes) -> None:
+    """They are the daemon's own, and a disk may fail."""
+    tmp_path.joinpath("l.flight").write_bytes(content)
+    tmp_path.joinpath("l.suspects").write_bytes(content)
+    suspects = Suspects(tmp_path, "l", "crashed", 16)
+    assert suspects.deaths("x") is None
+    assert dies(tmp_path, row("x"), ended="crashed").deaths("x") == 0
+
+
+def test_a_folder_that_takes_no_file_is_an_error_of_the_system(tmp_path: Path) -> None:
+    """The worker says so, and goes on without."""
+    tmp_path.joinpath("file").touch()
+    with pytest.raises(OSError, match="directory"):
+        Suspects(tmp_path / "file" / "folder", "l", "", 16)

@@ -1,0 +1,163 @@
+"""Which rows go with a batch, which stand alone and which wait: the states of a listener."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from bson.timestamp import Timestamp
+
+from components.errors import Retry
+from components.listener import Key
+from components.model import ObjectModel
+from daemon.handlers.predict.dirty_keys import Batch, DirtyKey, Progress
+from daemon.handlers.predict.records import Row, Seen, Snapshot
+from daemon.handlers.predict.stages import Live, Predicted, judge, predict, prepare
+from daemon.handlers.predict.suspects import NoSuspects
+from daemon.handlers.predict.triage import TRIP_ROWS, RetryPolicy, Triage
+
+
+class Clock:
+    """Time that a test moves."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Suspected(NoSuspects):
+    """Suspects these keys."""
+
+    def __init__(self, *keys: Any) -> None:
+        self.keys = dict.fromkeys(keys, 0.0)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def deaths(self, key: Any) -> float | None:
+        return self.keys.get(key)
+
+    def passed(self, key: Any) -> None:
+        self.keys.pop(key, None)
+
+
+def fails(*kinds: type[BaseException]) -> Callable[[Any], Any]:
+    def model(x: Any) -> Any:
+        raise kinds[0](f"not {x}")
+
+    return model
+
+
+def predicted(function: Callable[[Any], Any], *keys: Any, purpose: Any = "", of: Batch | None = None) -> Predicted:
+    """These rows, through the pure steps."""
+    batch = of or Batch(tuple(DirtyKey(key, "live") for key in keys), purpose)
+    rows = tuple(Row(key.key, (str(key.key),), b"i", Seen()) for key in batch.keys)
+    live = Live(ObjectModel("f", function), 1, 1, Key.parse("x"), (None,))
+    return predict(
+        prepare(judge(batch, Snapshot(Timestamp(1, 1), rows, (), ()), live, lambda *_: False)), lambda _: None
+    )
+
+
+def test_while_nothing_is_wrong_batches_pass_untouched() -> None:
+    """And nothing waits."""
+    triage = Triage("l")
+    batch = Batch((DirtyKey(1, "live"),))
+    assert triage.sort(batch) is batch
+    done = predicted(str, 1, 2)
+    assert triage.decide(done) is done
+    assert (triage.waits, triage.next(idle=True), triage.pause()) == (False, None, None)
+
+
+def test_suspects_leave_their_batch_and_come_alone_when_nothing_else_waits() -> None:
+    """Those that died least often first; one that lives is no suspect any more."""
+    suspects = Suspected(1, 2)
+    suspects.keys[1] = 1.0
+    triage = Triage("l", suspects=suspects)
+    rest = triage.sort(Batch(tuple(DirtyKey(key, "live") for key in (0, 1, 2, 3))))
+    assert [key.key for key in rest.keys] == [0, 3]
+    assert triage.state[0] == "careful"
+    assert triage.next(idle=False) is None
+    first = triage.next(idle=True)
+    assert first is not None
+    assert ([key.key for key in first.keys], first.purpose) == ([2], "alone")
+    triage.decide(predicted(str, of=first))
+    assert list(suspects.keys) == [1]
+
+
+def test_a_passing_fault_waits_and_becomes_a_letter_after_its_attempts() -> None:
+    """Its key is not finished meanwhile, so the position stays before it."""
+    clock, progress = Clock(), Progress[int]()
+    triage = Triage("l", retry=RetryPolicy(3, 600.0), clock=clock)
+    triage.known_good = lambda: True
+    batch: Batch | None = Batch((DirtyKey(1, "live", stretches=[progress.begin()]),))
+    progress.close(1)
+    for _ in range(2):
+        assert batch is not None
+        assert triage.decide(predicted(fails(Retry), of=batch)).letters == ()
+        assert progress.position() is None
+        assert triage.next(idle=True) is None
+        clock.now += 100
+        batch = triage.next(idle=True)
+    assert batch is not None
+    (letter,) = triage.decide(predicted(fails(Retry), of=batch)).letters
+    assert (letter.type, letter.cause) == ("Retry", "transient")
+
+
+def test_the_breaker_opens_without_a_letter_and_closes_by_a_probe() -> None:
+    """The scan is owed before the first key is let go; nothing but probes runs meanwhile."""
+    clock, owed, progress = Clock(), list[str](), Progress[int]()
+    triage = Triage("l", owe=owed.append, clock=clock)
+    keys = tuple(DirtyKey(n, "live", stretches=[progress.begin()]) for n in range(TRIP_ROWS))
+    progress.close(1)
+    decided = triage.decide(predicted(fails(ValueError), of=Batch(keys)))
+    assert (decided.letters, decided.writes, progress.position()) == ((), (), 1)
+    assert len(owed) == 1
+    assert (triage.failing, triage.holds_scans, triage.state[0]) == (True, True, "failing")
+    assert "ValueError" in str(triage.state[1])
+    assert triage.sort(Batch((DirtyKey("late", "live"),))).keys == ()
+
+    clock.now += 10
+    probe = triage.next(idle=False)
+    assert probe is not None
+    assert triage.decide(predicted(fails(ValueError), of=probe)).letters == ()
+    assert triage.failing
+    clock.now += 100
+    probe = triage.next(idle=False)
+    assert probe is not None
+    assert triage.decide(predicted(str, of=probe)).predicted == len(probe.keys)
+    assert (triage.failing, triage.holds_scans, triage.state) == (False, False, ("running", None))
+
+
+def test_a_version_that_goes_live_is_probed_at_once() -> None:
+    """However long the pause between probes has become."""
+    clock = Clock()
+    triage = Triage("l", clock=clock)
+    triage.decide(predicted(fails(ValueError), *range(TRIP_ROWS)))
+    for _ in range(8):
+        clock.now += 100
+        probe = triage.next(idle=False)
+        assert probe is not None
+        triage.decide(predicted(fails(ValueError), of=probe))
+    assert triage.next(idle=False) is None
+    triage.mended()
+    assert triage.next(idle=False) is not None
+
+
+def test_rows_are_bad_and_not_the_model_if_other_rows_still_get_outputs() -> None:
+    """Each has its letter at once."""
+    triage = Triage("l")
+    triage.known_good = lambda: True
+    assert len(triage.decide(predicted(fails(ValueError), *range(50))).letters) == 50
+    assert not triage.failing
+
+
+def test_broken_pictures_never_open_the_breaker() -> None:
+    """What cannot be decoded is the row's own fault."""
+    triage = Triage("l")
+    done = predicted(str, *range(50))
+    letters = tuple(replace(each, cause="row") for each in predicted(fails(ValueError), *range(50)).letters)
+    decided = triage.decide(Predicted(done.judged, (), letters, 0))
+    assert len(decided.letters) == 50
+    assert not triage.failing
