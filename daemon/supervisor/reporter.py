@@ -14,7 +14,7 @@ from dataclasses import replace
 import structlog
 
 from components.errors import MongoUnavailable
-from daemon.health.readiness import ServiceState, service_status, status_line, streams_open
+from daemon.health.readiness import ServiceState, readiness, service_status, status_line, streams_open
 from daemon.health.service_status import Owner, ServiceStatus
 from daemon.supervisor.systemd import Notifier
 from daemon.supervisor.timed_wait import timed_wait
@@ -48,6 +48,7 @@ class Reporter:
         self._changed = asyncio.Event()
         self._ready_sent = False
         self._stopping = False
+        self._ready: dict[str, bool] = {}
 
     def changed(self) -> None:
         """Something has changed: `publish_status` publishes it soon; READY is sent at once, the first time it holds.
@@ -90,12 +91,24 @@ class Reporter:
             await timed_wait(self._changed, LONGEST_PAUSE_SECONDS)
             self._changed.clear()
             self._notifier.status(status_line(self._state(), time.monotonic()))
+            self._log_readiness()
             status = self._status()
             if status != published or time.monotonic() - published_at >= LONGEST_PAUSE_SECONDS:
                 with suppress(MongoUnavailable):  # `Leadership` logs it
                     await self._publish(status)
                     published, published_at = status, time.monotonic()
             await asyncio.sleep(PAUSE_SECONDS)
+
+    def _log_readiness(self) -> None:
+        """Logs each listener that has become unready, with the reason, or ready again."""
+        verdicts = readiness(self._state(), time.monotonic()).listeners if not self._stopping else {}
+        for name, verdict in verdicts.items():
+            was = self._ready.get(name)
+            if was and not verdict.ready:
+                log.warning("listener is not ready", listener=name, reason=verdict.reason)
+            elif was is False and verdict.ready:
+                log.info("listener is ready", listener=name)
+        self._ready = {name: verdict.ready for name, verdict in verdicts.items()}
 
     async def publish_end(self) -> None:
         """Writes into the status document that the daemon has stopped."""

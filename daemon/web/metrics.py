@@ -8,6 +8,7 @@ A worker's counters begin at zero when it is restarted, which Prometheus' `rate`
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -17,7 +18,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from daemon.health.readiness import ServiceState, WorkerState
+from daemon.health.readiness import ServiceState, WorkerState, readiness
 
 __all__ = ["FAMILIES", "Family", "exposition"]
 
@@ -65,6 +66,8 @@ FAMILIES = (
         "Times that a worker was started again after it ended by itself.",
         ("worker",),
     ),
+    Family("predictd_ready", "gauge", "1 while rows of the listener are predicted as they come.", ("listener",)),
+    Family("predictd_worker_report_age_seconds", "gauge", "Age of the worker's last report.", ("worker",)),
     Family("predictd_worker_up", "gauge", "1 while the worker's process runs.", ("worker",)),
     Family(
         "predictd_config_last_reload_successful", "gauge", "1 if service.toml as it was last read is the one that runs."
@@ -111,9 +114,14 @@ def _own(state: ServiceState) -> Series:
         ("predictd_mongo_up", ()): float(state.mongo is None),
         ("predictd_leader", ()): float(state.epoch is not None),
     }
+    now = time.monotonic()
+    for name, verdict in readiness(state, now).listeners.items():
+        series["predictd_ready", (("listener", name),)] = float(verdict.ready)
     for worker in state.workers:
         labels = (("worker", worker.name),)
         series["predictd_worker_up", labels] = float(worker.up)
+        if worker.reported_at is not None:
+            series["predictd_worker_report_age_seconds", labels] = max(0.0, now - worker.reported_at)
         series["predictd_worker_restarts_total", labels] = float(worker.restarts)
     return series
 
