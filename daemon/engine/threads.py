@@ -34,11 +34,11 @@ def limit(threads: int | None) -> None:
     if threads is None:
         return
     os.environ.update(variables(threads))
-    if (torch := sys.modules.get("torch")) is not None:
-        torch.set_num_threads(threads)
+    if (set_number := getattr(sys.modules.get("torch"), "set_num_threads", None)) is not None:
+        set_number(threads)
 
 
 def in_use() -> int | None:
     """The threads of torch, None if it is not imported."""
-    torch = sys.modules.get("torch")
-    return None if torch is None else int(torch.get_num_threads())
+    number = getattr(sys.modules.get("torch"), "get_num_threads", None)  # another thread may be importing it just now
+    return None if number is None else int(number())

@@ -195,6 +195,7 @@ def _worker_status(worker: WorkerState) -> WorkerStatus:
         listeners=report.listeners,
         stream=report.stream,
         busy=report.busy,
+        threads=report.threads,
     )
 
 

@@ -65,6 +65,7 @@ class WorkerStatus:
     listeners: Annotated[Mapping[str, ListenerReport], defaulting({})] = field(default_factory=dict)
     stream: Annotated[StreamReport | None, defaulting(None)] = None
     busy: Annotated[Mapping[str, float], defaulting({})] = field(default_factory=dict)
+    threads: Annotated[int | None, defaulting(None)] = None
 
 
 @dataclass(frozen=True, slots=True)

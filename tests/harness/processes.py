@@ -112,7 +112,11 @@ class Worker:
 
     def until(self, what: str, probe: Any, patience: float = PATIENCE) -> Any:
         """Waits for something to be true; fails at once, with the log, where the process ends first."""
-        answer = eventually(what, lambda: self.process.poll() is not None or probe(), patience)
+        try:
+            answer = eventually(what, lambda: self.process.poll() is not None or probe(), patience)
+        except AssertionError as error:
+            about = {**self.report, "samples": "..."}
+            raise AssertionError(f"{error}\n{about}\n{self.log.read_text()[-3000:]}") from None
         assert self.process.poll() is None, f"the worker ended with {self.process.returncode}: {self.log.read_text()}"
         return answer
 

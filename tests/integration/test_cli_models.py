@@ -498,7 +498,7 @@ def test_a_worker_that_cannot_build_the_model_ends_the_waiting(place: Place, mon
 
     place.added(1.0)
     place.versions().promote(1, reason="first")
-    why = "exit code 65: models.net.object: there is no module 'gone'"
+    why = "cannot be built: models.net.object: there is no module 'gone'"
     place.daemon_is_active(workers={"net": {"up": False, "reason": why, "listeners": {}}})
     monkeypatch.setattr(failing, "FAILING_SECONDS", 0.5)
     config = configuration.load(place.folder / "service.toml", {})

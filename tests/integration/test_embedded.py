@@ -331,7 +331,7 @@ def test_a_mongod_that_will_not_stop_is_killed(tmp_path):
     """A guardian whose owner is gone does not wait for ever for a server that ignores SIGTERM."""
     stubborn = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
     code = (
-        "import os, sys; from daemon.store import mongod_guardian as g; g.STOP_SECONDS = 0.2;"
+        "import os, sys; from daemon.embedded import guardian as g; g.STOP_SECONDS = 0.2;"
         "sys.exit(g.main([sys.argv[1], '1', '2', sys.executable, '-c', sys.argv[2]]))"
     )
     with subprocess.Popen(

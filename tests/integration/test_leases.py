@@ -138,6 +138,8 @@ def test_a_status_with_an_epoch_that_no_daemon_had_is_written_over(database: Any
     epoch = mine.acquire()
     database[names.STATUS].insert_one({"_id": "mnist", "epoch": 2**62, "at": "x"})
     board = StatusBoard(database, "mnist")
-    assert "age_seconds" not in (board.read() or {})
-    assert board.publish(epoch, {"state": "running"})
-    assert (board.read() or {})["state"] == "running"
+    assert board.read() is None
+    assert board.publish(epoch, ServiceStatus(state="active"))
+    status = board.read()
+    assert status is not None
+    assert status.state == "active"

@@ -87,16 +87,27 @@ def test_a_report_is_read_as_it_was_written() -> None:
     assert "\n" not in WORKER.to_json() + JOB.to_json()
 
 
-def test_a_worker_reports_an_error_whose_text_is_no_unicode(capsys: pytest.CaptureFixture[str]) -> None:
+class Sent:
+    """A channel that keeps what is reported."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def report(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def test_a_worker_reports_an_error_whose_text_is_no_unicode() -> None:
     """The name of a file may be anything; and a password stays out."""
-    here = Path()
+    here, channel = Path(), Sent()
     worker = Worker(
         WorkerAssignment(
             worker="w", uri="", database="d", service="s", epoch=1, state_dir=here, import_root=here, signing_key=""
-        )
+        ),
+        channel,  # type: ignore[arg-type]
     )
     worker.report("failed", "no file \udcff, mongodb://user:secret@host")
-    report = WorkerReport.from_json(capsys.readouterr().out.encode())
+    report = WorkerReport.from_json(channel.lines[-1].encode())
     assert (report.state, report.reason) == ("failed", "no file \\udcff, mongodb://***@host")
 
 
