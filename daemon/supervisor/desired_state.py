@@ -54,7 +54,8 @@ def desired(config: Config, known: Catalog) -> Desired:
 def _settings(config: Config) -> str:
     """What every worker is started with."""
     settings = config.model_dump(mode="json", include={"service", "mongo", "security", "log"})
-    return _digest([settings, config.limits.queue_rows, config.limits.queue_bytes])
+    limits = config.limits.model_dump(exclude={"jobs"})  # the one limit that is no worker's
+    return _digest([settings, limits])
 
 
 def _identity(component: Component[Any]) -> list[Any]:
