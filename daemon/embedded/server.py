@@ -5,12 +5,12 @@ gets the folder's flock owns the server: it starts a guardian (`daemon.embedded.
 both inherit the lock. Later processes attach. The lock alone decides: if it is still held while its server goes away (a
 stop, a kill), the newcomer waits, and then starts its own server on the same data.
 
-What answers on a port is believed only once it has shown the process id and the data directory of our mongod: the port
-may be another program's, another MongoDB's even, and that one must not be initiated or reconfigured.
+A port is trusted only after its server has shown the process id and the data directory of our mongod: another MongoDB
+may listen there, and must not be initiated or reconfigured.
 
     STATE_DIR/mongod/lock          held by flock while a guardian or a mongod lives
     STATE_DIR/mongod/port          the port that was chosen, if none is configured
-    STATE_DIR/mongod/state.json    the server that may be attached to
+    STATE_DIR/mongod/state.json    the server to attach to
     STATE_DIR/mongod/data          MongoDB's files
     STATE_DIR/mongod/mongod.log    bounded, with one file before it; guardian.log is the guardian's own
 """
@@ -44,7 +44,6 @@ from daemon.embedded.guardian import PORT_TAKEN, STOP_SECONDS, Serving
 REPLICA_SET = "rs0"
 START_SECONDS = 120.0
 """How long `ensure` waits for a writable primary; a mongod that was killed replays its journal first."""
-
 _PAUSE = 0.05
 _PORTS = range(27_100, 29_900)  # below the ephemeral ports, so that no outgoing connection takes a kept port
 _NOT_YET_INITIALIZED, _ALREADY_INITIALIZED = 94, 23
