@@ -6,11 +6,13 @@
 the socket does; it ignores signals. `PADDING` reserves room for the command lines of its children, which overwrite its
 own.
 
-| message | holds | |---|---| | first, from the supervisor | `preload`: names of modules; `later`: further ones,
-imported while there is no request | | first, to it | `ready`, and `complete` with the number of threads; or the process
-ends | | a request | `id`, `module`, `name`, `mark`, `environ`, `parent`, and five descriptors: `ChildEnds` | | its
-answer | `id`, `pid`, and a pidfd: sent by the child itself, once it is the supervisor's | | another answer | `id`,
-`stale`: a file that has changed since it was imported; or `id`, `error` |
+| message | holds |
+|---|---|
+| first, from the supervisor | `preload`: names of modules; `later`: further ones, imported while there is no request |
+| first, to the supervisor | `ready`, and `complete` with the number of threads; or the process ends |
+| a request | `id`, `module`, `name`, `mark`, `environ`, `parent`, and five descriptors: `ChildEnds` |
+| its answer | `id`, `pid`, and a pidfd: sent by the child itself, once it is the supervisor's |
+| another answer | `id`, `stale`: a file that has changed since it was imported; or `id`, `error` |
 
 What is imported here must do nothing: no thread, no client, no operation of torch, no CUDA. A thread of OpenBLAS is the
 exception; it ends at a fork by OpenBLAS's own handler.

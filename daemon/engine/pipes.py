@@ -1,8 +1,11 @@
 """The pipes between the supervisor and a process, and the lines that come through them.
 
-| the process's | leads to | |---|---| | standard input | the assignment, one line; then nothing, until the supervisor
-ends | | standard output, standard error | the supervisor's log, a line at a time, bounded, under the process's name | |
-descriptor for reports | one JSON object a line | | descriptor for log lines | the supervisor's standard error |
+| the process's | leads to |
+|---|---|
+| standard input | the assignment, one line; then nothing, until the supervisor ends |
+| standard output, standard error | the supervisor's log, a line at a time, bounded, under the process's name |
+| descriptor for reports | one JSON object a line |
+| descriptor for log lines | the supervisor's standard error |
 """
 
 from __future__ import annotations

@@ -1,8 +1,11 @@
 """Whether a trained candidate goes live: a decision on numbers alone, with its reason as text for `predictd versions`.
 
-| the live version | `promote` | the candidate | |---|---|---| | none, or untrained | any | goes live: trained weights
-replace untrained ones | | trained | always | goes live | | trained | manual | waits for `predictd promote` | | trained
-| better | goes live if its metric beats the live one's, on the same rows, by the margin; else rejected |
+| the live version | `promote` | the candidate |
+|---|---|---|
+| none, or untrained | any | goes live: trained weights replace untrained ones |
+| trained | always | goes live |
+| trained | manual | waits for `predictd promote` |
+| trained | better | goes live if its metric beats the live one's, on the same rows, by the margin; else rejected |
 
 If "better" cannot be decided, because either version lacks the metric, the candidate waits for `predictd promote`.
 """

@@ -1,8 +1,10 @@
 """Decides which rows go on with a batch, which are predicted alone, and which wait: one state machine per listener.
 
-| state | when | what happens to rows | |---|---|---| | running | | rows are predicted as they come | | careful | rows
-were at work when the process died | these suspects are predicted one at a time, the others as usual | | failing | the
-model fails on (nearly) every row: the breaker is open | a scan will find them; probes test the model |
+| state | when | what happens to rows |
+|---|---|---|
+| running | | they are predicted as they come |
+| careful | rows were at work when the process died | these suspects are predicted one at a time, the others as usual |
+| failing | the model fails on (nearly) every row: the breaker is open | an ordered scan keeps them; probes test the model |
 
 *Retry.* A row with a transient error (connection refused, a timeout, no memory, `Retry`) waits and is tried again, with
 growing pauses, before it gets a dead letter.
