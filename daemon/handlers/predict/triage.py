@@ -4,7 +4,7 @@
 |---|---|---|
 | running | | they are predicted as they come |
 | careful | rows were at work when the process died | these suspects are predicted one at a time, the others as usual |
-| failing | the model fails on (nearly) every row: the breaker is open | an ordered scan keeps them; probes test the model |
+| failing | the model fails on (nearly) every row: the breaker is open | a scan will find them; probes test the model |
 
 *Retry.* A row with a transient error (connection refused, a timeout, no memory, `Retry`) waits and is tried again, with
 growing pauses, before it gets a dead letter.
