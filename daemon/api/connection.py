@@ -78,8 +78,8 @@ class Connection:
             known = registry.read()
         if known.refused and not any(known.of(kind) for kind in KINDS):
             raise SignatureRefused(
-                f"nothing that is applied to service {self.service!r} carries the signature of the key at hand: is it "
-                "another service's? Name the right one: connect(..., signing_key_file=...)"
+                f"no declaration of service {self.service!r} is signed with the key at hand: is it another service's? "
+                "Name the right key: connect(..., signing_key_file=...)"
             )
         return known
 
@@ -93,16 +93,16 @@ class Connection:
             if self.key_file is None:
                 raise SignatureRefused(
                     f"the signing key of service {self.service!r} is not known here, because no daemon of this user "
-                    "has noted it on this machine: name the daemon's key file, or a copy of it for your eyes only "
-                    "(chmod 600), connect(..., signing_key_file=...)"
+                    "has noted it on this machine: name the daemon's key file, or a copy of it that only you can read "
+                    "(chmod 600): connect(..., signing_key_file=...)"
                 )
             try:
                 self._key = SigningKey.read(self.key_file)
             except OSError as error:
                 raise SignatureRefused(
                     f"the signing key of service {self.service!r} cannot be read at {self.key_file} "
-                    f"({error.strerror}): what is applied must be signed with it. Copy it here from the daemon's "
-                    "machine, for your eyes only (chmod 600), and name it: connect(..., signing_key_file=...)"
+                    f"({error.strerror}): declarations must be signed with it. Copy it here from the daemon's "
+                    "machine, readable only by you (chmod 600), and name it: connect(..., signing_key_file=...)"
                 ) from None
             except DeclarationError as error:
                 raise SignatureRefused(str(error)) from None
@@ -217,7 +217,7 @@ def _client(uri: str) -> Client:
     except (PyMongoError, ValueError, OSError) as error:
         if uri.startswith("mongodb+srv://") and isinstance(error, DriverConfigurationError):
             raise MongoUnavailable(f"the DNS does not tell the hosts of {masked(uri)}: {masked(str(error))}") from None
-        raise DeclarationError(f"connect: {masked(uri)} is no usable MongoDB URI: {masked(str(error))}") from None
+        raise DeclarationError(f"connect: {masked(uri)} is not a usable MongoDB URI: {masked(str(error))}") from None
 
 
 def _named(client: Client) -> str | None:

@@ -109,7 +109,7 @@ class Datalayer:
         known = self._open().catalog()
         if type is None:
             if identifier is not None:
-                raise DeclarationError("show: say the type as well, as in db.show('Model', 'my-model')")
+                raise DeclarationError("show: give the type too, as in db.show('Model', 'my-model')")
             return [
                 {"type": type_name(each), "identifier": named(each), "source": each.source}
                 for kind in ("table", "model", "trainer", "validation", "listener")
@@ -181,7 +181,7 @@ class Datalayer:
         with reaching():
             found = Jobs(at.database, at.service).get(job)
         if found is None:
-            raise NotApplied(f"there is no job {job!r}, or more than one name ends so; db.jobs() lists them")
+            raise NotApplied(f"there is no job {job!r}, or more than one id ends with that; db.jobs() lists them")
         return list(found.log or ())
 
     @property
@@ -210,7 +210,7 @@ class Datalayer:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "a connection to the database does not travel; in code that the daemon runs, use the row that it is given"
+            "a connection to the database cannot be serialized; in code that the daemon runs, use the row that it gets"
         )
 
     def _open(self) -> Connection:

@@ -33,7 +33,7 @@ def kind_of(type_: str | type[Any]) -> tuple[str, str | None]:
     if name is None:
         near = get_close_matches(given, _KINDS, n=1)
         meant = f"did you mean {near[0]!r}? " if near else ""
-        raise DeclarationError(f"{given!r} is no type of component; {meant}the types are {', '.join(_KINDS)}")
+        raise DeclarationError(f"{given!r} is not a type of component; {meant}the types are {', '.join(_KINDS)}")
     return _KINDS[name]
 
 

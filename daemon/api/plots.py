@@ -202,7 +202,7 @@ def _draw_times(
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
     axes.margins(y=0.15)
-    _titled(axes, "validations of what was live", "time (UTC)")
+    _titled(axes, "validations of the live version", "time (UTC)")
     _legend(axes, names)
 
 

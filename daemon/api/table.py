@@ -50,8 +50,8 @@ class TableHandle(Query):
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            f"db[{self.table!r}] does not travel, it is connected to the database; in code that the daemon runs, use "
-            "the row that it is given"
+            f"db[{self.table!r}] cannot be serialized, because it is connected to the database; in code that the "
+            "daemon runs, use the row that it gets"
         )
 
     # ---- writing --------------------------------------------------------------------------------------------------

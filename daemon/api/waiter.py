@@ -150,7 +150,7 @@ class _Watch:
         elif now - self._seen > PATIENCE_SECONDS:
             raise NotServed(
                 f"{self._what}: no daemon has been active for the service {connection.service!r} for "
-                f"{PATIENCE_SECONDS:.0f} s; what was applied stays, and is taken up when one runs again"
+                f"{PATIENCE_SECONDS:.0f} s; what was applied stays, and takes effect when one runs again"
             )
 
     def status(self) -> ServiceStatus:

@@ -165,7 +165,7 @@ class _LocalProcess(Generic[R]):
         # If it died before it read this, its exit code says more than the broken pipe.
         with suppress(BrokenPipeError):
             if os.write(self._pipes.stdin, line) != len(line):
-                log.error("the order of a process is too long for a pipe", worker=self._name, bytes=len(line))
+                log.error("the assignment of a process is too long for a pipe", worker=self._name, bytes=len(line))
                 self.kill()
 
     async def wait(self) -> int:
@@ -202,7 +202,11 @@ class _LocalProcess(Generic[R]):
             reader.drain()
         self._pipes.close()
         if self._family:
-            log.info("what a worker had started was ended with it", worker=self._name, pids=sorted(self._family))
+            log.info(
+                "the processes that a worker had started were ended with it",
+                worker=self._name,
+                pids=sorted(self._family),
+            )
         self._code.set_result(code)
         self._on_end(self, self._family)
 

@@ -167,7 +167,7 @@ class ListenerRun:
         except DeclarationError as error:
             raise DeclarationChanged(str(error)) from error
         if now.identity != self.declared.identity:
-            raise DeclarationChanged(f"listeners.{self.declared.name} was declared anew")
+            raise DeclarationChanged(f"listeners.{self.declared.name}: its declaration has changed")
         return now
 
     def report(self, *, open_: bool, lag: float) -> ListenerReport:
@@ -201,7 +201,7 @@ def _suspects(assignment: WorkerAssignment, listener: str, rows: int) -> NoSuspe
         return Suspects(assignment.state_dir / "rows_at_work", listener, assignment.ended, rows)
     except OSError as error:
         log.warning(
-            "a row that kills the model's process cannot be found: the state directory does not take a file",
+            "the state directory cannot be written: a row that kills the model's process cannot be found",
             listener=listener,
             reason=str(error),
         )

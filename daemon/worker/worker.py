@@ -143,7 +143,7 @@ class Worker:
                 raise
             except Exception as error:  # user code may raise anything: the version that runs goes on
                 log.exception(
-                    "the live version cannot be loaded; the one before it is served on", listener=run.declared.name
+                    "the live version cannot be loaded; the previous one is still served", listener=run.declared.name
                 )
                 self.patience.note(task, f"the live version cannot be loaded: {error}")
                 again = threading.Timer(SWAP_AGAIN_SECONDS, self.shared.swaps.put, [run])

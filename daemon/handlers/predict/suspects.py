@@ -201,7 +201,7 @@ class Suspects(NoSuspects):
         except FileNotFoundError:
             return {}, None
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            log.warning("what is known of suspects cannot be read", file=str(self._notes), reason=str(error))
+            log.warning("the file of suspects cannot be read", file=str(self._notes), reason=str(error))
             return {}, None
 
     def _save(self) -> None:
@@ -211,7 +211,7 @@ class Suspects(NoSuspects):
             fresh.write_text(json.dumps(document))
             fresh.replace(self._notes)
         except OSError as error:
-            log.warning("what is known of suspects cannot be saved", file=str(self._notes), reason=str(error))
+            log.warning("the file of suspects cannot be saved", file=str(self._notes), reason=str(error))
 
 
 def _mapped(path: Path, size: int) -> mmap.mmap:

@@ -203,4 +203,4 @@ def believed(document: Mapping[str, Any], service: str, key: SigningKey) -> Comp
 
 
 def _altered(name: str) -> str:
-    return f"what stands beside its declaration was altered ({name}); it is not run. Apply it again"
+    return f"a field beside its declaration was altered ({name}); it is not run. Apply it again"

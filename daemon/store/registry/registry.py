@@ -273,7 +273,7 @@ class Registry:
                 if error.code in _BAD_FILTER or 51000 <= (error.code or 0) < 52000:
                     said = (error.details or {}).get("errmsg") or str(error)
                     raise DeclarationError(
-                        f"{kind}s.{name}: MongoDB does not take its filter {query.where!r}: {said}"
+                        f"{kind}s.{name}: MongoDB refuses its filter {query.where!r}: {said}"
                     ) from None
                 raise
 

@@ -219,7 +219,7 @@ class RowExamples:
                 if not self._told:
                     self._told = True
                     log.warning(
-                        "a row is passed over", table=self._table, row=document["_id"], field=path, reason=str(error)
+                        "a row is skipped", table=self._table, row=document["_id"], field=path, reason=str(error)
                     )
                 return None
         return tuple(values)

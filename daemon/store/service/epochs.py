@@ -38,7 +38,7 @@ def mended(collection: Collection[dict[str, Any]], identifier: str, service: str
     )
     if result.modified_count:
         log.warning(
-            "an epoch that no daemon ever had was put right",
+            "an epoch that no daemon ever had was corrected",
             collection=collection.name,
             document=identifier,
             was=repr(held),
