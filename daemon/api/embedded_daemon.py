@@ -118,7 +118,7 @@ def reach(folder: Path) -> Embedded:
     with the end of its log, if it does not start.
     """
     state_dir = folder.absolute()
-    with _turn, _one_at_a_time(state_dir), _said(f"starting MongoDB and predictd in {state_dir}"):
+    with _turn, _one_at_a_time(state_dir), _shown_on_terminal(f"starting MongoDB and predictd in {state_dir}"):
         while True:
             child = _children.get(state_dir)
             if child is None or child.process.poll() is not None:
@@ -273,7 +273,7 @@ def tail(state_dir: Path) -> str:
 
 
 @contextmanager
-def _said(text: str) -> Iterator[None]:
+def _shown_on_terminal(text: str) -> Iterator[None]:
     """Shows on a terminal what this process waits for; elsewhere nothing."""
     console = Console(stderr=True)
     if not console.is_terminal:

@@ -185,12 +185,12 @@ def _shown(label: str) -> AbstractContextManager[Bar]:
 
 def _lines(label: str) -> Bar:
     """A line every few seconds: a notebook keeps what is printed, and draws no bar without further packages."""
-    said_at = time.monotonic()
+    printed_at = time.monotonic()
 
     def show(done: float, total: float | None = None, words: str = "") -> None:
-        nonlocal said_at
-        if time.monotonic() - said_at >= _LINE_SECONDS:
-            said_at = time.monotonic()
+        nonlocal printed_at
+        if time.monotonic() - printed_at >= _LINE_SECONDS:
+            printed_at = time.monotonic()
             far = f"{done:,.0f} of {total:,.0f}" if total else ""
             print(f"{label}: {', '.join(filter(None, (far, words)))}")  # noqa: T201 - a notebook's output is a page
 

@@ -73,12 +73,12 @@ def _better(trainer: TrainerArguments, live: Measured, candidate: Measured) -> D
     new, old = candidate.metrics[name], live.metrics[name]
     greater = candidate.greater.get(name, True)
     gain = new - old if greater else old - new
-    said = f"{name} {new:.6g} against {old:.6g} of version {live.version}"
+    comparison = f"{name} {new:.6g} against {old:.6g} of version {live.version}"
     least = f" by more than {margin:g}" if margin else ""
     if gain > margin:
-        return Decision(True, "live", f"{said}: better{least}", name)
+        return Decision(True, "live", f"{comparison}: better{least}", name)
     return Decision(
-        False, "rejected", f"{said}: not better{least} ({'greater' if greater else 'smaller'} is better)", name
+        False, "rejected", f"{comparison}: not better{least} ({'greater' if greater else 'smaller'} is better)", name
     )
 
 

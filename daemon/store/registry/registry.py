@@ -271,9 +271,9 @@ class Registry:
                 self._database.command("explain", find, verbosity="queryPlanner")
             except OperationFailure as error:
                 if error.code in _BAD_FILTER or 51000 <= (error.code or 0) < 52000:
-                    said = (error.details or {}).get("errmsg") or str(error)
+                    message = (error.details or {}).get("errmsg") or str(error)
                     raise DeclarationError(
-                        f"{kind}s.{name}: MongoDB refuses its filter {query.where!r}: {said}"
+                        f"{kind}s.{name}: MongoDB refuses its filter {query.where!r}: {message}"
                     ) from None
                 raise
 

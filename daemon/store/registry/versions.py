@@ -269,11 +269,11 @@ class Versions:
             self._collection.update_one(
                 {"_id": self._id(before), "state": "live"}, {"$set": {"state": "retired"}}, session=session
             )
-        said: dict[str, Any] = {"state": "live", "reason": reason}
+        change: dict[str, Any] = {"state": "live", "reason": reason}
         if not back and before != number:
-            said["replaced"] = before
+            change["replaced"] = before
         self._collection.update_one(
-            {"_id": self._id(version.number)}, {"$set": said, "$currentDate": {"promoted_at": True}}, session=session
+            {"_id": self._id(version.number)}, {"$set": change, "$currentDate": {"promoted_at": True}}, session=session
         )
         # Removed listeners too: if one is applied again, it must not get a generation that had another version.
         mine = {"service": self._service, "kind": "listener", "model": self._model, "generation": {"$type": "number"}}

@@ -54,7 +54,7 @@ _WHOLE: Final = {
     "kind": {"$in": list(DECLARED_BY)},
     "state": {"$in": list(get_args(JobState))},
 }
-"""What every job has. A document that does not match was not written by predictd, and is passed over."""
+"""The fields of every job. A document that does not match was not written by predictd, and is skipped."""
 
 _Moment = Annotated[Annotated[datetime, Strict()] | None, defaulting(None)]
 _Number = Annotated[int | None, defaulting(None)]
