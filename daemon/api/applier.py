@@ -1,11 +1,11 @@
-"""Applier: a component becomes signed declarations in the registry, its code blobs beside them; then what the daemon
-makes of it is waited for.
+"""Applier: writes a component as signed declarations into the registry, with its code blobs, then waits for the daemon.
 
-*The same thing twice does nothing*, though a model that was trained holds other weights than it was declared with. So
-weights that a version of this very declaration has count as those that were declared: only other weights are a change.
+*Applying the same component twice changes nothing*, although a trained model holds other weights than it was declared
+with. Weights that a version of this very declaration has therefore count as the declared weights; only other weights
+are a change.
 
-A model brings three declarations, its own, its validation's and its trainer's. It is trained where its own or its
-trainer's changed, and where an earlier training came to nothing.
+A model brings three declarations, its own, its validation's and its trainer's. It is trained if its own or its
+trainer's declaration changed, or if no earlier training succeeded.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Applier:
         ComponentLoader(self._at).refresh(model, job=ended)
 
     def _meanwhile(self, model: str) -> str:
-        """What is live where a training has failed, if that is not what one would expect."""
+        """After a failed training: names the live version if that is untrained, else ""."""
         live = None
         with suppress(MongoUnavailable), reaching():
             live = Versions(self._at.database, self._at.service, model).live()
@@ -99,8 +99,8 @@ class Applier:
         return f"; version {live.number} of {model!r}, which is live, is untrained" if live and untrained else ""
 
     def _tell_of_dead(self, listener: Listener) -> None:
-        """Warns where rows have an error in place of an output: that is no failure of the listener, but seldom what one
-        wants.
+        """Warns if rows have an error in place of an output: the listener has not failed, but users seldom expect
+        this.
         """
         with suppress(MongoUnavailable), reaching():
             of = {"_id.listener": listener.identifier}
@@ -114,21 +114,23 @@ class Applier:
                 )
 
     def _publish(self, parts: list[Declared], *, force: bool) -> set[str]:
-        """Stores the code, then the declarations that name it, then rings; "kind/name" of what changed."""
+        """Stores the code, then the declarations that name it, then notifies the daemon. Returns the "kind/name" of
+        each changed declaration.
+        """
         for part in parts:
             refuse_filters(part)
         registry, blobs = self._at.registry(), Artifacts(self._at.database)
-        self._at.catalog()  # with a foreign key nothing is to be written
+        self._at.catalog()  # raises before anything is written if the key is another service's
         made: list[Artifact] = [artifact for part in parts for artifact in part.artifacts]
         with reaching():
             blobs.put([blob for artifact in made for blob in artifact.blobs.items()])
             changed = registry.apply([(part.kind, part.name, part.declaration) for part in parts], force=force)
-            bells.ring(self._at.database, self._at.service)  # also where only a damaged blob was mended
+            bells.ring(self._at.database, self._at.service)  # also if only a damaged blob was repaired
         return set(changed)
 
     def _as_declared(self, model: Model, own: Declared, before: Component[ModelDeclaration] | None) -> Declared:
-        """The declaration with the weights that it was applied with before, where the model holds those of a version of
-        that.
+        """The declaration; if the model holds the weights of one of its versions, with the weights it was applied with
+        before.
         """
         if before is None or not isinstance(own.declaration.object, Mapping):
             return own
@@ -144,8 +146,8 @@ class Applier:
         return replace(own, declaration=own.declaration.model_copy(update=code)) if content in ours else own
 
     def _training(self, model: str, *, asked: bool) -> str | None:
-        """The job that trains the model as it is now applied: a new one where that is asked for or owed; None where it
-        is trained.
+        """The job that trains the model as it is now applied: a new one if `asked` or if none is there yet; None if the
+        model is trained already.
         """
         jobs = Jobs(self._at.database, self._at.service)
         with reaching():
@@ -163,7 +165,9 @@ class Applier:
 
 
 def _attached(model: Any) -> list[Declared]:
-    """The declarations of what is attached to a model: the validation before the trainer, which may listen to it."""
+    """The declarations of a model's validation and trainer, in this order, because the trainer may name the
+    validation.
+    """
     name, validation, found = model.identifier, model.validation, []
     if validation is not None:
         if not isinstance(validation, Validation):
@@ -181,8 +185,8 @@ def _attached(model: Any) -> list[Declared]:
 
 
 def _same_code(slot: Any, before: Any) -> Any:
-    """The slot as it was, where only its tensors differ; where it was made with versions that are gone by now, with the
-    tensors that it had.
+    """The slot as it was before, if only its tensors differ. If the old slot was made with other library versions than
+    these, the new slot with the old tensors.
     """
     if (
         not isinstance(slot, Mapping)

@@ -1,8 +1,8 @@
-"""ComponentLoader: from a declaration in the registry back to a component, a model with its live weights and its
-training's traces.
+"""ComponentLoader: builds a component from its declaration in the registry, a model with its live weights and the
+metric traces of its training.
 
-What is loaded is verified first: the declaration's signature, then its code's hashes. Code of service.toml is imported
-by the paths that the daemon has signed for, so here they need no list of packages of their own.
+Everything is verified before it is loaded: first the declaration's signature, then the hashes of its code. Code that
+service.toml names is imported by the paths in the signed declaration, so no list of allowed packages is needed here.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class ComponentLoader:
             return self._model(component, known)
 
     def refresh(self, model: Model, job: Job | None = None) -> None:
-        """Gives the model that was just applied its live weights, and its trainer the traces of `job`, or else of what
-        these weights come from.
+        """Gives the model that was just applied its live weights, and its trainer the traces of `job`, or else of the
+        training that these weights come from.
         """
         with reaching():
             versions = Versions(self._at.database, self._at.service, model.identifier)
@@ -95,8 +95,8 @@ class ComponentLoader:
         return model
 
     def _weighted(self, component: Component[Any]) -> Model:
-        """The model with its live version's weights. Where there is none yet, it is made: so everybody gets the same
-        initial weights.
+        """The model with its live version's weights. If there is no version yet, it is made, so that every loader gets
+        the same initial weights.
         """
         versions = Versions(self._at.database, self._at.service, component.name)
 
@@ -115,13 +115,13 @@ class ComponentLoader:
         return trainer
 
     def _loader(self, component: Component[Any]) -> ModelLoader:
-        """A loader of its own: what it builds is the caller's alone."""
+        """A new loader, so that the caller shares no built object with others."""
         roots = tuple({path.partition(":")[0] for path in _paths(component.declaration.dump())})
         return ModelLoader(self._at.database, self._at.service, ImportPolicy(roots))
 
 
 def _traced(live: Version | None, versions: Versions) -> Version | None:
-    """The version whose training is told: the live one's, else the newest that was trained."""
+    """The version whose traces a trainer shows: the live one, else the newest trained one."""
     if live is not None and live.metric_steps:
         return live
     return next((each for each in reversed(versions.listed()) if each.metric_steps and each.state != "removed"), None)
@@ -136,7 +136,7 @@ def _give_traces(trainer: Any, version: Version | None) -> None:
 
 
 def _paths(body: Any) -> Iterator[str]:
-    """Everything in a declaration that may be an import path."""
+    """Every string in a declaration that may be an import path."""
     if isinstance(body, str):
         if _PATH.fullmatch(body):
             yield body

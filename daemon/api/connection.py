@@ -1,5 +1,5 @@
-"""Finding the daemon that serves a database: the one of a folder (`"embedded"`), or the one whose lease runs in a
-MongoDB that a URI names.
+"""Finds the daemon that serves a database: the one of a folder (`"embedded"`), or the one that holds a lease in the
+MongoDB of a URI.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from daemon.store.service.state_directory import StateDirectory, instance_of
 __all__ = ["Connection", "NotServed", "open_connection"]
 
 PATIENCE_MS: Final = 10_000
-"""How long an operation looks for a primary; a URI that says `serverSelectionTimeoutMS` says otherwise."""
+"""How long an operation waits for a primary, unless the URI sets `serverSelectionTimeoutMS`."""
 
 _open: weakref.WeakSet[Connection] = weakref.WeakSet()
 
@@ -44,7 +44,7 @@ class NotServed(PredictdError):
 
 @dataclass(eq=False)
 class Connection:
-    """A database that a daemon serves. `key_file` is where its signing key lies, None if this machine does not know."""
+    """A database that a daemon serves. `key_file` is the path of its signing key, None if unknown on this machine."""
 
     client: Client = field(repr=False)
     database: Data
@@ -61,58 +61,57 @@ class Connection:
         weakref.finalize(self, self.client.close).atexit = False
 
     def close(self) -> None:
-        """Ends the connection, and the daemon that came with it. May be called again."""
+        """Ends the connection, and the daemon that came with it. A second call does nothing."""
         if not self.closed:
             self.closed = True
             self.client.close()
             self.release()
 
     def registry(self) -> Registry:
-        """What is declared, to be read and written with the service's key. Raises SignatureRefused where that is not to
-        be had.
-        """
+        """The registry, opened with the service's key. Raises SignatureRefused if that key cannot be read."""
         return Registry(self.database, self.service, 0, self.key())
 
     def catalog(self) -> Catalog:
-        """Everything that is applied. Raises SignatureRefused where the key at hand is evidently not the service's."""
+        """Everything that is applied. Raises SignatureRefused if no declaration carries the key's signature."""
         registry = self.registry()
         with reaching():
             known = registry.read()
         if known.refused and not any(known.of(kind) for kind in KINDS):
             raise SignatureRefused(
-                f"nothing that is applied to service {self.service!r} carries the signature of the key at hand: is it "
-                "another service's? Name the right one: connect(..., signing_key_file=...)"
+                f"no declaration of service {self.service!r} is signed with the key at hand: is it another service's? "
+                "Name the right key: connect(..., signing_key_file=...)"
             )
         return known
 
     def key(self) -> SigningKey:
-        """The service's key, from a file that this user has named or noted on this machine. Raises SignatureRefused.
+        """The service's key, from the file that this user named, or that a daemon of this user noted on this machine.
+        Raises SignatureRefused if there is none.
 
-        The database has no say in it: who writes there would have code of his own run here.
+        The path never comes from the database: whoever writes there could then run code of their own here.
         """
         if self._key is None:
             if self.key_file is None:
                 raise SignatureRefused(
                     f"the signing key of service {self.service!r} is not known here, because no daemon of this user "
-                    "has noted it on this machine: name the daemon's key file, or a copy of it for your eyes only "
-                    "(chmod 600), connect(..., signing_key_file=...)"
+                    "has noted it on this machine: name the daemon's key file, or a copy of it that only you can read "
+                    "(chmod 600): connect(..., signing_key_file=...)"
                 )
             try:
                 self._key = SigningKey.read(self.key_file)
             except OSError as error:
                 raise SignatureRefused(
                     f"the signing key of service {self.service!r} cannot be read at {self.key_file} "
-                    f"({error.strerror}): what is applied must be signed with it. Copy it here from the daemon's "
-                    "machine, for your eyes only (chmod 600), and name it: connect(..., signing_key_file=...)"
+                    f"({error.strerror}): declarations must be signed with it. Copy it here from the daemon's "
+                    "machine, readable only by you (chmod 600), and name it: connect(..., signing_key_file=...)"
                 ) from None
             except DeclarationError as error:
                 raise SignatureRefused(str(error)) from None
         return self._key
 
     def fields(self, table: str) -> Mapping[str, str]:
-        """The declared fields of a table with their datatypes. Raises NotApplied where it is not applied.
+        """The declared fields of a table with their datatypes. Raises NotApplied if the table is not applied.
 
-        They are believed without a signature, because whoever only reads and inserts rows needs no key: they name no
+        Their signature is not verified: a program that only reads and inserts rows needs no key, and fields name no
         code.
         """
         components = self.database[names.COMPONENTS]
@@ -173,7 +172,7 @@ def _embedded(folder: Path, service: str | None, database: str | None, key_file:
     except BaseException:
         child.release(found)
         raise
-    # The daemon of another process may have its key elsewhere, by its service.toml. The folder says which daemon it is.
+    # A daemon of another process may keep its key elsewhere, as its service.toml sets. The folder names the daemon.
     noted = None if found.owned else _keyring().key_file(instance_of(found.state_dir))
     key_file = key_file or noted or StateDirectory(found.state_dir).signing_key_file
     database_ = _database(client, found.served.database)
@@ -201,13 +200,13 @@ def _remote(uri: str, service: str | None, database: str | None, key_file: Path 
 
 
 def _keyring() -> Keyring:
-    """What this user's daemons have noted on this machine."""
+    """The keyring: where this user's daemons have noted their key files on this machine."""
     return Keyring(keyring_folder(os.environ))
 
 
 def _client(uri: str) -> Client:
-    """A client as the user's URI asks for it. Raises DeclarationError where that is wrong, MongoUnavailable where the
-    DNS does not answer.
+    """A client with the options of the user's URI. Raises DeclarationError if the URI is invalid, MongoUnavailable if
+    the DNS does not answer.
     """
     given = uri.lower()
     options: dict[str, Any] = {"appname": "predictd"} if "appname=" not in given else {}
@@ -218,11 +217,11 @@ def _client(uri: str) -> Client:
     except (PyMongoError, ValueError, OSError) as error:
         if uri.startswith("mongodb+srv://") and isinstance(error, DriverConfigurationError):
             raise MongoUnavailable(f"the DNS does not tell the hosts of {masked(uri)}: {masked(str(error))}") from None
-        raise DeclarationError(f"connect: {masked(uri)} is no usable MongoDB URI: {masked(str(error))}") from None
+        raise DeclarationError(f"connect: {masked(uri)} is not a usable MongoDB URI: {masked(str(error))}") from None
 
 
 def _named(client: Client) -> str | None:
-    """The database that the URI names, None where it names none."""
+    """The database that the URI names, None if it names none."""
     try:
         return client.get_default_database().name
     except DriverConfigurationError:
@@ -230,14 +229,16 @@ def _named(client: Client) -> str | None:
 
 
 def _database(client: Client, name: str) -> Data:
-    """Rows as models see them, whatever the URI's options say; but how UUIDs are stored is the owner's choice."""
+    """The database with the codec that models read rows with. Of the URI's options only the UUID representation is
+    kept.
+    """
     database = open_database(client, name)
     codec = ROW_CODEC.with_options(uuid_representation=client.codec_options.uuid_representation)
     return database.with_options(codec_options=codec)
 
 
 def _chosen(client: Client, service: str | None, database: str | None) -> Served:
-    """The one service that is meant. Raises NotServed, with what there is, where it is none or several."""
+    """The one service that matches. Raises NotServed, which lists the active services, if none or several match."""
     if database is None:
         try:
             found = find_served(client)
@@ -266,6 +267,6 @@ def _close_clients() -> None:
         connection.client.close()
 
 
-# Registered after the same of `child`, so called before it: clients say goodbye to a server that is still there.
+# Registered after the handler of `child`, so called before it: clients close while their server still runs.
 atexit.register(_close_clients)
 os.register_at_fork(after_in_child=_open.clear)

@@ -1,12 +1,11 @@
-"""The Python API: a database that a daemon keeps in sync, as an object.
+"""The Python API: an object for a database that a daemon keeps in sync.
 
     db = connect("embedded")                      connection.py, embedded_daemon.py
-    db.apply(component)                           declare it, sign it, store it; the daemon does the rest: applier.py
+    db.apply(component)                           declare, sign and store it; the daemon does the rest: applier.py
     db["mnist"].insert(rows)                      rows, without the daemon: table.py
     db.load("TorchModel", "my-model")             from the registry, with the live weights: component_loader.py
 
-The daemon does all the work; this process only writes declarations and reads what came of them, so it may end at any
-time.
+The daemon does all the work. This process only writes declarations and reads results, so it may end at any time.
 """
 
 from __future__ import annotations
@@ -43,15 +42,15 @@ def connect(
 ) -> Datalayer:
     """The database that a daemon serves.
 
-    target: "embedded": the daemon of `folder` (".predictd" unless told), which is started, with a real MongoDB, where
-        none runs there, and then ends with this process; one that another process started ends with that. Or a MongoDB
-        URI, with any of its options: the daemon that is active in its database.
-    service, database: which one is meant, where several are served; the database may as well stand in the URI.
+    target: "embedded" is the daemon of `folder` (".predictd" by default). If none runs there, this process starts one
+        with a real MongoDB, and both end with this process. A daemon that another process started ends with that one.
+        A MongoDB URI, with any of its options, is the daemon that is active in its database.
+    service, database: which one to use, if several are served; the URI may name the database as well.
     signing_key_file: the service's key, which signs what is applied. By default the key of the folder, or, with a URI,
-        the one that a daemon of this user has noted on this machine; never one that the database names.
+        the key that a daemon of this user noted on this machine. It is never one that the database names.
 
-    Raises DeclarationError where this makes no sense, NotServed where no daemon is active, MongoUnavailable where
-    MongoDB or the daemon cannot be had.
+    Raises DeclarationError if an argument is invalid, NotServed if no daemon is active, MongoUnavailable if MongoDB
+    does not answer or the daemon does not start.
     """
     return Datalayer(
         open_connection(target, service=service, database=database, folder=folder, signing_key_file=signing_key_file)
@@ -59,57 +58,58 @@ def connect(
 
 
 class Datalayer:
-    """A database that a daemon serves. Closing it ends the connection, and the daemon too where it came with it; `with`
-    does so at its end.
+    """A database that a daemon serves. Closing it ends the connection, and the daemon too if this process started it;
+    leaving a `with` block closes it.
 
-    Every method raises MongoUnavailable where MongoDB does not answer, and PredictdError once it is closed.
+    Every method raises MongoUnavailable if MongoDB does not answer, and PredictdError after `close`.
     """
 
     def __init__(self, connection: Connection) -> None:
         self._at = connection
 
     def apply(self, component: T, force: bool = False, wait: bool = True) -> T:
-        """Puts a Table, a model (with its trainer and its validation), a Listener or a Validation into service; the
-        component itself.
+        """Puts a Table, a model (with its trainer and its validation), a Listener or a Validation into service, and
+        returns it.
 
-        What is applied already, just so, stays as it is; else, or with `force`, it replaces what has its name. A model
-        whose declaration, or whose trainer's, is new is trained by the daemon. With `wait` this returns when that is
-        done, and the model holds its live weights and its trainer the metric traces; for a listener, when all rows have
-        their outputs.
+        An identical component that is applied already stays as it is. A different one, or any with `force`, replaces
+        the component of its name. The daemon trains a model if its declaration or its trainer's is new. With `wait`
+        this returns after the training: the model then holds its live weights, and its trainer the metric traces. For a
+        listener it returns when all rows have their outputs.
 
-        Raises DeclarationError where it cannot be applied (service.toml has the name, it cannot travel, it names what
-        is not applied), SignatureRefused where the service's key is not to be had, JobFailed, with the job's reason,
-        where the training fails.
+        Raises DeclarationError if it cannot be applied (service.toml has the name, it cannot be serialized, it names a
+        component that is not applied), SignatureRefused if the service's key cannot be read, and JobFailed, with the
+        job's reason, if the training fails.
         """
         Applier(self._open()).apply(component, force=force, wait=wait)
         return component
 
     def load(self, type: str | type[Any], identifier: str) -> Any:  # noqa: A002 - as in the reference tutorial
-        """A component as it is applied; a model with its live weights, its trainer with the traces of the training that
-        these come from.
+        """A component as it is applied. A model has its live weights, and its trainer the traces of the training that
+        made them.
 
-        `type` is a class or its name ("TorchModel", "Model", "Table"...). Raises NotApplied where it was removed (and
-        when) or never applied, SignatureRefused where its declaration is not the service's, ArtifactRefused where its
-        code cannot be loaded here.
+        `type` is a class or its name ("TorchModel", "Model", "Table"...). Raises NotApplied if it was removed (and says
+        when) or never applied, SignatureRefused if its declaration is not signed with the service's key,
+        ArtifactRefused if its code cannot be loaded here.
         """
         return ComponentLoader(self._open()).load(type, identifier)
 
     def remove(self, type: str | type[Any], identifier: str, outputs: bool = False) -> None:  # noqa: A002
         """Takes a component out of service: a model with its versions, its trainer and its validations. Rows stay.
 
-        With `outputs`, what a listener wrote into the rows goes too; of a model, its listeners with their outputs.
-        Raises NotApplied, and DeclarationError where service.toml declares it or something still needs it.
+        With `outputs`, the outputs that a listener wrote into the rows are removed too; for a model, its listeners with
+        their outputs. Raises NotApplied if it is not applied, DeclarationError if service.toml declares it or something
+        needs it.
         """
         remove(self._open(), type, identifier, outputs=outputs)
 
     def show(self, type: str | type[Any] | None = None, identifier: str | None = None) -> Any:  # noqa: A002
-        """What is applied: a list of dictionaries; of one type, the identifiers; of one component, all that is known of
-        it. Raises NotApplied.
+        """Everything that is applied, as a list of dictionaries; with `type`, its identifiers; with both arguments, all
+        that is known of one component. Raises NotApplied.
         """
         known = self._open().catalog()
         if type is None:
             if identifier is not None:
-                raise DeclarationError("show: say the type as well, as in db.show('Model', 'my-model')")
+                raise DeclarationError("show: give the type too, as in db.show('Model', 'my-model')")
             return [
                 {"type": type_name(each), "identifier": named(each), "source": each.source}
                 for kind in ("table", "model", "trainer", "validation", "listener")
@@ -142,7 +142,7 @@ class Datalayer:
         return about | {"declaration": found.declaration.dump()}
 
     def __getitem__(self, table: str) -> TableHandle:
-        """The rows of a table: `db["mnist"].insert(rows)`. Raises NotApplied where no table of this name is applied."""
+        """The rows of a table: `db["mnist"].insert(rows)`. Raises NotApplied if no such table is applied."""
         self._datatypes(table)
         return TableHandle(table, self._open().database, self._datatypes)
 
@@ -164,8 +164,8 @@ class Datalayer:
         state: str | None = None,
         limit: int = 100,
     ) -> list[dict[str, Any]]:
-        """The newest jobs, newest first, without their logs: of one model, kind ("train", "validate"), target or
-        state.
+        """The newest jobs, newest first, without their logs; of one model, kind ("train", "validate"), target or state,
+        if given.
         """
         at = self._open()
         wanted = {"model": model, "kind": kind, "target": target, "state": state}
@@ -174,26 +174,26 @@ class Datalayer:
             return [job.document() for job in Jobs(at.database, at.service).listed(limit, **matching)]
 
     def logs(self, job: str) -> list[str]:
-        """The last 200 lines that a job has said, what the user's code prints among them; `job` is its id, or the end
-        of it. Raises NotApplied.
+        """The last 200 lines of a job's log, with everything the user's code printed; `job` is its id, or the end of
+        it. Raises NotApplied.
         """
         at = self._open()
         with reaching():
             found = Jobs(at.database, at.service).get(job)
         if found is None:
-            raise NotApplied(f"there is no job {job!r}, or more than one name ends so; db.jobs() lists them")
+            raise NotApplied(f"there is no job {job!r}, or more than one id ends with that; db.jobs() lists them")
         return list(found.log or ())
 
     @property
     def uri(self) -> str:
-        """Where its MongoDB answers, for any other client; with the user name and the password, where it was given
-        some.
+        """The URI of its MongoDB, for any other client. It contains the user name and the password, if there are
+        any.
         """
         return self._at.uri
 
     def close(self) -> None:
-        """Ends the connection; a daemon that came with it ends as well, unless another connection of this process uses
-        it. May be called again.
+        """Ends the connection; a daemon that it started ends too, unless another connection of this process uses it. A
+        second call does nothing.
         """
         self._at.close()
 
@@ -210,7 +210,7 @@ class Datalayer:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "a connection to the database does not travel; in code that the daemon runs, use the row that it is given"
+            "a connection to the database cannot be serialized; in code that the daemon runs, use the row that it gets"
         )
 
     def _open(self) -> Connection:

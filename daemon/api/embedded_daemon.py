@@ -1,13 +1,13 @@
-"""The daemon of `connect("embedded")`: found where one runs in the folder already, else started, as a child that ends
-with this process.
+"""The daemon of `connect("embedded")`: finds the one that runs in the folder, else starts one as a child process that
+ends with this process.
 
-    FOLDER/connect.lock    held while somebody looks and starts, so that two that connect at once end with one daemon
-    FOLDER/embedded.toml   the configuration that the child runs with: everything else is applied through the API
-    FOLDER/daemon.log      what it says, with one file of an earlier run beside it
+    FOLDER/connect.lock    held while a process looks for a daemon and starts one, so that two at once start only one
+    FOLDER/embedded.toml   the child's configuration: everything else is applied through the API
+    FOLDER/daemon.log      the child's output; older output is in daemon.log.1
 
-The child is told to stop by the end of its standard input. That comes from `release`, from this interpreter's exit, or,
-however this process is ended, from the kernel. It is a session of its own: Ctrl-C, and a notebook's "interrupt", stop a
-cell and not the database.
+The child stops when its standard input ends: `release` closes it, this interpreter's exit does, and the kernel does if
+this process is killed. The child has a session of its own, so Ctrl-C and a notebook's "interrupt" stop a cell and not
+the database.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SERVICE: Final = "default"
 DATABASE: Final = "predictd"
 START_SECONDS: Final = 180.0
 STOP_SECONDS: Final = 60.0
-"""The daemon has 30 s for its rows, and its MongoDB some more."""
+"""The daemon has 30 s to finish its rows, and its MongoDB some more to stop."""
 
 _FOREIGN_SECONDS: Final = 15.0
 _ANOTHER: Final = 75  # the exit code of a daemon that finds its state directory in use
@@ -56,8 +56,8 @@ _NOT_ACTIVE: Final = (
 _TAIL_LINES: Final = 20
 _LOG_BYTES: Final = 10_000_000
 
-# What a person has set for a daemon of their own must not lead this one to another database; the rest is the notebook's
-# own business.
+# Variables that the user has set for another daemon must not lead this one to another database. All others are passed
+# on.
 _NOT_INHERITED: Final = ("PREDICTD_", "STATE_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_", "MPLBACKEND")
 
 _CONFIGURATION: Final = f"""\
@@ -80,9 +80,7 @@ format = "console"
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """A daemon that is active on a folder: where its MongoDB answers, what it serves there, and whether this process
-    started it.
-    """
+    """A daemon that is active on a folder: its MongoDB's URI, what it serves, and whether this process started it."""
 
     state_dir: Path
     uri: str
@@ -99,7 +97,7 @@ class _Child:
     users: int = 0
 
     def stop(self) -> None:
-        """Lets it drain and end; kills one that hangs, whose MongoDB then ends by itself."""
+        """Lets it finish its rows and end. One that hangs is killed; its MongoDB then ends by itself."""
         if self.process.stdin is not None:
             self.process.stdin.close()
         try:
@@ -114,13 +112,13 @@ _turn = threading.RLock()
 
 
 def reach(folder: Path) -> Embedded:
-    """The daemon that is active on the folder, started where there is none; to be given back by `release`.
+    """The daemon that is active on the folder; starts one if there is none. The caller gives it back with `release`.
 
-    Raises DeclarationError where the folder cannot be used, or its daemon works on a MongoDB elsewhere, and
-    MongoUnavailable, with the end of its log, where it does not come up.
+    Raises DeclarationError if the folder cannot be used or its daemon uses a MongoDB elsewhere, and MongoUnavailable,
+    with the end of its log, if it does not start.
     """
     state_dir = folder.absolute()
-    with _turn, _one_at_a_time(state_dir), _said(f"starting MongoDB and predictd in {state_dir}"):
+    with _turn, _one_at_a_time(state_dir), _shown_on_terminal(f"starting MongoDB and predictd in {state_dir}"):
         while True:
             child = _children.get(state_dir)
             if child is None or child.process.poll() is not None:
@@ -128,7 +126,7 @@ def reach(folder: Path) -> Embedded:
                 if found is not None:
                     return found
                 if child is not None:
-                    child.stop()  # it was killed: its pipe is all that is left of it
+                    child.stop()  # it was killed: only its pipe is left to close
                 child = _start(state_dir, users=child.users if child else 0)
             found = _until_active(child)
             if found is not None:
@@ -137,8 +135,8 @@ def reach(folder: Path) -> Embedded:
 
 
 def release(daemon: Embedded) -> None:
-    """One connection needs it no longer: a daemon that this process started stops with its last one. One of another
-    process is left alone.
+    """Called when a connection ends. A daemon that this process started stops with its last connection; one of another
+    process goes on.
     """
     with _turn:
         child = _children.get(daemon.state_dir) if daemon.owned else None
@@ -166,9 +164,7 @@ def _one_at_a_time(state_dir: Path) -> Iterator[None]:
 
 
 def _running(state_dir: Path) -> Embedded | None:
-    """The daemon of another process; None once the folder is free. One that starts, or is about to end, is waited
-    for.
-    """
+    """The daemon of another process; None once the folder is free. Waits for one that starts or stops."""
     began = time.monotonic()
     mongo_seen = began
     while is_held(state_dir / "lock"):
@@ -215,8 +211,8 @@ def _start(state_dir: Path, users: int) -> _Child:
 
 
 def _until_active(child: _Child) -> Embedded | None:
-    """Waits for a child; None where somebody's daemon took the folder first. One that does not come up is ended, and
-    its reason told.
+    """Waits for a child; None if another process's daemon took the folder first. A child that does not start is ended;
+    MongoUnavailable gives its reason.
     """
     end = time.monotonic() + START_SECONDS
     while (code := child.process.poll()) is None:
@@ -237,8 +233,8 @@ def _until_active(child: _Child) -> Embedded | None:
 
 
 def _active(state_dir: Path) -> Embedded | None:
-    """The folder's daemon, if it leads: the lease is of this folder and of the process that holds its lock, not of one
-    that was killed or is leaving.
+    """The folder's daemon, if it leads: the lease names this folder and the process that holds its lock, so it is not
+    the lease of a killed or stopping daemon.
     """
     instance = instance_of(state_dir)
     running = embedded.attach(state_dir) if instance and _leads(state_dir) else None
@@ -252,9 +248,7 @@ def _active(state_dir: Path) -> Embedded | None:
 
 
 def _leads(state_dir: Path) -> bool:
-    """Whether the daemon says that it is active: what its service.toml declares is published, and it is not about to
-    end.
-    """
+    """Whether /readyz reports the daemon as active: its service.toml is published, and it is not stopping."""
     address = http_address(state_dir)
     if address is None:
         return False
@@ -279,8 +273,8 @@ def tail(state_dir: Path) -> str:
 
 
 @contextmanager
-def _said(text: str) -> Iterator[None]:
-    """Says what is waited for, where somebody sits before a terminal."""
+def _shown_on_terminal(text: str) -> Iterator[None]:
+    """Shows on a terminal what this process waits for; elsewhere nothing."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield
@@ -296,8 +290,8 @@ def _stop_all() -> None:
 
 
 def _forget() -> None:
-    """In a process that was forked from this one: the children are not its own, and its copy of a pipe must not keep
-    one alive.
+    """Runs in a fork of this process: the children are not the fork's, and its copy of a pipe must not keep one
+    alive.
     """
     for child in _children.values():
         child.process.returncode = 0

@@ -1,4 +1,4 @@
-"""What can be said of a declaration before anything is stored: what service.toml would not take either."""
+"""The check of a declaration's filters before anything is stored, by the same rules as service.toml's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ __all__ = ["refuse_filters"]
 
 
 def refuse_filters(declared: Declared) -> None:
-    """Raises DeclarationError, which names the place, where a filter holds what no filter of a declaration may."""
+    """Raises DeclarationError, which names the place, if a filter holds something that no declaration's filter may
+    hold.
+    """
     base: tuple[str, ...] = (f"{declared.kind}s", declared.name)
     datasets = getattr(declared.declaration, "datasets", {})
     paths = [(*base, "datasets", name) for name in datasets] or [base]

@@ -1,4 +1,4 @@
-"""What components are called: by class or its name in the API ("TorchModel"), by kind in the registry ("model")."""
+"""The names of components: in the API a class or its name ("TorchModel"), in the registry a kind ("model")."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SPELLED: Final = {name.lower(): name for name in _KINDS}
 
 
 def kind_of(type_: str | type[Any]) -> tuple[str, str | None]:
-    """The kind, and the `type` that a declaration of it then has (None: any). Raises DeclarationError for what is no
+    """The kind, and the `type` of its declaration (None: any). Raises DeclarationError if `type_` names no
     component.
     """
     given = type_ if isinstance(type_, str) else getattr(type_, "__name__", repr(type_))
@@ -33,12 +33,12 @@ def kind_of(type_: str | type[Any]) -> tuple[str, str | None]:
     if name is None:
         near = get_close_matches(given, _KINDS, n=1)
         meant = f"did you mean {near[0]!r}? " if near else ""
-        raise DeclarationError(f"{given!r} is no type of component; {meant}the types are {', '.join(_KINDS)}")
+        raise DeclarationError(f"{given!r} is not a type of component; {meant}the types are {', '.join(_KINDS)}")
     return _KINDS[name]
 
 
 def type_name(component: Component[Any]) -> str:
-    """The name of its class."""
+    """The name of the component's class."""
     of = getattr(component.declaration, "type", None)
     return next(
         name
@@ -48,5 +48,5 @@ def type_name(component: Component[Any]) -> str:
 
 
 def named(component: Component[Any]) -> str:
-    """What it is called by itself: a trainer, which the registry knows by its model, has a name of its own."""
+    """The component's identifier. A trainer has one of its own; the registry knows it by its model's."""
     return str(component.declaration.identifier) if component.kind == "trainer" else component.name

@@ -1,11 +1,11 @@
-"""The versions of a model as a picture: does it get better, and how did each of them learn?
+"""The versions of a model as a figure: does the model get better, and how did each version learn?
 
-    by version      what each version reached; the live one stands out, those that were rejected are hollow
-    by step         how the newest versions learned: the newer, the darker, the live one in its own colour
-    by time         what the scheduled validations found of whichever version was live then, where there were any
+    by version      the metrics of each version; the live one is highlighted, rejected ones are hollow
+    by step         the traces of the newest versions: the newer, the darker; the live one has its own colour
+    by time         the results of the scheduled validations of the version that was live then, if there are any
 
-Losses have panels of their own beside the other metrics: they run on another scale, and the other way round. Figures
-are made by matplotlib's objects, never by pyplot's state, so any thread or process may draw.
+Losses have panels of their own beside the other metrics, because they have another scale and lower is better. Figures
+are made with matplotlib's objects, never with pyplot's state, so any thread or process may draw.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 __all__ = ["NEWEST", "versions_figure"]
 
 NEWEST: Final = 6
-"""So many versions' traces are drawn, the live one among them."""
+"""The number of versions whose traces are drawn, with the live one."""
 
 DOTTED: Final = 40
-"""A trace of so many points shows each of them."""
+"""A trace of at most so many points shows each point."""
 
 _LONE: Final = timedelta(minutes=5)
 _LIVE: Final = "#d1495b"
@@ -41,10 +41,10 @@ Draw = Callable[["Axes"], None]
 
 
 def versions_figure(versions: Sequence[Version], *, title: str = "", figure: Figure | None = None) -> Figure:
-    """Draws the versions into a new figure, or an empty one that is given. Raises NotApplied where there is nothing to
-    draw yet.
+    """Draws the versions into a new figure, or into the given empty one. Raises NotApplied if there is nothing to draw
+    yet.
 
-    Its width and height are in inches, as matplotlib has them; `figure.savefig` writes it.
+    Its width and height are in inches, as in matplotlib; `figure.savefig` writes it to a file.
     """
     from matplotlib.figure import Figure as Fresh
 
@@ -71,7 +71,7 @@ def versions_figure(versions: Sequence[Version], *, title: str = "", figure: Fig
 
 
 Row = tuple[Draw | None, Draw | None]
-"""What stands in a row of the figure: the metrics, and the losses."""
+"""The two panels of a row of the figure: the metrics and the losses."""
 
 
 def _by_version(versions: Sequence[Version]) -> Row:
@@ -118,7 +118,7 @@ def _draw_versions(axes: Axes, versions: Sequence[Version], names: Sequence[str]
 
     for name, colour in zip(names, cycle(_COLOURS), strict=False):
         points = [(version, version.metrics[name]) for version in versions if name in version.metrics]
-        # Rejected versions stand beside the line of those that were, or may be, live.
+        # The line joins only versions that were, or may become, live; rejected ones are single points.
         line = [(version.number, value) for version, value in points if version.state != "rejected"]
         axes.plot(*zip(*line, strict=True), color=colour, linewidth=1.6, zorder=2, label=name) if line else None
         for version, value in points:
@@ -196,13 +196,13 @@ def _draw_times(
                 str(number), (at, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
                 ha="center", va="bottom", fontsize=8, color=_LIVE,
             )  # fmt: skip
-    if max(moments) == min(moments):  # a lone point would stand on an axis of years
+    if max(moments) == min(moments):  # a lone point would get an axis of years
         axes.set_xlim(moments[0] - _LONE, moments[0] + _LONE)
     locator = AutoDateLocator(minticks=3, maxticks=8)  # type: ignore[no-untyped-call]
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
     axes.margins(y=0.15)
-    _titled(axes, "validations of what was live", "time (UTC)")
+    _titled(axes, "validations of the live version", "time (UTC)")
     _legend(axes, names)
 
 
@@ -241,7 +241,7 @@ def _legend(axes: Axes, names: Sequence[str], *, hollow: bool = False) -> None:
 
 
 def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Writes each line's name behind its end, moved apart where several end at nearly the same height."""
+    """Writes each line's name behind its end, and moves names apart if several lines end at nearly the same height."""
     if not ends:
         return
     low, high = axes.get_ylim()
@@ -250,7 +250,7 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> No
     heights: list[float] = []
     for _, y, *_ in ordered:
         heights.append(max(y, heights[-1] + apart) if heights else y)
-    for place in range(len(heights) - 1, -1, -1):  # and down again, where that has led out of the panel
+    for place in range(len(heights) - 1, -1, -1):  # and down again, if that has led out of the panel
         heights[place] = min(heights[place], high - apart * (len(heights) - 1 - place))
     right = max(x for x, *_ in ends)
     for (_, _, text, colour), height in zip(ordered, heights, strict=True):
@@ -261,7 +261,7 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> No
 
 
 def _shade(place: int, count: int) -> str:
-    """The newer, the darker."""
+    """The colour of a trace: the newer, the darker."""
     from matplotlib.colors import LinearSegmentedColormap, to_hex
 
     colours = LinearSegmentedColormap.from_list("past", _PAST)
@@ -269,6 +269,6 @@ def _shade(place: int, count: int) -> str:
 
 
 def _names(measured: Iterator[Mapping[str, Any]] | Sequence[Mapping[str, Any]], *, losses: bool) -> list[str]:
-    """The metrics that were measured, in the order in which they were first met: losses, or all others."""
+    """The metrics that were measured, in the order of their first appearance: losses, or all others."""
     met = dict.fromkeys(name for each in measured for name, value in each.items() if value is not None)
     return [name for name in met if ("loss" in name.rpartition("/")[2]) == losses]

@@ -1,6 +1,4 @@
-"""Removing: a declaration leaves the registry, and with it, where that is asked for, what the daemon wrote into the
-rows for it.
-"""
+"""Removes a declaration from the registry and, if asked for, the outputs that the daemon wrote into the rows for it."""
 
 from __future__ import annotations
 
@@ -39,7 +37,9 @@ def remove(connection: Connection, type_: str | type[Any], identifier: str, *, o
 
 
 def _take_out(connection: Connection, kind: str, name: str) -> None:
-    """Out of the registry. A model's trainings end, and its weights go; its versions' numbers and history stay."""
+    """Removes it from the registry. A model's trainings are cancelled and its weights deleted; the numbers and history
+    of its versions stay.
+    """
     with reaching():
         connection.registry().remove(kind, name)
         if kind == "model":
@@ -51,7 +51,7 @@ def _take_out(connection: Connection, kind: str, name: str) -> None:
 
 
 def _forget(connection: Connection, listener: Component[Any]) -> None:
-    """A listener, and then its outputs and dead letters, once nobody writes them any more."""
+    """Removes a listener, and its outputs and dead letters as soon as no worker writes them any more."""
     _take_out(connection, "listener", listener.name)
     wait_until_unserved(connection, listener.name)
     output = f"_outputs.{listener.name}"

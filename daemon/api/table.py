@@ -1,8 +1,8 @@
-"""A table in the hands of a Python program: `db["mnist"]`, a query that can also read and write rows.
+"""A table's handle, `db["mnist"]`: a query that can also read and write rows.
 
-Rows go in as Python objects and come back as such: each declared field is turned by its datatype, on a copy; what is
-not declared goes as it is. An insert is checked whole before its first row is sent, so one row that cannot be stored
-leaves the table as it was.
+Rows are written and read as Python objects. The datatype of each declared field encodes its value, on a copy of the
+row; undeclared fields are stored as they are. An insert encodes all rows before it sends the first, so a row that
+cannot be stored leaves the table as it was.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ Datatypes = Mapping[str, Datatype]
 
 
 class TableHandle(Query):
-    """The rows of a table, or those that are left by `filter`, `select` and `limit`, which give handles again.
+    """The rows of a table. `filter`, `select` and `limit` return a handle of fewer rows or fields.
 
-    `handle["field"]` is the field, to be compared: `db["mnist"].filter(db["mnist"]["_fold"] == "valid")`.
+    `handle["field"]` is the field, for comparisons: `db["mnist"].filter(db["mnist"]["_fold"] == "valid")`.
     """
 
     def __init__(self, table: str, database: Data, datatypes: Callable[[str], Datatypes]) -> None:
-        """`datatypes` tells those of the table's declared fields, by path, as they are now."""
+        """`datatypes` returns the current datatypes of a table's declared fields, by path."""
         super().__init__(table)
         self._database = database
         self._datatypes = datatypes
@@ -50,19 +50,19 @@ class TableHandle(Query):
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            f"db[{self.table!r}] does not travel, it is connected to the database; in code that the daemon runs, use "
-            "the row that it is given"
+            f"db[{self.table!r}] cannot be serialized, because it is connected to the database; in code that the "
+            "daemon runs, use the row that it gets"
         )
 
     # ---- writing --------------------------------------------------------------------------------------------------
 
     def insert(self, rows: Iterable[Mapping[str, Any]] | Mapping[str, Any]) -> list[Any]:
-        """Stores rows, all of them or, where one cannot be stored, none; their `_id`s, in order. The caller's
+        """Stores all rows, or none if one cannot be stored, and returns their `_id`s in order. The caller's
         dictionaries stay as they were.
 
-        Raises EncodeError, naming row and field, for a value that is not what its field's datatype says or that MongoDB
-        cannot hold, and PredictdError where MongoDB refuses a row (an `_id` that is there already): the rows before it
-        are then stored.
+        Raises EncodeError, which names row and field, if a value does not fit its field's datatype or MongoDB cannot
+        hold it. Raises PredictdError if MongoDB refuses a row (its `_id` exists already): the rows before it are then
+        stored.
         """
         given = [rows] if isinstance(rows, Mapping) else list(rows)
         datatypes, codec = self._datatypes(self.table), self._collection.codec_options
@@ -103,18 +103,18 @@ class TableHandle(Query):
     # ---- reading --------------------------------------------------------------------------------------------------
 
     def get(self) -> dict[str, Any] | None:
-        """The first of the rows, by `_id`; None where there is none."""
+        """The first of the rows, by `_id`; None if there is none."""
         return next(iter(self.limit(1)), None)
 
     def count(self) -> int:
-        """How many rows there are. Raises MongoUnavailable."""
+        """The number of rows. Raises MongoUnavailable."""
         limit: dict[str, Any] = {} if self.max_rows is None else {"limit": self.max_rows}
         with reaching():
             return int(self._collection.count_documents(self.where, **limit))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """The rows by `_id`, decoded, with their `_outputs`. Raises DecodeError, naming the row, where a value is not
-        what its datatype says.
+        """The rows by `_id`, decoded, with their `_outputs`. Raises DecodeError, which names the row, if a value does
+        not fit its datatype.
         """
         datatypes = self._datatypes(self.table)
         projection = None if self.fields is None else _projection(self.fields)
@@ -141,7 +141,7 @@ class TableHandle(Query):
 
 
 def _stored(row: Any, datatypes: Datatypes) -> dict[str, Any]:
-    """A copy of the row as MongoDB is to hold it, with an `_id`. Raises EncodeError, to be read after the row's
+    """A copy of the row as MongoDB stores it, with an `_id`. Raises EncodeError, whose message goes after the row's
     number.
     """
     if not isinstance(row, Mapping):
@@ -158,7 +158,9 @@ def _stored(row: Any, datatypes: Datatypes) -> dict[str, Any]:
 
 
 def _copied_holder(document: dict[str, Any], path: str) -> tuple[dict[str, Any] | None, str]:
-    """What holds the last part of a path; the way to it is copied, because it belongs to the caller."""
+    """The dictionary that holds the last part of a path, and that part. The dictionaries on the way are copied, because
+    they belong to the caller.
+    """
     *way, name = path.split(".")
     holder = document
     for part in way:
@@ -179,7 +181,7 @@ def _holder(row: dict[str, Any], path: str) -> tuple[dict[str, Any] | None, str]
 
 
 def _bson(document: dict[str, Any], codec: CodecOptions[Any]) -> bytes:
-    """The bytes of a row. Raises EncodeError that names the field which has none."""
+    """The BSON bytes of a row. Raises EncodeError, which names the field that cannot be encoded."""
     try:
         data = bson.encode(document, codec_options=codec)
     except (BSONError, OverflowError, ValueError, TypeError, RecursionError) as error:
@@ -207,5 +209,5 @@ def _raw(codec: CodecOptions[Any]) -> CodecOptions[RawBSONDocument]:
 
 
 def _projection(fields: tuple[str, ...]) -> list[str]:
-    """`fields` without those that lie inside another of them, which MongoDB would refuse."""
+    """`fields` without those inside another of them; MongoDB would refuse both."""
     return [path for path in fields if not any(path.startswith(f"{other}.") for other in fields)]

@@ -25,14 +25,14 @@ class VersionList(list[Version]):
 
     @property
     def live(self) -> Version | None:
-        """The version that makes the outputs; None before the first."""
+        """The version that makes the outputs; None if none is live yet."""
         return next((version for version in self if version.state == "live"), None)
 
     def plot(self, file: str | Path | None = None) -> Figure:
-        """The picture of `daemon.api.plots`: a figure of pyplot's, which a notebook shows, or written into a file,
-        whose ending says the format.
+        """The figure of `daemon.api.plots`. Without `file` it is a figure of pyplot's, which a notebook shows; else it
+        is written to the file, whose suffix sets the format.
 
-        Raises NotApplied where there is nothing to draw yet, PredictdError where the file cannot be written.
+        Raises NotApplied if there is nothing to draw yet, PredictdError if the file cannot be written.
         """
         if file is None:
             from matplotlib import pyplot as plt

@@ -1,7 +1,7 @@
-"""Waiting for what the daemon does: a job until it has ended, a listener until its rows have their outputs.
+"""Waits for the daemon: for a job until it has ended, for a listener until its rows have their outputs.
 
-What is waited for is shown as a bar on a terminal, as a line every few seconds in a notebook, and not at all elsewhere.
-Nothing here asks anything. An interrupt (Ctrl-C) ends the waiting; the daemon goes on.
+Progress is a bar on a terminal, a line every few seconds in a notebook, and not shown elsewhere. Nothing here asks the
+user a question. An interrupt (Ctrl-C) ends the waiting; the daemon goes on.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from daemon.store.service.status import StatusBoard
 __all__ = ["wait_for_job", "wait_for_listener", "wait_until_unserved"]
 
 PATIENCE_SECONDS: Final = 60.0
-"""How long nobody may be there to do what is waited for; a daemon that is restarted needs less."""
+"""How long to wait without an active daemon; a restart takes less."""
 
 _PAUSE: Final = 0.1
 _LOOK_SECONDS: Final = 2.0
@@ -36,10 +36,10 @@ _LINE_SECONDS: Final = 5.0
 
 
 def wait_for_job(connection: Connection, identifier: str, more: str = "db.logs({job!r})") -> Job:
-    """The job, once it is done. Raises JobFailed, with its reason, where it fails or is cancelled, and NotServed where
-    no daemon is left to run it.
+    """The job, once it is done. Raises JobFailed, with its reason, if it fails or is cancelled, and NotServed if no
+    daemon is left to run it.
 
-    `more` is what tells more of a job that has failed.
+    `more` is the call or command that shows more of a failed job.
     """
     jobs = Jobs(connection.database, connection.service)
     watch = _Watch(connection, f"job {identifier}")
@@ -75,8 +75,8 @@ def _reason(job: Job, more: str) -> str:
 def wait_for_listener(connection: Connection, listener: str) -> None:
     """Returns once every row of the listener has been judged for what is applied now; from then on it is live.
 
-    Raises DeclarationError where its worker cannot run it, SignatureRefused where the daemon refuses what it needs,
-    NotApplied where it was removed meanwhile, NotServed where no daemon is left.
+    Raises DeclarationError if its worker cannot run it, SignatureRefused if the daemon refuses a declaration that it
+    needs, NotApplied if it was removed meanwhile, NotServed if no daemon is left.
     """
     scans, registry = connection.database[names.SCANS], connection.registry()
     watch = _Watch(connection, f"listener {listener}")
@@ -100,22 +100,21 @@ def wait_for_listener(connection: Connection, listener: str) -> None:
 
 
 def wait_until_unserved(connection: Connection, listener: str) -> None:
-    """Returns once no worker runs the listener any more, so that nothing writes its outputs. Raises NotServed where no
-    daemon is left to say so.
+    """Returns once no worker runs the listener any more, so that nothing writes its outputs. Raises NotServed if no
+    daemon is left to report it.
     """
     watch = _Watch(connection, f"listener {listener}")
     asked_at = time.monotonic()
     while True:
         there = listener in watch.status().listeners()
-        # The document may be as old as the daemon's way of telling it, so a first "no" may be from before the listener
-        # came.
+        # The status document may be seconds old, so a first "no" may be from before the listener was applied.
         if not there and time.monotonic() - asked_at > 2 * _LOOK_SECONDS:
             return
         time.sleep(_PAUSE)
 
 
 class _Watch:
-    """What may be in the way: MongoDB for a while, the daemon for a while, or something that waiting does not mend."""
+    """What can block the wait: MongoDB or the daemon for a while, or an error that waiting does not repair."""
 
     def __init__(self, connection: Connection, what: str) -> None:
         self._connection = connection
@@ -126,7 +125,7 @@ class _Watch:
         self._failing = Failing()
 
     def __call__(self, call: Callable[[], Any]) -> Any:
-        """The call's result. Raises what stood in its way for too long."""
+        """The call's result. Raises MongoUnavailable or NotServed if either was away for too long."""
         while True:
             try:
                 with reaching():
@@ -151,29 +150,29 @@ class _Watch:
         elif now - self._seen > PATIENCE_SECONDS:
             raise NotServed(
                 f"{self._what}: no daemon has been active for the service {connection.service!r} for "
-                f"{PATIENCE_SECONDS:.0f} s; what was applied stays, and is taken up when one runs again"
+                f"{PATIENCE_SECONDS:.0f} s; what was applied stays, and takes effect when one runs again"
             )
 
     def status(self) -> ServiceStatus:
-        """What the daemon says of itself, some seconds old at most."""
+        """The daemon's status, at most some seconds old."""
         self(lambda: None)
         return self._status
 
     def refusals(self, *names_: str) -> None:
-        """Raises SignatureRefused where the daemon refuses one of these declarations."""
+        """Raises SignatureRefused if the daemon refuses one of these declarations."""
         refused = self._status.refused
         for name in names_:
             if name in refused:
                 raise SignatureRefused(f"the daemon refuses {name}: {refused[name]}")
 
     def worker(self, name: str) -> None:
-        """Raises DeclarationError where a worker has been unable to run what is declared for a while."""
+        """Raises DeclarationError if a worker has been unable to run its declarations for a while."""
         why = self._failing.why(name, self._status.workers.get(name, WorkerStatus()), time.monotonic())
         if why is not None:
             raise DeclarationError(f"worker {name}: {why.partition(': ')[2] or why}")
 
     def total(self, listener: str) -> float | None:
-        """How many rows the listener's scan has to judge, as far as its worker has said so."""
+        """The number of rows that the listener's scan has to judge; None until its worker has reported it."""
         report = self._status.listeners().get(listener)
         return None if report is None or report.scan is None else report.scan.total
 
@@ -186,12 +185,12 @@ def _shown(label: str) -> AbstractContextManager[Bar]:
 
 def _lines(label: str) -> Bar:
     """A line every few seconds: a notebook keeps what is printed, and draws no bar without further packages."""
-    said_at = time.monotonic()
+    printed_at = time.monotonic()
 
     def show(done: float, total: float | None = None, words: str = "") -> None:
-        nonlocal said_at
-        if time.monotonic() - said_at >= _LINE_SECONDS:
-            said_at = time.monotonic()
+        nonlocal printed_at
+        if time.monotonic() - printed_at >= _LINE_SECONDS:
+            printed_at = time.monotonic()
             far = f"{done:,.0f} of {total:,.0f}" if total else ""
             print(f"{label}: {', '.join(filter(None, (far, words)))}")  # noqa: T201 - a notebook's output is a page
 

@@ -1,17 +1,18 @@
-"""Where workers and jobs run. An engine starts a process from its specification and hands back a handle; who keeps it
-running is not its business.
+"""Engines start the processes of workers and jobs. An engine starts a process from its specification and returns a
+handle; the caller restarts it if it ends.
 
-Such a process needs nothing but its specification: the same program runs as a child process here
-(`daemon.engine.local`) or wherever another engine puts it.
+A process needs only its specification, so the same program can run as a child process (`daemon.engine.local`) or on
+another machine, with another engine.
 
-    __init__.py     what every engine has in common: specifications, reports, how a process says why it ends
+    __init__.py     the protocols of every engine: specifications, handles, reports, the reason of an end
     local.py        the engine of this machine: child processes, by fork from the nursery or by exec
     nursery.py      the supervisor's side of the nursery: keeps it running, and asks it for processes
-    fork_server.py  the nursery itself: has imported what they need, and forks
+    fork_server.py  the nursery itself: has imported their modules, and forks
+    assignment.py   the fields of every process's assignment
     child.py        the child's side: the descriptors for reports and log lines, the end of the parent
     pipes.py        the pipes between the two, and the lines that come through them
     threads.py      how many threads the numerical libraries of a process use
-    family.py       what a process started: found by its mark, and ended with it
+    family.py       finds the processes that a process started, by its mark, and ends them with it
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class Spec(Protocol[R_co]):
-    """What an engine needs to know of a process: its name for logs, the module that runs, what it is told, and how its
-    reports are read.
+    """The specification of a process: its name for logs, its module, its assignment, and the decoding of its
+    reports.
     """
 
     @property
     def name(self) -> str:
-        """Its name, for people."""
+        """Its name in logs and in ps."""
 
     @property
     def module(self) -> str:
-        """The program."""
+        """The module that runs."""
 
     @property
     def torch(self) -> bool:
@@ -50,7 +51,7 @@ class Spec(Protocol[R_co]):
         """The threads of its numerical libraries; None: the engine sets no number."""
 
     def order(self) -> dict[str, Any]:
-        """What it reads first, as JSON values."""
+        """The assignment that it reads first, as JSON values."""
 
     def decode(self, line: bytes) -> R_co:
         """The report in a line of its standard output. Raises ReportRefused."""
@@ -61,7 +62,7 @@ class WorkerProcess(Protocol[R_co]):
 
     @property
     def pid(self) -> int:
-        """The process id, on whatever machine it runs."""
+        """The process id on its machine."""
 
     @property
     def started_at(self) -> float:
@@ -69,7 +70,7 @@ class WorkerProcess(Protocol[R_co]):
 
     @property
     def report(self) -> R_co | None:
-        """The latest report that could be read, None before the first."""
+        """The latest readable report, None before the first."""
 
     @property
     def reported_at(self) -> float | None:
@@ -94,11 +95,11 @@ class Engine(Protocol):
         """
 
     async def close(self) -> None:
-        """No start waits any longer, and what starts need is given back; processes that run go on."""
+        """Ends the waiting starts and frees the engine's resources; running processes go on."""
 
 
 def ended(code: int) -> str:
-    """An exit code for a person."""
+    """An exit code as text."""
     if code >= 0:
         return f"exit code {code}"
     try:

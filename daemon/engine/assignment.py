@@ -1,4 +1,4 @@
-"""What a process reads on the first line of its standard input: where it belongs, and what it may do.
+"""The assignment that a process reads on the first line of its standard input: its service and its limits.
 
 A worker's and a job's assignment add their own fields (`daemon.worker.assignment`, `daemon.job.assignment`). A field is
 declared once; `order` writes the JSON value that `read` reads.
@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 __all__ = ["Assignment"]
 
 HERE: Final = frozenset({"module", "torch"})
-"""Fields that only who starts the process needs."""
+"""Fields that only the engine needs; they are not sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,7 @@ class Assignment:
     allow_imports: tuple[str, ...] = ()
     log: Mapping[str, str] = field(default_factory=dict)
     threads: int | None = None
-    """How many threads its libraries use; without it they choose."""
+    """The threads of its libraries; None: they choose."""
     torch: bool = True
     """Whether it will import torch."""
 

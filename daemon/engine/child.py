@@ -1,8 +1,9 @@
-"""The child's side of the local engine: a process that belongs to another one.
+"""The child's side of the local engine: the process's connection to its parent.
 
-It gets three descriptors beside standard output and standard error, which are user code's: standard input, which holds
-the order and stays open as long as the parent lives; one for reports; one for log lines. `Channel.open` moves them to
-high numbers that close on exec, so that user code meets none of them by chance and its children inherit none.
+Standard output and standard error belong to user code. The process gets three more descriptors: standard input, which
+brings the assignment and stays open as long as the parent lives; one for reports; one for log lines. `Channel.open`
+moves them to high numbers that close on exec, so that user code does not use them by accident and its children inherit
+none.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ CHANNEL: Final = "_PREDICTD_CHANNEL"
 """The variable that names the descriptors for reports and for log lines: "7,8"."""
 
 PARENT_GONE: Final = 70
-"""Exit code, for people: the process ended because its parent had."""
+"""The exit code of a process that ended because its parent had ended."""
 
-_FIRST_NUMBER: Final = 100  # above what user code closes when it makes itself a daemon
+_FIRST_NUMBER: Final = 100  # above the numbers that user code closes when it makes itself a daemon
 
 
 class Channel:
-    """How a process talks to its parent: reports, and log lines."""
+    """The channel of a process to its parent, for reports and log lines."""
 
     def __init__(self, reports: int, log: TextIO) -> None:
         self.log = log
@@ -45,8 +46,8 @@ class Channel:
         return cls(reports, os.fdopen(log, "w", encoding="utf-8", errors="backslashreplace"))
 
     def report(self, report: str) -> None:
-        """Sends one report, a line of JSON. If the parent is gone, or user code has closed the descriptor, nothing
-        happens.
+        """Sends one report, a line of JSON. Does nothing if the parent is gone or user code has closed the
+        descriptor.
         """
         line = memoryview(report.encode() + b"\n")
         with self._lock, suppress(OSError):
@@ -58,16 +59,16 @@ class Channel:
 
 
 def leave_with_parent(last: Callable[[], object] = lambda: None) -> None:
-    """Waits for the end of standard input, which comes when the parent has ended, in whatever way. Then calls `last`,
-    ends what this process has started, and ends the process.
+    """Waits for the end of standard input, which comes when the parent has ended for any reason. Then calls `last`,
+    ends the processes that this one has started, and ends this process.
 
-    User code finds /dev/null as its standard input.
+    For user code, standard input is /dev/null.
     """
     held = _copied(sys.stdin.fileno())
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    while os.read(held, 4096):  # unbuffered: the interpreter's end must not wait for a lock that we hold
+    while os.read(held, 4096):  # unbuffered: the interpreter's end must not wait for the lock of a buffer
         pass
     last()
     if mark := os.environ.get(MARK):

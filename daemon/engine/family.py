@@ -1,8 +1,8 @@
-"""What a process of ours has started, directly or not: found, and ended with it.
+"""Finds all processes that a worker or job has started, directly or not, and ends them with it.
 
 A worker or job leads a session, and has a mark of its own in its environment, which its children inherit. A process
-belongs to its family if it has the mark or the session. Only a process that leaves the session and is started without
-the environment is not found. The supervisor is the *subreaper*: a process that loses its parent becomes the
+belongs to its family if it has the mark or the session. A process is not found only if it leaves the session and was
+started without the environment. The supervisor is the *subreaper*: a process that loses its parent becomes the
 supervisor's child, and is reaped by it.
 """
 
@@ -81,7 +81,7 @@ class Orphans:
         self._ended.update(pids)
 
     def reap(self, leaders: Collection[int]) -> None:
-        """Reaps what can be reaped; `leaders` are the processes that the engine waits for."""
+        """Reaps the ended orphans; `leaders` are the processes that the engine waits for."""
         me, now = os.getpid(), time.monotonic()
         all_ = {each.pid: each for each in _processes()}
         zombies = {pid for pid, each in all_.items() if each.parent == me and each.state == "Z" and pid not in leaders}
@@ -129,7 +129,7 @@ def _end(pid: int, mark: str, leader: int) -> None:
     with suppress(OSError):
         descriptor = os.pidfd_open(pid)
         try:
-            again = _read(pid)  # its number may have become another process's meanwhile
+            again = _read(pid)  # the pid may belong to another process by now
             if again is not None and _belongs(again, mark, leader):
                 signal.pidfd_send_signal(descriptor, signal.SIGKILL)
         finally:

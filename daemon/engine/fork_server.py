@@ -1,14 +1,15 @@
-"""The nursery: a process that has imported what workers and jobs need, once, and forks them on request.
+"""The nursery: a process that imports the modules of workers and jobs once, and forks these on request.
 
     python -P -m daemon.engine.fork_server SOCKET PADDING
 
-`SOCKET` is the descriptor of a SOCK_SEQPACKET socket; `daemon.engine.nursery` has its other side. Its end is the order
-to end; signals are ignored. `PADDING` makes room for the command lines of children, which are written over this one's.
+`SOCKET` is the descriptor of a SOCK_SEQPACKET socket; `daemon.engine.nursery` has its other side. The nursery ends when
+the socket does; it ignores signals. `PADDING` reserves room for the command lines of its children, which overwrite its
+own.
 
 | message | holds |
 |---|---|
 | first, from the supervisor | `preload`: names of modules; `later`: further ones, imported while there is no request |
-| first, to it | `ready`, and `complete` with the number of threads; or the process ends |
+| first, to the supervisor | `ready`, and `complete` with the number of threads; or the process ends |
 | a request | `id`, `module`, `name`, `mark`, `environ`, `parent`, and five descriptors: `ChildEnds` |
 | its answer | `id`, `pid`, and a pidfd: sent by the child itself, once it is the supervisor's |
 | another answer | `id`, `stale`: a file that has changed since it was imported; or `id`, `error` |
@@ -65,7 +66,7 @@ def main() -> None:
     order = json.loads(control.recv(MESSAGE_BYTES))
     stamps = _imported(order["preload"])
     _send(control, {"ready": True})
-    # Who waits for a process need not wait for these; a child imports them itself if it needs them.
+    # No request waits for these; a child imports them itself if it needs them.
     while order["later"]:
         if not select.select([control], [], [], 0)[0]:
             stamps = _imported([order["later"].pop(0)])
@@ -77,7 +78,7 @@ def main() -> None:
 
 
 def _imported(names: Sequence[str]) -> dict[str, Stamp | None]:
-    """Imports these modules; the stamps of all files that are imported by now."""
+    """Imports these modules. Returns the stamps of all files imported so far."""
     for name in names:
         importlib.import_module(name)
     if threading.active_count() > 1:
@@ -89,7 +90,7 @@ def _imported(names: Sequence[str]) -> dict[str, Stamp | None]:
 
 
 def _serve(control: socket.socket, stamps: Mapping[str, Stamp | None]) -> bool:
-    """Answers one request; whether there may be another."""
+    """Answers one request. False if there will be no other."""
     data, descriptors, _, _ = socket.recv_fds(control, MESSAGE_BYTES, _ENDS)
     if not data:
         return False
@@ -100,7 +101,7 @@ def _serve(control: socket.socket, stamps: Mapping[str, Stamp | None]) -> bool:
         return False
     middle = os.fork()
     if middle == 0:
-        # The child loses its parent at once, and so becomes the supervisor's.
+        # The child loses its parent at once, so it becomes the supervisor's child.
         if os.fork() == 0:
             _be_child(control, request, descriptors)
         os._exit(0)
@@ -133,14 +134,14 @@ def _be_child(control: socket.socket, request: Mapping[str, Any], descriptors: S
         _send(control, {"id": request["id"], "pid": os.getpid()}, [pidfd])
         os.close(pidfd)
         control.close()
-    except BaseException as error:  # noqa: BLE001  # who asked must know
+    except BaseException as error:  # noqa: BLE001  # the supervisor must know
         _send(control, {"id": request["id"], "error": f"{type(error).__name__}: {error}"})
         os._exit(1)
     _run(request["module"])
 
 
 def _settle(control: socket.socket, request: Mapping[str, Any], descriptors: Sequence[int]) -> None:
-    """Makes this process what it would be if it had been started on its own."""
+    """Gives this process the state of one that was started by exec."""
     deadline = time.monotonic() + _ADOPTION_SECONDS
     while os.getppid() != request["parent"]:
         if time.monotonic() > deadline:
@@ -167,7 +168,7 @@ def _settle(control: socket.socket, request: Mapping[str, Any], descriptors: Seq
 
 
 def _seed() -> None:
-    """Random numbers of its own: numpy's and torch's generators would draw the same ones in every child."""
+    """Seeds the generators of random numbers: numpy's and torch's would draw the same ones in every child."""
     random.seed()
     if (numpy := sys.modules.get("numpy")) is not None:
         numpy.random.seed()
@@ -176,7 +177,9 @@ def _seed() -> None:
 
 
 def _write_mark(mark: str) -> None:
-    """Writes the mark to where the kernel shows this process's environment, which a fork does not renew."""
+    """Writes the mark into the memory that the kernel shows as this process's environment, which a fork does not
+    renew.
+    """
     start, end = _region(_ENV_START, _ENV_END)
     found = ctypes.string_at(start, end - start).find(f"{MARK}=".encode())
     if found < 0:
@@ -185,7 +188,7 @@ def _write_mark(mark: str) -> None:
 
 
 def _write_name(module: str, name: str) -> None:
-    """Writes its command line and name, for people who look at ps."""
+    """Writes its command line and name, which ps shows."""
     start, end = _region(_ARG_START, _ARG_END)
     line = b"\0".join(word.encode() for word in (sys.executable, "-P", "-m", module, name)) + b"\0"
     ctypes.memmove(start, line[: end - start - 1].ljust(end - start, b"\0"), end - start)
@@ -204,7 +207,7 @@ def _run(module: str) -> NoReturn:
         spec = importlib.util.find_spec(module)
         package = spec is not None and spec.submodule_search_locations is not None
         program = importlib.import_module(f"{module}.__main__" if package else module)
-        sys.modules["__main__"] = program  # as after an exec: what user code starts by multiprocessing looks there
+        sys.modules["__main__"] = program  # as after an exec: multiprocessing in user code reads it
         program.main()
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)

@@ -1,13 +1,12 @@
-"""The local engine: a worker, or the process of a job, is a child process of the supervisor.
+"""The local engine: runs workers and jobs as child processes of the supervisor.
 
-* Its stdin stays open as long as the supervisor lives: its end tells the worker that the supervisor is gone, however
-  that came about. The first line on it is the worker's specification, so that no password stands on a command line or
-  in an environment.
-* Reports come through a descriptor of their own. Standard output and standard error are user code's
+* A child's stdin stays open as long as the supervisor lives. Its end tells the child that the supervisor is gone, for
+  any reason. Its first line is the child's assignment, so that no password is in a command line or an environment.
+* Reports come through a descriptor of their own. Standard output and standard error belong to user code
   (`daemon.engine.pipes`).
-* It leads a session of its own, so that a terminal's Ctrl-C reaches the supervisor alone, which then stops its workers
-  in order. What it started ends with it (`daemon.engine.family`).
-* Its end is the end of the process, not of its pipes, which its children may hold open.
+* It leads a session of its own, so that a terminal's Ctrl-C reaches only the supervisor, which then stops its workers
+  in order. The processes that it started end with it (`daemon.engine.family`).
+* It has ended if its process has, even if its own children still hold its pipes open.
 * `-P` keeps the current directory out of `sys.path`: what a worker imports does not depend on where the daemon was
   started.
 """
@@ -117,7 +116,7 @@ class Executed:
 
 def _exec(spec: Spec[Any], ends: ChildEnds, environ: Mapping[str, str]) -> Executed:
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", spec.module, spec.name],  # the name is for people, who see it in ps
+        [sys.executable, "-P", "-m", spec.module, spec.name],  # ps shows the name
         stdin=ends.stdin,
         stdout=ends.stdout,
         stderr=ends.stderr,
@@ -161,12 +160,12 @@ class _LocalProcess(Generic[R]):
         loop.add_reader(process.pidfd, self._end)
 
     def order(self, order: Mapping[str, object]) -> None:
-        """Tells it what to do."""
+        """Writes its assignment."""
         line = json.dumps(order).encode() + b"\n"
-        # One that died before it read this tells more by its end than the broken pipe does.
+        # If it died before it read this, its exit code says more than the broken pipe.
         with suppress(BrokenPipeError):
             if os.write(self._pipes.stdin, line) != len(line):
-                log.error("the order of a process is too long for a pipe", worker=self._name, bytes=len(line))
+                log.error("the assignment of a process is too long for a pipe", worker=self._name, bytes=len(line))
                 self.kill()
 
     async def wait(self) -> int:
@@ -185,7 +184,7 @@ class _LocalProcess(Generic[R]):
             return await self.wait()
 
     def kill(self) -> None:
-        if not self._code.done():  # until it is reaped its number is its own
+        if not self._code.done():  # until it is reaped, no other process has its pid
             self._end_family()
 
     def _end_family(self) -> None:
@@ -194,7 +193,7 @@ class _LocalProcess(Generic[R]):
             os.killpg(self.pid, signal.SIGKILL)
 
     def _end(self) -> None:
-        """The process has ended: so does what it started. Its last words are in the pipes by now."""
+        """The process has ended: ends the processes that it started. Its last output is in the pipes by now."""
         asyncio.get_running_loop().remove_reader(self._process.pidfd)
         os.close(self._process.pidfd)
         self._end_family()
@@ -203,7 +202,11 @@ class _LocalProcess(Generic[R]):
             reader.drain()
         self._pipes.close()
         if self._family:
-            log.info("what a worker had started was ended with it", worker=self._name, pids=sorted(self._family))
+            log.info(
+                "the processes that a worker had started were ended with it",
+                worker=self._name,
+                pids=sorted(self._family),
+            )
         self._code.set_result(code)
         self._on_end(self, self._family)
 

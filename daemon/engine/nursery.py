@@ -3,9 +3,9 @@
     background  a fork server is started, imports, and serves; one that ends is replaced, after a pause if it never did
     fork        asks it for a process; None if it cannot give one, and then the caller starts the process by exec
 
-It gives none while it pauses, if it imports for too long, if it does not answer in time, or if a file that it has
-imported has changed since; in the last two cases it is replaced. A nursery that was started without torch is replaced
-when a process needs torch, which then waits for the new one.
+It gives none while it pauses, if its imports take too long, if it does not answer in time, or if a file has changed
+since it was imported. In the last two cases it is replaced. A nursery that was started without torch is replaced when a
+process needs torch; that process then waits for the new one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PROGRAMS: Final = ("daemon.worker.__main__", "daemon.job.__main__")
 TORCH: Final = ("components.torch",)
 LATER: Final = ("torchvision",)  # it takes as long as torch, and not every model needs it
 IMPORT_SECONDS: Final = 20.0
-"""How long a process is waited for while the nursery imports; after that it is started by exec."""
+"""How long a start waits while the nursery imports; after that the process is started by exec."""
 
 ANSWER_SECONDS: Final = 5.0
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
@@ -55,7 +55,7 @@ class Forked:
         """Reaps it; the exit code, negative for a signal."""
         try:
             return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        except ChildProcessError:  # somebody else in this process has reaped it
+        except ChildProcessError:  # other code in this process has reaped it
             return -signal.SIGKILL
 
 
@@ -150,7 +150,7 @@ class Nursery:
 
 
 class _NotForked(Exception):
-    """Why there is no process."""
+    """The nursery has forked no process; the message says why."""
 
 
 class _Server:
@@ -197,7 +197,7 @@ class _Server:
         self._send({"preload": [*PROGRAMS, *(TORCH if torch else ())], "later": LATER if torch else ()})
 
     async def has_imported(self) -> bool:
-        """Waits until it has; False if that takes too long."""
+        """Waits until the imports are done; False if that takes too long or the server ends."""
         if not self.ready and not self.over.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(0.0, self._began + IMPORT_SECONDS - time.monotonic())):
@@ -205,7 +205,7 @@ class _Server:
         return self.ready and not self.over.is_set()
 
     async def ask(self, request: Mapping[str, Any], ends: ChildEnds) -> Forked:
-        """Has it fork a process."""
+        """Asks it to fork a process. Raises _NotForked."""
         answer: asyncio.Future[Forked] = self._loop.create_future()
         self._asked[request["id"]] = answer
         try:

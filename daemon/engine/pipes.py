@@ -2,7 +2,7 @@
 
 | the process's | leads to |
 |---|---|
-| standard input | the order, one line; then nothing, until the supervisor has gone |
+| standard input | the assignment, one line; then nothing, until the supervisor ends |
 | standard output, standard error | the supervisor's log, a line at a time, bounded, under the process's name |
 | descriptor for reports | one JSON object a line |
 | descriptor for log lines | the supervisor's standard error |
@@ -67,7 +67,7 @@ class Pipes:
 
     @classmethod
     def open(cls) -> Self:
-        """Raises OSError if there are no more descriptors to be had."""
+        """Opens the pipes. Raises OSError if no more descriptors are free."""
         opened: list[int] = []
         try:
             for _ in range(4):
@@ -96,9 +96,7 @@ def _log() -> int:
 
 
 class _Lines:
-    """The lines that come through a pipe, read as they come in the event loop. Of a line past `limit` bytes only its
-    beginning is kept.
-    """
+    """The lines that come through a pipe, read in the event loop. A line of more than `limit` bytes is cut."""
 
     def __init__(self, descriptor: int, limit: int) -> None:
         self._descriptor = descriptor
@@ -109,11 +107,11 @@ class _Lines:
         self._loop.add_reader(descriptor, self._readable)
 
     def line(self, text: bytes, *, cut: bool) -> None:
-        """A line is there, without its end."""
+        """Called for each line, without its line break."""
         raise NotImplementedError
 
     def drain(self) -> None:
-        """Takes what is in the pipe by now, and reads no more: somebody else may hold its other end."""
+        """Reads the rest of the pipe, and then no more: another process may hold its other end open."""
         self._loop.remove_reader(self._descriptor)
         for _ in range(_DRAIN_CHUNKS):
             if not (chunk := self._chunk()):
@@ -145,7 +143,7 @@ class _Lines:
             self._loop.remove_reader(self._descriptor)
 
     def _chunk(self) -> bytes | None:
-        """What is there; empty at the end, None if there is nothing yet."""
+        """The available bytes; empty at the end of the pipe, None if there are none yet."""
         try:
             return os.read(self._descriptor, _CHUNK)
         except BlockingIOError:
@@ -175,7 +173,7 @@ class Reports(_Lines, Generic[R]):
         else:
             try:
                 self._take(report)
-            except Exception as error:  # noqa: BLE001 - whatever a report leads to must not be the supervisor's end
+            except Exception as error:  # noqa: BLE001 - no error that a report causes may end the supervisor
                 self._refuse(f"{type(error).__name__}: {error}")
 
     def _refuse(self, reason: str) -> None:
@@ -187,8 +185,8 @@ class Reports(_Lines, Generic[R]):
 
 
 class Output(_Lines):
-    """What user code and native libraries print: logged line by line, at most 100 a second, the rest counted. A process
-    that prints more than 4 MiB in a second waits for the next one.
+    """Logs the output of user code and native libraries line by line, at most 100 lines a second; further lines are
+    counted. A process that prints more than 4 MiB in a second waits for the next second.
     """
 
     def __init__(self, descriptor: int, name: str, stream: str) -> None:

@@ -1,14 +1,13 @@
-"""Whether a trained candidate goes live: a decision on numbers alone, with its reason in words for `predictd versions`.
+"""Whether a trained candidate goes live: a decision on numbers alone, with its reason as text for `predictd versions`.
 
 | the live version | `promote` | the candidate |
 |---|---|---|
-| none, or untrained | any | goes live: whatever was learned replaces what nobody trained |
+| none, or untrained | any | goes live: trained weights replace untrained ones |
 | trained | always | goes live |
-| trained | manual | waits for a person (`predictd promote`) |
+| trained | manual | waits for `predictd promote` |
 | trained | better | goes live if its metric beats the live one's, on the same rows, by the margin; else rejected |
 
-Where "better" cannot be judged, because either side lacks the metric, the candidate waits for a person: nothing speaks
-against it, and nothing for it.
+If "better" cannot be decided, because either version lacks the metric, the candidate waits for `predictd promote`.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ __all__ = ["Decision", "Measured", "decide"]
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A version and what it reached: `metrics` by name, the most telling first; `greater` says of each whether more of
-    it is better.
+    """A version and its metrics: `metrics` by name, the default one first; `greater` by name, whether a greater value
+    is better.
     """
 
     version: int
@@ -36,8 +35,8 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What becomes of the candidate. `state` is its state from now on, `metric` the name of what it was judged by, if
-    it was.
+    """The decision about a candidate. `state` is its state from now on, `metric` the name of the deciding metric, if
+    any.
     """
 
     promote: bool
@@ -74,19 +73,17 @@ def _better(trainer: TrainerArguments, live: Measured, candidate: Measured) -> D
     new, old = candidate.metrics[name], live.metrics[name]
     greater = candidate.greater.get(name, True)
     gain = new - old if greater else old - new
-    said = f"{name} {new:.6g} against {old:.6g} of version {live.version}"
+    comparison = f"{name} {new:.6g} against {old:.6g} of version {live.version}"
     least = f" by more than {margin:g}" if margin else ""
     if gain > margin:
-        return Decision(True, "live", f"{said}: better{least}", name)
+        return Decision(True, "live", f"{comparison}: better{least}", name)
     return Decision(
-        False, "rejected", f"{said}: not better{least} ({'greater' if greater else 'smaller'} is better)", name
+        False, "rejected", f"{comparison}: not better{least} ({'greater' if greater else 'smaller'} is better)", name
     )
 
 
 def named(wanted: str, names: Sequence[str]) -> str | None:
-    """The metric that is meant: "dataset/metric", or "validation/dataset/metric"; None where there is none of that
-    name.
-    """
+    """The full name of the metric `wanted`, "dataset/metric" or "validation/dataset/metric"; None if there is none."""
     if wanted in names:
         return wanted
     return next((name for name in names if name.endswith(f"/{wanted}") or wanted.endswith(f"/{name}")), None)

@@ -1,9 +1,9 @@
-"""A change of what is declared: what it asks of the running workers.
+"""A change of the declarations: which workers it starts, stops and restarts.
 
-Pure: what runs and what should run go in, a plan comes out. A worker is restarted when something that it was started
-with has changed (its listeners, their tables and models, limits, imports, logging), and left alone otherwise. What the
-daemon itself was started with (its name, MongoDB, the HTTP address) cannot change under it: such a file is refused as a
-whole, so that what runs is always one file, never half of two.
+Pure: it compares the running workers with the declared ones and returns a plan. A worker is restarted if its assignment
+has changed (its listeners, their tables and models, limits, imports, logging); any other goes on. The daemon's own
+settings (its name, MongoDB, the HTTP address) cannot change while it runs. A file that changes them is refused as a
+whole, so that the daemon always runs exactly one file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FROZEN = {"service": None, "mongo": None, "http": None, "security": ("signing_ke
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Names of workers, in the order of the file: `stop` and `restart` are stopped first, then `restart` and `start`
+    """Names of workers, in the order of the file. `stop` and `restart` are stopped first; then `restart` and `start`
     are started.
     """
 
@@ -37,7 +37,7 @@ class Plan:
 
     @property
     def coming(self) -> tuple[str, ...]:
-        """The workers to start then."""
+        """The workers to start after that."""
         return (*self.restart, *self.start)
 
     def __str__(self) -> str:
@@ -50,7 +50,7 @@ class Plan:
 
 
 def plan(old: Mapping[str, str], new: Mapping[str, str]) -> Plan:
-    """What to do with the workers of `old` so that they are those of `new`: both are fingerprints by name."""
+    """The plan that turns the workers of `old` into those of `new`; both map names to fingerprints."""
     return Plan(
         start=tuple(name for name in new if name not in old),
         stop=tuple(name for name in old if name not in new),
@@ -59,7 +59,7 @@ def plan(old: Mapping[str, str], new: Mapping[str, str]) -> Plan:
 
 
 def frozen_changes(before: Config, after: Config) -> list[Problem]:
-    """Keys that only a restart of the service can change, each as a problem that says so."""
+    """One problem for each changed key that only a restart of the service can change."""
     problems = []
     for section, keys in FROZEN.items():
         old, new = getattr(before, section), getattr(after, section)

@@ -1,17 +1,17 @@
-"""When a training or a validation is due: which occasions are declared, and what each says about a moment, a count or a
+"""When a training or a validation is due: the declared schedules, and the decision of each about a time, a count or a
 metric.
 
-Pure: what MongoDB remembers of a schedule goes in, a decision comes out. Moments are aware datetimes of the server's
-clock.
+Pure: each function takes the stored state of a schedule and returns a decision. Times are aware datetimes of the
+server's clock.
 
-* `every` counts from the last run, or from when the schedule was first seen, and keeps its phase. Runs that were missed
-  are one.
-* `rows` counts the rows of the tables against a baseline, which follows the count down when rows are deleted.
-* `below` fires when a metric falls below its bound, and again only once it has recovered or has fallen lower than when
-  it fired: a model that cannot reach the bound is not trained without end.
+* `every` counts from the last run, or from when the schedule was first seen, and keeps its phase. Missed runs count as
+  one.
+* `rows` counts the rows of the tables against a baseline. The baseline follows the count down if rows are deleted.
+* `below` fires when a metric falls below its bound. It fires again only if the metric has recovered since, or is lower
+  than when it fired: a model that cannot reach the bound is not trained endlessly.
 
-A schedule's `key` stays as it is while its number changes (an interval, a number of rows, a bound), so no count is lost
-with it. Another time of day is another schedule: it has missed nothing yet.
+A schedule's `key` does not contain its number (an interval, a number of rows, a bound), so its count survives a change
+of that number. Another time of day is a new schedule, which has missed no run.
 """
 
 from __future__ import annotations
@@ -31,9 +31,7 @@ _KINDS: dict[str, Kind] = {"trainers": "train", "validations": "validate"}
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """One occasion for the runs of one target: `when` is one WHEN of its declaration, with a single metric in a
-    `below`.
-    """
+    """One schedule of one target's runs. `when` is one WHEN of its declaration; a `below` has a single metric."""
 
     key: str
     kind: Kind
@@ -49,13 +47,13 @@ class Schedule:
 
     @property
     def metric(self) -> tuple[str, float]:
-        """Of a `below`: the metric, "validation/dataset/metric", and its bound."""
+        """The metric of a `below`, "validation/dataset/metric", and its bound."""
         [(metric, bound)] = self.when["below"].items()
         return metric, bound
 
 
 def schedules(declarations: Mapping[str, Mapping[str, TrainerDeclaration | ValidationDeclaration]]) -> list[Schedule]:
-    """Return the schedules of the "trainers" and "validations" among the declarations, by name, as they are stored."""
+    """Return the schedules of the stored declarations, of their "trainers" and "validations" by name."""
     found: dict[str, Schedule] = {}
     for section, kind in _KINDS.items():
         for target, declaration in declarations.get(section, {}).items():
@@ -86,25 +84,23 @@ def _named(when: Mapping[str, Any]) -> str:
 
 
 def next_every(last: datetime, every: float) -> datetime:
-    """Return the next moment of an interval of `every` seconds after `last`."""
+    """Return the next due time of an interval of `every` seconds after `last`."""
     return last + timedelta(seconds=every)
 
 
 def due_every(last: datetime, now: datetime, every: float) -> datetime | None:
-    """Return the latest moment of the interval that has come since `last`, None where none has: missed ones count
-    once.
-    """
+    """Return the latest due time since `last`, None if none has come. Several missed times give only the latest."""
     passed = (now - last) // timedelta(seconds=every)
     return last + passed * timedelta(seconds=every) if passed >= 1 else None
 
 
 def rows_due(baseline: int, count: int, rows: int) -> bool:
-    """Return whether `rows` rows are new since the count was `baseline`."""
+    """Return whether at least `rows` rows were added since the count was `baseline`."""
     return count - baseline >= rows
 
 
 def below(low: float | None, value: float, bound: float) -> tuple[bool, float | None]:
-    """Return whether a metric's `value` fires, and the new `low`: at which value it fired last, None once it has
+    """Return whether a metric's `value` fires, and the new `low`: the value at which it fired last, None if it has
     recovered.
     """
     if not value < bound:

@@ -1,5 +1,5 @@
-"""The pure part of a training job: which rows it learns from, which it validates its loss on, and where its checkpoints
-lie.
+"""The pure part of a training job: the rows it learns from, the rows it validates its loss on, the folder of its
+checkpoints.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ FOLD: Final = "_fold"
 
 @dataclass(frozen=True, slots=True)
 class Folds:
-    """Two filters, as they are stored in declarations. `valid` None: `fraction` of the rows of `train` are kept apart,
-    or (None) none are.
+    """Two filters, as declarations store them. If `valid` is None, `fraction` of the rows of `train` are kept for
+    validation; if that is None too, no rows are.
     """
 
     train: Mapping[str, Any]
@@ -31,9 +31,9 @@ class Folds:
 
 
 def folds(trainer: TrainerDeclaration, fields: Mapping[str, str]) -> Folds:
-    """How a trainer's rows are told apart; `fields` are those that its table declares.
+    """The training and validation rows of a trainer; `fields` are the declared fields of its table.
 
-    "auto" goes by the field `_fold`, where the table declares it and the trainer's own filter does not look at it.
+    "auto" uses the field `_fold` if the table declares it and the trainer's own filter does not name it.
     """
     where, how = trainer.where, trainer.folds
     if how == "auto" and FOLD in fields and FOLD not in mentioned(where):
@@ -42,8 +42,8 @@ def folds(trainer: TrainerDeclaration, fields: Mapping[str, str]) -> Folds:
 
 
 def split(ids: Sequence[Any], fraction: float, seed: int) -> tuple[list[Any], list[Any]]:
-    """Keeps `fraction` of the rows apart, the same ones for the same rows and seed; at least one on either side where
-    there are two.
+    """Splits the rows: `fraction` of them go to the second list, the same ones for the same rows and seed. Each list
+    has at least one row if there are two.
     """
     apart = min(max(1, round(len(ids) * fraction)), max(0, len(ids) - 1))
     chosen = set(random.Random(f"folds {seed}").sample(range(len(ids)), apart))  # noqa: S311 - guards nothing
@@ -55,5 +55,5 @@ def _both(where: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def checkpoint_folder(state_dir: Path, job: str) -> Path:
-    """Where a job keeps what it resumes from; an id may hold anything, so the folder has the name of its hash."""
+    """The folder of a job's checkpoints. An id may contain any character, so the folder is named by its hash."""
     return state_dir / "checkpoints" / hashlib.sha256(job.encode()).hexdigest()[:32]

@@ -1,7 +1,8 @@
-"""Where events come from, and what marks rows dirty.
+"""The sources of events, which mark rows as dirty.
 
-change_stream.py  rows that changed, as keys, and how far the stream is
-intake.py         reads the stream and hands keys to each listener's queue
+change_stream.py  the keys of changed rows, and how far the stream is
+event_cursor.py   the cursor of a change stream
+intake.py         reads the stream and hands the keys to each listener's queue
 scan.py           the `_id`s of a table, page by page
 scan_lane.py      runs the scans of a listener: backfill, resync, recovery
 clock.py          wake-up calls (the only user of APScheduler)

@@ -1,12 +1,13 @@
-"""The change stream as a source: which rows of which tables changed, as keys, and how far the stream is.
+"""The change stream as a source: the keys of the rows that changed, by table, and how far the stream is.
 
-The server filters and projects: an update of which every path lies under `_outputs.` never leaves it (the daemon's own
-writes cost nothing), and an event carries only its key, so none is too large and an update costs no lookup.
+The server filters and projects. It does not send an update whose paths are all under `_outputs.`, so the daemon's own
+writes cost nothing. An event contains only its key, so no event is too large and an update needs no lookup.
 
-`watch` is one endless generator. It opens the stream, opens it again after errors from where it was (with backoff), and
-turns what it cannot mend into an event: lost history is told with a fresh start point, *before* the stream goes on from
-there, so that whoever consumes it can note the point and order scans. A place that the stream does not get past (an
-event of more than 16 MB with its tokens) is read in ever smaller batches, and then counts as lost history.
+`watch` is one endless generator. It opens the stream, opens it again after errors from its last position (with
+backoff), and yields an event for each error that it cannot repair. For lost history it yields a fresh start point
+*before* the stream goes on from there, so that the consumer can save the point and order scans. If the stream does not
+get past a position (an event of more than 16 MB with its tokens), it reads in ever smaller batches; in the end that
+counts as lost history.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from daemon.store import names
 from daemon.store.registry.registry import signature
 from daemon.store.rows.positions import Position, cluster_time
 
-# ChangeStreamHistoryLost, CappedPositionLost, InvalidResumeToken, ChangeStreamFatalError; and what a token that is
-# damaged answers.
+# ChangeStreamHistoryLost, CappedPositionLost, InvalidResumeToken, ChangeStreamFatalError; and the codes for a damaged
+# token.
 HISTORY_LOST: Final = frozenset(
     {286, 136, 260, 280} | {9, 14, 15, 40647, 40648, 40649, 50793, 50795, 50796, 50811, 50872, 51055}
 )
-NEVER_SPIN: Final = {13, 18}  # not allowed, not authenticated: somebody has to act, so ask seldom
+NEVER_SPIN: Final = {13, 18}  # not allowed, not authenticated: an administrator has to act, so retry seldom
 PASSES: Final = frozenset(
     {
         6,
@@ -64,15 +65,15 @@ PASSES: Final = frozenset(
     }
     | {8000, 9001, 10058, 10107, 11600, 11601, 11602, 13388, 13435, 13436, 40573}
 )
-"""What is not about the place at which the stream stands: it is waited out."""
+"""Errors that are not about the stream's position: they are retried."""
 
 AWAIT_MS: Final = 1000
-FIRST_AWAIT_MS: Final = 1  # the first reply after the opening shows that the stream flows; it need not bring anything
+FIRST_AWAIT_MS: Final = 1  # the first reply after the opening shows that the stream works; it may be empty
 BATCH: Final = 2000
-SHRINKS: Final = 32  # by how much a batch shrinks each time that the stream does not get past a place
+SHRINKS: Final = 32  # a batch is divided by this each time that the stream does not get past a position
 TOO_LARGE: Final = frozenset({10334, 17419, 17420, 10003})  # an event with its tokens, or a reply, is over 16 MB
-ROUND_AFTER_TOO_LARGE: Final = 3  # failures at one place, until the stream goes round it
-ROUND_AFTER: Final = 20  # the same, if it is not known that the event is at fault
+ROUND_AFTER_TOO_LARGE: Final = 3  # failures at one position before the stream skips it
+ROUND_AFTER: Final = 20  # the same, if the event may not be the cause
 STRETCH: Final = 64
 SHORTEST_OPENING: Final = 20.0
 LONGEST_OPENING: Final = 600.0
@@ -80,8 +81,8 @@ LONGEST_OPENING: Final = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """What a stream asks for: the tables, the paths under `_outputs.` that are somebody's input, and its service's
-    requests.
+    """The events that a stream reads: those of the tables, those of paths under `_outputs.` that are a listener's
+    input, and its service's requests.
     """
 
     service: str
@@ -99,7 +100,7 @@ class Subscription:
             {"operationType": {"$in": ["insert", "replace", "delete"]}, "ns.coll": here},
             {"operationType": "update", "ns.coll": here, "$expr": _touches_more_than_outputs(self.chained)},
             {"operationType": "insert", "ns.coll": names.REQUESTS},
-            # Filtered out, these would end the stream without a word.
+            # Without these, the stream would end without an event.
             {"operationType": {"$in": ["drop", "rename"]}, "$or": [{"ns.coll": here}, {"to.coll": here}]},
             {"operationType": {"$in": ["dropDatabase", "invalidate"]}},
         ]
@@ -108,9 +109,9 @@ class Subscription:
 
 
 def _touches_more_than_outputs(chained: Sequence[str]) -> Mapping[str, Any]:
-    """An update that changes a path outside `_outputs`, or one that a chained key looks at.
+    """The condition for an update that changes a path outside `_outputs`, or one that a chained key reads.
 
-    Paths are compared part by part: `_outputs2.x` and `_outputsx` are somebody else's fields.
+    Paths are compared part by part: `_outputs2.x` and `_outputsx` are other fields.
     """
     change = "$updateDescription"
     updated = {"$objectToArray": {"$ifNull": [f"{change}.updatedFields", {}]}}
@@ -132,8 +133,7 @@ def _touches_more_than_outputs(chained: Sequence[str]) -> Mapping[str, Any]:
         wanted.append({"$eq": ["$$path", path]})
         wanted.append({"$eq": [{"$indexOfBytes": ["$$path", f"{path}."]}, 0]})
         wanted.append({"$eq": [{"$indexOfBytes": [path, {"$concat": ["$$path", "."]}]}, 0]})
-    # The daemon never takes `_outputs` away as a whole, nor empties it, nor puts another value in its place: that was
-    # a client, and the outputs are due again.
+    # The daemon never removes, empties or replaces `_outputs` as a whole. A client did, and the outputs are due again.
     whole = f"{change}.updatedFields._outputs"
     taken_away = {"$in": ["_outputs", {"$ifNull": [f"{change}.removedFields", []]}]}
     replaced = {"$or": [{"$not": [{"$in": [{"$type": whole}, ["missing", "object"]]}]}, {"$eq": [whole, {}]}]}
@@ -155,7 +155,7 @@ class Changed:
 
 @dataclass(frozen=True, slots=True)
 class Requested:
-    """Somebody asked for a row to be judged again (`daemon.store.rows.dead_letters.retry`)."""
+    """A client asked for a row to be judged again (`daemon.store.rows.dead_letters.retry`)."""
 
     listener: str
     key: Any
@@ -171,7 +171,7 @@ class ReloadAsked:
 
 @dataclass(frozen=True, slots=True)
 class TableGone:
-    """The table was dropped, or renamed away."""
+    """The table was dropped, or renamed to another name."""
 
     table: str
 
@@ -185,7 +185,7 @@ class TableCame:
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """Everything up to this position has been yielded. `flowing`: the stream has gone on since it was opened."""
+    """Everything up to this position has been yielded. `flowing`: the stream has had a reply since it was opened."""
 
     position: Position
     flowing: bool = True
@@ -193,21 +193,19 @@ class Reached:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The stream was opened; that it also flows is seen at the next `Reached`."""
+    """The stream was opened; the next `Reached` shows whether it flows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Interrupted:
-    """The stream broke, or cannot be opened; it is tried again."""
+    """The stream broke, or cannot be opened; it is opened again."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class HistoryLost:
-    """What happened since the last position is no longer known. The stream goes on from `fresh`; everything must be
-    scanned.
-    """
+    """The events since the last position are lost. The stream goes on from `fresh`; every table must be scanned."""
 
     reason: str
     fresh: Position
@@ -218,17 +216,17 @@ Event = Changed | Requested | ReloadAsked | TableGone | TableCame | Reached | Op
 
 @dataclass
 class _Place:
-    """Where the stream is: after which token, or from which time; and how often it failed there."""
+    """The position of the stream (a token or a time), and how often it failed there."""
 
     position: Position
     pending: int = 0  # events since the last Reached
     batch: int = BATCH
     failures: int = 0  # since the stream last flowed
     failed_at: Position | None = None
-    stuck: int = 0  # failures at `failed_at` that are about this place
+    stuck: int = 0  # failures at `failed_at` that are about this position
 
     def opening(self) -> dict[str, Any]:
-        if not self.position.token:  # an empty one would be passed over, and the stream begin now
+        if not self.position.token:  # MongoDB would ignore an empty one and begin now
             return {"startAtOperationTime": self.position.cluster_time}
         # After an invalidate only startAfter works; elsewhere resumeAfter is the same.
         return {"startAfter": self.position.token}
@@ -237,7 +235,7 @@ class _Place:
         self.failures, self.batch = 0, min(BATCH, self.batch * 2)
 
     def failed(self, *, passes: bool) -> None:
-        """Notes a failure; one that does not pass by itself makes the batches smaller."""
+        """Counts a failure. One that is about the position (`passes` is false) makes the batches smaller."""
         self.failures += 1
         if passes:
             return
@@ -246,14 +244,14 @@ class _Place:
         self.batch = max(1, self.batch // SHRINKS)
 
     def lost(self, code: int | None) -> bool:
-        """Whether the stream has to go round this place."""
+        """Whether the stream has to skip this position."""
         return self.batch == 1 and self.stuck >= (ROUND_AFTER_TOO_LARGE if code in TOO_LARGE else ROUND_AFTER)
 
 
 def watch(
     database: Database[dict[str, Any]], subscription: Subscription, position: Position, stop: threading.Event
 ) -> Iterator[Event]:
-    """Yields what happens in the database from the position on, until `stop` is set. Raises nothing of pymongo's."""
+    """Yields the events of the database from the position on, until `stop` is set. Raises no PyMongoError."""
     place = _Place(position)
     while not stop.is_set():
         try:
@@ -292,14 +290,14 @@ def _reason(error: Exception, code: int | None) -> str:
 
 
 def _open(database: Database[dict[str, Any]], subscription: Subscription, place: _Place) -> EventCursor:
-    # Opening answers only when the server has come to the first event that passes the filter. Far behind in a busy
-    # database that takes long, so each failure allows it more: the client's own limit would never let it open.
+    # The opening returns only when the server has found the first event that passes the filter. That takes long far
+    # behind in a busy database, so each failure allows more time; under the client's own limit it would never open.
     seconds = min(LONGEST_OPENING, SHORTEST_OPENING * 2**place.failures)
     return EventCursor(database, place.opening(), subscription.pipeline(), batch_size=place.batch, seconds=seconds)
 
 
 def _read(cursor: EventCursor, subscription: Subscription, place: _Place, stop: threading.Event) -> Iterator[Event]:
-    """Yields until the stream ends (an invalidate), breaks (raises) or is told to stop."""
+    """Yields until the stream ends (an invalidate), breaks (raises) or `stop` is set."""
     flowing = False
     while not stop.is_set():
         for event in cursor.events:
@@ -310,9 +308,9 @@ def _read(cursor: EventCursor, subscription: Subscription, place: _Place, stop: 
                 place.pending = 0
                 yield Reached(place.position, flowing)
         if not cursor.alive:
-            return  # invalidated: opened again behind the event that said so
+            return  # invalidated: it is opened again behind that event
         if cursor.token is not None:
-            # An idle stream's event token dies with the oplog; the token of the empty reply does not.
+            # The token of an idle stream's last event becomes invalid with the oplog; that of an empty reply does not.
             place.position = Position.at_token(cursor.token, place.position.cluster_time)
         place.pending = 0
         yield Reached(place.position, flowing)
@@ -322,7 +320,7 @@ def _read(cursor: EventCursor, subscription: Subscription, place: _Place, stop: 
 
 
 _NEVER_AN_ID: Final = {0x04, 0x0B}
-"""The types of what no row's `_id` can be: an array, and a regular expression."""
+"""The BSON types that no row's `_id` can have: an array, and a regular expression."""
 
 
 def _told(event: Mapping[str, Any], subscription: Subscription, time: Timestamp) -> Iterator[Event]:

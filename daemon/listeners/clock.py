@@ -1,9 +1,9 @@
-"""The clock: a wake-up call at each moment that is due. The only user of APScheduler.
+"""The clock: a wake-up call at each due time. The only user of APScheduler.
 
-Its scheduler has timers only, in memory: what is due is decided by `daemon.supervisor.scheduler` from what MongoDB
-remembers, by the server's clock, so timers that were lost, came early or came twice do no harm. Its job store for
-MongoDB is not used: that one pickles, and has no claim on a due run. Nor are its cron triggers: where the clocks change
-they pass over whole days (decision 0023).
+Its scheduler has only timers, in memory. `daemon.supervisor.scheduler` decides what is due, from the state in MongoDB
+and by the server's clock, so a timer that is lost, early or repeated does no harm. APScheduler's job store for MongoDB
+is not used, because it pickles and does not claim a due run. Nor are its cron triggers, because they skip whole days
+when daylight saving time changes (decision 0023).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def local_now() -> datetime:
 class Clock:
     """Calls `wake` with a schedule's key when its time has come. `set` replaces all times; needs a running event loop.
 
-    `now` is the clock that the times are meant by, which may be another machine's.
+    `now` is the clock of these times, which may be another machine's.
     """
 
     def __init__(self, wake: Callable[[str], None], now: Callable[[], datetime] = local_now) -> None:
@@ -34,13 +34,13 @@ class Clock:
         self._scheduler = AsyncIOScheduler(timezone=UTC)
 
     def set(self, times: Mapping[str, datetime]) -> None:
-        """Have `wake` called at these times; a time that has passed means at once."""
+        """Have `wake` called at these times; for a past time, at once."""
         if not self._scheduler.running:
             self._scheduler.start()
         self._scheduler.remove_all_jobs()
         ahead = local_now() - self._now()
         for key, time in times.items():
-            # Late is better than never: by default a timer that is late by a second is dropped.
+            # Without this, APScheduler drops a timer that is a second late.
             self._scheduler.add_job(self._called, DateTrigger(time + ahead), [key], misfire_grace_time=None)
 
     async def _called(self, key: str) -> None:

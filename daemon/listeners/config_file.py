@@ -1,8 +1,8 @@
-"""Changes of service.toml, however it is changed: saved in place, replaced by an editor, swapped by a link.
+"""Finds changes of service.toml: saved in place, replaced by an editor, or swapped by a link.
 
-An editor writes a new file and renames it; Kubernetes swaps a link `..data` beside the file and never touches its name;
-a link's target may be edited somewhere else. So every directory is watched in which a link of the chain, or the file
-itself, stands; events are not filtered by name, and what counts is whether the content differs from what was last seen.
+An editor writes a new file and renames it. Kubernetes swaps a link `..data` beside the file and never changes its name.
+A link's target may be edited in another directory. So every directory that contains a link of the chain, or the file
+itself, is watched. Events are not filtered by name: a change is a content that differs from the last one.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ log = structlog.get_logger(__name__)
 
 _DEBOUNCE_MS = 1000
 _STEP_MS = 250  # how often it looks for events, and how long they must be quiet
-_LINKS_AT_MOST = 40  # as the kernel
+_LINKS_AT_MOST = 40  # the kernel's limit
 _GONE_SECONDS = 2.0
 
 
 async def changes(path: Path) -> AsyncIterator[None]:
-    """Yields after each change of the file's content, once writes have been quiet for a moment; runs until it is
-    cancelled.
+    """Yields after each change of the file's content, after a moment without writes; runs until it is cancelled.
 
-    A file that has vanished counts as changed too: who reads it says what is wrong.
+    A removed file counts as changed too; its reader reports the error.
     """
     seen = await asyncio.to_thread(_content, path)
     while True:
@@ -45,13 +44,13 @@ async def changes(path: Path) -> AsyncIterator[None]:
                     yield
                 if await asyncio.to_thread(directories, path) != watched:
                     break
-        except OSError as error:  # a directory went away between the look and the watch
+        except OSError as error:  # a directory was removed before it could be watched
             log.debug("directory of the configuration is gone", error=str(error))
             await asyncio.sleep(_GONE_SECONDS)
 
 
 async def _events(watched: frozenset[Path]) -> AsyncIterator[None]:
-    """One item at once, when the watch may be taken to stand, then one for each burst of events."""
+    """Yields once as soon as the watch is set, then once for each burst of events."""
     stop = asyncio.Event()
     events = awatch(
         *watched,
@@ -62,7 +61,7 @@ async def _events(watched: frozenset[Path]) -> AsyncIterator[None]:
         recursive=False,
         stop_event=stop,
     )
-    # A generator does nothing until it is asked: asking sets the watch, which then stands while the item is handled.
+    # A generator runs only if it is awaited. Awaiting it sets the watch, which then lasts while the item is handled.
     pending = asyncio.ensure_future(anext(events))
     await asyncio.sleep(0)
     try:
@@ -77,7 +76,7 @@ async def _events(watched: frozenset[Path]) -> AsyncIterator[None]:
 
 
 def directories(path: Path) -> frozenset[Path]:
-    """Every existing directory in which a link on the way to the file, or the file itself, stands."""
+    """Every existing directory that contains a link on the way to the file, or the file itself."""
     found: set[Path] = set()
     current, rest = Path("/"), list(path.absolute().parts[1:])
     links = 0

@@ -1,8 +1,8 @@
-"""The cursor of a change stream, by the server's own commands: the driver's would resume by itself, without a pause and
-without a word, for as long as the server refuses.
+"""The cursor of a change stream, with the server's own commands. The driver's cursor would resume by itself, without a
+pause or an error, for as long as the server refuses.
 
-Events come with the key of their row as it is stored. A reply is decoded whole, and event by event only if it holds
-what the driver cannot decode or would not send back unchanged.
+Events come with the key of their row as it is stored. A reply is decoded whole, or event by event if it contains a
+value that the driver cannot decode or would not send back unchanged.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pymongo.errors import PyMongoError
 
 from components.raw_value import EXACT, RAW, STRICT, UNDECODABLE, RawValue, fields, readable
 
-_COLLECTION: Final = "$cmd.aggregate"  # the name under which a database's change stream is read on
+_COLLECTION: Final = "$cmd.aggregate"  # the collection name in `getMore` for a database's change stream
 
 
 class EventCursor:
@@ -35,7 +35,7 @@ class EventCursor:
         batch_size: int,
         seconds: float,
     ) -> None:
-        """Opens the stream where `opening` (options of `$changeStream`) says, within so many seconds."""
+        """Opens the stream with the options `opening` of `$changeStream`, within so many seconds."""
         self._database, self._batch_size = database, batch_size
         self._session = database.client.start_session(causal_consistency=False)
         command = {

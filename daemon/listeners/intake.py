@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 KEEP_SECONDS: Final = 0.5
 HEADROOM_SECONDS: Final = 30.0
 SHORT_OF_OPLOG: Final = 0.5
-KEEP_IDLE_SECONDS: Final = 30.0  # saving an idle position moves the oplog, which moves the position: seldom
+KEEP_IDLE_SECONDS: Final = 30.0  # saving an idle position adds to the oplog, which moves the position: save seldom
 
 
 class Feed:
@@ -50,10 +50,12 @@ class Feed:
         self.missing: str | None = None
 
     def changed(self, key: Any, time_: Any, stretch: Stretch[Any]) -> None:
-        """A row changed. Where too many wait already, they are dropped for a scan: late, never lost."""
+        """A row changed. If too many keys wait already, they are dropped and a scan is ordered: rows come late, but
+        none is lost.
+        """
         self.missing = None
         if not self.dirty.put(key, "live", [stretch], time_):
-            # Taken out first: what the new scan names must not be among what is dropped.
+            # Taken out first: the keys of the new scan must not be dropped.
             dropped = self.dirty.take_live()
             self.scan.request("too many rows changed at once")
             for each in dropped:
@@ -63,7 +65,7 @@ class Feed:
 
 
 class StreamIntake:
-    """The change stream of a worker: reads it, and marks rows as dirty in the corridors that watch their table."""
+    """Reads a worker's change stream, and marks rows as dirty in the corridors that watch their table."""
 
     def __init__(
         self,
@@ -92,16 +94,17 @@ class StreamIntake:
         self._stop = threading.Event()
 
     def claim(self) -> None:
-        """Takes the stream over from whoever had it. One without a position starts now, and everything is scanned.
+        """Takes the stream over from another leader. A stream without a position starts now, and every table is
+        scanned.
 
-        Comes before the first scan begins: what a scan does not see has to come through the stream.
+        Called before the first scan begins: rows that a scan does not see must come through the stream.
         """
         position = self._patience("stream", lambda: self._positions.claim(self._subscription.hash))
         now = self._patience("stream", lambda: cluster_time(self._database))
         if position is None:
             position = self._fresh(Position(now), "first start")
         elif position.cluster_time > now:
-            # As after a restore from a server whose clock was ahead: nothing would be heard until the time is reached.
+            # As after a restore from a server whose clock was ahead: no event would come until the time is reached.
             log.error(
                 "the stream's position lies in the future: every row is scanned",
                 position=position.cluster_time.as_datetime().isoformat(),
@@ -119,7 +122,7 @@ class StreamIntake:
         self._stop.set()
 
     def save(self, *, last: bool = False) -> None:
-        """Saves the position over the contiguous finished prefix. Called by the keeper. Raises Fenced."""
+        """Saves the end of the contiguous finished prefix. `PositionSaver` calls it. Raises Fenced."""
         position, now = self.progress.position(), time.monotonic()
         kept, at = self._kept
         if position is None or position is kept:
@@ -149,15 +152,15 @@ class StreamIntake:
         self._short = short
 
     def _fresh(self, position: Position, reason: str) -> Position:
-        """Starts from a new point, asked for before the scans begin, so that what they do not see comes through the
+        """Starts from a new point, read before the scans begin, so that rows that they do not see come through the
         stream.
 
-        The scans are ordered before the point is saved: killed in between, the next start finds no point (or the lost
-        one) and orders them again. The other way round it would find a point and nothing to do.
+        The scans are ordered before the point is saved. If the process is killed in between, the next start finds no
+        point (or the lost one) and orders them again. In the other order it would find a point and order no scan.
         """
         for feed in self._feeds:
             feed.scan.request(reason)
-            feed.reload()  # a promotion that lies before the new point does not come through the stream
+            feed.reload()  # a promotion before the new point does not come through the stream
         self._patience("stream", lambda: self._positions.save(position, self._subscription.hash))
         return position
 
@@ -200,7 +203,7 @@ class StreamIntake:
     def _gone(self, table: str) -> None:
         for feed in self._watching.get(table, ()):
             feed.missing = f"table {table!r} was dropped or renamed; it is served again when it is back"
-            for key in feed.letters.rows():  # judged again: those of rows that are gone are cleared
+            for key in feed.letters.rows():  # judged again: the letters of deleted rows are cleared
                 feed.dirty.put(key, "scan", [self.progress.begin()])
             log.warning("the table is gone", listener=feed.listener, table=table)
 
@@ -220,8 +223,8 @@ class StreamIntake:
                 feed.reload()
 
     def _requested(self, listener: str, key: Any, time_: Any) -> None:
-        """Somebody asks for a row to be judged again: the dead letter's way back. The event holds all of it, and comes
-        again after a kill as any other.
+        """A client asks for a dead row to be judged again. The event contains the whole request, and is replayed after
+        a kill as any other.
         """
         for feed in self._feeds:
             if feed.listener == listener:
@@ -242,7 +245,7 @@ class PositionSaver:
             self._patience("positions", self.save)
             if time.monotonic() - measured >= HEADROOM_SECONDS:
                 measured = time.monotonic()
-                with suppress(PyMongoError):  # a measure: the next one comes soon
+                with suppress(PyMongoError):  # only a measurement: the next one comes soon
                     self._intake.headroom()
 
     def save(self, *, last: bool = False) -> None:

@@ -1,4 +1,6 @@
-"""A scan as a source: the `_id`s of a table in pages, in order of `_id` from either end, from behind a given one."""
+"""A scan as a source: the `_id`s of a table in pages, in ascending or descending order, optionally after a given
+`_id`.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +28,14 @@ def pages(
     order: Order = "oldest",
     size: int = PAGE,
 ) -> Iterator[list[Any]]:
-    """Yields pages of at most `size` keys, all of the table's; `resumed` goes on behind the `_id` `last`.
+    """Yields all keys of the table in pages of at most `size`; with `resumed`, those behind the `_id` `last`.
 
-    "newest" begins with the highest `_id`, which for ObjectIds are the newest rows.
+    "newest" begins with the highest `_id`; with ObjectIds that is the newest row.
 
-    Which of them match is not asked here: a page then comes from the index alone, in bounded time, however rare a match
-    is.
+    The listener's filter is not applied here, so a page needs only the index and bounded time, even if few rows match.
 
-    Pages are read not before `start`: whatever was there then is in one of them, unless it was deleted since; what
-    comes later is the change stream's business. Errors of pymongo pass through, and the caller starts again behind the
-    last page.
+    Pages are not read before `start`: each row that existed then is in one of them, unless it was deleted since. Later
+    rows come through the change stream. Errors of pymongo pass through; the caller starts again behind the last page.
     """
     operator, direction = ("$gt", 1) if order == "oldest" else ("$lt", -1)
     clustered = TableKind(table).clustered()
@@ -47,7 +47,7 @@ def pages(
             "projection": {"_id": 1},
             "sort": {"_id": direction},
             "limit": size,
-            "singleBatch": True,  # a reply is cut at 16 MB: a page of large keys is a shorter one
+            "singleBatch": True,  # a reply is cut at 16 MB: a page of large keys is shorter
             "readConcern": {"level": "local", "afterClusterTime": start},
         }
         page = keys(table.database.command(command, codec_options=RAW))
@@ -56,12 +56,12 @@ def pages(
             last = page[-1]
         elif not within_type:
             return
-        within_type = clustered and bool(page)  # behind the last row of a type come those of others
+        within_type = clustered and bool(page)  # after the last row of a type come the rows of other types
         behind = _behind(operator, last, within_type=within_type)
 
 
 def _behind(operator: str, last: Any, *, within_type: bool) -> dict[str, Any]:
-    if within_type:  # the only condition on a range for which MongoDB 6 does not read a clustered collection whole
+    if within_type:  # with any other range condition MongoDB 6 reads a clustered collection whole
         return {"_id": document({}, {operator: last})}
-    # $expr compares across BSON types; a plain {_id: {$gt: last}} would pass over every row of another type.
+    # $expr compares across BSON types; a plain {_id: {$gt: last}} would skip every row of another type.
     return {"$expr": {operator: ["$_id", document({}, {"$literal": last})]}}

@@ -1,7 +1,7 @@
-"""The scans of a listener: a backfill at its first start, and again whenever its mark is not the one that it serves or
-somebody asks.
+"""The scans of a listener: a backfill at its first start, and again whenever its stored mark is out of date or a scan
+is ordered.
 
-Somebody asks if history was lost, a queue overflowed, or a generation was raised.
+A scan is ordered if history was lost, a queue overflowed, or a generation was raised.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ POLL_SECONDS: Final = 0.02  # only while a scan goes on
 
 
 class _Scan:
-    """One run of a scan in this process: whatever belongs to it, and ends with it."""
+    """One run of a scan in this process, with the state that ends with it."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -43,22 +43,22 @@ class _Scan:
         self.began = time.monotonic()
 
     def report(self) -> ScanReport:
-        """How far it is, for people; `rate` in rows a second since it began in this process."""
+        """How far it is; `rate` is in rows a second since it began in this process."""
         rate = (self.done - self.run.done) / max(time.monotonic() - self.began, 1e-9)
         left = max(0, self.total - self.done) if self.total is not None else None
         eta = round(left / rate, 1) if left is not None and rate > 0 else None
         return ScanReport(self.done, self.total, round(rate, 1), eta, self.run.reason)
 
     def ahead(self, rate: float) -> bool:
-        """Whether it has named more rows than `rate` (rows a second; 0: any) allows until now."""
+        """Whether it has marked more rows than `rate` (rows a second; 0: no limit) allows until now."""
         return bool(rate) and (self.done - self.run.done) > rate * (time.monotonic() - self.began)
 
 
 class ScanLane:
     """The scans of one listener, one at a time, on a thread of its own that sleeps between them.
 
-    Which run counts is decided in the database: an order gives the scan a new run id there, and whatever goes on under
-    an older one is overtaken, wherever it stands. So no lock is held while MongoDB is asked for something.
+    The database decides which run counts: an order gives the scan a new run id there, which supersedes every older run.
+    So no lock is held during an operation of MongoDB.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class ScanLane:
         rate: float,
         held: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`order`: which end of the table comes first; `rate`: rows a second at most, 0 for as many as the live lane
-        leaves room for; `held`: whether none is to begin now.
+        """`order`: the end of the table that comes first; `rate`: the most rows a second, 0 for as many as the live
+        lane leaves room for; `held`: whether no scan may begin now.
         """
         self._order, self._rate = order, rate
         self._page = PAGE if not rate else max(1, min(PAGE, int(rate)))
@@ -84,13 +84,13 @@ class ScanLane:
         self._dirty, self._scans, self._mark, self._patience = dirty, scans, mark, patience
         self._held = held
         self._wake = threading.Condition()
-        self._orders = 1  # the first: to look whether one is due
+        self._orders = 1  # the first one makes `run` look whether a scan is due
         self._stopped = False
         self._scan: _Scan | None = None
 
     def request(self, reason: str) -> None:
-        """Orders a scan from the beginning. Noted in the database when this returns, so a position may move on behind
-        it.
+        """Orders a scan from the beginning. The order is stored when this returns, so the stream's position may then
+        move on.
         """
         self._patience(f"{self._listener}.scan", lambda: self._scans.begin(self._mark(), reason, self._order))
         with self._wake:
@@ -99,7 +99,7 @@ class ScanLane:
         log.info("a scan is due", listener=self._listener, reason=reason)
 
     def run(self) -> None:
-        """Scans whatever is due, until stopped."""
+        """Runs the scans that are due, until stopped."""
         seen = 0
         while True:
             with self._wake:
@@ -118,12 +118,12 @@ class ScanLane:
             self._wake.notify_all()
 
     def report(self) -> ScanReport | None:
-        """How far the scan is; None where none goes on."""
+        """How far the scan is; None if none is running."""
         scan = self._scan
         return None if scan is None else scan.report()
 
     def save(self) -> None:
-        """Notes how far the scan is. Called by the keeper."""
+        """Saves how far the scan is. `PositionSaver` calls it."""
         scan = self._scan
         place = None if scan is None else scan.progress.position()
         if scan is not None and place is not None and place is not scan.saved:
@@ -131,7 +131,7 @@ class ScanLane:
             scan.saved = place
 
     def _scan_once(self, orders: int) -> bool:
-        """One scan, from where it is; False where it was overtaken by a newer order, or stopped."""
+        """Runs the due scan from its saved place. False if a newer order superseded it, or if it was stopped."""
         if not self._free(orders):
             return False
         run = self._scans.due(self._mark(), self._order)
@@ -139,7 +139,7 @@ class ScanLane:
             return True
         self._scan = scan = _Scan(run)
         log.info("scan begins", listener=self._listener, reason=run.reason, resumed=run.resumed, done=run.done)
-        start = cluster_time(self._table.database)  # R3d: asked for now; every row is judged not before it
+        start = cluster_time(self._table.database)  # R3d: the time now; no row is judged at an earlier snapshot
         scan.total = self._table.estimated_document_count()
         source = pages(self._table, start, run.last, resumed=run.resumed, order=self._order, size=self._page)
         for page in source:
@@ -161,8 +161,8 @@ class ScanLane:
         return True
 
     def _gone(self) -> list[Any]:
-        """Dead rows that a scan does not come across, because they no longer exist: once judged, their letters go
-        too.
+        """Dead rows that no longer exist, so that the scan does not find them; once they are judged, their letters are
+        deleted.
         """
         gone: list[Any] = []
         one_by_one = TableKind(self._table).clustered()
@@ -175,10 +175,10 @@ class ScanLane:
         return gone
 
     def _room(self, orders: int, scan: _Scan) -> bool:
-        """Waits until the scan lane is nearly empty: live rows go first, and a scan holds about one page of keys at a
+        """Waits until the scan lane is nearly empty: live rows go first, and about one page of scan keys waits at a
         time.
 
-        A scan with a rate waits as well until it is no longer ahead of it.
+        A scan with a rate also waits until it is no longer ahead of its rate.
         """
         while self._dirty.depth()["scan"] > self._page // 2 or scan.ahead(self._rate):
             if self._interrupted(orders):
@@ -187,7 +187,7 @@ class ScanLane:
         return not self._interrupted(orders)
 
     def _free(self, orders: int) -> bool:
-        """Waits until a scan may begin; False if this one was overtaken."""
+        """Waits until a scan may begin; False if a newer order superseded this one."""
         while self._held():
             if self._interrupted(orders):
                 return False

@@ -1,9 +1,8 @@
-"""Logs: structlog to stderr, as JSON lines or for a person's eyes, with the standard library's loggers in the same
-stream.
+"""Logs: structlog to stderr, as JSON lines or as readable text, with the standard library's loggers in the same stream.
 
 `auto` means console on a terminal and in the systemd journal (there without colours and times, which the journal adds),
-JSON elsewhere. Two things are done to every line, whoever wrote it: credentials in a MongoDB URI are masked, and
-control characters are escaped, so that nothing that came from a row or a peer can forge a line or drive a terminal.
+JSON elsewhere. In every line, credentials in a MongoDB URI are masked and control characters are escaped, so that a
+text from a row or a peer can neither forge a line nor control a terminal.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ Format = Literal["auto", "json", "console"]
 
 _CONTROL_IN_TRACEBACK = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _TRACEBACKS = ("exception", "stack")
-# Each of these tells at INFO or below what the daemon says better, or says it every few seconds.
+# At INFO or below, each of these logs what the daemon logs itself, or logs every few seconds.
 _CHATTY = ("apscheduler", "asyncio", "pymongo", "uvicorn", "watchfiles", "httpx", "httpcore", "PIL")
 
 
@@ -95,7 +94,7 @@ def _is_journal(stream: TextIO) -> bool:
 
 
 def _clean(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Masks and escapes every text of an event, however deep; a traceback keeps its line breaks."""
+    """Masks and escapes every string of an event, at any depth; a traceback keeps its line breaks."""
     for key, value in event.items():
         if key in _TRACEBACKS and isinstance(value, str):
             event[key] = _CONTROL_IN_TRACEBACK.sub(

@@ -1,4 +1,4 @@
-"""Text that is safe to show: credentials masked, control characters escaped, what is no valid Unicode made visible."""
+"""Text that is safe to show: credentials masked, control characters escaped, invalid Unicode made visible."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bson.codec_options import DatetimeConversion
 
 from components.raw_value import UNDECODABLE, RawValue, identity, key_of
 
-# Greedy up to the last "@": a password that should have been percent-encoded, and was not, must not show either.
+# Greedy up to the last "@", to mask also a password that is not percent-encoded as it should be.
 _USERINFO = re.compile(r"(mongodb(?:\+srv)?://)[^\s\"'<>]*@", re.IGNORECASE)
 
 
@@ -30,14 +30,14 @@ def masked(text: str) -> str:
 
 
 def readable(text: str) -> str:
-    """`text` without credentials, and without what MongoDB does not take for text: names of files that are no UTF-8
-    come as lone surrogates.
+    """`text` without credentials, and without lone surrogates, which MongoDB refuses; they come from file names that
+    are not UTF-8.
     """
     return masked(text.encode("utf-8", "backslashreplace").decode())
 
 
 def escaped(text: str) -> str:
-    """`text` on one line, with control characters and those that turn the direction of writing as visible escapes."""
+    """`text` on one line, with control characters and bidirectional formatting characters as visible escapes."""
     return _CONTROL.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
 
 
@@ -46,11 +46,11 @@ _RAW: Final = "$bson"
 
 
 def row_id(key: Any) -> str:
-    """A row's `_id` as people type it, so that `row_key` gives it back.
+    """A row's `_id` as a text that can be typed, and that `row_key` turns back into the key.
 
-    An ObjectId by its digits, a string as it is unless it could be taken for something else, and all else as extended
-    JSON; what that cannot tell, as {"$bson": "HEX"}, the byte of its BSON type first. A long one is cut, and ends with
-    a hash.
+    An ObjectId is its digits, a string is itself unless it reads as another value, and every other value is extended
+    JSON. A value that extended JSON cannot represent is {"$bson": "HEX"}, with the byte of its BSON type first. A long
+    text is cut, and ends with a hash.
     """
     name = _row_id(key)
     if len(name) <= LONGEST_ID:
@@ -60,7 +60,7 @@ def row_id(key: Any) -> str:
 
 
 def row_key(name: str) -> Any:
-    """The key that `row_id` names; not of one that was cut."""
+    """The key that `row_id` turned into this text, unless the text was cut."""
     if _OBJECT_ID.fullmatch(name):
         return ObjectId(name)
     try:

@@ -1,9 +1,10 @@
-"""The only user of pymongo beside the listeners: everything that predictd keeps in MongoDB, a package for each concern.
+"""Everything that predictd keeps in MongoDB, one package for each concern. Besides the listeners, the only user of
+pymongo.
 
-connection.py   the clients, and one error for whatever is in the way
+connection.py   the clients, and one error for everything that keeps MongoDB from answering
 mongo_retry.py  tries again until MongoDB answers, and says why it waits
 names.py        the names of predictd's own collections
-rows/           outputs, positions, scans, dead letters, requests, datasets
+rows/           outputs, positions, scans, dead letters, datasets
 registry/       signed declarations, code that travels, versions, models built from them
-service/        leases, status, jobs, schedules, notifications; the state directory
+service/        leases, epochs, status, jobs, schedules, requests, notifications; the state directory, the keyring
 """

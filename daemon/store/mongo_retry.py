@@ -1,10 +1,8 @@
-"""MongoRetry with MongoDB: what it refuses or does not answer is tried again until it does, and meanwhile everybody can
-see why.
+"""MongoRetry: repeats a call until MongoDB answers, and publishes the reason meanwhile.
 
-Whatever of pymongo's comes up is waited out: a database that is down comes back, and one that refuses (a user without
-rights, a filter that it cannot parse, a full disk) is mended by a person, whom the reason reaches through status,
-readiness and log. To retry is safe, because everything that is written is guarded, fenced, or the same when written
-twice.
+Every PyMongoError is retried until MongoDB answers. A database that is down comes back. One that refuses (a user
+without rights, a filter that it cannot parse, a full disk) needs an administrator, who finds the reason in status,
+readiness and log. A retry is safe, because every write is guarded, fenced or idempotent.
 """
 
 from __future__ import annotations
@@ -22,15 +20,13 @@ T = TypeVar("T")
 
 
 class Stopping(PredictdError):
-    """MongoDB did not answer, and this process has been told to stop: what was not acknowledged is done again by its
-    successor.
-    """
+    """MongoDB did not answer and this process must stop; its successor repeats what was not acknowledged."""
 
 
 class MongoRetry:
-    """Calls something until MongoDB answers; `troubles()` tells what is being waited for, and why.
+    """Repeats a call until MongoDB answers; `troubles()` returns what waits for it, and why.
 
-    Once `stopping` is set nothing is tried again: the call raises Stopping.
+    Once `stopping` is set, nothing is retried: the call raises Stopping.
     """
 
     def __init__(self, stopping: threading.Event) -> None:
@@ -39,7 +35,7 @@ class MongoRetry:
         self._troubles: dict[str, str] = {}
 
     def __call__(self, what: str, call: Callable[[], T]) -> T:
-        """The call's result. Raises Stopping, and what is not pymongo's."""
+        """The call's result. Raises Stopping, and every error that is not a PyMongoError."""
 
         def is_mongos(error: Exception) -> bool:
             if not isinstance(error, PyMongoError):
@@ -59,7 +55,7 @@ class MongoRetry:
         return result
 
     def note(self, what: str, reason: str | None) -> None:
-        """Something waits for MongoDB, for this reason, or (None) no longer does."""
+        """Notes that `what` waits for MongoDB for this reason; None: it no longer waits."""
         if reason is None and what not in self._troubles:
             return
         with self._lock:
@@ -69,6 +65,6 @@ class MongoRetry:
                 self._troubles[what] = reason
 
     def troubles(self) -> list[str]:
-        """Why something waits at present; empty when all is well."""
+        """The reasons of everything that waits at present."""
         with self._lock:
             return list(self._troubles.values())

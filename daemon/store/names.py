@@ -1,6 +1,4 @@
-"""The names of predictd's own collections, in one place: they stand in the user's database, all beginning with
-`_predictd.`
-"""
+"""The names of predictd's own collections. They are in the user's database, and all begin with `_predictd.`"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The process of a worker: its order, and why it ends. See the package."""
+"""The process of a worker: reads its assignment, runs, and reports why it ends. See the package."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def ending(failure: BaseException | None) -> Ending | None:
 
 
 def main() -> None:
-    """The process, from its first line to its end."""
+    """The process, from its assignment to its end."""
     channel = Channel.open()
     assignment = WorkerAssignment.read(sys.stdin.buffer.readline())
     configure(**assignment.log, stream=channel.log)  # type: ignore[arg-type]
@@ -54,7 +54,7 @@ def main() -> None:
     threading.Thread(target=worker.report_on, name="reporter", daemon=True).start()
     try:
         worker.start()
-        gc.freeze()  # what was imported and loaded stays: collections need not walk through it again and again
+        gc.freeze()  # imported modules and models stay: collections need not walk through them
         log.info("worker runs", listeners=[run.declared.name for run in worker.runs], epoch=assignment.epoch)
         worker.report()  # at once: the supervisor waits for it
         worker.stopping.wait()
@@ -62,14 +62,14 @@ def main() -> None:
             worker.stop()
     except BaseException as error:  # noqa: BLE001  # the last report names every error
         worker.fail(error)
-    worker.reported_all.set()  # what follows is the last word
+    worker.reported_all.set()  # what follows is the last report
     if worker.failure is not None:
         expected = isinstance(worker.failure, PredictdError)
         log.error("worker ends", reason=str(worker.failure), exc_info=None if expected else worker.failure)
         worker.last(ending(worker.failure), "failed", f"{type(worker.failure).__name__}: {worker.failure}")
     else:
-        worker.last(Ending.STOPPED)  # with what was done while it drained
-    os._exit(0 if worker.failure is None else BROKEN)  # threads may still wait for MongoDB: nothing of theirs is lost
+        worker.last(Ending.STOPPED)  # with the counts of the drained batches
+    os._exit(0 if worker.failure is None else BROKEN)  # threads may still wait for MongoDB; their rows are replayed
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ __all__ = ["WorkerAssignment"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerAssignment(Assignment):
-    """What a worker reads first; times are in seconds."""
+    """The first line that a worker reads; times are in seconds."""
 
     worker: str
     stop_timeout: float = 30.0
@@ -21,7 +21,7 @@ class WorkerAssignment(Assignment):
     queue_bytes: int = 256 * 1024 * 1024
     stage_seconds: float = 20.0
     ended: Ended = ""
-    """How the worker before this one ended."""
+    """How the previous process of this worker ended."""
     module: str = "daemon.worker"
 
     @property

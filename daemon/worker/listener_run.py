@@ -1,4 +1,4 @@
-"""One listener in a worker: its corridor, its scans, what it runs now, and what it reports."""
+"""One listener in a worker: its corridor, its scans, the version that it runs, and its report."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ log = structlog.get_logger(__name__)
 
 
 class DeclarationChanged(PredictdError):
-    """A listener is no longer what this worker was started for."""
+    """The declaration of a listener has changed since this worker was started."""
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What all listeners of a worker share. `fail` ends the process; whoever is put into `swaps` looks at the registry
-    again, soon.
+    """The objects that all listeners of a worker share. `fail` ends the process; a listener in `swaps` soon reloads
+    from the registry.
     """
 
     assignment: WorkerAssignment
@@ -61,7 +61,7 @@ class Shared:
 
 
 class ListenerRun:
-    """One listener in this worker: its corridor, its scans, and what it reports."""
+    """One listener in this worker: its corridor, its scans, and its report."""
 
     def __init__(self, shared: Shared, declared: Declared, live: Live) -> None:
         assignment, database = shared.assignment, shared.database
@@ -111,13 +111,13 @@ class ListenerRun:
         self.scan.request(reason)
 
     def reload(self, live: Live) -> Live:
-        """Asks the registry what is live, and runs that from the next batch on. A higher generation brings a scan
+        """Asks the registry for the live version, and runs it from the next batch on. A higher generation orders a scan
         (R9d).
 
-        Batches that are under way keep the version that they were judged for: each output is what its stated version
-        computes. Raises whatever loading it raises, and DeclarationChanged.
+        Batches in flight keep the version that they were judged for, so that each output is computed by the version
+        that it states. Raises every error of the loading, and DeclarationChanged.
         """
-        with self._swapping:  # asked for by a promotion, and by a row that holds a newer output
+        with self._swapping:  # called for a promotion, and for a row with a newer output
             generation = self._now().generation
             if generation == live.generation:
                 return self.corridor.live
@@ -143,10 +143,10 @@ class ListenerRun:
         return newer
 
     def _asked(self, live: Live) -> Live:
-        """What is live, asked for because of a row that holds a newer output (R6).
+        """The live version, reloaded because a row has a newer output (R6).
 
-        A version that cannot be loaded is left to the swap, which tries again: the one before it is served on, and the
-        scan after the swap makes up for it.
+        A version that cannot be loaded is left to the swap, which tries again. Meanwhile the previous version is
+        served, and the scan after the swap predicts these rows again.
         """
         if self._now().generation == self._unloadable:
             return self.corridor.live
@@ -154,24 +154,24 @@ class ListenerRun:
             return self.reload(live)
         except (DeclarationChanged, PyMongoError):
             raise
-        except Exception:  # noqa: BLE001 - whatever the user's code raises; the swap tells it
+        except Exception:  # noqa: BLE001 - user code may raise anything; the swap reports it
             self._swap_later()
             return self.corridor.live
 
     def _now(self) -> Declared:
-        """The listener as it is declared now. Raises DeclarationChanged where it is not what this worker was started
-        for.
+        """The listener as it is declared now. Raises DeclarationChanged if that has changed since this worker was
+        started.
         """
         try:
             now = self._registry.listener(self.declared.name)
         except DeclarationError as error:
             raise DeclarationChanged(str(error)) from error
         if now.identity != self.declared.identity:
-            raise DeclarationChanged(f"listeners.{self.declared.name} was declared anew")
+            raise DeclarationChanged(f"listeners.{self.declared.name}: its declaration has changed")
         return now
 
     def report(self, *, open_: bool, lag: float) -> ListenerReport:
-        """What it runs now, and how far it is behind."""
+        """The version that it runs, and how far it is behind."""
         scan, reason = self.scan.report(), self.feed.missing
         state: ListenerPhase = "running"
         if self.feed.missing:
@@ -201,7 +201,7 @@ def _suspects(assignment: WorkerAssignment, listener: str, rows: int) -> NoSuspe
         return Suspects(assignment.state_dir / "rows_at_work", listener, assignment.ended, rows)
     except OSError as error:
         log.warning(
-            "a row that kills the model's process cannot be found: the state directory does not take a file",
+            "the state directory cannot be written: a row that kills the model's process cannot be found",
             listener=listener,
             reason=str(error),
         )
@@ -209,7 +209,7 @@ def _suspects(assignment: WorkerAssignment, listener: str, rows: int) -> NoSuspe
 
 
 def chained(declared: Declared) -> set[str]:
-    """The paths under `_outputs.` that a listener looks at: in its key, and in its filter."""
+    """The paths under `_outputs.` in a listener's key and filter."""
     key = declared.listener.key
     paths = set([key] if isinstance(key, str) else key)
 

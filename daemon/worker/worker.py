@@ -1,4 +1,4 @@
-"""The composition root of a worker: starts everything that it runs, reports, swaps versions, and stops."""
+"""The composition root of a worker: starts its parts, reports, swaps versions, and stops."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Worker:
     # ---- start ----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Loads and starts everything. Raises DeclarationError where the user's code cannot be built."""
+        """Loads and starts everything. Raises DeclarationError if the user's code cannot be built."""
         assignment = self.assignment
         self.database = self.patience("mongodb", self._connect)
         self.shared = Shared(
@@ -119,8 +119,8 @@ class Worker:
             connectTimeoutMS=5000,
             serverSelectionTimeoutMS=5000,
             socketTimeoutMS=20_000,
-            # What we write may be sent twice by design, and we send it again ourselves (`MongoRetry`). The driver's own
-            # way of retrying makes the server keep a record of every single update.
+            # Every write may be sent twice, and `MongoRetry` sends it again. With the driver's own retries the server
+            # would keep a record of every single update.
             retryWrites=False,
         )
         return open_database(client, self.assignment.database)
@@ -130,8 +130,8 @@ class Worker:
         return ListenerRun(shared, *shared.loader.live(lambda: shared.registry.listener(name), fresh=True))
 
     def _swap(self) -> None:
-        """Loads what was promoted, one listener after the other, beside whatever runs; a version that cannot be loaded
-        is tried again.
+        """Loads promoted versions, one listener after the other, while the old ones run. A version that cannot be
+        loaded is tried again later.
         """
         while True:
             run = self.shared.swaps.get()
@@ -141,9 +141,9 @@ class Worker:
                 self.patience.note(task, None)
             except (DeclarationChanged, Fenced, Stopping):
                 raise
-            except Exception as error:  # whatever the user's code raises: the version that runs goes on
+            except Exception as error:  # user code may raise anything: the version that runs goes on
                 log.exception(
-                    "the live version cannot be loaded; the one before it is served on", listener=run.declared.name
+                    "the live version cannot be loaded; the previous one is still served", listener=run.declared.name
                 )
                 self.patience.note(task, f"the live version cannot be loaded: {error}")
                 again = threading.Timer(SWAP_AGAIN_SECONDS, self.shared.swaps.put, [run])
@@ -158,16 +158,16 @@ class Worker:
         def guarded() -> None:
             try:
                 target()
-            # A thread that ended silently would be rows that wait for ever
+            # If a thread ended silently, its rows would wait for ever
             except BaseException as error:  # noqa: BLE001
                 self.fail(error)
 
         threading.Thread(target=guarded, name=name, daemon=True).start()
 
     def fail(self, error: BaseException) -> None:
-        """A thread met what it cannot wait out: the process ends, and its successor starts from the saved position."""
+        """A thread failed: the process ends, and its successor starts from the saved position."""
         if isinstance(error, Stopping):
-            return  # it was told to
+            return  # this process is stopping
         if self.failure is None:
             self.failure = error
         self.stopping.set()
@@ -175,14 +175,12 @@ class Worker:
     # ---- run ------------------------------------------------------------------------------------------------------
 
     def report_on(self) -> None:
-        """Reports until the process ends; from its first moment, so that a start that waits for MongoDB can be seen
-        to.
-        """
+        """Reports from the start of the process until its end, so that a start that waits for MongoDB is visible."""
         while not self.reported_all.wait(REPORT_SECONDS):
             self.report()
 
     def report(self, state: WorkerPhase | None = None, reason: str | None = None) -> None:
-        """Sends one report; if nothing changed, only every two seconds. A given state stays."""
+        """Sends one report; if nothing has changed, only every two seconds. A given state stays for later reports."""
         with self._reporting:
             self.state, self.reason = state or self.state, reason or self.reason
             self._report()
@@ -217,7 +215,7 @@ class Worker:
                 int(self.measures.stream_keys._value.get()),  # noqa: SLF001  # prometheus has no public reader
                 int(self.measures.stream_opens._value.get()),  # noqa: SLF001
             ),
-            None if reason is None else readable(reason),  # an error's text may hold what JSON and MongoDB cannot
+            None if reason is None else readable(reason),  # an error's text may contain lone surrogates
             {run.declared.name: run.report(open_=open_, lag=lag) for run in self.runs},
             ending=self._ending,
             threads=threads.in_use(),
@@ -245,11 +243,9 @@ class Worker:
         self.keeper.stop()
         for run in self.runs:
             run.scan.stop()
-        end = (
-            time.monotonic() + self.assignment.stop_timeout * 0.8
-        )  # the rest is for saving, and for whoever waits for us
+        end = time.monotonic() + self.assignment.stop_timeout * 0.8  # the rest is for saving the position
         drained = [run.threads.stop(max(0.0, end - time.monotonic())) for run in self.runs]
         if not all(drained):
             log.warning("stopped before every batch in flight had ended; their rows are replayed at the next start")
-        with suppress(PyMongoError):  # then the successor replays a little more
+        with suppress(PyMongoError):  # without it the successor replays a little more
             self.keeper.save(last=True)

@@ -1,1 +1,1 @@
-"""What several tests share: models without torch, workers that can be held between two steps, oracles."""
+"""Helpers that several tests share: models without torch, workers that stop between two steps, oracles."""

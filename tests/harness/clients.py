@@ -1,8 +1,8 @@
 """Clients in another language: the real mongosh and the Node driver, from npm, in versions that
 tests/acceptance/clients/package.json pins.
 
-They are installed once into `node_modules/` of the checkout, which git ignores. Where that is not possible the tests
-are skipped on a laptop, and fail in CI.
+They are installed once into `node_modules/` of the checkout, which git ignores. If that is not possible, the tests are
+skipped on a laptop, and fail in CI.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RUN_SECONDS = 60
 
 
 def installed(name: str) -> Path:
-    """A folder whose node_modules hold the package of that name, and what it needs."""
+    """A folder whose node_modules contain the package of that name, with its dependencies."""
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:
         _absent(
@@ -55,7 +55,7 @@ def installed(name: str) -> Path:
 
 
 def _install(npm: str, folder: Path, name: str) -> None:
-    # What their install scripts would compile is optional, and would need the headers of Node.
+    # Their install scripts compile only optional parts, and would need the headers of Node.
     quiet = ("--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts", "--fetch-retry-maxtimeout=10000")
     try:
         ran = subprocess.run(
@@ -88,14 +88,14 @@ class Client:
     def __init__(self, uri: str, database: str, table: str, home: Path) -> None:
         self._uri, self._database, self._table = uri, database, table
         self._place = installed(self.name)
-        # Neither a person's settings nor their history are to be touched, and nobody is to be told about a test.
+        # A test must not touch a person's settings or history, and must send no telemetry.
         settings = home / ".mongodb" / "mongosh" / "config"
         settings.parent.mkdir(parents=True, exist_ok=True)
         settings.write_text(json.dumps({"enableTelemetry": False, "updateURL": ""}))
         self._environ = {**os.environ, "HOME": str(home), "NODE_PATH": str(self._place / "node_modules")}
 
     def insert(self, fields: str) -> Any:
-        """Inserts one row; its `_id`, which the client has made."""
+        """Inserts one row and returns its `_id`, which the client has made."""
         return self._value(f"rows.insertOne({fields})")["insertedId"]
 
     def update(self, key: Any, update: str) -> None:
@@ -108,7 +108,7 @@ class Client:
         assert self._value(f"rows.deleteOne({{_id: {_id(key)}}})")["deletedCount"] == 1
 
     def _value(self, expression: str) -> Any:
-        """The value of an expression, as the client itself writes it down."""
+        """The value of an expression, as the client itself prints it."""
         ran = subprocess.run(
             self._command(expression),
             env=self._environ,
@@ -140,7 +140,7 @@ class Mongosh(Client):
 
 
 class NodeDriver(Client):
-    """What a web application in JavaScript writes with."""
+    """The driver that a web application in JavaScript uses."""
 
     name = "mongodb"
 

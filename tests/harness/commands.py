@@ -35,7 +35,7 @@ def environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
 def predictd(
     *arguments: str, cwd: Path, environ: Mapping[str, str] | None = None, timeout: float = PATIENCE
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a command to its end, with pipes for a terminal; there is never a traceback, and never a colour."""
+    """Runs a command to its end, with pipes instead of a terminal; asserts that there is no traceback and no colour."""
     ran = subprocess.run(
         [PREDICTD, *arguments],
         cwd=cwd,
@@ -52,7 +52,7 @@ def predictd(
 
 
 def start(folder: Path, *arguments: str, environ: Mapping[str, str] | None = None) -> Daemon:
-    """`predictd run` on the service.toml that lies in the folder."""
+    """`predictd run` on the service.toml in the folder."""
     (folder / ".predictd" / "http").unlink(missing_ok=True)
     return Daemon(folder, *arguments, environ=environ, command=(PREDICTD, "run", "-c"))
 
@@ -60,7 +60,7 @@ def start(folder: Path, *arguments: str, environ: Mapping[str, str] | None = Non
 def write_service(
     folder: Path, uri: str, database: str, declarations: Mapping[str, Any], imports: tuple[str, ...] = ("harness",)
 ) -> Path:
-    """A service.toml in the folder; an editor would write it like this, in a new file that replaces the old one."""
+    """Writes a service.toml in the folder as an editor does: into a new file that replaces the old one."""
     folder.mkdir(parents=True, exist_ok=True)
     listed = ", ".join(f'"{name}"' for name in imports)
     return save(folder, toml(uri, database, declarations).replace('["harness"]', f"[{listed}]"))
@@ -76,21 +76,21 @@ def save(folder: Path, text: str) -> Path:
 
 
 def metric(daemon: Daemon, sample: str) -> float | None:
-    """The value of one sample (`name` or `name{label="value"}`) on /metrics; None where it is not there."""
+    """The value of one sample (`name` or `name{label="value"}`) on /metrics; None if it does not exist."""
     answer = daemon.get("/metrics")
     found = re.search(rf"^{re.escape(sample)} (\S+)$", answer.text, re.MULTILINE) if answer is not None else None
     return float(found[1]) if found else None
 
 
 def answer(daemon: Daemon, path: str) -> httpx.Response:
-    """What the daemon answers; it has to be listening."""
+    """The daemon's answer; it must be listening."""
     found = daemon.get(path)
     assert found is not None, f"nobody answers {path}: {daemon.log.read_text()}"
     return found
 
 
 def worker_pids(daemon: Daemon) -> set[int]:
-    """The worker processes that the daemon has at this moment, by the system's account."""
+    """The daemon's worker processes at this moment, as the system lists them."""
     found = set()
     for child in psutil.Process(daemon.process.pid).children():
         with suppress(psutil.NoSuchProcess):
@@ -100,7 +100,7 @@ def worker_pids(daemon: Daemon) -> set[int]:
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody uses, and that nobody takes by chance.
+    """A free port of the loopback that no other process takes by chance.
 
     It is below those of outgoing connections and of the embedded MongoDB, and no other worker of pytest-xdist is given
     it.
@@ -151,7 +151,7 @@ class Terminal:
                 continue
             try:
                 text = os.read(self._screen, 65536)
-            except OSError:  # the other side is closed: this is how a terminal of Linux says its end
+            except OSError:  # the other side is closed: a terminal of Linux ends with this error
                 break
             self.shown += text.decode(errors="replace")
         return self.shown

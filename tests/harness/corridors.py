@@ -1,6 +1,5 @@
-"""A worker that takes one step when told: for tests that hold a batch between its read and its write.
-
-Everything in it is the real thing, over a real MongoDB; only the threads are missing.
+"""A worker that takes one step at a time: for tests that hold a batch between its read and its write. All of its parts
+are the real ones, over a real MongoDB; only the threads are missing.
 """
 
 from __future__ import annotations
@@ -52,9 +51,7 @@ def promote(database: Database[dict[str, Any]]) -> None:
 
 
 class OldestOutputs(Outputs):
-    """Reads at the oldest snapshot that the reader permits, but not before `wanted`: what a slow secondary could
-    answer.
-    """
+    """Reads at the oldest snapshot that the reader permits, but not before `wanted`, as a slow secondary could."""
 
     wanted: Timestamp
 
@@ -127,7 +124,7 @@ class SteppedWorker:
     # ---- steps ----------------------------------------------------------------------------------------------------
 
     def hear(self) -> None:
-        """Takes what the stream holds, until it has said that all of it has come."""
+        """Takes the events of the stream until it has reached its end."""
         heard = False
         for event in self._events:
             self.intake._handle(event)
@@ -138,16 +135,16 @@ class SteppedWorker:
                 return
 
     def caught_up(self, event: change_stream.Reached) -> bool:
-        """An idle stream's place passes whatever was written before; nothing had to be heard then."""
+        """The position of an idle stream moves past all earlier writes; no event had to come."""
         return event.position.cluster_time >= self.database.command("ping")["operationTime"]
 
     def dirty_by_scan(self, *keys: Any) -> None:
-        """A scan names these rows; its start is asked for now."""
+        """A scan marks these rows; its start is the time now."""
         for key in keys:
             self.dirty.put(key, "scan", [], self.database.command("ping")["operationTime"])
 
     def read(self) -> Predicted:
-        """Reads and predicts whatever is dirty; the write is held."""
+        """Reads and predicts the dirty rows; holds the write."""
         batch = self.dirty.take(100)
         assert batch is not None
         return self.corridor.predict(self.corridor.prepare(self.corridor.read(batch)))
@@ -156,7 +153,7 @@ class SteppedWorker:
         self.corridor.write(held)
 
     def finish(self) -> None:
-        """Goes on until nothing is left to do."""
+        """Goes on until no row is dirty."""
         while any(self.dirty.depth().values()):
             self.write(self.read())
 

@@ -1,5 +1,5 @@
-"""A daemon in a process of its own, with fake workers or (through the command line) with real ones, and what a test
-asks of it.
+"""A daemon in a process of its own, with fake workers or (through the command line) with real ones, and helpers for
+tests of it.
 
 `python -m harness.daemons CONFIG [--wait N] [--no-standby]` is that process, with fake workers.
 """
@@ -22,7 +22,7 @@ import httpx
 
 TESTS = Path(__file__).parent.parent
 PATIENCE = 120.0
-"""Seconds that a test waits for what must come; nobody measures it."""
+"""Seconds that a test waits for an expected event; no test measures them."""
 
 
 def eventually(what: str, probe: Callable[[], Any], patience: float = PATIENCE) -> Any:
@@ -36,7 +36,7 @@ def eventually(what: str, probe: Callable[[], Any], patience: float = PATIENCE) 
 
 
 class Daemon:
-    """A daemon on a folder that holds service.toml; its state is in `.predictd`."""
+    """A daemon on a folder with a service.toml; its state is in `.predictd`."""
 
     def __init__(
         self, folder: Path, *arguments: str, environ: Mapping[str, str] | None = None, command: tuple[str, ...] = ()
@@ -60,7 +60,7 @@ class Daemon:
         self.process.wait()
 
     def get(self, path: str) -> httpx.Response | None:
-        """The answer, or None where nobody listens yet."""
+        """The answer, or None if the daemon does not listen yet."""
         try:
             address = (self.state_dir / "http").read_text().strip()
             return httpx.get(f"http://{address}{path}", timeout=10)
@@ -80,7 +80,7 @@ class Daemon:
         assert self.process.poll() is None, self.log.read_text()
 
     def until_reason(self, text: str) -> str:
-        """Waits until /readyz gives a reason that has `text` in it; the whole reason."""
+        """Waits until /readyz gives a reason that contains `text`; returns the whole reason."""
 
         def reason() -> str | None:
             given = self.readyz().get("reason") or ""
@@ -100,7 +100,7 @@ class Daemon:
         fresh.replace(self.state_dir / "fake" / f"{worker}.json")
 
     def history(self, worker: str) -> list[str]:
-        """What happened to a fake worker."""
+        """The log of a fake worker."""
         path = self.state_dir / "fake" / f"{worker}.log"
         return path.read_text().splitlines() if path.exists() else []
 
@@ -128,7 +128,7 @@ class NotifySocket:
         self._socket.close()
 
     def heard(self, line: str) -> bool:
-        """Whether `line`, or a line that begins with it, has come."""
+        """Whether `line`, or a line that begins with it, has arrived."""
         while True:
             try:
                 self.lines += self._socket.recv(65536).decode().splitlines()
@@ -141,7 +141,7 @@ class NotifySocket:
 
 
 def main() -> int:
-    """A daemon with fake workers; exit codes as the command line's. At a good end it tells whether torch was
+    """A daemon with fake workers; exit codes as the command line's. If it ends well, it prints whether torch was
     imported.
     """
     from components.errors import ConfigurationError, MongoUnavailable

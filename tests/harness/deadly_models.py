@@ -1,4 +1,4 @@
-"""Models that end or stop their process, or whose backend is away, for declarations: `harness.deadly_models:...`."""
+"""Models that end or block their process, or whose backend is away, for declarations: `harness.deadly_models:...`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.models import digest
 
 
 def deadly(x: Any) -> Any:
-    """Crashes, hangs without letting go of the interpreter, or kills itself, as the row asks for."""
+    """Crashes, hangs while it holds the interpreter's lock, or kills itself, as the row says."""
     if x == "segfault":
         ctypes.string_at(0)
     if x == "hang":

@@ -1,4 +1,4 @@
-"""Declarations of which a test says only what it is about."""
+"""Declarations for which a test gives only the fields that it is about."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ NEEDED: dict[str, dict[str, Any]] = {
 
 
 def declaration(kind: str, **given: Any) -> Any:
-    """A declaration of a kind, with what is needed filled in."""
+    """A declaration of a kind; the other required fields are filled in."""
     return parsed(kind, "a", NEEDED[kind] | given)

@@ -1,17 +1,17 @@
-"""A job's process without MongoDB or torch, for tests of whoever runs jobs: it speaks the protocol of `daemon.job` and
-nothing else.
+"""A job's process without MongoDB or torch, for tests of the job runner: it implements only the protocol of
+`daemon.job`.
 
-Its behaviours stand in `fake/jobs.json` in the state directory, one for each start, the last for all further ones:
+Its behaviours are in `fake/jobs.json` in the state directory, one for each start, the last for all further ones:
 
     "done"     takes steps and ends well          "hang"     reports that it does not move
-    "crash"    takes a step and ends with 1       "silent"   says nothing more, and is deaf to SIGTERM
-    "kill"     takes a step and kills itself      "refuse"   says that a person must act
-    "long"     takes steps until it is stopped    "fenced"   says that it is fenced
-    "exits"    ends with 76, and no word
-    "odd"      reports what MongoDB cannot hold
+    "crash"    takes a step and ends with 1       "silent"   reports nothing more, and ignores SIGTERM
+    "kill"     takes a step and kills itself      "refuse"   reports that a person must act
+    "long"     takes steps until it is stopped    "fenced"   reports that it is fenced
+    "exits"    ends with 76, without a report
+    "odd"      reports a value that MongoDB cannot store
 
-What happened stands in `fake/jobs.log`, a line each: started JOB PID EPOCH, stopped, orphaned. A "progress" behind a
-comma lets crash and kill get further each time ("kill,progress").
+`fake/jobs.log` has a line for each event: started JOB PID EPOCH, stopped, orphaned. A "progress" behind a comma lets
+crash and kill get further each time ("kill,progress").
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
-"""A worker without MongoDB or models, for tests of whoever starts workers: it speaks the protocol of a worker and
-nothing else.
+"""A worker without MongoDB or models, for tests of the supervisor: it implements only the protocol of a worker.
 
-It takes its listeners from service.toml and does as a file `fake/WORKER.json` in the state directory says, which may be
-written at any time: `{"ending": "cannot_be_built"}` ends it with a reason,
-`{"exit": 65}` with that code and no word, `{"busy": {...}}`, `{"open": false}` and
-`{"listener": {...}}` change what it reports, `{"deaf": true}` makes it ignore SIGTERM. What happened to it stands in
-`fake/WORKER.log`, one word a line.
+It takes its listeners from service.toml and does what a file `fake/WORKER.json` in the state directory says, which may
+be written at any time: `{"ending": "cannot_be_built"}` ends it with a reason, `{"exit": 65}` with that code and no
+report, `{"busy": {...}}`, `{"open": false}` and `{"listener": {...}}` change what it reports, `{"deaf": true}` makes it
+ignore SIGTERM. `fake/WORKER.log` has a line of one word for each event.
 """
 
 from __future__ import annotations

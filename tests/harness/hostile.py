@@ -1,4 +1,4 @@
-"""A model that does to its process what its row asks for."""
+"""A model that does to its process what its row says."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def training(
     validation: Mapping[str, Any] | None = None,
     **trainer: Any,
 ) -> dict[str, Any]:
-    """Declarations with a model `f`, its trainer, and the validation `proof` of it (none where it is {})."""
+    """Declarations with a model `f`, its trainer, and the validation `proof` of it (none if it is {})."""
     whole = declarations(
         {TABLE: fields or {"x": "str", "y": "int"}}, {MODEL: {"object": "harness.models:digest", **(model or {})}}, {}
     )
@@ -65,7 +65,7 @@ def declare(database: Database[dict[str, Any]], whole: Mapping[str, Any] | None 
 
 
 class Stage:
-    """A runner in this process's event loop, and what a test sees of it."""
+    """A runner in this process's event loop, with what a test can observe of it."""
 
     def __init__(self, uri: str, database: Database[dict[str, Any]], folder: Path, limits: Limits, module: str) -> None:
         self.uri, self.folder = uri, folder
@@ -89,7 +89,7 @@ class Stage:
         return JobRunner(self.finished.append, limits=self.limits, module=self.module)
 
     def context(self, epoch: int = 1) -> LeaderContext:
-        """What the leader of this epoch works with."""
+        """The leader's context of this epoch."""
         return LeaderContext(
             self.config, KEY, LocalEngine(), self.call, self.spawn, lambda: None, self.fenced.append, epoch, self.uri
         )

@@ -1,4 +1,4 @@
-"""What learns y = 2x + 1, well, badly or not at all. Named in declarations as `harness.learners:...`."""
+"""Models that learn y = 2x + 1, well, badly or not at all. Named in declarations as `harness.learners:...`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 class Line(torch.nn.Module):
-    """Begins at nothing, so that what it has learned can be told."""
+    """Begins at zero, so that a test can see what it has learned."""
 
     def __init__(self, slope: float = 0.0) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ def hanging(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def crashing(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """As a segmentation fault in somebody's extension."""
+    """As a segmentation fault in an extension."""
     print("about to crash")
     os.kill(os.getpid(), signal.SIGSEGV)
     raise AssertionError

@@ -1,7 +1,8 @@
-"""What whole services learn in tests: the one number of an `Answer`. Named in declarations as `harness.learning:...`.
+"""The models that whole services learn in tests: the one number of an `Answer`. Named in declarations as
+`harness.learning:...`.
 
-A row has `x`, a text, and `y`, what the model shall make of it: `number(x)` plus the answer. So the weights tell what
-was learned, and an output tells which weights made it. Importing this imports no torch: what only counts and measures
+A row has `x`, a text, and `y`, the target: `number(x)` plus the answer. So the weights show what was learned, and an
+output shows which weights made it. Importing this imports no torch, so that a process that only counts and measures
 starts quickly.
 """
 
@@ -40,7 +41,7 @@ def not_a_number(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def leaving(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Somebody's extension ends the process without a word."""
+    """An extension ends the process without a message."""
     os._exit(9)
 
 
@@ -50,12 +51,12 @@ def hanging(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def deviation(predictions: list[float], targets: list[float]) -> float:
-    """How far off the predictions are, on average; less is better."""
+    """The mean error of the predictions; less is better."""
     return sum(abs(one - other) for one, other in zip(predictions, targets, strict=True)) / len(targets)
 
 
 def mean_target(predictions: list[Any], targets: list[float]) -> float:
-    """A metric that a test sets by what it writes into the rows."""
+    """A metric that a test sets by the rows that it writes."""
     return sum(targets) / len(targets)
 
 
@@ -74,7 +75,7 @@ def unloadable() -> Any:
 
 
 class Unloadable:
-    """An objective that travels, and falls apart where it arrives."""
+    """An objective that can be pickled but not unpickled."""
 
     def __call__(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return squares(output, target)

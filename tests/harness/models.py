@@ -10,12 +10,12 @@ from typing import Any
 
 
 def echo(x: Any) -> Any:
-    """The output tells its input."""
+    """The output contains its input."""
     return f"f({x})"
 
 
 def digest(x: Any) -> str:
-    """An output that nobody guesses, and that depends on all of the input."""
+    """An output that cannot be guessed and depends on all of the input."""
     return hashlib.sha256(repr(x).encode()).hexdigest()[:16]
 
 
@@ -40,14 +40,14 @@ def slow(x: Any) -> Any:
 
 
 def hangs_on_hang(x: Any) -> Any:
-    """Never comes back from the row "hang"."""
+    """Never returns from the row "hang"."""
     while x == "hang":
         time.sleep(1)
     return digest(x)
 
 
 def obeys(x: Any) -> Any:
-    """Raises while the file that PREDICTD_TEST_MENDED names does not exist, and does not come back while it says
+    """Raises while the file that PREDICTD_TEST_MENDED names does not exist, and does not return while it contains
     "wait".
     """
     order = Path(os.environ["PREDICTD_TEST_MENDED"])

@@ -1,8 +1,8 @@
-"""The judge of the promise: what every row of a table should hold, from its final content, and what it does hold.
+"""Checks the promise: compares what every row of a table should hold, from its final content, with what it does hold.
 
-`Oracle` compares the table at rest. `History` goes further: it replays everything that ever happened to the table from
-the oplog, and finds an output that was not computed from the row as it was at the output's `asof`, an `asof` that went
-back, and a prediction that was done twice to effect.
+`Oracle` compares the table at rest. `History` goes further: it replays all changes of the table from the oplog. It
+finds an output that was not computed from the row as it was at the output's `asof`, an `asof` that went back, and a
+repeated prediction that changed the row.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from harness.processes import LISTENER, SERVICE, TABLE
 
 @dataclass(frozen=True)
 class Output:
-    """The row is to have an output with this value."""
+    """The row must have an output with this value."""
 
     value: Any
 
 
 @dataclass(frozen=True)
 class Dead:
-    """The row is to be a dead letter, of an error of this type; `marked` False where the row refuses even the mark."""
+    """The row must be a dead letter with an error of this type; `marked` is False if the row refuses even the mark."""
 
     type: str
     marked: bool = True
 
 
 Expectation = Output | Dead | None
-"""None: the row is to have neither output nor dead letter."""
+"""None: the row must have neither output nor dead letter."""
 
 Row = Mapping[str, Any]
 
@@ -52,7 +52,7 @@ def expecting(
     where: Callable[[Row], bool] = lambda _: True,
     dead: Callable[[Any], str | None] = lambda x: None if isinstance(x, str) else "DecodeError",
 ) -> Callable[[Row], Expectation]:
-    """What a listener on `x` makes of a row: `dead` names the error that a value meets, if any."""
+    """The expected result of a listener on `x`: `dead` gives the error that a value causes, if any."""
 
     def expect(row: Row) -> Expectation:
         if "x" not in row or not where(row):
@@ -82,7 +82,7 @@ class Oracle:
         self._listener = listener
 
     def differences(self, most: int = 10) -> list[str]:
-        """What is not as it should be, each in a line; empty where the promise holds."""
+        """The violations, one line for each; empty if the promise holds."""
         found: list[str] = []
         generation = self._generation()
         letters = self._letters()
@@ -115,7 +115,7 @@ class Oracle:
             raise AssertionError(f"{late}:\n" + "\n".join(told)) from None
 
     def check(self) -> None:
-        """Fails where a row is not as it should be at this moment."""
+        """Fails if a row is not as it should be at this moment."""
         differences = self.differences()
         assert not differences, "\n".join(differences)
 
@@ -174,7 +174,7 @@ class Oracle:
 
 @dataclass
 class _Life:
-    """One row through time: its contents with their times, and its document as it is now."""
+    """The history of one row: its contents with their times, and its present document."""
 
     now: dict[str, Any] | None = None
     times: list[Timestamp] = field(default_factory=list)
@@ -188,15 +188,13 @@ class _Life:
             self.contents.append(content)
 
     def at(self, time: Timestamp) -> Row | None:
-        """The content at a cluster time; None where there was no row."""
+        """The content at a cluster time; None if there was no row."""
         place = bisect_right([(t.time, t.inc) for t in self.times], (time.time, time.inc))
         return self.contents[place - 1] if place else None
 
 
 class History:
-    """Everything that happened to the table since this was made, from the oplog. Clients change top-level fields
-    only.
-    """
+    """All changes of the table since this was made, from the oplog. Clients change top-level fields only."""
 
     def __init__(
         self, database: Database[dict[str, Any]], expect: Callable[[Row], Expectation] | None = None, table: str = TABLE
@@ -208,7 +206,7 @@ class History:
         """How many outputs and error marks were written, once `violations` has run."""
 
     def violations(self, listener: str = LISTENER) -> list[str]:
-        """What should never have happened, each in a line."""
+        """The violations in the history, one line for each."""
         lives: dict[Any, _Life] = {
             identity(row["_id"]): _Life() for row in self._database[self._table].find({}, {"_id": 1})
         }
@@ -251,7 +249,7 @@ class History:
 
     def _events(self) -> Iterator[dict[str, Any]]:
         end = reached = cluster_time(self._database)
-        self._database["moves.the.oplog"].insert_one({})  # or an idle stream's place would stay at `end`
+        self._database["moves.the.oplog"].insert_one({})  # or an idle stream's position would stay at `end`
         with self._database[self._table].watch(start_at_operation_time=self._start, max_await_time_ms=200) as stream:
             while reached <= end:
                 event = stream.try_next()

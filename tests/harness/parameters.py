@@ -1,5 +1,5 @@
-"""Names of parametrized tests that are the same in every process: with several workers each collects the tests by
-itself.
+"""Names of parametrized tests that are the same in every process, because with several workers each one collects the
+tests.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Real processes: a worker, started and told as the local engine does it, and a whole `predictd run`.
+"""Real processes: a worker, started as the local engine starts it, and a whole `predictd run`.
 
 A `Workplace` is a database with one service's declarations, and the worker processes on it. Every worker that it starts
 has a higher epoch than the one before, as the leader's have.
@@ -89,7 +89,7 @@ class Worker:
         for line in self._reports:
             self.reports.append(json.loads(line))
 
-    # ---- what it says ---------------------------------------------------------------------------------------------
+    # ---- its reports ----------------------------------------------------------------------------------------------
 
     @property
     def report(self) -> dict[str, Any]:
@@ -100,18 +100,18 @@ class Worker:
         return self.report.get("listeners", {}).get(name, {})
 
     def rows(self, name: str = LISTENER) -> dict[str, int]:
-        """How many rows came to which result in this process."""
+        """The number of rows by result in this process."""
         return self.listener(name).get("rows", {})
 
     def sample(self, name: str, **labels: str) -> float:
-        """The latest value of a metric; 0.0 where it has none yet."""
+        """The latest value of a metric; 0.0 if it has none yet."""
         for sample, its, value in self.report.get("samples", []):
             if sample == name and labels.items() <= its.items():
                 return value
         return 0.0
 
     def until(self, what: str, probe: Any, patience: float = PATIENCE) -> Any:
-        """Waits for something to be true; fails at once, with the log, where the process ends first."""
+        """Waits until a condition is true; fails at once, with the log, if the process ends first."""
         try:
             answer = eventually(what, lambda: self.process.poll() is not None or probe(), patience)
         except AssertionError as error:
@@ -144,7 +144,7 @@ class Worker:
         self.wait()
 
     def orphan(self) -> int:
-        """Its parent is gone, as far as it can see; the exit code."""
+        """Ends its standard input, as if its parent were gone; the exit code."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         return self.wait()
@@ -160,7 +160,7 @@ class Worker:
 
 
 class Workplace:
-    """A database, what is declared for it, and the workers on it; whatever still runs is killed at the end."""
+    """A database, its declarations, and the workers on it; running processes are killed at the end."""
 
     def __init__(self, uri: str, database: Database[dict[str, Any]], folder: Path) -> None:
         self.uri, self.database, self.folder = uri, database, folder
@@ -179,7 +179,7 @@ class Workplace:
         Registry(self.database, SERVICE, len(self.workers) + 1, KEY).publish(declarations or declared())
 
     def start(self, environ: Mapping[str, str] | None = None, **assignment: Any) -> Worker:
-        """Starts a worker; `assignment` goes over what it would be told."""
+        """Starts a worker; `assignment` overrides fields of its assignment."""
         told = {
             "uri": self.uri,
             "database": self.database.name,
@@ -228,14 +228,14 @@ class Service(Daemon):
         return found
 
     def kill(self) -> None:
-        """SIGKILL of the supervisor alone: its workers are to notice by themselves."""
+        """SIGKILL of the supervisor alone: its workers must notice by themselves."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait(PATIENCE)
 
 
 def toml(uri: str, database: str, declarations: Mapping[str, Any]) -> str:
-    """A service.toml with these declarations; what is as by default is left out."""
+    """A service.toml with these declarations, without default values."""
     brief = {
         "tables": declarations["tables"],
         "models": {

@@ -1,6 +1,6 @@
-"""Programs for tests of the engine: each stands in for a worker and does one thing that user code may do.
+"""Programs for tests of the engine: each replaces a worker and does one thing that user code may do.
 
-Run as `python -m harness.programs`, by a `Program` as its specification; what it shall do is the order.
+Run as `python -m harness.programs`, by a `Program` as its specification; its assignment names what it does.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from daemon.health.report import ReportRefused
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What an engine needs to start this module; `does` names one of the functions below."""
+    """The specification for this module; `does` names one of the functions below."""
 
     does: str
     name: str = "w"
@@ -55,7 +55,9 @@ def reports_and_stays(channel: Channel, order: Mapping[str, Any]) -> None:
 
 
 def prints_reports(channel: Channel, order: Mapping[str, Any]) -> None:
-    """Standard output and standard error, by Python and past it, in what looks like reports and like log lines."""
+    """Writes to standard output and standard error, by Python and past it, lines that look like reports and log
+    lines.
+    """
     channel.report(json.dumps({"state": "running"}))
     for number in (1, 2):
         os.write(number, b'{"state": "forged", "ending": "fenced"}\n')
@@ -113,7 +115,7 @@ def has_children(channel: Channel, order: Mapping[str, Any]) -> None:
 
 
 def leaves_orphans(channel: Channel, order: Mapping[str, Any]) -> None:
-    """Three, which end at once; it reports when they have."""
+    """Starts three, which end at once; reports when they have ended."""
     for _ in range(3):
         middle = os.fork()
         if middle == 0:

@@ -1,4 +1,4 @@
-"""Models with weights that tell which weights they are. Named in declarations as `harness.torch_models:...`."""
+"""Models whose outputs show which weights they have. Named in declarations as `harness.torch_models:...`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Answer", "SlowAnswer", "stored"]
 
 
 class Answer(torch.nn.Module):
-    """The answer to everything is its only weight, plus the row."""
+    """Its output is its only weight plus the row."""
 
     def __init__(self, answer: float = 0.0) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def length(x: Any) -> torch.Tensor:
 
 
 def answered(x: Any, answer: float) -> float:
-    """What `Answer` computes of a row."""
+    """The output of `Answer` for a row."""
     return float(number(x).item() + answer)
 
 

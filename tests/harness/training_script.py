@@ -1,7 +1,7 @@
 """A training for tests that kill its process.
 
-Everything that may come out differently after a resumption is in it: dropout, batch statistics, an optimizer with a
-state, random transforms of all three generators, a validation that draws random numbers.
+It contains everything that may differ after a resumption: dropout, batch statistics, an optimizer with a state, random
+transforms of all three generators, a validation that draws random numbers.
 """
 
 from __future__ import annotations
@@ -87,9 +87,7 @@ def trained(
 
 
 def run(checkpoints: Path, result: Path, ready: Connection) -> None:
-    """Train to the end; `ready` gets a word when the first step is about to be made, `result` the final weights and
-    traces.
-    """
+    """Train to the end; `ready` is written before the first step, `result` the final weights and traces."""
     torch.set_num_threads(1)
     ready.send("training")
     outcome = trained(Checkpoints(checkpoints))

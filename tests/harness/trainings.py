@@ -1,4 +1,4 @@
-"""A whole service that learns: a service.toml, `predictd run` on it, and what a test asks of it and of its database."""
+"""A whole service that learns: a service.toml, `predictd run` on it, and helpers for tests of it and its database."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ format = "json"
 
 
 class Site:
-    """A folder with a service.toml and perhaps a running daemon. `text` is what follows the usual head of the file."""
+    """A folder with a service.toml and perhaps a running daemon. `text` follows the usual head of the file."""
 
     def __init__(
         self, folder: Path, uri: str, database: Database[dict[str, Any]], text: str, key: Path | None = None
@@ -63,7 +63,7 @@ class Site:
         self.daemon: Daemon | None = None
 
     def write(self, text: str) -> None:
-        """Replaces what follows the head of service.toml; a daemon that runs takes it up."""
+        """Replaces the text after the head of service.toml; a running daemon applies it."""
         security = f'signing_key_file = "{self._key_file}"' if self._key_file else ""
         head = HEAD.format(service=SERVICE, uri=self.uri, database=self.data.name, security=security)
         commands.save(self.folder, head + text)
@@ -79,7 +79,7 @@ class Site:
             self._own.close()
 
     def reach(self, uri: str) -> None:
-        """The database has moved: from now on it is looked at there."""
+        """The database has moved: from now on it is read there."""
         if self._own is not None:
             self._own.close()
         self._own = MongoClient(uri)
@@ -108,7 +108,7 @@ class Site:
         self.daemon = None
 
     def processes(self, word: str = "") -> list[psutil.Process]:
-        """The supervisor and its descendants, or those of them with this word in their command line."""
+        """The supervisor and its descendants, or those with this word in their command line."""
         assert self.daemon is not None
         try:
             supervisor = psutil.Process(self.daemon.process.pid)
@@ -122,7 +122,7 @@ class Site:
         return (self.folder / "log").read_text()
 
     def runs(self, *arguments: str, code: int = 0) -> str:
-        """What a command says that ends with this code."""
+        """The output of a command, which must end with this code."""
         ran = predictd(*arguments, cwd=self.folder)
         assert ran.returncode == code, ran.stdout + ran.stderr
         return " ".join((ran.stdout if code == 0 else ran.stderr).split())
@@ -158,13 +158,13 @@ class Site:
         return live
 
     def asked(self, kind: Any, target: str) -> str:
-        """A job that a person asks for; its id."""
+        """Queues a job as a person does; returns its id."""
         identifier = self.jobs.queue(kind, target, {"by": "a test"})
         assert identifier is not None
         return identifier
 
     def ended(self, identifier: str, state: str = "done", patience: float = 2 * PATIENCE) -> dict[str, Any]:
-        """A job at its end, which is to be this state."""
+        """A job at its end, which must have this state."""
 
         def look() -> dict[str, Any] | None:
             job = self.jobs.get(identifier)
@@ -176,7 +176,7 @@ class Site:
         return job
 
     def fires(self, target: str, trigger: str) -> list[dict[str, Any]]:
-        """The jobs of a target that one of its occasions asked for, oldest first."""
+        """The jobs of a target that one of its schedules queued, oldest first."""
         found = self.jobs.listed(0, target=target)
         return [job.document() for job in reversed(found) if trigger in job.trigger]
 
@@ -184,7 +184,7 @@ class Site:
         return self.data[names.SCANS].find_one({"_id": f"{SERVICE}/{listener}"}) or {}
 
     def resynced(self, listener: str) -> bool:
-        """Whether all rows have been judged for what is live now."""
+        """Whether all rows have been judged for the live version."""
         scan, generation = self.scan(listener), self.registry.read().listeners[listener].generation
         return scan.get("state") == "done" and scan["mark"]["generation"] == generation
 
@@ -197,7 +197,7 @@ class Site:
         return _answer(self.versions(model).weights(version))
 
     def differences(self, listener: str, model: str) -> list[str]:
-        """Every row that does not hold what the live version makes of it as it is now, under the live generation."""
+        """Every row that does not hold the live version's output for its present content, under the live generation."""
         known = self.registry.read()
         live, generation = known.models[model].live, known.listeners[listener].generation
         assert live is not None

@@ -1,4 +1,4 @@
-"""Clients that write to a table at random, several at once: what the promise is tested with."""
+"""Clients that write to a table at random, several at once: the tests of the promise use them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from harness.processes import TABLE
 
 
 class Writer(threading.Thread):
-    """One client with a connection of its own: inserts its rows in bursts and one by one, and changes and deletes
-    anybody's.
+    """One client with a connection of its own: inserts its rows in bursts and one by one, and changes and deletes rows
+    of every client.
 
-    Of `rows` inserted rows a third are updated and a tenth deleted. What it does depends on its seed alone; when, on
-    nobody.
+    Of `rows` inserted rows a third are updated and a tenth deleted. Its operations depend only on its seed; their times
+    are not fixed.
     """
 
     def __init__(self, uri: str, database: str, seed: str, rows: int) -> None:
@@ -59,7 +59,7 @@ class Writer(threading.Thread):
                 left[step] -= 1
 
     def _content(self) -> dict[str, Any]:
-        """Most rows match and have the key field; some have it wrong, as null, or not at all."""
+        """Most rows match and have the key field; in some it has a wrong value, is null, or is missing."""
         choose = self._random
         content: dict[str, Any] = {"m": choose.random() < 0.9, "other": choose.randrange(10)}
         kind = choose.random()
@@ -91,7 +91,7 @@ def write(uri: str, database: str, seed: str, rows: int, clients: int = 4) -> li
 
 
 def finish(writers: Sequence[Writer]) -> None:
-    """Waits until they are done; fails where one of them could not be."""
+    """Waits until they are done; fails if one of them has failed."""
     for writer in writers:
         writer.join(300)
         assert not writer.is_alive(), f"{writer.name} does not end"

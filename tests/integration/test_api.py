@@ -156,7 +156,7 @@ def test_without_a_database_in_the_uri_the_one_that_is_served_is_found(
     [
         ("postgres://here", 'expected "embedded" or a MongoDB URI'),
         ("", 'expected "embedded" or a MongoDB URI'),
-        ("mongodb://host:port:port/", "no usable MongoDB URI"),
+        ("mongodb://host:port:port/", "not a usable MongoDB URI"),
         ("mongodb://user:secret@host:99999/", r"mongodb://\*\*\*@host:99999"),
     ],
 )
@@ -185,12 +185,12 @@ def test_a_closed_connection_says_so(db: Datalayer) -> None:
 
 def test_a_connection_does_not_travel(mnist: Datalayer) -> None:
     """Somebody's function that uses `db` cannot go to the daemon; the reason names the connection."""
-    with pytest.raises(TypeError, match="does not travel"):
+    with pytest.raises(TypeError, match="cannot be serialized"):
         pickle.dumps(mnist)
-    with pytest.raises(DeclarationError, match="does not travel"):
+    with pytest.raises(DeclarationError, match="cannot be serialized"):
         mnist.apply(ObjectModel("leaky", lambda x: (x, mnist)))
     rows_ = mnist["mnist"].limit(3)
-    with pytest.raises(DeclarationError, match=r"db\['mnist'\] does not travel.*use the row"):
+    with pytest.raises(DeclarationError, match=r"db\['mnist'\] cannot be serialized.*use the row"):
         mnist.apply(ObjectModel("leaky", lambda x: (x, rows_.get())))
 
 
@@ -352,7 +352,7 @@ def test_what_is_applied_is_shown(mnist: Datalayer) -> None:
     assert mnist.show("Model", "size")["listeners"] == []
     with pytest.raises(NotApplied, match="there is no table 'nope'"):
         mnist.show("Table", "nope")
-    with pytest.raises(DeclarationError, match="say the type"):
+    with pytest.raises(DeclarationError, match="give the type"):
         mnist.show(identifier="mnist")
 
 

@@ -558,7 +558,7 @@ def test_a_worker_whose_listener_was_declared_anew_asks_to_be_restarted(place: W
     worker.wait()
     assert worker.report["ending"] == "declaration_changed"
     assert worker.report["state"] == "failed"
-    assert "declared anew" in worker.report["reason"]
+    assert "its declaration has changed" in worker.report["reason"]
 
 
 @pytest.mark.parametrize(

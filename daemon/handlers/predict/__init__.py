@@ -1,8 +1,11 @@
-"""What is done about a dirty row: the corridor, from a key to a guarded write.
+"""The handling of a dirty row: the corridor, from a key to a guarded write.
 
-dirty_keys.py  keys that wait, each once, and how far their sources are done
+dirty_keys.py  the waiting keys, each once, and how far their sources are finished
 corridor.py    the four steps and the threads that run them: start reading here
 stages.py      the pure part of the steps: judge, prepare, predict, dead letters
+triage.py      rows that fail: which are tried again, which are predicted alone, and the circuit breaker
+suspects.py    the file that names the rows at work, so that the next process finds the one that killed this one
+turnstile.py   the lock that lets one row run alone in the process
 batch_cap.py   how many rows a batch may hold
-records.py     what passes between the steps
+records.py     the records that pass between the steps
 """

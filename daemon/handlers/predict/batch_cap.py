@@ -1,14 +1,14 @@
-"""How many rows a batch may hold, so that it fits the listener's latency budget."""
+"""The number of rows that a batch may hold within the listener's latency budget."""
 
 from __future__ import annotations
 
 
 class BatchCap:
-    """How many rows a batch may hold, from the measured cost t(n) = a*n + b seconds and a latency budget.
+    """The number of rows that a batch may hold, from the measured cost t(n) = a*n + b seconds and a latency budget.
 
-    The line is fitted by least squares whose weights fade (each observation weighs `FADING` of its successor), so it
-    follows a machine that grows slow. Where the fixed cost b alone eats the budget, small batches would not help: the
-    cap then is where a*n equals b, at which half of the time is spent on rows.
+    The line is fitted by least squares with fading weights (each observation weighs `FADING` of its successor), so it
+    follows a machine that becomes slow. If the fixed cost b alone exceeds the budget, small batches would not help: the
+    cap is then the n at which a*n equals b, so that rows take half of the time.
     """
 
     FADING = 0.9
@@ -22,7 +22,9 @@ class BatchCap:
 
     @property
     def value(self) -> int:
-        """Rows, at least 1 and at most the ceiling; few until something is known, for a row may take seconds."""
+        """Rows, at least 1 and at most the ceiling; at most `FIRST` before the first measurement, because a row may
+        take seconds.
+        """
         known = [sums for sums in self._sums.values() if sums[0]]
         return min((self._fitting(*sums) for sums in known), default=min(self._ceiling, self.FIRST))
 
@@ -34,15 +36,17 @@ class BatchCap:
         return int(max(1.0, min(self._ceiling, max((self._budget - b) / a, b / a))))
 
     def observe(self, rows: int, seconds: float, stage: str = "predict") -> None:
-        """A batch of that many rows took that long in this stage; the slower one counts."""
+        """Records the seconds that a batch of so many rows took in a stage. The slower of the two stages sets the
+        cap.
+        """
         if rows < 1:
             return
-        if not self._warm and rows <= self.FIRST:  # what only the first call takes says nothing about the next one
+        if not self._warm and rows <= self.FIRST:  # the first call is slower than the next ones
             self._warm = stage == "predict"
             return
         w, n, t, nn, nt = (self.FADING * value for value in self._sums[stage])
         self._sums[stage] = (w + 1, n + rows, t + seconds, nn + rows * rows, nt + rows * seconds)
 
     def halve(self, rows: int) -> None:
-        """A batch of that many rows ran out of memory: never again as many."""
+        """A batch of so many rows ran out of memory: from now on the cap is at most half of that."""
         self._ceiling = max(1, min(self._ceiling, rows // 2))

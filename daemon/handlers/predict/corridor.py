@@ -5,19 +5,21 @@
     scan -----------+    (coalesced)  (snapshot)  (decode,    (model)   (guarded)   (contiguous prefix)
                                                 preprocess)
 
-1. *Events are dirty keys.* The stream and the scan only name rows; a row that is named ten times waits once.
-2. *Batches are drained, not timed.* `read` takes what waits, up to a cap; batches grow while the model is busy. No
-   timer, no polling.
-3. *Rows are read once per batch at a snapshot*, not before the newest event of the batch (R3a), nor before this
-   corridor's own newest acknowledged write. The reply's cluster time V is the version of everything in the batch.
+1. *Events are dirty keys.* The stream and the scan only name rows. A row that is named ten times waits once.
+2. *Batches are drained, not timed.* `read` takes the waiting keys, up to a cap, so batches grow while the model is
+   busy. There is no timer and no polling.
+3. *Rows are read once per batch, at a snapshot*. It is not older than the newest event of the batch (R3a), nor than
+   this corridor's own newest acknowledged write. The reply's cluster time V is the version of everything in the batch.
 4. *Every judged row is written, and each write compares and sets*: it names the output's `asof` that the snapshot saw.
-   What matches nothing met a race and is judged anew (R1b), at a snapshot not older than that failed write (R1c).
-5. *The position moves last*: a key is finished when its write, or its dead letter, is acknowledged; the stretch of the
-   stream that named it ends only then.
-6. *A failed batch is bisected* until the failing row stands alone.
+   A write that matches no row met a race. Its row is judged again (R1b), at a snapshot not older than that write (R1c).
+5. *The position moves last*. A key is finished when its write, or its dead letter, is acknowledged. A stretch of the
+   stream is finished when all of its keys are.
+6. *A failed batch is bisected* until the failing row is alone.
 
-`Corridor` holds the four steps, each a plain method: a test can hold one batch between two of them. `CorridorThreads`
-runs them. The rules' names (R1...) are those of docs/architecture.md.
+Rows that fail go through triage.py: it holds those that must wait for another attempt or be predicted alone.
+
+`Corridor` holds the four steps as plain methods, so that a test can stop a batch between two of them. `CorridorThreads`
+runs them. docs/architecture.md lists the rules (R1...).
 """
 
 from __future__ import annotations
@@ -44,10 +46,10 @@ from daemon.health.measures import Measures
 
 log = structlog.get_logger(__name__)
 
-WAITING_BATCHES: Final = 1  # between two stages: enough that none waits while the other has something ready
-BATCHES_HELD: Final = 4 + 3 * WAITING_BATCHES  # by the four stages and the three queues between them, at most
+WAITING_BATCHES: Final = 1  # between two stages: enough that a stage always finds the next batch ready
+BATCHES_HELD: Final = 4 + 3 * WAITING_BATCHES  # at most, in the four stages and the three queues between them
 ROOM: Final = 8
-"""How many times the bytes of its rows a batch may take once they are decoded and preprocessed."""
+"""The decoded and preprocessed inputs of a batch may take so many times the byte limit of its rows."""
 
 MEETS_MONGODB: Final = ("read", "write")
 B = TypeVar("B")
@@ -55,7 +57,7 @@ T = TypeVar("T")
 
 
 class OutputsPort(Protocol):
-    """The rows of the listener; `daemon.store.rows.outputs.Outputs` is the real one."""
+    """The rows of the listener; `daemon.store.rows.outputs.Outputs` implements it."""
 
     def read(self, keys: Sequence[Any], after: Timestamp | None, max_bytes: int) -> Snapshot: ...
     def write(self, writes: Sequence[Write]) -> Written: ...
@@ -63,7 +65,7 @@ class OutputsPort(Protocol):
 
 
 class LettersPort(Protocol):
-    """The dead letters of the listener; `daemon.store.rows.dead_letters.DeadLetters` is the real one."""
+    """The dead letters of the listener; `daemon.store.rows.dead_letters.DeadLetters` implements it."""
 
     def add(self, letters: Iterable[Letter]) -> None: ...
     def clear(self, keys: Iterable[Any]) -> int: ...
@@ -71,7 +73,7 @@ class LettersPort(Protocol):
 
 
 class Corridor:
-    """The four steps of one listener. Each is called by one thread at a time; none keeps anything of a batch."""
+    """The four steps of one listener. Each is called by one thread at a time; none keeps a batch."""
 
     def __init__(
         self,
@@ -113,13 +115,13 @@ class Corridor:
             batch = replace(batch, keys=tuple(key for key in batch.keys if identity(key.key) not in unread))
         live = self.live
         if any(row.seen.generation > live.generation for row in snapshot.rows):  # R6
-            # Somebody knows of a newer generation than we do. What is higher even than the registry's came with a
-            # copied row, and is predicted and written over (R6b).
-            live = self._reload(live)  # which alone says what runs: a swap may have come in between
+            # Another process has written with a newer generation. A generation above the registry's came with a copied
+            # row: that row is predicted and overwritten (R6b).
+            live = self._reload(live)  # only the registry decides: a swap may have come in between
         return judge(batch, snapshot, live, self._letters.settled)
 
     def prepare(self, judged: Judged) -> Prepared:
-        """Decodes and preprocesses; rows for which there is no room are dirty again."""
+        """Decodes and preprocesses the rows. Rows for which there is no room become dirty again."""
         if self.triage.failing and judged.batch.purpose != "probe":
             return Prepared(judged, (), (), None, ())
         began = time.perf_counter()
@@ -142,7 +144,7 @@ class Corridor:
         return predicted
 
     def _known_good(self) -> bool | None:
-        """Whether rows that had an output before get one now as well; None if none of them is there."""
+        """Whether a row that had an output before gets one now too; None if no such row exists."""
         snapshot = self._outputs.known_good(list(self._well), PROBE_ROWS, self._batch_bytes)
         if snapshot is None or not snapshot.rows:
             return None
@@ -150,7 +152,9 @@ class Corridor:
         return predict(prepare(judged), lambda _: None).predicted > 0
 
     def write(self, predicted: Predicted) -> None:
-        """Writes what came of the batch; finishes its keys, or makes them dirty again where a write met a race."""
+        """Writes the batch's outputs and dead letters. Finishes its keys; a key whose write met a race becomes dirty
+        again.
+        """
         judged = predicted.judged
         self._letters.add(predicted.letters)
         written = self._outputs.write(predicted.writes) if predicted.writes else Written(frozenset(), {}, None)
@@ -172,14 +176,16 @@ class Corridor:
         self._count(predicted, written)
 
     def _refused(self, predicted: Predicted, written: Written) -> Written:
-        """Rows that refuse their write: dead, and without an output that would be stale, if they let go of it."""
+        """Rows that refuse their write get a dead letter. Their old output, now stale, is removed if the row accepts
+        that.
+        """
         judged = predicted.judged
         rows = {identity(row.key): row for row in judged.rows}
         letters, unsets = [], []
         for write in predicted.writes:
             name = identity(write.key)
             if name not in written.refused or write.kind == "touch":
-                continue  # a row that refuses a touch holds a current output: there is nothing to mourn
+                continue  # a row that refuses a touch has a current output and needs no dead letter
             row = rows.get(name) or Row(write.key, (), write.seen.input or b"", write.seen)
             refusal = letter(row, judged.live, "write", RuntimeError(written.refused[name]))
             letters.append(replace(refusal, type="WriteRefused", traceback="", unwritable=True))
@@ -207,10 +213,11 @@ class Corridor:
 
 
 class CorridorThreads:
-    """Runs a corridor: one thread per stage, each waiting for the one before it.
+    """Runs a corridor: one thread per stage; each waits for the stage before it.
 
-    `retry` wraps what talks to MongoDB: it tries again until it answers. Whatever else escapes a stage is a bug, or a
-    declaration that changed under us: `failed` is told, and the worker ends, so that nothing hangs half-alive.
+    `retry` wraps the steps that use MongoDB: it repeats them until MongoDB answers. Any other error that escapes a
+    stage is a bug, or comes from a declaration that changed meanwhile: it goes to `failed`, which ends the worker, so
+    that no worker goes on with a dead stage.
     """
 
     def __init__(
@@ -240,7 +247,7 @@ class CorridorThreads:
             thread.start()
 
     def stop(self, timeout: float) -> bool:
-        """Takes no more batches and lets those in flight end; whether they did, within so many seconds."""
+        """Takes no more batches and waits for those in flight. Returns whether all ended within `timeout` seconds."""
         self._corridor.dirty.close()
         end = time.monotonic() + timeout
         for thread in self._threads:
@@ -248,7 +255,7 @@ class CorridorThreads:
         return not any(thread.is_alive() for thread in self._threads)
 
     def busy(self) -> dict[str, float]:
-        """For how many seconds each stage has been at its present batch (waiting for MongoDB does not count)."""
+        """The seconds that each stage of user code has worked on its present batch."""
         now = time.monotonic()
         return {stage: now - since for stage, since in list(self._busy.items())}
 
@@ -293,7 +300,7 @@ class CorridorThreads:
             self._corridor.measures.stage(stage, time.perf_counter() - began)
 
     def _user_code(self, stage: UserStage, step: Callable[[B], T], batch: B) -> T:
-        """Runs a step of the model's code, noted where it outlives this process."""
+        """Runs a step of the model's code. The rows at work are noted in a file that outlives this process."""
         assert isinstance(batch, (Judged, Prepared))
         judged = batch if isinstance(batch, Judged) else batch.judged
         rows = batch.rows
@@ -307,5 +314,5 @@ class CorridorThreads:
     def _guarded(self, stage: Callable[[], None]) -> None:
         try:
             stage()
-        except BaseException as error:  # noqa: BLE001  # a stage that ended silently would be a row that waits for ever
+        except BaseException as error:  # noqa: BLE001  # if a stage ended silently, its rows would wait for ever
             self._failed(error)

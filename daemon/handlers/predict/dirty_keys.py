@@ -1,11 +1,11 @@
-"""What waits for a corridor, and how far its sources are done.
+"""The keys that wait for a corridor, and how far their sources are finished.
 
-`DirtyKeys` holds the keys of rows whose output may be out of date. Two lanes, live and scan; a key stands in it once,
-however many events named it, so ten updates of a row cost one prediction. `Progress` remembers which stretch of a
-source (the change stream, a scan) each key came from, and gives the position up to which *everything* is finished: the
-contiguous prefix, never a later stretch that happened to finish first.
+`DirtyKeys` holds the keys of rows whose output may be out of date. It has two lanes, live and scan. A key waits once,
+no matter how many events named it, so ten updates of a row cost one prediction. `Progress` records which stretch of a
+source (the change stream, a scan) each key came from. It gives the position up to which *everything* is finished: the
+end of the contiguous prefix, never of a later stretch that finished first.
 
-Nothing here knows MongoDB, models or threads other than the lock that it holds.
+This module knows nothing of MongoDB or models; of threads only its locks.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ P = TypeVar("P")
 
 
 class Stretch(Generic[P]):
-    """A stretch of a source: the keys that it named and that are not finished yet, and the position where it ends."""
+    """A stretch of a source: the number of its unfinished keys, and the position at its end."""
 
     __slots__ = ("closed", "lock", "number", "position", "received", "unfinished")
 
     def __init__(self, lock: threading.Lock, number: int) -> None:
-        self.lock = lock  # that of the source's Progress, so it tells the source, too
+        self.lock = lock  # the lock of the source's Progress, so it also identifies the source
         self.number = number
         self.unfinished = 0
         self.closed = False
@@ -56,10 +56,11 @@ class Stretch(Generic[P]):
 
 
 class Progress(Generic[P]):
-    """How far a source is done.
+    """How far a source is finished.
 
-    The source calls `begin()` for each key that it hands out and `close(position)` where a stretch ends; the corridor
-    calls `finish` for each key. `position()` is the end of the last stretch before which nothing is unfinished.
+    The source calls `begin()` for each key that it hands out and `close(position)` at the end of a stretch. The
+    corridor calls `finish` for each key. `position()` is the end of the last stretch that is finished with all before
+    it.
     """
 
     def __init__(self) -> None:
@@ -79,8 +80,8 @@ class Progress(Generic[P]):
             return self._open
 
     def close(self, position: P) -> None:
-        """Whatever was begun since the last call ends at this position; with nothing begun, the position itself moves
-        on.
+        """Ends the open stretch, with everything begun since the last call, at this position. If nothing was begun, an
+        empty stretch moves the position on.
         """
         with self._lock:
             stretch = self._open or Stretch(self._lock, next(self._numbers))
@@ -90,13 +91,13 @@ class Progress(Generic[P]):
             self._advance()
 
     def position(self) -> P | None:
-        """The end of the contiguous finished prefix; None before the first."""
+        """The end of the contiguous finished prefix; None if no stretch is finished yet."""
         with self._lock:
             self._advance()
             return self._position
 
     def oldest(self) -> float | None:
-        """When (monotonic seconds) the oldest unfinished stretch began to arrive; None when nothing is unfinished."""
+        """When (monotonic seconds) the oldest unfinished stretch began to arrive; None if everything is finished."""
         with self._lock:
             self._advance()
             return next((stretch.received for stretch in self._stretches if stretch.unfinished), None)
@@ -112,7 +113,7 @@ class Progress(Generic[P]):
 
 @dataclass(slots=True)
 class DirtyKey:
-    """A row whose output may be out of date, and every stretch that waits for it."""
+    """A row whose output may be out of date, and the stretches that wait for it."""
 
     key: Any
     lane: Lane
@@ -122,8 +123,8 @@ class DirtyKey:
     def wait_for(self, stretches: Iterable[Stretch[Any]]) -> None:
         """These stretches wait for the row as well.
 
-        Of one source only the earliest has to: its position cannot pass that one. So a row that changes a thousand
-        times while it waits takes no more memory than one that changes once.
+        Of each source only the earliest stretch has to wait, because the position cannot pass that one. So a row that
+        changes a thousand times while it waits takes no more memory than one that changes once.
         """
         for stretch in stretches:
             same = next((known for known in self.stretches if known.lock is stretch.lock), None)
@@ -137,14 +138,14 @@ class DirtyKey:
                     later.unfinished -= 1
 
     def take_over(self, other: DirtyKey) -> None:
-        """Another mark of the same row is this one from now on."""
+        """Merges another dirty key of the same row into this one."""
         stretches, other.stretches = other.stretches, []
         self.wait_for(stretches)
         if other.newest is not None and (self.newest is None or other.newest > self.newest):
             self.newest = other.newest
 
     def finish(self) -> None:
-        """The row was judged and what followed is acknowledged: every stretch that waited for it may move on."""
+        """The row was judged and its write is acknowledged: no stretch waits for it any more."""
         for stretch in self.stretches:
             with stretch.lock:
                 stretch.unfinished -= 1
@@ -153,36 +154,36 @@ class DirtyKey:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Keys that are judged together, and the cluster time before which they must not be read."""
+    """Keys that are judged together. `after` is the cluster time before which they must not be read."""
 
     keys: tuple[DirtyKey, ...]
     purpose: Literal["", "alone", "probe"] = ""
-    """"alone": its one row is suspected of killing processes; "probe": whether a failing model works again."""
+    """"alone": its one row is suspected of killing processes; "probe": it tests whether a failing model works again."""
 
     @property
     def after(self) -> Timestamp | None:
-        """The newest event among the keys (rule R3a: a batch reads not before it)."""
+        """The newest event among the keys (rule R3a: a batch is not read at an earlier snapshot)."""
         return max((key.newest for key in self.keys if key.newest is not None), default=None)
 
 
 SCAN_SHARE: Final = 8
-"""Which part of a batch a scan may fill while live rows come: several batches are on their way at once, and a live row
-waits for those before it.
+"""A scan may fill one in so many rows of a batch while live rows come: several batches are in flight at once, and a
+live row waits for those before it.
 """
 
 LIVE_SECONDS: Final = 1.0
 
 KEY_BYTES: Final = 4 * 1024 * 1024
-"""How large the keys of one batch may be together: they stand in one command, and a command takes 16 MB. A key that is
-larger makes a batch of its own.
+"""The keys of one batch may take so many bytes: they go into one command, and a command takes 16 MB. A larger key makes
+a batch of its own.
 """
 
 WAITING_BYTES: Final = 64 * 1024 * 1024
-"""How large the live keys that wait may be together."""
+"""The waiting live keys may take so many bytes."""
 
 
 class DirtyKeys:
-    """Coalesced dirty keys in two lanes; `take` drains what is there, live keys first."""
+    """Coalesced dirty keys in two lanes; `take` drains the waiting keys, live ones first."""
 
     def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit = limit
@@ -197,8 +198,8 @@ class DirtyKeys:
     def put(self, key: Any, lane: Lane, stretches: Iterable[Stretch[Any]], newest: Timestamp | None = None) -> bool:
         """Marks a row as dirty.
 
-        Returns False, and takes nothing, where the live lane is full (a scan makes room for its pages itself): the
-        caller then falls back to a scan. A key that waits in the scan lane moves to the live lane when an event names
+        Returns False, and marks nothing, if the live lane is full: the caller then orders a scan. The scan lane has no
+        limit, because a scan waits for room itself. A key in the scan lane moves to the live lane when an event names
         it.
         """
         name = identity(key)
@@ -222,7 +223,7 @@ class DirtyKeys:
             return True
 
     def put_back(self, dirty: DirtyKey, newest: Timestamp | None = None) -> None:
-        """A key whose write met a race, or that was not read: dirty again, whatever the limit says, and judged anew."""
+        """Makes a key dirty again whose write met a race or that was not read; the limit does not apply."""
         stretches, dirty.stretches = dirty.stretches, []
         name = identity(dirty.key)
         with self._ready:
@@ -238,12 +239,12 @@ class DirtyKeys:
             self._ready.notify()
 
     def take(self, cap: int, seconds: float | None = None) -> Batch | None:
-        """Waits until something is there, then takes what is there at once, up to the cap; None once closed.
+        """Waits for the first key, then takes all waiting keys at once, up to the cap. None once closed.
 
-        The batch is empty after so many seconds, or once somebody calls `wake`.
+        The batch is empty if no key came for `seconds`, or after a call of `wake`.
 
-        What live keys leave of it the scan fills; less than that while live keys come, so that these do not wait behind
-        full batches.
+        Scan keys fill the rest of the cap. While live keys come, they fill only a part of it, so that live keys do not
+        wait behind full batches.
         """
         with self._ready:
             self._ready.wait_for(lambda: self._closed or self._woken or any(self._lanes.values()), seconds)
@@ -259,26 +260,28 @@ class DirtyKeys:
             return Batch(tuple(taken))
 
     def take_live(self) -> list[DirtyKey]:
-        """Empties the live lane; the caller finishes what it got, once something else sees to those rows."""
+        """Empties the live lane. The caller finishes these keys once something else, such as a scan, covers their
+        rows.
+        """
         with self._ready:
             taken = list(self._lanes["live"].values())
             self._lanes["live"], self._live_bytes = {}, 0
         return taken
 
     def wake(self) -> None:
-        """Whoever waits in `take` looks around."""
+        """Makes a waiting `take` return."""
         with self._ready:
             self._woken = True
             self._ready.notify_all()
 
     def close(self) -> None:
-        """No more batches: whoever waits in `take` gets None."""
+        """No more batches: `take` returns None from now on."""
         with self._ready:
             self._closed = True
             self._ready.notify_all()
 
     def depth(self) -> dict[Lane, int]:
-        """How many keys wait in each lane."""
+        """The number of waiting keys in each lane."""
         with self._ready:
             return {lane: len(keys) for lane, keys in self._lanes.items()}
 
@@ -288,8 +291,8 @@ class DirtyKeys:
         self._lanes[dirty.lane][name] = dirty
 
     def _drain(self, lane: Lane, rows: int, held: int) -> tuple[list[DirtyKey], int]:
-        """Takes the first keys of a lane, at most so many rows, until the batch holds `KEY_BYTES`; how many bytes it
-        holds then.
+        """Takes the first keys of a lane, at most `rows`, until the batch holds `KEY_BYTES`. Returns them, and the
+        bytes that the batch then holds.
         """
         waiting, names = self._lanes[lane], []
         for name in islice(waiting, rows):

@@ -1,4 +1,6 @@
-"""What passes between the stages of a corridor: frozen, so that no stage changes what another still holds."""
+"""The records that pass between the stages of a corridor. They are frozen, so that no stage changes what another
+holds.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ MISSING: Final = object()
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The output that a snapshot saw in a row; `asof` is MISSING where there was none, or one that is not ours."""
+    """The output that a snapshot saw in a row; `asof` is MISSING if there was none, or none of predictd's form."""
 
     asof: Any = MISSING
     generation: int = 0
@@ -24,7 +26,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Undecodable:
-    """Stands in place of a value that MongoDB stores and the driver cannot decode."""
+    """Takes the place of a value that MongoDB stores and the driver cannot decode."""
 
     reason: str
 
@@ -43,10 +45,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a batch's rows were at one cluster time.
+    """A batch's rows at one cluster time.
 
-    `rows` match the listener. `strays` exist, do not match (or lack a key field) and hold an output. `unread` are keys
-    that did not fit the byte limit: they were not judged. Every other key of the batch is gone, or has nothing to lose.
+    `rows` match the listener. `strays` exist, do not match (or lack a key field) and have an output. `unread` are keys
+    that did not fit the byte limit; they were not judged. The row of every other key is deleted, or does not match and
+    has no output.
     """
 
     at: Timestamp
@@ -69,8 +72,8 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What became of a bulk: the rows that met a race, the rows that refuse the write (and why), the time of the
-    answer.
+    """The result of a bulk write: the rows that met a race, the rows that refused the write (and why), the reply's
+    time.
     """
 
     missed: frozenset[Hashable]
@@ -80,7 +83,7 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """Why a row has no output. `unwritable`: the row refuses even the error mark, so only this letter says that it was
+    """Why a row has no output. `unwritable`: the row refuses even the error mark, so only this letter shows that it was
     judged.
     """
 
@@ -94,16 +97,16 @@ class Letter:
     traceback: str
     unwritable: bool = False
     cause: Literal["model", "row", "transient"] = "model"
-    """"row": its value alone is the reason; "transient": another attempt may go well."""
+    """"row": its value alone is the reason; "transient": another attempt may succeed."""
 
     def mark(self) -> dict[str, str]:
-        """What the row itself tells its readers."""
+        """The error that is stored in the row itself."""
         return {"type": self.type, "message": self.message, "stage": self.stage}
 
 
 @dataclass(frozen=True, slots=True)
 class Guilt:
-    """How a row ended the process that predicted nothing else: the type of its dead letter and its message."""
+    """The type and message of the dead letter of a row that, predicted alone, ended the process."""
 
     type: str
     message: str

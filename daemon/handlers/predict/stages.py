@@ -1,8 +1,8 @@
-"""What is done about dirty rows: judged, prepared, predicted, and turned into guarded writes and dead letters.
+"""The steps for dirty rows: judge, prepare and predict them, and make guarded writes and dead letters.
 
 Pure: no storage, no threads, no clock. `judge` decides per row by rules R5, R6b and R8; `prepare` and `predict` run the
-user's code and catch whatever it raises. A batch that fails is bisected until the failing row stands alone; that row
-becomes a dead letter, the others get their outputs.
+user's code and catch everything that it raises. A batch that fails is bisected until the failing row is alone; that row
+gets a dead letter, the others get their outputs.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from daemon.handlers.predict.records import Guilt, Letter, Row, Snapshot, Undeco
 LARGEST_OUTPUT: Final = 12 * 1024 * 1024  # a row may hold 16 MB, its input included
 LONGEST_MESSAGE: Final = 500
 LONGEST_TRACEBACK: Final = 8000
-MANY: Final = 10_000  # items of a list are not weighed one by one if there are as many
+MANY: Final = 10_000  # the items of a list this long are not weighed one by one
 PASSING: Final = frozenset({"TransportError", "Timeout", "ConnectionError", "URLError", "HTTPConnectionError"})
-"""Names of errors of clients (httpx, requests, urllib, botocore) that another attempt may spare."""
+"""Names of errors of clients (httpx, requests, urllib, botocore) after which another attempt may succeed."""
 
-ANYTHING: Final = BaseException  # the user's code may raise any: sys.exit(), a cancelled future
+ANYTHING: Final = BaseException  # user code may raise any: sys.exit(), a cancelled future
 
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """What a corridor runs: a version of a model under a generation, and how a row's stored values become its
+    """What a corridor runs: a version of a model, its generation, and how stored values become the model's
     arguments.
     """
 
@@ -49,7 +49,7 @@ class Live:
 @dataclass(frozen=True, slots=True)
 class Judged:
     """A batch after its read: the rows to predict, the writes that need no prediction, and the rows known to refuse
-    theirs.
+    their writes.
     """
 
     batch: Batch
@@ -64,8 +64,8 @@ class Judged:
 class Prepared:
     """A batch ready for the model.
 
-    `inputs` goes row by row with `rows`: preprocessed, or the arguments themselves where the model preprocesses whole
-    batches; `many` then is the preprocessed batch, None where that failed and must be found out row by row.
+    `inputs` has one item for each of `rows`: the preprocessed input, or the arguments if the model preprocesses whole
+    batches. `many` then is the preprocessed batch, None if that failed; `predict` then bisects.
     """
 
     judged: Judged
@@ -74,7 +74,7 @@ class Prepared:
     many: Any
     letters: tuple[Letter, ...]
     left: tuple[Row, ...] = ()
-    """Rows for which there was no room; they are no longer part of `judged`."""
+    """Rows for which there was no room; they are no longer in `judged`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class Predicted:
     predicted: int
 
     def without(self, names: Collection[Hashable]) -> Predicted:
-        """The batch without these rows: their outputs, their letters, their keys."""
+        """The batch without these rows, their outputs, letters and keys."""
         judged = self.judged
         batch = replace(judged.batch, keys=tuple(k for k in judged.batch.keys if identity(k.key) not in names))
         rows = tuple(row for row in judged.rows if identity(row.key) not in names)
@@ -100,8 +100,8 @@ class Predicted:
 def judge(batch: Batch, snapshot: Snapshot, live: Live, settled: Callable[[Any, bytes, int, bool], bool]) -> Judged:
     """Decides what each row of the snapshot needs.
 
-    `settled(key, input, generation, scanned)` tells whether a row that refuses every write stays dead: `scanned` if a
-    scan named it, and not an event of its own.
+    `settled(key, input, generation, scanned)` returns whether a row that refuses every write stays dead; `scanned` is
+    true if a scan named the row, false if an event did.
     """
     at, generation = snapshot.at, live.generation
     scanned = {identity(key.key) for key in batch.keys if key.lane == "scan"}
@@ -125,10 +125,10 @@ def prepare(
     room: float = math.inf,
     out_of_memory: Callable[[int], None] = lambda _: None,
 ) -> Prepared:
-    """Decodes and preprocesses the rows; one that cannot be becomes a letter, and so does one that is guilty.
+    """Decodes and preprocesses the rows. One that fails gets a letter, and so does a guilty one.
 
-    The inputs may take `room` bytes: rows beyond that are left. So are those for which memory does not suffice, and
-    half of what was prepared before them.
+    The inputs may take `room` bytes; rows beyond that are left. If memory runs out, the remaining rows are left, with
+    half of the rows prepared so far.
     """
     live, model = judged.live, judged.live.model
     rows: list[Row] = []
@@ -175,12 +175,12 @@ def _prepared(
         try:
             many = model.prepare_many(inputs)
         except ANYTHING:
-            many = None  # some row is the cause: `predict` bisects
+            many = None  # one row is the cause: `predict` bisects
     return Prepared(judged, tuple(rows), tuple(inputs), many, tuple(letters), left)
 
 
 def weight(value: Any) -> int:
-    """About how many bytes an input takes: pictures, arrays, tensors, texts, and what holds them."""
+    """The approximate bytes of an input: images, arrays, tensors, strings, and collections of them."""
     bands = getattr(value, "getbands", None)
     if bands is not None:
         return int(value.width * value.height * len(bands()))
@@ -197,12 +197,16 @@ def weight(value: Any) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether there was no room for a batch; torch's own error is known by its name: torch is not imported here."""
+    """Whether the error means that memory ran out. Torch's error is recognized by its name, because torch is not
+    imported here.
+    """
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def is_transient(error: BaseException | None) -> bool:
-    """Whether another attempt may go well: `Retry`, no connection, a timeout, no memory; also as another's cause."""
+    """Whether another attempt may succeed: `Retry`, no connection, a timeout, no memory, also as the cause of another
+    error.
+    """
     for _ in range(5):
         if error is None:
             return False
@@ -214,7 +218,7 @@ def is_transient(error: BaseException | None) -> bool:
 
 
 def _decoded(row: Row, live: Live) -> list[Any]:
-    """The row's values as the model sees them. Raises DecodeError, naming the field."""
+    """The row's values as the model sees them. Raises DecodeError, which names the field."""
     values = []
     for path, datatype, value in zip(live.key.fields, live.datatypes, row.values, strict=True):
         if isinstance(value, Undecodable):
@@ -227,7 +231,7 @@ def _decoded(row: Row, live: Live) -> list[Any]:
 
 
 def predict(prepared: Prepared, out_of_memory: Callable[[int], None]) -> Predicted:
-    """Runs the model, bisecting where it fails, and makes the writes; calls `out_of_memory(rows)` where a batch was too
+    """Runs the model, bisects a batch that fails, and makes the writes. Calls `out_of_memory(rows)` if a batch was too
     large.
     """
     judged, live = prepared.judged, prepared.judged.live
@@ -255,7 +259,7 @@ def predict(prepared: Prepared, out_of_memory: Callable[[int], None]) -> Predict
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """What the model made of one row, or what it raised and where."""
+    """The model's output for one row, or the error that it raised and the stage."""
 
     output: Any = None
     stage: str = "predict"
@@ -264,7 +268,7 @@ class _Outcome:
 
 @dataclass(slots=True)
 class _Run:
-    """One batch through the model, in as few calls as its rows allow."""
+    """Runs one batch through the model, in as few calls as possible."""
 
     model: Model
     out_of_memory: Callable[[int], None]
@@ -330,8 +334,8 @@ def _storable(value: Any) -> None:
 
 
 def letter(row: Row, live: Live, stage: str, error: BaseException) -> Letter:
-    """The dead letter of a row that met this error in this stage."""
-    text = "".join(traceback.format_exception(error))  # says so itself where str(error) raises
+    """The dead letter of a row that failed with this error in this stage."""
+    text = "".join(traceback.format_exception(error))  # format_exception copes with a str(error) that raises
     return Letter(
         key=row.key,
         input=row.input,
@@ -346,12 +350,12 @@ def letter(row: Row, live: Live, stage: str, error: BaseException) -> Letter:
 
 
 def _text(text: str) -> str:
-    """Lone surrogates cannot be stored, and a message about a row must not fail on the row's own text."""
+    """The text with lone surrogates escaped: MongoDB cannot store them, and a message may quote the row's own text."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _ends(text: str) -> str:
-    """A long traceback without its middle: where it began, and what it came to."""
+    """A long traceback without its middle: its beginning and its end."""
     half = LONGEST_TRACEBACK // 2
     return text if len(text) <= LONGEST_TRACEBACK else f"{text[: half - 5]}\n...\n{text[-half:]}"
 
@@ -359,5 +363,5 @@ def _ends(text: str) -> str:
 def _said(error: BaseException) -> str:
     try:
         return str(error)
-    except ANYTHING:  # an error of the user's own making may fail even at that
+    except ANYTHING:  # an error class of the user's may fail in __str__
         return "(this error has no readable message)"

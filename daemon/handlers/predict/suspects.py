@@ -1,17 +1,18 @@
-"""Which rows the model is working on, in a file that outlives the process, and which of them killed it.
+"""Records which rows the model works on, in a file that outlives the process, and finds the row that killed it.
 
     FOLDER/LISTENER.flight     a slot for each stage that runs user code: the rows that it works on now, 16 bytes each
     FOLDER/LISTENER.suspects   JSON: the rows that were at work when a process died, and how often each died *alone*
 
-The file is mapped into memory, so a note costs a copy of bytes, and the kernel keeps it when the process is killed. The
-next process reads what its predecessor left there:
+The file is mapped into memory, so a note costs only a copy of bytes, and the kernel keeps it if the process is killed.
+The next process reads the notes of the previous one:
 
 * rows of a batch become *suspects*, which are predicted alone from then on;
-* a row that was alone has died once more. Twice alone, and it is *guilty*: a dead letter, without another attempt. A
-  SIGKILL that the supervisor did not send may come from anybody, so it counts half;
-* a guilty row that is judged anew (another input, another version, `retry`) is tried alone, and one death suffices.
+* a row that was alone counts one death more. After two deaths alone it is *guilty*: it gets a dead letter without
+  another attempt. A SIGKILL that the supervisor did not send may have any reason, so it counts half;
+* a guilty row that is judged again (another input, another version, `retry`) is tried alone; one more death suffices.
 
-The folder is the worker's own state; without it (no room, read-only) nothing is suspected, and the worker says so.
+The folder belongs to the worker. If it cannot be written (no room, read-only), no row is suspected, and the log says
+so.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ __all__ = ["Ended", "NoSuspects", "Suspects", "UserStage"]
 log = structlog.get_logger(__name__)
 
 Ended = Literal["", "crashed", "killed", "timed_out"]
-"""How the process before this one ended: "" in order, or unknown; "killed" by a SIGKILL that we did not send."""
+"""How the previous process ended: "" in order, or unknown; "killed" by a SIGKILL that the supervisor did not send."""
 
 UserStage = Literal["prepare", "predict"]
 
@@ -63,7 +64,7 @@ class _Suspect:
 
 
 class NoSuspects:
-    """Suspects nobody, and notes nothing."""
+    """Suspects no row and notes nothing."""
 
     cap: int | None = None
 
@@ -86,7 +87,7 @@ class NoSuspects:
         return None
 
     def guilt(self, row: Row, generation: int) -> Guilt | None:  # noqa: ARG002
-        """What the row has done, if it is not to be predicted again."""
+        """The row's guilt, if it must not be predicted again; else None."""
         return None
 
     def passed(self, key: Any) -> None:
@@ -100,10 +101,12 @@ class NoSuspects:
 
 
 class Suspects(NoSuspects):
-    """The suspects of one listener. `rows` is how many rows a batch may hold; `ended` tells of the process before."""
+    """The suspects of one listener. `rows` is the largest number of rows of a batch; `ended` is how the previous
+    process ended.
+    """
 
     def __init__(self, folder: Path, listener: str, ended: Ended, rows: int) -> None:
-        """Raises OSError if the folder does not take the file."""
+        """Raises OSError if the file cannot be written in the folder."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._listener = listener
         self._slot = _HEADER.size + max(rows * _NAME, _NAME + _ALONE.size)
@@ -119,13 +122,13 @@ class Suspects(NoSuspects):
 
     @contextmanager
     def working(self, stage: UserStage, rows: Sequence[Row], generation: int, *, alone: bool) -> Iterator[None]:
-        """The rows are in the hands of user code: whoever finds this note suspects them."""
+        """User code works on these rows within the block. If the process dies in it, the next process suspects them."""
         at = _STAGES.index(stage) * self._slot
         names = b"".join([_name(row.key) for row in rows])[: self._slot - _HEADER.size]
         if alone and rows:
             names = names[:_NAME] + _ALONE.pack(_digest(rows[0].input), generation)
         self._map[at + _HEADER.size : at + _HEADER.size + len(names)] = names
-        self._map[at : at + _HEADER.size] = _HEADER.pack(1 if alone else len(names) // _NAME, alone)  # last: it counts
+        self._map[at : at + _HEADER.size] = _HEADER.pack(1 if alone else len(names) // _NAME, alone)  # written last
         try:
             yield
         finally:
@@ -137,12 +140,12 @@ class Suspects(NoSuspects):
         return None if suspect is None else suspect.deaths
 
     def guilt(self, row: Row, generation: int) -> Guilt | None:
-        """What the row has done, if this input was guilty under this generation and has no dead letter yet."""
+        """The row's guilt, if this input was guilty under this generation and has no dead letter yet."""
         known = self._known.get(_name(row.key))
         if known is None or not known.guilty:
             return None
         if (known.input, known.generation) != (_digest(row.input).hex(), generation):
-            known.guilty, known.offender = False, True  # it holds something else by now: one more attempt, alone
+            known.guilty, known.offender = False, True  # its input or generation changed: one more attempt, alone
             return None
         how = {"timed_out": "did not return in time", "killed": "was killed by SIGKILL"}.get(known.cause, "crashed")
         message = f"the process {how} each time that this row alone was in stage {known.stage}"
@@ -167,7 +170,7 @@ class Suspects(NoSuspects):
         self._map[:] = bytes(len(self._map))
 
     def _learn(self, flight: Path, ended: Ended) -> None:
-        """Adds what the process before left at work."""
+        """Adds the rows that were at work when the previous process ended."""
         for stage, alone, names, about in _left(flight):
             for name in names:
                 known = self._known.setdefault(name, _Suspect())
@@ -186,7 +189,7 @@ class Suspects(NoSuspects):
                 listener=self._listener, rows=len(names), stage=stage, ended=ended or "unknown",
             )  # fmt: skip
         if any(known.guilty and known.cause == "timed_out" for known in self._known.values()):
-            self.cap = None  # one row is the reason, not the size of the batch
+            self.cap = None  # the cause is one row, not the size of the batch
         for name in list(self._known)[:-KNOWN_ROWS]:
             del self._known[name]
 
@@ -198,7 +201,7 @@ class Suspects(NoSuspects):
         except FileNotFoundError:
             return {}, None
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            log.warning("what is known of suspects cannot be read", file=str(self._notes), reason=str(error))
+            log.warning("the file of suspects cannot be read", file=str(self._notes), reason=str(error))
             return {}, None
 
     def _save(self) -> None:
@@ -208,21 +211,23 @@ class Suspects(NoSuspects):
             fresh.write_text(json.dumps(document))
             fresh.replace(self._notes)
         except OSError as error:
-            log.warning("what is known of suspects cannot be saved", file=str(self._notes), reason=str(error))
+            log.warning("the file of suspects cannot be saved", file=str(self._notes), reason=str(error))
 
 
 def _mapped(path: Path, size: int) -> mmap.mmap:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         os.ftruncate(descriptor, 0)
-        os.posix_fallocate(descriptor, 0, size)  # a page that the disk has no room for would be a SIGBUS later
+        os.posix_fallocate(descriptor, 0, size)  # without room on the disk for a page, a later write would be a SIGBUS
         return mmap.mmap(descriptor, size)
     finally:
         os.close(descriptor)
 
 
 def _left(flight: Path) -> Iterator[tuple[UserStage, bool, list[bytes], tuple[bytes, int]]]:
-    """What each stage had at work: the stage, whether its row was alone, the rows' names, and what a row alone held."""
+    """The rows each stage had at work: the stage, whether its row was alone, the rows' names, a lone row's input and
+    generation.
+    """
     try:
         data = flight.read_bytes()
     except OSError:
@@ -241,7 +246,7 @@ def _left(flight: Path) -> Iterator[tuple[UserStage, bool, list[bytes], tuple[by
 
 
 def _name(key: Any) -> bytes:
-    """16 bytes that stand for a row."""
+    """16 bytes that identify a row."""
     if type(key) is ObjectId:
         return key.binary + b"\0\0\0\0"
     name = identity(key)
@@ -255,5 +260,7 @@ def _digest(data: bytes) -> bytes:
 
 
 def fewest_first(suspects: NoSuspects, keys: Iterable[Any]) -> Any:
-    """The key that died least often: a row is tried again only after the others, so a killer stops as few as it can."""
+    """The key with the fewest deaths: a row is tried again only after all others, so that a killer delays as few as
+    possible.
+    """
     return min(keys, key=lambda key: suspects.deaths(key) or 0.0)

@@ -1,19 +1,19 @@
-"""Which rows go on with a batch, which stand alone, and which wait: one state machine for each listener.
+"""Decides which rows go on with a batch, which are predicted alone, and which wait: one state machine per listener.
 
 | state | when | what happens to rows |
 |---|---|---|
-| running | | as they come |
-| careful | rows were at work when the process died | these suspects are predicted one at a time, the others as always |
-| failing | the model fails on (nearly) every row: the breaker is open | an owed scan keeps them; a probe now and then |
+| running | | they are predicted as they come |
+| careful | rows were at work when the process died | these suspects are predicted one at a time, the others as usual |
+| failing | the model fails on (nearly) every row: the breaker is open | a scan will find them; probes test the model |
 
-*Retry.* A row that met a passing fault (connection refused, a timeout, no memory, `Retry`) waits and is tried again,
-with growing pauses, before it becomes a dead letter.
+*Retry.* A row with a transient error (connection refused, a timeout, no memory, `Retry`) waits and is tried again, with
+growing pauses, before it gets a dead letter.
 
-*The breaker* opens when `TRIP_ROWS` rows in a row have failed, and no row that had an output before gets one now. If
-such rows still get one, the rows that failed are bad, not the model, and they become dead letters at once; until that
-is known a failed row is tried once more. An open breaker orders a scan, which is durable and
-waits until the breaker closes, and lets go of every key: so the position that other listeners share moves on. It closes
-when a row of a probe has an output; a version that goes live is probed at once.
+*The breaker* opens when `TRIP_ROWS` successive rows have failed and no row that had an output before gets one now. If
+such a row still gets one, the failed rows are bad, not the model, and they get dead letters at once. Until that is
+known, a failed row is tried once more. An opening breaker orders a scan, which is durable and waits until the breaker
+closes. It then finishes every key, so that the position that other listeners share moves on. The breaker closes when a
+row of a probe gets an output. A version that goes live is probed at once.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ log = structlog.get_logger(__name__)
 
 TRIP_ROWS: Final = 10
 MOSTLY: Final = 9
-"""The model fails on nearly everything if for each row with an output more than so many fail."""
+"""The model fails on nearly every row if more than so many rows fail for each row with an output."""
 
 ALONE_SECONDS: Final = 5.0
-"""A suspect waits until nothing else does, but not longer."""
+"""A suspect waits until no other row waits, but at most so long."""
 
 ROWS_ARE_BAD_SECONDS: Final = 5.0
 PROBE_SECONDS: Final = (1.0, 60.0)
@@ -54,7 +54,7 @@ SHOWN: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often, and for how many seconds, a row with a passing fault is tried before it becomes a dead letter."""
+    """How often, and for how many seconds, a row with a transient error is tried before it gets a dead letter."""
 
     attempts: int = 5
     within: float = 600.0
@@ -68,11 +68,10 @@ class _Waiting:
 
 
 class Triage:
-    """The state of one listener. `sort`, `next` and `pause` belong to the reading thread, `decide` to the predicting
-    one.
+    """The state of one listener. The reading thread calls `sort`, `next` and `pause`, the predicting thread `decide`.
 
-    `owe(reason)` orders a scan and returns when that is stored; `known_good()` tells whether rows that had an output
-    before still get one: None if there are no such rows. `wake()` makes the reading thread look here.
+    `owe(reason)` orders a scan and returns when the order is stored. `known_good()` returns whether a row that had an
+    output before still gets one, None if there is no such row. `wake()` makes the reading thread call `next`.
     """
 
     def __init__(
@@ -99,14 +98,14 @@ class Triage:
         self._rows_bad_until = 0.0
         self._why: str | None = None
         self.holds_scans = False
-        """Whether scans are not to begin: the breaker is open, or about to be."""
+        """Whether scans must not begin: the breaker is open, or about to open."""
         self._sample: deque[Any] = deque(maxlen=PROBE_ROWS)
         self._probe_at = 0.0
         self._probe_pause = PROBE_SECONDS[0]
 
     @property
     def failing(self) -> bool:
-        """Whether the breaker is open: rows wait for a scan that is owed."""
+        """Whether the breaker is open: rows wait for the ordered scan."""
         return self._why is not None
 
     @property
@@ -123,17 +122,17 @@ class Triage:
 
     @property
     def waits(self) -> bool:
-        """Whether anything waits here."""
+        """Whether rows or probes wait here."""
         return bool(self._alone or self._later or self._why is not None)
 
     # ---- reading --------------------------------------------------------------------------------------------------
 
     def sort(self, batch: Batch) -> Batch:
-        """The batch without the rows that must not go with it: suspects, and all of them while the breaker is open."""
+        """The batch without its suspects; an empty batch while the breaker is open."""
         if self.failing:
             self._sample.extend(key.key for key in batch.keys[-2:])
             for key in batch.keys:
-                key.finish()  # the scan that is owed comes by
+                key.finish()  # the ordered scan will find it
             return Batch(())
         if not len(self.suspects):
             return batch
@@ -162,7 +161,7 @@ class Triage:
         return None
 
     def pause(self) -> float | None:
-        """Seconds until something may be due; None if nothing waits here."""
+        """Seconds until a batch may be due; None if nothing waits here."""
         now = self._clock()
         with self._lock:
             times = [waiting.due for waiting in self._later.values()]
@@ -175,8 +174,8 @@ class Triage:
     # ---- predicting -----------------------------------------------------------------------------------------------
 
     def decide(self, predicted: Predicted) -> Predicted:
-        """What of the batch is written now; rows that are tried again, and all of them if the breaker opens, are
-        not.
+        """The part of the batch that is written now: without rows that are tried again, and without any row if the
+        breaker opens.
         """
         purpose = predicted.judged.batch.purpose
         if purpose == "probe":
@@ -200,13 +199,13 @@ class Triage:
         return self._tried_again(predicted, doubtful=doubtful)
 
     def mended(self) -> None:
-        """Another version is live: it is probed at once."""
+        """Another version is live: probes it at once."""
         self._failed_rows = 0
         self._probe_at, self._probe_pause = 0.0, PROBE_SECONDS[0]
         self.wake()
 
     def released(self, predicted: Predicted) -> Predicted:
-        """The batch without what was predicted: the scan that is owed comes by these rows."""
+        """The batch without its predicted rows, which the ordered scan will find."""
         return self._let_go(predicted, {identity(row.key) for row in predicted.judged.rows})
 
     def _let_go(self, predicted: Predicted, names: set[Hashable]) -> Predicted:
@@ -228,8 +227,8 @@ class Triage:
     def _open(self, failed: Sequence[Letter]) -> None:
         last = failed[-1]
         message = f"{last.type}: {' '.join(last.message.split())}"[:SHOWN]
-        self.holds_scans = True  # before it is ordered: what it names must not be let go with the others
-        self._owe(f"the model failed on every row ({last.type})")  # durable before the first key is let go
+        self.holds_scans = True  # before the order: the keys of the scan must not be finished with the others
+        self._owe(f"the model failed on every row ({last.type})")  # durable before the first key is finished
         self._sample.extend(letter.key for letter in failed[-PROBE_ROWS // 2 :])
         self._why = f"the model fails on every row, in stage {last.stage}: {message}"
         self._probe_pause = PROBE_SECONDS[0]
@@ -250,12 +249,14 @@ class Triage:
         if self.failing:
             log.info("listener works again: the rows that waited are scanned", listener=self._listener)
             self._why, self.holds_scans = None, False
-            self._failed_rows = 0 if rows else TRIP_ROWS - 1  # nothing was tried: the next failure opens it again
+            self._failed_rows = 0 if rows else TRIP_ROWS - 1  # no row was tried: the next failure opens it again
             self._sample.clear()
         return self._let_go(predicted, {identity(letter.key) for letter in predicted.letters})
 
     def _tried_again(self, predicted: Predicted, *, doubtful: bool) -> Predicted:
-        """Takes out the rows that may be tried again: with a passing fault, or once if the model may be the reason."""
+        """The batch without the rows to try again: those with a transient error; once, others if the model may be the
+        cause.
+        """
         if not predicted.letters and not self._attempts:
             return predicted
         now, names = self._clock(), set()

@@ -1,4 +1,4 @@
-"""Who may run user code in this process now: everybody, or one row alone."""
+"""Admits user code in this process: that of all stages, or that of one row alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Turnstile"]
 
 
 class Turnstile:
-    """A lock that stages share, and that a row which must be alone takes for itself; it goes first when it waits."""
+    """A shared lock for the stages' batches, exclusive for a row that must be alone; a waiting lone row goes first."""
 
     def __init__(self) -> None:
         self._free = threading.Condition()
@@ -20,7 +20,7 @@ class Turnstile:
 
     @contextmanager
     def entered(self, *, alone: bool) -> Iterator[None]:
-        """Within the block user code may run; nobody else's if `alone`."""
+        """User code may run within the block; if `alone`, no other user code runs meanwhile."""
         with self._free:
             if alone:
                 self._waiting += 1

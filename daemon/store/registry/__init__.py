@@ -1,3 +1,9 @@
-"""What is declared and which versions exist: signed components, the code that travels with them, weights, and models
-built from all of it.
+"""The declared components of a service, and the versions of its models.
+
+registry.py      publishes, applies and removes declarations; raises generations
+declarations.py  writes one signed declaration
+components.py    reads and verifies the signed declarations
+artifacts.py     the code that declarations name, as blobs
+versions.py      the versions of a model: weights, lineage, metrics; promotion and rollback
+model_loader.py  builds a model with the weights of a version
 """

@@ -1,8 +1,8 @@
-"""Artifacts: code that travels in the database, as blobs in GridFS named by their SHA-256.
+"""Artifacts: code that is stored in the database, as blobs in GridFS named by their SHA-256.
 
-A blob by itself is nobody's: only the signed declaration that names its hash makes it ours, and
-`components.artifacts.loads` compares the hash before anything is deserialized. So blobs need no signature and cannot be
-exchanged; one that was stored twice at the same time is there twice, and of several the newest is read.
+Only a signed declaration that names a blob's hash makes it trusted, and `components.artifacts.loads` compares the hash
+before it deserializes anything. So blobs need no signature and cannot be exchanged. A blob that two clients store at
+the same time is stored twice; the newest one is read.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Artifacts:
         self._bucket = GridFSBucket(database, bucket_name=names.ARTIFACTS)
 
     def put(self, blobs: Iterable[tuple[str, bytes]]) -> None:
-        """Stores (SHA-256 in hex, bytes) pairs that are not there yet, or no longer as they were; all of them count as
-        young from now on.
+        """Stores the (SHA-256 in hex, bytes) pairs that are missing or damaged; all of them count as young from now
+        on.
         """
         for digest, data in blobs:
-            # By name, not by `_id`: what a client that was killed left half-written must not be in the way.
+            # By name, not by `_id`: the partial file of a killed client must not block this one.
             if self._stored(digest) == data:
                 self._files.update_many({"filename": digest}, {"$currentDate": {"uploadDate": True}})
                 continue
@@ -54,11 +54,11 @@ class Artifacts:
             return self.blob(digest)
         except PyMongoError:
             raise
-        except Exception:  # noqa: BLE001 - a file's document may hold anything, and the driver believes it
+        except Exception:  # noqa: BLE001 - a file's document may hold anything, and the driver does not check it
             return None
 
     def blob(self, digest: str) -> bytes:
-        """One blob; its hash is the caller's to compare. Raises ArtifactRefused where it is not there, or not whole."""
+        """One blob; the caller compares its hash. Raises ArtifactRefused if it is missing or incomplete."""
         try:
             with self._bucket.open_download_stream_by_name(digest) as stored:
                 return bytes(stored.read())
@@ -73,10 +73,10 @@ class Artifacts:
             ) from None
 
     def prune(self) -> int:
-        """Deletes the blobs that no declaration of any service names any more, and did not yesterday; how many.
+        """Deletes the blobs older than a day that no declaration of any service names. Returns how many.
 
-        A client stores the blobs first and the declaration that names them next, so what is young may be about to be
-        named.
+        A client stores the blobs first and then the declaration that names them, so a young blob may still get its
+        declaration.
         """
         named: set[str] = set()
         for component in self._components.find({"state": "applied"}, {"declaration": 1}):

@@ -1,20 +1,20 @@
-"""What is declared, as it lies in `_predictd.components`: one signed document for each table, model, listener, trainer
-and validation.
+"""The declared components in `_predictd.components`: one signed document for each table, model, listener, trainer and
+validation.
 
     {_id: "service/kind/name", service, kind, name, source: "config" | "api", state: "applied" | "removed",
      declaration: JSON text, revision, mac, signature, generation, model, live, bound, paused, epoch, applied_at}
 
 *A declaration names code that will run*, so each is signed: an HMAC with the service's key over service, kind, name,
-source, revision and the text itself. One that anybody else wrote, or copied under another name, is never read further
-than that; `Catalog.refused` says so.
+source, revision and the text itself. A document without a valid signature, such as a copy under another name, is not
+read any further; `Catalog.refused` gives the reason.
 
-`generation` (listeners) is raised when the same row would get another output: by `daemon.store.registry.registry` where
-the listener says something else, and by each promotion of its `model`, in the transaction that changes what is `live`
-(`daemon.store.registry.versions`). It never falls. A listener that comes to a model writes that one's `bound`, so that
-it comes wholly before or wholly after a promotion.
+`generation` (listeners) is raised when the same row would get another output: by `daemon.store.registry.registry` if
+the listener's declaration changes, and by each promotion of its `model`, in the transaction that changes `live`
+(`daemon.store.registry.versions`). It never falls. A new listener of a model writes the model's `bound`, so that it is
+added entirely before or entirely after a promotion.
 
-The fields beside the signed text are written by whoever may write to the database: a document in which they are not
-what they have to be is refused like one without a signature, until it is applied again.
+The other fields are not signed, and every client with write access can change them. A document in which they have a
+wrong type is refused like one without a signature, until it is applied again.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ D_co = TypeVar("D_co", bound=Declaration, covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Component(Generic[D_co]):
-    """One applied declaration. `live` is a model's live version, None before its first."""
+    """One applied declaration. `live` is a model's live version, None if it has none yet."""
 
     kind: str
     name: str
@@ -72,8 +72,8 @@ class Component(Generic[D_co]):
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """All applied declarations of one service at one moment; `refused` are those that do not carry its signature, or
-    lack what they need, with the reason.
+    """All applied declarations of one service at one moment; `refused` are those without its signature, or without a
+    component that they need, with the reason.
     """
 
     tables: Mapping[str, Component[TableDeclaration]] = field(default_factory=dict)
@@ -98,7 +98,7 @@ _BESIDE: Final[Mapping[str, Any]] = {
     "paused": (bool, NoneType),
     "applied_at": datetime,
 }
-"""What the fields that are not signed have to be."""
+"""The types of the fields that are not signed."""
 
 REFUSED_SHOWN: Final = 100
 NAME_SHOWN: Final = 200
@@ -106,8 +106,8 @@ NAME_SHOWN: Final = 200
 
 
 def canonical(declaration: Any) -> str:
-    """The text of a declaration: equal for equal ones. The order of keys inside a filter or a key counts, so none is
-    sorted but the outermost.
+    """The text of a declaration: equal for equal declarations. Only the outermost keys are sorted, because the order of
+    keys inside a filter or a key matters.
     """
     dumped = _dumped(declaration)
     ordered = {name: dumped[name] for name in sorted(dumped)} if isinstance(dumped, Mapping) else dumped
@@ -115,7 +115,7 @@ def canonical(declaration: Any) -> str:
 
 
 def signature(declaration: Any) -> str:
-    """A hash of a declaration: equal for equal declarations, whatever the order of their keys."""
+    """A hash of a declaration: equal for equal declarations, in any order of their keys."""
     text = json.dumps(_dumped(declaration), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
@@ -127,15 +127,13 @@ def _dumped(declaration: Any) -> Any:
 
 
 def mac(key: SigningKey, service: str, kind: str, name: str, source: str, revision: int, text: str) -> str:
-    """The signature of one declaration: it holds for this name, this revision and this way of declaring, and for no
-    other.
-    """
+    """The signature of one declaration: it is valid only for this name, this revision and this source."""
     return key.sign("declaration", service, kind, name, source, str(revision), text)
 
 
 def catalog(database: Database[dict[str, Any]], service: str, key: SigningKey) -> Catalog:
-    """Reads everything that is applied, at one snapshot: a model's live version and its listeners' generations belong
-    together.
+    """Reads everything that is applied, at one snapshot, because a model's live version and its listeners' generations
+    must be read together.
     """
     collection: Collection[dict[str, Any]] = database[names.COMPONENTS]
     found: dict[str, dict[str, Component[Any]]] = {kind: {} for kind in KINDS}
@@ -161,16 +159,14 @@ def catalog(database: Database[dict[str, Any]], service: str, key: SigningKey) -
 
 
 def _shown(document: Mapping[str, Any]) -> str:
-    """The name of a document that is refused: whoever wrote it may have put anything there, and it is shown to
-    people.
-    """
+    """The name of a refused document, safe to show: its writer may have put anything there."""
     return escaped(f"{document.get('kind')}/{document.get('name')}")[:NAME_SHOWN]
 
 
 def believed(document: Mapping[str, Any], service: str, key: SigningKey) -> Component[Any]:
-    """The component of a document. Raises SignatureRefused with the reason why it is not to be believed.
+    """The component of a document. Raises SignatureRefused, with the reason, if it cannot be trusted.
 
-    Its `_id` is what writes aim at, so it must say the same as the signed fields.
+    Writes select a document by its `_id`, so the `_id` must agree with the signed fields.
     """
     kind, name = document.get("kind"), document.get("name")
     parts = (service, kind, name, document.get("source"), document.get("declaration"), document.get("mac"))
@@ -207,4 +203,4 @@ def believed(document: Mapping[str, Any], service: str, key: SigningKey) -> Comp
 
 
 def _altered(name: str) -> str:
-    return f"what stands beside its declaration was altered ({name}); it is not run. Apply it again"
+    return f"a field beside its declaration was altered ({name}); it is not run. Apply it again"

@@ -1,8 +1,7 @@
-"""Writing one declaration: signed, in turn with whoever else writes it, and with the number that fences what comes of
-it.
+"""Writes one declaration: signed, in turn with other writers, and with the epoch and generation that fence its outputs.
 
-A document is written only as it was read (`_write`), so two clients, or a client and a daemon, come one after the
-other. What its fields have to be is said in `daemon.store.registry.components`.
+A document is written only if it is still as it was read (`_write`), so two clients, or a client and a daemon, write one
+after the other. `daemon.store.registry.components` describes its fields.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ __all__ = ["Declarations", "taken"]
 
 
 class Declarations:
-    """The declarations of one service, to be written by a process of `epoch`."""
+    """Writes the declarations of one service, as a process of `epoch`."""
 
     def __init__(self, database: Database[dict[str, Any]], service: str, epoch: int, key: SigningKey) -> None:
         self._database = database
@@ -43,18 +42,17 @@ class Declarations:
     def put(
         self, kind: str, name: str, declaration: Declaration, source: Source, identity: str, forced: int = 0
     ) -> None:
-        """Writes one declaration; where somebody else does so at the same time, one after the other.
+        """Writes one declaration; two writers at the same time write one after the other.
 
-        `forced` counts how often it was applied by force: each time it is another one, though it says the same. Raises
-        Fenced, and DeclarationError where the name was declared the other way meanwhile.
+        `forced` counts how often it was applied by force; each time an equal declaration counts as changed. Raises
+        Fenced, and DeclarationError if the name was declared from the other source meanwhile.
         """
         identity = signature([identity, forced]) if forced else identity
         if not isinstance(declaration, ListenerDeclaration):
             self._write(kind, name, declaration, source, identity, forced)
             return
-        # A promotion of the model raises the generation of those that listen to it, all in one transaction. A listener
-        # that comes to the model at the same time must come wholly before it or wholly after it, so both write the
-        # model's document.
+        # A promotion of the model raises the generation of all its listeners in one transaction. A listener that is
+        # added at the same time must be added entirely before or entirely after it, so both write the model's document.
         model = {"_id": self.id("model", declaration.model)}
         with self._database.client.start_session() as session:
 
@@ -83,7 +81,7 @@ class Declarations:
             if before is not None and old.get("state") == "applied" and before.source != source:
                 raise DeclarationError(taken(kind, name, source))
             if before is not None and canonical(before.declaration) == canonical(declaration):
-                text = old["declaration"]  # another release may have written the same in other words
+                text = old["declaration"]  # another release may have written an equal declaration as another text
             revision = _number(old.get("revision")) + (old.get("declaration") != text)
             changed = {"$ne": ["$signature", identity]}
             update = {
@@ -103,11 +101,11 @@ class Declarations:
                     "$cond": [{"$and": [{"$not": changed}, _is_date("$applied_at")]}, "$applied_at", "$$NOW"]
                 },
                 "paused": {"$eq": ["$paused", True]},
-                # What a promotion finds its listeners by: as it stands in the text.
+                # A promotion finds its listeners by this field; it equals the one in the text.
                 **({"model": {"$literal": declaration.model}} if isinstance(declaration, ListenerDeclaration) else {}),
                 **({"live": _whole_or_null("$live")} if kind == "model" else {}),
             }
-            # What was read must still stand; a document of an older release has no revision.
+            # The document must still be as it was read; one of an older release has no revision.
             still = {each: {"$eq": old.get(each)} for each in ("revision", "epoch", "source", "state")}
             with suppress(DuplicateKeyError):
                 written = self._components.update_one(
@@ -123,18 +121,18 @@ class Declarations:
             return None
 
     def remove(self, kind: str, name: str) -> None:
-        """Marks a component as removed; its document stays, with the numbers that must never fall."""
+        """Marks a component as removed. Its document stays, because its numbers must never fall."""
         if kind == "listener":
-            # Should it come back, its rows have changed meanwhile: without a mark it scans. The document stays, and
-            # with it the epoch that fences an older leader; so does the generation; and the letters, whose rows still
-            # say so.
+            # If it is applied again, its rows may have changed: without a mark it scans. The document stays, with the
+            # epoch that fences an older leader and the generation. The dead letters stay too, because their rows still
+            # hold the error.
             self.forget_mark(name)
         self._components.update_one(
             {"_id": self.id(kind, name)}, {"$set": {"state": "removed"}, "$currentDate": {"removed_at": True}}
         )
 
     def forget_mark(self, listener: str) -> None:
-        """Has the next worker of the listener scan its table."""
+        """Makes the next worker of the listener scan its table."""
         fence = {"$not": {"$gt": self._epoch}} if self._epoch else {"$exists": True}
         self._database[names.SCANS].update_one(
             {"_id": f"{self._service}/{listener}", "epoch": fence},
@@ -152,7 +150,7 @@ class Declarations:
 
 
 def taken(kind: str, name: str, source: Source) -> str:
-    """Why `source` cannot declare a name: one name comes from one of both."""
+    """Why `source` cannot declare this name: a name belongs either to service.toml or to the API."""
     if source == "config":
         return (
             f"{kind}s.{name}: a {kind} of this name was applied through the API; "
@@ -162,12 +160,12 @@ def taken(kind: str, name: str, source: Source) -> str:
 
 
 def _number(value: Any) -> int:
-    """A number as it was stored; 0 for what is none."""
+    """A stored number; 0 if the value is not a number."""
     return value if isinstance(value, int) else 0
 
 
 def _number_of(field: str) -> dict[str, Any]:
-    """The same, on the server, as a whole number."""
+    """The same on the server, as an integer."""
     return {"$convert": {"input": field, "to": "long", "onError": 0, "onNull": 0}}
 
 

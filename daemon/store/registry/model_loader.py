@@ -1,11 +1,14 @@
-"""From a declaration in the registry to a model in memory, with the weights of its live version.
+"""Builds a model in memory from its declaration in the registry, with the weights of its live version.
 
-A version is a declaration, the source of the code that it names, and weights. Where the live version was made for what
-is declared now, its weights are loaded. Where it was not, another one is promoted here, by whichever process comes
-first: a version that was live before and is just what is declared now, such as when a change was taken back; else a new
-one, with the weights of the last one that was live and whose object was declared alike, if they fit (another
-`postprocess`, a mended function); else with the declaration's initial weights, which are built once and from then on
-always loaded. So every process that serves the model, and every restart, computes the same.
+A version is a declaration, the source of the code that it names, and weights. If the live version was made for the
+present declaration, its weights are loaded. Otherwise the first process to get here promotes another version:
+
+1. a version that was live before and equals the present declaration, such as after a change was reverted;
+2. else a new version with the weights of the last live version whose object was declared the same, if they fit (another
+   `postprocess`, a corrected function);
+3. else a new version with the declaration's initial weights, which are built once and from then on always loaded.
+
+So every process that serves the model, and every restart, computes the same.
 """
 
 from __future__ import annotations
@@ -53,10 +56,10 @@ class Loaded:
 
 
 def resolver(component: Component[Any], policy: ImportPolicy, blobs: Artifacts) -> Callable[[Any], Any]:
-    """What turns the code that a declaration names into objects.
+    """The function that turns the code that a declaration names into objects.
 
-    An import path of service.toml must lie in `policy`. One that came through the API is signed by somebody who could
-    as well have sent the code itself, so it may name anything; and only there may an artifact stand.
+    An import path in service.toml must be allowed by `policy`. A declaration of the API is signed by a client that
+    could as well have sent the code itself, so its import paths may name anything. Only the API may name an artifact.
     """
 
     def resolve(slot: Any) -> Any:
@@ -70,9 +73,7 @@ def resolver(component: Component[Any], policy: ImportPolicy, blobs: Artifacts) 
 
 
 class ModelLoader:
-    """Builds the models of one service in one process. What has been imported is not imported again, so neither is its
-    source read again.
-    """
+    """Builds the models of one service in one process. A module is imported once, so its source is read once."""
 
     def __init__(self, database: Database[dict[str, Any]], service: str, policy: ImportPolicy) -> None:
         self._database = database
@@ -91,11 +92,11 @@ class ModelLoader:
         return Versions(self._database, self._service, model)
 
     def live(self, read: Callable[[], Declared], *, fresh: bool) -> tuple[Declared, Live]:
-        """What a listener runs now: the model with its live version's weights, under the generation that belongs to it.
+        """What a listener runs now: the model with its live version's weights, and the generation that belongs to it.
 
-        `fresh` says that this process has just been started, and may make a version of code that has changed; else that
-        raises CodeChanged. Raises DeclarationError, naming the key, where the code cannot be imported or built, and
-        PredictdError where stored weights are damaged.
+        With `fresh`, this process has just been started and may make a version of changed code; otherwise changed code
+        raises CodeChanged. Raises DeclarationError, which names the key, if the code cannot be imported or built, and
+        PredictdError if stored weights are damaged.
         """
         declared, loaded = until_live(read, lambda declared: self.loaded(declared.model, fresh=fresh))
         key = declared.listener.parsed_key
@@ -103,9 +104,9 @@ class ModelLoader:
         return declared, Live(loaded.model, loaded.version.number, declared.generation, key, types)
 
     def loaded(self, component: Component[ModelDeclaration], *, fresh: bool = True) -> Loaded | None:
-        """The model with the weights of the version that `component` says is live; listeners of one process share it.
+        """The model with the weights of `component`'s live version; the listeners of one process share it.
 
-        None where there was none to load: one was made, and the registry says so now.
+        None if there was no such version to load: one was made and promoted, and the caller reads the registry again.
         """
         kept = self._kept.get(component.name)
         if kept is not None and kept[0] == component.signature and kept[1].version.number == component.live:
@@ -143,7 +144,7 @@ class ModelLoader:
         return Loaded(model, version)
 
     def built(self, component: Component[ModelDeclaration]) -> Model:
-        """A model of its own, as declared, with its initial weights."""
+        """A new model, as declared, with its initial weights."""
         resolve = self.resolve(component)
         model = declaring.build_model(component.name, component.declaration, resolve)
         if component.signature not in self._sources:
@@ -160,8 +161,8 @@ class ModelLoader:
     def _make(
         self, component: Component[ModelDeclaration], model: Model, versions: Versions, before: Version | None
     ) -> None:
-        """Has the version promoted that the declaration, as it is now, asks for; another process, or another
-        declaration, may be quicker.
+        """Promotes the version that the present declaration needs, unless another process or another declaration is
+        quicker.
         """
         source = self._sources[component.signature]
         alike = self._given_alike(component, model, versions, before)
@@ -181,7 +182,7 @@ class ModelLoader:
             object_signature=object_signature(component.declaration),
             origin=origin,
             parent=before.number if before else None,
-            # The same weights are one step on the way back, whatever code was around them.
+            # A rollback goes to the weights before these: the same weights with other code are one step.
             replaced=component.live if alike is None else alike.replaced,
             trained=trained,
         )
@@ -191,11 +192,11 @@ class ModelLoader:
     def _given_alike(
         self, component: Component[ModelDeclaration], model: Model, versions: Versions, before: Version | None
     ) -> Version | None:
-        """Gives the model the weights of a version that was live and whose object was declared as it is now; that
-        version, None where there is none.
+        """Gives the model the weights of a version that was live and whose object was declared as it is now. Returns
+        that version, None if there is none.
 
-        First comes the one that is just what is declared now, with the weights that are live; then the live one; then
-        whichever was live last. One whose weights are damaged, or do not fit, is passed over.
+        It prefers the version that equals the present declaration and has the live weights, then the live version, then
+        the one that was live last. A version whose weights are damaged, or do not fit, is skipped.
         """
         wanted = object_signature(component.declaration)
         now = (component.signature, self._sources[component.signature], before.content_hash if before else None)
@@ -218,7 +219,9 @@ class ModelLoader:
 
     @staticmethod
     def _promote(component: Component[ModelDeclaration], versions: Versions, version: Version, reason: str) -> bool:
-        """False where another process was quicker, or the model is by now declared otherwise."""
+        """Promotes a version. False if another process was quicker, or the declaration of the model has changed
+        meanwhile.
+        """
         try:
             done = versions.promote(version.number, reason=reason, live=component.live, back=True)
         except DeclarationError:
@@ -230,13 +233,13 @@ class ModelLoader:
 
     @staticmethod
     def _give(model: Model, versions: Versions, version: Version) -> None:
-        from components.torch import weights  # whoever has weights has torch; the supervisor never gets here
+        from components.torch import weights  # a process that loads weights has torch; the supervisor loads none
 
         model.load_state(weights.load(versions.weights(version)))
 
 
 def until_live(read: Callable[[], S], load: Callable[[S], T | None]) -> tuple[S, T]:
-    """Read what is declared and load its live version, until no other process changes it in between."""
+    """Read the declaration and load its live version, again if another process changes it in between."""
     for _ in range(ATTEMPTS):
         declared = read()
         loaded = load(declared)
@@ -247,7 +250,7 @@ def until_live(read: Callable[[], S], load: Callable[[S], T | None]) -> tuple[S,
 
 
 def packed(model: Model) -> tuple[bytes | None, str | None]:
-    """A model's weights as they are stored, and the hash over all of them; None twice for a model that has none."""
+    """A model's weights as stored, and their hash; (None, None) if it has none."""
     state = model.state()
     if state is None:
         return None, None
@@ -257,10 +260,10 @@ def packed(model: Model) -> tuple[bytes | None, str | None]:
 
 
 def object_signature(declaration: ModelDeclaration) -> str:
-    """A hash of what a model's initial weights come from: while it is the same, trained weights outlive a change of the
-    rest.
+    """A hash of everything that determines a model's initial weights. While it stays the same, trained weights survive
+    a change of the rest of the declaration.
 
-    With which versions of Python and torch an artifact was made is not part of it.
+    The versions of Python and torch that an artifact was made with are not part of it.
     """
     made_from = declaration.object
     if isinstance(made_from, Mapping):

@@ -1,12 +1,11 @@
 """The registry: puts declarations into `_predictd.components`, and keeps the generation of each listener.
 
-The supervisor publishes the declarations of service.toml; clients of the Python API apply theirs; a worker or a job
-reads what it needs, and needs nothing else to run it. A listener's *generation* fences its outputs: it is raised
-whenever the same row would get another output (another model, another key, another datatype of a key field; and by each
-promotion of its model, see `daemon.store.registry.components`), and every worker that meets a higher generation in a
-row reloads from here. A change of `where` changes which rows are judged, not what comes of them: it brings a scan, not
-a generation. Other code or another declaration of the model brings a version of it, whose promotion raises the
-generation.
+The supervisor publishes the declarations of service.toml; clients of the Python API apply theirs. A worker or a job
+reads all that it runs from here. A listener's *generation* fences its outputs. It is raised whenever the same row would
+get another output: by another model, another key, another datatype of a key field, and by each promotion of its model
+(see `daemon.store.registry.components`). A worker that finds a higher generation in a row reloads from here. A change
+of `where` changes which rows are judged, not their outputs: it causes a scan, not a new generation. Other code or
+another declaration of the model makes a new version, whose promotion raises the generation.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from daemon.store.service import requests
 
 __all__ = ["Declared", "Registry", "signature"]
 
-# BadValue, FailedToParse, TypeMismatch; what else may be wrong with a filter has a number in the 51000s
+# BadValue, FailedToParse, TypeMismatch; the other errors of a filter have codes from 51000 to 51999
 _BAD_FILTER: Final = frozenset({2, 9, 14})
 KINDS: Final = ("table", "model", "listener", "trainer", "validation")
 
@@ -58,20 +57,20 @@ class Declared:
 
     @property
     def scope(self) -> str:
-        """A hash of which rows the listener takes, and of the worker that serves it: another one has another
+        """A hash of the rows that the listener judges, and of its worker, because another worker has another
         position.
         """
         return signature([getattr(self.listener, name) for name in ("table", "key", "where", "worker")])
 
     @property
     def identity(self) -> tuple[str, str, str, str]:
-        """What a worker was started for: where any of it differs, it has to start anew."""
+        """The identity of the listener for its worker: if any part differs, the worker must be restarted."""
         return self.signature, self.scope, self.model.name, self.model.signature
 
 
 class Registry:
-    """The declarations of one service, as a process of `epoch` sees and writes them (the API's clients have none:
-    0).
+    """The declarations of one service, read and written by a process of `epoch` (0 for the API's clients, which have
+    none).
     """
 
     def __init__(self, database: Database[dict[str, Any]], service: str, epoch: int, key: SigningKey) -> None:
@@ -89,14 +88,14 @@ class Registry:
         return catalog(self._database, self._service, self._key)
 
     def worker(self, worker: str) -> dict[str, Declared]:
-        """The listeners that a worker of that name serves; those that are paused, or refused, are not among them."""
+        """The listeners that a worker serves, without paused and refused ones."""
         known = self.read()
         return {
             name: _declared(name, known) for name in served(known) if known.listeners[name].declaration.worker == worker
         }
 
     def listener(self, name: str) -> Declared:
-        """One listener as it is declared now. Raises DeclarationError where it is no longer to be served."""
+        """One listener as it is declared now. Raises DeclarationError if it is removed, paused or refused."""
         known = self.read()
         if name not in served(known):
             reason = known.refused.get(f"listener/{name}", "it is no longer declared, or is paused")
@@ -106,12 +105,12 @@ class Registry:
     # ---- service.toml ---------------------------------------------------------------------------------------------
 
     def publish(self, declarations: Mapping[str, Mapping[str, Declaration | Mapping[str, Any]]]) -> None:
-        """Makes these the service's own from its configuration, whole: what is not among them is removed; the API's
-        stay.
+        """Publishes the complete declarations of service.toml: those that are missing from it are removed; those of the
+        API stay.
 
-        Raises Fenced where a newer leader has published, and DeclarationError where a name was applied through the API,
-        or where another service of this database has a listener of the same name on the same table (both would write
-        the same outputs).
+        Raises Fenced if a newer leader has published. Raises DeclarationError if a name was applied through the API, or
+        if another service of this database has a listener of the same name on the same table (both would write the same
+        outputs).
         """
         wanted = {
             (kind, name): parsed(kind, name, given)
@@ -150,11 +149,10 @@ class Registry:
     def apply(
         self, declared: Iterable[tuple[str, str, Declaration | Mapping[str, Any]]], *, force: bool = False
     ) -> list[str]:
-        """Applies (kind, name, declaration) one after the other; "kind/name" of those that were not applied just so
-        before.
+        """Applies each (kind, name, declaration) in order. Returns the "kind/name" of those that are new or changed.
 
-        With `force` each of them counts as changed. Raises DeclarationError where service.toml declares the name, or
-        where what a declaration names is not there.
+        With `force` each of them counts as changed. Raises DeclarationError if service.toml declares the name, or if a
+        component that a declaration names is not applied.
         """
         changed = []
         for kind, name, given in declared:
@@ -176,7 +174,7 @@ class Registry:
             changed.append(f"{kind}/{name}")
             if kind == "table":
                 self._create([name])
-                for reader in known.listeners.values():  # the same bytes may be another input now
+                for reader in known.listeners.values():  # the same bytes may decode to another input now
                     if reader.declaration.table == name:
                         again = _identity(reader.declaration, tables)
                         self._declarations.put(
@@ -185,10 +183,10 @@ class Registry:
         return changed
 
     def remove(self, kind: str, name: str) -> None:
-        """Removes what was applied through the API; with a model go its trainer and its validations.
+        """Removes a component that was applied through the API; a model with its trainer and its validations.
 
-        Raises NotApplied where there is none, DeclarationError where service.toml declares it or where something still
-        needs it.
+        Raises NotApplied if it is not applied, DeclarationError if service.toml declares it or something still needs
+        it.
         """
         known = self.read()
         component = known.of(kind).get(name)
@@ -206,7 +204,7 @@ class Registry:
         self._declarations.remove(kind, name)
 
     def absent(self, kind: str, name: str) -> str:
-        """Why there is no such component, in words."""
+        """Why there is no such component, as a message."""
         document = self._components.find_one({"_id": self._declarations.id(kind, name)})
         if (
             document is not None
@@ -221,22 +219,20 @@ class Registry:
         there = sorted(each["name"] for each in self._components.find(applied, {"name": 1}))
         return f"there is no {kind} {name!r}; there is {', '.join(there) if there else f'no {kind} at all'}"
 
-    # ---- what people ask of a listener ----------------------------------------------------------------------------
+    # ---- operating a listener -------------------------------------------------------------------------------------
 
     def resync(self, listener: str) -> None:
-        """Every row of the listener is predicted anew. Raises NotApplied."""
+        """Has every row of the listener predicted again. Raises NotApplied."""
         self._listener(listener, {"$inc": {"generation": 1}})
         requests.reload(self._database, self._service, [listener])
 
     def pause(self, listener: str) -> None:
-        """Outputs of the listener are no longer kept up, until `resume`. Raises NotApplied."""
+        """Stops updating the listener's outputs until `resume`. Raises NotApplied."""
         self._listener(listener, {"$set": {"paused": True}})
         self._declarations.forget_mark(listener)
 
     def resume(self, listener: str) -> None:
-        """The listener is served again, beginning with a scan: what changed meanwhile was passed over. Raises
-        NotApplied.
-        """
+        """Serves the listener again, from a scan on, because changes were skipped meanwhile. Raises NotApplied."""
         self._declarations.forget_mark(listener)
         self._listener(listener, {"$unset": {"paused": ""}})
 
@@ -256,7 +252,7 @@ class Registry:
             "service": {"$ne": self._service},
         }
         for other in self._components.find(query):
-            # Another service signs with its own key: its word is taken as it stands, which can only refuse something.
+            # Another service signs with its own key, so this is not verified: it can only refuse a listener.
             if f'"table": {json.dumps(listeners[other["name"]].table, ensure_ascii=False)}' in str(
                 other.get("declaration")
             ):
@@ -266,8 +262,8 @@ class Registry:
                 )
 
     def _refuse_filters(self, kind: str, name: str, declaration: Declaration) -> None:
-        """Asks the server whether it takes a declaration's filters: one that it does not take would be tried, and
-        waited for, without end.
+        """Asks the server whether it accepts a declaration's filters: a worker would retry a refused filter
+        endlessly.
         """
         for query in queries(declaration):
             find = {"find": query.table, "filter": decoded(query.where)}
@@ -275,16 +271,14 @@ class Registry:
                 self._database.command("explain", find, verbosity="queryPlanner")
             except OperationFailure as error:
                 if error.code in _BAD_FILTER or 51000 <= (error.code or 0) < 52000:
-                    said = (error.details or {}).get("errmsg") or str(error)
+                    message = (error.details or {}).get("errmsg") or str(error)
                     raise DeclarationError(
-                        f"{kind}s.{name}: MongoDB does not take its filter {query.where!r}: {said}"
+                        f"{kind}s.{name}: MongoDB refuses its filter {query.where!r}: {message}"
                     ) from None
                 raise
 
     def _create(self, tables: Iterable[str]) -> None:
-        """A table that nobody has written to yet exists from now on, so that a dropped one can be told from a new
-        one.
-        """
+        """Creates the tables that do not exist yet, so that a dropped table can be distinguished from a new one."""
         requests.prepare(self._database)
         for table in set(tables) - set(self._database.list_collection_names()):
             with suppress(CollectionInvalid):  # a client was quicker
@@ -292,7 +286,7 @@ class Registry:
 
 
 def served(known: Catalog) -> list[str]:
-    """The listeners that are to run: not paused, with a model and a table that may be believed."""
+    """The listeners that must run: not paused, with a trusted model and table."""
     return [
         name
         for name, each in known.listeners.items()
@@ -313,8 +307,8 @@ def _declared(name: str, known: Catalog) -> Declared:
 
 
 def _identity(declaration: Declaration, tables: Mapping[str, TableDeclaration]) -> str:
-    """A hash of what of a declaration decides outputs: the device of a model, for one, does not, nor a listener's
-    limits.
+    """A hash of those parts of a declaration that determine outputs. A model's device is not among them, nor are a
+    listener's limits.
     """
     if isinstance(declaration, ModelDeclaration):
         return signature({name: value for name, value in declaration.dump().items() if name != "device"})
@@ -326,7 +320,9 @@ def _identity(declaration: Declaration, tables: Mapping[str, TableDeclaration]) 
 
 
 def _users(known: Catalog, kind: str, name: str) -> list[str]:
-    """What needs a table or a model; with a model go its trainer and its validations, so these do not count."""
+    """The components that need a table or a model. A model's trainer and validations are removed with it, so they do
+    not count.
+    """
     listeners = [
         f"listener {each.name}" for each in known.listeners.values() if getattr(each.declaration, kind) == name
     ]

@@ -6,12 +6,12 @@ metrics.
      signature, source, parent, replaced, origin, trained, data, metrics, metric_values, metric_steps, history,
      validations, reason, ...}
 
-Weights lie in GridFS as safetensors; they are read back whole and their SHA-256 is compared before anything looks into
-them. A version's number is claimed by its unique `_id`.
+Weights are stored in GridFS as safetensors. They are read whole, and their SHA-256 is compared before they are parsed.
+A version's number is claimed by its unique `_id`.
 
-Which version is live stands with the model's declaration (`live`). One transaction changes that, raises the generation
-of each of the model's listeners, marks the versions, and asks the workers to look again. So no generation ever has two
-versions.
+The document of the model's declaration names the live version (`live`). One transaction changes it, raises the
+generation of each of the model's listeners, marks the versions, and asks the workers to reload. So no generation ever
+has two versions.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ __all__ = ["ANY", "Version", "Versions"]
 
 VALIDATIONS_KEPT: Final = 1000
 YOUNG_SECONDS: Final = 24 * 3600
-ANY: Final = -1  # whatever is live is replaced
+ANY: Final = -1  # any live version is replaced
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One version of a model. `weights` is None for a model that has none, or where they were pruned."""
+    """One version of a model. `weights` is None if the model has none, or if they were pruned."""
 
     number: int
     state: str
@@ -74,7 +74,7 @@ class Version:
 
     @property
     def loadable(self) -> bool:
-        """Whether its weights, if it ever had any, are still there."""
+        """Whether its weights, if it has any, are still stored."""
         return self.state != "removed" and not self.pruned
 
 
@@ -102,10 +102,10 @@ class Versions:
 
     @staticmethod
     def sweep(database: Database[dict[str, Any]]) -> int:
-        """Deletes weights that no version names: what was killed between storing them and naming them has left them.
-        How many there were.
+        """Deletes weights that no version names. A process that was killed between storing and naming them leaves such
+        weights. Returns how many there were.
 
-        What is younger than a day may be about to be named.
+        Weights younger than a day stay, because a process may still be about to name them.
         """
         files, bucket = database[f"{names.WEIGHTS}.files"], GridFSBucket(database, bucket_name=names.WEIGHTS)
         old = {"$expr": {"$lt": ["$uploadDate", {"$subtract": ["$$NOW", YOUNG_SECONDS * 1000]}]}}
@@ -121,26 +121,26 @@ class Versions:
     # ---- reading --------------------------------------------------------------------------------------------------
 
     def live(self) -> Version | None:
-        """The live version; None before the first, or where the model is not applied."""
+        """The live version; None if there is none yet, or if the model is not applied."""
         component = self._components.find_one({"_id": self._component, "state": "applied"}, {"live": 1})
         number = (component or {}).get("live")
         return None if number is None else self.get(number)
 
     def get(self, number: int) -> Version | None:
-        """One version, None where there is none of this number."""
+        """One version, None if there is none of this number."""
         found = self._collection.find_one({"_id": self._id(number), "state": {"$ne": "discarded"}})
         return None if found is None else _version(found)
 
     def listed(self, *, traces: bool = True, **matching: Any) -> list[Version]:
-        """All versions, oldest first, or those that match (job=...); without `traces` (their larger part) they cost
-        little.
+        """All versions, oldest first, or those that match (job=...). Without `traces`, which are their larger part, the
+        read is cheap.
         """
         query = {"$and": [self._numbered, {"state": {"$ne": "discarded"}}, matching]}
         found = self._collection.find(query, None if traces else dict.fromkeys(_TRACES, 0)).sort("number", 1)
         return [version for version in map(_version, found) if version is not None]
 
     def weights(self, version: Version) -> bytes:
-        """The stored weights. Raises PredictdError where they are not the bytes that were stored, or were pruned."""
+        """The stored weights. Raises PredictdError if they were altered or pruned."""
         try:
             with self._bucket.open_download_stream(version.weights) as stored:
                 data = bytes(stored.read())
@@ -195,8 +195,8 @@ class Versions:
         return version
 
     def _insert(self, document: dict[str, Any]) -> int:
-        """Gives the document the next number that is free, and stores it; its weights go again where MongoDB cannot
-        hold it.
+        """Gives the document the next free number and stores it. Deletes its weights if MongoDB cannot store the
+        document.
         """
         newest = self._collection.find_one(self._numbered, {"number": 1}, sort=[("number", -1)])
         number = 0 if newest is None else newest["number"]
@@ -205,7 +205,7 @@ class Versions:
             document |= {"_id": self._id(number), **self._of, "number": number}
             try:
                 self._collection.insert_one(document)
-            except DuplicateKeyError:  # somebody took the number: the next one, then
+            except DuplicateKeyError:  # the number was taken meanwhile: try the next one
                 continue
             except (BSONError, OverflowError):
                 self._delete(document)
@@ -221,19 +221,19 @@ class Versions:
         job: tuple[Any, int] | None = None,
         back: bool = False,
     ) -> bool:
-        """Makes a version the live one, and asks the workers to swap. False where `live`, which it is to replace, is
-        live no longer.
+        """Makes a version the live one, and asks the workers to swap. False if `live`, the version to replace, is no
+        longer live.
 
-        `live` None: there must not be any yet. `job` is (id, epoch) of the running job that promotes: where it no
-        longer runs so, Fenced. `back` says that this is a rollback. Raises NotApplied, and DeclarationError where the
-        version was made for another declaration of the model.
+        If `live` is None, no version may be live yet. `job` is (id, epoch) of the running job that promotes: raises
+        Fenced if it no longer runs under this epoch. `back`: this is a rollback. Raises NotApplied, and
+        DeclarationError if the version was made for another declaration of the model.
         """
         with self._database.client.start_session() as session:
             done: bool = session.with_transaction(
                 lambda _: self._promote(session, number, reason=reason, live=live, job=job, back=back)
             )
         if done:
-            with suppress(PyMongoError):  # it is done; without the bell it is heard of a little later
+            with suppress(PyMongoError):  # the promotion is done; without the notification it is noticed a little later
                 bells.ring(self._database, self._service)
         return done
 
@@ -269,14 +269,13 @@ class Versions:
             self._collection.update_one(
                 {"_id": self._id(before), "state": "live"}, {"$set": {"state": "retired"}}, session=session
             )
-        said: dict[str, Any] = {"state": "live", "reason": reason}
+        change: dict[str, Any] = {"state": "live", "reason": reason}
         if not back and before != number:
-            said["replaced"] = before
+            change["replaced"] = before
         self._collection.update_one(
-            {"_id": self._id(version.number)}, {"$set": said, "$currentDate": {"promoted_at": True}}, session=session
+            {"_id": self._id(version.number)}, {"$set": change, "$currentDate": {"promoted_at": True}}, session=session
         )
-        # Those that were removed as well: should one come back, it must not come under a generation that had another
-        # version.
+        # Removed listeners too: if one is applied again, it must not get a generation that had another version.
         mine = {"service": self._service, "kind": "listener", "model": self._model, "generation": {"$type": "number"}}
         self._components.update_many(mine, {"$inc": {"generation": 1}}, session=session)
         applied = self._components.find({**mine, "state": "applied"}, {"name": 1}, session=session)
@@ -302,7 +301,7 @@ class Versions:
         return version
 
     def rollback(self, reason: str) -> Version:
-        """Brings back the version that was live before the live one, and its outputs. Raises NotApplied where there is
+        """Promotes the version that was live before the live one; its outputs come back. Raises NotApplied if there is
         none.
         """
         live = self.live()
@@ -321,11 +320,11 @@ class Versions:
         return back
 
     def reject(self, number: int, reason: str) -> None:
-        """The candidate does not go live, for this reason."""
+        """Rejects the candidate for this reason."""
         self._say(number, {"state": "rejected", "reason": reason})
 
     def hold(self, number: int, reason: str) -> None:
-        """The candidate waits for a person to promote it."""
+        """Notes why the candidate waits for `predictd promote`."""
         self._say(number, {"reason": reason})
 
     def _say(self, number: int, what: Mapping[str, Any]) -> None:
@@ -345,10 +344,10 @@ class Versions:
         self._collection.update_one({"_id": self._id(number)}, [{"$set": {"validations": history}}])
 
     def discard(self, number: int) -> None:
-        """Takes a candidate away that was never to be seen: another process built the same at the same time, or its job
+        """Removes a candidate that must not be seen: another process built the same one at the same time, or its job
         was cancelled.
         """
-        # Its number stays taken: no number ever means two things.
+        # Its number stays taken, so that no number ever names two versions.
         left = {"_id": self._id(number), **self._of, "number": number, "state": "discarded"}
         found = self._collection.find_one_and_replace({"_id": self._id(number), "state": "candidate"}, left)
         if found is not None:
@@ -356,7 +355,7 @@ class Versions:
 
     def prune(self, keep: int) -> list[int]:
         """Deletes the weights of all but the newest `keep` trained versions; never those of the live one, of its
-        parent, or of the one to go back to.
+        parent, or of the one that a rollback promotes.
         """
         live = self.live()
         held = {live.number, live.parent, live.replaced} if live else set()
@@ -371,8 +370,8 @@ class Versions:
         return [version.number for version in surplus]
 
     def remove(self) -> None:
-        """The model was removed: the weights go, the numbers and their history stay, so that no number ever means two
-        things.
+        """The model was removed: deletes the weights. The numbers and their history stay, so that no number ever names
+        two versions.
         """
         for found in self._collection.find({**self._of, "state": {"$nin": ["removed", "discarded"]}}):
             self._collection.update_one({"_id": found["_id"]}, {"$set": {"state": "removed"}})
@@ -392,7 +391,7 @@ class Versions:
 
 
 def _version(found: Mapping[str, Any]) -> Version | None:
-    """None for a document that is no version: somebody else wrote it."""
+    """The version in a document; None if it is not one that predictd wrote."""
     if not isinstance(found.get("number"), int) or not all(
         isinstance(found.get(name), str) for name in ("state", "signature")
     ):

@@ -1,3 +1,12 @@
-"""What concerns rows: their outputs, the positions of streams and scans, dead letters, requests, and the datasets of
-jobs.
+"""The rows of a listener, and the records about them.
+
+outputs.py       the guarded writes of outputs, and the snapshots that batches are read at
+row_reader.py    decodes the replies of a find into rows
+raw_updates.py   updates whose replies are read as raw BSON
+table_kind.py    the kinds of collections, and which of them can be served
+dead_letters.py  the rows that cannot be predicted
+positions.py     how far each change stream is
+oplog_window.py  how much of the oplog is left behind a position
+scans.py         how far each scan is
+datasets.py      the rows of a training or a validation
 """

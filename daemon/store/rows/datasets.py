@@ -1,14 +1,13 @@
-"""The rows that a training or a validation runs on: a list of `_id`s, taken once at one snapshot, and the rows that it
-names.
+"""The rows of a training or a validation: a list of `_id`s, read once at one snapshot, and the rows with these `_id`s.
 
-A job walks over its rows many times, in an order of its own, while clients insert and delete: so it pins which rows
-there are, and reads what they hold as it gets to them. A row that is gone by then counts as gone.
+A job reads its rows many times, in an order of its own, while clients insert and delete. So it pins the list of rows at
+its start, and reads their values when it needs them. A row that is deleted by then counts as gone.
 
     _predictd.datasets: {_id: {of: KEY, part: 0}, ids: [...], parts, run, at}  the pinned rows of a validation's dataset
 
-A `Dataset(pin=True)` is chosen once and then the same for every version: KEY is a hash of service, validation, dataset
-and query. The list is cut into parts that MongoDB takes; the first of them is written last, by whoever comes first, and
-names the run whose parts count.
+The rows of a `Dataset(pin=True)` are chosen once and are then the same for every version. KEY is a hash of service,
+validation, dataset and query. The list is cut into parts of a size that MongoDB accepts. Each writer writes the first
+part last; only one writer succeeds, and its first part names the run whose parts count.
 """
 
 from __future__ import annotations
@@ -46,8 +45,8 @@ NAME_SHOWN: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Pinned:
-    """The `_id`s of the rows that matched, in the order of `_id`, and the cluster time at which they did (None where
-    there is no such table).
+    """The `_id`s of the matching rows, in the order of `_id`, and the cluster time of the snapshot (None if there is no
+    such table).
     """
 
     ids: Sequence[Any]
@@ -61,8 +60,8 @@ def pinned(
     fields: Sequence[str],
     limit: int | None = None,
 ) -> Pinned:
-    """The rows of `table` that match `where` (as it is stored in a declaration) and have all of `fields`: the first
-    `limit` of them, at one snapshot.
+    """The first `limit` rows of `table`, at one snapshot, that match `where` (as a declaration stores it) and have all
+    of `fields`.
     """
     conditions: list[Mapping[str, Any]] = [{field: {"$exists": True}} for field in fields]
     conditions += [decoded(where)] if where else []
@@ -93,8 +92,8 @@ def kept(
     query: Mapping[str, Any],
     fields: Sequence[str],
 ) -> Pinned:
-    """The rows of a dataset as it is declared (`query`: table, where, limit, pin): chosen now, or, with `pin`, the ones
-    chosen the first time.
+    """The rows of a declared dataset (`query`: table, where, limit, pin): chosen now, or, with `pin`, those of the
+    first choice.
     """
 
     def choose() -> Pinned:
@@ -112,14 +111,14 @@ def _stored(database: Database[dict[str, Any]], key: str) -> Pinned | None:
     if head is None:
         return None
     rest = [collection.find_one({"_id": {"of": key, "part": n, "run": head["run"]}}) for n in range(1, head["parts"])]
-    if any(part is None for part in rest):  # somebody deleted them by hand
+    if any(part is None for part in rest):  # they were deleted by hand
         return None
     return Pinned([each for part in (head, *rest) if part is not None for each in part["ids"]], head["at"])
 
 
 def _store(database: Database[dict[str, Any]], key: str, chosen: Pinned) -> Pinned:
-    """Keeps a choice, unless somebody has kept one meanwhile: then that one counts. An empty one is not kept: there may
-    be rows tomorrow.
+    """Stores a choice; if another process has stored one meanwhile, returns that one. An empty choice is not stored,
+    because rows may come later.
     """
     if not chosen.ids:
         return chosen
@@ -131,7 +130,7 @@ def _store(database: Database[dict[str, Any]], key: str, chosen: Pinned) -> Pinn
         collection.insert_one({"_id": head, "ids": parts[0], "parts": len(parts), "run": run, "at": chosen.at})
     except DuplicateKeyError:
         theirs = _stored(database, key)
-        if theirs is None:  # a head whose parts are gone
+        if theirs is None:  # the first part of a list whose other parts are gone
             collection.delete_one({"_id": head})
             return _store(database, key, chosen)
         collection.delete_many({"_id": {"$in": [{"of": key, "part": n, "run": run} for n in range(1, len(parts))]}})
@@ -153,14 +152,13 @@ def _parts(ids: Sequence[Any]) -> Iterator[list[Any]]:
 
 
 class RowExamples:
-    """Rows of a table by their place in `ids`, decoded: `components.examples.Examples` over MongoDB.
+    """The decoded rows of a table by their place in `ids`: `components.examples.Examples` over MongoDB.
 
-    `fields` are the key's paths with their datatypes' specs (None: the value as the driver decodes it). A row that is
-    gone, that lacks a field (or holds null in it), or whose value is not of its datatype counts as gone; the first of
-    the last kind is logged.
+    `fields` are the key's paths with their datatypes' specs (None: the value as the driver decodes it). A row counts as
+    gone if it is deleted, lacks a field (or holds null in it), or has a value that its datatype cannot decode. The
+    first row of the last kind is logged.
 
-    It may be sent to another process, and be used in one that was forked: each process opens a client of its own, at
-    its first fetch.
+    It can be pickled, and used after a fork: each process opens a client of its own at its first fetch.
     """
 
     def __init__(
@@ -181,17 +179,17 @@ class RowExamples:
         return self._uri, self._database, self._table, self._fields, self._ids
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.__init__(*state)  # type: ignore[misc]  # all that it is made of
+        self.__init__(*state)  # type: ignore[misc]  # the same arguments
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def name(self, place: int) -> str:
-        """The `_id` of a row, for people."""
+        """The `_id` of a row, as text for messages."""
         return repr(self._ids[place])[:NAME_SHOWN]
 
     def fetch(self, places: Sequence[int]) -> list[tuple[Any, ...] | None]:
-        """The decoded values of the key's fields of the rows at these places, None for one that is gone. The errors of
+        """For each of these places, the decoded values of the row's key fields, None if the row is gone. Errors of
         pymongo pass through.
         """
         ids = [self._ids[place] for place in places]
@@ -213,7 +211,7 @@ class RowExamples:
         values = []
         for path, kind in self._datatypes:
             value = value_at(document, path)
-            if value is None:  # absent, or null: neither can be learned from
+            if value is None:  # absent or null: no example
                 return None
             try:
                 values.append(value if kind is None else kind.decode(value))
@@ -221,13 +219,13 @@ class RowExamples:
                 if not self._told:
                     self._told = True
                     log.warning(
-                        "a row is passed over", table=self._table, row=document["_id"], field=path, reason=str(error)
+                        "a row is skipped", table=self._table, row=document["_id"], field=path, reason=str(error)
                     )
                 return None
         return tuple(values)
 
     def _open(self) -> Database[dict[str, Any]]:
-        # A client does not survive a fork: its threads and sockets are the parent's.
+        # A client cannot be used after a fork: its threads and sockets belong to the parent.
         if self._client is None or self._client[0] != os.getpid():
             client: MongoClient[dict[str, Any]] = MongoClient(
                 self._uri,

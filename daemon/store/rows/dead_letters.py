@@ -1,9 +1,9 @@
-"""Dead letters: the rows that cannot be predicted, each with its reason and a way back.
+"""Dead letters: the rows that cannot be predicted, each with its reason; they can be retried or discarded.
 
-The row itself carries `_outputs.<listener>.error`; the collection `_predictd.dead_letters` adds the traceback, the
-attempts and the times, and is the only place that knows of a row that refuses every write. A letter is written before
-the row's error, so that a kill between the two leaves a letter too many (cleared when the replayed row is judged),
-never one too few.
+The row itself holds `_outputs.<listener>.error`. The collection `_predictd.dead_letters` adds the traceback, the
+attempts and the times, and alone records a row that refuses every write. A letter is written before the row's error. A
+kill between the two therefore leaves a letter too many, which is cleared when the row is replayed and judged, but never
+one too few.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from daemon.store.service import requests
 log = structlog.get_logger(__name__)
 
 LETHAL: Final = frozenset({"WorkerDied", "TimedOut"})
-"""Letters of rows that kill or hang the worker: to try such a row again costs more than this row."""
+"""Letters of rows that kill or hang the worker: another attempt of such a row delays other rows too."""
 
 LARGEST_LETTER_KEY: Final = 15 * 1024 * 1024  # a letter holds the key in its own `_id`, and a document at most 16 MB
 
 
 @dataclass(frozen=True, slots=True)
 class _Dead:
-    """What is known of a dead row: for which input and generation it was judged; whether it refuses its mark; whether
-    its letter is a lethal one.
+    """A dead row: the input and generation that it was judged for, whether it refuses its error mark, and whether its
+    letter is lethal.
     """
 
     input: Any
@@ -45,7 +45,7 @@ class _Dead:
 
 
 class DeadLetters:
-    """The dead letters of one listener, with their keys in memory: what is dead is asked for each row of each batch."""
+    """The dead letters of one listener. Their keys are in memory, because each row of each batch is looked up."""
 
     def __init__(self, database: Database[dict[str, Any]], service: str, listener: str, table: str) -> None:
         self._collection: Collection[dict[str, Any]] = database[names.DEAD_LETTERS]
@@ -54,7 +54,7 @@ class DeadLetters:
         self._dead: dict[Hashable, _Dead | None] = {}
 
     def load(self) -> None:
-        """Reads which rows are dead; letters of a table that the listener no longer watches are nobody's."""
+        """Reads the dead rows; deletes letters of a table that the listener no longer watches."""
         self._collection.delete_many({**self._of, "table": {"$ne": self._about["table"]}})
         only = {"input": 1, "generation": 1, "unwritable": 1, "lethal": 1}
         dead: dict[Hashable, _Dead | None] = {}
@@ -70,10 +70,11 @@ class DeadLetters:
         return len(self._dead)
 
     def settled(self, key: Any, input_: bytes, generation: int, scanned: bool) -> bool:
-        """Whether a row that refuses its mark stays dead, because it was judged with this input before.
+        """Whether a row that refuses its error mark stays dead, because it was judged with this input before.
 
-        Only a scan believes that: an event of the row may be the one that mends it beside its key fields. A lethal
-        letter holds for events too: only another input, another generation or a request gives the row another attempt.
+        This holds for scans only: an event of the row may mean that a field beside its key fields was repaired. A
+        lethal letter holds for events too: only another input, another generation or a request gives the row another
+        attempt.
         """
         known = self._dead.get(identity(key))
         if known is None or not known.unwritable or not (scanned or known.lethal):
@@ -81,7 +82,7 @@ class DeadLetters:
         return (known.input, known.generation) == (input_, generation)
 
     def add(self, letters: Iterable[Letter]) -> None:
-        """Notes the letters; a row that was dead already gets one more attempt."""
+        """Stores the letters; the letter of a row that was dead already counts one more attempt."""
         letters = list(letters)
         lethal = {identity(letter.key): self._lethal(letter) for letter in letters}
         fits = [letter for letter in letters if size(letter.key) <= LARGEST_LETTER_KEY]
@@ -94,7 +95,8 @@ class DeadLetters:
         statements = [
             {
                 "q": {"_id": self._id(letter.key)},
-                # A pipeline, for the server's clock; nobody watches this collection, so it may surface as it likes.
+                # A pipeline, for the server's clock. No change stream watches this collection, so its event does not
+                # matter.
                 "u": [
                     {
                         "$set": {
@@ -116,7 +118,7 @@ class DeadLetters:
             self._dead[name] = _Dead(letter.input, letter.generation, letter.unwritable, lethal[name])
 
     def clear(self, keys: Iterable[Any]) -> int:
-        """These rows are well again, or gone: forgets their letters. How many there were."""
+        """Deletes the letters of those rows that are no longer dead. Returns how many there were."""
         dead = [key for key in keys if identity(key) in self._dead]
         self._send("delete", [{"q": {"_id": self._id(key)}, "limit": 1} for key in dead])
         for key in dead:
@@ -128,7 +130,9 @@ class DeadLetters:
         return list(self._dead)
 
     def forget(self, key: Any) -> None:
-        """Somebody asked for another attempt: the row is judged as any other. The letter stays until that went well."""
+        """A client asked for another attempt: the row is judged as any other. Its letter stays until the row has an
+        output.
+        """
         self._dead[identity(key)] = None
 
     def _lethal(self, letter: Letter) -> bool:
@@ -164,7 +168,7 @@ def letter_id(service: str, listener: str, key: Any) -> RawBSONDocument:
 
 
 def _decoded(found: RawBSONDocument, *, tz_aware: bool = False) -> dict[str, Any]:
-    """A letter as a document, with its row as a key."""
+    """A letter as a document; `_id.row` is the row's key."""
     parts = fields(found.raw)
     return {
         **readable(parts, codec=STRICT.with_options(tz_aware=tz_aware)),
@@ -175,17 +179,17 @@ def _decoded(found: RawBSONDocument, *, tz_aware: bool = False) -> dict[str, Any
 def listed(
     database: Database[dict[str, Any]], service: str, query: Mapping[str, Any], limit: int = 0
 ) -> Iterable[dict[str, Any]]:
-    """The letters of a service, oldest first, for people. `_id.row` is the row's key."""
+    """The letters of a service, oldest first. `_id.row` is the row's key."""
     raw = database[names.DEAD_LETTERS].with_options(codec_options=RAW)
     for found in raw.find({"_id.service": service, **query}).sort("last_at", 1).limit(limit):
         yield _decoded(found, tz_aware=database.codec_options.tz_aware)
 
 
 def retry(database: Database[dict[str, Any]], letter: Mapping[str, Any]) -> None:
-    """Gives a dead row another attempt: takes the error out of the row, then asks the worker, through its own change
-    stream.
+    """Gives a dead row another attempt: removes the error from the row, then sends the worker a request through its own
+    change stream.
 
-    The letter stays until the attempt went well, so a kill anywhere in between leaves one that can be retried again.
+    The letter stays until the attempt succeeds, so after a kill at any moment the row can be retried again.
     """
     about = letter["_id"]
     path = f"_outputs.{about['listener']}"
@@ -196,6 +200,6 @@ def retry(database: Database[dict[str, Any]], letter: Mapping[str, Any]) -> None
 
 
 def discard(database: Database[dict[str, Any]], letter: Mapping[str, Any]) -> None:
-    """Forgets a letter; the row keeps its error, so it is not predicted again until it changes."""
+    """Deletes a letter. The row keeps its error, so it is not predicted again until it changes."""
     about = letter["_id"]
     database[names.DEAD_LETTERS].delete_one({"_id": letter_id(about["service"], about["listener"], about["row"])})

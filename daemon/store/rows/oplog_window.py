@@ -1,4 +1,4 @@
-"""How much of the oplog is left behind a position of the change stream: once nothing is, the history is lost."""
+"""How much of the oplog is left behind a position of the change stream; if nothing is, the history is lost."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ __all__ = ["headroom"]
 
 
 def headroom(database: Database[dict[str, Any]], position: Timestamp) -> tuple[float, float] | None:
-    """How many seconds of the oplog lie before the position, and which share of its window that is: 1.0 if the
-    position is at its end, 0.0 if the next write may take its place away. None if this user may not read the oplog.
+    """The seconds of the oplog before the position, and their share of the oplog's window: 1.0 if the position is at
+    its end, 0.0 if the next write may remove the entry at the position. None if this user may not read the oplog.
     """
     oplog = database.client.get_database("local").get_collection("oplog.rs", read_preference=database.read_preference)
     try:

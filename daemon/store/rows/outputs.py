@@ -1,17 +1,16 @@
-"""The rows of one listener: the snapshot that a batch is read at, and the guarded write of what came of it.
+"""The rows of one listener: the snapshot that a batch is read at, and the guarded writes of its outputs.
 
-The promise rests on this file. Its rules carry the names that they have in the check of the protocol
-(docs/architecture.md):
+The daemon's promise depends on this file. Its rules have the names of docs/architecture.md:
 
 - R1   a write's filter holds the output's `asof` as the snapshot saw it, or its absence
-- R1b  a write that matched nothing is told, so that the row is judged anew; R1c not before that write's time
+- R1b  a write that matched nothing is reported, so that the row is judged again; R1c not before that write's time
 - R2   the filter holds `where` and the existence of the key fields
-- R3a  a batch is read not before its newest event (`after`)
+- R3a  a batch is not read at a snapshot before its newest event (`after`)
 - R5   a current output is touched: only its `asof` moves
 - R8   a row that does not match loses its output; R8b by a write whose filter holds `asof` as seen
 
-Writes are plain `$set` and `$unset`: an update by pipeline can surface as a `replace`, which would defeat the stream's
-own-write filter.
+Writes are plain `$set` and `$unset`: an update by pipeline can appear in the stream as a `replace`, which would pass
+its filter of the daemon's own writes.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ from daemon.store.rows.row_reader import SEEN_PARTS, RowReader
 from daemon.store.rows.row_reader import keys as row_keys
 from daemon.store.rows.table_kind import TableKind
 
-# What a write may meet that is not about its row: full disk, no right, failover, pressure. Whatever else comes is the
-# row's own (a validator, 16 MB, a unique index), and asking again would not help.
+# Codes of errors that are not about the row: full disk, no right, failover, overload. Every other error is about the
+# row itself (a validator, 16 MB, a unique index), and a retry would not help.
 WAITED_OUT: Final = frozenset(
     {6, 7, 13, 18, 24, 46, 50, 64, 89, 91, 112, 133, 134, 146, 189, 202, 246, 262, 365}
     | {8000, 9001, 10107, 11600, 11601, 11602, 13435, 13436, 14031}
@@ -45,7 +44,7 @@ KNOWN_GOOD_MS: Final = 2_000
 
 
 class _Update(NamedTuple):
-    """One update: what it asks of the row, and what it changes."""
+    """One update: the filter of its row, and the change."""
 
     query: Mapping[str, Any]
     change: Mapping[str, Any]
@@ -54,8 +53,8 @@ class _Update(NamedTuple):
 class Outputs:
     """The outputs of one listener in its table.
 
-    `paths` are those of the key fields, `where` the listener's filter. All errors of pymongo pass through: the caller
-    retries, which is safe, since a write that had landed is found by the read-back.
+    `paths` are those of the key fields, `where` is the listener's filter. All errors of pymongo pass through: the
+    caller retries. That is safe, because the read-back finds a write that was applied already.
     """
 
     def __init__(
@@ -74,8 +73,8 @@ class Outputs:
     # ---- reading --------------------------------------------------------------------------------------------------
 
     def read(self, keys: Sequence[Any], after: Timestamp | None, max_bytes: int) -> Snapshot:
-        """Reads the rows at one snapshot, not older than `after`; stops past `max_bytes` of rows and says what is
-        left.
+        """Reads the rows at one snapshot, not older than `after`. Stops past `max_bytes` of rows; `unread` are the
+        rest.
         """
         concern: dict[str, Any] = {"level": "snapshot"}
         if after is not None:
@@ -92,7 +91,7 @@ class Outputs:
                 concern = {"level": "snapshot", "atClusterTime": at}
                 present = [{self._path: {"$exists": True}}]
                 found, _, _ = self._by_id(session, rest, present, self._stray_projection, concern, ALL)
-                # 1 and 1.0 are one `_id` to MongoDB: a row may come under the other's name.
+                # 1 and 1.0 are the same `_id` to MongoDB: a row may be found by the other one.
                 seen = (pair for batch in found for pair in self._rows.seen(batch))
                 strays = tuple((key, output) for key, output in seen if identity(key) not in names)
             return Snapshot(at, rows, strays, ())
@@ -106,7 +105,7 @@ class Outputs:
         concern: dict[str, Any],
         max_bytes: int,
     ) -> tuple[list[RawBSONDocument], Timestamp, bool]:
-        """Finds the rows with these keys that meet the conditions: by one command, or one for each key if the table
+        """Finds the rows with these keys that meet the conditions: by one command, or by one for each key if the table
         has no index for a list.
         """
         if not keys or not self._kind.clustered():
@@ -132,9 +131,7 @@ class Outputs:
         expected: int,
         max_bytes: int,
     ) -> tuple[list[RawBSONDocument], Timestamp, bool]:
-        """The raw replies that hold the documents, the cluster time that they were read at, and whether these are
-        all.
-        """
+        """The raw replies with the documents, the cluster time of their snapshot, and whether they are complete."""
         database = self._table.database
         command = {
             "find": self._table.name,
@@ -145,7 +142,7 @@ class Outputs:
         }
         reply = database.command(command, session=session, codec_options=RAW)
         cursor = fields(reply["cursor"].raw)
-        # A collection that does not exist has no snapshot either, and no rows.
+        # A collection that does not exist has no rows and no snapshot.
         at = cursor["atClusterTime"].value() if "atClusterTime" in cursor else reply["operationTime"]
         replies = [reply]
         while identifier := cursor["id"].value():
@@ -161,7 +158,9 @@ class Outputs:
     # ---- writing --------------------------------------------------------------------------------------------------
 
     def known_good(self, keys: Sequence[Any], rows: int, max_bytes: int) -> Snapshot | None:
-        """These rows, or else a few that have an output; None if there are none, or MongoDB does not answer soon."""
+        """These rows, or if `keys` is empty a few that have an output. None if there are none, or MongoDB does not
+        answer soon.
+        """
         has_output = {f"{self._path}.value": {"$exists": True}}
         try:
             if not keys:
@@ -172,22 +171,22 @@ class Outputs:
             return None
 
     def write(self, writes: Sequence[Write]) -> Written:
-        """Sends the writes as one unordered bulk and finds out which of them matched nothing."""
+        """Sends the writes as one unordered bulk, and finds those that matched nothing."""
         with self._table.database.client.start_session(causal_consistency=True) as session:
             matched, refusals = self._send([self._update(w) for w in writes], session)
             refused: dict[Hashable, str] = {}
             for index, code, reason in refusals:
                 if code in WAITED_OUT:
-                    raise OperationFailure(reason, code)  # sent again as a whole, which changes nothing where it landed
+                    raise OperationFailure(reason, code)  # the bulk is sent again; a repeated write changes nothing
                 refused[identity(writes[index].key)] = f"MongoDB refuses the write: {reason} (code {code})"
             missed: frozenset[Hashable] = frozenset()
             if matched < len(writes) - len(refused):
-                # A bulk tells only how many matched, not which: what each row holds now tells that.
+                # A bulk reports only how many matched, not which: a read of the rows finds these.
                 missed = frozenset(self._missed([w for w in writes if identity(w.key) not in refused], session))
             return Written(missed, refused, session.operation_time)
 
     def _send(self, updates: Sequence[_Update], session: ClientSession) -> tuple[int, Sequence[Refusal]]:
-        """Sends the updates; how many matched, and which were refused."""
+        """Sends the updates. Returns how many matched, and the refused ones."""
         try:
             bulk = [UpdateOne(update.query, update.change) for update in updates]
             return self._table.bulk_write(bulk, ordered=False, session=session).matched_count, ()
@@ -197,7 +196,8 @@ class Outputs:
             failed = (Refusal(each["index"], each["code"], each["errmsg"]) for each in error.details["writeErrors"])
             return error.details["nMatched"], tuple(failed)
         except (DocumentTooLarge, *UNDECODABLE):
-            # One row is at fault. What has landed matches nothing when it is sent again, and the read-back finds it.
+            # One row is the cause. An update that was applied matches nothing when it is sent again; the read-back
+            # finds it.
             statements = [{"q": update.query, "u": update.change} for update in updates]
             answer = raw_updates.send(self._table, "update", statements, session)
             return answer.matched, answer.refused
@@ -211,7 +211,7 @@ class Outputs:
         return _Update(query, {"$set": {self._path: write.output}})
 
     def _as_seen(self, seen: Seen) -> Mapping[str, Any]:
-        if seen.asof is MISSING:  # or something that is not ours, in whatever lies at the path
+        if seen.asof is MISSING:  # or the value at the path is not predictd's
             return {"$expr": {"$ne": [{"$type": f"${self._path}.asof"}, "timestamp"]}}
         return {f"{self._path}.asof": seen.asof}
 

@@ -1,8 +1,7 @@
-"""How far each stream is done: resume token and cluster time, fenced by the epoch.
+"""How far each change stream is processed: resume token and cluster time, fenced by the epoch.
 
-A position moves only over finished stretches (rule R10, kept by `daemon.handlers.predict.dirty_keys.Progress`), and
-only for the leader: a daemon that was paused and has been replaced holds a lower epoch, and its save is refused (rule
-R10b).
+A position moves only over finished stretches (rule R10, in `daemon.handlers.predict.dirty_keys.Progress`), and only for
+the leader. A daemon that was paused and has been replaced has a lower epoch, so its save is refused (rule R10b).
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ LARGEST_TOKEN: Final = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place in the change stream: `token` to resume after, and a cluster time from which everything may be read
+    """A place in the change stream: the `token` to resume after, and a cluster time from which all events can be read
     again.
 
-    The token is None where only the time is known (a fresh start). The time is never later than the token's place.
+    The token is None if only the time is known (a fresh start). The time is never later than the token's place.
     """
 
     cluster_time: Timestamp
@@ -41,7 +40,8 @@ class Position:
 
     @classmethod
     def at_token(cls, token: Mapping[str, Any], known: Timestamp) -> Position:
-        """The position of a resume token; its time is read out of the token, else `known`, an earlier time, is kept.
+        """The position of a resume token; its time is that in the token, or `known`, an earlier time, if the token has
+        none.
 
         A token's `_data` is a hexadecimal key string whose first element is a timestamp: type byte 82, then seconds and
         increment, four bytes each (MongoDB's docs/change_streams and src/mongo/db/pipeline/resume_token.h).
@@ -60,11 +60,11 @@ class Positions:
         self._epoch = epoch
 
     def claim(self, subscription: str) -> Position | None:
-        """Raises the stored epoch to ours, so that an older leader's saves are refused from now on; the position, if
-        any. What is no position counts as none.
+        """Raises the stored epoch to this one, so that an older leader's saves are refused from now on. Returns the
+        position, None if there is no valid one.
 
-        `subscription` is a hash of what the stream asks for. A token belongs to the filter that it was made with
-        (another one may answer 280), so under a changed filter only the cluster time counts.
+        `subscription` is a hash of the stream's filter. A token is valid only with the filter that it was made with
+        (with another one MongoDB may answer with error 280), so under a changed filter only the cluster time is used.
         """
         raw = self._fenced(
             lambda: self._collection.with_options(codec_options=RAW).find_one_and_update(
@@ -82,10 +82,10 @@ class Positions:
         return Position.at_token(token, time) if isinstance(token, dict) else Position(time)
 
     def save(self, position: Position, subscription: str) -> None:
-        """Notes the position. Raises Fenced if a higher epoch owns the stream."""
+        """Saves the position. Raises Fenced if a higher epoch owns the stream."""
         token = position.token
         if token is not None and len(str(token.get("_data"))) > LARGEST_TOKEN:
-            token = None  # of a row with a very large `_id`; the time leads there too
+            token = None  # of a row with a very large `_id`; the time is enough to resume
         self._fenced(
             lambda: self._collection.update_one(
                 {"_id": self._id, "epoch": {"$not": {"$gt": self._epoch}}},  # R10b
@@ -98,12 +98,12 @@ class Positions:
                     },
                     "$currentDate": {"saved_at": True},
                 },
-                upsert=True,  # somebody may have dropped the database
+                upsert=True,  # the database may have been dropped
             )
         )
 
     def _fenced(self, write: Callable[[], T]) -> T:
-        """A write that only the owner of the stream may make. Raises Fenced."""
+        """Makes a write that only the owner of the stream may make. Raises Fenced."""
         for attempt in (1, 2):
             try:
                 return write()
@@ -116,6 +116,6 @@ class Positions:
 
 
 def cluster_time(database: Database[dict[str, Any]]) -> Timestamp:
-    """The cluster time now, asked of the server: every write that was acknowledged before is not later."""
+    """The server's cluster time now: no write that was acknowledged before is later."""
     time: Timestamp = database.command("ping")["operationTime"]
     return time

@@ -1,5 +1,5 @@
-"""Updates whose answers are read as they come: MongoDB names an `_id` in its answer to an upsert or to a refused write,
-and the driver's bulk fails at one that it cannot decode, though the write was done.
+"""Updates whose replies are read as raw BSON. MongoDB's reply to an upsert or a refused write contains the `_id`; the
+driver's bulk write raises on an `_id` that it cannot decode, although the write was done.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TOO_LARGE: Final = 10334  # the server's code for a document of more than 16 MB
 
 
 class Refusal(NamedTuple):
-    """A statement that MongoDB refused: where it stood among those that were sent, and why."""
+    """A statement that MongoDB refused: its index among those that were sent, and the reason."""
 
     at: int
     code: int
@@ -33,7 +33,7 @@ class Refusal(NamedTuple):
 
 @dataclass(slots=True)
 class Answer:
-    """What became of the statements."""
+    """The result of the statements."""
 
     matched: int = 0
     refused: list[Refusal] = field(default_factory=list)
@@ -57,7 +57,7 @@ def send(
         }
         try:
             reply = table.database.command(whole, session=session, codec_options=RAW)
-        except DocumentTooLarge as error:  # of one statement: several never come to so many bytes
+        except DocumentTooLarge as error:  # of one statement: several together are never this large
             answer.refused.append(Refusal(begin, TOO_LARGE, str(error)))
             continue
         parts = fields(reply.raw)

@@ -1,7 +1,7 @@
-"""What a find answers, as rows: a reply is decoded whole, and value by value only if something in it cannot be.
+"""Decodes the replies of a find into rows: a reply as a whole, or value by value if something in it cannot be decoded.
 
-So one row with a value that the driver cannot decode, or with an `_id` that it would not send back as it is stored,
-costs its batch some microseconds a row, and its neighbours nothing else.
+So a value that the driver cannot decode, or an `_id` that it would not send back as stored, costs its batch only some
+microseconds for each row.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NULL: Final = RawValue.of(None)
 
 
 class RowReader:
-    """Reads the rows of one listener, and the outputs that they hold, from the raw replies of a find."""
+    """Reads the rows of one listener, and their outputs, from the raw replies of a find."""
 
     def __init__(self, listener: str, paths: Sequence[str]) -> None:
         self._listener, self._paths = listener, tuple(paths)
@@ -35,7 +35,7 @@ class RowReader:
         return map(self._row, documents) if documents is not None else map(self._raw_row, raw_documents(reply))
 
     def seen(self, reply: RawBSONDocument) -> Iterator[tuple[Any, Seen]]:
-        """The keys of the rows, and the outputs that they hold."""
+        """The keys of the rows, and their outputs."""
         documents = decoded(reply)
         if documents is not None:
             return ((row["_id"], self._output(_part(row.get("_outputs"), self._listener))) for row in documents)
@@ -48,7 +48,7 @@ class RowReader:
     def _raw_row(self, row: Mapping[str, RawValue]) -> Row:
         raw = tuple(_raw_at(row, path) for path in self._paths)
         values = tuple(_decoded(value) for value in raw)
-        # The same hash as when the reply was decoded whole, unless the value has none there.
+        # The same hash as if the reply had been decoded whole; for a value that cannot be, a hash of its raw bytes.
         digest = _digest(raw if any(isinstance(value, Undecodable) for value in values) else values)
         return Row(key_of(row["_id"]), values, digest, self._raw_output(row))
 
@@ -65,8 +65,8 @@ class RowReader:
             return Seen()
         generation, asof = output.get("generation"), output.get("asof")
         return Seen(
-            # Only a timestamp is ours. Anything else a client wrote, and not every BSON value comes back from Python as
-            # it went.
+            # predictd writes only timestamps. A client wrote anything else, and Python does not return every BSON value
+            # unchanged.
             asof=asof if isinstance(asof, Timestamp) else MISSING,
             generation=generation if isinstance(generation, int) else 0,
             input=output.get("input"),
@@ -76,8 +76,8 @@ class RowReader:
 
 
 def decoded(reply: RawBSONDocument) -> list[dict[str, Any]] | None:
-    """The documents of a cursor's reply; None if one of them holds what cannot be decoded, or has an `_id` that is
-    better left as it is stored.
+    """The documents of a cursor's reply; None if one of them has a value that cannot be decoded, or an `_id` that must
+    be kept as stored.
     """
     try:
         cursor = bson.decode(reply.raw, STRICT)["cursor"]
@@ -103,7 +103,7 @@ def keys(reply: RawBSONDocument) -> list[Any]:
 
 
 def value_at(row: Mapping[str, Any], path: str) -> Any:
-    """The value at a dotted path; a path that leads through an array has no single value and gives the array itself."""
+    """The value at a dotted path; a path through an array has no single value and gives the array itself."""
     value: Any = row
     for part in path.split("."):
         if not isinstance(value, dict):
@@ -113,7 +113,7 @@ def value_at(row: Mapping[str, Any], path: str) -> Any:
 
 
 def _raw_at(row: Mapping[str, RawValue], path: str) -> RawValue:
-    """As `value_at`, of a row that is not decoded."""
+    """As `value_at`, for a row that is not decoded."""
     first, *parts = path.split(".")
     value = row.get(first, _NULL)
     for part in parts:

@@ -1,13 +1,12 @@
-"""Scans: how far a backfill or resync of a listener is, and whether the listener's rows have been judged since its last
-change.
+"""Scans: how far a backfill or resync of a listener is, and whether all its rows were judged since its last change.
 
-The *mark* names what the rows were judged for: the listener's generation, and a hash of which rows it takes, and where.
-A worker that starts scans where the mark is not the one that it serves (R9a); the mark counts only when the scan has
-ended (R9b), and only the leader's does (R9c: fenced by the epoch). A scan that was killed goes on behind `last`, the
-end of its finished prefix.
+The *mark* is what the rows were judged for: the listener's generation, and a hash of its table, key, filter and worker.
+A worker that starts scans if the stored mark is not its own (R9a). The mark counts only when the scan has ended (R9b),
+and only the leader's mark counts (R9c: fenced by the epoch). A killed scan goes on behind `last`, the end of its
+finished prefix.
 
-Each order of a scan is a *run* with an id of its own. What an older run still says of its progress or its end no longer
-finds its id, so it can neither move the newer one on nor end it.
+Each order of a scan is a *run* with an id of its own. A write of an older run finds no document with its id, so it can
+neither move nor end the newer run.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from daemon.store.service.epochs import mended
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What a listener's rows are judged for."""
+    """The generation and scope that a listener's rows are judged for."""
 
     generation: int
     scope: str
@@ -40,7 +39,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A scan that is due: why, how far it is, and the `_id` behind which it goes on (`resumed` False: from the
+    """A scan that is due: its reason, how far it is, and the `_id` behind which it goes on (`resumed` False: from the
     beginning).
     """
 
@@ -60,11 +59,11 @@ class Scans:
         self._epoch = epoch
 
     def due(self, mark: Mark, order: str) -> Run | None:
-        """The scan that the mark asks for, begun where nobody has yet; None where all rows have been judged for it.
+        """The scan that the mark needs; begins it if it has not begun. None if all rows have been judged for the mark.
 
-        One that was half-way from the other end of the table begins anew.
+        A scan that began at the other end of the table begins again.
 
-        Takes the scan over: it is a run of ours from now on, so an older leader that still scans cannot end it. Raises
+        Takes the scan over: gives it a new run id, so that an older leader that still scans cannot end it. Raises
         Fenced.
         """
         run = ObjectId()
@@ -82,7 +81,7 @@ class Scans:
         return Run(run, reason, "last" in found, found.get("last"), done)
 
     def begin(self, mark: Mark, reason: str, order: str) -> Run:
-        """Orders a scan from the beginning; a run that goes on is overtaken. Raises Fenced."""
+        """Orders a scan from the beginning; it supersedes the run that goes on. Raises Fenced."""
         run = Run(ObjectId(), reason)
         about = {
             "mark": mark.document(),
@@ -114,14 +113,14 @@ class Scans:
         )
 
     def progress(self, run: Run, last: Any, done: int) -> None:
-        """Every row up to and with the `_id` `last` is judged and acknowledged; of an overtaken run, nothing is
-        noted.
+        """Notes that every row up to and with the `_id` `last` is judged and acknowledged; nothing for a superseded
+        run.
         """
         place = document({"done": done}, {"last": last})
         self._collection.update_one({"_id": self._id, "run": run.id}, {"$set": place})
 
     def finish(self, run: Run, done: int) -> bool:
-        """All rows are judged: the mark counts from now on. False where the run was overtaken."""
+        """All rows are judged: the mark counts from now on. False if the run was superseded."""
         result = self._collection.update_one(
             {"_id": self._id, "run": run.id},
             {"$set": {"state": "done", "done": done}, "$unset": {"last": ""}, "$currentDate": {"finished_at": True}},

@@ -1,8 +1,8 @@
-"""Epochs that no daemon ever had.
+"""Repairs epochs that no daemon ever had.
 
-What a leader writes carries the epoch of its lease, and a document with a higher one fences it off. A document that
-somebody restored or wrote by hand may hold an epoch that is higher than any that was ever given out: it would fence off
-every daemon for ever.
+A leader writes the epoch of its lease into its documents, and a document with a higher epoch refuses its writes. A
+document that was restored or written by hand may have a higher epoch than any lease ever had: it would refuse every
+daemon's writes for ever.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ log = structlog.get_logger(__name__)
 def mended(collection: Collection[dict[str, Any]], identifier: str, service: str, epoch: int) -> bool:
     """Lowers the epoch of a document to `epoch` if it is higher than the one of the service's lease.
 
-    The lease gives epochs out, so one that is above it is nobody's. The document is read before the lease: a daemon
-    that takes the lease in between is not mistaken for such a case. False if the document's epoch may be a real one.
+    All epochs come from the lease, so no daemon has an epoch above it. The document is read before the lease, so that a
+    daemon that takes the lease in between keeps its epoch. False if the document's epoch may be a real one.
     """
     found = collection.with_options(codec_options=RAW).find_one({"_id": identifier}, {"epoch": 1})
     lease = collection.database[names.LEASES].find_one({"_id": service}, {"epoch": 1}) or {}
@@ -38,7 +38,7 @@ def mended(collection: Collection[dict[str, Any]], identifier: str, service: str
     )
     if result.modified_count:
         log.warning(
-            "an epoch that no daemon ever had was put right",
+            "an epoch that no daemon ever had was corrected",
             collection=collection.name,
             document=identifier,
             was=repr(held),

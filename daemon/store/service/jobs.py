@@ -54,7 +54,7 @@ _WHOLE: Final = {
     "kind": {"$in": list(DECLARED_BY)},
     "state": {"$in": list(get_args(JobState))},
 }
-"""What every job has. A document that does not match was not written by predictd, and is passed over."""
+"""The fields of every job. A document that does not match was not written by predictd, and is skipped."""
 
 _Moment = Annotated[Annotated[datetime, Strict()] | None, defaulting(None)]
 _Number = Annotated[int | None, defaulting(None)]
@@ -110,7 +110,7 @@ class Job:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more comes of it."""
+        """Whether it is done, failed or cancelled."""
         return self.state in ("done", "failed", "cancelled")
 
     @property
@@ -243,8 +243,8 @@ class Jobs:
     def progress(
         self, identifier: str, epoch: int, progress: JobProgress, lines: Iterable[str] = (), **about: Any
     ) -> bool:
-        """Writes a sign of life, what is known of the progress, new lines of the log, and what is known `about` the job
-        (ran, threads, retries).
+        """Writes a heartbeat, the known progress, new lines of the log, and further fields `about` the job (ran,
+        threads, retries).
 
         False if the job is no longer ours: cancelled, or claimed by another leader.
         """
@@ -288,7 +288,7 @@ class Jobs:
         ]
 
     def tidied(self, identifier: str) -> None:
-        """What the job left is removed."""
+        """Notes that the job's candidate and checkpoint are removed."""
         self._collection.update_one({"_id": identifier}, {"$unset": {"untidy": ""}})
 
     # ---- shared ---------------------------------------------------------------------------------------------------

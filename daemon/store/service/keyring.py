@@ -2,9 +2,9 @@
 
     $XDG_STATE_HOME/predictd/keys/INSTANCE    the absolute path of the key file of the daemon with this instance id
 
-A program reads the active instance from the lease in MongoDB, which anybody may have written who may write to the
-database. So the id only chooses among the notes of this user's daemons: it must have the exact form of an id, and the
-note is trusted only if no other user can have written it. A daemon without a writable home directory notes nothing.
+A program reads the active instance from the lease in MongoDB, which every client with write access can change. So the
+id only chooses among the notes of this user's daemons: it must have the exact form of an id, and the note is trusted
+only if no other user can have written it. A daemon without a writable home directory notes nothing.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Keyring:
                 os.unlink(draft, dir_fd=folder)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             with os.fdopen(os.open(draft, flags, 0o600, dir_fd=folder), "wb") as file:
-                os.fchmod(file.fileno(), 0o600)  # whatever the umask
+                os.fchmod(file.fileno(), 0o600)  # independent of the umask
                 file.write(os.fsencode(key_file.absolute()) + b"\n")
             os.replace(draft, instance, src_dir_fd=folder, dst_dir_fd=folder)  # whole or not at all
 
@@ -95,7 +95,7 @@ class Keyring:
 
 
 def _is_gone(path: Path) -> bool:
-    """Whether there is certainly no such file: one that only cannot be looked at may be there."""
+    """Whether the file certainly does not exist; one that cannot be examined may exist."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):

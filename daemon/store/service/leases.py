@@ -31,7 +31,7 @@ from daemon.store.connection import reaching
 __all__ = ["TTL_SECONDS", "AnotherDaemon", "Holder", "Lease"]
 
 TTL_SECONDS = 15.0
-NEVER_TERMS = 4  # a lease that lasts for so many terms was given by nobody
+NEVER_TERMS = 4  # no daemon writes a lease that lasts for so many terms
 HIGHEST_EPOCH = 1 << 53
 
 
@@ -69,7 +69,7 @@ class Lease:
         """Acquires the lease and returns its new epoch. Raises AnotherDaemon, which names the holder, if it is held."""
         free = {
             "$or": [
-                {"$lte": ["$expires", "$$NOW"]},  # also if there is no document yet: what is missing sorts first
+                {"$lte": ["$expires", "$$NOW"]},  # also if there is no document yet: a missing field sorts first
                 {"$ne": [{"$type": "$expires"}, "date"]},
                 {"$gt": ["$expires", {"$add": ["$$NOW", int(NEVER_TERMS * self._ttl * 1000)]}]},
                 {
@@ -81,7 +81,7 @@ class Lease:
             ]
         }
         numbers = {"$in": [{"$type": "$epoch"}, ["int", "long", "double", "decimal"]]}
-        # Anything else was written by somebody: what then holds a higher epoch is put right (`epochs`).
+        # No daemon wrote any other value. Documents with a higher epoch are then repaired (`epochs`).
         real = {"$and": [numbers, {"$gte": ["$epoch", 0]}, {"$lt": ["$epoch", HIGHEST_EPOCH]}]}
         taken = {
             "_id": {"$literal": self._service},

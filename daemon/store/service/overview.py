@@ -1,4 +1,4 @@
-"""Overviews for people: the declarations of a service beside the data of each."""
+"""Overviews of a service: its declarations, each with its data."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
     _predictd.status: {_id: service, at, epoch, and the other fields of `daemon.health.service_status.ServiceStatus`}
 
 `at` is the server's time of the last write, and a reader gets the age by the same clock; so the status of a daemon that
-died is old, whatever the machines' clocks show. A replaced daemon cannot overwrite its successor's: the epoch only
+died looks old, independent of the machines' clocks. A replaced daemon cannot overwrite its successor's: the epoch only
 grows.
 """
 
