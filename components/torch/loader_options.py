@@ -1,4 +1,4 @@
-"""What may be said of a loader: the arguments of DataLoader, as far as they are not the trainer's own business."""
+"""The options of a loader: the arguments of DataLoader that the trainer does not set itself."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _REFUSED = {
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """Arguments of DataLoader, read; `workers` are those that only its processes need."""
+    """The checked arguments of DataLoader; `workers` holds those for its worker processes."""
 
     batch_size: int = 32
     shuffle: bool = True
@@ -38,7 +38,7 @@ class LoaderOptions:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> LoaderOptions:
-        """Read them; raises DeclarationError that names the argument."""
+        """Return the options of these arguments; raises DeclarationError that names the argument."""
         known = set(inspect.signature(DataLoader.__init__).parameters) - {"self"}
         for name, value in given.items():
             if name in _REFUSED:
@@ -58,7 +58,7 @@ class LoaderOptions:
             workers={name: value for name, value in given.items() if name not in own},
         )
         try:
-            # torch's own checks of what is left; no process starts before it is iterated over.
+            # torch checks the other arguments; DataLoader starts no process before it is iterated.
             DataLoader(_Nothing(), num_workers=options.num_workers, **options.workers)
         except (TypeError, ValueError) as error:
             raise DeclarationError(str(error)) from None
@@ -66,10 +66,10 @@ class LoaderOptions:
 
 
 class _Nothing(Dataset[Any]):
-    """For DataLoader's checks."""
+    """A dataset for DataLoader's checks."""
 
     def __getitem__(self, index: int) -> None:
-        """Hold nothing."""
+        """Return None for every index."""
 
     def __len__(self) -> int:
         return 1
