@@ -64,7 +64,7 @@ def parse(text: str) -> Cron:
     )
     either = not words[2].startswith("*") and not words[4].startswith("*")
     if not either and not any(min(days) <= _LONGEST.get(month, 31) for month in months):
-        raise ValueError("no such day ever comes: none of these months is that long")
+        raise ValueError("this date never occurs: none of these months is that long")
     return Cron(minutes, hours, days, months, frozenset(day % 7 for day in weekdays), either)
 
 
@@ -122,7 +122,7 @@ def _numbers(word: str, field: str, least: int, most: int, names: dict[str, int]
         match = _PART.fullmatch(part)
         if match is None or (match[1] == "*" and match[2]):
             raise ValueError(
-                f"`{part}` says nothing as {field}; a field is *, 5, 1-5, */15 or a list of those with commas"
+                f"`{part}` is not valid as {field}; a field is *, 5, 1-5, */15 or a list of those with commas"
             )
         step = int(match[3] or 1)
         if match[1] == "*":

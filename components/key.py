@@ -67,11 +67,11 @@ class Key:
 
     def _check_overlap(self) -> None:
         if len(set(self.fields)) < len(self.fields):
-            raise DeclarationError(f"key: a field stands twice in {list(self.fields)}")
+            raise DeclarationError(f"key: a field occurs twice in {list(self.fields)}")
         for path in self.fields:
             inside = [other for other in self.fields if other.startswith(f"{path}.")]
             if inside:
-                raise DeclarationError(f"key: {inside[0]!r} lies inside {path!r}; name only one of the two")
+                raise DeclarationError(f"key: {inside[0]!r} is inside {path!r}; name only one of the two")
 
     @property
     def spec(self) -> str | list[str] | dict[str, str]:

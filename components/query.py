@@ -42,7 +42,9 @@ class Condition:
         return Condition({"$nor": [self.where]})
 
     def __bool__(self) -> bool:
-        raise TypeError("a condition is no truth value; write & for and, | for or, ~ for not, each side in parentheses")
+        raise TypeError(
+            "a condition has no truth value; write & for and, | for or, ~ for not, each side in parentheses"
+        )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Condition) and other.where == self.where
@@ -132,7 +134,7 @@ class Query:
 
     def __iter__(self) -> Iterator[Any]:
         # Without this, Python would iterate with query[0], query[1]...
-        raise TypeError(f"{self!r} only says which rows; iterate over db[{self.table!r}], which reads them")
+        raise TypeError(f"{self!r} is only a query; iterate over db[{self.table!r}], which reads the rows")
 
     def filter(self, *conditions: Condition | Mapping[str, Any]) -> Self:
         """Return a query for the rows that also match these conditions (or MongoDB filters)."""

@@ -268,8 +268,8 @@ def _model(model: Model, codes: _Codes) -> ModelDeclaration:
     torch_model = getattr(sys.modules.get("components.torch.model"), "TorchModel", None)
     if type(model) not in (ObjectModel, torch_model):
         raise DeclarationError(
-            f"{at}: {type(model).__name__} is a class of its own, which the daemon does not know; declare a TorchModel "
-            "or an ObjectModel, with what is special about it in its object, preprocess and postprocess"
+            f"{at}: the daemon does not know the class {type(model).__name__}; declare a TorchModel or an ObjectModel, "
+            "with your own code in its object, preprocess and postprocess"
         )
     given: Any = model
     of_torch = type(model) is not ObjectModel

@@ -126,7 +126,5 @@ def _named(identifier: str, what: str, kind: type[Any], given: Sequence[Any]) ->
     names = [item.identifier for item in items]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise DeclarationError(
-            f"validation {identifier!r}: {what}: {twice!r} stands twice; give each a name of its own"
-        )
+        raise DeclarationError(f"validation {identifier!r}: {what}: {twice!r} occurs twice; give each its own name")
     return items

@@ -39,7 +39,7 @@ def digits(n: int, seed: int = 0) -> list[tuple[Image.Image, int]]:
     """
     pixels, labels = _mnist()
     if not 0 <= n <= len(labels):
-        raise ValueError(f"there are {len(labels):,} digits, so {n:,} cannot be had")
+        raise ValueError(f"there are only {len(labels):,} digits; expected a number from 0 to that, got {n:,}")
     order = np.random.default_rng(seed).permutation(len(labels))[:n]
     return [(Image.fromarray(pixels[i].reshape(28, 28)), int(labels[i])) for i in order]
 

@@ -84,7 +84,7 @@ def _reason(kind: type[Declaration], detail: Any, reason: str) -> str:
     if not path:
         return reason or str(detail["msg"])
     if detail["type"] == "extra_forbidden" and len(path) == 1:
-        return f"there is no argument {path[0]!r}; there is {', '.join(kind.model_fields)}"
+        return f"there is no argument {path[0]!r}; the arguments are {', '.join(kind.model_fields)}"
     field = _field(kind, path)
     right = f"it must be {field.description}" + (f", for example {field.examples[0]!r}" if field.examples else "")
     wrong = "it is missing" if detail["type"] == "missing" else f"got {detail['input']!r}"

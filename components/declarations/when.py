@@ -86,8 +86,8 @@ class When(Declaration):
     def _one(self) -> Self:
         given = [name for name in KINDS if getattr(self, name) is not None]
         if len(given) != 1:
-            has = f"has {' and '.join(given)}" if given else "says none of every, cron, rows and below"
-            raise ValueError(f"{has}; one occasion has one of them")
+            has = f"has {' and '.join(given)}" if given else "has none of every, cron, rows and below"
+            raise ValueError(f"{has}; a trigger has exactly one of them")
         return self
 
     @model_serializer

@@ -134,7 +134,7 @@ def evaluated(reduced: Any) -> Any:
 def _dense(given: torch.Tensor) -> torch.Tensor:
     tensor = given.detach()
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        raise DeclarationError("a tensor that is not dense (sparse, quantized or on 'meta') cannot travel")
+        raise DeclarationError("a tensor that is not dense (sparse, quantized or on 'meta') cannot be stored")
     return tensor.resolve_conj().resolve_neg()
 
 

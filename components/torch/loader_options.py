@@ -14,10 +14,10 @@ from components.errors import DeclarationError
 __all__ = ["LoaderOptions"]
 
 _REFUSED = {
-    "dataset": "the trainer's select and key say which rows",
-    "sampler": "the order is the trainer's, so that a run can be resumed; shuffle=False keeps the rows' own",
-    "batch_sampler": "the order is the trainer's, so that a run can be resumed; batch_size and drop_last are respected",
-    "generator": "the trainer's seed gives the order",
+    "dataset": "the trainer's select and key choose the rows",
+    "sampler": "the trainer sets the order, so that a run can be resumed; shuffle=False keeps the order of the rows",
+    "batch_sampler": "the trainer sets the order, so that a run can be resumed; use batch_size and drop_last",
+    "generator": "the trainer's seed determines the order",
     "multiprocessing_context": "workers are forked: a transform may be a lambda",
     "in_order": "batches always come in order, so that a run can be repeated",
     "pin_memory_device": "it is the model's device",

@@ -86,7 +86,7 @@ def _server_problems(uri: str, database: str) -> Iterator[Problem]:
 def _remedy(message: str) -> str:
     """Return the remedy for a MongoDB that did not answer; empty if the message already has one."""
     if "no primary answers" in message or "no answer within" in message:
-        return "; is it running, is mongo.uri right (host, port, replicaSet), does a firewall stand between?"
+        return "; is it running, is mongo.uri right (host, port, replicaSet), does a firewall block it?"
     if "(code 13)" in message:
         return "; give mongo.uri the credentials of such a user"
     return ""

@@ -54,7 +54,7 @@ def _names(source: Source) -> Iterator[Problem]:
             if kind == "tables" and name.startswith(("_predictd.", "system.")):
                 yield Problem(
                     path,
-                    "names that begin with `_predictd.` or `system.` are taken; name the collection with your rows",
+                    "names that begin with `_predictd.` or `system.` are reserved; name the collection with your rows",
                 )
             elif not pattern.fullmatch(name) or len(name) > 120:
                 dots = ", and dots between its parts" if kind == "tables" else ""

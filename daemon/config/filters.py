@@ -32,10 +32,10 @@ _TOP = (*_LOGICAL, "$jsonSchema", "$comment")
 _CODE = "it would run code in the server; write the condition with query operators, or compute a field when you insert"
 _CHANCE = "its result changes without the row changing, so outputs would silently go stale; filter on a stored field"
 _RAISES = (
-    "an expression can look at the clock, and it can fail on one row ($toInt of a word), which would stop every row "
-    "that is judged with it; write the condition with query operators, or compute a field when you insert"
+    "an expression can read the clock, and it can fail on one row ($toInt of a word), which would stop every row that "
+    "is checked with it; write the condition with query operators, or compute a field when you insert"
 )
-_SEARCH = "a change of one row cannot be judged by it; filter on a stored field"
+_SEARCH = "it cannot check a single changed row; filter on a stored field"
 _REFUSED = {
     "$where": _CODE,
     "$expr": _RAISES,
@@ -45,7 +45,7 @@ _REFUSED = {
     "$nearSphere": _SEARCH,
 }
 _OUTPUTS = (
-    "a filter cannot look at outputs: the daemon's own writes raise no event, so the row would not be judged again; "
+    "a filter cannot use outputs: the daemon's own writes raise no event, so the row would not be checked again; "
     "chain the listener by its `key`, or filter on a field of your own"
 )
 
@@ -103,7 +103,7 @@ def _document(where: Any, path: Path) -> Iterator[Problem]:
             yield from _logical(key, value, here)
         elif key.startswith("$"):
             if key in _COMPARISONS:
-                yield Problem(dotted(here), f"{key} stands below a field, as in {{ class = {{ {key} = ... }} }}")
+                yield Problem(dotted(here), f"{key} belongs below a field, as in {{ class = {{ {key} = ... }} }}")
             elif key not in _TOP and key not in _REFUSED:
                 yield Problem(dotted(here), f"unknown operator; {suggestion(key, _TOP, 'operator')}")
         elif key.split(".", maxsplit=1)[0] == "_outputs":
@@ -152,7 +152,7 @@ def _condition(value: Mapping[str, Any], path: Path) -> Iterator[Problem]:
 def _typed(value: Mapping[str, Any]) -> Any:
     """Return the BSON value of `{"$oid": ...}` and the like."""
     if len(value) != 1:
-        raise ValueError("it stands alone, with no other key beside it")
+        raise ValueError("it must be the only key")
     decoded = json_util.object_hook(dict(value), json_util.JSONOptions(tz_aware=True, tzinfo=UTC))
     if isinstance(decoded, Mapping):
         raise TypeError("the value has the wrong type")

@@ -265,8 +265,8 @@ class Config(Declaration):
         found: list[Problem] = []
         if not self.http.loopback:
             message = (
-                f'"{self.http.listen}" answers to other machines as well, and nothing there asks who they are; '
-                'keep "127.0.0.1:9477" unless a firewall or a proxy stands before it'
+                f'other machines can reach "{self.http.listen}", and requests need no authentication; '
+                'keep "127.0.0.1:9477" unless a firewall or a proxy protects it'
             )
             found.append(Problem("http.listen", message))
         if not self.listeners:

@@ -44,14 +44,12 @@ def _trainer(name: str, trainer: Mapping[str, Any], source: Source) -> Iterator[
     model = sections(source, "models").get(name)
     if model is None:
         near = suggestion(name, sections(source, "models"), "model")
-        message = (
-            f"a trainer is called like the model that it trains, and there is no model `{name}` in this file; {near}"
-        )
+        message = f"a trainer has the name of the model that it trains; there is no model `{name}` in this file; {near}"
         yield Problem(dotted(base), message)
     elif model.get("type", "torch") == "object":
         yield Problem(
             dotted(base),
-            f'model `{name}` is of type = "object", which nothing trains; remove this section, or make it a torch '
+            f'model `{name}` is of type = "object" and cannot be trained; remove this section, or make it a torch '
             "model",
         )
     yield from _rows(trainer, base, trainer.get("key"), (*base, "key"), source)
@@ -81,7 +79,9 @@ def _imported(value: Any, path: Path, source: Source) -> Iterator[Problem]:
     """Yield the problems of code among arguments, `{ "$import" = "package.module:name" }`."""
     if isinstance(value, dict) and "$import" in value:
         if len(value) > 1 or not isinstance(value["$import"], str):
-            yield Problem(dotted(path), 'code among arguments stands alone, as { "$import" = "package.module:name" }')
+            yield Problem(
+                dotted(path), 'code among arguments has no other key, as in { "$import" = "package.module:name" }'
+            )
         else:
             yield from import_path(value["$import"], dotted((*path, "$import")), source)
     elif isinstance(value, dict):
@@ -115,9 +115,8 @@ def _judged(name: str, trainer: Mapping[str, Any], source: Source) -> Iterator[P
     if trainer.get("promote", "better") == "better" and not own and not apart and name in sections(source, "models"):
         yield Problem(
             dotted(("trainers", name, "promote")),
-            f'"better" needs a validation of model `{name}` to tell: add a section [validations.NAME] with model = '
-            f'"{name}", '
-            'keep rows apart for the loss (folds = 0.1), or set promote = "always"',
+            f'"better" needs a validation of model `{name}`: add a section [validations.NAME] with model = "{name}", '
+            'set rows apart for the loss (folds = 0.1), or set promote = "always"',
         )
     elif isinstance(metric, str) and metric not in (*measured, *(["valid/loss"] if apart else [])):
         near = suggestion(metric, measured, "metric")
@@ -126,7 +125,7 @@ def _judged(name: str, trainer: Mapping[str, Any], source: Source) -> Iterator[P
         )
     if isinstance(listen, str) and listen not in (*measured, *_LOSSES):
         near = suggestion(listen, (*measured, *_LOSSES), "metric")
-        yield Problem(dotted(("trainers", name, "listen")), f"nothing gives `{listen}` for model `{name}`; {near}")
+        yield Problem(dotted(("trainers", name, "listen")), f"model `{name}` has no metric `{listen}`; {near}")
     if promote in ("always", "manual"):
         for key in ("promote_metric", "promote_margin"):
             if key in trainer:
@@ -207,7 +206,7 @@ def _occasions(when: Any, path: Path, source: Source, validation: str | None) ->
             if kind in ("every", "rows") and kind in kinds:
                 yield Problem(
                     dotted((*path, place)),
-                    f"`{kind}` stands twice; keep the shorter one, the other would never be the first",
+                    f"`{kind}` occurs twice; keep only the shorter one, which always comes first",
                 )
             kinds.append(kind)
             if kind == "below" and isinstance(one["below"], dict):
@@ -225,5 +224,5 @@ def _below(below: Mapping[str, Any], path: Path, source: Source, validation: str
             )
         elif validation is not None and metric.startswith(f"{validation}/"):
             yield Problem(
-                dotted((*path, metric)), "a validation that starts itself would never end; let this start the trainer"
+                dotted((*path, metric)), "a validation must not start itself; put this trigger on the trainer"
             )

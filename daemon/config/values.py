@@ -30,7 +30,7 @@ def uri(value: Any) -> Any:
         return value
     scheme, separator, rest = value.partition("://")
     if not separator or scheme not in {"mongodb", "mongodb+srv"}:
-        raise ValueError("this is no address of a MongoDB")
+        raise ValueError("this is not the address of a MongoDB")
     authority = re.split(r"[/?]", rest.rpartition("@")[2], maxsplit=1)[0]
     user = rest.rpartition("@")[0]
     if user.count(":") > 1 or re.search(r"[@/?#\s]", user):

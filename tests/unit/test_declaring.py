@@ -201,7 +201,7 @@ def test_what_is_wrong_with_a_declaration_is_named_by_its_key():
     class Own(ObjectModel):
         pass
 
-    with pytest.raises(DeclarationError, match=r"models\.m: Own is a class of its own"):
+    with pytest.raises(DeclarationError, match=r"models\.m: the daemon does not know the class Own"):
         declare(Own("m", len))
     with pytest.raises(DeclarationError, match="expected a Table"):
         declare("mnist")
