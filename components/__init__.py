@@ -1,8 +1,8 @@
-"""What a user declares: tables, models, listeners, trainers, validations. Declarations and pure computation, never a
-running thing.
+"""What a user declares: tables, models, listeners, trainers, validations.
 
-Nothing here talks to MongoDB or starts a thread, and importing this package does not import torch: the supervisor, the
-command line and the configuration live on it. What needs torch is in `components.torch`.
+The package holds declarations and pure computation. It does not connect to MongoDB and starts no thread. The
+supervisor, the command line and the configuration use it, so importing it does not import torch. Code that needs torch
+is in `components.torch`.
 """
 
 from __future__ import annotations

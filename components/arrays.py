@@ -2,7 +2,7 @@
 
 An array is stored as the raw little-endian bytes of its elements in C order; its dtype and shape are in the
 declaration, not in the row. A vector is stored as a BSON vector of float32 (binary subtype 9), which vector search
-reads. Both are read from a plain (nested) list of numbers too: that is what a client without numpy writes.
+reads. Both are also read from a plain (nested) list of numbers, which a client without numpy writes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DTYPES = (
     "bool",
 )
 MAX_BYTES = 16 * 1024 * 1024
-"""A MongoDB document holds no more."""
+"""The size limit of a MongoDB document."""
 
 _FLOAT32_VECTOR = b"\x27\x00"
 _INT8_VECTOR = b"\x03\x00"
@@ -41,7 +41,7 @@ _INT8_VECTOR = b"\x03\x00"
 
 @dataclass(frozen=True, slots=True)
 class ArrayLayout:
-    """The dtype and shape that a field's arrays have, and their way in and out of BSON."""
+    """The dtype and shape of a field's arrays, and their conversion to and from BSON."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -58,7 +58,7 @@ class ArrayLayout:
         return f"an array of {self.dtype} of shape {shape} ({self.nbytes:,} raw bytes, or nested lists of numbers)"
 
     def decode(self, value: object) -> np.ndarray[Any, Any]:
-        """Return a writable array; raises DecodeError where the length, the shape or an element does not fit."""
+        """Return a writable array; raises DecodeError if the length, the shape or an element does not fit."""
         if isinstance(value, bytes):
             if len(value) != self.nbytes:
                 raise DecodeError(f"expected {self.expects}, got {len(value):,} bytes")
@@ -69,7 +69,7 @@ class ArrayLayout:
         raise DecodeError(f"expected {self.expects}, got {type(value).__name__}")
 
     def encode(self, obj: object) -> Binary:
-        """Store an array, a tensor or nested lists; raises EncodeError where they do not fit the declaration."""
+        """Return an array, a tensor or nested lists as BSON; raises EncodeError if they do not fit the declaration."""
         array = self._fit(_as_array(obj, self.expects), EncodeError)
         return Binary(np.ascontiguousarray(array, np.dtype(self.dtype).newbyteorder("<")).tobytes())
 
@@ -86,7 +86,7 @@ class ArrayLayout:
         if target.kind == "f":
             lost = np.isfinite(array) & ~np.isfinite(fitted)
         else:
-            # Compared one by one as Python integers: int64 against uint64 would be compared as floats.
+            # Compare as Python integers, because numpy compares int64 with uint64 as floats.
             lost = fitted.astype(object) != array.astype(object)
         if np.any(lost):
             raise refused(f"expected {self.expects}, got {array[lost].flat[0]}, which {self.dtype} cannot hold")
@@ -115,7 +115,7 @@ class VectorLayout:
         return self._fit(array, DecodeError)
 
     def encode(self, obj: object) -> Binary:
-        """Store an array, a tensor or a list as a BSON vector; raises EncodeError."""
+        """Return an array, a tensor or a list as a BSON vector; raises EncodeError."""
         array = self._fit(_as_array(obj, self.expects), EncodeError)
         return Binary(_FLOAT32_VECTOR + np.ascontiguousarray(array, "<f4").tobytes(), VECTOR_SUBTYPE)
 
@@ -131,7 +131,7 @@ class VectorLayout:
         if array.ndim != 1 or array.shape[0] != self.length:
             got = "x".join(map(str, array.shape)) or "scalar"
             raise refused(f"expected {self.expects}, got {got}")
-        # The same rules for an element
+        # The elements have the same rules.
         return ArrayLayout("float32", (self.length,))._fit(array, refused)  # noqa: SLF001
 
 
@@ -149,7 +149,7 @@ def _as_array(obj: Any, expects: str) -> np.ndarray[Any, Any]:
     if isinstance(obj, (str, bytes)) or obj is None:
         raise EncodeError(f"expected {expects}, got {type(obj).__name__}")
     try:
-        # A tensor may need a gradient or live on a device: numpy takes it only once detached and on the CPU.
+        # A tensor may require a gradient or be on a device: numpy accepts it only after detach() and on the CPU.
         array = np.asarray(obj.detach().cpu() if hasattr(obj, "detach") else obj)
     except (TypeError, ValueError, OverflowError) as error:
         raise EncodeError(f"expected {expects}, got {type(obj).__name__}: {error}") from error

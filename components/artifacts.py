@@ -1,17 +1,17 @@
-"""Code that travels by value: notebook classes, lambdas and closures, as a pickle, with its tensors apart.
+"""Code that is stored by value: notebook classes, lambdas and closures, as a pickle, with separate tensors.
 
     object -> dumps -> Artifact(pickle, tensors, slot) -> two blobs by their SHA-256, and the slot in a declaration
     slot, blobs -> loads -> object
 
-A pickle runs code when it is loaded. So `loads` checks the hashes of all blobs and the versions of Python, torch and
-cloudpickle before anything is unpickled, and the slot itself must come from a declaration whose signature was verified.
+Loading a pickle runs code. So `loads` checks the hashes of all blobs and the versions of Python, torch and cloudpickle
+before it unpickles anything. The slot itself must come from a declaration whose signature was verified.
 
-What is importable where the daemon runs is pickled by reference: installed packages, predictd itself, and the packages
-in `allow`. Everything else goes by value: `__main__`, and modules beside the script or notebook.
+Code that the daemon can import is pickled by reference: installed packages, predictd itself, and the packages in
+`allow`. All other code is pickled by value: `__main__`, and modules beside the script or notebook.
 
-The same object gives the same bytes again, also in another process: classes are named by a hash of their content
-instead of by a random number, and what differs from process to process (a notebook's temporary file names, the order of
-sets) is evened out. Two slots that hold one class therefore meet in one class again when they are loaded.
+The same object gives the same bytes in every process. Classes are named by a hash of their content instead of a random
+number; differences between processes (a notebook's temporary file names, the order of sets) are removed. Two slots
+that hold the same class therefore load as one class.
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ _MODULE_NOISE = ("__builtins__", "__cached__", "__loader__", "__spec__", "__warn
 
 @dataclass(frozen=True)
 class Artifact:
-    """An object as bytes: its pickle, its tensors (a safetensors file) or None, and the slot that names both by
-    SHA-256.
+    """An object as bytes: its pickle, its tensors (a safetensors file) or None, and its slot.
+
+    The slot names both by SHA-256.
     """
 
     pickle: bytes
@@ -60,27 +61,27 @@ class Artifact:
 
     @property
     def blobs(self) -> dict[str, bytes]:
-        """What is to be stored, by SHA-256."""
+        """The blobs to store, by SHA-256."""
         stored = {self.slot["$artifact"]: self.pickle}
         return stored if self.tensors is None else {**stored, self.slot["tensors"]: self.tensors}
 
 
 def code_slot(obj: object, allow: Sequence[str] = (), served: object = None) -> str | Artifact:
-    """How an object stands in a declaration: its import path where the daemon can import it, else an artifact.
+    """Return an object as a declaration holds it: its import path if the daemon can import it, else an artifact.
 
-    Raises DeclarationError where it cannot be pickled.
+    Raises DeclarationError if it cannot be pickled.
     """
     return importable(obj, allow) or dumps(obj, allow, served)
 
 
 def dumps(obj: object, allow: Sequence[str] = (), served: object = None) -> Artifact:
-    """Pickle an object; raises DeclarationError where something in it cannot be pickled (a lock, an open file, a
-    connection).
+    """Pickle an object.
 
-    allow: packages that the daemon may import beside the installed ones; they go by reference.
-    served: the module that a TorchModel serves. Its weights are kept apart from its identity: the pickle stays the same
-        when they are trained, only the tensors differ; and it is pickled in evaluation mode, in which it is served
-        anyway.
+    Raises DeclarationError if something in it cannot be pickled (a lock, an open file, a connection).
+
+    allow: packages that the daemon may import beside the installed ones; they are pickled by reference.
+    served: the module that a TorchModel serves. Training its weights changes the tensors, not the pickle. The module is
+        pickled in evaluation mode, the mode in which it is served.
     """
     name = getattr(obj, "__qualname__", None) or type(obj).__qualname__
     torch_half = _torch_half()
@@ -109,11 +110,10 @@ def dumps(obj: object, allow: Sequence[str] = (), served: object = None) -> Arti
 
 
 def loads(slot: Mapping[str, Any], blob: Callable[[str], bytes]) -> Any:
-    """Make the object of a slot again; `blob` returns a blob by its SHA-256.
+    """Return the object of a slot; `blob` returns a blob by its SHA-256.
 
-    Raises ArtifactRefused before anything is unpickled where a blob is missing or is not what its hash says, or where
-    the artifact was made by another Python, torch or cloudpickle; and where unpickling itself fails, for instance for
-    want of a package.
+    Raises ArtifactRefused before anything is unpickled if a blob is missing, does not match its hash, or was made by
+    another Python, torch or cloudpickle. Raises it also if unpickling fails, for example because a package is missing.
     """
     name = f"artifact {slot.get('name')!r}"
     _check_versions(name, slot)
@@ -139,7 +139,7 @@ def loads(slot: Mapping[str, Any], blob: Callable[[str], bytes]) -> Any:
 
 
 def fits(slot: Mapping[str, Any]) -> bool:
-    """Whether an artifact was made with versions of Python, torch and cloudpickle that can load it here."""
+    """Return whether this process's versions of Python, torch and cloudpickle can load an artifact."""
     try:
         _check_versions("", slot)
     except ArtifactRefused:
@@ -149,10 +149,10 @@ def fits(slot: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What is loaded inside belongs to one model.
+    """Artifacts that are loaded within this context belong to one model.
 
-    A class that refers to the model's weights is one and the same in all its slots, and another one than in any other
-    version that this process has loaded, so that versions never share weights.
+    A class that refers to the model's weights is the same class in all slots of this model. It differs from the class
+    of every other version that this process has loaded, so versions never share weights.
     """
     if _scope.get() is not None:
         yield
@@ -166,7 +166,7 @@ def together() -> Iterator[None]:
 
 @contextmanager
 def travelling(allow: Sequence[str]) -> Iterator[None]:
-    """While it lasts, the user's own modules are pickled by value."""
+    """Within this context, the user's own modules are pickled by value."""
     known = internals.list_registry_pickle_by_value()
     added = [module for module in travelling_modules(allow) if module.__name__ not in known]
     for module in added:
@@ -179,7 +179,7 @@ def travelling(allow: Sequence[str]) -> Iterator[None]:
 
 
 class _Identity:
-    """What classes are called in one pickle: a hash of all that they are made of."""
+    """The names of classes in one pickle: a hash of each class's content."""
 
     def __init__(self, torch_half: Any, served: object) -> None:
         self._torch_half = torch_half
@@ -188,7 +188,7 @@ class _Identity:
         self._known: dict[type, str] = {}
 
     def of(self, cls: type) -> str:
-        """The class's name for cloudpickle. One that refers to the served weights begins with "own:"."""
+        """Return the class's name for cloudpickle; it begins with "own:" if the class refers to the served weights."""
         if cls not in self._known:
             names = None if self._torch_half is None else self._torch_half.Names(self._own)
             digest = _sha(_pickled(cls, names, _Ordinals(self)))
@@ -197,7 +197,7 @@ class _Identity:
 
 
 class _Ordinals:
-    """What classes are called while one is hashed: their place, for their content is in the hash anyway."""
+    """The names of classes while one is hashed: their position, because their content is in the hash anyway."""
 
     def __init__(self, identity: _Identity) -> None:
         self.module_ids = identity.module_ids
@@ -220,7 +220,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         reduced = super().reducer_override(obj)
         if isinstance(reduced, tuple) and reduced[0] in _SKELETONS:
             random = internals._DYNAMIC_CLASS_TRACKER_BY_CLASS.get(obj)  # noqa: SLF001
-            named = tuple(self._classes.of(obj) if each is random else each for each in reduced[1])
+            named = tuple(self._classes.of(obj) if part is random else part for part in reduced[1])
             return (reduced[0], named, *reduced[2:])
         if reduced is NotImplemented and id(obj) in self._classes.module_ids:
             return _torch_half().evaluated(obj.__reduce_ex__(5))  # type: ignore[union-attr]
@@ -238,8 +238,8 @@ class _Unpickler(pickle.Unpickler):
         return self._reader.tensor(pid)
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        found = super().find_class(module_name, global_name)
-        return _scoped(found) if found in _SKELETONS else found
+        named = super().find_class(module_name, global_name)
+        return _scoped(named) if named in _SKELETONS else named
 
 
 _SKELETONS = (internals._make_skeleton_class, internals._make_skeleton_enum)  # noqa: SLF001
@@ -275,7 +275,7 @@ def _reduced_module(module: types.ModuleType) -> tuple[Any, ...]:
 
 
 class _Sorted:
-    """A frozenset among the constants of code, pickled in an order of its own, which Python's is not."""
+    """A frozenset among the constants of code, pickled in sorted order; Python's order differs between processes."""
 
     def __init__(self, items: frozenset[Any]) -> None:
         self._items = sorted(items, key=lambda item: (type(item).__name__, repr(item)))
@@ -297,7 +297,7 @@ _Pickler.dispatch_table = ChainMap(
 
 def _torch_half() -> types.ModuleType | None:
     if "torch" not in sys.modules:
-        return None  # then there is no tensor either
+        return None  # without torch there is no tensor
     from components.torch import artifacts
 
     return artifacts

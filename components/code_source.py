@@ -1,7 +1,7 @@
-"""Where code comes from: what the daemon can import by itself, what has to travel, and a hash of what it imports.
+"""The origin of code: what the daemon can import, what must be stored by value, and a hash of the imported source.
 
-*Installed* is what lies in the standard library or under site-packages; predictd's own packages count as installed,
-wherever they lie. The user's own modules are all others: the script, the notebook, and the files beside it.
+A module is *installed* if it is in the standard library, under site-packages, or in one of predictd's own packages. All
+other modules are the user's own: the script, the notebook, and the files beside it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ _STDLIB = tuple({Path(sysconfig.get_path(name)).resolve() for name in ("stdlib",
 
 
 def importable(obj: object, allow: Sequence[str] = ()) -> str | None:
-    """The import path "package.module:name" under which the daemon finds this very class or function; None where there
-    is none.
+    """Return the import path "package.module:name" of a class or function that the daemon can import, else None.
 
-    Such are classes and functions of modules that are installed, predictd's own, or within a package of `allow`.
+    It can import classes and functions of modules that are installed or within a package of `allow`.
     """
     if not inspect.isclass(obj) and not inspect.isroutine(obj):
         return None
@@ -43,15 +42,16 @@ def importable(obj: object, allow: Sequence[str] = ()) -> str | None:
     module = sys.modules.get(module_name)
     if module is None or not (_within(module_name, allow) or _stays(module_name, module)):
         return None
-    found: object = module
+    named: object = module
     for part in parts:
-        found = getattr(found, part, None)
-    return f"{module_name}:{name}" if found is obj else None
+        named = getattr(named, part, None)
+    return f"{module_name}:{name}" if named is obj else None
 
 
 def travelling_modules(allow: Sequence[str] = ()) -> list[ModuleType]:
-    """The loaded modules that are the user's own, without `__main__`, which travels anyway, and without those of
-    `allow`.
+    """Return the loaded modules that are the user's own, without those of `allow`.
+
+    `__main__` is left out too, because its code is always stored by value.
     """
     return [
         module
@@ -65,59 +65,57 @@ def travelling_modules(allow: Sequence[str] = ()) -> list[ModuleType]:
 
 
 def source_hash(objects: Iterable[object], paths: Iterable[str] = ()) -> str:
-    """SHA-256 over the code that these (imported) objects come from; "" where all of it travelled by value.
+    """Return the SHA-256 of the source code of these (imported) objects; "" if all of it was stored by value.
 
-    paths: the import paths under which they were found, whose modules count too. The user's modules count by the bytes
-    of their files, together with the user's modules that their text imports, and the packages that these lie in;
-    installed packages by their names and versions. predictd itself does not count: an upgrade of it is no new version
-    of a model.
+    paths: the import paths of the objects; the modules of these paths count too.
 
-    Only files are read, never what happens to be imported already: every process that has the same files gets the same
-    hash.
+    The user's modules count by the bytes of their files, with the user's modules that they import and the packages of
+    these. Installed packages count by name and version. predictd itself does not count: upgrading it does not make a
+    new version of a model.
+
+    The hash depends only on files, not on the modules that are loaded: the same files give the same hash in every
+    process.
     """
     names = [getattr(obj, "__module__", None) or type(obj).__module__ for obj in objects]
-    found: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     for name in (*names, *(path.partition(":")[0] for path in paths)):
         file = getattr(sys.modules.get(name), "__file__", None)
         if file is None:
             continue
         if not _installed(file):
-            _add_sources(name, file, found)
+            _add_sources(name, file, hashes)
         elif distributions := _distributions().get(name.split(".")[0]):
-            found[distributions[0]] = version(
-                distributions[0]
-            )  # the standard library, which has none, is Python's version
-    if not found:
+            # The standard library has no distribution; its version is Python's.
+            hashes[distributions[0]] = version(distributions[0])
+    if not hashes:
         return ""
-    text = "\n".join(f"{name} {content}" for name, content in sorted(found.items()))
+    text = "\n".join(f"{name} {content}" for name, content in sorted(hashes.items()))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _add_sources(name: str, file: str, found: dict[str, str]) -> None:
+def _add_sources(name: str, file: str, hashes: dict[str, str]) -> None:
     waiting = [(name, file)]
     while waiting:
         name, file = waiting.pop()
-        if name in found or name == "__main__" or _predictd(name, file):
+        if name in hashes or name == "__main__" or _predictd(name, file):
             continue
         package = name if Path(file).stem == "__init__" else name.rpartition(".")[0]
         try:
             about = Path(file).stat()
-            found[name], used = _read(file, package, about.st_mtime_ns, about.st_size)
-        except OSError:  # a module from a zip file, or one whose file is gone: its name has to do
-            found[name], used = "unreadable", frozenset()
-        parents = {each.rpartition(".")[0] for each in (name, *used)}
-        for each in (used | parents) - {""}:
-            other = _file_of(each)
+            hashes[name], used = _read(file, package, about.st_mtime_ns, about.st_size)
+        except OSError:  # a module from a zip file, or one whose file was deleted: only its name counts
+            hashes[name], used = "unreadable", frozenset()
+        parents = {module.rpartition(".")[0] for module in (name, *used)}
+        for module in (used | parents) - {""}:
+            other = _file_of(module)
             if other is not None and not _installed(other):
-                waiting.append((each, other))
+                waiting.append((module, other))
 
 
 @lru_cache(maxsize=4096)
-# By which a change is seen
+# The last two arguments make a changed file a new cache entry.
 def _read(file: str, package: str, modified: int, size: int) -> tuple[str, frozenset[str]]:  # noqa: ARG001
-    """A module's hash, and what may be modules among the names that it imports, anywhere in its text. Raises
-    OSError.
-    """
+    """Return a module's hash, and the names anywhere in its source that its imports may refer to; raises OSError."""
     source = Path(file).read_bytes()
     return hashlib.sha256(source).hexdigest(), frozenset(_imports(package, source))
 
@@ -125,7 +123,7 @@ def _read(file: str, package: str, modified: int, size: int) -> tuple[str, froze
 def _imports(package: str, source: bytes) -> Iterator[str]:
     try:
         tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError):  # no text of Python's, such as a compiled extension
+    except (SyntaxError, ValueError, RecursionError):  # not Python source, for example a compiled extension
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -133,21 +131,21 @@ def _imports(package: str, source: bytes) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             try:
                 origin = resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module
-            except ImportError:  # beyond the outermost package: it cannot have been run
+            except ImportError:  # above the outermost package: this import would fail too
                 continue
             yield from (str(origin), *(f"{origin}.{alias.name}" for alias in node.names))
 
 
 def _file_of(name: str) -> str | None:
-    """The file of a module, found without importing anything; None where there is no such module, or it has no file."""
-    way: Sequence[str] | None = None
+    """Return the file of a module, without importing anything; None if there is no such module, or it has no file."""
+    search: Sequence[str] | None = None
     spec = None
     parts = name.split(".")
     for end in range(1, len(parts) + 1):
-        spec = PathFinder.find_spec(".".join(parts[:end]), way)
+        spec = PathFinder.find_spec(".".join(parts[:end]), search)
         if spec is None or (spec.submodule_search_locations is None and end < len(parts)):
             return None
-        way = spec.submodule_search_locations
+        search = spec.submodule_search_locations
     return spec.origin if spec is not None and spec.has_location else None
 
 
@@ -156,11 +154,11 @@ def _within(name: str, packages: Sequence[str]) -> bool:
 
 
 def _stays(name: str, module: ModuleType) -> bool:
-    """Whether the daemon has this module as well."""
+    """Return whether the daemon can import this module too."""
     if name == "__main__":
         return False
     file = getattr(module, "__file__", None)
-    if file is None:  # built in, or a namespace package, which has no code
+    if file is None:  # a built-in module, or a namespace package, which has no code
         return True
     return _installed(file) or (_within(name, _OWN) and _OWN_ROOT in Path(file).resolve().parents)
 

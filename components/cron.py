@@ -1,7 +1,7 @@
-"""Times in the language of crontab: minute, hour, day of the month, month, day of the week.
+"""Times as crontab expressions: minute, hour, day of the month, month, day of the week.
 
-What a field names is spelled out as a set of numbers here, once and by crontab's own rules (Sunday is 0 or 7, `*/2`
-counts from the field's first value), so that no other reading of the same text can slip in behind it.
+`parse` expands each field to a set of numbers by crontab's own rules (Sunday is 0 or 7, `*/2` counts from the field's
+first value). All other code uses these sets, so an expression has only one meaning.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _FIELDS: tuple[tuple[str, int, int, dict[str, int]], ...] = (
     ("day of the week", 0, 7, {name: number for number, name in enumerate(_DAYS)}),
 )
 _HOURS = 24
-_FAR_DAYS = 3660  # a leap day may be eight years away
+_FAR_DAYS = 3660  # the next leap day may be eight years away
 _PART = re.compile(r"(\*|\w+)(?:-(\w+))?(?:/(\d+))?")
 
 
@@ -49,13 +49,11 @@ class Cron:
     months: frozenset[int]
     weekdays: frozenset[int]
     either: bool
-    """Whether a day of the month or a day of the week will do: where crontab has both restricted, one of them is
-    enough.
-    """
+    """Whether one match is enough: if both day fields are restricted, crontab requires only one of them to match."""
 
 
 def parse(text: str) -> Cron:
-    """Return what a crontab expression of five fields says; ValueError with what is wrong with it."""
+    """Return the `Cron` of an expression of five fields; raises ValueError that describes the error in it."""
     words = _SHORT.get(text.strip().lower(), text).split()
     if len(words) != len(_FIELDS):
         raise ValueError(
@@ -66,23 +64,23 @@ def parse(text: str) -> Cron:
     )
     either = not words[2].startswith("*") and not words[4].startswith("*")
     if not either and not any(min(days) <= _LONGEST.get(month, 31) for month in months):
-        raise ValueError("no such day ever comes: none of these months is that long")
+        raise ValueError("this date never occurs: none of these months is that long")
     return Cron(minutes, hours, days, months, frozenset(day % 7 for day in weekdays), either)
 
 
 @lru_cache(maxsize=256)
 def following(expression: str, timezone: str, after: datetime) -> datetime | None:
-    """Return the first moment after `after` that a crontab expression names in a time zone, in UTC; None where none
-    comes in ten years.
+    """Return the first time after `after` that an expression names in a time zone, in UTC.
 
-    An hour that the clocks leave out in spring is made up for an hour later; one that comes twice in autumn counts
-    once, unless the expression names every hour. Raises ValueError where the expression or the time zone is none.
+    None means that no such time comes in ten years. A time in the hour that is skipped in spring runs one hour later. A
+    time in the hour that occurs twice in autumn runs once, unless the expression names every hour. Raises ValueError if
+    the expression or the time zone is invalid.
     """
-    said, place = parse(expression), zone(timezone)
-    day = after.astimezone(place).date() - timedelta(days=1)  # its last minutes may be moved into this one
+    cron, tz = parse(expression), zone(timezone)
+    day = after.astimezone(tz).date() - timedelta(days=1)  # its last minutes may be moved into the next day
     for _ in range(_FAR_DAYS):
-        # A moment of the next day may come before one of this day, where the clocks change at midnight.
-        coming = [moment for each in (day, day + timedelta(days=1)) for moment in _moments(said, each, place)]
+        # If the clocks change at midnight, a time of the next day may come before one of this day.
+        coming = [moment for date_ in (day, day + timedelta(days=1)) for moment in _moments(cron, date_, tz)]
         moments = [moment for moment in coming if moment > after]
         if moments:
             return min(moments)
@@ -90,17 +88,17 @@ def following(expression: str, timezone: str, after: datetime) -> datetime | Non
     return None
 
 
-def _moments(said: Cron, day: date, place: tzinfo) -> Iterator[datetime]:
-    """Yield the moments of a day, in UTC."""
-    in_month, in_week = day.day in said.days, day.isoweekday() % 7 in said.weekdays
-    if day.month not in said.months or not (in_month or in_week if said.either else in_month and in_week):
+def _moments(cron: Cron, day: date, tz: tzinfo) -> Iterator[datetime]:
+    """Yield the times of a day, in UTC."""
+    in_month, in_week = day.day in cron.days, day.isoweekday() % 7 in cron.weekdays
+    if day.month not in cron.months or not (in_month or in_week if cron.either else in_month and in_week):
         return
-    every_hour = len(said.hours) == _HOURS
-    for hour in said.hours:
-        for minute in said.minutes:
-            named = datetime.combine(day, time(hour, minute), place)
-            first, second = named.astimezone(UTC), named.replace(fold=1).astimezone(UTC)
-            if first <= second or not every_hour:  # else it is left out, and the next hour is asked for anyway
+    every_hour = len(cron.hours) == _HOURS
+    for hour in cron.hours:
+        for minute in cron.minutes:
+            local = datetime.combine(day, time(hour, minute), tz)
+            first, second = local.astimezone(UTC), local.replace(fold=1).astimezone(UTC)
+            if first <= second or not every_hour:  # otherwise the hour is skipped, and the next hour runs anyway
                 yield first
             if first < second and every_hour:
                 yield second
@@ -108,23 +106,23 @@ def _moments(said: Cron, day: date, place: tzinfo) -> Iterator[datetime]:
 
 @lru_cache(maxsize=256)
 def zone(name: str) -> tzinfo:
-    """Return a time zone by its name; ValueError where this machine knows none of that name."""
-    if name == "UTC":  # known without a database of time zones
+    """Return a time zone by its name; raises ValueError if this machine knows no such zone."""
+    if name == "UTC":  # needs no time zone database
         return UTC
     try:
         return ZoneInfo(name)
-    except (KeyError, OSError, ValueError):  # no such name; a folder or a path is none either
+    except (KeyError, OSError, ValueError):  # unknown name; ZoneInfo raises the others for a folder or a path
         raise ValueError(f"{name!r} is no time zone that this machine knows") from None
 
 
 def _numbers(word: str, field: str, least: int, most: int, names: dict[str, int]) -> frozenset[int]:
     """Return the numbers that one field names."""
-    found: set[int] = set()
+    numbers: set[int] = set()
     for part in word.split(","):
         match = _PART.fullmatch(part)
         if match is None or (match[1] == "*" and match[2]):
             raise ValueError(
-                f"`{part}` says nothing as {field}; a field is *, 5, 1-5, */15 or a list of those with commas"
+                f"`{part}` is not valid as {field}; a field is *, 5, 1-5, */15 or a list of those with commas"
             )
         step = int(match[3] or 1)
         if match[1] == "*":
@@ -134,12 +132,12 @@ def _numbers(word: str, field: str, least: int, most: int, names: dict[str, int]
             last = _number(match[2], field, least, most, names) if match[2] else most if match[3] else first
         if first > last or step < 1:
             raise ValueError(f"`{part}` names no {field}: the first must not be above the last, nor the step below 1")
-        found.update(range(first, last + 1, step))
-    return frozenset(found)
+        numbers.update(range(first, last + 1, step))
+    return frozenset(numbers)
 
 
 def _number(word: str, field: str, least: int, most: int, names: dict[str, int]) -> int:
-    """Return the number that a word stands for."""
+    """Return the number of a word, which is a name or decimal digits."""
     number = names.get(word, int(word) if word.isdecimal() else -1)
     if not least <= number <= most:
         named = f" or {next(iter(names))} to {list(names)[-1]}" if names else ""

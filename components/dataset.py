@@ -1,4 +1,4 @@
-"""A dataset: the rows that a validation is computed on."""
+"""A dataset: the rows on which a validation measures a model."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ __all__ = ["Dataset"]
 
 @dataclass(frozen=True)
 class Dataset:
-    """Rows by name. With `pin` they are chosen once, so that every version meets the same ones; else each time anew.
+    """A named set of rows.
 
-    Raises DeclarationError.
+    With `pin` the rows are chosen once, so every version is measured on the same rows. Otherwise each validation
+    chooses them again. Raises DeclarationError.
     """
 
     identifier: str

@@ -1,9 +1,9 @@
 """Datatypes: how a field is stored in BSON, and what Python object a model sees.
 
 A declaration names a datatype by its spec: `pil_image`, `int`, `array[float32,28x28]`, `vector[384]`. Decoding is
-strict, because a row comes from any client: a value of another type is the row's error (it becomes a dead letter with
-the reason), never a guess. The messages are to be read after the field's name: "img: expected an image as bytes (PNG,
-JPEG, WebP...), got str".
+strict, because any client may write a row: a value of another type is an error of the row, which becomes a dead letter
+with the reason. An error message follows the field's name: "img: expected an image as bytes (PNG, JPEG, WebP...), got
+str".
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["NAMES", "Datatype", "datatype"]
 
 @dataclass(frozen=True, slots=True)
 class Datatype:
-    """One datatype: `spec` is its canonical name, `expects` says in words what a row must hold."""
+    """One datatype: `spec` is its canonical name, `expects` describes a valid value in words."""
 
     spec: str
     expects: str
@@ -36,13 +36,13 @@ class Datatype:
     _encode: Callable[[Any], object]
 
     def decode(self, value: object) -> object:
-        """Turn the stored BSON value into what the model sees; raises DecodeError."""
+        """Return the stored BSON value as the Python object for the model; raises DecodeError."""
         if value is None:
             raise DecodeError(f"is null; expected {self.expects}")
         return self._decode(value)
 
     def encode(self, obj: object) -> object:
-        """Turn a Python object into the BSON value to store; raises EncodeError."""
+        """Return a Python object as the BSON value to store; raises EncodeError."""
         if obj is None:
             raise EncodeError(f"is None; expected {self.expects}")
         return self._encode(obj)
@@ -50,9 +50,9 @@ class Datatype:
 
 @lru_cache(maxsize=1024)
 def datatype(spec: str) -> Datatype:
-    """Return the datatype that a spec names; raises UnknownDatatype, which says what would be right.
+    """Return the datatype that a spec names; raises UnknownDatatype, which names the valid specs.
 
-    Never imports torch, not even for a tensor: its first decoding does.
+    It never imports torch: decoding the first tensor does.
     """
     match = _SPEC.fullmatch(spec.strip()) if isinstance(spec, str) else None
     if match is None:
@@ -79,7 +79,7 @@ def _integer(error: type[RowError]) -> Callable[[Any], int]:
         if not isinstance(value, int) or isinstance(value, bool):
             remedy = "; store it as a 32 or 64 bit integer (in mongosh: Long('3'))" if isinstance(value, float) else ""
             raise _wrong(error, "an int", value, remedy)
-        # Compared, not looked up in a range: a range is searched one by one for an Int64, which is a subclass of int.
+        # Comparisons, not `in range(...)`: for an Int64, a subclass of int, a range is searched item by item.
         if not -(2**63) <= value < 2**63:
             raise error(f"expected an int of 64 bits, got {value}")
         return int(value)
@@ -102,9 +102,7 @@ def _floating(error: type[RowError]) -> Callable[[Any], float]:
 
 
 def _instance(kind: type, expects: str, error: type[RowError]) -> Callable[[Any], object]:
-    """Accept instances of one type, and hand back that type itself rather than a subclass (bson's Binary is a
-    bytes).
-    """
+    """Accept instances of one type and return that type itself, not a subclass (bson's Binary is a bytes)."""
 
     def convert(value: Any) -> object:
         if not isinstance(value, kind):
@@ -149,7 +147,7 @@ def _tensor(spec: str, parameters: str) -> Datatype:
         )
 
     def decode(value: object) -> object:
-        # Here and not above: a declaration must not bring torch into the supervisor.
+        # Imported here: a declaration must not import torch into the supervisor.
         return import_module("components.torch.tensors").from_array(layout.decode(value))
 
     return Datatype(_spec("tensor", layout), layout.expects, decode, layout.encode)

@@ -1,16 +1,16 @@
 """Every error that predictd raises on purpose, under one root.
 
-Told apart by what can be done about them:
+The classes differ by the remedy:
 
-* the configuration is wrong (`ConfigurationError`, and `DeclarationError` for one declaration): a person mends it,
-  trying again is useless;
-* what is asked for is not there (`NotApplied`);
-* one row cannot be predicted (`RowError`): the row becomes a dead letter, the rows beside it go on;
-* one job cannot be done (`TrainingError`, `MetricError`; `JobFailed` is what its waiting caller meets): the live
-  version stays;
-* the world is in the way (`MongoUnavailable`, `LeaseLost`, `Fenced`): waiting, or leaving, is the remedy.
+* the configuration is wrong (`ConfigurationError`, and `DeclarationError` for one declaration): a person must correct
+  it; a retry does not help;
+* the requested component does not exist (`NotApplied`);
+* one row cannot be predicted (`RowError`): the row becomes a dead letter; the other rows are predicted;
+* one job failed (`TrainingError`, `MetricError`; a caller that waits for the job gets `JobFailed`): the live version
+  stays live;
+* the environment fails (`MongoUnavailable`, `LeaseLost`, `Fenced`): wait, or end the process.
 
-Whatever is not a `PredictdError` is a bug or comes from the user's model.
+Any other exception is a bug or comes from the user's model.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ __all__ = [
 
 
 class PredictdError(Exception):
-    """Root of the errors that predictd raises on purpose; the message is meant for a person."""
+    """Root of the errors that predictd raises on purpose; the message is written for a person."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong in a configuration: where (`listeners.digit.key`) and what would be right."""
+    """One error in a configuration: the path of the key (`listeners.digit.key`) and how to correct it."""
 
     path: str
     message: str
@@ -61,7 +61,7 @@ class Problem:
 
 
 class ConfigurationError(PredictdError):
-    """A configuration that cannot be used; carries all of its problems at once, not just the first."""
+    """A configuration that cannot be used; carries all of its problems, not only the first."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems: list[Problem] = list(problems)
@@ -72,15 +72,15 @@ class ConfigurationError(PredictdError):
 
 
 class DeclarationError(PredictdError):
-    """A component whose declaration makes no sense (a listener without a key, a model whose object is not callable)."""
+    """An invalid declaration of a component (a listener without a key, a model whose object is not callable)."""
 
 
 class UnknownDatatype(DeclarationError):
-    """A field whose datatype is not one that predictd knows, or whose parameters cannot be read."""
+    """A field whose datatype is unknown or has invalid parameters."""
 
 
 class ImportRefused(DeclarationError):
-    """An import path outside `security.allow_imports`, malformed, or that names nothing."""
+    """An import path that is malformed, outside `security.allow_imports`, or names nothing."""
 
 
 class WeightsError(DeclarationError):
@@ -88,64 +88,65 @@ class WeightsError(DeclarationError):
 
 
 class ArtifactRefused(DeclarationError):
-    """Code that travelled by value and is not loaded: altered, missing, or made by another Python, torch or
-    cloudpickle.
+    """An artifact that is not loaded: it was altered, is missing, or was made by another Python, torch or cloudpickle.
+
+    An artifact is code that is stored by value.
     """
 
 
 class SignatureRefused(DeclarationError):
-    """A declaration, or a blob that it names, that does not carry the signature of the service's key."""
+    """A declaration, or a blob that it names, that the service's key has not signed."""
 
 
 class NotApplied(PredictdError):
-    """A component that is asked for was removed, or never applied."""
+    """The requested component was removed, or never applied."""
 
 
 class MetricError(PredictdError):
-    """A metric that cannot be computed: it raised, or what it returned is no finite number."""
+    """A metric that cannot be computed: it raised, or it did not return a finite number."""
 
 
 class TrainingError(PredictdError):
-    """A training that cannot go on: a loss that is not finite, no rows, an optimizer that does not fit the model."""
+    """A training that cannot continue: the loss is not finite, there are no rows, the optimizer does not fit."""
 
 
 class Stopped(PredictdError):
-    """A training or validation that was told to stop did so; the message is the reason it was given."""
+    """A training or validation stopped because of a request; the message is the reason in the request."""
 
 
 class JobFailed(PredictdError):
-    """A job that somebody waited for has failed, or was cancelled; the message is the job's own reason."""
+    """A job that the caller waits for failed or was cancelled; the message is the job's own reason."""
 
 
 class RowError(PredictdError):
-    """This row cannot be predicted; the reason goes into its dead letter."""
+    """A row that cannot be predicted; the reason goes into its dead letter."""
 
 
 class DecodeError(RowError):
-    """A field's stored value is not what its datatype says."""
+    """A field's stored value does not match its datatype."""
 
 
 class EncodeError(RowError):
-    """A Python object cannot be stored as the datatype that its field declares."""
+    """A Python object that cannot be stored as the datatype of its field."""
 
 
 class BatchError(RowError):
-    """These rows cannot go through the model together (tensors of unequal shape); alone each of them may."""
+    """Rows that cannot form one batch (tensors of unequal shape); each may still succeed alone."""
 
 
 class OutputError(RowError):
-    """What the model returned cannot be stored: not finite, not encodable, or not one output per row."""
+    """The model's output cannot be stored: not finite, not encodable, or not one output per row."""
 
 
 class Retry(PredictdError):
     """Raised by a model's code: this row cannot be predicted now, but may be later.
 
-    The daemon tries it again, with growing pauses (`retry` of the listener), before it becomes a dead letter.
+    The daemon retries the row with growing pauses, within the listener's `retry`, before it becomes a dead letter.
     """
 
 
 class MongoUnavailable(PredictdError):
-    """MongoDB cannot be reached; the caller waits and tries again, or leaves with exit code 69."""
+    """MongoDB cannot be reached; the caller retries, or exits with code 69."""
 
 
 class LeaseLost(PredictdError):
@@ -153,4 +154,4 @@ class LeaseLost(PredictdError):
 
 
 class Fenced(PredictdError):
-    """A write carried an epoch that is no longer the service's; this process must leave."""
+    """A write carried an epoch that is no longer the service's; this process must exit."""

@@ -1,4 +1,4 @@
-"""Examples: decoded rows by their place, as trainings and validations read them."""
+"""Examples: decoded rows by position, as trainings and validations read them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ __all__ = ["Examples", "ListExamples"]
 
 
 class Examples(Protocol):
-    """A fixed number of rows. A row keeps its place; that it is still there is not promised."""
+    """A fixed number of rows. Each row keeps its position; it may be deleted at any time."""
 
     def __len__(self) -> int: ...
 
     def fetch(self, places: Sequence[int]) -> list[tuple[Any, ...] | None]:
-        """The decoded values of the key's fields, in the key's order, for each place; None for a row that is gone."""
+        """Return, for each place, the decoded values in the order of the key's fields; None for a deleted row."""
         ...
 
 
 class ListExamples:
-    """Examples in memory: one tuple of values for each row, or None for one that is gone."""
+    """Examples in memory: one tuple of values per row, or None for a deleted row."""
 
     def __init__(self, rows: Iterable[tuple[Any, ...] | None]) -> None:
         self._rows = list(rows)
@@ -28,5 +28,5 @@ class ListExamples:
         return len(self._rows)
 
     def fetch(self, places: Sequence[int]) -> list[tuple[Any, ...] | None]:
-        """The rows at these places."""
+        """Return the rows at these places."""
         return [self._rows[place] for place in places]

@@ -1,4 +1,4 @@
-"""MongoDB filters as JSON: what JSON has no word for (dates, ids, bytes, infinity) is written as Extended JSON."""
+"""MongoDB filters as JSON: values that JSON lacks (dates, ids, bytes, infinity) are written as Extended JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OPTIONS = json_util.JSONOptions(tz_aware=True, tzinfo=UTC)
 
 
 def encoded(value: Any) -> Any:
-    """A filter, or a value in one, as JSON; raises DeclarationError for a value that MongoDB does not know."""
+    """Return a filter, or a value in one, as JSON; raises DeclarationError if MongoDB cannot store the value."""
     if isinstance(value, Mapping):
         return {key: encoded(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -35,7 +35,7 @@ def encoded(value: Any) -> Any:
 
 
 def decoded(value: Any) -> Any:
-    """The filter that `encoded` wrote, as MongoDB takes it."""
+    """Return the filter that `encoded` wrote, as MongoDB expects it."""
     if isinstance(value, Mapping):
         if len(value) == 1 and next(iter(value)) in _TYPES:
             return json_util.object_hook(dict(value), _OPTIONS)
@@ -51,7 +51,7 @@ def _scalar(value: Any) -> Any:
             return value
         return {"$numberDouble": "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"}
     if isinstance(value, datetime):
-        # A date without a time zone is in UTC for MongoDB, not in this machine's zone.
+        # MongoDB takes a date without a time zone as UTC, not as this machine's zone.
         moment = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
         return {"$date": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")}
     if isinstance(value, ObjectId):

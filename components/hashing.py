@@ -1,4 +1,4 @@
-"""A hash of a Python value by its content: the same in every process, whatever the order of a dict's keys."""
+"""A hash of a Python value by its content: the same in every process and for every order of a dict's keys."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ __all__ = ["hash_item"]
 
 
 def hash_item(item: Any) -> str:
-    """SHA-256 of a value, in 64 hexadecimal digits: of None, numbers, text, bytes, and lists, tuples, sets and dicts of
-    such.
+    """Return the SHA-256 of a value, in 64 hexadecimal digits.
 
-    Arrays and tensors count as nested lists. What else there is counts by its pickle; raises DeclarationError where it
-    has none.
+    The value may be None, a number, text, bytes, or a list, tuple, set or dict of such values. Arrays and tensors are
+    hashed as nested lists. Any other object is hashed by its pickle; raises DeclarationError if it cannot be pickled.
     """
     return hashlib.sha256(_content(item)).hexdigest()
 
 
 def _content(item: Any) -> bytes:
     if item is None or isinstance(item, (bool, int, str)):
-        # The type is part of it: 1, True and "1" are three values.
+        # The type is part of the hash: 1, True and "1" are three values.
         kind = next(kind for kind in (type(None), bool, int, str) if isinstance(item, kind))
         return _framed(kind.__name__, str(item).encode("utf-8", "surrogatepass"))
     if isinstance(item, float):

@@ -1,8 +1,8 @@
-"""Encoded image bytes <-> `PIL.Image`: what any client in any language writes, what a model sees.
+"""Converts between the encoded image bytes that a client writes and the `PIL.Image` that a model receives.
 
-The bytes come from strangers, so they are bounded before anything is decoded: first their number, then the width and
-height that the header claims (`Image.open` reads no pixels), and only formats whose decoders are meant for untrusted
-input are tried. All functions are safe to call from several threads: nothing is shared between two calls.
+The bytes are untrusted, so they are bounded before anything is decoded: first their number, then the width and height
+in the header (`Image.open` reads no pixels). Only formats whose decoders are meant for untrusted input are tried. All
+functions are thread-safe: calls share no state.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"})
 
 
 def decode(value: object) -> Image.Image:
-    """Turn encoded bytes into a fully loaded image in its native mode (an MNIST PNG is mode `L`); of an animation, the
-    first frame.
+    """Return encoded bytes as a fully loaded image in its native mode (an MNIST PNG is mode `L`).
 
-    Raises DecodeError: not bytes, too many bytes or pixels, a format outside `FORMATS`, truncated or broken data.
+    An animation gives its first frame. Raises DecodeError if the value is not bytes, has too many bytes or pixels, has
+    a format outside `FORMATS`, or is truncated or broken.
     """
     if not isinstance(value, bytes):
         raise DecodeError(f"expected {EXPECTED}, got {type(value).__name__}")
@@ -66,9 +66,9 @@ def _open(data: bytes) -> Image.Image:
 
 
 def encode(obj: object) -> bytes:
-    """Turn an image into PNG bytes; bytes are taken for an image that is encoded already and pass through unread.
+    """Return an image as PNG bytes. Bytes are taken as an image that is encoded already and returned unchanged.
 
-    Raises EncodeError: neither an image nor bytes, or a mode that PNG cannot hold.
+    Raises EncodeError if the value is neither an image nor bytes, or has a mode that PNG cannot hold.
     """
     if isinstance(obj, bytes):
         return bytes(obj)

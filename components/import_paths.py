@@ -1,8 +1,8 @@
 """Import paths ("package.module:name") and the packages that they may name.
 
-Importing a module runs it, so the configuration may only name code of packages that its owner listed in
-`allow_imports`. A path is checked against that list before anything is imported, and it cannot leave the package
-through a module that the package happens to import (`examples.mnist:torch.hub.load` is refused).
+Importing a module runs its code, so the configuration may only name packages that its owner listed in `allow_imports`.
+A path is checked against that list before anything is imported. It cannot reach another package through a module that
+the package imports (`examples.mnist:torch.hub.load` is refused).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class ImportPolicy:
     allow: tuple[str, ...] = ()
 
     def check(self, path: str) -> tuple[str, str]:
-        """Split a path into module and name without importing anything; raises ImportRefused."""
+        """Return a path's module and name, without importing anything; raises ImportRefused if it is not allowed."""
         module, colon, name = path.partition(":")
         if not colon or not all(part.isidentifier() for part in (*module.split("."), *name.split("."))):
             raise ImportRefused(
@@ -42,22 +42,22 @@ class ImportPolicy:
         return module, name
 
     def resolve(self, path: str) -> object:
-        """Import what a path names; raises ImportRefused where it may not, cannot, or where there is no such name."""
+        """Import and return the object of a path; raises ImportRefused if it is not allowed, fails or has no name."""
         module_name, name = self.check(path)
-        found: object = _import(module_name, path)
+        named: object = _import(module_name, path)
         for part in name.split("."):
-            holder = found
+            holder = named
             try:
-                found = getattr(holder, part)
+                named = getattr(holder, part)
             except AttributeError:
                 near = get_close_matches(part, dir(holder), n=1)
                 meant = f"; did you mean {near[0]!r}?" if near else ""
                 raise ImportRefused(f"{path!r}: {module_name} has no {name!r}{meant}") from None
-            if isinstance(found, ModuleType):
+            if isinstance(named, ModuleType):
                 raise ImportRefused(
-                    f"{path!r}: {part!r} is a module; write '{found.__name__}:name', if that may be imported"
+                    f"{path!r}: {part!r} is a module; write '{named.__name__}:name', if that may be imported"
                 )
-        return found
+        return named
 
 
 def _import(module: str, path: str) -> ModuleType:

@@ -1,10 +1,11 @@
 """A key: which fields of a row become the model's arguments.
 
 * `"img"`: one field, the only positional argument;
-* `["left", "right"]`: several, in order;
-* `{"title": "text", "img": "image"}`: field to argument name.
+* `["left", "right"]`: several fields, in order;
+* `{"title": "text", "img": "image"}`: fields and the names of their arguments.
 
-A field may be dotted. `_outputs.embed.value` is the output of listener `embed` on the same table, so listeners chain.
+A field may be a dotted path. `_outputs.embed.value` is the output of listener `embed` on the same table, so one
+listener can read the output of another.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ KeySpec: TypeAlias = "str | Sequence[str] | Mapping[str, str]"
 
 
 class Arguments(NamedTuple):
-    """What a model is called with for one row."""
+    """The arguments that a model is called with for one row."""
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = MappingProxyType({})
@@ -31,14 +32,14 @@ class Arguments(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """The fields that a listener reads; `names` are the arguments' names, None where they are positional."""
+    """The fields that a listener reads; `names` are the arguments' names, or None if they are positional."""
 
     fields: tuple[str, ...]
     names: tuple[str, ...] | None = None
 
     @classmethod
     def parse(cls, spec: KeySpec) -> Key:
-        """Read a key as it stands in a declaration; raises DeclarationError."""
+        """Return the key of a declaration; raises DeclarationError."""
         if isinstance(spec, str):
             return cls((spec,))
         if isinstance(spec, Mapping):
@@ -66,15 +67,15 @@ class Key:
 
     def _check_overlap(self) -> None:
         if len(set(self.fields)) < len(self.fields):
-            raise DeclarationError(f"key: a field stands twice in {list(self.fields)}")
+            raise DeclarationError(f"key: a field occurs twice in {list(self.fields)}")
         for path in self.fields:
             inside = [other for other in self.fields if other.startswith(f"{path}.")]
             if inside:
-                raise DeclarationError(f"key: {inside[0]!r} lies inside {path!r}; name only one of the two")
+                raise DeclarationError(f"key: {inside[0]!r} is inside {path!r}; name only one of the two")
 
     @property
     def spec(self) -> str | list[str] | dict[str, str]:
-        """The key as it stands in a declaration."""
+        """The key in the form that a declaration holds."""
         if self.names is not None:
             return dict(zip(self.fields, self.names, strict=True))
         return self.fields[0] if len(self.fields) == 1 else list(self.fields)
@@ -86,7 +87,7 @@ class Key:
         return tuple(dict.fromkeys(parts[1] for parts in paths if parts[0] == "_outputs"))
 
     def arguments(self, values: Mapping[str, Any] | Sequence[Any]) -> Arguments:
-        """Make the arguments of one row from its decoded values, by field, or in the order of `fields`."""
+        """Return the arguments of one row from its decoded values, by field, or in the order of `fields`."""
         ordered = tuple(values[path] for path in self.fields) if isinstance(values, Mapping) else tuple(values)
         if self.names is None:
             return Arguments(ordered)

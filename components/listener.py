@@ -18,11 +18,11 @@ class Listener:
     """Runs `model` on the rows of `table` that hold every field of `key` and match `where`; writes
     `_outputs.<identifier>`.
 
-    `latency_budget`: seconds that one batch may take at most, which caps its size; `max_batch`: rows in a batch at
-    most; `worker`: name of the process that runs it (default: one for each model); `scan_order`: "newest" or "oldest"
-    rows first, when all rows are judged anew; `scan_rate`: rows a second at most while doing so, 0 for as many as go;
-    `retry`: `{"attempts": 5, "within": "10m"}`, how often and how long a row with a passing fault is tried.
-    Raises DeclarationError.
+    `latency_budget`: the longest time for one batch, in seconds; it limits the batch's size. `max_batch`: the most rows
+    in a batch. `worker`: the name of the process that runs the listener (default: one for each model). `scan_order`:
+    whether a scan of all rows begins with the "newest" or the "oldest". `scan_rate`: the most rows per second in a
+    scan; 0 means no limit. `retry`: `{"attempts": 5, "within": "10m"}`, how often and how long a row with a temporary
+    error is retried. Raises DeclarationError.
     """
 
     def __init__(

@@ -17,15 +17,15 @@ __all__ = ["Metric"]
 
 
 class Metric:
-    """A number by name: `object(predictions, targets)`, both lists of one item a row.
+    """A named number: the result of `object(predictions, targets)`; both are lists with one item per row.
 
     object: a callable; a class or an instance of torchmetrics; or a name in it ("MeanSquaredError",
     "torchmetrics:Accuracy").
-    arguments: keyword arguments that the class of torchmetrics is built with, or that the callable gets.
-    greater_is_better: which way is up. By default what torchmetrics says, else lower is better where the name sounds of
-        a loss or an error ("mse", "valid_loss"), else greater.
+    arguments: keyword arguments for building the class of torchmetrics, or for calling the callable.
+    greater_is_better: whether a greater value is better. The default is torchmetrics' own attribute. Without one, lower
+        is better if the name means a loss or an error ("mse", "valid_loss"), else greater.
 
-    torchmetrics gets tensors: predictions that are numbers, arrays or tensors of one shape are stacked; others stay
+    A torchmetrics object receives tensors: numbers, arrays or tensors of one shape are stacked; other values stay
     lists.
     """
 
@@ -52,29 +52,29 @@ class Metric:
         self.object = object
         self.arguments = dict(arguments or {})
         self.declared_direction = greater_is_better
-        self._found: Callable[..., Any] | None = None
+        self._function: Callable[..., Any] | None = None
 
     @property
     def greater_is_better(self) -> bool:
-        """Which way is up; imports torchmetrics where the object is a name in it, else nothing."""
+        """Whether a greater value is better; imports torchmetrics only if the object is a name in it."""
         if self.declared_direction is not None:
             return self.declared_direction
         own = getattr(self.function, "higher_is_better", None)
         if own is None and _of_torchmetrics(self.function) and isinstance(self.function, type):
-            own = getattr(self._built(), "higher_is_better", None)  # Accuracy only knows once it knows its task
+            own = getattr(self._built(), "higher_is_better", None)  # Accuracy has it only as an instance, with a task
         if isinstance(own, bool):
             return own
         return sounds_greater(f"{self.identifier} {getattr(self.function, '__name__', '')}")
 
     @property
     def function(self) -> Callable[..., Any]:
-        """The callable, class or instance itself; raises DeclarationError where torchmetrics has no such name."""
-        if self._found is None:
-            self._found = _imported(self.identifier, self.object) if isinstance(self.object, str) else self.object
-        return self._found
+        """The callable, class or instance itself; raises DeclarationError if torchmetrics has no such name."""
+        if self._function is None:
+            self._function = _imported(self.identifier, self.object) if isinstance(self.object, str) else self.object
+        return self._function
 
     def __call__(self, predictions: list[Any], targets: list[Any]) -> float:
-        """The value, a finite number; raises MetricError where it is none, or where computing it raises."""
+        """Return the value, a finite number; raises MetricError if it is not one, or if computing it raises."""
         try:
             if _of_torchmetrics(self.function):
                 from components.torch import metrics  # torch is loaded already: torchmetrics needs it
@@ -118,7 +118,7 @@ class Metric:
 
 def _of_torchmetrics(function: object) -> bool:
     kind = function if inspect.isclass(function) or inspect.isroutine(function) else type(function)
-    # By the base classes, too: a user's subclass is used just like torchmetrics' own.
+    # The base classes count too: a user's subclass is used like a class of torchmetrics.
     names = [getattr(base, "__module__", None) or "" for base in getattr(kind, "__mro__", (kind,))]
     return any(name.split(".")[0] == "torchmetrics" for name in names)
 
@@ -140,10 +140,10 @@ def _imported(identifier: str, path: str) -> Callable[..., Any]:
         module = import_module(module_name)
     except ImportError as error:
         raise DeclarationError(f"metric {identifier!r}: object: {path!r} cannot be imported: {error}") from error
-    found = getattr(module, name, None)
-    if not callable(found):
+    function = getattr(module, name, None)
+    if not callable(function):
         near = get_close_matches(name, dir(module), n=1)
         meant = f"; did you mean {near[0]!r}?" if near else ""
         raise DeclarationError(f"metric {identifier!r}: object: {module_name} has no {name!r}{meant}")
-    result: Callable[..., Any] = found
+    result: Callable[..., Any] = function
     return result

@@ -1,4 +1,4 @@
-"""Which way is up for a metric of which only the name is known."""
+"""Guesses from a metric's name whether greater values are better."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
 def sounds_greater(name: str) -> bool:
-    """Whether more of it is better: False if a word of the name sounds of a loss or an error ("mse", "valid_loss")."""
+    """Return whether greater is better: False if a word of the name means a loss or an error ("mse", "valid_loss")."""
     return not any(_LOWER.fullmatch(word.lower()) for word in _WORDS.findall(name))

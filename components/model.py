@@ -1,12 +1,12 @@
-"""Models: the steps that the corridor runs, each on a thread of its own, and the same steps in one call.
+"""Models: the steps that the corridor runs, each in its own thread, and the same steps in one call.
 
     arguments -> prepare -> infer -> finish -> BSON value
                  a row      a batch  a row
 
-`prepare` is the user's `preprocess`; `infer` puts the rows together, runs the model and takes its outputs apart;
-`finish` is the user's `postprocess` and the way into BSON. Where `prepare_batch` is true, `prepare_many` and
-`infer_many` take their places for a whole batch, with the same outputs. Any step may raise: the corridor halves the
-batch until the failing row stands alone.
+`prepare` calls the user's `preprocess`; `infer` collates the rows, runs the model and splits its output into rows;
+`finish` calls the user's `postprocess` and converts the result to BSON. If `prepare_batch` is true, `prepare_many` and
+`infer_many` do the same for a whole batch. If a step raises, the corridor halves the batch until it has isolated the
+failing row.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["Arguments", "Model", "ObjectModel"]
 class Model(ABC):
     """A model with an optional `preprocess` (a row's arguments to the model's input) and `postprocess` (of one output).
 
-    `trainer` and `validation` may be set: they are applied together with the model.
+    If `trainer` and `validation` are set, they are applied together with the model.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Model(ABC):
 
     @property
     def prepare_batch(self) -> bool:
-        """Whether `prepare_many` and `infer_many` are to be used: they do more than a loop."""
+        """Whether callers should use `prepare_many` and `infer_many`, because they are faster than a loop."""
         return False
 
     @abstractmethod
@@ -64,22 +64,22 @@ class Model(ABC):
 
     @abstractmethod
     def infer(self, xs: list[Any]) -> list[Any]:
-        """Return one output a row, in order; raises OutputError where the model returned another number of them."""
+        """Return one output per row, in order; raises OutputError if the model returned a different number."""
 
     def infer_many(self, batch: Any, n: int) -> list[Any]:
-        """Return the `n` outputs of what `prepare_many` returned."""
+        """Return the `n` outputs of the batch that `prepare_many` returned."""
         return checked(self.infer(batch), n)
 
     def finish(self, output: Any) -> Any:
-        """Return the BSON value to store; raises OutputError where the output is not finite or has no place in BSON."""
+        """Return the BSON value to store; raises OutputError if the output is not finite or BSON cannot hold it."""
         return storable(self.postprocessed(output))
 
     def postprocessed(self, output: Any) -> Any:
-        """Return what the user's `postprocess` makes of one output."""
+        """Return one output after the user's `postprocess`."""
         return output if self.postprocess is None else self.postprocess(output)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Predict one row here and now; returns what `postprocess` returns."""
+        """Predict one row in this process; returns what `postprocess` returns."""
         return self._predict([Arguments(args, kwargs)])[0]
 
     def predict_batches(self, xs: Iterable[Any], *, batch_size: int = 256) -> list[Any]:
@@ -97,29 +97,30 @@ class Model(ABC):
             outputs = self.infer([self.prepare(arguments) for arguments in rows])
         return [self.postprocessed(output) for output in outputs]
 
-    def fit(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002  # what there is to give is the subclass's
-        """Train the model here and now; raises DeclarationError for a kind of model that cannot be trained."""
+    def fit(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002  # the subclass defines the arguments
+        """Train the model in this process; raises DeclarationError if this kind of model cannot be trained."""
         raise DeclarationError(f"model {self.identifier!r}: {type(self).__name__} cannot be trained; TorchModel can")
 
     def state(self) -> dict[str, Any] | None:
-        """Return a copy of the weights by name, or None for a model that has none."""
+        """Return a copy of the weights by name; None if the model has no weights."""
         return None
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take the weights of a version; raises WeightsError where they do not fit."""
+        """Load the weights of a version; raises WeightsError if they do not fit."""
         if state:
             raise DeclarationError(f"model {self.identifier!r}: {type(self).__name__} has no weights to load")
 
     def warm(self) -> None:
-        """Do what the first batch would otherwise wait for."""
+        """Do the work that would delay the first batch."""
         return
 
 
 class ObjectModel(Model):
-    """Any callable as a model: called once a row, or, with `batched`, once a batch with the list of the rows' inputs.
+    """Any callable as a model: called once per row, or, with `batched`, once per batch with the list of inputs.
 
-    Without `preprocess` the callable gets the row's arguments as they are; with it, its result. A batched callable gets
-    for a row its only argument, a tuple of several, or a dict of named ones, and returns a sequence of as many outputs.
+    Without `preprocess` the callable receives the row's arguments; with it, the result of `preprocess`. In the list
+    that a batched callable receives, a row is its only argument, a tuple of several, or a dict of named ones. The
+    callable returns a sequence with one output per row.
     """
 
     def __init__(
@@ -136,16 +137,16 @@ class ObjectModel(Model):
             raise DeclarationError(f"model {identifier!r}: object: expected a callable, got {type(object).__name__}")
         self.object = object
         self.batched = batched
-        self._turn = Lock()  # two listeners may share a model, and few callables stand two threads at once
+        self._turn = Lock()  # two listeners may share a model, and few callables are thread-safe
 
     def prepare(self, arguments: Arguments) -> Any:
-        """Return the preprocessed row, or its arguments."""
+        """Return the preprocessed row; without a `preprocess`, its arguments."""
         if self.preprocess is not None:
             return self.preprocess(*arguments.args, **arguments.kwargs)
         return bundled(arguments) if self.batched else arguments
 
     def infer(self, xs: list[Any]) -> list[Any]:
-        """Call the object; batches of several threads take turns."""
+        """Call the object, in one thread at a time."""
         with self._turn:
             if self.batched:
                 return checked(self.object(xs), len(xs))
@@ -153,7 +154,7 @@ class ObjectModel(Model):
 
 
 def bundled(arguments: Arguments) -> Any:
-    """Return a row's arguments as one value: the only one, a tuple, or a dict where they have names."""
+    """Return a row's arguments as one value: the only argument, a tuple of several, or a dict of named ones."""
     args, kwargs = arguments
     if kwargs:
         if args:
@@ -163,7 +164,7 @@ def bundled(arguments: Arguments) -> Any:
 
 
 def checked(outputs: Any, n: int) -> list[Any]:
-    """Return a batch's outputs as a list of `n`; raises OutputError."""
+    """Return a batch's outputs as a list of length `n`; raises OutputError if there are not `n`."""
     if (
         isinstance(outputs, (str, bytes, Mapping))
         or not hasattr(outputs, "__len__")
@@ -178,6 +179,6 @@ def checked(outputs: Any, n: int) -> list[Any]:
 
 
 def check_callable(identifier: str, name: str, function: object) -> None:
-    """Refuse what cannot be called; raises DeclarationError."""
+    """Raise DeclarationError if `function` is neither None nor callable."""
     if function is not None and not callable(function):
         raise DeclarationError(f"model {identifier!r}: {name}: expected a callable, got {type(function).__name__}")

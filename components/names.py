@@ -12,9 +12,7 @@ _IDENTIFIER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,119}", re.ASCII)
 
 
 def check_identifier(name: str, kind: str) -> None:
-    """Refuse a component's name that could not stand in `_outputs.<name>` or in `service/kind/name`; raises
-    DeclarationError.
-    """
+    """Raise DeclarationError if a component's name is invalid in `_outputs.<name>` or in `service/kind/name`."""
     if not isinstance(name, str) or not _IDENTIFIER.fullmatch(name):
         raise DeclarationError(
             f"{kind} {name!r}: a name has letters, digits, _ and -, at most 120, and does not begin with -"
@@ -22,7 +20,7 @@ def check_identifier(name: str, kind: str) -> None:
 
 
 def check_field(path: str, owner: str) -> None:
-    """Refuse what is no (dotted) path of a field; raises DeclarationError."""
+    """Raise DeclarationError if `path` is not the (dotted) path of a field."""
     if not isinstance(path, str) or not path:
         raise DeclarationError(f"{owner}: {path!r} is no field; write its name, or a dotted path such as 'photo.full'")
     for part in path.split("."):

@@ -1,8 +1,8 @@
-"""From what a model returned to a value that BSON can hold.
+"""Converts a model's output to a value that BSON can hold.
 
-Tensors and arrays become numbers or nested lists, images become PNG bytes, tuples become lists; what is not finite or
-has no place in BSON is refused with its place in the output: "output.scores[3] is nan". Nothing here knows torch:
-whatever has `tolist` (tensors, arrays, their scalars) is asked for its plain form.
+Tensors and arrays become numbers or nested lists, images become PNG bytes, tuples become lists. A value that is not
+finite, or that BSON cannot hold, is refused with its place in the output: "output.scores[3] is nan". The module does
+not import torch: it calls `tolist` on any value that has it (tensors, arrays, their scalars).
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from components.errors import EncodeError, OutputError
 __all__ = ["storable"]
 
 MAX_DEPTH = 90
-"""BSON nests at most 100 deep, and the value stands a few levels inside its row."""
+"""BSON nests at most 100 levels; the value is a few levels deep in its row."""
 
 _BSON_TYPES = (Binary, datetime, DatetimeMS, Decimal128, Int64, ObjectId)
-# The way to a value, innermost first: put into words only when something is wrong with it.
+# The path to a value, innermost part first; it becomes text only in an error message.
 _Place: TypeAlias = "tuple[_Place, str | int] | None"
 
 
 def storable(value: object) -> object:
-    """Return the BSON form of a model's output; raises OutputError that says where and why it has none."""
+    """Return a model's output as BSON; raises OutputError with the place and the reason if BSON cannot hold it."""
     return _convert(value, None, 0)
 
 
@@ -53,8 +53,8 @@ def _convert(value: Any, at: _Place, depth: int) -> object:
 
 
 def _foreign(value: Any, at: _Place, depth: int) -> object:
-    """Convert what is neither plain nor a container: arrays, tensors, images, and subclasses of plain types."""
-    # Before the subclasses of plain types: numpy's float64 is a float, and its tolist gives the plain one.
+    """Convert a value that is neither plain nor a container: arrays, tensors, images, subclasses of plain types."""
+    # Before the subclasses of plain types: numpy's float64 is a float, and its tolist returns a plain float.
     if hasattr(value, "tolist"):
         return _convert(value.tolist(), at, depth + 1)
     for kind, convert in _PLAIN.items():
@@ -69,7 +69,7 @@ def _foreign(value: Any, at: _Place, depth: int) -> object:
 
 
 def _list(values: list[Any] | tuple[Any, ...], at: _Place, depth: int) -> list[object]:
-    # An embedding is a long list of floats: look at it as a whole, in C, before going one by one.
+    # An embedding is a long list of floats: checking the whole list in C is faster than one item at a time.
     if set(map(type, values)) == {float} and all(map(isfinite, values)):
         return list(values)
     return [_convert(item, (at, index), depth + 1) for index, item in enumerate(values)]

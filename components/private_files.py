@@ -1,6 +1,6 @@
-"""Files that decide whom a process trusts: opened without following a link and without waiting.
+"""Reads files that decide whom a process trusts, without following a symbolic link and without blocking.
 
-They are read only if nobody but this user and root can have written them.
+They are read only if no user other than this one and root can write them.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ _NOT_REGULAR: Final = "is not a regular file: name the file that holds it"
 
 
 def read(path: Path, most: int, folder: int | None = None) -> bytes:
-    """The first `most` bytes of a regular file of this user or of root that nobody else may read or change.
+    """Return the first `most` bytes of a regular file of this user or root that no other user may read or change.
 
-    folder: the descriptor of the folder that holds it, if that is open already.
+    folder: the descriptor of the folder that holds it, if that folder is open already.
 
-    Raises DeclarationError, with the remedy, if it is anything else, and OSError if it is missing or cannot be read.
+    Raises DeclarationError, with the remedy, for any other file, and OSError if it is missing or cannot be read.
     """
     try:
-        # The last part of the path is no link, and a FIFO without a writer does not hold us up.
+        # The flags refuse a link as the last part of the path, and do not wait for the writer of a FIFO.
         file = os.open(path if folder is None else path.name, _FLAGS, dir_fd=folder)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise DeclarationError(f"{path}: is a symbolic link: name the file itself") from None
-        if error.errno == errno.ENXIO:  # a socket, or a device that is not there
+        if error.errno == errno.ENXIO:  # a socket, or a missing device
             raise DeclarationError(f"{path}: {_NOT_REGULAR}") from None
         raise
     try:
-        # Of the file that is open, not of the path, which may name another by now.
+        # fstat checks the open file; the path may name another file by now.
         about = os.fstat(file)
         if not stat.S_ISREG(about.st_mode):
             raise DeclarationError(f"{path}: {_NOT_REGULAR}")
@@ -52,7 +52,7 @@ def read(path: Path, most: int, folder: int | None = None) -> bytes:
 
 
 def check_owner(about: os.stat_result, path: Path) -> None:
-    """Raises DeclarationError if what was opened belongs neither to this process's user nor to root."""
+    """Raise DeclarationError if the open file belongs neither to this process's user nor to root."""
     if about.st_uid not in (os.geteuid(), 0):
         raise DeclarationError(
             f"{path}: belongs to another user (uid {about.st_uid}); run this as that user, or name a copy of your own "

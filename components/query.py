@@ -1,7 +1,7 @@
 """Queries: which rows of a table, and which of their fields, as a value that can be stored and compared.
 
-A query reads nothing. `query["field"] == value` makes a condition, conditions are put together with `&`, `|` and `~`,
-and each of `filter`, `select` and `limit` returns a new query:
+A query reads nothing. `query["field"] == value` makes a condition; `&`, `|` and `~` combine conditions; `filter`,
+`select` and `limit` each return a new query:
 
     valid = Query("mnist").filter(Query("mnist")["_fold"] == "valid").select("img", "class").limit(500)
 
@@ -22,7 +22,7 @@ __all__ = ["Condition", "Field", "Query", "mentioned"]
 
 
 class Condition:
-    """A condition on a row; `where` is the MongoDB filter that it stands for."""
+    """A condition on a row; `where` is the same condition as a MongoDB filter."""
 
     __slots__ = ("where",)
 
@@ -42,7 +42,9 @@ class Condition:
         return Condition({"$nor": [self.where]})
 
     def __bool__(self) -> bool:
-        raise TypeError("a condition is no truth value; write & for and, | for or, ~ for not, each side in parentheses")
+        raise TypeError(
+            "a condition has no truth value; write & for and, | for or, ~ for not, each side in parentheses"
+        )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Condition) and other.where == self.where
@@ -56,8 +58,8 @@ class Condition:
 class Field:
     """A field of a query's rows, by its (dotted) path; comparing it makes a `Condition`.
 
-    As in MongoDB, a field that holds a list fulfils a comparison where one of its items does, and `!=` is fulfilled by
-    rows that lack the field.
+    As in MongoDB, a field that holds a list matches if one of its items matches, and `!=` matches rows without the
+    field.
     """
 
     __slots__ = ("path",)
@@ -67,7 +69,7 @@ class Field:
         self.path = path
 
     def __eq__(self, value: object) -> Condition:  # type: ignore[override]
-        # A document or a pattern would be read as operators where it stands alone.
+        # MongoDB would read a document or a pattern without $eq as operators.
         plain = not isinstance(value, (Mapping, re.Pattern))
         return Condition({self.path: value if plain else {"$eq": value}})
 
@@ -86,16 +88,16 @@ class Field:
     def __ge__(self, value: Any) -> Condition:
         return Condition({self.path: {"$gte": value}})
 
-    __hash__ = None  # type: ignore[assignment]  # equality is no question here, it makes a condition
+    __hash__ = None  # type: ignore[assignment]  # `==` makes a condition instead of comparing
 
     def isin(self, values: Iterable[Any]) -> Condition:
-        """The field holds one of these values; raises DeclarationError for a string, whose letters are hardly meant."""
+        """The field holds one of these values; raises DeclarationError for a string, which is not a list of values."""
         if isinstance(values, (str, bytes, Mapping)):
             raise DeclarationError(f"query: {self.path}.isin takes a list of values, got {values!r}")
         return Condition({self.path: {"$in": list(values)}})
 
     def exists(self, there: bool = True) -> Condition:
-        """The row has the field, even if it is null there; with False: it has not."""
+        """The row has the field, which may be null; with False: the row lacks it."""
         return Condition({self.path: {"$exists": there}})
 
     def __repr__(self) -> str:
@@ -103,9 +105,9 @@ class Field:
 
 
 class Query:
-    """Rows of `table` that match `where`, at most `max_rows` of them; of their fields `fields`, or all (None).
+    """At most `max_rows` rows of `table` that match `where`; only their `fields`, or all of them (None).
 
-    It is immutable. Raises DeclarationError for what is no filter, no field or no number of rows.
+    It is immutable. Raises DeclarationError for an invalid filter, field or number of rows.
     """
 
     table: str
@@ -131,26 +133,26 @@ class Query:
         return Field(path)
 
     def __iter__(self) -> Iterator[Any]:
-        # Without this, Python would iterate by asking for query[0], query[1]...
-        raise TypeError(f"{self!r} only says which rows; iterate over db[{self.table!r}], which reads them")
+        # Without this, Python would iterate with query[0], query[1]...
+        raise TypeError(f"{self!r} is only a query; iterate over db[{self.table!r}], which reads the rows")
 
     def filter(self, *conditions: Condition | Mapping[str, Any]) -> Self:
-        """The rows that fulfil these conditions (or MongoDB filters) as well."""
+        """Return a query for the rows that also match these conditions (or MongoDB filters)."""
         where = self.where
         for condition in conditions:
             where = _both(where, _where(condition))
         return self._with(where=where)
 
     def select(self, *fields: str) -> Self:
-        """Only these fields of the rows, beside their `_id`."""
+        """Return a query for only these fields of the rows, and their `_id`."""
         return self._with(fields=_checked_fields(fields))
 
     def limit(self, n: int) -> Self:
-        """At most `n` rows: those of the lowest `_id`."""
+        """Return a query for at most `n` rows: those with the lowest `_id`."""
         return self._with(max_rows=_checked_limit(n))
 
     def _with(self, **changes: Any) -> Self:
-        """A copy, of the same class, with some attributes changed."""
+        """Return a copy, of the same class, with some attributes changed."""
         changed = copy.copy(self)
         for name, value in changes.items():
             setattr(changed, name, value)
@@ -173,7 +175,7 @@ class Query:
 
 
 def mentioned(where: Any) -> set[str]:
-    """The first parts of all fields that a filter looks at: {"_fold"} for {"$or": [{"_fold": "train"}]}."""
+    """Return the first part of each field that a filter reads: {"_fold"} for {"$or": [{"_fold": "train"}]}."""
     if isinstance(where, Mapping):
         own = {str(key).split(".", maxsplit=1)[0] for key in where if not str(key).startswith("$")}
         nested = (mentioned(value) for key, value in where.items() if key in {"$and", "$or", "$nor"})

@@ -1,8 +1,8 @@
-"""BSON values as their bytes: MongoDB stores values that the driver cannot decode, or would not send back as they were.
+"""BSON values as bytes: MongoDB stores values that the driver cannot decode, or would not send back unchanged.
 
 A row's `_id` may be such a value: a string that is not UTF-8, a binary of subtype 2 with a wrong inner length, a
-document that holds a field twice. Its *key* is therefore what identifies it on the server: a value of one of the types
-`EXACT` as Python holds it, since these are sent back unchanged, and everything else as a `RawValue`.
+document that holds a field twice. A row's *key* identifies it on the server: a Python value if its type is in `EXACT`,
+because the driver sends these back unchanged; otherwise a `RawValue`.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ STRICT: Final[CodecOptions[dict[str, Any]]] = CodecOptions(datetime_conversion=D
 RAW: Final[CodecOptions[RawBSONDocument]] = CodecOptions(document_class=RawBSONDocument)
 
 UNDECODABLE: Final = (bson.errors.BSONError, ValueError, TypeError, OverflowError, RecursionError)
-"""What decoding stored bytes may raise."""
+"""The exceptions that decoding stored bytes may raise."""
 
 EXACT: Final = frozenset({ObjectId, str, int, Int64, float, bytes, Binary, datetime, DatetimeMS, Timestamp, Decimal128})
-"""The Python types of keys that are encoded again exactly as they were stored."""
+"""The Python types of keys that the driver encodes to exactly the stored bytes."""
 
 _EXACT_KINDS: Final = frozenset({0x01, 0x02, 0x05, 0x07, 0x09, 0x10, 0x11, 0x12, 0x13})
 _NO_BYTES: Final = {0x06: 0, 0x0A: 0, 0x7F: 0, 0xFF: 0}
 _SIZES: Final = {**_NO_BYTES, 0x01: 8, 0x07: 12, 0x08: 1, 0x09: 8, 0x10: 4, 0x11: 8, 0x12: 8, 0x13: 16}
-"""How many bytes a value of a type takes, if all of that type take as many."""
+"""The number of bytes of a value, for types with a fixed size."""
 
 _BEYOND_LENGTH: Final = {0x02: 4, 0x03: 0, 0x04: 0, 0x05: 5, 0x0C: 16, 0x0D: 4, 0x0E: 4, 0x0F: 0}
-"""How many bytes a value of a type takes beyond the length that it begins with."""
+"""For types that begin with a length: the number of bytes of a value beyond that length."""
 
 
 class RawValue(bytes):
-    """One BSON value: the byte of its type, then its bytes as stored. Two are equal if they are stored alike."""
+    """One BSON value: the byte of its type, then its stored bytes. Two are equal if their stored bytes are equal."""
 
     __slots__ = ()
 
     @classmethod
     def of(cls, value: Any) -> RawValue:
-        """The value, encoded; a raw one as it is."""
+        """Return the value, encoded; a RawValue is returned unchanged."""
         if type(value) is RawValue:
             return value
         document = bson.encode({"": value})
@@ -60,35 +60,35 @@ class RawValue(bytes):
             return f"<BSON of type {self[0]}: {self[1:41].hex()}>"
 
     def value(self, codec: CodecOptions[dict[str, Any]] = STRICT) -> Any:
-        """The value as Python has it. Raises one of `UNDECODABLE`."""
+        """Return the decoded value; raises one of `UNDECODABLE`."""
         return bson.decode(document({}, {"": self}).raw, codec)[""]
 
     def fields(self) -> dict[str, RawValue]:
-        """The fields of a document or an array; of any other value, none."""
+        """Return the fields of a document or an array; any other value has none."""
         return fields(self[1:]) if self[0] in {0x03, 0x04} else {}
 
 
 def fields(document: bytes | memoryview) -> dict[str, RawValue]:
-    """The fields of a BSON document, none of them decoded; of a name that occurs twice, the first, as MongoDB does."""
-    found: dict[str, RawValue] = {}
+    """Return the fields of a BSON document, undecoded; if a name occurs twice, the first counts, as in MongoDB."""
+    values: dict[str, RawValue] = {}
     for name, value in _elements(bytes(document)):
-        found.setdefault(name, value)
-    return found
+        values.setdefault(name, value)
+    return values
 
 
 def readable(
     values: Mapping[str, RawValue], key: str = "", codec: CodecOptions[dict[str, Any]] = STRICT
 ) -> dict[str, Any]:
-    """The fields, decoded; the field `key` as a key. One that cannot be decoded is left out."""
-    found: dict[str, Any] = {}
+    """Return the decoded fields, with the field `key` as a row's key. A field that cannot be decoded is left out."""
+    decoded: dict[str, Any] = {}
     for name, value in values.items():
         with suppress(*UNDECODABLE):
-            found[name] = key_of(value) if name == key else value.value(codec)
-    return found
+            decoded[name] = key_of(value) if name == key else value.value(codec)
+    return decoded
 
 
 def key_of(value: RawValue) -> Any:
-    """The key of a row whose `_id` is stored like this."""
+    """Return the key of a row with this stored `_id`."""
     if value[0] in _EXACT_KINDS:
         try:
             return value.value()
@@ -98,15 +98,16 @@ def key_of(value: RawValue) -> Any:
 
 
 def identity(key: Any) -> Any:
-    """What makes two keys the same row, and can be hashed. Python takes 1, 1.0 and True for equal; MongoDB's rows
-    with these `_id`s are told apart by their bytes.
+    """Return a hashable value that is equal for two keys only if they are the same row.
+
+    Python takes 1, 1.0 and True as equal; this function compares the bytes of such `_id`s.
     """
     kind = type(key)
     return key if kind is ObjectId or kind is str or kind is RawValue else RawValue.of(key)
 
 
 def size(key: Any) -> int:
-    """About how many bytes a key takes in a command."""
+    """Return about how many bytes a key takes in a command."""
     kind = type(key)
     if kind is ObjectId:
         return 20
@@ -116,7 +117,7 @@ def size(key: Any) -> int:
 
 
 def chunks(keys: Iterable[Any], rows: int, largest: int) -> Iterator[list[Any]]:
-    """The keys in order, in lists of at most so many rows and bytes; a key that is larger than that stands alone."""
+    """Yield the keys in order, in lists of at most `rows` keys and `largest` bytes; a larger key is a list alone."""
     chunk: list[Any] = []
     held = 0
     for key in keys:
@@ -131,18 +132,18 @@ def chunks(keys: Iterable[Any], rows: int, largest: int) -> Iterator[list[Any]]:
 
 
 def document(plain: Mapping[str, Any], raw: Mapping[str, Any]) -> RawBSONDocument:
-    """A document to be sent: the fields of `plain`, then those of `raw`, whose values may be raw."""
+    """Return a document to send: the fields of `plain`, then those of `raw`, whose values may be raw."""
     body = bson.encode(plain)[4:-1] + b"".join(_element(name, value) for name, value in raw.items())
     return RawBSONDocument(struct.pack("<i", len(body) + 5) + body + b"\0")
 
 
 def equals(key: Any) -> Any:
-    """The condition that an `_id` is this key."""
+    """Return the condition that an `_id` is this key."""
     return key if type(key) in EXACT else document({}, {"$eq": key})
 
 
 def among(keys: Sequence[Any]) -> Mapping[str, Any]:
-    """The condition that an `_id` is one of these keys."""
+    """Return the condition that an `_id` is one of these keys."""
     if all(type(key) in EXACT for key in keys):
         return {"$in": list(keys)}
     body = b"".join(_element(str(index), key) for index, key in enumerate(keys))

@@ -1,11 +1,11 @@
-"""Components as declarations, and back.
+"""Converts components to declarations, and back.
 
     component -> declare -> Declared(kind, name, declaration, artifacts)
     name, declaration, resolve -> build_model, build_trainer, ... -> component
 
-Code in a declaration is an import path if the daemon can import it, else the slot of an artifact, whose blobs travel
-beside the declaration (`components.artifacts`); among arguments, an import path is written {"$import": path}. `resolve`
-turns either back into the object.
+Code in a declaration is an import path if the daemon can import it, else the slot of an artifact, whose blobs are
+stored beside the declaration (`components.artifacts`). Among arguments, an import path is written {"$import": path}.
+`resolve` returns the object of an import path or a slot.
 """
 
 from __future__ import annotations
@@ -58,8 +58,9 @@ _AUTO = ("cuda", "mps", "cpu")
 
 @dataclass(frozen=True)
 class Declared:
-    """A declaration: `kind` is "table", "model", "listener", "trainer" or "validation"; a trainer is named after its
-    model.
+    """A declaration with its kind: "table", "model", "listener", "trainer" or "validation".
+
+    A trainer has the name of its model.
     """
 
     kind: str
@@ -69,13 +70,14 @@ class Declared:
 
 
 def declare(component: Any, allow: Sequence[str] = (), *, model: Model | str | None = None) -> Declared:
-    """What is stored of a component. The trainer and the validation that are attached to a model are declared by
-    themselves.
+    """Return the declaration that is stored for a component.
 
-    allow: packages that the daemon may import, beside the installed ones; their code goes by import path.
+    The trainer and the validation that are attached to a model have declarations of their own.
+
+    allow: packages that the daemon may import, beside the installed ones; their code is stored as import paths.
     model: the model, or its name, that a trainer or a validation belongs to.
 
-    Raises DeclarationError where something is missing, or cannot travel.
+    Raises DeclarationError if something is missing, or cannot be stored.
     """
     codes = _Codes(allow, served=getattr(model, "object", None))
     name = model.identifier if isinstance(model, Model) else model
@@ -99,42 +101,43 @@ def declare(component: Any, allow: Sequence[str] = (), *, model: Model | str | N
 
 
 def build_table(name: str, declaration: TableDeclaration) -> Table:
-    """The table of a declaration; raises DeclarationError."""
+    """Return the table of a declaration; raises DeclarationError."""
     return Table(name, declaration.fields)
 
 
 def build_listener(name: str, declaration: ListenerDeclaration) -> Listener:
-    """The listener of a declaration; raises DeclarationError."""
+    """Return the listener of a declaration; raises DeclarationError."""
     return Listener(name, **{**dict(declaration), "where": decoded(declaration.where)})
 
 
 def build_model(name: str, declaration: ModelDeclaration, resolve: Resolve) -> Model:
-    """The model of a declaration, with its initial weights; raises DeclarationError that names the key
-    ("models.lenet.object").
+    """Return the model of a declaration, with its initial weights.
 
-    A class, or with arguments a function, is called with the arguments and makes the model's object; a function without
-    arguments is itself the object of type "object", and makes that of type "torch". What came as an artifact is the
-    object already; a module that an import path leads to is copied, if it can be, so that no two models share it.
-    Whatever is random in a torch model is the same in every process: it is built with the generators seeded by its
-    name.
+    An import path that names a class is called with the arguments and returns the model's object. A function is also
+    called, if there are arguments or the type is "torch"; otherwise the function itself is the object. An artifact
+    holds the finished object. A module that an import path names is copied, if possible, so that no two models share
+    it. A torch model is built with the random generators seeded by its name, so its initial weights are the same in
+    every process.
+
+    Raises DeclarationError that names the key ("models.lenet.object").
     """
     at = f"models.{name}"
     of_torch, by_path = declaration.type == "torch", isinstance(declaration.object, str)
     with together(), _seeded(name, declaration.type):
         code = {key: _resolved(f"{at}.{key}", slot, resolve) for key, slot in declaration.code.items()}
-        found = code.pop("object")
+        source = code.pop("object")
         try:
             arguments = _given(f"{at}.arguments", declaration.arguments, resolve)
-            makes = isinstance(found, type) or (inspect.isroutine(found) if of_torch else bool(arguments))
-            built = found(**arguments) if by_path and makes else found
+            makes = isinstance(source, type) or (inspect.isroutine(source) if of_torch else bool(arguments))
+            built = source(**arguments) if by_path and makes else source
             if not of_torch:
                 code.pop("preprocess_batch", None)
                 return ObjectModel(name, built, **code, batched=declaration.batched)
-            from components.torch import TorchModel  # the supervisor, which never gets here, stays free of torch
+            from components.torch import TorchModel  # imported here, because the supervisor must not import torch
 
             return TorchModel(
                 name,
-                _copied(built) if built is found and by_path else built,
+                _copied(built) if built is source and by_path else built,
                 **code,
                 preferred_devices=_devices(declaration.device),
                 forward_method=declaration.forward_method,
@@ -147,7 +150,7 @@ def build_model(name: str, declaration: ModelDeclaration, resolve: Resolve) -> M
 
 
 def build_trainer(name: str, declaration: TrainerDeclaration, resolve: Resolve) -> Any:
-    """The TorchTrainer of a declaration; raises DeclarationError that names the key ("trainers.lenet.objective")."""
+    """Return the TorchTrainer of a declaration; raises DeclarationError with the key ("trainers.lenet.objective")."""
     from components.torch.trainer import TorchTrainer
 
     at = f"trainers.{name}"
@@ -168,7 +171,7 @@ def build_trainer(name: str, declaration: TrainerDeclaration, resolve: Resolve) 
 
 
 def build_validation(name: str, declaration: ValidationDeclaration, resolve: Resolve) -> Validation:
-    """The validation of a declaration; raises DeclarationError that names the key ("validations.mine.metrics.acc")."""
+    """Return the validation of a declaration; raises DeclarationError with the key ("validations.mine.metrics.acc")."""
     at = f"validations.{name}"
     with together():
         metrics = [
@@ -189,8 +192,9 @@ def _query(rows: TrainerDeclaration | DatasetDeclaration) -> Query:
 
 
 def _copied(module: Any) -> Any:
-    """A copy of a module that stands in somebody's file; the module itself where it cannot be copied (one with a lock,
-    weight_norm's).
+    """Return a copy of a module object from a user's file, or the module itself if it cannot be copied.
+
+    A module with a lock, or with weight_norm, cannot be copied.
     """
     try:
         return deepcopy(module)
@@ -207,7 +211,7 @@ def _seeded(name: str, kind: str) -> AbstractContextManager[None]:
 
 
 class _Codes:
-    """Turns code into slots, and keeps the artifacts that this makes."""
+    """Converts code to slots, and keeps the artifacts of those slots."""
 
     def __init__(self, allow: Sequence[str], served: object) -> None:
         self._allow = tuple(allow)
@@ -215,7 +219,7 @@ class _Codes:
         self.artifacts: list[Artifact] = []
 
     def slot(self, at: str, obj: object, *, by_value: bool = False) -> Any:
-        """An import path or an artifact's slot; None for None."""
+        """Return an import path or an artifact's slot; None for None."""
         if obj is None:
             return None
         try:
@@ -229,7 +233,7 @@ class _Codes:
         return made.slot
 
     def given(self, at: str, value: Any) -> Any:
-        """An argument as JSON: plain values as they are, tuples as lists, all else as code."""
+        """Return an argument as JSON: plain values unchanged, tuples as lists, any other object as code."""
         if value is None or isinstance(value, (str, bool, int)) or (isinstance(value, float) and math.isfinite(value)):
             return value
         if isinstance(value, (list, tuple)):
@@ -264,12 +268,13 @@ def _model(model: Model, codes: _Codes) -> ModelDeclaration:
     torch_model = getattr(sys.modules.get("components.torch.model"), "TorchModel", None)
     if type(model) not in (ObjectModel, torch_model):
         raise DeclarationError(
-            f"{at}: {type(model).__name__} is a class of its own, which the daemon does not know; declare a TorchModel "
-            "or an ObjectModel, with what is special about it in its object, preprocess and postprocess"
+            f"{at}: the daemon does not know the class {type(model).__name__}; declare a TorchModel or an ObjectModel, "
+            "with your own code in its object, preprocess and postprocess"
         )
     given: Any = model
     of_torch = type(model) is not ObjectModel
-    # A class would be built where it is imported; here it is the callable itself. A module is what the user has built.
+    # An import path to a class would be built on loading, but this class is itself the callable: store it by value.
+    # A torch module is stored by value too, because the user has built it already.
     by_value = of_torch or isinstance(given.object, type)
     steps = ("preprocess", "preprocess_batch", "postprocess")
     declared: dict[str, Any] = {

@@ -1,7 +1,7 @@
-"""The key of a service, which signs what the database holds of it.
+"""The key of a service, which signs the declarations and blobs of the service in the database.
 
-Whoever can write to the database could otherwise have the daemon run what he likes. The key never lies in the database:
-it is a file that only its owner may read.
+Without signatures, anyone who can write to the database could make the daemon run any code. The key is never in the
+database: it is a file that only its owner may read.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ class SigningKey:
 
     @classmethod
     def fresh(cls) -> SigningKey:
-        """A new key from the system's randomness."""
+        """Return a new key from the system's random source."""
         return cls(secrets.token_bytes(_BYTES))
 
     @classmethod
     def read(cls, path: Path) -> SigningKey:
-        """The key in a file of 64 hexadecimal digits: no link, and only for its owner to read, who is this user or
-        root.
+        """Return the key in a file of 64 hexadecimal digits.
 
-        Raises DeclarationError if it is not such a file, and OSError if it is missing or cannot be read.
+        The file must not be a symbolic link. Its owner must be this user or root, and only the owner may read it.
+        Raises DeclarationError if the file breaks one of these rules, and OSError if it is missing or cannot be read.
         """
         text = private_files.read(path, 1024)
         try:
@@ -52,38 +52,36 @@ class SigningKey:
 
     @classmethod
     def parse(cls, text: str) -> SigningKey:
-        """The key that `hex` wrote; raises DeclarationError."""
+        """Return the key that `hex` wrote; raises DeclarationError."""
         try:
             return cls(bytes.fromhex(text))
         except ValueError:
             raise DeclarationError(f"a signing key is {2 * _BYTES} hexadecimal digits") from None
 
     def write(self, path: Path) -> None:
-        """Put the key into a new file that only its owner can read; raises FileExistsError if something has the
-        name.
-        """
+        """Write the key to a new file that only its owner can read; raises FileExistsError if the path exists."""
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            os.fchmod(file.fileno(), 0o600)  # whatever the umask
+            os.fchmod(file.fileno(), 0o600)  # independent of the umask
             file.write(f"{self.hex()}\n")
             file.flush()
             os.fsync(file.fileno())
 
     def hex(self) -> str:
-        """The key itself, in hexadecimal digits: only for a pipe to a child or a file of one's own."""
+        """Return the key itself, in hexadecimal digits: only for a pipe to a child or a private file."""
         return self._secret.hex()
 
     def sign(self, *parts: str) -> str:
-        """The signature of these texts in this order, in hexadecimal digits."""
+        """Return the signature of these texts in this order, in hexadecimal digits."""
         mac = hmac.new(self._secret, digestmod=hashlib.sha256)
         for part in parts:
             raw = part.encode("utf-8", "surrogatepass")
-            # Lengths first: ("ab", "c") and ("a", "bc") must not be signed alike.
+            # The length comes first, so that ("ab", "c") and ("a", "bc") have different signatures.
             mac.update(len(raw).to_bytes(8, "big") + raw)
         return mac.hexdigest()
 
     def verify(self, mac: str, *parts: str) -> bool:
-        """Whether `mac` is the signature of these texts; takes the same time wherever they differ."""
+        """Return whether `mac` is the signature of these texts, in constant time."""
         return isinstance(mac, str) and hmac.compare_digest(self.sign(*parts).encode(), mac.encode("utf-8", "replace"))
 
     def __repr__(self) -> str:

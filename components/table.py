@@ -15,10 +15,10 @@ __all__ = ["Table"]
 
 @dataclass(frozen=True)
 class Table:
-    """A collection (`identifier` is its name) whose `fields` have datatypes, by spec.
+    """A collection (`identifier` is its name) with the datatypes of its `fields`, by spec.
 
-    A field that is not declared may stand in rows all the same; models see it as the driver decodes it.
-    Raises DeclarationError (UnknownDatatype for a bad spec) that names the field.
+    Rows may also hold fields that are not declared; models receive these as the driver decodes them.
+    Raises DeclarationError (UnknownDatatype for an invalid spec) that names the field.
     """
 
     identifier: str
@@ -41,5 +41,5 @@ class Table:
         object.__setattr__(self, "datatypes", MappingProxyType(known))
 
     def datatype_of(self, path: str) -> Datatype | None:
-        """Return the datatype of a field, or None where none is declared: its values are passed as they are."""
+        """Return the datatype of a field; None if it is not declared, so its values are passed unchanged."""
         return self.datatypes.get(path)

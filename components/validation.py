@@ -17,14 +17,14 @@ from components.names import check_identifier
 __all__ = ["Validation"]
 
 BATCH = 256
-"""Rows that are read and predicted at once."""
+"""The number of rows that are read and predicted at once."""
 
 
 class Validation:
-    """Computes each of `metrics` on each of `datasets`; a value is called "dataset/metric".
+    """Computes each of `metrics` on each of `datasets`; the name of a value is "dataset/metric".
 
     key: the fields of a row: all but the last are the model's arguments, the last is the target.
-    model: the name of the model; a validation that is attached to one (`model.validation = ...`) needs none.
+    model: the name of the model; not needed if the validation is attached to one (`model.validation = ...`).
     when: triggers, such as {"every": 600}, {"cron": "0 3 * * *", "timezone": "UTC"}, {"rows": 1000}.
 
     Raises DeclarationError.
@@ -55,7 +55,7 @@ class Validation:
         return [f"{dataset.identifier}/{metric.identifier}" for dataset in self.datasets for metric in self.metrics]
 
     def metric(self, name: str) -> Metric:
-        """The metric behind a value's name ("my-valid/acc"); raises DeclarationError where there is none."""
+        """Return the metric of a value's name ("my-valid/acc"); raises DeclarationError if there is none."""
         for dataset in self.datasets:
             for metric in self.metrics:
                 if name == f"{dataset.identifier}/{metric.identifier}":
@@ -69,11 +69,12 @@ class Validation:
         *,
         stopped: Callable[[], str | None] | None = None,
     ) -> dict[str, float]:
-        """Predict all rows and return the values by name; `examples` gives a dataset's rows, with this validation's
-        key.
+        """Predict all rows and return the values by name.
 
-        `stopped` is asked before each batch, and returns a reason to stop, or None. Raises MetricError where a dataset
-        is empty or a metric cannot be computed, Stopped, and whatever the model raises.
+        examples: returns a dataset's rows, read with this validation's key.
+        stopped: called before each batch; returns a reason to stop, or None.
+
+        Raises MetricError if a dataset is empty or a metric cannot be computed, Stopped, and the model's exceptions.
         """
         values: dict[str, float] = {}
         for dataset in self.datasets:
@@ -96,9 +97,9 @@ class Validation:
         for start in range(0, len(rows), BATCH):
             if stopped is not None and (reason := stopped()) is not None:
                 raise Stopped(reason)
-            there = [row for row in rows.fetch(range(start, min(start + BATCH, len(rows)))) if row is not None]
-            predictions += model.predict_batches([self._arguments(row) for row in there], batch_size=BATCH)
-            targets += [row[-1] for row in there]
+            fetched = [row for row in rows.fetch(range(start, min(start + BATCH, len(rows)))) if row is not None]
+            predictions += model.predict_batches([self._arguments(row) for row in fetched], batch_size=BATCH)
+            targets += [row[-1] for row in fetched]
         if not targets:
             raise MetricError(
                 f"validation {self.identifier!r}: dataset {dataset.identifier!r} is empty: no row of table "
@@ -125,7 +126,5 @@ def _named(identifier: str, what: str, kind: type[Any], given: Sequence[Any]) ->
     names = [item.identifier for item in items]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise DeclarationError(
-            f"validation {identifier!r}: {what}: {twice!r} stands twice; give each a name of its own"
-        )
+        raise DeclarationError(f"validation {identifier!r}: {what}: {twice!r} occurs twice; give each its own name")
     return items

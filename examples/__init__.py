@@ -1,1 +1,1 @@
-"""Models to try predictd with; the demo's is here."""
+"""Example models for trying predictd, among them the demo's."""

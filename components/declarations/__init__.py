@@ -1,12 +1,13 @@
-"""What is declared, as it is stored and signed: one frozen model for each kind, with each field's type, bounds, default
-and meaning.
+"""Declarations as they are stored and signed: one frozen pydantic model for each kind of component.
+
+Each field has its type, bounds, default and meaning.
 
     service.toml -> its section ----+
     Listener(...), TorchTrainer(...) +-> declaration -> dump -> signed JSON -> declaration
 
-A field is written here once. Its `description` completes the sentence "it must be ..." and `examples` shows one:
-messages are made of them. A field that is added later has the default None and `exclude_if=absent`, so that what is
-stored without it keeps its text, its signature and its checkpoints.
+This package is the only definition of a field. Its `description` completes the sentence "it must be ..." and `examples`
+has a valid value: error messages use both. A field that is added later needs the default None and `exclude_if=absent`.
+Then a declaration that was stored without it keeps its text, its signature and its checkpoints.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ KINDS: Final[Mapping[str, type[Declaration]]] = {
 
 
 def queries(declaration: Declaration) -> list[ListenerDeclaration | TrainerSection | DatasetDeclaration]:
-    """Return what of a declaration chooses rows, by its `table` and `where`."""
+    """Return the parts of a declaration that select rows by `table` and `where`."""
     if isinstance(declaration, ValidationDeclaration):
         return list(declaration.datasets.values())
     return [declaration] if isinstance(declaration, ListenerDeclaration | TrainerSection) else []

@@ -37,9 +37,9 @@ def _datatype(spec: str) -> str:
 
 
 def _device(value: Any) -> Any:
-    """Check a device, or a list of them, of which the first that is there counts."""
-    wanted = value if isinstance(value, list) else [value]
-    if value == ["auto"] or not wanted or not all(isinstance(each, str) and _DEVICE.fullmatch(each) for each in wanted):
+    """Check a device, or a list of devices, of which the first available one is used."""
+    names = value if isinstance(value, list) else [value]
+    if value == ["auto"] or not names or not all(isinstance(name, str) and _DEVICE.fullmatch(name) for name in names):
         raise ValueError("")
     return value
 
@@ -90,20 +90,20 @@ class ModelDeclaration(Declaration):
 
     @property
     def code(self) -> dict[str, Any]:
-        """The code of its steps, those that it has, by field."""
+        """The code of the steps that the model has, by field."""
         slots = {name: getattr(self, name) for name in ("object", "preprocess", "preprocess_batch", "postprocess")}
         return {name: slot for name, slot in slots.items() if slot is not None}
 
 
 class RetryDeclaration(Declaration):
-    """How often, and for how long, a row with a passing fault is tried before it becomes a dead letter."""
+    """How often, and for how long, a row with a temporary error is retried before it becomes a dead letter."""
 
     attempts: int = Field(default=5, ge=1, le=1_000)
     within: Duration = Field(default=600.0, gt=0)
 
 
 class ListenerDeclaration(Declaration):
-    """Keep the output of a model on every row of a table that matches."""
+    """A listener: keeps the output of a model current on every matching row of a table."""
 
     table: str = Field(description="the name of a table", examples=["mnist"])
     key: KeyShape = Field(
@@ -144,12 +144,12 @@ class ListenerDeclaration(Declaration):
 
     @model_validator(mode="after")
     def _named(self) -> Self:
-        """Name the worker: by default the listeners of one model share one that is named after it."""
+        """Set the default worker: the listeners of one model share a worker with the model's name."""
         if not self.worker:
             self.__dict__["worker"] = self.model
         return self
 
     @property
     def parsed_key(self) -> Key:
-        """The key's fields, and the arguments that they are passed as."""
+        """The key's fields, and the arguments as which they are passed."""
         return Key.parse(self.key)

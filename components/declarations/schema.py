@@ -1,6 +1,6 @@
-"""What all declarations share, and the types of their fields.
+"""The base class of all declarations, and the types of their fields.
 
-A check returns the value or raises ValueError with what is wrong with it; an empty reason leaves the words to the
+A check returns the value or raises ValueError with the reason. If the reason is empty, the message uses only the
 field's description.
 """
 
@@ -35,10 +35,10 @@ __all__ = [
 ]
 
 IN_FILE: Final = "in_file"
-"""The validation context's key that says: this comes from service.toml, so code has import paths, never artifacts."""
+"""A key of the validation context: the declaration is from service.toml, so code is an import path, no artifact."""
 
 STORED: Final = "stored"
-"""The validation context's key that says: this was checked where it was made."""
+"""A key of the validation context: the declaration was checked in the process that made it."""
 
 PATH: Final = 'an import path "package.module:attribute"'
 
@@ -50,7 +50,7 @@ C = TypeVar("C", bound=type[Any])
 
 
 class Declaration(BaseModel):
-    """Unknown fields are errors, nothing is coerced, nothing changes once made."""
+    """Base class: unknown fields are errors, values are not coerced, and a declaration cannot change."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
@@ -60,14 +60,14 @@ class Declaration(BaseModel):
 
 
 def absent(value: Any) -> bool:
-    """Whether a field that the first release did not have is left out of the dump."""
+    """Return whether the dump leaves out a field that the first release did not have."""
     return value is None
 
 
 def made(kind: type[D], owner: str, given: Mapping[str, Any], *, stored: bool = False) -> D:
     """Return the declaration of `owner` ("trainer 'lenet'"); raises DeclarationError, which names the field.
 
-    stored: it was checked where it was made; a time zone that this machine does not know is no reason to refuse it.
+    stored: another process has checked it already, so a time zone that this machine lacks is not an error.
     """
     try:
         return kind.model_validate(given, context={STORED: stored})
@@ -84,7 +84,7 @@ def _reason(kind: type[Declaration], detail: Any, reason: str) -> str:
     if not path:
         return reason or str(detail["msg"])
     if detail["type"] == "extra_forbidden" and len(path) == 1:
-        return f"there is no argument {path[0]!r}; there is {', '.join(kind.model_fields)}"
+        return f"there is no argument {path[0]!r}; the arguments are {', '.join(kind.model_fields)}"
     field = _field(kind, path)
     right = f"it must be {field.description}" + (f", for example {field.examples[0]!r}" if field.examples else "")
     wrong = "it is missing" if detail["type"] == "missing" else f"got {detail['input']!r}"
@@ -105,16 +105,16 @@ def _inner(annotation: Any) -> type[BaseModel] | None:
     """Return the declaration that an annotation holds, such as list[When]."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((found for each in get_args(annotation) if (found := _inner(each)) is not None), None)
+    return next((inner for part in get_args(annotation) if (inner := _inner(part)) is not None), None)
 
 
 def documented(declaration: type[Declaration]) -> Callable[[C], C]:
-    """Decorate a class that hands `**options` to a declaration: its signature, which help() shows, lists them."""
+    """Decorate a class that passes `**options` to a declaration, so that help() shows them in its signature."""
 
     def with_signature(cls: C) -> C:
         own = inspect.signature(cls.__init__)
-        kept = [each for each in own.parameters.values() if each.kind is not each.VAR_KEYWORD][1:]
-        names = {each.name for each in kept}
+        kept = [parameter for parameter in own.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD][1:]
+        names = {parameter.name for parameter in kept}
         options = [
             inspect.Parameter(
                 name,
@@ -132,12 +132,12 @@ def documented(declaration: type[Declaration]) -> Callable[[C], C]:
 
 
 def _seconds(value: Any) -> Any:
-    """Return a duration in seconds: a number is seconds already, a string carries its unit ("100ms", "5s", "1d")."""
+    """Return a duration in seconds; a number is in seconds already, a string has a unit ("100ms", "5s", "1d")."""
     if isinstance(value, str):
-        found = _DURATION.fullmatch(value.strip())
-        if found is None:
+        match = _DURATION.fullmatch(value.strip())
+        if match is None:
             raise ValueError("a duration is a number of seconds or a string with its unit: ms, s, m, h or d")
-        return float(found[1]) * _SECONDS[found[2]]
+        return float(match[1]) * _SECONDS[match[2]]
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise ValueError("")
     return value
@@ -159,13 +159,13 @@ def _filter(value: Any, info: Info) -> Any:
     try:
         return encoded(value)
     except DeclarationError as error:
-        if (info.context or {}).get(IN_FILE):  # the configuration's own check of filters names the place
+        if (info.context or {}).get(IN_FILE):  # daemon.config.filters reports it with its path
             return {}
         raise ValueError(str(error)) from error
 
 
 def _key(value: Any) -> Any:
-    """Check a listener's key as far as it can be checked without the table."""
+    """Check a listener's key, without the table."""
     if not isinstance(value, str | list | tuple | Mapping):
         raise ValueError("")  # noqa: TRY004 (pydantic turns only this one into a message)
     try:

@@ -26,11 +26,11 @@ TORCHMETRICS = "torchmetrics"
 """The package that a metric's name without a module comes from."""
 
 _MOST = 2**63 - 1
-"""What MongoDB stores as a whole number."""
+"""The largest whole number that MongoDB stores."""
 
 
 class Keyed(Declaration):
-    """What a model learns from or is measured on: fields of a row."""
+    """The fields of a row that a model learns from or is measured on."""
 
     key: ExampleKey = Field(
         description="a list of at least two different fields, the model's inputs and last the target",
@@ -44,13 +44,13 @@ class Keyed(Declaration):
 
     @property
     def inputs(self) -> Key:
-        """The part of the key that the model is called with."""
+        """The part of the key with the model's arguments."""
         key = self.parsed_key
         return Key(key.fields[:-1], None if key.names is None else key.names[:-1])
 
 
 class TrainerArguments(Declaration):
-    """What is said of a training in plain values, in service.toml and to TorchTrainer alike."""
+    """The plain arguments of a training, which service.toml and TorchTrainer share."""
 
     max_iterations: int = Field(
         default=1000, ge=1, le=_MOST, description="a whole number of steps, at least 1", examples=[1000]
@@ -102,7 +102,7 @@ class TrainerArguments(Declaration):
     @field_validator("folds", mode="before")
     @classmethod
     def _fraction(cls, value: Any) -> Any:
-        """Take a word or a true fraction; one message in place of one for each of the two kinds."""
+        """Accept a word or a fraction between 0 and 1, with one error message instead of one for each type."""
         if value == "none":
             return None
         if not (value is None or value == "auto" or (isinstance(value, float) and 0 < value < 1)):
@@ -133,14 +133,14 @@ class TrainerSection(TrainerArguments, Keyed):
 
 
 class TrainerDeclaration(TrainerSection):
-    """A trainer as it is stored: of which model, and what it is called by itself."""
+    """A trainer as it is stored, with its model and its own name."""
 
     model: str = Field(description="the name of a model", examples=["lenet"])
     identifier: str = Field(description="a name", examples=["lenet"])
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What TorchTrainer takes as it is."""
+        """The arguments that TorchTrainer takes unchanged."""
         return {name: getattr(self, name) for name in TrainerArguments.model_fields}
 
 
@@ -171,7 +171,7 @@ class MetricDeclaration(Declaration):
 
 
 class DatasetDeclaration(Declaration):
-    """Rows that a model is measured on."""
+    """The rows on which a model is measured."""
 
     table: str = Field(description="the name of a table", examples=["mnist"])
     where: Filter = Field(default_factory=dict, description="a MongoDB filter document", examples=[{"_fold": "valid"}])
@@ -182,13 +182,13 @@ class DatasetDeclaration(Declaration):
 
 
 class ValidationArguments(Keyed):
-    """What is said of a validation in plain values."""
+    """The plain arguments of a validation."""
 
     when: Occasions = Field(default_factory=list, description=WHEN, examples=[[{"every": "10m"}]])
 
 
 class ValidationDeclaration(ValidationArguments):
-    """How well a model does, on datasets by metrics."""
+    """A validation: measures a model by metrics on datasets."""
 
     model: str = Field(description="the name of a model", examples=["lenet"])
     datasets: dict[str, DatasetDeclaration] = Field(

@@ -1,4 +1,4 @@
-"""One of the occasions on which a training or a validation runs."""
+"""A trigger of a training or a validation: `When`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WHEN = (
 
 
 class When(Declaration):
-    """Exactly one of its fields, beside a cron's time zone."""
+    """One trigger: exactly one of the fields is set, and `timezone` only with `cron`."""
 
     every: Duration | None = Field(
         default=None,
@@ -76,7 +76,7 @@ class When(Declaration):
     @field_validator("below")
     @classmethod
     def _metrics(cls, below: dict[str, float] | None, info: Info) -> dict[str, float] | None:
-        in_file = (info.context or {}).get(IN_FILE)  # the configuration knows the metrics that there are
+        in_file = (info.context or {}).get(IN_FILE)  # daemon.config checks that these metrics exist
         for name in () if below is None or in_file else below:
             if len(name.split("/")) != 3 or not all(name.split("/")):
                 raise ValueError(f'{name!r} is no "validation/dataset/metric"')
@@ -86,8 +86,8 @@ class When(Declaration):
     def _one(self) -> Self:
         given = [name for name in KINDS if getattr(self, name) is not None]
         if len(given) != 1:
-            has = f"has {' and '.join(given)}" if given else "says none of every, cron, rows and below"
-            raise ValueError(f"{has}; one occasion has one of them")
+            has = f"has {' and '.join(given)}" if given else "has none of every, cron, rows and below"
+            raise ValueError(f"{has}; a trigger has exactly one of them")
         return self
 
     @model_serializer
@@ -97,7 +97,7 @@ class When(Declaration):
 
 
 def _listed(value: Any) -> Any:
-    """Return several occasions of any kind of sequence, or a single one, as a list."""
+    """Return one trigger, or a sequence of triggers, as a list."""
     if isinstance(value, Mapping | When):
         return [value]
     return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""Models in PyTorch and their training: the only place of predictd that imports torch."""
+"""PyTorch models and their training: the only package of predictd that imports torch."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The tensors of code that travels: apart from its pickle, in one safetensors blob.
+"""The tensors of an artifact, in one safetensors blob separate from the pickle.
 
-What is written are storages, each once, as raw bytes: tensors that share memory (tied weights, views) share it again
-when they are read. The pickle holds for each tensor a reference: which storage, dtype, shape, strides, offset, and
-whether it is a Parameter.
+The blob holds each storage once, as raw bytes, so tensors that share memory (tied weights, views) share it again after
+loading. The pickle holds a reference for each tensor: storage, dtype, shape, strides, offset, and whether it is a
+Parameter.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _KINDS: Mapping[type, str] = {torch.Tensor: "tensor", torch.nn.Parameter: "param
 
 
 class Writer:
-    """Collects the tensors that a pickle meets."""
+    """Collects the tensors of a pickle."""
 
     def __init__(self) -> None:
         self._storages: dict[int, tuple[str, torch.UntypedStorage]] = {}
-        self._references: dict[
-            int, tuple[torch.Tensor, tuple[Any, ...]]
-        ] = {}  # the tensor, so that its id stays its own
+        # By id; the value holds the tensor, so that no other object can get its id.
+        self._references: dict[int, tuple[torch.Tensor, tuple[Any, ...]]] = {}
 
     def reference(self, obj: Any) -> tuple[Any, ...] | None:
-        """What stands for a tensor in the pickle; None for all else. Raises DeclarationError for what is no dense
-        tensor.
+        """Return the pickle's reference for a tensor, or None for any other object.
+
+        Raises DeclarationError if the tensor is not dense.
         """
         kind = _KINDS.get(type(obj))
         if kind is None:
@@ -46,7 +46,7 @@ class Writer:
     def _added(self, kind: str, given: torch.Tensor) -> tuple[Any, ...]:
         tensor = _dense(given)
         storage = tensor.untyped_storage()
-        # Kept alive beside its name: another storage must not get its address meanwhile.
+        # The storage is kept alive beside its name, so that no other storage can get its address.
         name, _ = self._storages.setdefault(storage._cdata, (f"storage{len(self._storages)}", storage))  # noqa: SLF001
         return (
             len(self._references),
@@ -61,21 +61,21 @@ class Writer:
         )
 
     def blob(self) -> bytes | None:
-        """All storages as one safetensors file; None where there is no tensor at all."""
+        """Return all storages as one safetensors file; None if there is no tensor."""
         if not self._storages:
             return None
         return bytes(save_tensors({name: _bytes_of(storage) for name, storage in self._storages.values()}))
 
 
 class Names:
-    """References by content, for a hash: `own` weights, by `id`, count by their name only, whatever they hold."""
+    """References by content, for a hash; `own` weights, by `id`, count only by their name, not by their values."""
 
     def __init__(self, own: Mapping[int, str]) -> None:
         self._own = own
         self.met_own = False
 
     def reference(self, obj: Any) -> tuple[Any, ...] | None:
-        """What stands for a tensor in what is hashed; None for all else."""
+        """Return the reference for a tensor in the hashed pickle, or None for any other object."""
         kind = _KINDS.get(type(obj))
         if kind is None:
             return None
@@ -89,24 +89,24 @@ class Names:
 
 
 class Reader:
-    """Makes the tensors of a blob again."""
+    """Restores the tensors of a blob."""
 
     def __init__(self, blob: bytes) -> None:
         try:
             stored = load_tensors(blob)
         except (SafetensorError, ValueError) as error:
             raise ArtifactRefused(f"its tensors cannot be read: {error}") from error
-        # Cloned into memory that torch has aligned itself: kernels may add up in another order over other alignments.
+        # Cloned into memory that torch aligns: with another alignment, kernels may sum in another order.
         self._storages = {name: tensor.clone().untyped_storage() for name, tensor in stored.items()}
         self._made: dict[int, torch.Tensor] = {}
 
     def tensor(self, reference: tuple[Any, ...]) -> torch.Tensor:
-        """The tensor of a reference; the same one each time, so that what was tied is tied."""
+        """Return the tensor of a reference; the same object each time, so that tied weights stay tied."""
         number, kind, name, dtype, shape, stride, offset, requires_grad, attributes = reference
         if number not in self._made:
             plain = torch.empty(0, dtype=getattr(torch, dtype))
             plain.set_(self._storages[name], offset, shape, stride)
-            # As an argument, not by requires_grad_: integers cannot be told that they need none.
+            # Parameter's argument, not requires_grad_(False), which fails on integer tensors.
             made = torch.nn.Parameter(plain, requires_grad) if kind == "parameter" else plain
             if requires_grad:
                 made.requires_grad_()
@@ -116,14 +116,14 @@ class Reader:
 
 
 def names_of(module: Any) -> dict[int, str]:
-    """The names of a module's parameters and buffers, by their `id`; empty for what is no module."""
+    """Return the names of a module's parameters and buffers, by `id`; empty if `module` is not a module."""
     if not isinstance(module, torch.nn.Module):
         return {}
     return {id(tensor): name for name, tensor in module.state_dict(keep_vars=True).items()}
 
 
 def evaluated(reduced: Any) -> Any:
-    """How a module is pickled, but in evaluation mode: whether it has predicted before must not make it another one."""
+    """Return the reduced form of a module, in evaluation mode, so that earlier predictions do not change its pickle."""
     if not isinstance(reduced, tuple) or len(reduced) < 3 or not isinstance(reduced[2], dict):
         return reduced
     if reduced[2].get("training") is not True:
@@ -134,7 +134,7 @@ def evaluated(reduced: Any) -> Any:
 def _dense(given: torch.Tensor) -> torch.Tensor:
     tensor = given.detach()
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        raise DeclarationError("a tensor that is not dense (sparse, quantized or on 'meta') cannot travel")
+        raise DeclarationError("a tensor that is not dense (sparse, quantized or on 'meta') cannot be stored")
     return tensor.resolve_conj().resolve_neg()
 
 

@@ -1,8 +1,8 @@
-"""Rows to a batch, and a batch's outputs back to rows.
+"""Collates rows to a batch, and splits a batch's output into rows.
 
-A row may be a tensor (anything that becomes one), a tuple, which the model gets as several arguments, or a dict, which
-it gets as named ones. An output may be a tensor whose first dimension is the batch, or a tuple or dict of such; a list
-has one item a row.
+A row may be a tensor (or a value that becomes one), a tuple or a dict. The model receives a tuple as several positional
+arguments and a dict as keyword arguments. An output may be a tensor whose first dimension is the batch, a tuple or dict
+of such tensors, or a list with one item per row.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["OUT_OF_MEMORY", "call", "collate", "kind", "moved", "split"]
 
 
 def collate(xs: list[Any]) -> Any:
-    """Put rows together; raises BatchError where they do not fit (unequal shapes) or hold what is no tensor."""
+    """Return rows as one batch; raises BatchError if their shapes differ or they hold a value that is no tensor."""
     first = xs[0]
     try:
         if isinstance(first, torch.Tensor):
@@ -34,7 +34,7 @@ def collate(xs: list[Any]) -> Any:
             raise BatchError(f"rows of unequal kind cannot form a batch: {', '.join(kinds[:4])}{more}") from error
         remedy = "give the model a preprocess that returns a tensor, or a tuple or dict of tensors"
         raise BatchError(f"rows of type {kinds[0]} cannot form a batch: {remedy} ({error})") from error
-    # default_collate makes a list of what were tuples; a list would be one argument.
+    # default_collate returns tuples as a list, which the model would receive as one argument.
     return tuple(batch) if isinstance(first, tuple) else batch
 
 
@@ -42,7 +42,7 @@ OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 
 
 def kind(x: object) -> str:
-    """What a row, or a batch, is, in words: types, shapes and dtypes."""
+    """Describe a row or a batch in words: types, shapes and dtypes."""
     if isinstance(x, torch.Tensor):
         return f"tensor {'x'.join(map(str, x.shape)) or 'scalar'} {str(x.dtype).removeprefix('torch.')}"
     if isinstance(x, tuple):
@@ -53,7 +53,7 @@ def kind(x: object) -> str:
 
 
 def moved(batch: Any, move: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """Return the same structure with every tensor moved."""
+    """Return the same structure with `move` applied to every tensor."""
     if isinstance(batch, torch.Tensor):
         return move(batch)
     if isinstance(batch, Mapping):
@@ -65,7 +65,7 @@ def moved(batch: Any, move: Callable[[torch.Tensor], torch.Tensor]) -> Any:
 
 
 def call(forward: Callable[..., Any], batch: Any) -> Any:
-    """Call the model: a tuple is its arguments, a dict its named arguments, anything else its only one."""
+    """Call the model: a tuple holds its arguments, a dict its keyword arguments, any other value is the only one."""
     if isinstance(batch, tuple):
         return forward(*batch)
     if isinstance(batch, Mapping):
@@ -74,7 +74,7 @@ def call(forward: Callable[..., Any], batch: Any) -> Any:
 
 
 def split(output: Any, n: int) -> list[Any]:
-    """Take a batch's output apart into `n`; raises OutputError where it does not have one for each row."""
+    """Split a batch's output into `n` outputs; raises OutputError if it does not have one for each row."""
     if isinstance(output, torch.Tensor):
         if output.ndim == 0 or output.shape[0] != n:
             shape = "x".join(map(str, output.shape)) or "scalar"

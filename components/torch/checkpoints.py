@@ -1,7 +1,8 @@
 """The last checkpoint of a training, in a folder of its own.
 
-The file is replaced in one step: whoever is killed while writing leaves the checkpoint before. A SHA-256 stands before
-the data, because torch reads a file with a flipped bit without a word. Nothing in it is code (`weights_only`).
+The file is replaced atomically: a process that is killed while it writes leaves the previous checkpoint. The file
+begins with a SHA-256 of the data, because torch reads a file with a flipped bit without an error. It contains no code
+(`weights_only`).
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ _DIGEST = hashlib.sha256().digest_size
 
 
 class Checkpoints:
-    """One training's checkpoint under `folder`, which is made when the first is saved.
+    """One training's checkpoint under `folder`, which the first `save` makes.
 
-    damage: why the last `load` found a file that it could not use, or None.
+    damage: why the last `load` could not use the file, or None.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -34,7 +35,7 @@ class Checkpoints:
         self.damage: str | None = None
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Replace the checkpoint; when this returns, the new one is on disk. Raises OSError."""
+        """Replace the checkpoint; after the call the new one is on disk. Raises OSError."""
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
         data = buffer.getbuffer()
@@ -48,12 +49,12 @@ class Checkpoints:
         fresh.replace(self.folder / _NAME)
         folder = os.open(self.folder, os.O_RDONLY)
         try:
-            os.fsync(folder)  # else the new name may be lost with the power
+            os.fsync(folder)  # without this, a power failure may lose the new name
         finally:
             os.close(folder)
 
     def load(self) -> dict[str, Any] | None:
-        """The checkpoint, on the CPU; None where there is none, or none that can be read: then `damage` says why."""
+        """Return the checkpoint, on the CPU; None if there is none, or if it cannot be read and `damage` says why."""
         self.damage = None
         try:
             data = memoryview((self.folder / _NAME).read_bytes())
@@ -67,7 +68,7 @@ class Checkpoints:
             return None
         try:
             state: dict[str, Any] = torch.load(io.BytesIO(data[_DIGEST:]), map_location="cpu", weights_only=True)
-        # Torch raises many kinds, for instance for an optimizer's own objects
+        # torch raises many types, for example for an optimizer's own objects
         except Exception as error:  # noqa: BLE001
             self.damage = (
                 f"torch cannot read it: {type(error).__name__}: {_COLOURS.sub('', str(error)).splitlines()[0]}"

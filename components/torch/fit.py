@@ -1,4 +1,4 @@
-"""`TorchModel.fit`: the trainer's loop over rows in memory."""
+"""`TorchModel.fit`: trains a model on rows in memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["fit"]
 
 
 def fit(model: TorchModule, X: Any, y: Any, valid: tuple[Any, Any] | None, options: Mapping[str, Any]) -> None:  # noqa: N803
-    """Train `model` in this process; its contract stands at `TorchModel.fit`."""
+    """Train `model` in this process; see `TorchModel.fit`."""
     trainer = _trainer(model, options)
     rows = _rows(X, y, "X and y")
     apart = None if valid is None else _rows(*valid, "valid")
@@ -63,7 +63,7 @@ def _rows(X: Any, y: Any, what: str) -> Examples:  # noqa: N803
 
 
 def _split(rows: Examples, fraction: float, seed: int) -> tuple[Examples, Examples]:
-    """Keep a fraction of the rows apart, at least one on either side where there are two."""
+    """Set a fraction of the rows apart; each side gets at least one row if there are two or more."""
     n = len(rows)
     apart = min(max(1, round(n * fraction)), max(0, n - 1))
     generator = torch.Generator().manual_seed(randomness.derived(seed, "folds"))
@@ -72,9 +72,9 @@ def _split(rows: Examples, fraction: float, seed: int) -> tuple[Examples, Exampl
 
 
 def _metrics(model: TorchModule, rows: Examples) -> dict[str, float]:
-    there = [row for row in rows.fetch(range(len(rows))) if row is not None]
-    inputs = [row[0] if isinstance(row[0], Arguments) else Arguments(tuple(row[:-1])) for row in there]
-    predictions, targets = model.predict_batches(inputs), [row[-1] for row in there]
+    fetched = [row for row in rows.fetch(range(len(rows))) if row is not None]
+    inputs = [row[0] if isinstance(row[0], Arguments) else Arguments(tuple(row[:-1])) for row in fetched]
+    predictions, targets = model.predict_batches(inputs), [row[-1] for row in fetched]
     assert model.validation is not None
     return {
         f"valid/{metric.identifier}": metric(list(predictions), list(targets)) for metric in model.validation.metrics
@@ -82,6 +82,6 @@ def _metrics(model: TorchModule, rows: Examples) -> dict[str, float]:
 
 
 def _greater(model: TorchModule) -> dict[str, bool]:
-    """Which way is up for what `_metrics` returns."""
+    """Return, for each metric of `_metrics`, whether a greater value is better."""
     metrics = () if model.validation is None else model.validation.metrics
     return {f"valid/{metric.identifier}": metric.greater_is_better for metric in metrics}

@@ -1,14 +1,13 @@
-"""The batches that a training learns from, the same ones however they are computed.
+"""The batches of a training, which are the same for every way to compute them.
 
-    number -> places -> rows -> transformed, put together -> Batch
+    number -> places -> rows -> transformed and collated -> Batch
               Order     Cached  Preparation
 
-Batches are numbered from 0 on without end. The number alone gives a batch's rows (the permutation of its epoch, by the
-seed and the epoch) and its randomness (every generator is seeded by the seed and the number while its rows are
-transformed). So neither worker processes, nor reading ahead, nor where a run was resumed make a difference.
+Batches are numbered from 0 without end. The number determines a batch's rows: the permutation of its epoch depends on
+the seed and the epoch. It also determines a batch's randomness: every generator is seeded by the seed and the number
+while its rows are transformed. So worker processes, reading ahead and resuming do not change the batches.
 
-Rows are kept decoded up to a bound in bytes; the others are read each time, by a thread, a few batches ahead of their
-use.
+Decoded rows are cached up to a limit in bytes. A thread reads the other rows in each epoch, a few batches ahead.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ __all__ = ["Batch", "Cached", "Loader", "Order", "Pass", "Stop"]
 CACHE_BYTES = 256 * 1024 * 1024
 STOP_SECONDS = 0.2
 AHEAD = 4
-"""Batches whose rows are read before they are asked for."""
+"""The number of batches whose rows are read ahead."""
 
 Row: TypeAlias = tuple[Any, ...]
 Stop: TypeAlias = Callable[[], str | None]
@@ -48,7 +47,7 @@ Prepare: TypeAlias = Callable[[list[tuple[int, Row]]], tuple[Any, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Batch `number`: the model's input and the objective's target, put together on the CPU from `rows` rows."""
+    """Batch `number`: the model's input and the objective's target, collated on the CPU from `rows` rows."""
 
     number: int
     input: Any
@@ -57,7 +56,7 @@ class Batch:
 
 
 class Order:
-    """Which rows make which batch, of `n` rows."""
+    """The assignment of `n` rows to batches."""
 
     def __init__(self, n: int, options: LoaderOptions, seed: int) -> None:
         self._n = n
@@ -74,22 +73,21 @@ class Order:
             )
 
     def places(self, number: int) -> list[int]:
-        """The places of the rows of a batch."""
+        """Return the places of a batch's rows."""
         epoch, index = divmod(number, self.per_epoch)
         if self._options.shuffle and epoch != self._epoch:
             generator = torch.Generator().manual_seed(randomness.derived(self._seed, "epoch", epoch))
             self._places = torch.randperm(self._n, generator=generator)
             self._epoch = epoch
         start = index * self._options.batch_size
-        found: list[int] = self._places[start : start + self._options.batch_size].tolist()
-        return found
+        places: list[int] = self._places[start : start + self._options.batch_size].tolist()
+        return places
 
 
 class Cached:
-    """Examples that keep the first `limit` bytes of the rows that they have fetched, as near as a row's size can be
-    told.
+    """Examples with a cache for about the first `limit` bytes of the fetched rows; a row's size is an estimate.
 
-    What is kept is handed out in copies: a transform may work on its arguments in place.
+    Cached rows are returned as copies, because a transform may change its arguments in place.
     """
 
     def __init__(self, rows: Examples, limit: int = CACHE_BYTES) -> None:
@@ -101,18 +99,18 @@ class Cached:
         return len(self._rows)
 
     def name(self, place: int) -> str:
-        """What a row is called by those who wrote it."""
-        found: str = getattr(self._rows, "name", str)(place)
-        return found
+        """Return the name of a row for error messages: its `_id`, or its place."""
+        name: str = getattr(self._rows, "name", str)(place)
+        return name
 
     def kept(self, places: Sequence[int]) -> list[Row | None] | None:
-        """The rows at these places if all of them are kept."""
+        """Return the rows at these places if all of them are cached, else None."""
         if all(place in self._kept for place in places):
             return [_copied(self._kept[place]) for place in places]
         return None
 
     def fetch(self, places: Sequence[int]) -> list[Row | None]:
-        """The rows at these places."""
+        """Return the rows at these places."""
         missing = [place for place in places if place not in self._kept]
         fresh = dict(zip(missing, self._rows.fetch(missing), strict=True)) if missing else {}
         for place, row in fresh.items():
@@ -124,12 +122,12 @@ class Cached:
 
 
 class Loader:
-    """The batches of some rows. `prepare` makes (input, target) of a batch's rows with their places, and may raise
-    TrainingError.
+    """The batches of some rows.
 
-    least: a batch of fewer rows is passed over, as is one whose rows are all gone. device: where the batches go, for
-    pin_memory.
-    cache: bytes of decoded rows to keep.
+    prepare: returns (input, target) for a batch's rows with their places; may raise TrainingError.
+    least: a batch of fewer rows is skipped; so is one whose rows are all deleted.
+    device: the device to which the batches go, for pin_memory.
+    cache: bytes of decoded rows to cache.
     """
 
     def __init__(
@@ -150,10 +148,10 @@ class Loader:
         self._steps = _Steps(cached, prepare, self._order, seed, least)
 
     def batches(self, start: int = 0, stopped: Stop = lambda: None) -> Generator[Batch]:
-        """Batch `start` and those after it, without end; `stopped` is asked while a worker process is waited for.
+        """Yield batch `start` and those after it, without end; calls `stopped` while it waits for a worker process.
 
-        Raises TrainingError, also where not one batch of an epoch can be used, Stopped, and PredictdError where a
-        worker process died.
+        Raises TrainingError, also if no batch of an epoch can be used, Stopped, and PredictdError if a worker process
+        died.
         """
         made = self._by_workers(start, stopped) if self._options.num_workers else self._here(itertools.count(start))
         unusable = 0
@@ -170,7 +168,7 @@ class Loader:
                     )
 
     def once(self) -> Generator[Batch]:
-        """One pass over all rows, in this process: what a loss is validated on."""
+        """Yield the batches of one pass over all rows, made in this process: for a validation's loss."""
         with closing(self._here(iter(range(self._order.per_epoch)))) as made:
             for outcome in made:
                 if isinstance(outcome, _Failed):
@@ -179,7 +177,7 @@ class Loader:
                     yield outcome
 
     def _here(self, numbers: Iterator[int]) -> Generator[Batch | _Failed | None]:
-        """Batches made in this thread, of rows that another one reads ahead."""
+        """Yield batches that this thread makes; another thread reads their rows ahead."""
         steps = self._steps
         ahead: deque[tuple[int, list[int], Future[list[Row | None]] | list[Row | None]]] = deque()
         with ThreadPoolExecutor(1, "predictd-rows") as reader:
@@ -199,8 +197,10 @@ class Loader:
                 reader.shutdown(wait=True, cancel_futures=True)
 
     def _by_workers(self, start: int, stopped: Stop) -> Generator[Batch | _Failed | None]:
-        """Batches made in processes of DataLoader's, in order. One whose rows a worker could not reach is made here,
-        where that is waited for.
+        """Yield, in order, batches that worker processes of DataLoader make.
+
+        If a worker cannot read a batch's rows because MongoDB is unavailable, this process makes the batch, because it
+        can wait.
         """
         loader: DataLoader[Any] = DataLoader(
             self._steps,
@@ -208,7 +208,7 @@ class Loader:
             sampler=itertools.count(start),
             num_workers=self._options.num_workers,
             collate_fn=_same,
-            # Of its own: it would draw the workers' seeds from the global generator, once more at each resumption.
+            # Without it, DataLoader would draw the workers' seeds from the global generator, again at each resume.
             generator=torch.Generator(),
             multiprocessing_context="fork",
             **self._options.workers,
@@ -218,7 +218,7 @@ class Loader:
             while True:
                 try:
                     outcome = waited.next(stopped)
-                except RuntimeError as error:  # a worker was killed, or did not answer in time: it may be another time
+                except RuntimeError as error:  # a worker was killed or timed out; a retry may succeed
                     raise PredictdError(f"a worker of the loader failed: {error}") from error
                 yield self._pinned(self._steps.here(outcome.number) if isinstance(outcome, _Unreached) else outcome)
         finally:
@@ -227,17 +227,16 @@ class Loader:
     def _pinned(self, outcome: Batch | _Failed | None) -> Batch | _Failed | None:
         if not self._pin or not isinstance(outcome, Batch):
             return outcome
-        from torch.utils.data._utils.pin_memory import pin_memory  # what DataLoader's own thread does
+        from torch.utils.data._utils.pin_memory import pin_memory  # the function of DataLoader's pin thread
 
         pinned: Callable[[Any], Any] = pin_memory
         return replace(outcome, input=pinned(outcome.input), target=pinned(outcome.target))
 
 
 class Pass:
-    """One pass over all rows in their order, as often as wanted, with the same batches each time: what a loss is
-    validated on.
+    """A repeatable pass over all rows in their order, with the same batches each time: for a validation's loss.
 
-    Its batches are kept ready made if they are no more than `cache` bytes. They are made in this process.
+    The batches are made in this process, and cached if they take at most `cache` bytes.
     """
 
     def __init__(
@@ -249,7 +248,7 @@ class Pass:
         self._kept: list[Batch] | None = None
 
     def batches(self) -> Generator[Batch]:
-        """The batches of the pass; raises TrainingError."""
+        """Yield the batches of the pass; raises TrainingError."""
         if self._kept is not None:
             for batch in self._kept:
                 yield _own(batch)
@@ -265,8 +264,9 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class _Failed:
-    """A batch that could not be made. From a worker process an exception would come with the worker's whole traceback
-    as its message.
+    """A batch that could not be made.
+
+    It replaces an exception, whose message from a worker process would be the worker's whole traceback.
     """
 
     message: str
@@ -274,14 +274,15 @@ class _Failed:
 
 @dataclass(frozen=True, slots=True)
 class _Unreached:
-    """A batch whose rows could not be read just now, in a worker process, which is not to wait for them by itself."""
+    """A batch whose rows a worker process could not read, because MongoDB is unavailable; workers do not wait."""
 
     number: int
 
 
 class _Waited:
-    """An iterator that is waited for in small steps. Its thread does not keep the interpreter from leaving, though it
-    waits for a worker that hangs.
+    """An iterator that a thread of its own calls, so that the caller can wait with a timeout.
+
+    The thread is a daemon thread: if it waits for a worker that hangs, the interpreter can still exit.
     """
 
     def __init__(self, iterator: Iterator[Any]) -> None:
@@ -291,7 +292,7 @@ class _Waited:
         Thread(target=self._wait, name="predictd-workers", daemon=True).start()
 
     def next(self, stopped: Stop) -> Any:
-        """The next item. Raises what the iterator raises, and Stopped."""
+        """Return the next item; raises the iterator's exceptions, and Stopped."""
         self._asked.put(True)
         while True:
             try:
@@ -311,12 +312,12 @@ class _Waited:
         while self._asked.get():
             try:
                 self._came.put((next(self._iterator), None))
-            except BaseException as error:  # noqa: BLE001 - it is raised where the item is waited for
+            except BaseException as error:  # noqa: BLE001 - `next` raises it in the caller's thread
                 self._came.put((None, error))
 
 
 class _Steps(Dataset[Any]):
-    """Batches by number: what a worker process of DataLoader holds."""
+    """Batches by number: the dataset in a worker process of DataLoader."""
 
     def __init__(self, rows: Cached, prepare: Prepare, order: Order, seed: int, least: int) -> None:
         self.rows = rows
@@ -336,19 +337,19 @@ class _Steps(Dataset[Any]):
         return self.made(number, places, self.rows.fetch(places))
 
     def made(self, number: int, places: list[int], rows: list[Row | None]) -> Batch | _Failed | None:
-        there = [(place, row) for place, row in zip(places, rows, strict=True) if row is not None]
-        if len(there) < self._least:
+        present = [(place, row) for place, row in zip(places, rows, strict=True) if row is not None]
+        if len(present) < self._least:
             return None
         with randomness.seeded(randomness.derived(self._seed, "batch", number)):
             try:
-                given, target = self._prepare(there)
+                given, target = self._prepare(present)
             except TrainingError as error:
                 return _Failed(str(error))
-        return Batch(number, given, target, len(there))
+        return Batch(number, given, target, len(present))
 
 
 def _own(batch: Batch) -> Batch:
-    """A copy: a module may work on its input in place, an objective on its target."""
+    """Return a copy of a batch, because a module or an objective may change its tensors in place."""
     return replace(
         batch, input=batches.moved(batch.input, torch.clone), target=batches.moved(batch.target, torch.clone)
     )
@@ -359,7 +360,7 @@ def _same(outcome: Any) -> Any:
 
 
 def _bytes(value: Any) -> int:
-    """About how much memory a decoded value takes."""
+    """Return about how many bytes of memory a decoded value takes."""
     if isinstance(value, (tuple, list, set)):
         return sys.getsizeof(value) + sum(map(_bytes, value))
     if isinstance(value, Mapping):
@@ -373,7 +374,7 @@ def _bytes(value: Any) -> int:
 
 
 def _copied(value: Any) -> Any:
-    """A copy of what a transform may change in place; what else there is counts as unchangeable."""
+    """Return a copy of a value of the types that a transform may change in place; other values are returned as is."""
     if isinstance(value, torch.Tensor):
         return value.clone()
     if isinstance(value, np.ndarray) or hasattr(value, "getbands"):

@@ -1,4 +1,4 @@
-"""What may be said of a loader: the arguments of DataLoader, as far as they are not the trainer's own business."""
+"""The options of a loader: the arguments of DataLoader that the trainer does not set itself."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from components.errors import DeclarationError
 __all__ = ["LoaderOptions"]
 
 _REFUSED = {
-    "dataset": "the trainer's select and key say which rows",
-    "sampler": "the order is the trainer's, so that a run can be resumed; shuffle=False keeps the rows' own",
-    "batch_sampler": "the order is the trainer's, so that a run can be resumed; batch_size and drop_last are respected",
-    "generator": "the trainer's seed gives the order",
+    "dataset": "the trainer's select and key choose the rows",
+    "sampler": "the trainer sets the order, so that a run can be resumed; shuffle=False keeps the order of the rows",
+    "batch_sampler": "the trainer sets the order, so that a run can be resumed; use batch_size and drop_last",
+    "generator": "the trainer's seed determines the order",
     "multiprocessing_context": "workers are forked: a transform may be a lambda",
     "in_order": "batches always come in order, so that a run can be repeated",
     "pin_memory_device": "it is the model's device",
@@ -26,7 +26,7 @@ _REFUSED = {
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """Arguments of DataLoader, read; `workers` are those that only its processes need."""
+    """The checked arguments of DataLoader; `workers` holds those for its worker processes."""
 
     batch_size: int = 32
     shuffle: bool = True
@@ -38,7 +38,7 @@ class LoaderOptions:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> LoaderOptions:
-        """Read them; raises DeclarationError that names the argument."""
+        """Return the options of these arguments; raises DeclarationError that names the argument."""
         known = set(inspect.signature(DataLoader.__init__).parameters) - {"self"}
         for name, value in given.items():
             if name in _REFUSED:
@@ -58,7 +58,7 @@ class LoaderOptions:
             workers={name: value for name, value in given.items() if name not in own},
         )
         try:
-            # torch's own checks of what is left; no process starts before it is iterated over.
+            # torch checks the other arguments; DataLoader starts no process before it is iterated.
             DataLoader(_Nothing(), num_workers=options.num_workers, **options.workers)
         except (TypeError, ValueError) as error:
             raise DeclarationError(str(error)) from None
@@ -66,10 +66,10 @@ class LoaderOptions:
 
 
 class _Nothing(Dataset[Any]):
-    """For DataLoader's checks."""
+    """A dataset for DataLoader's checks."""
 
     def __getitem__(self, index: int) -> None:
-        """Hold nothing."""
+        """Return None for every index."""
 
     def __len__(self) -> int:
         return 1

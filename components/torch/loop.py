@@ -1,12 +1,12 @@
-"""The loop in which a model learns.
+"""The training loop.
 
     while step < max_iterations:        batch -> output -> loss -> gradients -> step
-        every validation_interval steps, and after the last: the validation, and whether these are the best weights so
-        far every checkpoint_seconds: a checkpoint
+        every validation_interval steps, and after the last: validate, and keep the weights if they are the best so far
+        every checkpoint_seconds: save a checkpoint
 
-A run can be killed between any two instructions. Another that begins at its checkpoint does just what this one would
-have done: the batches have numbers (`components.torch.loader`), the random states are in the checkpoint, and a
-validation changes neither. That holds bit for bit on the CPU with the same number of threads and unchanged rows.
+A run can be killed at any instruction. A run that resumes from its checkpoint does exactly the remaining steps of the
+killed run: batches have numbers (`components.torch.loader`), the random states are in the checkpoint, and a validation
+changes neither. On the CPU the result is identical bit for bit, with the same number of threads and unchanged rows.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ __all__ = ["Trained", "train"]
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a training ended with: `state`, the best weights (of step `best_step`), and the traces as `TorchTrainer` has
-    them.
-    """
+    """The result of a training: `state`, the best weights (of step `best_step`), and the history of `TorchTrainer`."""
 
     state: dict[str, torch.Tensor]
     step: int
@@ -57,21 +55,23 @@ def train(
     stopped: Stop | None = None,
     greater_is_better: Callable[[str], bool] | None = None,
 ) -> Trained:
-    """Train `model` on `rows`; it ends with the best weights, in the way that it was declared (device, dtype).
+    """Train `model` on `rows`; afterwards it has the best weights, on its declared device and with its declared dtype.
 
-    valid: rows for "valid/loss". evaluate: the validation's metrics by name, of the model as it is. greater_is_better:
-        which way is up for one of them; by default the model's own validation is asked, then the name.
-    checkpoints: where to save, and to go on from what is there.
-    report: gets progress about twice a second: step, total, loss, learning_rate, rows_per_second, device; `metrics`
-        after a validation; or only `message`, in words.
-    stopped: asked before each step and each batch of a validation; with a reason, the run saves a checkpoint and raises
-    Stopped.
+    valid: rows for "valid/loss".
+    evaluate: returns the validation's metrics of the model's current weights, by name.
+    greater_is_better: whether a greater value of a metric is better. The default asks the model's own validation, then
+        guesses from the name.
+    checkpoints: where to save checkpoints; the run resumes from an existing one.
+    report: receives progress about twice a second: step, total, loss, learning_rate, rows_per_second, device; after a
+        validation also `metrics`. Some reports hold only a `message` in words.
+    stopped: called before each step and each batch of a validation. If it returns a reason, the run saves a checkpoint
+        and raises Stopped.
 
-    A model in half precision learns in float32. Raises TrainingError, Stopped, DeclarationError (there is no such
-    device), and whatever `evaluate` and `rows.fetch` raise.
+    A model in half precision is trained in float32. Raises TrainingError, Stopped, DeclarationError (no such device),
+    and the exceptions of `evaluate` and `rows.fetch`.
     """
     started = randomness.seeded(randomness.derived(trainer.seed, "training"), devices=True)
-    # Whoever calls may have turned gradients off.
+    # The caller may have turned gradients off.
     with started, model.in_training(), torch.inference_mode(mode=False), torch.enable_grad():
         model.warm()
         run = TrainingState(
@@ -87,17 +87,17 @@ def train(
         if checkpoints is not None:
             run.resume(checkpoints)
         _steps(run, checkpoints)
-        if checkpoints is not None:  # whoever is killed while it stores the result need not learn again
+        if checkpoints is not None:  # if the job is killed while it stores the result, it need not repeat a step
             checkpoints.save(run.state())
         if run.best_state is not None:
             model.load_state(run.best_state)
         run.optimizer.zero_grad(set_to_none=True)
-    run.check_weights()  # in the precision that it was declared with: what is finite in float32 need not be in float16
+    run.check_weights()  # in the declared precision: a weight that is finite in float32 may not be in float16
     return Trained(model.state(), run.step, run.best_step, run.metric_values, run.metric_steps, run.history)
 
 
 def _steps(run: TrainingState, checkpoints: Checkpoints | None) -> None:
-    """Learn until the last step, or until the validations say that it is enough."""
+    """Train until the last step, or until the validations end the training early."""
     trainer = run.trainer
     saved = time.monotonic()
     with closing(run.loader.batches(run.next_batch, run.stopped)) as loaded:
@@ -114,6 +114,6 @@ def _steps(run: TrainingState, checkpoints: Checkpoints | None) -> None:
                     raise Stopped(reason)
                 run.learn(next(loaded))
         except Stopped:
-            if checkpoints is not None:  # before the loader is closed, which may take as long as a batch
+            if checkpoints is not None:  # before closing the loader, which may take as long as one batch
                 checkpoints.save(run.state())
             raise

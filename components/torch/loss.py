@@ -1,6 +1,4 @@
-"""The loss of a model: on a batch, as a training computes it, and on rows that it does not learn from
-("valid/loss").
-"""
+"""The loss of a model: on a training batch, and on rows set apart for validation ("valid/loss")."""
 
 from __future__ import annotations
 
@@ -21,11 +19,11 @@ from components.torch.trainer import TorchTrainer
 
 __all__ = ["Loss", "ValidLoss", "blamed", "valid_loss"]
 
-Told = Callable[[float], None]
+Progress = Callable[[float], None]
 
 
 class Loss:
-    """The objective of a trainer on the outputs of a model. An objective that is a class is built here."""
+    """Computes a trainer's objective on a model's outputs; builds the objective if it is a class."""
 
     def __init__(self, model: TorchModule, trainer: TorchTrainer) -> None:
         objective: Any = trainer.objective() if inspect.isclass(trainer.objective) else trainer.objective
@@ -36,8 +34,9 @@ class Loss:
         self._forward = getattr(model.object, model.forward_method)
 
     def __call__(self, batch: Batch, where: str) -> torch.Tensor:
-        """The loss on a batch, one number. Raises TrainingError, which says where that was, and whose code failed on
-        what.
+        """Return the loss on a batch, one number.
+
+        Raises TrainingError with `where`, the code that failed (the model or the objective) and its arguments.
         """
         model = self._model
         with blamed(f"{where}: the model", batch, batch.input):
@@ -54,9 +53,7 @@ class Loss:
 
 
 class ValidLoss:
-    """The mean loss of a model on the same rows, as often as it is asked for. Raises TrainingError where there are
-    none.
-    """
+    """The mean loss of a model on a fixed set of rows; raises TrainingError if there are none."""
 
     def __init__(self, model: TorchModule, trainer: TorchTrainer, valid: Examples, loss: Loss) -> None:
         if not len(valid):
@@ -65,8 +62,11 @@ class ValidLoss:
         self._loss = loss
         self._pass = Pass(valid, Preparation(model, trainer, valid), trainer.loader, trainer.seed)
 
-    def __call__(self, where: str, stopped: Stop, told: Told = lambda _: None) -> float:
-        """The loss of the model as it is; `told` gets it as far as it is known. Raises TrainingError and Stopped."""
+    def __call__(self, where: str, stopped: Stop, progress: Progress = lambda _: None) -> float:
+        """Return the loss of the current weights; raises TrainingError and Stopped.
+
+        progress: receives the mean loss so far after each batch.
+        """
         total, count = 0.0, 0
         with closing(self._pass.batches()) as loaded:
             for batch in loaded:
@@ -76,16 +76,16 @@ class ValidLoss:
                     loss = self._loss(batch, where)
                 total += loss.item() * batch.rows
                 count += batch.rows
-                told(total / count)
+                progress(total / count)
         if not count:
             raise TrainingError("there is nothing left to validate the loss on: all those rows were deleted")
         return total / count
 
 
 def valid_loss(model: TorchModule, trainer: TorchTrainer, valid: Examples, stopped: Stop = lambda: None) -> float:
-    """The mean loss over `valid`, just as a training computes its "valid/loss"; the model stays as it is.
+    """Return the mean loss over `valid`, computed like a training's "valid/loss"; the model is unchanged.
 
-    Raises TrainingError, Stopped, and what `valid.fetch` raises.
+    Raises TrainingError, Stopped, and the exceptions of `valid.fetch`.
     """
     seeded = randomness.seeded(randomness.derived(trainer.seed, "validation"), devices=True)
     with model.in_training(), seeded:
@@ -95,15 +95,16 @@ def valid_loss(model: TorchModule, trainer: TorchTrainer, valid: Examples, stopp
 
 @contextmanager
 def blamed(where: str, batch: Batch, given: Any = None) -> Iterator[None]:
-    """Says of whatever is raised within where it was, and on what. Memory that ran out passes as it is: it may be there
-    another time.
+    """Turn an exception within the context into a TrainingError with the place and the batch.
+
+    Out-of-memory errors pass unchanged, because a retry may succeed.
     """
     try:
         yield
     except batches.OUT_OF_MEMORY:
         raise
     except Exception as error:  # the user's module, objective and optimizer may raise anything
-        if str(error).startswith("DataLoader worker (pid"):  # a signal handler of torch's raises it, wherever we are
+        if str(error).startswith("DataLoader worker (pid"):  # torch's signal handler may raise it at any instruction
             raise PredictdError(f"a worker of the loader failed: {error}") from error
         on = "" if given is None else f", on {batches.kind(given)}"
         raise TrainingError(

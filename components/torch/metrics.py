@@ -1,4 +1,4 @@
-"""The torch half of `components.metric`: what torchmetrics needs."""
+"""The torch part of `components.metric`: calls torchmetrics."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ __all__ = ["computed"]
 def computed(
     metric: Callable[..., Any], predictions: list[Any], targets: list[Any], arguments: Mapping[str, Any]
 ) -> Any:
-    """Compute one value over all rows: of an object of torchmetrics, which is left as new, or of one of its
-    functions.
-    """
+    """Return the value over all rows, of an object of torchmetrics, which is reset afterwards, or of a function."""
     given = _stacked(predictions), _stacked(targets)
     if not hasattr(metric, "update"):
         return metric(*given, **arguments)
@@ -29,7 +27,7 @@ def computed(
 
 
 def _stacked(values: list[Any]) -> Any:
-    """One tensor of all rows' values; the list itself where they have none (text)."""
+    """Return one tensor of all rows' values; the list itself if they cannot be stacked (text, unequal shapes)."""
     if not values or isinstance(values[0], (str, bytes, Mapping)):
         return values
     tensors = [torch.as_tensor(value).detach().cpu() for value in values]

@@ -1,6 +1,4 @@
-"""The PyTorch model that people declare: a module that the daemon runs (`module.py`), and that learns here and now by
-`fit`.
-"""
+"""The PyTorch model that users declare: a module that the daemon runs (`module.py`), with `fit` to train it at once."""
 
 from __future__ import annotations
 
@@ -16,14 +14,14 @@ __all__ = ["TorchModel"]
 class TorchModel(TorchModule):
     """An `nn.Module` with the tutorial's `preprocess` (a row to a tensor) and `postprocess` (one output, on the CPU).
 
-    preprocess_batch: the same as `preprocess` for a list of rows at once (one list for each argument), to one batch;
-        used in its place wherever there is a batch.
-    preferred_devices: "cuda", "cuda:1", "mps", "cpu", or "auto" for the best there is; the first that is available.
-    forward_method: what to call on the module.
-    dtype: "float16", "bfloat16"...: the module's floating-point weights and inputs are turned into it; outputs come
-    back as float32.
+    preprocess_batch: does the same as `preprocess` for many rows: takes one list for each argument and returns one
+        batch. It replaces `preprocess` if there is a batch.
+    preferred_devices: "cuda", "cuda:1", "mps", "cpu", or "auto" for the best one. The first available one is used.
+    forward_method: the name of the module's method to call.
+    dtype: "float16", "bfloat16"...: the module's floating-point weights and inputs are converted to it; outputs are
+        converted back to float32.
 
-    Raises DeclarationError where one of these makes no sense.
+    Raises DeclarationError if an argument is invalid.
     """
 
     def fit(
@@ -34,14 +32,14 @@ class TorchModel(TorchModule):
         valid: tuple[Any, Any] | None = None,
         **options: Any,
     ) -> Self:
-        """Train the model here and now; returns it, with the best weights, and the traces in its `trainer`.
+        """Train the model in this process; returns it with the best weights, and the history in its `trainer`.
 
-        X: the rows' inputs, one item each (an `Arguments` for several); y: their targets. Or, without y, rows of
-        (input, ..., target).
-        valid: a pair of X and y that "valid/loss" is computed on, and the metrics of the model's `validation` as
-        "valid/<metric>".
-        options: arguments of TorchTrainer: of a new one (an `objective` at least), or in place of those of the model's
-        `trainer`.
+        X: the rows' inputs, one item per row (an `Arguments` for several); y: their targets. Without y, X holds rows
+            of (input, ..., target).
+        valid: a pair of X and y, on which "valid/loss" and the metrics of the model's `validation` are computed, as
+            "valid/<metric>".
+        options: arguments of TorchTrainer. They replace those of the model's `trainer`; without a trainer they make a
+            new one and need at least `objective`.
 
         Raises DeclarationError and TrainingError.
         """

@@ -1,8 +1,8 @@
 """A PyTorch module as a model.
 
-The module is moved to the first device of `preferred_devices` that is there, when the first batch or `warm` asks for
-it, and predicts in evaluation mode without gradients. It may be used from several threads: inference, the steps of a
-training and the loading of weights take turns, so no batch is computed by half of one version and half of another.
+The first batch, or `warm`, moves the module to the first available device of `preferred_devices`. It predicts in
+evaluation mode without gradients. It is thread-safe: a lock separates inference, the steps of a training and the
+loading of weights, so a batch is never computed with the weights of two versions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _AUTO = ("cuda", "mps", "cpu")
 
 
 class TorchModule(Model):
-    """A model that runs an `nn.Module`. People declare it as `TorchModel`, which says what the arguments mean."""
+    """A model that runs an `nn.Module`. Users declare it as `TorchModel`, which documents the arguments."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class TorchModule(Model):
         )
         self.forward_method = forward_method
         self.dtype = None if dtype is None else _dtype(identifier, dtype)
-        # At once, not when it is placed: the weights' hash must not depend on whether a batch has run.
+        # Now, not when it is moved to its device: the weights' hash must not depend on whether a batch has run.
         self.object = object if self.dtype is None else object.to(self.dtype)
         self._turn = Lock()
         self._device: torch.device | None = None
@@ -61,14 +61,14 @@ class TorchModule(Model):
 
     @property
     def device(self) -> torch.device:
-        """The device that the model runs on; raises DeclarationError where none of the preferred ones is there."""
+        """The device that the model runs on; raises DeclarationError if no preferred device is available."""
         if self._device is None:
             self._device = choose_device(self.identifier, self.preferred_devices)
         return self._device
 
     @property
     def prepare_batch(self) -> bool:
-        """Whether there is a `preprocess_batch`."""
+        """Whether the model has a `preprocess_batch`."""
         return self.preprocess_batch is not None
 
     def prepare(self, arguments: Arguments) -> Any:
@@ -80,7 +80,7 @@ class TorchModule(Model):
         return bundled(arguments)
 
     def prepare_many(self, rows: list[Arguments]) -> Any:
-        """Return the batch that `preprocess_batch` makes; without one, the rows put together."""
+        """Return the batch that `preprocess_batch` makes; without one, the collated rows."""
         if self.preprocess_batch is None:
             return batches.collate([self.prepare(arguments) for arguments in rows])
         columns = [list(column) for column in zip(*(row.args for row in rows), strict=True)]
@@ -88,36 +88,35 @@ class TorchModule(Model):
         return self.preprocess_batch(*columns, **named)
 
     def infer(self, xs: list[Any]) -> list[Any]:
-        """Put the rows together, run the module, take its outputs apart; raises BatchError, OutputError, or what the
-        module does.
+        """Collate the rows, run the module and split its output into rows.
+
+        Raises BatchError, OutputError, and the module's exceptions.
         """
         return self.infer_many(batches.collate(xs), len(xs)) if xs else []
 
     def infer_many(self, batch: Any, n: int) -> list[Any]:
-        """Run the module on a batch of `n`; returns each row's output on the CPU."""
-        # Inference mode belongs to a thread: it is entered here, whoever calls. During a training it would not do: what
-        # a module keeps of its forward pass (a table of positions) could not take part in a gradient later on.
+        """Run the module on a batch of `n` rows; returns each row's output on the CPU."""
+        # Inference mode is per thread, so each call enters it. A training must not use it: a tensor that a module
+        # caches in its forward pass (a table of positions) could not take part in a gradient later.
         without_gradients = torch.no_grad() if self._in_training else torch.inference_mode()
         with without_gradients, self.judging():
             output = batches.call(getattr(self.object, self.forward_method), batches.moved(batch, self.inward))
             return batches.split(batches.moved(output, self._outward), n)
 
     def postprocessed(self, output: Any) -> Any:
-        """Return what `postprocess` makes of one output; in inference mode, so that it may change the tensor in
-        place.
-        """
+        """Return one output after `postprocess`; inference mode lets it change the tensor in place."""
         if self.postprocess is None:
             return output
         with torch.inference_mode():
             return self.postprocess(output)
 
     def state(self) -> dict[str, Any]:
-        """Return a copy of all parameters and buffers, on the CPU; tied ones stay tied."""
+        """Return a copy of all parameters and buffers, on the CPU; tied tensors stay tied."""
         with self._turn:
             return dict(weights.copied(self.object.state_dict()))
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take the weights of a version, all or none of them; raises WeightsError that names what does not fit."""
+        """Load all weights of a version, or none; raises WeightsError that names the weights that do not fit."""
         given = {name: torch.as_tensor(value) for name, value in state.items()}
         with self._turn:
             own = self.object.state_dict()
@@ -130,13 +129,13 @@ class TorchModule(Model):
             self.object.load_state_dict(given)
 
     def warm(self) -> None:
-        """Move the module to its device, which starts CUDA where that is the device."""
+        """Move the module to its device; this starts CUDA if the device needs it."""
         with self._turn:
             self._place()
 
     @contextmanager
     def in_training(self) -> Iterator[None]:
-        """The time of a whole training: a half precision model has its weights in float32."""
+        """The context of a whole training, in which a half precision model has its weights in float32."""
         narrow = self.dtype if self.dtype in {torch.float16, torch.bfloat16} else None
         with self._turn:
             self._in_training = True
@@ -154,26 +153,26 @@ class TorchModule(Model):
 
     @contextmanager
     def learning(self) -> Iterator[torch.nn.Module]:
-        """One step of a training: the module in training mode on its device, for the caller alone."""
+        """The context of one training step: the module is in training mode, on its device, and locked."""
         with self._turn:
             self._place(training=True)
             yield self.object
 
     @contextmanager
     def judging(self) -> Iterator[torch.nn.Module]:
-        """The module in evaluation mode on its device, for the caller alone."""
+        """The context of an evaluation: the module is in evaluation mode, on its device, and locked."""
         with self._turn:
             self._place()
             yield self.object
 
     def inward(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Move one of a batch's tensors to the model's device and, where it is of floats, its dtype."""
+        """Return a batch's tensor on the model's device; a floating-point one also in the model's dtype."""
         dtype = self.dtype if tensor.is_floating_point() else None
         return tensor.to(self.device, dtype, non_blocking=True)
 
     def _place(self, *, training: bool = False) -> None:
         if self._device is None:
-            # Weights that are moved in inference mode could never be trained.
+            # Weights that are moved in inference mode cannot be trained.
             with torch.inference_mode(mode=False):
                 self.object.to(self.device)
         if self.object.training != training:
@@ -185,7 +184,7 @@ class TorchModule(Model):
 
 
 def choose_device(identifier: str, preferred: Sequence[str]) -> torch.device:
-    """Return the first device of the list that is there; raises DeclarationError where none is."""
+    """Return the first available device of the list; raises DeclarationError if there is none."""
     for name in preferred:
         for candidate in _AUTO if name == "auto" else (name,):
             if _available(identifier, candidate):
@@ -220,7 +219,7 @@ def _dtype(identifier: str, name: str) -> torch.dtype:
 
 
 def _misfits(own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> list[str]:
-    """Say what does not fit before anything is copied: load_state_dict would stop half-way."""
+    """Return what does not fit, before anything is copied, because load_state_dict would stop half-way."""
     problems = [f"{name!r} is missing" for name in own if name not in given]
     problems += [f"{name!r} is not in the model" for name in given if name not in own]
     for name, tensor in own.items():

@@ -1,4 +1,4 @@
-"""From decoded rows to what a model learns from: the transform, and the way into a batch."""
+"""Converts decoded rows to a training batch: applies the transform and collates."""
 
 from __future__ import annotations
 
@@ -20,15 +20,14 @@ __all__ = ["Preparation", "targets"]
 
 
 class Preparation:
-    """Makes the pair (input, target) of a batch, on the CPU; called with the rows' places and values.
+    """Makes the pair (input, target) of a batch, on the CPU, from the rows' places and values.
 
-    A transform gets a row's values in the key's order. Without one the model's own preprocess makes the input, of a
-    whole batch where there is a `preprocess_batch`, and the last value is the target. Raises TrainingError, which names
-    the row's place.
+    A transform receives a row's values in the key's order. Without a transform, the model's `preprocess_batch` or
+    `preprocess` makes the input, and the last value is the target. Raises TrainingError, which names the row.
     """
 
     def __init__(self, model: TorchModule, trainer: TorchTrainer, rows: object) -> None:
-        """`rows` are the examples that it is called with; where they have a `name(place)`, errors name rows by it."""
+        """`rows` are the examples of the batches; if they have a method `name(place)`, errors use it to name rows."""
         self._model = model
         self._name: Callable[[int], str] = getattr(rows, "name", str)
         self._transform = trainer.transform
@@ -47,7 +46,7 @@ class Preparation:
             collate = self._collate
             made = self._guarded(rows, "collate_fn", lambda: collate(pairs))
             if not isinstance(made, (tuple, list)) or len(made) != 2:
-                raise TrainingError(f"collate_fn: expected it to return (input, target), got {_said(made)}")
+                raise TrainingError(f"collate_fn: expected it to return (input, target), got {_described(made)}")
             return made[0], made[1]
         given = self._guarded(rows, "the inputs", lambda: batches.collate([x for x, _ in pairs]))
         return given, self._guarded(rows, "the targets", lambda: targets([y for _, y in pairs]))
@@ -64,14 +63,14 @@ class Preparation:
             raise TrainingError(f"{name} failed on row {self._name(place)}: {type(error).__name__}: {error}") from error
         if not isinstance(made, (tuple, list)) or len(made) != 2:
             raise TrainingError(
-                f"transform: expected it to return (input, target), got {_said(made)} for row {self._name(place)}"
+                f"transform: expected it to return (input, target), got {_described(made)} for row {self._name(place)}"
             )
         return made[0], made[1]
 
     def _arguments(self, row: tuple[Any, ...]) -> Arguments:
         if self._inputs is not None:
             return self._inputs.arguments(row[:-1])
-        # From `fit`, where a row may hold its arguments ready made.
+        # In `fit`, a row may hold an `Arguments` already.
         first = row[0]
         return first if len(row) == 2 and isinstance(first, Arguments) else Arguments(tuple(row[:-1]))
 
@@ -87,10 +86,10 @@ class Preparation:
 
 
 def targets(values: list[Any]) -> Any:
-    """Put targets together: whole numbers to int64, floats to float32, as losses want them; tensors, tuples, dicts as
-    inputs are.
+    """Return targets as one batch: whole numbers as int64, floats as float32, because losses require these.
 
-    Raises BatchError where they do not fit, or are what no loss can be computed of.
+    Tensors, tuples and dicts are collated like inputs. Raises BatchError if the targets do not fit together, or have a
+    type without a loss.
     """
     first = values[0]
     if isinstance(first, (str, bytes)) or first is None:
@@ -109,7 +108,7 @@ def targets(values: list[Any]) -> Any:
 
 
 def _is_float(value: Any) -> bool:
-    """A float of Python's or numpy's, or an array: float64 because they always are, not because somebody chose it."""
+    """Return whether a value is a Python or numpy float or an array, for which float64 is only the default."""
     return isinstance(value, (float, np.generic, np.ndarray))
 
 
@@ -119,5 +118,5 @@ def _narrowed(collated: Any, yes: bool) -> Any:
     )
 
 
-def _said(made: Any) -> str:
+def _described(made: Any) -> str:
     return f"{len(made)} values" if isinstance(made, (tuple, list)) else type(made).__name__

@@ -1,6 +1,4 @@
-"""The random states of torch, numpy and Python: kept, seeded, given back; and seeds that depend on nothing but their
-names.
-"""
+"""Saves, seeds and restores the random states of torch, numpy and Python; derives seeds from names."""
 
 from __future__ import annotations
 
@@ -17,27 +15,25 @@ __all__ = ["derived", "restore", "seeded", "states"]
 
 
 def derived(*names: object) -> int:
-    """A seed of 63 bits that is the same for the same names, in every process and in every release."""
+    """Return a seed of 63 bits that is the same for the same names in every process and every release."""
     text = "\0".join(map(str, names)).encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
 
 @contextmanager
 def seeded(seed: int, *, devices: bool = False) -> Iterator[None]:
-    """Run the body with every generator seeded, and give the states from before back; with `devices`, those of CUDA
-    too.
-    """
+    """Run the body with every generator seeded, and restore their states afterwards; with `devices`, CUDA's too."""
     cuda = _cuda() if devices else []
     before = (
         torch.default_generator.get_state(),
-        np.random.get_state(),  # noqa: NPY002  # the global generator is the one that users' transforms draw from
+        np.random.get_state(),  # noqa: NPY002  # users' transforms draw from the global generator
         random.getstate(),
     )
     torch.default_generator.manual_seed(seed)
     np.random.seed(seed & 0xFFFF_FFFF)  # noqa: NPY002
     random.seed(seed)
     if devices:
-        torch.cuda.manual_seed_all(seed)  # where CUDA has not started, it begins with this seed when it does
+        torch.cuda.manual_seed_all(seed)  # if CUDA has not started yet, it will start with this seed
     try:
         yield
     finally:
@@ -49,7 +45,7 @@ def seeded(seed: int, *, devices: bool = False) -> Iterator[None]:
 
 
 def states() -> dict[str, Any]:
-    """All states, as what `torch.load(weights_only=True)` reads: tensors, numbers, tuples."""
+    """Return all states in types that `torch.load(weights_only=True)` reads: tensors, numbers, tuples."""
     name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
     return {
         "torch": torch.default_generator.get_state(),
@@ -60,7 +56,7 @@ def states() -> dict[str, Any]:
 
 
 def restore(given: Mapping[str, Any]) -> None:
-    """Take the states that `states` returned; those of CUDA where there are as many devices as there were."""
+    """Restore the states that `states` returned; those of CUDA only if the number of devices is the same."""
     torch.default_generator.set_state(given["torch"])
     if given["cuda"] and torch.cuda.is_available() and len(given["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(given["cuda"])
@@ -70,6 +66,6 @@ def restore(given: Mapping[str, Any]) -> None:
 
 
 def _cuda() -> list[torch.Tensor]:
-    """The states of CUDA's devices, without starting it."""
+    """Return the states of CUDA's devices, without starting CUDA."""
     started: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return list(torch.cuda.get_rng_state_all()) if started else []

@@ -1,4 +1,4 @@
-"""The `tensor` datatype's torch half; `components.datatypes` imports it when the first tensor is decoded."""
+"""The torch part of the `tensor` datatype; `components.datatypes` imports it to decode the first tensor."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ __all__ = ["from_array"]
 
 
 def from_array(array: np.ndarray[Any, Any]) -> torch.Tensor:
-    """Return a tensor over the memory of a writable array."""
+    """Return a tensor that shares the memory of a writable array."""
     return torch.from_numpy(array)

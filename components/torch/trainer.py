@@ -1,6 +1,6 @@
-"""The trainer of a PyTorch model: a declaration of how it learns, and afterwards the traces of how it went.
+"""The trainer of a PyTorch model: declares a training, and afterwards holds its history.
 
-`components.torch.loop` does the learning, by a job of the daemon or in process (`TorchModel.fit`).
+`components.torch.loop` runs the training, in a job of the daemon or in this process (`TorchModel.fit`).
 """
 
 from __future__ import annotations
@@ -23,37 +23,38 @@ __all__ = ["TorchTrainer"]
 
 @documented(TrainerArguments)
 class TorchTrainer:
-    """How a model learns: from which rows, towards what, and for how long.
+    """The declaration of a training: its rows, its objective and its length.
 
     objective: `objective(output, target)` returns the loss, one number; both are batches on the model's device. A
         class, such as `torch.nn.CrossEntropyLoss`, is built without arguments.
-    select: the rows; key: their fields, all but the last the model's input, the last its target. `fit` needs neither.
-    transform: `transform(*values)` makes of one row's values, in the key's order, the pair (input, target). By default
-        the model's own preprocess makes the input and the target stays as it is. It may be random: it is seeded by
-        (seed, batch).
-    loader_kwargs: of `torch.utils.data.DataLoader`: batch_size (32 unless told), drop_last, shuffle (True unless told),
-        num_workers, collate_fn (a list of (input, target) to a pair of batches), pin_memory, prefetch_factor, timeout,
-        worker_init_fn.
-    optimizer_cls: an optimizer's class, its name in torch.optim, or a function of the parameters; gets optimizer_kwargs
-    too.
-    max_iterations: steps, exactly that many unless it stops early.
-    validation_interval: steps between two validations; there is one more after the last step.
-    no_improve_then_stop: stop after that many validations in a row without a new best value of `listen`.
-    listen: "dataset/metric", "valid/loss" or "train/loss": what the best weights are chosen by. By default the
-        validation's first metric, else "valid/loss" where rows are kept apart; else the last weights are taken.
-    gradient_clip: the largest norm of the gradients of a step, over all weights; longer ones are scaled down to it.
-    seed: of the order of the rows, of the transform's and of the model's randomness.
-    folds: "auto" (rows with `_fold` "train" train, "valid" validate, where the table has that field and `select` does
-        not mention it), a fraction of the rows that is kept apart for "valid/loss", or None: all rows train.
-    promote: when a trained version goes live: "always", "better" (by promote_metric, by more than promote_margin),
-    "manual".
-    keep: versions that are kept. when: triggers of a training, such as {"every": 3600}.
-    time_limit: seconds, or None; retries: of a training that failed; threads: of torch, None for half of the cores.
-    checkpoint_seconds: between two checkpoints; 0 for one after each step.
+    select: the rows. key: their fields; the last is the target, the others are the model's input. `fit` needs neither.
+    transform: `transform(*values)` returns (input, target) for one row's values in the key's order. By default the
+        model's own preprocess makes the input, and the target is unchanged. It may be random: the generators are seeded
+        by (seed, batch).
+    loader_kwargs: arguments of `torch.utils.data.DataLoader`: batch_size (default 32), drop_last, shuffle (default
+        True), num_workers, collate_fn (takes a list of (input, target), returns a pair of batches), pin_memory,
+        prefetch_factor, timeout, worker_init_fn.
+    optimizer_cls: an optimizer's class, its name in torch.optim, or a function of the parameters. It is called with
+        optimizer_kwargs too.
+    max_iterations: the number of steps, unless the training stops early.
+    validation_interval: steps between two validations; the last step is always validated.
+    no_improve_then_stop: stop after this many validations in a row without a new best value of `listen`.
+    listen: the value that selects the best weights: "dataset/metric", "valid/loss" or "train/loss". The default is the
+        validation's first metric; without one, "valid/loss" if rows are set apart; else the last weights are kept.
+    gradient_clip: the largest norm of a step's gradients over all weights; greater ones are scaled down to it.
+    seed: the seed of the rows' order and of all randomness in the transform and the model.
+    folds: "auto", a fraction, or None. "auto": if the table has the field `_fold` and `select` does not use it, rows
+        with "train" train and rows with "valid" validate. A fraction of the rows is set apart for "valid/loss". None:
+        all rows train.
+    promote: when a trained version goes live: "always", "better" (if promote_metric improves by more than
+        promote_margin) or "manual".
+    keep: the number of versions to keep. when: triggers of a training, such as {"every": 3600}.
+    time_limit: seconds, or None. retries: of a failed training. threads: of torch; None means half of the cores.
+    checkpoint_seconds: seconds between two checkpoints; 0 saves one after each step.
 
-    After a training, `metric_values` holds for each name ("my-valid/acc", "valid/loss", "train/loss") a value for each
-    of `metric_steps`, and `history` a record for each of them: step, loss, learning_rate, rows_per_second, device,
-    metrics.
+    After a training, `metric_values` holds for each name ("my-valid/acc", "valid/loss", "train/loss") one value per
+    step in `metric_steps`. `history` holds one record per step in `metric_steps`: step, loss, learning_rate,
+    rows_per_second, device, metrics.
 
     Raises DeclarationError, which names the argument.
     """
@@ -104,7 +105,7 @@ class TorchTrainer:
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def replaced(self, **changes: Any) -> Self:
-        """A trainer like this one with some arguments changed, and no traces; raises DeclarationError."""
+        """Return a copy of this trainer with some arguments changed and no history; raises DeclarationError."""
         return type(self)(**{**self._given, **changes})
 
     def __repr__(self) -> str:
@@ -112,9 +113,7 @@ class TorchTrainer:
 
 
 class _Checks:
-    """The checks of the arguments of one trainer; each returns the value, or raises DeclarationError with the
-    argument's name.
-    """
+    """Checks of one trainer's arguments: each returns the value, or raises DeclarationError with the argument."""
 
     def __init__(self, identifier: str) -> None:
         self.identifier = identifier
@@ -125,8 +124,8 @@ class _Checks:
     def callable(self, argument: str, value: Any) -> Callable[..., Any]:
         if not callable(value):
             raise self.refuse(argument, f"expected a callable, got {value!r}")
-        found: Callable[..., Any] = value
-        return found
+        function: Callable[..., Any] = value
+        return function
 
     def query(self, select: Any) -> Query | None:
         if select is not None and not isinstance(select, Query):
@@ -152,15 +151,15 @@ class _Checks:
     def optimizer(self, value: Any) -> Callable[..., Any]:
         if value is None:
             return torch.optim.Adam
-        found = getattr(torch.optim, value, None) if isinstance(value, str) else value
-        if not callable(found) or (isinstance(value, str) and not issubclass(found, torch.optim.Optimizer)):
+        make = getattr(torch.optim, value, None) if isinstance(value, str) else value
+        if not callable(make) or (isinstance(value, str) and not issubclass(make, torch.optim.Optimizer)):
             raise self.refuse(
                 "optimizer_cls", f"expected an optimizer's class, or its name in torch.optim ('AdamW'), got {value!r}"
             )
-        step = inspect.signature(found.step).parameters.get("closure") if hasattr(found, "step") else None
+        step = inspect.signature(make.step).parameters.get("closure") if hasattr(make, "step") else None
         if step is not None and step.default is inspect.Parameter.empty:
             raise self.refuse(
-                "optimizer_cls", f"{found.__name__} evaluates the loss several times in a step (closure); use another"
+                "optimizer_cls", f"{make.__name__} evaluates the loss several times in a step (closure); use another"
             )
-        chosen: Callable[..., Any] = found
+        chosen: Callable[..., Any] = make
         return chosen

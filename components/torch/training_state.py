@@ -1,6 +1,4 @@
-"""One training between two steps: what it does in a step and in a validation, and all that it takes to go on
-elsewhere.
-"""
+"""The state of one training, with its step and its validation; another process can resume from the state."""
 
 from __future__ import annotations
 
@@ -46,12 +44,12 @@ _KEPT = (
     "metric_steps",
     "history",
 )
-"""What a checkpoint holds of a run, beside weights, optimizer and random states."""
+"""The attributes of a run in a checkpoint, beside weights, optimizer and random states."""
 
 
 @dataclass
 class TrainingState:
-    """A run between two steps; what `state` returns of it is all that it takes to go on elsewhere."""
+    """A run between two steps; `state` returns all that another process needs to resume it."""
 
     model: TorchModule
     trainer: TorchTrainer
@@ -66,9 +64,9 @@ class TrainingState:
     validated: int = 0  # the step of the last validation
     best_step: int = 0
     best_value: float = math.nan
-    best_state: dict[str, Any] | None = None  # None as long as the last weights are the best ones
+    best_state: dict[str, Any] | None = None  # None while the current weights are the best ones
     unimproved: int = 0
-    loss_sum: float = 0.0  # since the last validation, as the next three
+    loss_sum: float = 0.0  # this and the next three count since the last validation
     losses: int = 0
     learned_rows: int = 0
     seconds: float = 0.0
@@ -80,18 +78,18 @@ class TrainingState:
         trainer, model = self.trainer, self.model
         prepare = Preparation(model, trainer, self.rows)
         options, seed, device = trainer.loader, trainer.seed, model.device
-        # Batch statistics of one row are none: such a rest of an epoch is passed over, as drop_last would, if there is
-        # any other batch.
-        normalizes = any(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in model.object.modules())  # noqa: SLF001
+        # BatchNorm cannot train on one row, so a final one-row batch is skipped if the epoch has other batches.
+        batch_norm = torch.nn.modules.batchnorm._BatchNorm  # noqa: SLF001
+        normalizes = any(isinstance(part, batch_norm) for part in model.object.modules())
         least = 2 if normalizes and min(options.batch_size, len(self.rows)) > 1 else 1
         self.loader = Loader(self.rows, prepare, options, seed, least=least, device=device)
         self.loss = Loss(model, trainer)
         self.validation = None if self.valid is None else ValidLoss(model, trainer, self.valid, self.loss)
         self.optimizer = _optimizer(trainer, model)
-        self._told = -math.inf
+        self._reported = -math.inf
 
     def learn(self, batch: Batch) -> None:
-        """Make one step."""
+        """Do one training step on a batch."""
         started = time.perf_counter()
         step = self.step + 1
         with self.model.learning():
@@ -118,10 +116,10 @@ class TrainingState:
         self.losses += 1
         self.learned_rows += batch.rows
         self.seconds += time.perf_counter() - started
-        self._tell(value)
+        self._report_progress(value)
 
     def _clip(self, step: int) -> None:
-        """Scale the gradients down to the trainer's `gradient_clip`; raises TrainingError if they are not finite."""
+        """Scale the gradients to the trainer's `gradient_clip`; raises TrainingError if they are not finite."""
         largest = self.trainer.arguments.gradient_clip
         if largest is None:
             return
@@ -133,22 +131,23 @@ class TrainingState:
             )
 
     def validation_is_due(self) -> bool:
-        """Whether this step's validation has still to be made."""
+        """Return whether this step needs a validation that has not run yet."""
         trainer = self.trainer
         due = self.step % trainer.validation_interval == 0 or self.step == trainer.max_iterations
         return due and self.step > self.validated
 
     def validate(self) -> None:
-        """Validate the weights as they are, and keep them if they are the best so far. An interrupted validation leaves
-        no trace.
+        """Validate the current weights, and keep them if they are the best so far.
+
+        An interrupted validation changes nothing.
         """
-        # Neither a metric nor a dropout that is left on may change how the training goes on.
+        # The randomness of a metric or of the model must not change the rest of the training.
         with randomness.seeded(randomness.derived(self.trainer.seed, "validation"), devices=True):
             metrics = dict(self.evaluate()) if self.evaluate is not None else {}
             metrics["train/loss"] = self.loss_sum / max(1, self.losses)
             if self.validation is not None:
                 where = f"the validation after step {self.step}"
-                metrics["valid/loss"] = self.validation(where, self.stopped, self._tell)
+                metrics["valid/loss"] = self.validation(where, self.stopped, self._report_progress)
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise TrainingError(f"step {self.step}: {name} is {value}")
@@ -163,8 +162,9 @@ class TrainingState:
         self.report(record)
 
     def check_weights(self) -> None:
-        """Refuse what the last step may have left: no loss was computed with it where nothing is validated. Raises
-        TrainingError.
+        """Raise TrainingError if a weight is not finite.
+
+        Without a validation, no loss was computed after the last step.
         """
         for name, weight in self.model.object.named_parameters():
             if weight.requires_grad and not torch.isfinite(weight).all():
@@ -173,7 +173,7 @@ class TrainingState:
                 )
 
     def is_exhausted(self) -> bool:
-        """Whether it was without a new best value for as many validations as the trainer allows."""
+        """Return whether `no_improve_then_stop` validations in a row brought no new best value."""
         allowed = self.trainer.no_improve_then_stop
         return allowed is not None and self.unimproved >= allowed
 
@@ -228,14 +228,14 @@ class TrainingState:
             "device": str(self.model.device),
         }
 
-    def _tell(self, loss: float) -> None:
+    def _report_progress(self, loss: float) -> None:
         now = time.monotonic()
-        if now - self._told >= REPORT_SECONDS:
-            self._told = now
+        if now - self._reported >= REPORT_SECONDS:
+            self._reported = now
             self.report(self._progress(loss))
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
+        """Return the content of a checkpoint."""
         own = {name: getattr(self, name) for name in _KEPT}
         return {
             "run": self._identity(),
@@ -246,7 +246,7 @@ class TrainingState:
         }
 
     def resume(self, checkpoints: Checkpoints) -> None:
-        """Go on from the checkpoint, if there is one of this run."""
+        """Resume from the checkpoint, if there is one of this run."""
         state = checkpoints.load()
         if state is None:
             if checkpoints.damage is not None:
@@ -265,7 +265,7 @@ class TrainingState:
         self.report({"message": f"the training goes on after step {self.step}"})
 
     def _identity(self) -> dict[str, Any]:
-        """What a checkpoint and a run must have in common."""
+        """Return the values that a checkpoint and a run must have in common."""
         trainer = self.trainer
         shapes = [
             f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in self.model.object.state_dict().items()

@@ -1,8 +1,8 @@
-"""Weights as bytes: safetensors, with tied tensors kept tied, and a hash over every one of them.
+"""Weights as bytes: a safetensors file in which tied tensors stay tied, and a hash over all tensors.
 
 safetensors refuses tensors that share memory, because it would write them twice. Tied tensors (an embedding and the
-output layer that reuses it) are written once; the other names go into the file's metadata and are tied again when it is
-read.
+output layer that reuses it) are written once. Their other names go into the file's metadata, and `load` ties them
+again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ALIASES = "predictd.tied"
 
 
 def save(state: Mapping[str, Any]) -> bytes:
-    """Return the state as one safetensors file; raises WeightsError for what is no dense tensor."""
+    """Return the state as one safetensors file; raises WeightsError if a value is not a dense tensor."""
     written: dict[str, torch.Tensor] = {}
     tied: dict[str, str] = {}
     first: dict[object, str] = {}
@@ -35,7 +35,7 @@ def save(state: Mapping[str, Any]) -> bytes:
         if source != name:
             tied[name] = source
             continue
-        # A view into another tensor's storage is not tied to it as a whole: it gets memory of its own.
+        # A view of part of another tensor's storage is not tied to that tensor: it is written as a copy.
         storage = tensor.untyped_storage().data_ptr()
         written[name] = (
             tensor.clone(memory_format=torch.contiguous_format) if storage in storages else tensor.contiguous()
@@ -45,9 +45,7 @@ def save(state: Mapping[str, Any]) -> bytes:
 
 
 def load(data: bytes) -> dict[str, torch.Tensor]:
-    """Read what `save` wrote; names that were tied hold one and the same tensor. Raises WeightsError for broken
-    data.
-    """
+    """Return the state that `save` wrote; tied names share one tensor. Raises WeightsError if the data is broken."""
     try:
         state: dict[str, torch.Tensor] = load_tensors(data)
         size = int.from_bytes(data[:8], "little")
@@ -65,7 +63,7 @@ def content_hash(state: Mapping[str, Any]) -> str:
     for name, tensor in sorted(_tensors(state).items()):
         head = json.dumps([name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]).encode()
         raw = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        # Lengths first: no two states run together into the same bytes.
+        # The lengths come first, so that two different states never give the same bytes.
         digest.update(len(head).to_bytes(8, "little") + head + raw.nbytes.to_bytes(8, "little"))
         digest.update(raw.data)
     return digest.hexdigest()
@@ -98,7 +96,7 @@ def _tensors(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def _identity(tensor: torch.Tensor) -> object:
-    """The same for two names of the very same elements; never the same for empty tensors, which have no address."""
+    """Return a value that is equal for two names of the same elements; empty tensors have no address and differ."""
     if tensor.numel() == 0:
         return id(tensor)
     return (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())

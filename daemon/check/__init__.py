@@ -1,7 +1,8 @@
-"""What `predictd check` does beyond reading service.toml: import and build what it names, and meet its MongoDB.
+"""The checks of `predictd check` after reading service.toml: imports and builds its code, and connects to MongoDB.
 
-`builder` runs child processes, so that torch never enters this one, and so that code which hangs, crashes or exits
-takes only the child along; `child` is what they run, with `models` and `trainers`; `mongo` meets the server.
+`builder` runs child processes, so that this process does not import torch, and so that code which hangs, crashes or
+exits ends only a child. `child` is the program of the child processes; it uses `models`, `trainers` and `code`. `mongo`
+connects to the server.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The parent: has each model, trainer and validation built by a child (`python -P -m daemon.check.child`).
+"""The parent: starts a child (`python -P -m daemon.check.child`) that builds each model, trainer and validation.
 
-The child says which one it begins with; when it dies or runs out of time, that one is named and a fresh child goes on
-with the rest.
+The child reports each section before it builds it. If the child dies or exceeds its time, the problem names that
+section, and a new child builds the rest.
 
-Parent to child: one JSON object on stdin. Child to parent: one JSON list a line on stdout, `["begin", PATH]`,
-`["problem", PATH, MESSAGE]`, `["done", PATH]`, where PATH is that of the section, `models.lenet`. What the user's own
-code prints goes to stderr.
+The parent sends one JSON object on the child's stdin. The child sends one JSON list per line on stdout:
+`["begin", PATH]`, `["problem", PATH, MESSAGE]`, `["done", PATH]`. PATH is the path of the section, `models.lenet`. The
+user's own code prints to stderr.
 """
 
 from __future__ import annotations
@@ -27,20 +27,19 @@ from daemon.config import Config
 __all__ = ["BUILD_SECONDS", "build"]
 
 BUILD_SECONDS = 120.0
-"""How long importing and building one of them may take; importing torch alone takes up to 10 s."""
+"""The longest time for importing and building one section; importing torch alone takes up to 10 s."""
 
 _KINDS = ("models", "trainers", "validations")
 _GRACE = 15.0
 _TIMEOUT = "Timeout ("
-"""What faulthandler begins with when the time has run out."""
+"""The beginning of faulthandler's output after a timeout."""
 _CRASHED_AT = re.compile(r'File "([^"]+)", line (\d+)')
 
 
 def build(config: Config, *, seconds: float = BUILD_SECONDS, only: Collection[str] | None = None) -> list[Problem]:
-    """Return what keeps a model, trainer or validation from being imported and built, each with its key, after trying
-    all of them.
+    """Import and build all models, trainers and validations; returns their problems, each with its key.
 
-    `only` names sections ("models.lenet") where not all of them are to be tried.
+    only: the sections ("models.lenet") to build; None means all.
     """
     declared = config.declarations()
     problems: list[Problem] = []
@@ -63,9 +62,9 @@ def build(config: Config, *, seconds: float = BUILD_SECONDS, only: Collection[st
 
 
 def _child(order: dict[str, Any], seconds: float) -> tuple[list[str], list[Problem]]:
-    """Run one child; return the paths that need no further look, and the problems. No path: no child could be had."""
+    """Run one child; returns the paths that are finished, and the problems. No path means that no child could run."""
     wanted = order["order"]
-    # Files and not pipes: a process that the user's code leaves behind would hold a pipe open.
+    # Files, not pipes: a process that the user's code leaves running would hold a pipe open.
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(
             [sys.executable, "-P", "-m", "daemon.check.child"],
@@ -98,7 +97,7 @@ def _child(order: dict[str, Any], seconds: float) -> tuple[list[str], list[Probl
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """Kill the child with whatever it started, and reap it."""
+    """Kill the child and every process that it started, and reap the child."""
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
@@ -116,7 +115,7 @@ def _text(file: IO[bytes]) -> str:
 
 
 def _death(code: int, seconds: float, complaint: str, *, late: bool) -> str:
-    """Return in words how a child ended, and where it was."""
+    """Return a message with the cause of a child's end, and the place in the code."""
     place = _CRASHED_AT.search(complaint)
     where = f", at {place[1]} line {place[2]}" if place else ""
     if late:

@@ -1,4 +1,7 @@
-"""The child: builds what stdin names, one after another, and reports on stdout (see `daemon.check.builder`)."""
+"""The child: builds the sections that stdin names, one after another, and reports on stdout.
+
+`daemon.check.builder` describes the protocol.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,10 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Build what stdin names and report on stdout."""
+    """Build the sections that stdin names and report on stdout."""
     _end_with_parent()
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as reports:
-        os.dup2(2, 1)  # what the user's code prints must not be taken for a report
+        os.dup2(2, 1)  # output of the user's code goes to stderr, so that it is not read as a report
         order = json.load(sys.stdin)
         faulthandler.enable()
         sys.path.insert(0, order["import_root"])
@@ -38,7 +41,7 @@ def main() -> None:
         built: dict[str, Any] = {}
         for path in order["order"]:
             _report(reports, "begin", path)
-            # Says where it hangs, and needs neither the interpreter's lock nor the parent, which may be gone.
+            # It prints the place of a hang and exits; it needs neither the interpreter lock nor the parent process.
             faulthandler.dump_traceback_later(order["seconds"], exit=True)
             for problem in _problems(path, declared, policy, built):
                 _report(reports, "problem", problem.path, problem.message)
@@ -46,9 +49,7 @@ def main() -> None:
 
 
 def _problems(path: str, declared: Mapping[str, Any], policy: ImportPolicy, built: dict[str, Any]) -> Iterator[Problem]:
-    """Yield what is wrong with one section; `built` are the models so far, by name, which trainers and validations are
-    tried with.
-    """
+    """Yield the problems of one section; `built` holds the models so far by name, for the checks of trainers."""
     kind, _, name = path.partition(".")
     declaration = declared[kind][name]
     if kind == "models":
@@ -61,9 +62,7 @@ def _problems(path: str, declared: Mapping[str, Any], policy: ImportPolicy, buil
 
 
 def _end_with_parent() -> None:
-    """Have the kernel end this process with the thread that started it and waits for it, whatever the user's code
-    does.
-    """
+    """Make the kernel kill this process if the parent's thread ends; the user's code cannot prevent it."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

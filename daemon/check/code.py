@@ -1,4 +1,4 @@
-"""Looking at code that a declaration names: importing it, whether it can be called so, and errors in one line."""
+"""Checks the code that a declaration names: imports it, checks its signature, and describes errors in one line."""
 
 from __future__ import annotations
 
@@ -9,40 +9,41 @@ from typing import Any
 from components.errors import ImportRefused, Problem
 from components.import_paths import ImportPolicy
 
-__all__ = ["Imported", "mismatch", "said"]
+__all__ = ["Imported", "described", "mismatch"]
 
 
 class Imported:
-    """The code of one declaration, imported as far as that works; `problems` tells where it does not."""
+    """The imported code of one declaration; `problems` holds the failures."""
 
     def __init__(self, policy: ImportPolicy) -> None:
         self._policy = policy
-        self._found: dict[str, Any] = {}
+        self._objects: dict[str, Any] = {}
         self.problems: list[Problem] = []
 
     def get(self, path: str, key: str, *, called: bool = True) -> Any:
-        """Return what an import path names, None where it cannot be had; `key` is where it stands, `called` says that
-        it must be callable.
+        """Return the object of an import path, or None if it cannot be imported.
+
+        key: the key in the file, for problems. called: the object must be callable.
         """
-        if path not in self._found:
+        if path not in self._objects:
             try:
-                self._found[path] = self._policy.resolve(path)
+                self._objects[path] = self._policy.resolve(path)
             except ImportRefused as error:
                 self.problems.append(Problem(key, str(error)))
                 return None
             # Importing runs the user's code, which may raise anything
             except (Exception, SystemExit) as error:  # noqa: BLE001
-                self.problems.append(Problem(key, f'importing "{path}" failed: {said(error)}'))
+                self.problems.append(Problem(key, f'importing "{path}" failed: {described(error)}'))
                 return None
-        found = self._found[path]
-        if called and not callable(found):
-            message = f'"{path}" is a {type(found).__name__}; name a function or a callable object'
+        imported = self._objects[path]
+        if called and not callable(imported):
+            message = f'"{path}" is a {type(imported).__name__}; name a function or a callable object'
             self.problems.append(Problem(key, message))
-        return found
+        return imported
 
 
 def mismatch(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    """Return why `function` cannot be called so, empty where it can or where nobody can tell."""
+    """Return why `function` cannot be called with these arguments; empty if it can, or if its signature is unknown."""
     try:
         signature = inspect.signature(function)
     except (ValueError, TypeError):
@@ -54,7 +55,7 @@ def mismatch(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     return ""
 
 
-def said(error: BaseException) -> str:
+def described(error: BaseException) -> str:
     """Return an exception in one line, with the place in the user's code."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

@@ -1,4 +1,4 @@
-"""In the child: whether a model can be imported and built, and called with the keys of its listeners."""
+"""Runs in the child: checks that a model can be imported, built, and called with the keys of its listeners."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from components.declarations import ListenerDeclaration, ModelDeclaration
 from components.errors import DeclarationError, Problem
 from components.import_paths import ImportPolicy
 from components.model import ObjectModel
-from daemon.check.code import Imported, mismatch, said
+from daemon.check.code import Imported, described, mismatch
 
 __all__ = ["model_problems"]
 
@@ -24,15 +24,13 @@ def model_problems(
     policy: ImportPolicy,
     built: dict[str, Any],
 ) -> Iterator[Problem]:
-    """Yield what is wrong with one model and with the keys of its listeners; what could be built is put into `built`,
-    under its name.
-    """
+    """Yield the problems of one model and of its listeners' keys; adds the built model to `built`, by name."""
     imported = Imported(policy)
     code: dict[str, Any] = {}
     for key, path in declared.code.items():
-        found = imported.get(path, f"models.{name}.{key}", called=key != "object")
-        if found is not None:
-            code[key] = found
+        step = imported.get(path, f"models.{name}.{key}", called=key != "object")
+        if step is not None:
+            code[key] = step
     yield from imported.problems
     if "object" in code:
         yield from _object_problems(name, declared, code, built)
@@ -42,7 +40,7 @@ def model_problems(
 def _object_problems(
     name: str, declared: ModelDeclaration, code: dict[str, Any], built: dict[str, Any]
 ) -> Iterator[Problem]:
-    """Yield what keeps a model from being built; `code["object"]` is the built object afterwards."""
+    """Yield the problems of building a model; afterwards `code["object"]` is the built object."""
     base = f"models.{name}"
     source, arguments = code["object"], declared.arguments
     if isinstance(source, type) or (inspect.isroutine(source) and (arguments or declared.type == "torch")):
@@ -53,7 +51,7 @@ def _object_problems(
         try:
             code["object"] = source(**arguments)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's constructor may raise anything
-            yield Problem(f"{base}.object", f'building "{declared.object}" failed: {said(error)}')
+            yield Problem(f"{base}.object", f'building "{declared.object}" failed: {described(error)}')
             return
     elif arguments:
         yield Problem(
@@ -74,9 +72,9 @@ def _object_problems(
         if "none of the devices" in message:
             key, rest, named = "device", message, True
         yield Problem(f"{base}.{key}" if named else base, rest if named else message)
-    # Moving a module or turning its dtype runs the user's module, which may raise anything
+    # Moving a module or changing its dtype runs the user's code, which may raise anything.
     except Exception as error:  # noqa: BLE001
-        yield Problem(base, f"the model cannot be set up: {said(error)}")
+        yield Problem(base, f"the model cannot be set up: {described(error)}")
 
 
 def _torch_model(name: str, declared: ModelDeclaration, steps: Mapping[str, Any]) -> Any:
@@ -98,7 +96,7 @@ def _torch_model(name: str, declared: ModelDeclaration, steps: Mapping[str, Any]
 def _key_problems(
     declared: ModelDeclaration, listeners: Mapping[str, ListenerDeclaration], code: Mapping[str, Any]
 ) -> Iterator[Problem]:
-    """Yield the listeners whose key does not give what the model's first step takes."""
+    """Yield the listeners whose key does not fit the arguments of the model's first step."""
     steps = ["preprocess", "preprocess_batch"]
     if declared.type == "object" and declared.preprocess is None:
         steps = [] if declared.batched else ["object"]

@@ -1,6 +1,4 @@
-"""What about MongoDB would keep `predictd run` from working: a server that is not there, is too old, or refuses the
-user.
-"""
+"""Checks MongoDB for `predictd run`: whether the server is reachable, recent enough, and accepts the user."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ _RIGHTS = ("find", "insert", "update", "remove", "createIndex", "changeStream")
 
 
 def meet(config: Config) -> list[Problem]:
-    """Return what about MongoDB would keep `predictd run` from working: takes seconds at most, changes nothing."""
+    """Return the problems of MongoDB that would stop `predictd run`; it takes a few seconds and changes nothing."""
     if config.mongo.embedded:
         return list(_embedded_problems())
     return list(_server_problems(config.mongo.uri, config.mongo.database))
@@ -86,18 +84,16 @@ def _server_problems(uri: str, database: str) -> Iterator[Problem]:
 
 
 def _remedy(message: str) -> str:
-    """Return what to do about a MongoDB that did not answer, where the message does not say it yet."""
+    """Return the remedy for a MongoDB that did not answer; empty if the message already has one."""
     if "no primary answers" in message or "no answer within" in message:
-        return "; is it running, is mongo.uri right (host, port, replicaSet), does a firewall stand between?"
+        return "; is it running, is mongo.uri right (host, port, replicaSet), does a firewall block it?"
     if "(code 13)" in message:
         return "; give mongo.uri the credentials of such a user"
     return ""
 
 
 def _right_problems(status: Mapping[str, Any], database: str) -> Iterator[Problem]:
-    """Yield the rights on the database that the user lacks; without users (no access control) everybody may
-    everything.
-    """
+    """Yield the rights on the database that the user lacks; without access control there are no users to check."""
     users = [user["user"] for user in status["authenticatedUsers"]]
     if not users:
         return

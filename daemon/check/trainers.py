@@ -1,4 +1,4 @@
-"""In the child: whether a trainer or a validation can be imported and built, and called with what its key gives."""
+"""Runs in the child: checks that a trainer or a validation can be imported, built, and called with its key's values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from components.declarations import MetricDeclaration, ModelDeclaration, Trainer
 from components.errors import PredictdError, Problem
 from components.import_paths import ImportPolicy
 from components.serialization import build_trainer, build_validation
-from daemon.check.code import Imported, mismatch, said
+from daemon.check.code import Imported, described, mismatch
 
 __all__ = ["trainer_problems", "validation_problems"]
 
@@ -19,9 +19,7 @@ _KEYS = {"loader_kwargs": "loader", "optimizer_cls": "optimizer", "optimizer_kwa
 def trainer_problems(
     name: str, declared: TrainerDeclaration, model: ModelDeclaration, policy: ImportPolicy, built: Any
 ) -> Iterator[Problem]:
-    """Yield what is wrong with the trainer of the model `name`; `built` is that model, None where it could not be
-    built.
-    """
+    """Yield the problems of the trainer of model `name`; `built` is that model, or None if it could not be built."""
     base = f"trainers.{name}"
     imported = Imported(policy)
     named = {key: getattr(declared, key) for key in ("objective", "transform", "optimizer")}
@@ -41,52 +39,54 @@ def trainer_problems(
     try:
         trainer = build_trainer(name, declared, lambda path: imported.get(path, base))
     except PredictdError as error:
-        yield _told(error, base)
+        yield _problem(error, base)
         return
     if built is not None:
         try:
             trainer.optimizer_cls(list(built.object.parameters()), **trainer.optimizer_kwargs)
-        # Optimizers raise ValueError, TypeError and others; one may be the user's own
+        # Optimizers raise ValueError, TypeError and others; the optimizer may be the user's own.
         except Exception as error:  # noqa: BLE001
-            yield Problem(f"{base}.optimizer_arguments", f"the optimizer cannot be built with these: {said(error)}")
+            message = f"the optimizer cannot be built with these: {described(error)}"
+            yield Problem(f"{base}.optimizer_arguments", message)
 
 
 def validation_problems(
     name: str, declared: ValidationDeclaration, model: ModelDeclaration, policy: ImportPolicy
 ) -> Iterator[Problem]:
-    """Yield what is wrong with one validation."""
+    """Yield the problems of one validation."""
     base = f"validations.{name}"
     imported = Imported(policy)
     for metric, given in declared.metrics.items():
         at = f"{base}.metrics.{metric}"
-        found = imported.get(str(given.object), at)
-        if callable(found):
-            yield from _metric(given, found, at)
+        function = imported.get(str(given.object), at)
+        if callable(function):
+            yield from _metric(given, function, at)
     yield from _fits(model, declared.parsed_key.fields, imported, f"{base}.key")
     yield from imported.problems
     if not imported.problems:
         try:
             build_validation(name, declared, lambda path: imported.get(path, base))
         except PredictdError as error:
-            yield _told(error, base)
+            yield _problem(error, base)
 
 
-def _metric(given: MetricDeclaration, found: Any, at: str) -> Iterator[Problem]:
-    """Yield why a metric cannot be computed: a class of torchmetrics is built with the arguments, all else is called
-    with them.
+def _metric(given: MetricDeclaration, function: Any, at: str) -> Iterator[Problem]:
+    """Yield the problems of a metric.
+
+    A class of torchmetrics is built with the arguments; any other callable is called with them.
     """
-    own = isinstance(found, type) and any(base.__module__.split(".")[0] == "torchmetrics" for base in found.__mro__)
-    if not own:
-        yield from _called(given.object, found, ("predictions", "targets"), at, given.arguments)
+    bases = function.__mro__ if isinstance(function, type) else ()
+    if not any(base.__module__.split(".")[0] == "torchmetrics" for base in bases):
+        yield from _called(given.object, function, ("predictions", "targets"), at, given.arguments)
         return
     try:
-        found(**given.arguments)
+        function(**given.arguments)
     except Exception as error:  # noqa: BLE001 - torchmetrics raises ValueError, TypeError and others for bad arguments
-        yield Problem(f"{at}.arguments", f'"{given.object}" cannot be built with these: {said(error)}')
+        yield Problem(f"{at}.arguments", f'"{given.object}" cannot be built with these: {described(error)}')
 
 
 def _fits(model: ModelDeclaration, key: Sequence[str], imported: Imported, at: str) -> Iterator[Problem]:
-    """Yield that the model's first step does not take as many values as a row gives: all of the key but the last."""
+    """Yield a problem if the model's first step does not take the key's fields without the last, the target."""
     for step in ("preprocess", "preprocess_batch"):
         if step in model.code:
             function = imported.get(model.code[step], at)
@@ -103,7 +103,7 @@ def _called(
 
 
 def _among(value: Any, at: str) -> Iterator[tuple[str, str]]:
-    """Yield each piece of code among arguments, with where it stands."""
+    """Yield the path in the file and the import path of all code among arguments."""
     if isinstance(value, dict) and "$import" in value:
         yield at, value["$import"]
     elif isinstance(value, dict):
@@ -114,8 +114,8 @@ def _among(value: Any, at: str) -> Iterator[tuple[str, str]]:
             yield from _among(item, f"{at}[{place}]")
 
 
-def _told(error: PredictdError, base: str) -> Problem:
-    """Return an error of a declaration at the key that it names."""
+def _problem(error: PredictdError, base: str) -> Problem:
+    """Return an error of a declaration as a problem of the key that it names."""
     text = str(error)
     path, _, rest = text.partition(": ")
     if not path.startswith(base):

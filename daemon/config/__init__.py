@@ -1,9 +1,12 @@
-"""service.toml, read whole and checked whole: every problem is found at once, and each names its key and its remedy.
+"""Reads and checks service.toml. All problems are reported at once; each names its key and its remedy.
 
-The way of a file: `source` finds it, reads it and puts in what the environment says (`${VAR}`,
-`PREDICTD_SECTION__KEY`); `sections` checks each value by itself (pydantic models, the one list of keys); `crosscheck`
-checks what several keys say together (a listener's table, a chain of listeners, the filter documents of `filters`);
-`wording` puts it all in words.
+* `source` finds and reads the file and applies the environment (`${VAR}`, `PREDICTD_SECTION__KEY`); `document` holds
+  the result.
+* `sections` checks each value by itself (pydantic models, the one list of keys); `values` has the checks of single
+  values.
+* `crosscheck` checks keys against each other (a listener's table, a chain of listeners), with `references`, `filters`
+  (filter documents) and `trainer_checks`.
+* `problems` writes the messages.
 """
 
 from __future__ import annotations
@@ -44,9 +47,9 @@ __all__ = [
 
 
 def load(path: Path, environ: Mapping[str, str]) -> Config:
-    """Return the configuration that `path` and `environ` describe; raise ConfigurationError with ALL its problems.
+    """Return the configuration of `path` and `environ`; raises ConfigurationError with all of its problems.
 
-    Nothing is imported or built and no server is met: that is `predictd check`'s, in `daemon.check`.
+    It imports and builds nothing and connects to no server: `predictd check` does that (`daemon.check`).
     """
     source = read(path, environ)
     problems = list(source.problems)
@@ -64,9 +67,7 @@ def load(path: Path, environ: Mapping[str, str]) -> Config:
 
 
 def _as_written(problem: Problem, source: Source) -> Problem:
-    """Return the problem without what a `${VAR}` stood for, which may be a secret: the message shows what the file
-    says.
-    """
+    """Return the problem with the file's text in place of the value of a `${VAR}`, which may be a secret."""
     message = problem.message
     for path, value in source.expanded.items():
         if len(value) > 2 and problem.path.startswith(dotted(path)):
@@ -75,6 +76,6 @@ def _as_written(problem: Problem, source: Source) -> Problem:
 
 
 def _in_file_order(problems: Iterable[Problem], source: Source) -> list[Problem]:
-    """Sort by section, as the file has them, and say each thing once."""
+    """Return the problems in the file's order of sections, without duplicates."""
     order = {name: place for place, name in enumerate(source.data)}
     return sorted(dict.fromkeys(problems), key=lambda problem: order.get(problem.path.split(".")[0], len(order)))

@@ -1,7 +1,7 @@
-"""What several keys say together: names, references, import paths, datatypes, filters, chains of listeners, training.
+"""Checks keys against each other: names, references, import paths, filters, chains of listeners, training.
 
-It works on the raw data and steps over whatever has the wrong shape (that is reported already), so that a mistake in
-one section hides none in another.
+It checks the raw data and skips values of the wrong type, which `sections` reports. So an error in one section does not
+hide errors in another.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _OBJECT_ONLY = ("batched",)
 
 
 def crosscheck(source: Source) -> list[Problem]:
-    """Return every problem that takes more than one key to see."""
+    """Return every problem that involves more than one key."""
     models, listeners = (sections(source, kind) for kind in ("models", "listeners"))
     problems = [
         *_mongo(source),
@@ -54,7 +54,7 @@ def _names(source: Source) -> Iterator[Problem]:
             if kind == "tables" and name.startswith(("_predictd.", "system.")):
                 yield Problem(
                     path,
-                    "names that begin with `_predictd.` or `system.` are taken; name the collection with your rows",
+                    "names that begin with `_predictd.` or `system.` are reserved; name the collection with your rows",
                 )
             elif not pattern.fullmatch(name) or len(name) > 120:
                 dots = ", and dots between its parts" if kind == "tables" else ""
@@ -93,7 +93,7 @@ def _listener(name: str, listener: Mapping[str, Any], source: Source) -> Iterato
 
 
 def _key_fields(name: str, listener: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield each field that a listener's key names, with the path where it stands."""
+    """Yield each field that a listener's key names, with its path in the file."""
     key = listener.get("key")
     base = ("listeners", name, "key")
     if isinstance(key, str) and key:
@@ -107,7 +107,7 @@ def _key_fields(name: str, listener: Mapping[str, Any]) -> Iterator[tuple[str, s
 
 
 def _cycles(listeners: Named) -> Iterator[Problem]:
-    """Yield each cycle of chained listeners once, spelled out."""
+    """Yield one problem for each cycle of chained listeners; the message lists the cycle."""
     after: dict[str, list[str]] = {}
     for name, listener in listeners.items():
         fields = [field.split(".") for field, _ in _key_fields(name, listener)]
@@ -127,7 +127,7 @@ def _cycles(listeners: Named) -> Iterator[Problem]:
 
 
 def _way_back(first: str, after: Mapping[str, list[str]]) -> list[str] | None:
-    """Return the shortest walk from a listener back to itself, None where there is none."""
+    """Return the shortest path from a listener back to itself, or None."""
     walks = [[first]]
     known = {first}
     for walk in walks:

@@ -1,4 +1,4 @@
-"""A configuration as it was written: its values, where each came from, and the problems found so far."""
+"""A configuration before validation: its values, the source of each, and the problems found so far."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ def dotted(path: Iterable[str | int]) -> str:
 
 @dataclass
 class Source:
-    """A configuration as it was read, before anything is checked."""
+    """A configuration after reading, before any check."""
 
     path: Path
     data: dict[str, Any] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     written: dict[Keys, str] = field(default_factory=dict)
-    """What the file says where a value holds `${VAR}`: messages show this, never the variable's value."""
+    """The file's text of each value that holds `${VAR}`: messages show this, never the variable's value."""
     expanded: dict[Keys, str] = field(default_factory=dict)
-    """What those values became."""
+    """The same values with the variables replaced."""
     broken: set[Keys] = field(default_factory=set)
-    """Keys whose value could not be put together; one problem each is enough."""
+    """Keys whose value could not be expanded; one problem for each is enough."""
     overridden: dict[Keys, str] = field(default_factory=dict)
     """Keys set by the environment, with the variable's name."""
 
     def report(self, path: Keys, message: str) -> None:
-        """Note a problem of the value at `path`, which is not judged any further."""
+        """Add a problem of the value at `path`; the value is not checked any further."""
         self.problems.append(Problem(dotted(path), message))
         self.broken.add(path)
 
     def forget(self, path: Keys) -> None:
-        """Drop what is known of a value that the environment replaces."""
+        """Drop the records and problems of a value that the environment replaces."""
         inside = [known for known in (*self.written, *self.broken) if known[: len(path)] == path]
         gone = {dotted(known) for known in inside}
         for known in inside:

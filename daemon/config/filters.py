@@ -1,12 +1,11 @@
-"""A listener's `where`: what of MongoDB's filter language it may hold, and how it travels as JSON.
+"""Checks a listener's `where`: which operators of MongoDB's query language it may use.
 
-A filter must depend on the row's own content alone: the daemon judges a row when the row changes, so a filter that
-looks at the clock, at chance or at other outputs would change its mind without an event, and an output would be stale
-or missing. And it must not run code. What is left is all of the query language but a few operators, each refused by
-name.
+A filter must depend only on the row's own content. The daemon evaluates it when the row changes. A filter on the clock,
+on chance or on outputs would change its result without an event, and an output would be stale or missing. A filter must
+not run code either. All operators of the query language are allowed except a few, which are refused by name.
 
-TOML has no ObjectId and no Decimal128: MongoDB's Extended JSON is read for those, `{ "$oid" = "..." }`. A filter that
-was made in Python may hold them as they are; on its way through JSON it has that form too.
+TOML has no ObjectId and no Decimal128, so these are written in MongoDB's Extended JSON, `{ "$oid" = "..." }`. A filter
+that is made in Python may hold the values themselves; as JSON it has the same form.
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ _TOP = (*_LOGICAL, "$jsonSchema", "$comment")
 _CODE = "it would run code in the server; write the condition with query operators, or compute a field when you insert"
 _CHANCE = "its result changes without the row changing, so outputs would silently go stale; filter on a stored field"
 _RAISES = (
-    "an expression can look at the clock, and it can fail on one row ($toInt of a word), which would stop every row "
-    "that is judged with it; write the condition with query operators, or compute a field when you insert"
+    "an expression can read the clock, and it can fail on one row ($toInt of a word), which would stop every row that "
+    "is checked with it; write the condition with query operators, or compute a field when you insert"
 )
-_SEARCH = "a change of one row cannot be judged by it; filter on a stored field"
+_SEARCH = "it cannot check a single changed row; filter on a stored field"
 _REFUSED = {
     "$where": _CODE,
     "$expr": _RAISES,
@@ -46,7 +45,7 @@ _REFUSED = {
     "$nearSphere": _SEARCH,
 }
 _OUTPUTS = (
-    "a filter cannot look at outputs: the daemon's own writes raise no event, so the row would not be judged again; "
+    "a filter cannot use outputs: the daemon's own writes raise no event, so the row would not be checked again; "
     "chain the listener by its `key`, or filter on a field of your own"
 )
 
@@ -54,13 +53,13 @@ Path = tuple[str | int, ...]
 
 
 def filter_problems(where: Mapping[str, Any], path: Path) -> Iterator[Problem]:
-    """Yield what is wrong with a filter document."""
+    """Yield the problems of a filter document."""
     yield from _refused(where, path)
     yield from _document(where, path)
 
 
 def _refused(value: Any, path: Path) -> Iterator[Problem]:
-    """Yield what may stand nowhere in a filter, however deep."""
+    """Yield the problems that are independent of the place in a filter: refused operators, keys and values."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             if key in _REFUSED:
@@ -77,7 +76,7 @@ def _refused(value: Any, path: Path) -> Iterator[Problem]:
 
 
 def value_problems(value: Any, path: Path) -> Iterator[Problem]:
-    """Yield what is wrong with a scalar that shall go to MongoDB."""
+    """Yield the problems of a scalar that will be sent to MongoDB."""
     if isinstance(value, datetime):
         if value.tzinfo is None:
             yield Problem(
@@ -94,7 +93,7 @@ def value_problems(value: Any, path: Path) -> Iterator[Problem]:
 
 
 def _document(where: Any, path: Path) -> Iterator[Problem]:
-    """Yield what is wrong with a document of fields and logical operators."""
+    """Yield the problems of a document of fields and logical operators."""
     if not isinstance(where, Mapping):
         yield Problem(dotted(path), 'a condition is a section of fields, for example { _fold = "valid" }')
         return
@@ -104,7 +103,7 @@ def _document(where: Any, path: Path) -> Iterator[Problem]:
             yield from _logical(key, value, here)
         elif key.startswith("$"):
             if key in _COMPARISONS:
-                yield Problem(dotted(here), f"{key} stands below a field, as in {{ class = {{ {key} = ... }} }}")
+                yield Problem(dotted(here), f"{key} belongs below a field, as in {{ class = {{ {key} = ... }} }}")
             elif key not in _TOP and key not in _REFUSED:
                 yield Problem(dotted(here), f"unknown operator; {suggestion(key, _TOP, 'operator')}")
         elif key.split(".", maxsplit=1)[0] == "_outputs":
@@ -122,7 +121,7 @@ def _logical(key: str, value: Any, path: Path) -> Iterator[Problem]:
 
 
 def _condition(value: Mapping[str, Any], path: Path) -> Iterator[Problem]:
-    """Yield what is wrong with what stands below a field: operators, or a document to be equal to, never a mixture."""
+    """Yield the problems of a field's condition: operators, or a document to be equal to, never a mixture."""
     operators = [key for key in value if key.startswith("$")]
     if not operators:
         return
@@ -153,7 +152,7 @@ def _condition(value: Mapping[str, Any], path: Path) -> Iterator[Problem]:
 def _typed(value: Mapping[str, Any]) -> Any:
     """Return the BSON value of `{"$oid": ...}` and the like."""
     if len(value) != 1:
-        raise ValueError("it stands alone, with no other key beside it")
+        raise ValueError("it must be the only key")
     decoded = json_util.object_hook(dict(value), json_util.JSONOptions(tz_aware=True, tzinfo=UTC))
     if isinstance(decoded, Mapping):
         raise TypeError("the value has the wrong type")

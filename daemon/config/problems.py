@@ -1,7 +1,7 @@
-"""How problems are put in words: what the value was (never a secret), and what would be right.
+"""Writes the messages of problems: the invalid value (never a secret) and the valid values.
 
-A message has three parts: what is wrong with the value that it shows, what would be right, and an example of it. The
-last two come from the key's own `description` and `examples` in `sections`, so a new key brings its message along.
+A message has three parts: the error in the value, the valid values, and an example. The last two come from the key's
+`description` and `examples` in `sections`, so a new key needs no message of its own.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ Path = tuple[str | int, ...]
 
 
 def without_credentials(text: str) -> str:
-    """Return `text` without what may be a secret: all before the last @, and the options of an address."""
+    """Return `text` without possible secrets: the part before the last @, and the options of an address."""
     return _QUERY.sub(r"\1...", _CREDENTIALS.sub(r"\1***@", text))
 
 
 def toml(value: Any) -> str:
-    """Return `value` about as TOML writes it."""
+    """Return `value` in TOML's notation, approximately."""
     if isinstance(value, Mapping) and not value:
         return "{}"
     if isinstance(value, Mapping):
@@ -45,7 +45,7 @@ def toml(value: Any) -> str:
 
 
 def shown(value: Any, path: Path, source: Source | None = None) -> str:
-    """Return `value` for a message: short, without credentials, and as written where it came from `${VAR}`."""
+    """Return `value` for a message: short, without credentials, and with `${VAR}` as the file has it."""
     if any(isinstance(part, str) and _SECRET_KEY.search(part) for part in path):
         return "the value (not shown)"
     if source is not None and path in source.written:
@@ -68,7 +68,7 @@ def _without_secrets(value: Any, path: Path, source: Source | None) -> Any:
 
 
 def suggestion(word: str, known: Iterable[str], noun: str) -> str:
-    """Return "did you mean `x`?" where a known name is near, else which names there are."""
+    """Return "did you mean `x`?" if a known name is similar, else the known names."""
     names = list(known)
     folded = {name.lower(): name for name in names}
     near = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=0.6)
@@ -81,7 +81,7 @@ def suggestion(word: str, known: Iterable[str], noun: str) -> str:
 
 
 def model_at(root: type[BaseModel], path: Path) -> type[BaseModel] | None:
-    """Return the pydantic model that describes the section at `path`, None where `path` names no section."""
+    """Return the pydantic model of the section at `path`, or None if `path` names no section."""
     model = root
     parts: Iterator[str | int] = iter(path)
     for part in parts:
@@ -98,8 +98,9 @@ def model_at(root: type[BaseModel], path: Path) -> type[BaseModel] | None:
 
 
 def section_of(field: FieldInfo) -> tuple[type[BaseModel], bool] | None:
-    """Return the section that a field holds, and whether it holds many by name (`[tables.NAME]`); None for a plain
-    key.
+    """Return the model of a field's section, and whether the field holds many by name (`[tables.NAME]`).
+
+    None means that the field is a plain key.
     """
     annotation = field.annotation
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -111,7 +112,7 @@ def section_of(field: FieldInfo) -> tuple[type[BaseModel], bool] | None:
 
 
 def _listed(field: FieldInfo) -> tuple[type[BaseModel], bool] | None:
-    """Return the section that a key holds a list of, such as `when`."""
+    """Return the section model of a key that holds a list of sections, such as `when`."""
     inner = get_args(field.annotation)
     if len(inner) == 1 and isinstance(inner[0], type) and issubclass(inner[0], BaseModel):
         return inner[0], True
@@ -119,7 +120,7 @@ def _listed(field: FieldInfo) -> tuple[type[BaseModel], bool] | None:
 
 
 def expected(root: type[BaseModel], path: Path) -> str:
-    """Return what would be right at `path`, with an example of it; empty where the path is no key of ours."""
+    """Return the description of the valid values at `path`, with an example; empty if the key is unknown."""
     for cut in range(len(path), 0, -1):
         model = model_at(root, path[: cut - 1])
         field = model.model_fields.get(str(path[cut - 1])) if model is not None else None
@@ -132,7 +133,7 @@ def expected(root: type[BaseModel], path: Path) -> str:
 
 
 def worded(error: ValidationError, root: type[BaseModel], source: Source) -> Iterator[Problem]:
-    """Yield a Problem for each of pydantic's errors about `root`."""
+    """Yield a Problem for each of pydantic's errors in `root`."""
     for detail in error.errors(include_url=False):
         path: Path = tuple(part for part in detail["loc"] if part != "[key]")
         if path in source.broken:

@@ -1,7 +1,7 @@
-"""What the names in a configuration point to: sections, tables and models, fields, code.
+"""Checks references in a configuration: to sections, tables and models, fields, and code.
 
-The checks here are those that several kinds of section need. Each takes the raw data, yields what is wrong with one
-reference, and steps over whatever has the wrong shape.
+Several kinds of section share these checks. Each takes the raw data, yields the problems of one reference, and skips
+values of the wrong type.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ Path = tuple[str | int, ...]
 
 
 def sections(source: Source, kind: str) -> Named:
-    """Return the sections of a kind that have the shape of one."""
-    found = source.data.get(kind)
-    return {name: one for name, one in found.items() if isinstance(one, dict)} if isinstance(found, dict) else {}
+    """Return the sections of a kind, without values that are not sections."""
+    named = source.data.get(kind)
+    return {name: one for name, one in named.items() if isinstance(one, dict)} if isinstance(named, dict) else {}
 
 
 def near_name(name: str) -> str:
-    """Return the nearest good name."""
+    """Return the most similar valid name."""
     near = re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_-") or "mine"
     return f"_{near}" if near[0].isdigit() else near
 
 
 def reference(value: Any, kind: str, path: Path, source: Source) -> Iterator[Problem]:
-    """Yield that there is no such table or model; `kind` is the section that would have it."""
+    """Yield a problem if there is no such table or model; `kind` is its kind of section."""
     known = source.data.get(kind, {})
     noun = kind.removesuffix("s")
     if isinstance(value, str) and isinstance(known, dict) and value not in known:
@@ -50,7 +50,7 @@ def reference(value: Any, kind: str, path: Path, source: Source) -> Iterator[Pro
 
 
 def keywords(value: Any, path: Path) -> Iterator[Problem]:
-    """Yield the names among keyword arguments that Python cannot pass an argument by, and values that cannot travel."""
+    """Yield keyword arguments whose name is no Python identifier, and values that JSON cannot hold."""
     if not isinstance(value, dict):
         return
     for argument in value:
@@ -63,7 +63,7 @@ def keywords(value: Any, path: Path) -> Iterator[Problem]:
 
 
 def arguments(value: Any, path: Path) -> Iterator[Problem]:
-    """Yield what in an object's arguments cannot travel to the process that builds it."""
+    """Yield values among an object's arguments that cannot be sent to the process that builds it."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield from arguments(item, (*path, key))
@@ -81,8 +81,8 @@ def arguments(value: Any, path: Path) -> Iterator[Problem]:
 
 
 def import_path(value: str, path: str, source: Source) -> Iterator[Problem]:
-    found = _IMPORT.fullmatch(value)
-    if found is None:
+    match = _IMPORT.fullmatch(value)
+    if match is None:
         near = re.sub(r"\.(\w+)$", r":\1", value) if re.fullmatch(r"\w+(\.\w+)+", value) else "examples.mnist:LeNet5"
         yield Problem(
             path, f'{shown(value, ())} is no import path: write "package.module:attribute", for example "{near}"'
@@ -93,7 +93,7 @@ def import_path(value: str, path: str, source: Source) -> Iterator[Problem]:
     if not isinstance(given, list) or not all(isinstance(name, str) and _MODULE.fullmatch(name) for name in given):
         return
     allowed = tuple(given)
-    module = found[1]
+    module = match[1]
     if not any(module == package or module.startswith(f"{package}.") for package in (*allowed, *ALWAYS_ALLOWED)):
         listed = ", ".join(f'"{package}"' for package in [*allowed, module.split(".")[0]])
         yield Problem(
@@ -128,9 +128,9 @@ def key_field(field: str, path: str, listener: Mapping[str, Any], source: Source
 
 
 def _chained(field: str, path: str, listener: Mapping[str, Any], source: Source) -> Iterator[Problem]:
-    """Yield what is wrong with a key that is another listener's output."""
+    """Yield the problems of a key field that is another listener's output."""
     parts = field.split(".")
-    if len(parts) < 3 or not all(parts):  # the key's own check says so
+    if len(parts) < 3 or not all(parts):  # the key's own check reports it
         return
     listeners = sections(source, "listeners")
     upstream = listeners.get(parts[1])

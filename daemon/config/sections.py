@@ -1,7 +1,7 @@
 """The sections of service.toml as pydantic models: the one list of every key, with its type, default and meaning.
 
-A field's `description` completes the sentence "it must be ..." and `examples` shows one: messages are made of them.
-Every key stands in docs/configuration.md too (a test compares). What several keys say together is in `crosscheck`.
+A field's `description` completes the sentence "it must be ..." and `examples` has a valid value: messages use both.
+docs/configuration.md describes every key too, and a test compares them. `crosscheck` checks keys against each other.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _LOOPBACK = re.compile(r"127(\.\d{1,3}){3}|::1|localhost")
 
 
 class ServiceConfig(Declaration):
-    """[service]: who this daemon is and where it keeps what is its own."""
+    """[service]: the name of this daemon and the folder of its state."""
 
     name: str = Field(
         pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,62}$",
@@ -57,7 +57,7 @@ class ServiceConfig(Declaration):
     @field_validator("state_dir", mode="before")
     @classmethod
     def _resolved(cls, value: Any, info: ValidationInfo) -> Any:
-        """Resolve from the file's folder; without the key it is systemd's $STATE_DIRECTORY, else `.predictd` there."""
+        """Resolve from the file's folder; the default is systemd's $STATE_DIRECTORY, else `.predictd` in the folder."""
         context: Mapping[str, Any] = info.context or {}
         root: Path = context.get("root") or Path.cwd()
         if isinstance(value, Path):  # the default: no key in the file
@@ -68,13 +68,13 @@ class ServiceConfig(Declaration):
         return (root / Path(value).expanduser()).absolute()
 
     def model_post_init(self, context: Any, /) -> None:
-        """Keep the folder of service.toml, which import paths resolve from."""
+        """Store the folder of service.toml, from which import paths resolve."""
         if context and context.get("root"):
             self._import_root = context["root"]
 
     @property
     def import_root(self) -> Path:
-        """The folder of service.toml: where the import paths in it resolve from, in every process."""
+        """The folder of service.toml, from which its import paths resolve in every process."""
         return self._import_root
 
 
@@ -98,7 +98,7 @@ class MongoConfig(Declaration):
 
 
 class HttpConfig(Declaration):
-    """[http]: where health, readiness and metrics are answered."""
+    """[http]: the address of health, readiness and metrics."""
 
     listen: Listen = Field(
         default="127.0.0.1:9477",
@@ -113,7 +113,7 @@ class HttpConfig(Declaration):
 
     @property
     def port(self) -> int:
-        """The port to bind; 0 asks for any free one."""
+        """The port to bind; 0 means any free one."""
         return int(self.listen.rpartition(":")[2])
 
     @property
@@ -123,7 +123,7 @@ class HttpConfig(Declaration):
 
 
 class SecurityConfig(Declaration):
-    """[security]: what code the file may name."""
+    """[security]: which code the file may name, and the signing key."""
 
     allow_imports: list[Module] = Field(
         default_factory=list,
@@ -138,7 +138,7 @@ class SecurityConfig(Declaration):
 
 
 class LogConfig(Declaration):
-    """[log]: how the log looks."""
+    """[log]: the format and the level of the log."""
 
     format: Literal["auto", "json", "console"] = Field(
         default="auto", description='"auto" (console on a terminal, else json), "json" or "console"', examples=["json"]
@@ -149,7 +149,7 @@ class LogConfig(Declaration):
 
 
 class LimitsConfig(Declaration):
-    """[limits]: how much a worker keeps in memory at most, and how many jobs run beside the workers."""
+    """[limits]: the memory of a worker's queue, the time for a batch, and the number of parallel jobs."""
 
     queue_rows: int = Field(
         default=100_000,
@@ -176,7 +176,7 @@ class LimitsConfig(Declaration):
 
 
 class TrainerConfig(TrainerSection):
-    """[trainers.NAME]: how the model called NAME learns. In a file, a candidate must be better to go live."""
+    """[trainers.NAME]: how the model NAME is trained. In a file, the default of `promote` is "better"."""
 
     promote: Literal["better", "always", "manual"] = Field(
         default="better", description='"better", "always" or "manual"', examples=["always"]
@@ -184,7 +184,7 @@ class TrainerConfig(TrainerSection):
 
 
 class Config(Declaration):
-    """A whole service.toml, checked; nothing in it changes."""
+    """A whole service.toml, checked; it is immutable."""
 
     service: ServiceConfig = Field(default_factory=dict, validate_default=True)
     mongo: MongoConfig = Field(default_factory=dict, validate_default=True)
@@ -199,7 +199,7 @@ class Config(Declaration):
     validations: dict[str, ValidationDeclaration] = Field(default_factory=dict)
 
     def declarations(self) -> dict[str, Any]:
-        """Return everything declared, by kind and name, with its defaults filled in, as JSON.
+        """Return all declarations, by kind and name, with their defaults filled in, as JSON.
 
         A date in a `where` is `{"$date": ...}`; `components.extended_json.decoded` turns such a filter back.
         """
@@ -214,18 +214,18 @@ class Config(Declaration):
             "trainers": trainers,
             "validations": self.validations,
         }
-        return {kind: {name: each.dump() for name, each in named.items()} for kind, named in kinds.items()}
+        return {kind: {name: one.dump() for name, one in named.items()} for kind, named in kinds.items()}
 
     def workers(self) -> dict[str, tuple[str, ...]]:
-        """Return each worker's name with those of its listeners."""
-        found: dict[str, tuple[str, ...]] = {}
+        """Return the names of each worker's listeners, by the worker's name."""
+        workers: dict[str, tuple[str, ...]] = {}
         for name, listener in self.listeners.items():
-            found[listener.worker] = (*found.get(listener.worker, ()), name)
-        return found
+            workers[listener.worker] = (*workers.get(listener.worker, ()), name)
+        return workers
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of everything declared: two files with the same one ask for the same."""
+        """SHA-256 of all declarations: two files with the same declarations have the same fingerprint."""
         return _digest(sorted(self.fingerprints.items()))
 
     @property
@@ -239,10 +239,11 @@ class Config(Declaration):
 
     @property
     def worker_fingerprints(self) -> dict[str, str]:
-        """SHA-256 of all that each worker was started with: its listeners, their tables and models, and the settings.
+        """SHA-256 of each worker's configuration: its listeners, their tables and models, and the settings.
 
-        A worker whose fingerprint changed is restarted, the others are left alone: how models are trained and validated
-        is no worker's business. The address is part of it: keep these in memory, never in a document or a log.
+        A worker whose fingerprint changed is restarted; the others keep running. Trainers and validations do not count,
+        because workers do not use them. MongoDB's address counts and may hold a password: keep these fingerprints in
+        memory, never in a document or a log.
         """
         settings = self.model_dump(mode="json", include={"service", "mongo", "security", "log", "limits"})
         del settings["limits"]["jobs"]
@@ -260,12 +261,12 @@ class Config(Declaration):
 
     @property
     def warnings(self) -> tuple[Problem, ...]:
-        """What is allowed and yet worth a word."""
+        """Settings that are valid but probably unintended."""
         found: list[Problem] = []
         if not self.http.loopback:
             message = (
-                f'"{self.http.listen}" answers to other machines as well, and nothing there asks who they are; '
-                'keep "127.0.0.1:9477" unless a firewall or a proxy stands before it'
+                f'other machines can reach "{self.http.listen}", and requests need no authentication; '
+                'keep "127.0.0.1:9477" unless a firewall or a proxy protects it'
             )
             found.append(Problem("http.listen", message))
         if not self.listeners:

@@ -1,9 +1,9 @@
-"""Where a configuration comes from: the file that counts, its TOML, and what the environment puts in.
+"""The source of a configuration: finds the file, reads its TOML and applies the environment.
 
-`${VAR}` in a string takes the variable's value (`$${` writes a plain `${`). `PREDICTD_SECTION__KEY` sets a key over the
-file: a double underscore for each dot, upper case, hyphens as underscores: `PREDICTD_LISTENERS__DIGIT__MAX_BATCH=64`.
-It is read as a TOML value, and as a plain string where it is none or the key is a string. It may set a key of a table,
-model or listener that the file has, but not bring a new one.
+`${VAR}` in a string is replaced by the variable's value (`$${` writes a plain `${`). `PREDICTD_SECTION__KEY` overrides
+a key of the file: a double underscore for each dot, upper case, hyphens as underscores:
+`PREDICTD_LISTENERS__DIGIT__MAX_BATCH=64`. Its value is read as TOML, or as a plain string if it is not TOML or the key
+is a string. It may set a key of a table, model or listener in the file, but not add one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def find(explicit: Path | None, environ: Mapping[str, str]) -> Path:
     """Return the configuration file: `-c FILE`, else $PREDICTD_CONFIG, else ./service.toml, else
     /etc/predictd/service.toml.
 
-    A file that was named is not looked for: `load` says what is wrong with it. ConfigurationError where there is none.
+    A file that is named explicitly may be missing; `load` reports that. Raises ConfigurationError if no file is named
+    or found.
     """
     if explicit is not None:
         return explicit
@@ -49,16 +50,16 @@ def find(explicit: Path | None, environ: Mapping[str, str]) -> Path:
 
 
 def keyring_folder(environ: Mapping[str, str]) -> Path | None:
-    """Where this user's daemons note which key file each of them uses; None if the environment names no such folder."""
+    """Return the folder in which this user's daemons record their key files; None if the environment names none."""
     for variable, below in (("XDG_STATE_HOME", "predictd/keys"), ("HOME", ".local/state/predictd/keys")):
         root = Path(environ.get(variable, ""))
-        if root.is_absolute():  # the specification of XDG_STATE_HOME has any other ignored
+        if root.is_absolute():  # the specification of XDG_STATE_HOME requires that a relative path is ignored
             return root / below
     return None
 
 
 def read(path: Path, environ: Mapping[str, str]) -> Source:
-    """Return what the file and the environment say; ConfigurationError where the file cannot be read as TOML at all."""
+    """Return the values of file and environment; raises ConfigurationError if the file cannot be read as TOML."""
     source = Source(path.absolute())
     source.data = _parsed(path)
     source.data = _expanded(source.data, (), environ, source)
@@ -87,8 +88,8 @@ def _parsed(path: Path) -> dict[str, Any]:
     except OSError as error:
         message = f"it cannot be read: {error.strerror or error}"
     except tomllib.TOMLDecodeError as error:
-        found = _PLACE.match(str(error))
-        what, place = (found[1], found[2]) if found else (str(error), "somewhere")
+        match = _PLACE.match(str(error))
+        what, place = (match[1], match[2]) if match else (str(error), "somewhere")
         if place == "end of document":
             place = f"line {len(text.splitlines())}, the end of the file"
         message = f"{place}: this is not TOML: {what}; strings need quotes, keys stand once, sections are [like.this]"
@@ -127,11 +128,11 @@ def _expanded(value: Any, path: Keys, environ: Mapping[str, str], source: Source
 
 
 class _NotASettingError(Exception):
-    """A variable that sets no key, with the reason."""
+    """An environment variable that sets no key; the message is the reason."""
 
 
 def _override(variable: str, text: str, source: Source) -> None:
-    """Put the value of one PREDICTD_SECTION__KEY into the data; a problem names the variable."""
+    """Set the key of one PREDICTD_SECTION__KEY variable in the data; a problem names the variable."""
     try:
         path, is_text = _resolved(variable, source.data)
         if not text:
@@ -171,7 +172,7 @@ def _resolved(variable: str, data: dict[str, Any]) -> tuple[tuple[str, ...], boo
 
 
 def _inside(words: list[str], path: tuple[str, ...], data: dict[str, Any]) -> tuple[str, ...]:
-    """Return the path within a key's own value (`arguments`, `fields`): names that are there, else lower case."""
+    """Return the path within a key's own value (`arguments`, `fields`): existing names, else the word in lower case."""
     inner: tuple[str, ...] = ()
     for word in words:
         known = _at(data, (*path, *inner))
@@ -180,7 +181,7 @@ def _inside(words: list[str], path: tuple[str, ...], data: dict[str, Any]) -> tu
 
 
 def _at(data: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    """Return the section at `path`, an empty one where there is none."""
+    """Return the section at `path`, or an empty one if there is none."""
     for key in path:
         deeper = data.get(key)
         if not isinstance(deeper, dict):
@@ -190,12 +191,12 @@ def _at(data: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _spelled(key: str) -> str:
-    """Return the key as a variable's name spells it."""
+    """Return the key's spelling in a variable's name."""
     return key.upper().replace("-", "_").replace(".", "_")
 
 
 def _matching(word: str, known: list[str], noun: str, path: tuple[str, ...]) -> str:
-    """Return the known key that a word of a variable's name stands for."""
+    """Return the known key for a word of a variable's name."""
     found = [key for key in known if _spelled(key) == word.upper()]
     if len(found) == 1:
         return found[0]
@@ -209,7 +210,7 @@ def _matching(word: str, known: list[str], noun: str, path: tuple[str, ...]) -> 
 
 
 def _value(text: str, *, is_text: bool) -> Any:
-    """Return the TOML value that `text` is, else `text` itself; for a string key only quotes are read as TOML."""
+    """Return the TOML value of `text`, or `text` if it is not TOML; for a string key, only a quoted string is TOML."""
     try:
         parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:

@@ -1,6 +1,6 @@
-"""What the sections about training say together: trainers and their models, metrics and their names, and when to run.
+"""Checks the sections about training against each other: trainers and their models, metrics, names and triggers.
 
-Like the rest of the crosscheck it works on the raw data, and steps over whatever has the wrong shape.
+Like the rest of the crosscheck, it checks the raw data and skips values of the wrong type.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _OWN_LOADER = {
 
 
 def learning(source: Source) -> Iterator[Problem]:
-    """Yield every problem of the trainers and validations that takes more than one key to see."""
+    """Yield every problem of the trainers and validations that involves more than one key."""
     for name, trainer in sections(source, "trainers").items():
         yield from _trainer(name, trainer, source)
     for name, validation in sections(source, "validations").items():
@@ -44,14 +44,12 @@ def _trainer(name: str, trainer: Mapping[str, Any], source: Source) -> Iterator[
     model = sections(source, "models").get(name)
     if model is None:
         near = suggestion(name, sections(source, "models"), "model")
-        message = (
-            f"a trainer is called like the model that it trains, and there is no model `{name}` in this file; {near}"
-        )
+        message = f"a trainer has the name of the model that it trains; there is no model `{name}` in this file; {near}"
         yield Problem(dotted(base), message)
     elif model.get("type", "torch") == "object":
         yield Problem(
             dotted(base),
-            f'model `{name}` is of type = "object", which nothing trains; remove this section, or make it a torch '
+            f'model `{name}` is of type = "object" and cannot be trained; remove this section, or make it a torch '
             "model",
         )
     yield from _rows(trainer, base, trainer.get("key"), (*base, "key"), source)
@@ -68,7 +66,7 @@ def _trainer(name: str, trainer: Mapping[str, Any], source: Source) -> Iterator[
 
 
 def _rows(query: Mapping[str, Any], base: Path, key: Any, at: Path, source: Source) -> Iterator[Problem]:
-    """Yield what is wrong with a query and the key that is read from its rows."""
+    """Yield the problems of a query and of the key that is read from its rows."""
     yield from reference(query.get("table"), "tables", (*base, "table"), source)
     if isinstance(query.get("where"), dict):
         yield from filter_problems(query["where"], (*base, "where"))
@@ -78,10 +76,12 @@ def _rows(query: Mapping[str, Any], base: Path, key: Any, at: Path, source: Sour
 
 
 def _imported(value: Any, path: Path, source: Source) -> Iterator[Problem]:
-    """Yield what is wrong with the code that stands among arguments as `{ "$import" = "package.module:name" }`."""
+    """Yield the problems of code among arguments, `{ "$import" = "package.module:name" }`."""
     if isinstance(value, dict) and "$import" in value:
         if len(value) > 1 or not isinstance(value["$import"], str):
-            yield Problem(dotted(path), 'code among arguments stands alone, as { "$import" = "package.module:name" }')
+            yield Problem(
+                dotted(path), 'code among arguments has no other key, as in { "$import" = "package.module:name" }'
+            )
         else:
             yield from import_path(value["$import"], dotted((*path, "$import")), source)
     elif isinstance(value, dict):
@@ -107,17 +107,16 @@ def _loader(loader: Mapping[str, Any], path: Path) -> Iterator[Problem]:
 
 
 def _judged(name: str, trainer: Mapping[str, Any], source: Source) -> Iterator[Problem]:
-    """Yield what is wrong with the metrics that choose among a trainer's states and versions."""
-    own = [each for each in sections(source, "validations").values() if each.get("model") == name]
+    """Yield the problems of the metrics that select a trainer's best weights and its versions."""
+    own = [validation for validation in sections(source, "validations").values() if validation.get("model") == name]
     measured = [metric for validation in own for metric in _metrics(validation)]
     apart = _keeps_rows_apart(trainer, source)
     promote, metric, listen = (trainer.get(key) for key in ("promote", "promote_metric", "listen"))
     if trainer.get("promote", "better") == "better" and not own and not apart and name in sections(source, "models"):
         yield Problem(
             dotted(("trainers", name, "promote")),
-            f'"better" needs a validation of model `{name}` to tell: add a section [validations.NAME] with model = '
-            f'"{name}", '
-            'keep rows apart for the loss (folds = 0.1), or set promote = "always"',
+            f'"better" needs a validation of model `{name}`: add a section [validations.NAME] with model = "{name}", '
+            'set rows apart for the loss (folds = 0.1), or set promote = "always"',
         )
     elif isinstance(metric, str) and metric not in (*measured, *(["valid/loss"] if apart else [])):
         near = suggestion(metric, measured, "metric")
@@ -126,7 +125,7 @@ def _judged(name: str, trainer: Mapping[str, Any], source: Source) -> Iterator[P
         )
     if isinstance(listen, str) and listen not in (*measured, *_LOSSES):
         near = suggestion(listen, (*measured, *_LOSSES), "metric")
-        yield Problem(dotted(("trainers", name, "listen")), f"nothing gives `{listen}` for model `{name}`; {near}")
+        yield Problem(dotted(("trainers", name, "listen")), f"model `{name}` has no metric `{listen}`; {near}")
     if promote in ("always", "manual"):
         for key in ("promote_metric", "promote_margin"):
             if key in trainer:
@@ -136,15 +135,15 @@ def _judged(name: str, trainer: Mapping[str, Any], source: Source) -> Iterator[P
 
 
 def _keeps_rows_apart(trainer: Mapping[str, Any], source: Source) -> bool:
-    """Return whether there are rows to measure a training's loss on: a fraction of them, or those of a fold."""
+    """Return whether rows are set apart to compute a training's "valid/loss": a fraction of the rows, or a fold."""
     folds, where = trainer.get("folds", "auto"), trainer.get("where", {})
     fields = sections(source, "tables").get(str(trainer.get("table")), {}).get("fields", {})
-    told = isinstance(fields, dict) and "_fold" in fields and "_fold" not in mentioned(where)
-    return isinstance(folds, float) or (folds == "auto" and told)
+    by_field = isinstance(fields, dict) and "_fold" in fields and "_fold" not in mentioned(where)
+    return isinstance(folds, float) or (folds == "auto" and by_field)
 
 
 def _metrics(validation: Mapping[str, Any]) -> list[str]:
-    """Return what one validation measures, as "dataset/metric"."""
+    """Return the names of one validation's values, "dataset/metric"."""
     datasets, metrics = validation.get("datasets"), validation.get("metrics")
     if not isinstance(datasets, dict) or not isinstance(metrics, dict):
         return []
@@ -181,7 +180,7 @@ def _plain_name(name: str, path: Path, noun: str) -> Iterator[Problem]:
 
 
 def _same_metrics(source: Source) -> Iterator[Problem]:
-    """Yield metrics of one model that could not be told apart."""
+    """Yield metrics of one model that have the same name."""
     seen: dict[tuple[str, str], str] = {}
     for name, validation in sections(source, "validations").items():
         for metric in _metrics(validation):
@@ -200,14 +199,14 @@ def _same_metrics(source: Source) -> Iterator[Problem]:
 
 
 def _occasions(when: Any, path: Path, source: Source, validation: str | None) -> Iterator[Problem]:
-    """Yield what is wrong with the occasions for a run together; `validation` is the one that runs then."""
+    """Yield the problems of a list of triggers; `validation` is the one that they start, or None for a trainer."""
     kinds: list[str] = []
     for place, one in enumerate(when if isinstance(when, list) else ()):
         for kind in one if isinstance(one, dict) else ():
             if kind in ("every", "rows") and kind in kinds:
                 yield Problem(
                     dotted((*path, place)),
-                    f"`{kind}` stands twice; keep the shorter one, the other would never be the first",
+                    f"`{kind}` occurs twice; keep only the shorter one, which always comes first",
                 )
             kinds.append(kind)
             if kind == "below" and isinstance(one["below"], dict):
@@ -225,5 +224,5 @@ def _below(below: Mapping[str, Any], path: Path, source: Source, validation: str
             )
         elif validation is not None and metric.startswith(f"{validation}/"):
             yield Problem(
-                dotted((*path, metric)), "a validation that starts itself would never end; let this start the trainer"
+                dotted((*path, metric)), "a validation must not start itself; put this trigger on the trainer"
             )

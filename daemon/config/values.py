@@ -1,7 +1,7 @@
-"""Values of service.toml that have a shape of their own: addresses, files, names that MongoDB allows.
+"""The types of single values in service.toml: addresses, files, names that MongoDB allows.
 
-Each check returns the value or raises ValueError with what is wrong with it; an empty reason leaves the words to the
-key's own description.
+Each check returns the value or raises ValueError with the reason. If the reason is empty, the message uses only the
+key's description.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ def relative_path(value: Any, info: ValidationInfo) -> Any:
 
 
 def uri(value: Any) -> Any:
-    """Check an address as far as it can be checked without meeting the server."""
+    """Check an address, without connecting to the server."""
     if not isinstance(value, str) or value == "embedded":
         return value
     scheme, separator, rest = value.partition("://")
     if not separator or scheme not in {"mongodb", "mongodb+srv"}:
-        raise ValueError("this is no address of a MongoDB")
+        raise ValueError("this is not the address of a MongoDB")
     authority = re.split(r"[/?]", rest.rpartition("@")[2], maxsplit=1)[0]
     user = rest.rpartition("@")[0]
     if user.count(":") > 1 or re.search(r"[@/?#\s]", user):
-        raise ValueError("a user name or password must be percent-encoded where it holds any of : / ? # @ or a space")
+        raise ValueError("a user name or password must be percent-encoded if it holds any of : / ? # @ or a space")
     hosts = authority.split(",")
     if not all(re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+|%2[Ff][^:]+)(:\d{1,5})?", host) for host in hosts):
         raise ValueError("after mongodb:// come hosts, each with or without a port, with commas between them")
@@ -45,8 +45,8 @@ def uri(value: Any) -> Any:
 
 def listen(value: Any) -> Any:
     """Check host:port."""
-    found = _LISTEN.fullmatch(value) if isinstance(value, str) else None
-    if found is None or int(found[2]) > 65535:
+    match = _LISTEN.fullmatch(value) if isinstance(value, str) else None
+    if match is None or int(match[2]) > 65535:
         raise ValueError("")
     return value
 

@@ -127,7 +127,11 @@ BAD = {
         ['"9 lives"', "not beginning with a digit"],
     ),
     "an empty state_dir": (changed("[mongo]", 'state_dir = ""\n[mongo]'), "service.state_dir", ["a folder"]),
-    "a foreign uri": (changed('"embedded"', '"postgres://h/"'), "mongo.uri", ["no address of a MongoDB", "mongodb://"]),
+    "a foreign uri": (
+        changed('"embedded"', '"postgres://h/"'),
+        "mongo.uri",
+        ["not the address of a MongoDB", "mongodb://"],
+    ),
     "a uri without a host": (changed('"embedded"', '"mongodb://"'), "mongo.uri", ["come hosts"]),
     "a port in srv": (
         changed('"embedded"', '"mongodb+srv://a.b.c:27017/"'),
@@ -247,12 +251,12 @@ BAD = {
     "a table of the system's": (
         GOOD + '[tables."system.users"]\nfields = { a = "int" }',
         'tables."system.users"',
-        ["are taken"],
+        ["are reserved"],
     ),
     "a table of ours": (
         GOOD + '[tables."_predictd.jobs"]\nfields = { a = "int" }',
         'tables."_predictd.jobs"',
-        ["are taken"],
+        ["are reserved"],
     ),
     "a model with a dot": (
         GOOD + '[models."a.b"]\nobject = "examples:x"',
@@ -286,7 +290,7 @@ BAD = {
     ),
     "an empty key": (changed(KEY, "key = []"), "listeners.digit.key", ["[]: names no field", "a list of fields"]),
     "a number for a key": (changed(KEY, "key = 3"), "listeners.digit.key", ["3 is not right", 'key = "img"']),
-    "a key twice": (changed(KEY, 'key = ["img", "img"]'), "listeners.digit.key", ["stands twice"]),
+    "a key twice": (changed(KEY, 'key = ["img", "img"]'), "listeners.digit.key", ["occurs twice"]),
     "an argument twice": (
         changed(KEY, 'key = { img = "x", class = "x" }'),
         "listeners.digit.key",
@@ -334,14 +338,18 @@ BAD = {
     "a filter on outputs": (
         GOOD + 'where = { "_outputs.digit.value" = 1 }',
         'listeners.digit.where."_outputs.digit.value"',
-        ["cannot look at outputs", "chain"],
+        ["cannot use outputs", "chain"],
     ),
     "an unknown operator": (
         GOOD + 'where = { class = { "$gtt" = 3 } }',
         'listeners.digit.where.class."$gtt"',
         ["did you mean `$gt`?"],
     ),
-    "an operator at the top": (GOOD + 'where = { "$gt" = 3 }', 'listeners.digit.where."$gt"', ["stands below a field"]),
+    "an operator at the top": (
+        GOOD + 'where = { "$gt" = 3 }',
+        'listeners.digit.where."$gt"',
+        ["belongs below a field"],
+    ),
     "an or of nothing": (
         GOOD + 'where = { "$or" = [] }',
         'listeners.digit.where."$or"',

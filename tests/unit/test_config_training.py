@@ -154,7 +154,7 @@ BAD = {
     "an import with company": (
         GOOD + 'loader = { collate_fn = { "$import" = "examples.mnist:x", a = 1 } }',
         "trainers.lenet.loader.collate_fn",
-        ["stands alone"],
+        ["has no other key"],
     ),
     "no iterations": (
         GOOD + "max_iterations = 0",
@@ -204,7 +204,7 @@ BAD = {
     "an occasion that is none": (when('"6h"'), "trainers.lenet.when[0]", ['"6h"', "it must be a list of"]),
     "always": (when("{ every = 0.1 }"), "trainers.lenet.when[0].every", ['from "1s" to a year']),
     "an interval in weeks": (when('{ every = "1w" }'), "trainers.lenet.when[0].every", ["ms, s, m, h or d"]),
-    "two intervals": (when('{ every = "6h" }', '{ every = "8h" }'), "trainers.lenet.when[1]", ["`every` stands twice"]),
+    "two intervals": (when('{ every = "6h" }', '{ every = "8h" }'), "trainers.lenet.when[1]", ["`every` occurs twice"]),
     "a bad cron": (when('{ cron = "0 25 * * *" }'), "trainers.lenet.when[0].cron", ["`25` is no hour", "0 3 * * *"]),
     "a cron of six": (when('{ cron = "0 0 3 * * *" }'), "trainers.lenet.when[0].cron", ["five fields"]),
     "an unknown zone": (
@@ -242,7 +242,7 @@ BAD = {
     "a validation that starts itself": (
         when('{ below = { "v/valid/acc" = 0.9 } }', validation=True),
         'validations.v.when[0].below."v/valid/acc"',
-        ["never end"],
+        ["must not start itself"],
     ),
     "a validation of no model": (
         changed('[validations.v]\nmodel = "lenet"', '[validations.v]\nmodel = "lenett"') + 'promote = "always"',

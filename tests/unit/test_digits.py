@@ -23,7 +23,7 @@ def test_a_seed_gives_the_same_digits() -> None:
 
 def test_no_more_digits_can_be_had_than_there_are() -> None:
     """The message says how many there are."""
-    with pytest.raises(ValueError, match="there are 5,000 digits, so 5,001 cannot be had"):
+    with pytest.raises(ValueError, match="there are only 5,000 digits"):
         digits(5001)
 
 

@@ -45,7 +45,7 @@ def test_a_key_names_the_listeners_it_reads_from():
         ("", "is no field"),
         ([], "names no field"),
         ({}, "names no field"),
-        (["a", "a"], "stands twice"),
+        (["a", "a"], "occurs twice"),
         (["a", 3], "is no field"),
         ("a.", "is no field"),
         ("$where", "is no field"),

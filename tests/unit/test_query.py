@@ -80,7 +80,7 @@ def test_what_is_no_query_is_refused(make):
 
 def test_a_query_by_itself_is_not_iterated():
     """Python would otherwise ask for field 0, 1, 2... for ever."""
-    with pytest.raises(TypeError, match="only says which rows"):
+    with pytest.raises(TypeError, match="is only a query"):
         list(table)
 
 

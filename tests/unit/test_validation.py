@@ -70,7 +70,7 @@ def test_an_evaluation_can_be_stopped():
     [
         ({"key": "x"}, "key: it must be a list of at least two"),
         ({"datasets": []}, "datasets: there is none"),
-        ({"metrics": [ACC, ACC]}, "metrics: 'acc' stands twice"),
+        ({"metrics": [ACC, ACC]}, "metrics: 'acc' occurs twice"),
         ({"metrics": [len]}, "expected a list of Metric"),
         ({"when": [{"every": 0}]}, "when.0.every: it must be a duration"),
         ({"when": [{"cron": "0 3 * *"}]}, "validation 'v': when.0.cron: .*a time has five fields"),
