@@ -67,6 +67,9 @@ def _server_problems(uri: str, database: str) -> Iterator[Problem]:
     with client:
         try:
             connection.check(client)
+        except ConfigurationError as error:
+            yield from error.problems
+            return
         except MongoUnavailable as error:
             yield Problem("mongo.uri", f"{error}{_remedy(str(error))}")
             return

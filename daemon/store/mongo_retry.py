@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import stamina
 from pymongo.errors import PyMongoError
 
-from components.errors import PredictdError
+from components.errors import MongoUnavailable, PredictdError
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ class MongoRetry:
         """The call's result. Raises Stopping, and what is not pymongo's."""
 
         def is_mongos(error: Exception) -> bool:
-            if not isinstance(error, PyMongoError):
+            if not isinstance(error, PyMongoError | MongoUnavailable):
                 return False
             self.note(what, f"{what}: {type(error).__name__}: {error}")
             if self._stopping.is_set():
