@@ -24,7 +24,7 @@ def meet(config: Config) -> list[Problem]:
     """Return what about MongoDB would keep `predictd run` from working: takes seconds at most, changes nothing."""
     if config.mongo.embedded:
         return list(_embedded_problems())
-    return list(_server_problems(config.mongo.uri, config.mongo.database))
+    return list(_server_problems(config))
 
 
 def _embedded_problems() -> Iterator[Problem]:
@@ -50,8 +50,11 @@ def _embedded_problems() -> Iterator[Problem]:
         )
 
 
-def _server_problems(uri: str, database: str) -> Iterator[Problem]:
+def _server_problems(config: Config) -> Iterator[Problem]:
     from daemon.store import connection
+    from daemon.store.rows.table_kind import refusal
+
+    uri, database = config.mongo.uri, config.mongo.database
 
     try:
         with warnings.catch_warnings(record=True) as ignored:
@@ -76,6 +79,7 @@ def _server_problems(uri: str, database: str) -> Iterator[Problem]:
         try:
             with connection.reaching():
                 version = client.server_info()["versionArray"]
+                refusals = {name: refusal(client[database][name]) for name in config.tables}
                 client[database].list_collection_names()
                 status = client.admin.command("connectionStatus", showPrivileges=True)["authInfo"]
         except MongoUnavailable as error:
@@ -85,6 +89,9 @@ def _server_problems(uri: str, database: str) -> Iterator[Problem]:
         yield Problem(
             "mongo.uri", f"the server is MongoDB {version[0]}.{version[1]}; predictd needs 6.0 or later: upgrade it"
         )
+    for table, reason in refusals.items():
+        if reason is not None:
+            yield Problem(f"tables.{table}", reason)
     yield from _right_problems(status, database)
 
 

@@ -100,6 +100,7 @@ class Worker:
             show_headroom=self.measures.oplog_headroom.set,
         )
         self.intake.claim()
+        self.intake.look()
         for run in self.runs:  # after the claim: an older leader adds no more
             self.patience(f"{run.declared.name}.letters", run.letters.load)
         self.keeper = PositionSaver(self.intake, [run.scan for run in self.runs], self.patience)

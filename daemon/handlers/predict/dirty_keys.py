@@ -54,6 +54,11 @@ class Stretch(Generic[P]):
         self.position: P | None = None
         self.received = time.monotonic()
 
+    def finish(self) -> None:
+        """One of its keys is finished."""
+        with self.lock:
+            self.unfinished -= 1
+
 
 class Progress(Generic[P]):
     """How far a source is done.
@@ -146,8 +151,7 @@ class DirtyKey:
     def finish(self) -> None:
         """The row was judged and what followed is acknowledged: every stretch that waited for it may move on."""
         for stretch in self.stretches:
-            with stretch.lock:
-                stretch.unfinished -= 1
+            stretch.finish()
         self.stretches = []
 
 
