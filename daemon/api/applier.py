@@ -35,6 +35,7 @@ from daemon.store.registry.components import Component
 from daemon.store.registry.model_loader import packed
 from daemon.store.registry.versions import Versions
 from daemon.store.rows import dead_letters
+from daemon.store.rows.table_kind import refusal
 from daemon.store.service import notify as bells
 from daemon.store.service.jobs import Jobs
 
@@ -55,6 +56,7 @@ class Applier:
             self._apply_model(component, force=force, wait=wait)
         elif isinstance(component, (Table, Listener, Validation)):
             declared = declare(component)
+            self._refuse_unservable(component)
             self._publish([declared], force=force)
             if wait and isinstance(component, Listener):
                 wait_for_listener(self._at, component.identifier)
@@ -68,6 +70,13 @@ class Applier:
             }
             remedy = how.get(kind, "expected a Table, a TorchModel, an ObjectModel, a Listener or a Validation")
             raise DeclarationError(f"a {kind} is not applied by itself; {remedy}")
+
+    def _refuse_unservable(self, component: Table | Listener | Validation) -> None:
+        if isinstance(component, Listener):
+            with reaching():
+                reason = refusal(self._at.database[component.table])
+            if reason is not None:
+                raise DeclarationError(f"listener {component.identifier!r}: table {reason}")
 
     def _apply_model(self, model: Model, *, force: bool, wait: bool) -> None:
         name, known = model.identifier, self._at.catalog()

@@ -13,17 +13,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from pymongo import MongoClient
 from pymongo.errors import ConfigurationError as DriverConfigurationError
-from pymongo.errors import PyMongoError
 
-from components.errors import DeclarationError, MongoUnavailable, NotApplied, PredictdError, SignatureRefused
+from components.errors import (
+    ConfigurationError,
+    DeclarationError,
+    MongoUnavailable,
+    NotApplied,
+    PredictdError,
+    SignatureRefused,
+)
 from components.signing_key import SigningKey
 from daemon.api import embedded_daemon as child
 from daemon.config import keyring_folder
 from daemon.logs.text import masked
 from daemon.store import names
-from daemon.store.connection import ROW_CODEC, Client, Data, check, open_database, reaching
+from daemon.store.connection import (
+    ROW_CODEC,
+    Client,
+    Data,
+    check,
+    make_client,
+    open_database,
+    reaching,
+    uri_options,
+)
 from daemon.store.registry.components import Catalog
 from daemon.store.registry.registry import KINDS, Registry
 from daemon.store.service.keyring import Keyring
@@ -33,7 +47,8 @@ from daemon.store.service.state_directory import StateDirectory, instance_of
 __all__ = ["Connection", "NotServed", "open_connection"]
 
 PATIENCE_MS: Final = 10_000
-"""How long an operation waits for a primary, unless the URI sets `serverSelectionTimeoutMS`."""
+"""How long an operation looks for a primary; `serverSelectionTimeoutMS` in the URI changes it."""
+SHORTEST_MS: Final = 200
 
 _open: weakref.WeakSet[Connection] = weakref.WeakSet()
 
@@ -205,19 +220,22 @@ def _keyring() -> Keyring:
 
 
 def _client(uri: str) -> Client:
-    """A client with the options of the user's URI. Raises DeclarationError if the URI is invalid, MongoUnavailable if
-    the DNS does not answer.
+    """A client for the user's URI, which chooses `appName`, `uuidRepresentation` and how long to look for a primary.
+
+    Raises DeclarationError if the URI cannot be used, MongoUnavailable if the DNS does not answer.
     """
-    given = uri.lower()
-    options: dict[str, Any] = {"appname": "predictd"} if "appname=" not in given else {}
-    if "serverselectiontimeoutms=" not in given:
-        options["serverSelectionTimeoutMS"] = PATIENCE_MS
+    given = uri_options(uri)
+    options: dict[str, Any] = {"serverSelectionTimeoutMS": PATIENCE_MS}
+    milliseconds = given.get("serverselectiontimeoutms", "")
+    if milliseconds.isdecimal():
+        options["serverSelectionTimeoutMS"] = max(SHORTEST_MS, int(milliseconds))
+    if "uuidrepresentation" in given:
+        options["uuidRepresentation"] = given["uuidrepresentation"]
     try:
-        return MongoClient(uri, connect=False, **options)
-    except (PyMongoError, ValueError, OSError) as error:
-        if uri.startswith("mongodb+srv://") and isinstance(error, DriverConfigurationError):
-            raise MongoUnavailable(f"the DNS does not tell the hosts of {masked(uri)}: {masked(str(error))}") from None
-        raise DeclarationError(f"connect: {masked(uri)} is not a usable MongoDB URI: {masked(str(error))}") from None
+        return make_client(uri, given.get("appname", "predictd"), **options)
+    except ConfigurationError as error:
+        reason = "; ".join(problem.message for problem in error.problems)
+        raise DeclarationError(f"connect: {masked(uri)} is not a usable MongoDB URI: {reason}") from None
 
 
 def _named(client: Client) -> str | None:

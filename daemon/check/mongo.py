@@ -22,7 +22,7 @@ def meet(config: Config) -> list[Problem]:
     """Return the problems of MongoDB that would stop `predictd run`; it takes a few seconds and changes nothing."""
     if config.mongo.embedded:
         return list(_embedded_problems())
-    return list(_server_problems(config.mongo.uri, config.mongo.database))
+    return list(_server_problems(config))
 
 
 def _embedded_problems() -> Iterator[Problem]:
@@ -48,8 +48,11 @@ def _embedded_problems() -> Iterator[Problem]:
         )
 
 
-def _server_problems(uri: str, database: str) -> Iterator[Problem]:
+def _server_problems(config: Config) -> Iterator[Problem]:
     from daemon.store import connection
+    from daemon.store.rows.table_kind import refusal
+
+    uri, database = config.mongo.uri, config.mongo.database
 
     try:
         with warnings.catch_warnings(record=True) as ignored:
@@ -65,12 +68,16 @@ def _server_problems(uri: str, database: str) -> Iterator[Problem]:
     with client:
         try:
             connection.check(client)
+        except ConfigurationError as error:
+            yield from error.problems
+            return
         except MongoUnavailable as error:
             yield Problem("mongo.uri", f"{error}{_remedy(str(error))}")
             return
         try:
             with connection.reaching():
                 version = client.server_info()["versionArray"]
+                refusals = {name: refusal(client[database][name]) for name in config.tables}
                 client[database].list_collection_names()
                 status = client.admin.command("connectionStatus", showPrivileges=True)["authInfo"]
         except MongoUnavailable as error:
@@ -80,6 +87,9 @@ def _server_problems(uri: str, database: str) -> Iterator[Problem]:
         yield Problem(
             "mongo.uri", f"the server is MongoDB {version[0]}.{version[1]}; predictd needs 6.0 or later: upgrade it"
         )
+    for table, reason in refusals.items():
+        if reason is not None:
+            yield Problem(f"tables.{table}", reason)
     yield from _right_problems(status, database)
 
 

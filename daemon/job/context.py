@@ -7,7 +7,6 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from pymongo import MongoClient
 from pymongo.database import Database
 
 from components.errors import Fenced, NotApplied
@@ -17,7 +16,7 @@ from components.key import Key
 from components.signing_key import SigningKey
 from daemon.job.assignment import JobAssignment
 from daemon.job.reporter import JobReporter
-from daemon.store.connection import open_database, reaching
+from daemon.store.connection import make_client, open_database, reaching
 from daemon.store.mongo_retry import MongoRetry
 from daemon.store.registry.components import Catalog, Component
 from daemon.store.registry.model_loader import Loaded, ModelLoader, until_live
@@ -93,14 +92,7 @@ class Context:
         return "the daemon asked it to stop" if self._stopping.is_set() else None
 
     def _connect(self) -> Database[dict[str, Any]]:
-        client: MongoClient[dict[str, Any]] = MongoClient(
-            self.assignment.uri,
-            appname="predictd job",
-            connectTimeoutMS=5000,
-            serverSelectionTimeoutMS=5000,
-            socketTimeoutMS=60_000,
-            tz_aware=True,
-        )
+        client = make_client(self.assignment.uri, "predictd job", socketTimeoutMS=60_000, tz_aware=True)
         return open_database(client, self.assignment.database)
 
 

@@ -28,6 +28,7 @@ log = structlog.get_logger(__name__)
 
 KEEP_SECONDS: Final = 0.5
 HEADROOM_SECONDS: Final = 30.0
+LOOK_SECONDS: Final = 5.0
 SHORT_OF_OPLOG: Final = 0.5
 KEEP_IDLE_SECONDS: Final = 30.0  # saving an idle position adds to the oplog, which moves the position: save seldom
 
@@ -43,17 +44,25 @@ class Feed:
         scan: ScanLane,
         letters: DeadLetters,
         reload: Callable[[], None],
+        refusal: Callable[[], str | None] = lambda: None,
     ) -> None:
-        """`reload` makes the worker look at the registry again, soon, on another thread."""
+        """`reload` makes the worker look at the registry again, soon, on another thread; `refusal` asks MongoDB why the
+        table cannot be served, None if it can.
+        """
+        self._refusal = refusal
+        self.refused: str | None = None
         self.listener, self.table, self.reload = listener, table, reload
         self.dirty, self.scan, self.letters = dirty, scan, letters
         self.missing: str | None = None
 
     def changed(self, key: Any, time_: Any, stretch: Stretch[Any]) -> None:
-        """A row changed. If too many keys wait already, they are dropped and a scan is ordered: rows come late, but
-        none is lost.
-        """
-        self.missing = None
+        """A row changed. If too many keys wait already, they are dropped and a scan is ordered: late, never lost."""
+        if self.missing is not None:
+            self.missing = None
+            self.look()  # the table may be another one now
+        if self.refused is not None:
+            stretch.finish()  # a scan is due, for when the table can be served
+            return
         if not self.dirty.put(key, "live", [stretch], time_):
             # Taken out first: the keys of the new scan must not be dropped.
             dropped = self.dirty.take_live()
@@ -62,6 +71,19 @@ class Feed:
                 each.finish()
             log.warning("the queue is full: falling back to a scan", listener=self.listener, dropped=len(dropped))
             self.dirty.put(key, "live", [stretch], time_)
+
+    def look(self) -> None:
+        """Asks whether the table can be served. While it cannot be, its events are passed over and its scans are held.
+
+        The scan that makes up for that is noted in the database first, so that it outlives this process.
+        """
+        reason = self._refusal()
+        if reason is not None and self.refused is None:
+            self.scan.request("the table could not be served")
+            log.error("the table cannot be served", listener=self.listener, table=self.table, reason=reason)
+        elif reason is None and self.refused is not None:
+            log.info("the table can be served again", listener=self.listener, table=self.table)
+        self.refused = reason
 
 
 class StreamIntake:
@@ -112,6 +134,11 @@ class StreamIntake:
             )
             position = self._fresh(Position(now), "the change stream's position was in the future")
         self._start = position
+
+    def look(self) -> None:
+        """Asks of every table whether it can be served. Comes before the first scan, and again from time to time."""
+        for feed in self._feeds:
+            feed.look()
 
     def run(self) -> None:
         """Reads the stream from the claimed position until stopped."""
@@ -240,9 +267,12 @@ class PositionSaver:
         self._stop = threading.Event()
 
     def run(self) -> None:
-        measured = -HEADROOM_SECONDS
+        measured, looked = -HEADROOM_SECONDS, time.monotonic()
         while not self._stop.wait(KEEP_SECONDS):
             self._patience("positions", self.save)
+            if time.monotonic() - looked >= LOOK_SECONDS:
+                self._intake.look()
+                looked = time.monotonic()
             if time.monotonic() - measured >= HEADROOM_SECONDS:
                 measured = time.monotonic()
                 with suppress(PyMongoError):  # only a measurement: the next one comes soon

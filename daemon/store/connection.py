@@ -1,5 +1,5 @@
-"""The supervisor's way to MongoDB: one client whose every operation is bounded in time, and one error for whatever is
-in the way.
+"""The clients of MongoDB: made in one place, with what predictd needs whatever the URI says, and one error for
+whatever is in the way.
 
 The supervisor only leases, publishes and shows: it would rather hear soon that MongoDB does not answer than wait for
 it. So each operation has `OPERATION_SECONDS` in all (the driver's `timeoutMS`, retries included), which also bounds how
@@ -8,9 +8,13 @@ long a shutdown can take.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+import ssl
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import unquote_plus
 
 from bson.codec_options import CodecOptions, DatetimeConversion
 from pymongo import MongoClient, ReadPreference, WriteConcern
@@ -19,63 +23,196 @@ from pymongo.errors import (
     ConfigurationError as DriverConfigurationError,
 )
 from pymongo.errors import (
-    InvalidURI,
     NetworkTimeout,
     OperationFailure,
     PyMongoError,
     ServerSelectionTimeoutError,
 )
 from pymongo.read_concern import ReadConcern
+from pymongo.uri_parser import split_options
 
 from components.errors import ConfigurationError, MongoUnavailable, Problem
 from daemon.logs.text import masked
 
-__all__ = ["OPERATION_SECONDS", "ROW_CODEC", "Client", "Data", "check", "open_client", "open_database", "reaching"]
+__all__ = [
+    "OPERATION_SECONDS",
+    "ROW_CODEC",
+    "TRANSACTION",
+    "Client",
+    "Data",
+    "check",
+    "make_client",
+    "open_client",
+    "open_database",
+    "reaching",
+    "uri_options",
+]
 
 Client = MongoClient[dict[str, Any]]
 Data = Database[dict[str, Any]]
 
 OPERATION_SECONDS = 5.0
+CONNECT_MS: Final = 5000
 
 _AUTHENTICATION = {
     13: "the user lacks a right: grant readWrite on the database",
     18: "user name or password is wrong: see mongo.uri",
 }
 
+_PINNED: Final = """
+    readpreference readpreferencetags maxstalenessseconds readconcernlevel w j journal fsync wtimeout wtimeoutms
+    retryreads retrywrites timeoutms sockettimeoutms connecttimeoutms serverselectiontimeoutms heartbeatfrequencyms
+    localthresholdms servermonitoringmode maxpoolsize minpoolsize maxidletimems maxconnecting waitqueuetimeoutms
+    waitqueuemultiple tz_aware uuidrepresentation datetime_conversion unicode_decode_error_handler appname connect
+    """
+PINNED: Final = frozenset(_PINNED.split())
+"""The options of a URI that have no effect, because predictd sets them: with others its promise does not hold, or it
+does not run. What remains says where the server is and how to log in.
+"""
+
+TRANSACTION: Final[Mapping[str, Any]] = {
+    "read_concern": ReadConcern("snapshot"),
+    "write_concern": WriteConcern("majority"),
+    "read_preference": ReadPreference.PRIMARY,
+}
+"""What every transaction is started with."""
+
+_FILES: Final = ("tlsCAFile", "tlsCertificateKeyFile", "tlsCRLFile")
+_MINIMUM_WIRE_VERSION: Final = 17  # of MongoDB 6.0
+
+
+def uri_options(uri: str) -> dict[str, str]:
+    """The options in a URI, by their names in lower case."""
+    pairs = (option.partition("=") for option in re.split("[&;]", uri.partition("?")[2]) if option)
+    return {name.lower(): unquote_plus(value) for name, _, value in pairs}
+
+
+def make_client(uri: str, appname: str, **options: Any) -> Client:
+    """A client for `uri`, on the primary and with majority writes; it does not connect yet.
+
+    `options` are the driver's. Raises ConfigurationError if the URI cannot be used or a file that it names cannot be
+    read, MongoUnavailable if the DNS does not answer.
+    """
+    given = uri_options(uri)
+    if given.get("loadbalanced", "").lower() == "true":
+        raise _refused("not a usable MongoDB URI: loadBalanced=true needs a sharded cluster, which cannot be served")
+    _require_files(given)
+    if "tlscertificatekeyfile" in given and "tlscertificatekeyfilepassword" not in given:
+        options["tlsCertificateKeyFilePassword"] = ""  # else OpenSSL asks for it on the terminal
+    limits = {"connectTimeoutMS": CONNECT_MS, "serverSelectionTimeoutMS": CONNECT_MS}
+    try:
+        return MongoClient(_without_pinned(uri), connect=False, appname=appname, w="majority", **{**limits, **options})
+    except (PyMongoError, ValueError, LookupError, OSError) as error:
+        broken = _broken_file(given)
+        if broken is not None:
+            raise _refused(broken) from None
+        if uri.startswith("mongodb+srv://") and type(error) is DriverConfigurationError:
+            raise MongoUnavailable(f"the DNS does not resolve the hosts of mongo.uri: {masked(str(error))}") from None
+        raise _refused(f"not a usable MongoDB URI: {masked(str(error))}") from None
+
 
 def open_client(uri: str) -> Client:
-    """A client for `uri`; connects to nothing yet, but asks the DNS for the hosts of mongodb+srv.
+    """The supervisor's and the commands' client, whose every operation is bounded in time. Raises as `make_client`."""
+    return make_client(uri, "predictd", timeoutMS=int(OPERATION_SECONDS * 1000), tz_aware=True)
 
-    Raises ConfigurationError where the URI itself is wrong, MongoUnavailable where the DNS does not answer.
-    """
-    try:
-        return MongoClient(
-            uri,
-            appname="predictd",
-            timeoutMS=int(OPERATION_SECONDS * 1000),
-            connectTimeoutMS=int(OPERATION_SECONDS * 1000),
-            connect=False,
-            tz_aware=True,
-        )
-    except (InvalidURI, DriverConfigurationError, ValueError) as error:
-        if uri.startswith("mongodb+srv://") and not isinstance(error, InvalidURI):
-            raise MongoUnavailable(f"the DNS does not tell the hosts of mongo.uri: {masked(str(error))}") from None
-        raise ConfigurationError([Problem("mongo.uri", f"not a usable MongoDB URI: {masked(str(error))}")]) from None
+
+def _refused(message: str) -> ConfigurationError:
+    return ConfigurationError([Problem("mongo.uri", message)])
+
+
+def _without_pinned(uri: str) -> str:
+    """The URI without the options that predictd sets. The driver still warns of an invalid value in one of them."""
+    place, _, query = uri.partition("?")
+    options = [option for option in re.split("[&;]", query) if option]
+    pinned = [option for option in options if option.partition("=")[0].lower() in PINNED]
+    for option in pinned:
+        split_options(option, warn=True)
+    kept = [option for option in options if option not in pinned]
+    return f"{place}?{'&'.join(kept)}" if kept else place
+
+
+def _require_files(given: Mapping[str, str]) -> None:
+    for name in _FILES:
+        path = given.get(name.lower())
+        if path is None:
+            continue
+        try:
+            regular = Path(path).is_file()
+            if regular:
+                Path(path).open("rb").close()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise _refused(f"{name} {path} cannot be read ({reason}): correct the path or the file's rights") from None
+        if not regular:
+            what = "is not a file" if Path(path).exists() else "does not exist"
+            raise _refused(f"{name} {path} {what}: correct the path")
+
+
+def _broken_file(given: Mapping[str, str]) -> str | None:
+    """Which certificate file cannot be used, and why; None if each of them can."""
+    for name in _FILES:
+        path = given.get(name.lower())
+        if path is None:
+            continue
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        try:
+            if name == "tlsCertificateKeyFile":
+                context.load_cert_chain(path, password=given.get("tlscertificatekeyfilepassword", ""))
+            else:
+                context.load_verify_locations(path)
+        except (OSError, ValueError) as error:
+            what = (
+                "a certificate and its private key, and tlsCertificateKeyFilePassword if the key is encrypted"
+                if name == "tlsCertificateKeyFile"
+                else "at least one certificate or revocation list"
+            )
+            return f"{name} {path} cannot be used ({error}): it must hold, in PEM format, {what}"
+    return None
 
 
 def check(client: Client) -> None:
-    """Raises MongoUnavailable unless a primary that can serve change streams answers."""
-    with reaching():
-        hello = client.admin.command("hello")
-    if "setName" not in hello and hello.get("msg") != "isdbgrid":
-        raise MongoUnavailable(
-            "this MongoDB is no replica set, and change streams need one: start mongod with --replSet and run "
-            "rs.initiate() (one node is enough)"
-        )
-    if not hello.get("isWritablePrimary") and hello.get("msg") != "isdbgrid":
+    """Checks that a primary answers which can serve change streams.
+
+    Raises ConfigurationError if this MongoDB never will be one, MongoUnavailable if it may become one.
+    """
+    try:
+        with reaching(DriverConfigurationError):
+            hello = client.admin.command("hello")
+    except DriverConfigurationError as error:
+        if "wire version" in str(error):
+            raise _refused(f"the server is too old, and predictd needs MongoDB 6.0 or later: {error}") from None
+        raise MongoUnavailable(masked(str(error))) from None
+    unfit = unfit_server(hello, direct=bool(client.options.direct_connection))
+    if unfit is not None:
+        raise _refused(unfit)
+    if "setName" not in hello:
+        raise MongoUnavailable("this member has no replica set yet: run rs.initiate() on it (one node is enough)")
+    if not hello.get("isWritablePrimary"):
         raise MongoUnavailable(
             f"the server {hello.get('me', '')} is no primary: name all members, or the set, in mongo.uri"
         )
+
+
+def unfit_server(hello: Mapping[str, Any], *, direct: bool) -> str | None:
+    """Why a server with this answer to `hello` never serves predictd, in one sentence; None if it does or may.
+
+    `direct`: the URI allows only this server (`directConnection=true`).
+    """
+    if hello.get("msg") == "isdbgrid":
+        return "this is a mongos, and predictd does not support sharded clusters: name a replica set"
+    if hello.get("maxWireVersion", 0) < _MINIMUM_WIRE_VERSION:
+        return "the server is older than MongoDB 6.0, which predictd needs: upgrade it"
+    if "setName" not in hello and not hello.get("isreplicaset"):
+        return (
+            "this MongoDB is no replica set, and change streams need one: start mongod with --replSet and run "
+            "rs.initiate() (one node is enough)"
+        )
+    if direct and not hello.get("isWritablePrimary") and hello.get("primary", hello.get("me")) != hello.get("me"):
+        return (
+            f"directConnection=true leads to {hello.get('me', 'a member')}, and the primary is {hello['primary']}: "
+            "remove directConnection and name the replica set"
+        )
+    return None
 
 
 ROW_CODEC: CodecOptions[dict[str, Any]] = CodecOptions(

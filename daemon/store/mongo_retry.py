@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import stamina
 from pymongo.errors import PyMongoError
 
-from components.errors import PredictdError
+from components.errors import MongoUnavailable, PredictdError
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ class MongoRetry:
         """The call's result. Raises Stopping, and every error that is not a PyMongoError."""
 
         def is_mongos(error: Exception) -> bool:
-            if not isinstance(error, PyMongoError):
+            if not isinstance(error, PyMongoError | MongoUnavailable):
                 return False
             self.note(what, f"{what}: {type(error).__name__}: {error}")
             if self._stopping.is_set():

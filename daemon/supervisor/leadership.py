@@ -21,7 +21,7 @@ from typing import TypeVar
 
 import structlog
 
-from components.errors import LeaseLost, MongoUnavailable
+from components.errors import ConfigurationError, LeaseLost, MongoUnavailable
 from daemon.config import Config
 from daemon.embedded import server as embedded
 from daemon.health.backoff import backoff
@@ -66,6 +66,7 @@ class Leadership:
         )
         self.mongo_back_at = time.monotonic()
         self.epoch: int | None = None
+        self._met = False
 
     async def connect(self, wait: float | None) -> None:
         """Waits until MongoDB answers: forever, or for `wait` seconds, then raises MongoUnavailable with the
@@ -166,9 +167,14 @@ class Leadership:
             try:
                 await self._open()
                 await self.call(lambda data: check(data.client))
+                self._met = True
                 return
             except MongoUnavailable as error:
                 self._away(str(error))
+            except ConfigurationError as error:
+                if not self._met:
+                    raise
+                self._away(str(error))  # as after a restart without --replSet: it served, and it may again
             await asyncio.sleep(backoff(failures, *_RETRY_SECONDS))
 
     async def _open(self) -> None:

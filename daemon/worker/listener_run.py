@@ -32,6 +32,7 @@ from daemon.store.registry.registry import Declared, Registry
 from daemon.store.rows.dead_letters import DeadLetters
 from daemon.store.rows.outputs import Outputs
 from daemon.store.rows.scans import Mark, Scans
+from daemon.store.rows.table_kind import refusal
 from daemon.worker.assignment import WorkerAssignment
 
 __all__ = ["DeclarationChanged", "ListenerRun", "Shared", "chained"]
@@ -97,9 +98,17 @@ class ListenerRun:
             patience=shared.patience,
             order=listener.scan_order,
             rate=listener.scan_rate,
-            held=lambda: self.triage.holds_scans,
+            held=lambda: self.triage.holds_scans or self.feed.refused is not None,
         )
-        self.feed = Feed(name, listener.table, dirty, self.scan, self.letters, partial(shared.swaps.put, self))
+        self.feed = Feed(
+            name,
+            listener.table,
+            dirty,
+            self.scan,
+            self.letters,
+            partial(shared.swaps.put, self),
+            lambda: shared.patience(f"{name}.table", lambda: refusal(table)),
+        )
         self.threads = CorridorThreads(self.corridor, shared.patience, shared.fail, shared.turnstile)
         self._registry = shared.registry
         self._loader = shared.loader
@@ -172,9 +181,9 @@ class ListenerRun:
 
     def report(self, *, open_: bool, lag: float) -> ListenerReport:
         """The version that it runs, and how far it is behind."""
-        scan, reason = self.scan.report(), self.feed.missing
+        scan, reason = self.scan.report(), self.feed.refused or self.feed.missing
         state: ListenerPhase = "running"
-        if self.feed.missing:
+        if reason is not None:
             state = "missing"
         elif not open_:
             state, reason = "starting", "the change stream is not open"

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any, Final
 
 import structlog
-from pymongo import MongoClient
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
@@ -27,7 +26,7 @@ from daemon.health.worker_report import StreamReport, WorkerPhase, WorkerReport
 from daemon.listeners.change_stream import Subscription
 from daemon.listeners.intake import PositionSaver, StreamIntake
 from daemon.logs.text import readable
-from daemon.store.connection import open_database
+from daemon.store.connection import make_client, open_database
 from daemon.store.mongo_retry import MongoRetry, Stopping
 from daemon.store.registry.model_loader import ModelLoader
 from daemon.store.registry.registry import Registry
@@ -101,6 +100,7 @@ class Worker:
             show_headroom=self.measures.oplog_headroom.set,
         )
         self.intake.claim()
+        self.intake.look()
         for run in self.runs:  # after the claim: an older leader adds no more
             self.patience(f"{run.declared.name}.letters", run.letters.load)
         self.keeper = PositionSaver(self.intake, [run.scan for run in self.runs], self.patience)
@@ -113,11 +113,9 @@ class Worker:
         self.state = "running"
 
     def _connect(self) -> Database[dict[str, Any]]:
-        client: MongoClient[dict[str, Any]] = MongoClient(  # resolves a mongodb+srv name at once, so it may fail
+        client = make_client(
             self.assignment.uri,
-            appname=f"predictd worker {self.assignment.worker}",
-            connectTimeoutMS=5000,
-            serverSelectionTimeoutMS=5000,
+            f"predictd worker {self.assignment.worker}",
             socketTimeoutMS=20_000,
             # Every write may be sent twice, and `MongoRetry` sends it again. With the driver's own retries the server
             # would keep a record of every single update.

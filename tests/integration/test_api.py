@@ -477,3 +477,11 @@ def test_a_model_without_versions_has_nothing_to_plot(mnist: Datalayer) -> None:
 def test_jobs_are_listed(mnist: Datalayer) -> None:
     assert mnist.jobs() == []
     assert mnist.jobs(kind="train", state="failed") == []
+
+
+def test_a_listener_on_a_view_is_refused(db: Datalayer, database: Database[dict[str, Any]]) -> None:
+    """At once and with the reason, and nothing of it is stored."""
+    database.create_collection("seen", viewOn="source", pipeline=[])
+    with pytest.raises(DeclarationError, match="'seen' cannot be served: it is a view"):
+        db.apply(Listener("l", table="seen", key="x", model="m"), wait=False)
+    assert db.show("listener") == []

@@ -54,6 +54,11 @@ class Stretch(Generic[P]):
         self.position: P | None = None
         self.received = time.monotonic()
 
+    def finish(self) -> None:
+        """One of its keys is finished."""
+        with self.lock:
+            self.unfinished -= 1
+
 
 class Progress(Generic[P]):
     """How far a source is finished.
@@ -147,8 +152,7 @@ class DirtyKey:
     def finish(self) -> None:
         """The row was judged and its write is acknowledged: no stretch waits for it any more."""
         for stretch in self.stretches:
-            with stretch.lock:
-                stretch.unfinished -= 1
+            stretch.finish()
         self.stretches = []
 
 

@@ -20,6 +20,7 @@ from components.declarations import Declaration, ListenerDeclaration
 from components.errors import DeclarationError, Fenced, SignatureRefused
 from components.signing_key import SigningKey
 from daemon.store import names
+from daemon.store.connection import TRANSACTION
 from daemon.store.registry.components import Component, Source, believed, canonical, mac, signature
 
 __all__ = ["Declarations", "taken"]
@@ -60,7 +61,7 @@ class Declarations:
                 self._components.update_one(model, {"$set": {"bound": ObjectId()}}, session=session)
                 self._write(kind, name, declaration, source, identity, forced, session)
 
-            session.with_transaction(bind)
+            session.with_transaction(bind, **TRANSACTION)
 
     def _write(
         self,

@@ -34,6 +34,7 @@ from pymongo.errors import DuplicateKeyError, PyMongoError
 
 from components.errors import DeclarationError, Fenced, NotApplied, PredictdError
 from daemon.store import names
+from daemon.store.connection import TRANSACTION
 from daemon.store.service import notify as bells
 from daemon.store.service import requests
 
@@ -230,7 +231,8 @@ class Versions:
         """
         with self._database.client.start_session() as session:
             done: bool = session.with_transaction(
-                lambda _: self._promote(session, number, reason=reason, live=live, job=job, back=back)
+                lambda _: self._promote(session, number, reason=reason, live=live, job=job, back=back),
+                **TRANSACTION,
             )
         if done:
             with suppress(PyMongoError):  # the promotion is done; without the notification it is noticed a little later

@@ -21,7 +21,6 @@ import bson
 import structlog
 from bson import ObjectId
 from bson.timestamp import Timestamp
-from pymongo import MongoClient
 from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
 
@@ -30,7 +29,7 @@ from components.errors import DecodeError
 from components.extended_json import decoded
 from daemon.handlers.predict.dirty_keys import identity
 from daemon.store import names
-from daemon.store.connection import ROW_CODEC, open_database
+from daemon.store.connection import ROW_CODEC, make_client, open_database
 from daemon.store.registry.components import signature
 from daemon.store.rows.row_reader import value_at
 
@@ -227,12 +226,6 @@ class RowExamples:
     def _open(self) -> Database[dict[str, Any]]:
         # A client cannot be used after a fork: its threads and sockets belong to the parent.
         if self._client is None or self._client[0] != os.getpid():
-            client: MongoClient[dict[str, Any]] = MongoClient(
-                self._uri,
-                appname="predictd job rows",
-                connectTimeoutMS=5000,
-                serverSelectionTimeoutMS=5000,
-                socketTimeoutMS=60_000,
-            )
+            client = make_client(self._uri, "predictd job rows", socketTimeoutMS=60_000)
             self._client = (os.getpid(), open_database(client, self._database))
         return self._client[1]
