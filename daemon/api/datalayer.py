@@ -45,7 +45,7 @@ def connect(
 
     target: "embedded": the daemon of `folder` (".predictd" unless told), which is started, with a real MongoDB, where
         none runs there, and then ends with this process; one that another process started ends with that. Or a MongoDB
-        URI, with any of its options: the daemon that is active in its database.
+        URI (docs/configuration.md lists the options that have no effect): the daemon that is active in its database.
     service, database: which one is meant, where several are served; the database may as well stand in the URI.
     signing_key_file: the service's key, which signs what is applied. By default the key of the folder, or, with a URI,
         the one that a daemon of this user has noted on this machine; never one that the database names.
