@@ -42,13 +42,13 @@ def connect(
 ) -> Datalayer:
     """The database that a daemon serves.
 
-        target: "embedded": the daemon of `folder` (".predictd" unless told), which is started, with a real MongoDB,
-        where none runs there, and then ends with this process; one that another process started ends with that. Or
-        a MongoDB URI (docs/configuration.md lists the options that have no effect): the daemon that is active in
-        its database.
-    service, database: which one is meant, where several are served; the database may as well stand in the URI.
-        signing_key_file: the service's key, which signs what is applied. By default the key of the folder, or, with
-        a URI, the key that a daemon of this user noted on this machine. It is never one that the database names.
+    target: "embedded" is the daemon of `folder` (".predictd" by default). If none runs there, this process starts one
+        with a real MongoDB, and both end with this process. A daemon that another process started ends with that one.
+        A MongoDB URI (docs/configuration.md lists the options that have no effect) is the daemon that is active in its
+        database.
+    service, database: which one to use, if several are served; the URI may name the database as well.
+    signing_key_file: the service's key, which signs what is applied. By default the key of the folder, or, with a URI,
+        the key that a daemon of this user noted on this machine. It is never one that the database names.
 
     Raises DeclarationError if an argument is invalid, NotServed if no daemon is active, MongoUnavailable if MongoDB
     does not answer or the daemon does not start.
