@@ -7,6 +7,7 @@ user a question. An interrupt (Ctrl-C) ends the waiting; the daemon goes on.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
@@ -73,7 +74,8 @@ def _reason(job: Job, more: str) -> str:
 
 
 def wait_for_listener(connection: Connection, listener: str) -> None:
-    """Returns once every row of the listener has been judged for what is applied now; from then on it is live.
+    """Returns once every row of the listener has been judged for what is applied now; from then on it is live. Returns
+    with a warning if the listener is failing.
 
     Raises DeclarationError if its worker cannot run it, SignatureRefused if the daemon refuses a declaration that it
     needs, NotApplied if it was removed meanwhile, NotServed if no daemon is left.
@@ -95,6 +97,12 @@ def wait_for_listener(connection: Connection, listener: str) -> None:
                 return
             watch.refusals(f"listener/{listener}", f"model/{own.declaration.model}", f"table/{own.declaration.table}")
             watch.worker(own.declaration.worker)
+            if (reason := watch.failing(listener, declared.generation)) is not None:
+                warnings.warn(
+                    f"listener {listener!r} is failing: {reason}; its rows wait until it works again",
+                    stacklevel=4,
+                )
+                return
             show(scan.get("done", 0) if current else 0, watch.total(listener), "" if current else "its worker starts")
             time.sleep(_PAUSE)
 
@@ -170,6 +178,11 @@ class _Watch:
         why = self._failing.why(name, self._status.workers.get(name, WorkerStatus()), time.monotonic())
         if why is not None:
             raise DeclarationError(f"worker {name}: {why.partition(': ')[2] or why}")
+
+    def failing(self, listener: str, generation: int) -> str | None:
+        """Why the listener fails on every row under this generation; None if it does not."""
+        report = self._status.listeners().get(listener)
+        return report.reason if report and (report.state, report.generation) == ("failing", generation) else None
 
     def total(self, listener: str) -> float | None:
         """The number of rows that the listener's scan has to judge; None until its worker has reported it."""

@@ -79,6 +79,7 @@ class JobReporter:
         with self._lock:
             self._report = replace(self._report, state="running", doing=what)
         self.progress(**progress)
+        self._write()  # at once: the next thing may be a crash
 
     def moved(self) -> None:
         """The work makes progress."""

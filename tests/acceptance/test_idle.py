@@ -56,7 +56,7 @@ def processes(daemon: Daemon) -> dict[tuple[str, int], psutil.Process]:
     for child in supervisor.children(recursive=True):
         line = " ".join(child.cmdline())
         if child.name() != "mongod":
-            name = "worker" if "daemon.worker" in line else "guardian" if "mongod_guardian" in line else line
+            name = "worker" if "daemon.worker" in line else "guardian" if "daemon.embedded.guardian" in line else line
             found[name, child.pid] = child
     return found
 

@@ -42,7 +42,7 @@ class Stored:
             database[file.stem].insert_many(bson.decode_all(file.read_bytes()))
         self.jobs = Jobs(self.data, "s")
         self.registry = Registry(self.data, "s", 0, SigningKey.read(folder / "signing.key"))
-        [self.interrupted] = [job["_id"] for job in self.jobs.listed(0) if job["state"] == "running"]
+        [self.interrupted] = [job.id for job in self.jobs.listed(0) if job.state == "running"]
 
     def start(self) -> Daemon:
         environ = {"STORED_URI": self.uri, "STORED_DATABASE": self.data.name}
@@ -122,11 +122,11 @@ def test_an_interrupted_training_of_a_stored_database_goes_on_at_its_checkpoint(
 
         def ended() -> Any:
             job = stored.jobs.get(stored.interrupted)
-            return job["state"] in ("done", "failed") and job
+            return job.state in ("done", "failed") and job
 
         job = eventually("the training ends", ended, 120)
-        assert job["state"] == "done", job
-        assert any("goes on after step" in line for line in job["log"]), job["log"]
-        number = job["result"]["version"]
+        assert job.state == "done", job
+        assert any("goes on after step" in line for line in job.log), job.log
+        number = job.result["version"]
         eventually("it is served", lambda: {row["line"]["version"] for row in stored.outputs()} == {number})
         assert daemon.stop() == 0
