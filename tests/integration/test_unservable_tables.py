@@ -46,7 +46,7 @@ def until_refused(worker: Worker, kind: str) -> None:
     assert worker.listener(OTHER)["state"] == "missing"
     assert f"{ODD!r} cannot be served" in worker.listener(OTHER)["reason"]
     worker.until("L runs", lambda: worker.listener(LISTENER)["state"] == "running")
-    assert worker.report["state"] == "running"
+    worker.until("the worker goes on", lambda: worker.report.get("state") == "running")
 
 
 def outputs(place: Workplace) -> int:
