@@ -61,7 +61,8 @@ def test_types_are_named_by_class_or_by_name(given: Any, kind: tuple[str, str | 
 
 
 @pytest.mark.parametrize(
-    ("given", "said"), [("TorchMode", "did you mean 'TorchModel'"), (dict, "'dict' is not a type"), (3, "'3' is not a type")]
+    ("given", "said"),
+    [("TorchMode", "did you mean 'TorchModel'"), (dict, "'dict' is not a type"), (3, "'3' is not a type")],
 )
 def test_what_is_no_type_is_refused_with_what_would_be_one(given: Any, said: str) -> None:
     with pytest.raises(DeclarationError, match=said):
