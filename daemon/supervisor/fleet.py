@@ -12,8 +12,7 @@ report names, and starts it again. Exit codes decide nothing, since user code ca
 A worker that says nothing for `stage_seconds`, or whose model works on one batch for longer, is killed. The next one is
 told how the one before it ended, so that it can find out whether a row is the reason.
 
-The fleet is the set of keepers. It is told names and a recipe for their specifications; it never reads the
-configuration.
+The fleet is the set of keepers. Its caller gives it names and assignments; it never reads the configuration.
 """
 
 from __future__ import annotations
