@@ -23,7 +23,9 @@ from pymongo.collection import Collection
 from bench.straight_loop import FIELD, Order
 from components.signing_key import SigningKey
 from daemon import config
+from daemon.engine.child import CHANNEL
 from daemon.store.registry.registry import Registry
+from daemon.worker.assignment import WorkerAssignment
 
 __all__ = ["FIELD", "LOOP", "PREDICTD", "ROOT", "Failed", "Side", "clocks", "start"]
 
@@ -68,28 +70,37 @@ class Side:
     ) -> None:
         self.name, self.collection = name, collection
         self.said: list[str] = []
+        reports, theirs = os.pipe()  # for both sides: the loop writes to standard output, a worker to its channel
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", module],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)},
+            stdout=theirs,
+            pass_fds=(theirs, log := os.dup(2)),
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "OMP_NUM_THREADS": str(threads),
+                CHANNEL: f"{theirs},{log}",
+            },
             # A process group of its own, not a session: should we be killed, the kernel wakes and ends who is stopped
             # in it.
             process_group=0,
         )
+        os.close(theirs)
+        os.close(log)
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(order).encode() + b"\n")
         self._process.stdin.flush()
-        threading.Thread(target=self._listen, daemon=True).start()
+        threading.Thread(target=self._listen, args=(reports,), daemon=True).start()
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
-    def _listen(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self.said = [line.decode()]  # each report is whole: only the latest counts
+    def _listen(self, reports: int) -> None:
+        with os.fdopen(reports) as lines:
+            for line in lines:
+                self.said = [line]  # each report is whole: only the latest counts
 
     def started(self) -> bool:
         """Whether its stream is open."""
@@ -168,24 +179,24 @@ def start(
 def publish(
     client: MongoClient[dict[str, Any]], uri: str, folder: Path, database: str, *, batched: bool
 ) -> dict[str, Any]:
-    """Declares the service as the supervisor would, and returns what its worker is told."""
+    """Declares the service as the supervisor would, and returns the assignment of its worker."""
     file = folder / f"{database}.toml"
     file.write_text(SERVICE_TOML.replace("[models.lenet]", BATCHED) if batched else SERVICE_TOML)
     read = config.load(file, {})
     Registry(client[database], SERVICE, 1, KEY).publish(read.declarations())
-    return {
-        "uri": uri,
-        "database": database,
-        "service": SERVICE,
-        "worker": MODEL,
-        "epoch": 1,
-        "state_dir": str(folder),
-        "import_root": str(ROOT),
-        "allow_imports": list(read.security.allow_imports),
-        "log": {"format": "console", "level": "warning"},
-        "stop_timeout": 10.0,
-        "signing_key": KEY.hex(),
-    }
+    return WorkerAssignment(
+        uri=uri,
+        database=database,
+        service=SERVICE,
+        worker=MODEL,
+        epoch=1,
+        state_dir=folder,
+        import_root=ROOT,
+        allow_imports=read.security.allow_imports,
+        log={"format": "console", "level": "warning"},
+        stop_timeout=10.0,
+        signing_key=KEY.hex(),
+    ).order()
 
 
 def clocks(side: Side) -> tuple[float, float, float, float]:

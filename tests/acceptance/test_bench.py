@@ -1,0 +1,21 @@
+"""The yardstick runs: both sides start, take their turns, and give the same outputs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+
+def test_a_quick_run_of_the_yardstick_compares_both_sides(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "bench.yardstick", "--quick", "--preprocess", "batched", "--json", str(figures)]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert json.loads(figures.read_text())["preprocess"]["batched"]["ratio"]["rows_per_second"] > 0
