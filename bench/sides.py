@@ -192,7 +192,7 @@ def publish(
         epoch=1,
         state_dir=folder,
         import_root=ROOT,
-        allow_imports=read.security.allow_imports,
+        allow_imports=tuple(read.security.allow_imports),
         log={"format": "console", "level": "warning"},
         stop_timeout=10.0,
         signing_key=KEY.hex(),
