@@ -77,13 +77,13 @@ class Feed:
 
         The scan that makes up for that is noted in the database first, so that it outlives this process.
         """
-        reason = self._refusal()
-        if reason is not None and self.refused is None:
+        before, reason = self.refused, self._refusal()
+        self.refused = reason  # before the scan is ordered, so that it is held
+        if reason is not None and before is None:
             self.scan.request("the table could not be served")
             log.error("the table cannot be served", listener=self.listener, table=self.table, reason=reason)
-        elif reason is None and self.refused is not None:
+        elif reason is None and before is not None:
             log.info("the table can be served again", listener=self.listener, table=self.table)
-        self.refused = reason
 
 
 class StreamIntake:

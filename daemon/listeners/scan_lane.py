@@ -189,6 +189,7 @@ class ScanLane:
     def _free(self, orders: int) -> bool:
         """Waits until a scan may begin; False if a newer order superseded this one."""
         while self._held():
+            self._patience.note(f"{self._listener}.scan", None)  # an error before may be the reason why it is held
             if self._interrupted(orders):
                 return False
             time.sleep(HELD_SECONDS)

@@ -116,7 +116,7 @@ def test_the_demo_has_no_problem() -> None:
     ],
 )
 def test_code_that_cannot_be_built(tmp_path: Path, lines: str, path: str, words: list[str]) -> None:
-    """Each way of failing is told at the key that names the code, and a model beside it is judged all the same."""
+    """The problem names the key of the code that failed; a model beside it is checked too."""
     config = written(tmp_path, {"before": 'object = "mycode:Fine"', "m": lines, "after": 'object = "mycode:gone"'})
     found = told(build(config))
     assert set(found) == {path, "models.after.object"}
@@ -269,7 +269,7 @@ def trained(folder: Path, *changes: tuple[str, str]) -> Config:
 
 @pytest.mark.slow
 def test_trainers_and_validations_that_will_not_do(tmp_path: Path) -> None:
-    """Each way of failing is told at the key that is to blame, nothing else is blamed for it, and what is good is not
+    """The problem names the key that is at fault and no other; what is good is not
     blamed at all.
     """
     good = [

@@ -31,12 +31,12 @@ from daemon.store.rows import raw_updates
 from daemon.store.rows.raw_updates import Refusal
 from daemon.store.rows.row_reader import SEEN_PARTS, RowReader
 from daemon.store.rows.row_reader import keys as row_keys
-from daemon.store.rows.table_kind import TableKind
+from daemon.store.rows.table_kind import TableKind, refusal
 
-# Codes of errors that are not about the row: full disk, no right, failover, overload. Every other error is about the
-# row itself (a validator, 16 MB, a unique index), and a retry would not help.
+# Codes of errors that are not about the row: full disk, no right, failover, overload, another kind of collection (72,
+# 166). Every other error is about the row itself (a validator, 16 MB, a unique index), and a retry would not help.
 WAITED_OUT: Final = frozenset(
-    {6, 7, 13, 18, 24, 46, 50, 64, 89, 91, 112, 133, 134, 146, 189, 202, 246, 262, 365}
+    {6, 7, 13, 18, 24, 46, 50, 64, 72, 89, 91, 112, 133, 134, 146, 166, 189, 202, 246, 262, 365}
     | {8000, 9001, 10107, 11600, 11601, 11602, 13435, 13436, 14031}
 )
 ALL: Final = 1 << 62
@@ -74,8 +74,16 @@ class Outputs:
 
     def read(self, keys: Sequence[Any], after: Timestamp | None, max_bytes: int) -> Snapshot:
         """Reads the rows at one snapshot, not older than `after`. Stops past `max_bytes` of rows; `unread` are the
-        rest.
+        rest. There are none if the table has become one that cannot be served: its rows went with the one before.
         """
+        try:
+            return self._read(keys, after, max_bytes)
+        except OperationFailure:
+            if refusal(self._table) is None:
+                raise
+            return Snapshot(after or Timestamp(0, 0), (), (), ())
+
+    def _read(self, keys: Sequence[Any], after: Timestamp | None, max_bytes: int) -> Snapshot:
         concern: dict[str, Any] = {"level": "snapshot"}
         if after is not None:
             concern["afterClusterTime"] = after
@@ -171,7 +179,20 @@ class Outputs:
             return None
 
     def write(self, writes: Sequence[Write]) -> Written:
-        """Sends the writes as one unordered bulk, and finds those that matched nothing."""
+        """Sends the writes as one unordered bulk, and finds those that matched nothing. If the table has become one
+        that cannot be served, it does nothing.
+        """
+        try:
+            written = self._write(writes)
+        except OperationFailure:
+            if refusal(self._table) is None:
+                raise
+            return Written(frozenset(), {}, None)
+        if written.refused and refusal(self._table) is not None:
+            return Written(written.missed, {}, written.time)
+        return written
+
+    def _write(self, writes: Sequence[Write]) -> Written:
         with self._table.database.client.start_session(causal_consistency=True) as session:
             matched, refusals = self._send([self._update(w) for w in writes], session)
             refused: dict[Hashable, str] = {}
