@@ -172,6 +172,13 @@ class LimitsConfig(Declaration):
         description="how many seconds a model may work on one batch, from 1 to 86400",
         examples=[20.0],
     )
+    worker_memory: int = Field(
+        default=0,
+        ge=0,
+        le=1_099_511_627_776,
+        description="a whole number of bytes up to 1099511627776 (1 TiB), 0 for no limit",
+        examples=[2_147_483_648],
+    )
     jobs: int = Field(default=1, ge=1, le=64, description="a whole number of jobs from 1 to 64", examples=[1])
 
 

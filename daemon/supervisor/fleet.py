@@ -4,6 +4,7 @@ report names, and starts it again. Exit codes decide nothing, since user code ca
 | the worker's ending | the keeper |
 |---|---|
 | declaration changed | starts it again at once |
+| memory limit | starts it again at once |
 | cannot be built | waits a minute, or until somebody changes something (`nudge`) |
 | fenced | tells the supervisor, which steps down; does not start it again |
 | none: a crash, after a finished batch | starts it again at once |
@@ -189,6 +190,9 @@ class WorkerKeeper:
             ending is Ending.DECLARATION_CHANGED and ran >= 1.0
         ):  # sooner than that, over and over, is no change but a fault
             log.info("worker starts again with the new declaration", **event)
+            return 0.0
+        if ending is Ending.MEMORY_LIMIT:
+            log.warning("worker is replaced", **event)
             return 0.0
         if ending is Ending.CANNOT_BE_BUILT:
             log.error("worker cannot run what is declared: mend service.toml or the code that it names", **event)

@@ -184,6 +184,7 @@ class Operation:
             queue_rows=config.limits.queue_rows,
             queue_bytes=config.limits.queue_bytes,
             stage_seconds=config.limits.stage_seconds,
+            memory=config.limits.worker_memory,
             module=self._worker_module,
             **self._context.assignment(),
             torch=any(model.type == "torch" for model in models),

@@ -67,8 +67,8 @@ def main() -> None:
         expected = isinstance(worker.failure, PredictdError)
         log.error("worker ends", reason=str(worker.failure), exc_info=None if expected else worker.failure)
         worker.last(ending(worker.failure), "failed", f"{type(worker.failure).__name__}: {worker.failure}")
-    else:
-        worker.last(Ending.STOPPED)  # with the counts of the drained batches
+    else:  # the last report has the counts of the drained batches
+        worker.last(Ending.MEMORY_LIMIT if worker.outgrown else Ending.STOPPED, reason=worker.outgrown)
     os._exit(0 if worker.failure is None else BROKEN)  # threads may still wait for MongoDB; their rows are replayed
 
 

@@ -33,6 +33,7 @@ from daemon.store.registry.registry import Registry
 from daemon.store.rows.positions import Positions
 from daemon.worker.assignment import WorkerAssignment
 from daemon.worker.listener_run import DeclarationChanged, ListenerRun, Shared, chained
+from daemon.worker.memory import MemoryLimit
 
 __all__ = ["Worker"]
 
@@ -59,6 +60,7 @@ class Worker:
         self.intake: StreamIntake | None = None
         self.keeper: PositionSaver | None = None
         self.failure: BaseException | None = None
+        self.outgrown: str | None = None
         self.state: WorkerPhase = "starting"
         self.reason: str | None = None
         self._reporting = threading.Lock()
@@ -174,8 +176,12 @@ class Worker:
 
     def report_on(self) -> None:
         """Reports from the start of the process until its end, so that a start that waits for MongoDB is visible."""
+        limit = MemoryLimit(self.assignment.memory)
         while not self.reported_all.wait(REPORT_SECONDS):
             self.report()
+            if self.state == "running" and (reason := limit.exceeded()) is not None:
+                self.outgrown = reason
+                self.stopping.set()
 
     def report(self, state: WorkerPhase | None = None, reason: str | None = None) -> None:
         """Sends one report; if nothing has changed, only every two seconds. A given state stays for later reports."""

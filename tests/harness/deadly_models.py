@@ -11,6 +11,8 @@ from typing import Any
 
 from harness.models import digest
 
+_KEPT: list[bytes] = []
+
 
 def deadly(x: Any) -> Any:
     """Crashes, hangs while it holds the interpreter's lock, or kills itself, as the row says."""
@@ -29,6 +31,12 @@ def needs_backend(x: Any) -> Any:
     """Connects to a backend that is away as long as the file that PREDICTD_TEST_MENDED names does not exist."""
     if not Path(os.environ["PREDICTD_TEST_MENDED"]).exists():
         raise ConnectionRefusedError("the backend does not answer")
+    return digest(x)
+
+
+def leaky(x: Any) -> Any:
+    """Keeps four megabytes for each row."""
+    _KEPT.append(b"x" * (4 << 20))
     return digest(x)
 
 
