@@ -48,6 +48,14 @@ class Model(ABC):
         self.threads = threads
         self.trainer: Any = None
         self.validation: Any = None
+        self._turn = Lock()  # two listeners may share a model, and few callables are thread-safe
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_turn"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._turn = Lock()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.identifier!r})"
@@ -141,7 +149,6 @@ class ObjectModel(Model):
             raise DeclarationError(f"model {identifier!r}: object: expected a callable, got {type(object).__name__}")
         self.object = object
         self.batched = batched
-        self._turn = Lock()  # two listeners may share a model, and few callables are thread-safe
 
     def prepare(self, arguments: Arguments) -> Any:
         """Return the preprocessed row; without a `preprocess`, its arguments."""

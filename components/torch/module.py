@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from threading import Lock
 from typing import Any
 
 import torch
@@ -57,7 +56,6 @@ class TorchModule(Model):
         self.dtype = None if dtype is None else _dtype(identifier, dtype)
         # Now, not when it is moved to its device: the weights' hash must not depend on whether a batch has run.
         self.object = object if self.dtype is None else object.to(self.dtype)
-        self._turn = Lock()
         self._device: torch.device | None = None
         self._in_training = False
 

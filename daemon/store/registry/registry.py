@@ -35,6 +35,7 @@ from components.signing_key import SigningKey
 from daemon.store import names
 from daemon.store.registry.components import Catalog, Component, canonical, catalog, signature
 from daemon.store.registry.declarations import Declarations, taken
+from daemon.store.registry.references import refuse_dangling, users
 from daemon.store.service import requests
 
 __all__ = ["Declared", "Registry", "signature"]
@@ -161,7 +162,7 @@ class Registry:
             other = known.of(kind).get(name)
             if other is not None and other.source == "config":
                 raise DeclarationError(taken(kind, name, "api"))
-            _refuse_dangling(kind, name, declaration, known)
+            refuse_dangling(kind, name, declaration, known)
             self._refuse_filters(kind, name, declaration)
             if kind == "listener":
                 self._refuse_foreign({name: declaration})
@@ -195,8 +196,8 @@ class Registry:
             raise NotApplied(self.absent(kind, name))
         if component is not None and component.source == "config":
             raise DeclarationError(f"{kind} {name!r} is declared in service.toml; remove it there")
-        if kind in ("table", "model") and (users := _users(known, kind, name)):
-            raise DeclarationError(f"{kind} {name!r} is in use by {', '.join(users)}; remove that first")
+        if kind in ("table", "model", "listener") and (needing := users(known, kind, name)):
+            raise DeclarationError(f"{kind} {name!r} is in use by {', '.join(needing)}; remove that first")
         if kind == "model":
             others: list[Component[Any]] = [*known.trainers.values(), *known.validations.values()]
             for other in others:
@@ -318,28 +319,3 @@ def _identity(declaration: Declaration, tables: Mapping[str, TableDeclaration]) 
     fields = tables[declaration.table].fields if declaration.table in tables else {}
     types = {path: fields.get(path) for path in declaration.parsed_key.fields}
     return signature([declaration.table, declaration.key, declaration.model, types])
-
-
-def _users(known: Catalog, kind: str, name: str) -> list[str]:
-    """The components that need a table or a model. A model's trainer and validations are removed with it, so they do
-    not count.
-    """
-    listeners = [
-        f"listener {each.name}" for each in known.listeners.values() if getattr(each.declaration, kind) == name
-    ]
-    if kind == "model":
-        return listeners
-    trainers = [f"the trainer of {each.name}" for each in known.trainers.values() if each.declaration.table == name]
-    validations = [
-        f"validation {each.name}"
-        for each in known.validations.values()
-        if name in {dataset.table for dataset in each.declaration.datasets.values()}
-    ]
-    return [*listeners, *trainers, *validations]
-
-
-def _refuse_dangling(kind: str, name: str, declaration: Declaration, known: Catalog) -> None:
-    for other in ("table", "model"):
-        named = getattr(declaration, other, None)
-        if named is not None and named not in known.of(other):
-            raise DeclarationError(f"{kind} {name!r}: {other} {named!r} is not applied; apply it first")
