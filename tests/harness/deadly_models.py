@@ -37,3 +37,8 @@ def picky(x: Any) -> Any:
     if x == "poison":
         raise ValueError("this model cannot digest poison")
     return digest(x)
+
+
+def fails(_: Any) -> Any:
+    """Raises for every row."""
+    raise ValueError("this model knows nothing")
