@@ -95,7 +95,7 @@ def _server_problems(config: Config) -> Iterator[Problem]:
 
 def _remedy(message: str) -> str:
     """Return the remedy for a MongoDB that did not answer; empty if the message already has one."""
-    if "no primary answers" in message or "no answer within" in message:
+    if "no primary answers" in message or "no answer in time" in message:
         return "; is it running, is mongo.uri right (host, port, replicaSet), does a firewall block it?"
     if "(code 13)" in message:
         return "; give mongo.uri the credentials of such a user"

@@ -138,6 +138,7 @@ def _listeners(shown: ServiceStatus, waiting: Mapping[str, int | None]) -> Table
     for worker in shown.workers.values():
         for name, listener in sorted(worker.listeners.items()):
             scan, why = listener.scan, listener.reason or worker.reason
+            lag = listener.lag_seconds and listener.lag_seconds + (shown.age_seconds or 0.0)  # it grows meanwhile
             if scan is not None:
                 total = "?" if scan.total is None else f"{scan.total:,}"
                 why = f"scan: {scan.done:,} of {total} rows, {pace(scan)} ({scan.reason})"
@@ -149,7 +150,7 @@ def _listeners(shown: ServiceStatus, waiting: Mapping[str, int | None]) -> Table
                 _text(listener.dead_letters),
                 _waiting(waiting, name),
                 _text(sum(listener.queue.values())),
-                _text(f"{listener.lag_seconds:.1f} s"),
+                _text(f"{lag:.1f} s"),
                 _text(why),
             )
     for name in shown.paused:

@@ -41,6 +41,12 @@ def escaped(text: str) -> str:
     return _CONTROL.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
 
 
+def brief(text: str, most: int = 200) -> str:
+    """`text` on one line, cut after `most` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 3]}..."
+
+
 LONGEST_ID: Final = 200
 _RAW: Final = "$bson"
 

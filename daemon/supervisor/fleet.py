@@ -89,6 +89,7 @@ class WorkerKeeper:
         self._before: Ended = ""
         self._overdue: str | None = None
         self._reason: str | None = None
+        self._caught_up = dict.fromkeys(listeners, time.monotonic())
 
     async def run(self) -> None:
         """Starts the worker, again and again, until `stop` or until it is fenced."""
@@ -135,6 +136,7 @@ class WorkerKeeper:
             reported_at=process.reported_at if process else None,
             restarts=self._restarts,
             reason=self._reason,
+            caught_up=self._caught_up,
         )
 
     async def _run_once(self) -> float | None:
@@ -160,6 +162,8 @@ class WorkerKeeper:
                     log.error("worker is ended", worker=self._spec.worker, pid=process.pid, reason=self._overdue)
                     process.kill()
         code = end.result()
+        last = self.state()
+        self._caught_up = {name: last.handled_until(name) or 0.0 for name in self._listeners}
         self._process = None
         self._before = self._how(process, code)
         return self._judge(process, code)

@@ -42,6 +42,9 @@ __all__ = ["Operation"]
 log = structlog.get_logger(__name__)
 
 KILL_GRACE_SECONDS = 1.0
+HAND_OVER_SECONDS = 2.5
+"""How long a daemon that stands by waits for batches in flight here."""
+
 JOB_STOP_SECONDS = 10.0
 """A job saves a checkpoint, and goes on from there under the next leader."""
 
@@ -81,6 +84,16 @@ class Operation:
         self.active = False
         await self._scheduling.stop()
         await asyncio.gather(self._jobs.stop(JOB_STOP_SECONDS), self._stop_workers(self._fleet.names))
+
+    async def hand_over(self, stopping: asyncio.Future[None]) -> None:
+        """Returns when another leader may begin: everything has ended, or no job runs and only batches are in flight.
+
+        What a worker writes then is guarded by the protocol, and its position is fenced by the epoch. A job that two
+        leaders run would be trained twice.
+        """
+        await asyncio.wait({stopping}, timeout=HAND_OVER_SECONDS)
+        while not stopping.done() and self.jobs():
+            await asyncio.wait({stopping}, timeout=0.1)
 
     def kill(self) -> None:
         """Ends everything at once."""

@@ -136,7 +136,7 @@ class Supervisor:
         self, directory: StateDirectory, *, wait: float | None, standby: bool
     ) -> tuple[asyncio.Task[None], ...]:
         """Starts everything that runs beside the workers; the tasks, the leading one first, the web server last."""
-        holder = Holder(directory.instance(), socket.gethostname(), os.getpid())
+        holder = Holder(directory.instance(), socket.gethostname(), os.getpid(), directory.place())
         given = self._config.security.signing_key_file
         key = _given_key(given) if given else directory.signing_key()
         self._leadership = Leadership(self._config, holder, self._changed)
@@ -309,10 +309,12 @@ class Supervisor:
         # While workers drain, the lease must be renewed: that task stays until they have ended, unless it has nothing
         # running.
         await _cancel(*beside, *(() if self._operation.active else (leading,)))
-        await self._operation.stop()
+        draining = asyncio.ensure_future(self._operation.stop())
+        await self._operation.hand_over(draining)
         await _cancel(leading)
         await self._reporter.publish_end()
         await self._leadership.release()
+        await draining
         self._web.stop()
         await asyncio.wait([web])
         await self._leadership.close()

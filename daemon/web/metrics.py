@@ -18,7 +18,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from daemon.health.readiness import ServiceState, WorkerState, readiness
+from daemon.health.readiness import STALE_SECONDS, ServiceState, WorkerState, readiness
 
 __all__ = ["FAMILIES", "Family", "exposition"]
 
@@ -100,7 +100,7 @@ class _Collector(Collector):
         """Every family, with or without samples, so that HELP and TYPE are always there."""
         series = _own(self._state)
         for worker in self._state.workers:
-            series |= _measured(worker)
+            series = _measured(worker) | series
         metrics = {family.name: Metric(family.name, family.help, family.type) for family in FAMILIES}
         for (sample, labels), value in series.items():
             metrics[_BY_SAMPLE[sample].name].add_sample(sample, dict(labels), value)
@@ -116,22 +116,25 @@ def _own(state: ServiceState) -> Series:
     }
     now = time.monotonic()
     for name, verdict in readiness(state, now).listeners.items():
-        series["predictd_ready", (("listener", name),)] = float(verdict.ready)
+        labels: Labels = (("listener", name),)
+        series["predictd_ready", labels] = float(verdict.ready)
+        series["predictd_lag_seconds", labels] = verdict.lag_seconds
     for worker in state.workers:
         labels = (("worker", worker.name),)
         series["predictd_worker_up", labels] = float(worker.up)
-        if worker.reported_at is not None:
-            series["predictd_worker_report_age_seconds", labels] = max(0.0, now - worker.reported_at)
+        if (age := worker.age(now)) is not None:
+            series["predictd_worker_report_age_seconds", labels] = age
         series["predictd_worker_restarts_total", labels] = float(worker.restarts)
     return series
 
 
 def _measured(worker: WorkerState) -> Series:
-    """The samples of a running worker."""
+    """The samples of a running worker. If it is silent, its gauges are left out: they may be anything by now."""
     series: Series = {}
+    stale = (worker.age(time.monotonic()) or 0.0) > STALE_SECONDS
     for name, labels, value in worker.report.samples if worker.report is not None and worker.up else ():
         family = _BY_SAMPLE.get(name)
-        if family is None:
+        if family is None or (stale and family.type == "gauge"):
             continue
         full = {"worker": worker.name, **labels} if "worker" in family.labels else labels
         if full.keys() - {"le"} == set(family.labels):

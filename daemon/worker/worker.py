@@ -25,7 +25,7 @@ from daemon.health.measures import WorkerMeasures
 from daemon.health.worker_report import StreamReport, WorkerPhase, WorkerReport
 from daemon.listeners.change_stream import Subscription
 from daemon.listeners.intake import PositionSaver, StreamIntake
-from daemon.logs.text import readable
+from daemon.logs.text import brief, readable
 from daemon.store.connection import make_client, open_database
 from daemon.store.mongo_retry import MongoRetry, Stopping
 from daemon.store.registry.model_loader import ModelLoader
@@ -42,6 +42,8 @@ log = structlog.get_logger(__name__)
 REPORT_SECONDS: Final = 0.5
 REPORT_IDLE_SECONDS: Final = 2.0
 SWAP_AGAIN_SECONDS: Final = 30.0
+REASON: Final = 400
+"""The most characters of a reason: a declaration's error has its remedy at the end."""
 
 
 class Worker:
@@ -145,7 +147,7 @@ class Worker:
                 log.exception(
                     "the live version cannot be loaded; the previous one is still served", listener=run.declared.name
                 )
-                self.patience.note(task, f"the live version cannot be loaded: {error}")
+                self.patience.note(task, brief(f"the live version cannot be loaded: {error}"))
                 again = threading.Timer(SWAP_AGAIN_SECONDS, self.shared.swaps.put, [run])
                 again.daemon = True
                 again.start()
@@ -198,14 +200,14 @@ class Worker:
     def _report(self) -> None:
         intake, state, reason = self.intake, self.state, self.reason
         open_ = intake is not None and intake.open
-        oldest = intake.progress.oldest() if intake is not None else None
-        lag = 0.0 if oldest is None else time.monotonic() - oldest
-        troubles = self.patience.troubles()
-        if troubles and state in {"starting", "running"}:
-            state, reason = ("waiting" if state == "running" else state), "; ".join(troubles)
+        unread = 0.0 if intake is None else intake.pulse.lag
+        lags = {run.declared.name: max(unread, run.lag()) for run in self.runs}
+        trouble = self.patience.trouble()
+        if trouble is not None and state in {"starting", "running"}:
+            state, reason = ("waiting" if state == "running" else state), trouble
         for run in self.runs:
             name = run.declared.name
-            self.measures.lag_seconds.labels(name).set(lag)
+            self.measures.lag_seconds.labels(name).set(lags[name])
             for lane, depth in run.corridor.dirty.depth().items():
                 self.measures.queue_depth.labels(name, lane).set(depth)
             scan = run.scan.report()
@@ -219,8 +221,8 @@ class Worker:
                 int(self.measures.stream_keys._value.get()),  # noqa: SLF001  # prometheus has no public reader
                 int(self.measures.stream_opens._value.get()),  # noqa: SLF001
             ),
-            None if reason is None else readable(reason),  # an error's text may contain lone surrogates
-            {run.declared.name: run.report(open_=open_, lag=lag) for run in self.runs},
+            None if reason is None else readable(brief(reason, REASON)),  # a text may contain lone surrogates
+            {run.declared.name: run.report(open_=open_, lag=lags[run.declared.name]) for run in self.runs},
             ending=self._ending,
             threads=threads.in_use(),
         )
@@ -233,6 +235,9 @@ class Worker:
         if report == self._reported and not busy and now - self._reported_at < REPORT_IDLE_SECONDS:
             return
         self._reported, self._reported_at = report, now
+        if intake is not None:
+            pulse = replace(report.stream, silent_seconds=round(intake.pulse.silent, 3), place=intake.pulse.place)
+            report = replace(report, stream=pulse)
         report = replace(report, busy=busy, samples=tuple(self.measures.samples()))
         self._channel.report(report.to_json())
 

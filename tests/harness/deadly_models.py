@@ -6,6 +6,7 @@ import ctypes
 import os
 import re
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -44,4 +45,17 @@ def picky(x: Any) -> Any:
     """Raises for poison."""
     if x == "poison":
         raise ValueError("this model cannot digest poison")
+    return digest(x)
+
+
+def fails(_: Any) -> Any:
+    """Raises for every row."""
+    raise ValueError("this model knows nothing")
+
+
+def naps(x: Any) -> Any:
+    """Takes its time for "nap", and says in a file beside service.toml when it begins."""
+    if x == "nap" and not Path("napping").exists():
+        Path("napping").touch()
+        time.sleep(14)
     return digest(x)

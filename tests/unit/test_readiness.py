@@ -40,7 +40,7 @@ def test_a_service_whose_listeners_run_is_ready() -> None:
     assert verdict.ready
     assert verdict.reason is None
     assert verdict.listeners["digit"].ready
-    assert status_line(GOOD, NOW) == "1 listener running, lag 0.2 s"
+    assert status_line(GOOD, NOW) == "1 listener running, lag 1.2 s"
     assert streams_open(GOOD)
 
 
@@ -68,8 +68,12 @@ def test_a_backfill_beside_the_live_rows_is_told_and_is_no_obstacle() -> None:
             reporting(state="waiting", reason="read: NotPrimaryError"),
             "digit: worker lenet is waiting: read: NotPrimaryError",
         ),
-        (reporting(busy={"digit.predict": 61.0}), "digit: stage digit.predict of worker lenet has been busy for 61 s"),
+        (reporting(busy={"digit.predict": 61.0}), "digit: stage digit.predict of worker lenet has been busy for 62 s"),
         (reporting(stream=StreamReport(open=False)), "digit: worker lenet has no open change stream"),
+        (
+            reporting(stream=StreamReport(open=True, silent_seconds=10.5)),
+            "digit: the change stream of worker lenet has had no answer for 12 s",
+        ),
         (reporting(listeners={}), "digit: its worker does not report it yet"),
         (
             reporting(listeners={"digit": ListenerReport("missing", "no table mnist")}),
@@ -159,7 +163,12 @@ def test_the_pages_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert good.ask("GET", "/readyz").status_code == 200
     answer = bad.ask("GET", "/readyz")
     assert answer.status_code == 503
-    assert answer.json()["listeners"]["digit"] == {"ready": False, "reason": "MongoDB: away"}
+    assert answer.json()["listeners"]["digit"] == {
+        "ready": False,
+        "reason": "MongoDB: away",
+        "lag_seconds": 1.25,
+        "report_age_seconds": 1.0,
+    }
     assert answer.json()["config"]["ok"] is True
 
 
@@ -195,8 +204,11 @@ def test_a_foreign_page_cannot_ask_for_a_reload(loopback: bool, headers: dict[st
     assert pages.reloads == (1 if status == 200 else 0)
 
 
-def test_the_metrics_page_holds_what_the_supervisor_knows_and_what_workers_measured() -> None:
+def test_the_metrics_page_holds_what_the_supervisor_knows_and_what_workers_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Names and labels that no document lists are left out; the worker's label is added."""
+    monkeypatch.setattr("time.monotonic", lambda: NOW)
     samples = (
         ("predictd_rows_total", {"listener": "digit", "result": "predicted"}, 8),
         ("predictd_batch_rows_bucket", {"listener": "digit", "le": "+Inf"}, 2),
@@ -218,11 +230,41 @@ def test_the_metrics_page_holds_what_the_supervisor_knows_and_what_workers_measu
     assert found["predictd_rows_total", '{"listener": "digit", "result": "predicted"}'] == 8
     assert found["predictd_stream_opens_total", '{"worker": "lenet"}'] == 4
     assert found["predictd_queue_depth", '{"lane": "live", "listener": "digit"}'] == 3
-    assert found["predictd_lag_seconds", '{"listener": "digit"}'] == 0.25
+    assert found["predictd_lag_seconds", '{"listener": "digit"}'] == 1.25
     assert found["predictd_batch_rows_sum", '{"listener": "digit"}'] == 8
     assert found["predictd_worker_up", '{"worker": "lenet"}'] == 1
     assert found["predictd_mongo_up", "{}"] == found["predictd_leader", "{}"] == 1
     assert "secret" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("worker", "lag"),
+    [
+        (replace(WORKER, report=replace(REPORT, listeners={"digit": replace(LISTENER, lag_seconds=0.0)})), 0.0),
+        (replace(WORKER, reported_at=NOW - 40), 40.25),
+        (replace(WORKER, pid=None, report=None, reported_at=None, caught_up={"digit": NOW - 40}), 40.0),
+        (replace(WORKER, report=None, reported_at=None, caught_up={"digit": NOW - 2}), 0.0),
+    ],
+)
+def test_lag_grows_while_nothing_is_reported(worker: WorkerState, lag: float) -> None:
+    """A worker that hangs, or is down, has said for the last time how far it was."""
+    assert readiness(replace(GOOD, workers=(worker,)), NOW).listeners["digit"].lag_seconds == lag
+
+
+def test_what_is_red_for_one_listener_is_red_for_that_one() -> None:
+    """Though both share a worker."""
+    trouble = ListenerReport("waiting", "MongoDB refuses: not this collection (code 13)")
+    listeners = {"a": LISTENER, "b": trouble, "c.x": LISTENER}
+    report = replace(REPORT, listeners=listeners, busy={"c.x.predict": 70.0, "a.read": 1.0})
+    verdict = readiness(with_worker(listeners=tuple(listeners), report=report), NOW)
+    assert {name: one.ready for name, one in verdict.listeners.items()} == {"a": True, "b": False, "c.x": False}
+
+
+def test_a_reason_that_many_share_is_given_once() -> None:
+    """With the first names."""
+    worker = WorkerState("w", tuple(f"L{n}" for n in range(9)))
+    shared = "L0, L1, L2, L3, L4 and 4 more: worker w is not running: it is being started"
+    assert readiness(replace(GOOD, workers=(worker,)), NOW).reason == shared
 
 
 def test_the_metrics_page_is_valid_while_nothing_runs() -> None:
