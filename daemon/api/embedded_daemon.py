@@ -27,10 +27,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from rich.console import Console
-
 from components.errors import DeclarationError, MongoUnavailable, PredictdError
 from daemon.embedded import server as embedded
+from daemon.logs.terminal import Terminal
 from daemon.logs.text import escaped, masked
 from daemon.store.connection import open_client
 from daemon.store.service.services import Served, find_owned
@@ -275,7 +274,7 @@ def tail(state_dir: Path) -> str:
 @contextmanager
 def _shown_on_terminal(text: str) -> Iterator[None]:
     """Shows on a terminal what this process waits for; elsewhere nothing."""
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     if not console.is_terminal:
         yield
         return

@@ -12,13 +12,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
-from rich.console import Console
-
 from components.errors import DeclarationError, JobFailed, MongoUnavailable, NotApplied, SignatureRefused
 from daemon.api.connection import Connection, NotServed
 from daemon.health.service_status import ServiceStatus, WorkerStatus
 from daemon.health.worker_failure import Failing
-from daemon.logs.terminal import Bar, bar
+from daemon.logs.terminal import Bar, Terminal, bar
+from daemon.logs.text import escaped
 from daemon.store import names
 from daemon.store.connection import reaching
 from daemon.store.rows.scans import Mark
@@ -192,7 +191,7 @@ class _Watch:
 
 def _shown(label: str) -> AbstractContextManager[Bar]:
     """A bar on a terminal, lines in a notebook, nothing elsewhere."""
-    console = Console(stderr=True, highlight=False)
+    console = Terminal(stderr=True, highlight=False)
     return nullcontext(_lines(label)) if console.is_jupyter else bar(console, label)
 
 
@@ -205,6 +204,6 @@ def _lines(label: str) -> Bar:
         if time.monotonic() - printed_at >= _LINE_SECONDS:
             printed_at = time.monotonic()
             far = f"{done:,.0f} of {total:,.0f}" if total else ""
-            print(f"{label}: {', '.join(filter(None, (far, words)))}")  # noqa: T201 - a notebook's output is a page
+            print(escaped(f"{label}: {', '.join(filter(None, (far, words)))}"))  # noqa: T201 - a notebook's output is a page
 
     return show

@@ -22,6 +22,7 @@ import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
+from io import TextIOWrapper
 from typing import Annotated, Any, Final
 
 import typer
@@ -69,6 +70,9 @@ def main() -> None:
     """The console script."""
     # Otherwise the driver's threads print tracebacks; `run` configures its own logging.
     logging.getLogger("pymongo").addHandler(logging.NullHandler())
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # whatever the encoding of the terminal is, each character is shown
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except PredictdError as error:

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Final, NoReturn
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 
 from components.errors import ConfigurationError, DeclarationError, MongoUnavailable, PredictdError
 from components.signing_key import SigningKey
@@ -21,6 +20,7 @@ from daemon.cli import screens
 from daemon.config import Config
 from daemon.config.source import read
 from daemon.embedded import server as embedded
+from daemon.logs.terminal import Terminal
 from daemon.store.connection import ROW_CODEC, Client, Data, open_client, open_database, reaching
 from daemon.store.connection import check as meet
 from daemon.store.registry.registry import Registry
@@ -32,8 +32,8 @@ FAILED, USAGE, UNAVAILABLE, ANOTHER, CONFIGURATION, INTERRUPTED = 1, 2, 69, 75, 
 PIPE_WIDTH: Final = 10_000  # into a pipe, a row of a table is one line: for grep
 NEEDED: Final = ("service", "mongo", "security")  # the sections that a command needs to reach the service
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Terminal(highlight=False, soft_wrap=True)
+err = Terminal(stderr=True, highlight=False, soft_wrap=True)
 
 ConfigFile = Annotated[
     Path | None,
@@ -86,9 +86,11 @@ def located(path: Path | None, *, quietly: bool = False) -> Config:
         return configuration.load(found, os.environ)
     except ConfigurationError as error:
         source = read(found, os.environ)
-        sections = {name: source.data[name] for name in NEEDED if name in source.data}
-        if any(problem.path.split(".")[0] in NEEDED for problem in error.problems):
+        broken = {problem.path.split(".")[0] for problem in error.problems}
+        if broken.intersection(NEEDED):
             raise
+        usable = (*NEEDED, *({"http"} - broken))  # `reload` needs its token
+        sections = {name: source.data[name] for name in usable if name in source.data}
         try:
             config = Config.model_validate(sections, context={"root": source.path.parent, "environ": os.environ})
         except ValidationError:
@@ -144,7 +146,7 @@ def show(document: Any, screen: Callable[[Any], Any], *, json: bool) -> None:
     if json:
         sys.stdout.write(screens.as_json(document) + "\n")
     else:
-        console = out if out.is_terminal else Console(highlight=False, soft_wrap=True, width=PIPE_WIDTH)
+        console = out if out.is_terminal else Terminal(highlight=False, soft_wrap=True, width=PIPE_WIDTH)
         console.print(screen(document))
 
 

@@ -51,12 +51,14 @@ def reload(config: ConfigFile = None) -> None:
         raise PredictdError(
             f"no daemon runs in {settings.service.state_dir}; `predictd run` reads service.toml when it starts"
         )
+    token = settings.http.token()
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     host, _, port = address.rpartition(":")
     # Not by a URL: a proxy of the environment must not come between.
     connection = http.client.HTTPConnection(_reachable(host.strip("[]")), int(port), timeout=RELOAD_SECONDS)
     try:
         with err.status("the daemon reads service.toml"):
-            connection.request("POST", "/-/reload")
+            connection.request("POST", "/-/reload", headers=headers)
             answer = connection.getresponse()
             text = answer.read().decode(errors="replace").strip()
     except OSError as error:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 
+from components import private_files
 from components.declarations import (
     Declaration,
     ListenerDeclaration,
@@ -25,10 +26,14 @@ from components.declarations import (
     ValidationDeclaration,
 )
 from components.declarations.schema import Duration
-from components.errors import Problem
-from daemon.config.values import Database, FileName, Listen, Module, Uri
+from components.errors import ConfigurationError, DeclarationError, Problem
+from daemon.config.values import Database, FileName, Host, Listen, Module, Uri, is_loopback
 
-_LOOPBACK = re.compile(r"127(\.\d{1,3}){3}|::1|localhost")
+_TOKEN = re.compile(r"[!-~]{16,512}")
+_FORM = (
+    "a token is 16 to 512 printable ASCII characters without spaces; make one with: "
+    'python3 -c "import secrets; print(secrets.token_urlsafe(32))"'
+)
 
 
 class ServiceConfig(Declaration):
@@ -98,13 +103,37 @@ class MongoConfig(Declaration):
 
 
 class HttpConfig(Declaration):
-    """[http]: the address of health, readiness and metrics."""
+    """[http]: the address of health, readiness and metrics, and who is answered."""
 
     listen: Listen = Field(
         default="127.0.0.1:9477",
         description="host:port, the port from 0 (any free one) to 65535",
         examples=["127.0.0.1:9477"],
     )
+    hosts: list[Host] = Field(
+        default_factory=list,
+        description="a list of names or addresses, without a port, by which other machines reach this server",
+        examples=[["predictd.example.org"]],
+    )
+    token_file: FileName | None = Field(
+        default=None,
+        description="the name of a file with a token, which only the service's user may read, relative to service.toml",
+        examples=["/etc/predictd/http.token"],
+    )
+
+    def token(self) -> str | None:
+        """Read the token; None if no file is named. Raises ConfigurationError if the file cannot be used."""
+        if self.token_file is None:
+            return None
+        try:
+            text = private_files.read(self.token_file, 1024).decode("ascii").strip()
+        except (OSError, DeclarationError) as error:
+            raise ConfigurationError([Problem("http.token_file", str(error))]) from None
+        except UnicodeDecodeError:
+            text = ""
+        if not _TOKEN.fullmatch(text):
+            raise ConfigurationError([Problem("http.token_file", f"{self.token_file}: {_FORM}")])
+        return text
 
     @property
     def host(self) -> str:
@@ -119,7 +148,7 @@ class HttpConfig(Declaration):
     @property
     def loopback(self) -> bool:
         """Whether only this machine can reach it."""
-        return _LOOPBACK.fullmatch(self.host) is not None
+        return is_loopback(self.listen)
 
 
 class SecurityConfig(Declaration):
@@ -270,12 +299,6 @@ class Config(Declaration):
     def warnings(self) -> tuple[Problem, ...]:
         """Settings that are valid but probably unintended."""
         found: list[Problem] = []
-        if not self.http.loopback:
-            message = (
-                f'other machines can reach "{self.http.listen}", and requests need no authentication; '
-                'keep "127.0.0.1:9477" unless a firewall or a proxy protects it'
-            )
-            found.append(Problem("http.listen", message))
         if not self.listeners:
             found.append(
                 Problem("listeners", "there is none, so nothing will be predicted; add a [listeners.NAME] section")

@@ -17,12 +17,14 @@ from typing import Any
 from pydantic import BaseModel
 
 from components.errors import ConfigurationError, Problem
+from daemon.config.bounded_read import NotAFileError, content
 from daemon.config.document import Keys, Source, dotted
 from daemon.config.problems import section_of, suggestion
 from daemon.config.sections import Config
 
 PREFIX = "PREDICTD_"
 SYSTEM_FILE = Path("/etc/predictd/service.toml")
+DEEPEST = 50
 _NO_OVERRIDE = ("PREDICTD_TEST_",)
 _VARIABLE = re.compile(r"\$(\$\{)|\$\{([^}]*)\}|\$\{")
 _PLACE = re.compile(r"^(.*) \(at (line \d+, column \d+|end of document)\)$", re.DOTALL)
@@ -71,10 +73,29 @@ def read(path: Path, environ: Mapping[str, str]) -> Source:
 
 def _parsed(path: Path) -> dict[str, Any]:
     """Return the file's TOML."""
-    text = ""
+    text = _text(path)
+    message = f"its values are nested deeper than {DEEPEST} levels"
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-        return tomllib.loads(text)
+        data = tomllib.loads(text)
+        if not _is_nested_deeper(data, DEEPEST):
+            return data
+    except tomllib.TOMLDecodeError as error:
+        match = _PLACE.match(str(error))
+        what, place = (match[1], match[2]) if match else (str(error), "somewhere")
+        if place == "end of document":
+            place = f"line {len(text.splitlines())}, the end of the file"
+        message = f"{place}: this is not TOML: {what}; strings need quotes, keys stand once, sections are [like.this]"
+    except ValueError as error:  # a number of five thousand digits
+        message = f"a value in it cannot be read: {error}"
+    except RecursionError:
+        pass
+    raise ConfigurationError([Problem(str(path), message)])
+
+
+def _text(path: Path) -> str:
+    """Return the file's text."""
+    try:
+        return content(path).decode("utf-8-sig")
     except FileNotFoundError:
         message = "there is no such file; write one with `predictd init`, or name yours with -c FILE or PREDICTD_CONFIG"
     except IsADirectoryError:
@@ -85,15 +106,19 @@ def _parsed(path: Path) -> dict[str, Any]:
         )
     except UnicodeDecodeError as error:
         message = f"byte {error.start + 1} is not UTF-8 ({error.reason}); save the file as UTF-8"
+    except (NotAFileError, TimeoutError) as error:
+        message = str(error)
     except OSError as error:
         message = f"it cannot be read: {error.strerror or error}"
-    except tomllib.TOMLDecodeError as error:
-        match = _PLACE.match(str(error))
-        what, place = (match[1], match[2]) if match else (str(error), "somewhere")
-        if place == "end of document":
-            place = f"line {len(text.splitlines())}, the end of the file"
-        message = f"{place}: this is not TOML: {what}; strings need quotes, keys stand once, sections are [like.this]"
     raise ConfigurationError([Problem(str(path), message)])
+
+
+def _is_nested_deeper(value: Any, depth: int) -> bool:
+    level = [value]
+    for _ in range(depth):
+        values = [list(each.values()) if isinstance(each, dict) else each for each in level]
+        level = [item for each in values if isinstance(each, list) for item in each]
+    return bool(level)
 
 
 def _expanded(value: Any, path: Keys, environ: Mapping[str, str], source: Source) -> Any:
@@ -213,7 +238,7 @@ def _value(text: str, *, is_text: bool) -> Any:
     """Return the TOML value of `text`, or `text` if it is not TOML; for a string key, only a quoted string is TOML."""
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
     if set(parsed) != {"value"} or (is_text and not isinstance(parsed["value"], str)):
         return text

@@ -53,7 +53,9 @@ from daemon.supervisor.leadership import Leadership, in_thread
 from daemon.supervisor.operation import Operation
 from daemon.supervisor.reporter import Reporter
 from daemon.supervisor.systemd import MANAGER_VARIABLES, Notifier
-from daemon.web.app import WebServer, application
+from daemon.web.access import Access
+from daemon.web.app import application
+from daemon.web.server import WebServer
 
 __all__ = ["Supervisor", "serve"]
 
@@ -146,7 +148,8 @@ class Supervisor:
         )
         self._operation = Operation(context, *self._modules)
         http = self._config.http
-        self._web = WebServer(application(self, loopback=http.loopback), http.host, http.port)
+        access = Access(http.loopback, frozenset(http.hosts), http.token())
+        self._web = WebServer(application(self, access), http.host, http.port)
         directory.announce(self._web.address)
         self._note(holder.instance, given or directory.signing_key_file)
         owner = Owner(holder.host, holder.pid)

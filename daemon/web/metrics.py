@@ -19,6 +19,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from daemon.health.readiness import STALE_SECONDS, ServiceState, WorkerState, readiness
+from daemon.logs.text import escaped
 
 __all__ = ["FAMILIES", "Family", "exposition"]
 
@@ -138,5 +139,5 @@ def _measured(worker: WorkerState) -> Series:
             continue
         full = {"worker": worker.name, **labels} if "worker" in family.labels else labels
         if full.keys() - {"le"} == set(family.labels):
-            series[name, tuple(sorted(full.items()))] = value
+            series[name, tuple(sorted((label, escaped(text)) for label, text in full.items()))] = value
     return series

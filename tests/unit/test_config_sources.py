@@ -189,10 +189,10 @@ class TestFile:
     def test_an_unreadable_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A file without permission says what to change."""
 
-        def refused(_: Path) -> bytes:
+        def refused(*_: object) -> int:
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(Path, "read_bytes", refused)
+        monkeypatch.setattr("os.open", refused)
         with pytest.raises(ConfigurationError, match="may not read it; change its owner or mode"):
             load(tmp_path / "service.toml", {})
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +17,7 @@ from components.errors import ConfigurationError, Problem
 from daemon.health.readiness import ServiceState, WorkerState, readiness, status_line, streams_open, stuck
 from daemon.health.service_status import ConfigState
 from daemon.health.worker_report import ListenerReport, ScanReport, StreamReport, WorkerReport
+from daemon.web.access import Access
 from daemon.web.app import application
 
 NOW = 1000.0
@@ -133,8 +136,8 @@ def test_a_worker_is_ended_if_it_is_silent_or_its_model_does_not_return(
 class Pages:
     """The application over one state, asked without a network."""
 
-    def __init__(self, state: ServiceState, *, loopback: bool = True, problem: str | None = None) -> None:
-        self._state, self._loopback, self._problem = state, loopback, problem
+    def __init__(self, state: ServiceState, access: Access | None = None, *, problem: str | None = None) -> None:
+        self._state, self._access, self._problem = state, access or Access(), problem
         self.reloads = 0
 
     def state(self) -> ServiceState:
@@ -148,7 +151,7 @@ class Pages:
 
     def ask(self, method: str, path: str, **headers: str) -> httpx.Response:
         async def request() -> httpx.Response:
-            transport = httpx.ASGITransport(application(self, loopback=self._loopback))
+            transport = httpx.ASGITransport(application(self, self._access))
             async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:9477") as client:
                 return await client.request(method, path, headers=headers)
 
@@ -181,27 +184,73 @@ def test_a_reload_answers_with_what_was_done_or_what_is_wrong() -> None:
     assert Pages(GOOD).ask("GET", "/-/reload").status_code == 405
 
 
+TOKEN = "0123456789abcdef"
+BEARER = f"Bearer {TOKEN}"
+LOCAL, LOCKED = Access(), Access(token=TOKEN)
+REMOTE = Access(loopback=False, hosts=frozenset({"predictd.internal"}), token=TOKEN)
+PAGES = (("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/metrics"), ("POST", "/-/reload"), ("GET", "/no/page"))
+
+
 @pytest.mark.parametrize(
-    ("loopback", "headers", "status"),
+    ("access", "headers", "status"),
     [
-        (True, {"host": "localhost:9477"}, 200),
-        (True, {"host": "[::1]:9477"}, 200),
-        (True, {"host": "evil.example:9477"}, 403),
-        (True, {"host": "127.0.0.1.evil.example"}, 403),
-        (True, {"host": "["}, 403),
-        (False, {"host": "predictd.internal:9477"}, 200),
-        (True, {"origin": "http://127.0.0.1:9477"}, 200),
-        (True, {"origin": "http://evil.example"}, 403),
-        (True, {"origin": "http://127.0.0.1:80"}, 403),
-        (True, {"origin": "null"}, 403),
-        (False, {"host": "predictd.internal:9477", "origin": "http://evil.example"}, 403),
+        (LOCAL, {"host": "localhost:9477"}, 200),
+        (LOCAL, {"host": "[::1]:9477"}, 200),
+        (LOCAL, {"host": "evil.example:9477"}, 403),
+        (LOCAL, {"host": "127.0.0.1.evil.example"}, 403),
+        (LOCAL, {"host": "["}, 403),
+        (LOCAL, {"host": "2130706433"}, 403),
+        (LOCAL, {"origin": "http://127.0.0.1:9477"}, 200),
+        (LOCAL, {"origin": "http://evil.example"}, 403),
+        (LOCAL, {"origin": "http://127.0.0.1:80"}, 403),
+        (LOCAL, {"origin": "null"}, 403),
+        (LOCAL, {"content-length": "5", "transfer-encoding": "chunked"}, 400),
+        (LOCKED, {}, 401),
+        (LOCKED, {"authorization": "Bearer no"}, 401),
+        (LOCKED, {"authorization": f"Basic {TOKEN}"}, 401),
+        (LOCKED, {"authorization": BEARER}, 200),
+        (REMOTE, {"host": "predictd.internal:9477"}, 401),
+        (REMOTE, {"host": "predictd.internal:9477", "authorization": BEARER}, 200),
+        (REMOTE, {"host": "PREDICTD.internal", "authorization": BEARER}, 200),
+        (REMOTE, {"host": "127.0.0.1:9477", "authorization": BEARER}, 200),
+        (REMOTE, {"host": "other.internal:9477", "authorization": BEARER}, 403),
+        (REMOTE, {"host": "predictd.internal", "authorization": BEARER, "origin": "http://evil.example"}, 403),
     ],
 )
-def test_a_foreign_page_cannot_ask_for_a_reload(loopback: bool, headers: dict[str, str], status: int) -> None:
-    """Neither from another origin nor under a foreign name that resolves to this machine."""
-    pages = Pages(GOOD, loopback=loopback)
+def test_a_foreign_page_cannot_ask_for_a_reload(access: Access, headers: dict[str, str], status: int) -> None:
+    """Neither from another origin nor under a foreign name that resolves to this machine, nor without the token."""
+    pages = Pages(GOOD, access)
     assert pages.ask("POST", "/-/reload", **headers).status_code == status
     assert pages.reloads == (1 if status == 200 else 0)
+
+
+@pytest.mark.parametrize(("method", "path"), PAGES)
+def test_every_page_stands_behind_the_checks(method: str, path: str) -> None:
+    """Off loopback none is shown without the token or under another name, not even one that does not exist."""
+    pages = Pages(GOOD, REMOTE)
+    assert pages.ask(method, path, host="predictd.internal").status_code == 401
+    assert pages.ask(method, path, host="evil.example", authorization=BEARER).status_code == 403
+    assert pages.ask(method, path, host="predictd.internal", authorization=BEARER).status_code in (200, 404, 503)
+
+
+@pytest.mark.parametrize(("method", "path"), PAGES[:3])
+def test_on_loopback_looking_needs_no_token(method: str, path: str) -> None:
+    """The token is for what changes something."""
+    assert Pages(GOOD, LOCKED).ask(method, path).status_code in (200, 503)
+
+
+def test_a_page_holds_no_control_character() -> None:
+    """A reason or a label with ESC, C1, NaN or half a surrogate pair is shown escaped, and the page stays valid."""
+    evil = "\x1b[2J\x9b31m\udc80\u202e"
+    state = reporting(samples=(("predictd_rows_total", {"listener": evil, "result": "x"}, math.nan),))
+    pages = Pages(replace(state, mongo=evil))
+    for path in ("/readyz", "/metrics"):
+        text = pages.ask("GET", path).content.decode()
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
+        assert "x1b[2J" in text
+    answer = Pages(GOOD, problem=evil).ask("POST", "/-/reload")
+    assert answer.status_code == 400
+    assert "\x1b" not in answer.text
 
 
 def test_the_metrics_page_holds_what_the_supervisor_knows_and_what_workers_measured(

@@ -70,6 +70,7 @@ class LettersPort(Protocol):
     def add(self, letters: Iterable[Letter]) -> None: ...
     def clear(self, keys: Iterable[Any]) -> int: ...
     def settled(self, key: Any, input_: bytes, generation: int, scanned: bool) -> bool: ...
+    def exist(self, key: Any, input_: bytes, generation: int) -> bool: ...
 
 
 class Corridor:
@@ -118,7 +119,7 @@ class Corridor:
             # Another process has written with a newer generation. A generation above the registry's came with a copied
             # row: that row is predicted and overwritten (R6b).
             live = self._reload(live)  # only the registry decides: a swap may have come in between
-        return judge(batch, snapshot, live, self._letters.settled)
+        return judge(batch, snapshot, live, self._letters.settled, self._letters.exist)
 
     def prepare(self, judged: Judged) -> Prepared:
         """Decodes and preprocesses the rows. Rows for which there is no room become dirty again."""

@@ -97,11 +97,18 @@ class Predicted:
         return Predicted(replace(judged, batch=batch, rows=rows), writes, letters, predicted)
 
 
-def judge(batch: Batch, snapshot: Snapshot, live: Live, settled: Callable[[Any, bytes, int, bool], bool]) -> Judged:
+def judge(
+    batch: Batch,
+    snapshot: Snapshot,
+    live: Live,
+    settled: Callable[[Any, bytes, int, bool], bool],
+    lettered: Callable[[Any, bytes, int], bool] = lambda _key, _input, _generation: True,
+) -> Judged:
     """Decides what each row of the snapshot needs.
 
     `settled(key, input, generation, scanned)` returns whether a row that refuses every write stays dead; `scanned` is
-    true if a scan named the row, false if an event did.
+    true if a scan named the row, false if an event did. `lettered(key, input, generation)` returns whether a row that
+    says that it is dead has a dead letter: without one, somebody else wrote the error, and the row is predicted.
     """
     at, generation = snapshot.at, live.generation
     scanned = {identity(key.key) for key in batch.keys if key.lane == "scan"}
@@ -109,7 +116,8 @@ def judge(batch: Batch, snapshot: Snapshot, live: Live, settled: Callable[[Any, 
     writes: list[Write] = []
     left: set[Hashable] = set()
     for row in snapshot.rows:
-        if row.seen.input == row.input and row.seen.generation == generation:
+        current = row.seen.input == row.input and row.seen.generation == generation
+        if current and (not row.seen.error or lettered(row.key, row.input, generation)):
             writes.append(Write(row.key, row.seen, "touch", at, generation))  # R5
         elif settled(row.key, row.input, generation, identity(row.key) in scanned):
             left.add(identity(row.key))

@@ -81,6 +81,11 @@ class DeadLetters:
             return False
         return (known.input, known.generation) == (input_, generation)
 
+    def exist(self, key: Any, input_: bytes, generation: int) -> bool:
+        """Whether the row has a letter for this input and generation."""
+        known = self._dead.get(identity(key))
+        return known is not None and (known.input, known.generation) == (input_, generation)
+
     def add(self, letters: Iterable[Letter]) -> None:
         """Stores the letters; the letter of a row that was dead already counts one more attempt."""
         letters = list(letters)
