@@ -72,6 +72,7 @@ async def serve(path: Path, environ: Mapping[str, str], *, wait: float | None = 
     daemon is an error. Raises ConfigurationError, MongoUnavailable, AnotherDaemon, or another PredictdError if the
     HTTP port is taken.
     """
+    os.umask(0o077)  # what the daemon, its processes and their models write is for its user alone
     config = await in_thread(lambda: configuration.load(path, environ))
     configure(config.log.format, config.log.level)
     for warning in config.warnings:

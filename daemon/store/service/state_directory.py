@@ -6,6 +6,9 @@
     STATE_DIR/http         the address of the daemon's HTTP server while it runs ("127.0.0.1:9477")
 
 The kernel releases the lock when the process ends, so no stale lock remains.
+
+Whoever can write here decides what the daemon runs and signs. So the folder and all in it must belong to this user, and
+are closed to all others when a daemon starts; a folder that others can write is refused.
 """
 
 from __future__ import annotations
@@ -15,17 +18,26 @@ import os
 import uuid
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
+import structlog
+
+from components import private_files
 from components.errors import ConfigurationError, DeclarationError, Problem
 from components.signing_key import SigningKey
 from daemon.store.service.leases import AnotherDaemon
 
-__all__ = ["StateDirectory", "http_address", "instance_of", "is_held"]
+__all__ = ["StateDirectory", "http_address", "instance_of", "is_held", "make_private"]
+
+log = structlog.get_logger(__name__)
+
+_KEY: Final = "signing.key"
 
 
 class StateDirectory:
-    """Locked within the `with` block. Entering raises AnotherDaemon if another process has it."""
+    """Locked within the `with` block. Entering raises AnotherDaemon if another process has it, and ConfigurationError
+    if it is not for this user alone.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -33,8 +45,10 @@ class StateDirectory:
 
     def __enter__(self) -> Self:
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            make_private(self.path)
+            self._lock = private_files.create(self.path / "lock", os.O_RDWR)
+        except DeclarationError as error:
+            raise ConfigurationError([Problem("service.state_dir", str(error))]) from None
         except OSError as error:
             message = f"{self.path} cannot be used ({error.strerror}): name a folder that this user may write"
             raise ConfigurationError([Problem("service.state_dir", message)]) from None
@@ -69,7 +83,7 @@ class StateDirectory:
     @property
     def signing_key_file(self) -> Path:
         """The path of the key that signs declarations."""
-        return self.path / "signing.key"
+        return self.path / _KEY
 
     def signing_key(self) -> SigningKey:
         """The key of this directory's service, made at the first call ever. Raises ConfigurationError if others see
@@ -122,8 +136,12 @@ def http_address(state_dir: Path) -> str | None:
         return None
 
 
+def make_private(folder: Path) -> None:
+    """Makes the folder, or closes an existing one to other users. Raises as `private_files.close_folder`."""
+    closed = private_files.close_folder(folder, keep=_KEY)
+    if closed:
+        log.warning("files were open to other users, and are closed to them now", first=str(closed[0]), n=len(closed))
+
+
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(text + "\n")
-    fresh.replace(path)
+    private_files.write(path, f"{text}\n".encode())
