@@ -153,7 +153,9 @@ class Applier:
         made: list[Artifact] = [artifact for part in parts for artifact in part.artifacts]
         with reaching():
             blobs.put([blob for artifact in made for blob in artifact.blobs.items()])
-            changed = registry.apply([(part.kind, part.name, part.declaration) for part in parts], force=force)
+            declared = [(part.kind, part.name, part.declaration) for part in parts]
+            sizes = {digest: len(data) for artifact in made for digest, data in artifact.blobs.items()}
+            changed = registry.apply(declared, force=force, sizes=sizes)
             bells.ring(self._at.database, self._at.service)  # also if only a damaged blob was repaired
         return set(changed)
 

@@ -38,8 +38,9 @@ from daemon.store.connection import (
     reaching,
     uri_options,
 )
-from daemon.store.registry.components import Catalog
+from daemon.store.registry.components import FOREIGN, Catalog
 from daemon.store.registry.registry import KINDS, Registry
+from daemon.store.registry.trust import trust_of
 from daemon.store.service.keyring import Keyring
 from daemon.store.service.services import Served, find_served, served
 from daemon.store.service.state_directory import StateDirectory, instance_of
@@ -59,7 +60,9 @@ class NotServed(PredictdError):
 
 @dataclass(eq=False)
 class Connection:
-    """A database that a daemon serves. `key_file` is the path of its signing key, None if unknown on this machine."""
+    """A database that a daemon serves. `key_file` is the path of its signing key, `pins` of what it has pinned; None if
+    unknown on this machine.
+    """
 
     client: Client = field(repr=False)
     database: Data
@@ -67,6 +70,7 @@ class Connection:
     shown: str
     uri: str = field(repr=False)
     key_file: Path | None = None
+    pins: Path | None = None
     release: Callable[[], None] = field(default=lambda: None, repr=False)
     closed: bool = False
     _key: SigningKey | None = field(default=None, repr=False)
@@ -84,14 +88,17 @@ class Connection:
 
     def registry(self) -> Registry:
         """The registry, opened with the service's key. Raises SignatureRefused if that key cannot be read."""
-        return Registry(self.database, self.service, 0, self.key())
+        key = self.key()
+        with reaching():
+            return Registry(self.database, self.service, 0, trust_of(self.database, self.service, key, self.pins))
 
     def catalog(self) -> Catalog:
         """Everything that is applied. Raises SignatureRefused if no declaration carries the key's signature."""
         registry = self.registry()
         with reaching():
             known = registry.read()
-        if known.refused and not any(known.of(kind) for kind in KINDS):
+        of_another_key = known.refused and all(FOREIGN in reason for reason in known.refused.values())
+        if of_another_key and not any(known.of(kind) for kind in KINDS):
             raise SignatureRefused(
                 f"no declaration of service {self.service!r} is signed with the key at hand: is it another service's? "
                 "Name the right key: connect(..., signing_key_file=...)"
@@ -198,6 +205,7 @@ def _embedded(folder: Path, service: str | None, database: str | None, key_file:
         str(found.state_dir),
         found.uri,
         key_file,
+        StateDirectory(found.state_dir).trust_file,
         lambda: child.release(found),
     )
 
@@ -210,8 +218,10 @@ def _remote(uri: str, service: str | None, database: str | None, key_file: Path 
     except BaseException:
         client.close()
         raise
-    key_file = key_file or _keyring().key_file(found.owner)
-    return Connection(client, _database(client, found.database), found.service, masked(uri), uri, key_file)
+    keyring = _keyring()
+    key_file = key_file or keyring.key_file(found.owner)
+    pins = keyring.pins(found.owner)
+    return Connection(client, _database(client, found.database), found.service, masked(uri), uri, key_file, pins)
 
 
 def _keyring() -> Keyring:

@@ -24,6 +24,7 @@ from daemon.logs.terminal import Terminal
 from daemon.store.connection import ROW_CODEC, Client, Data, open_client, open_database, reaching
 from daemon.store.connection import check as meet
 from daemon.store.registry.registry import Registry
+from daemon.store.registry.trust import trust_of
 from daemon.store.service import services
 from daemon.store.service.leases import AnotherDaemon
 from daemon.store.service.state_directory import StateDirectory
@@ -64,7 +65,10 @@ class Place:
         """The declarations. Without the service's own key nothing can be read or declared; listeners can be
         paused.
         """
-        return Registry(self.database, self.service, 0, key or SigningKey.fresh())
+        if key is None:
+            return Registry(self.database, self.service, 0, SigningKey.fresh())
+        pins = StateDirectory(self.config.service.state_dir).trust_file
+        return Registry(self.database, self.service, 0, trust_of(self.database, self.service, key, pins))
 
 
 def loaded(path: Path | None) -> Config:

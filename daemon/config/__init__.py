@@ -30,7 +30,7 @@ from daemon.config.sections import (
     SecurityConfig,
     ServiceConfig,
 )
-from daemon.config.source import find, keyring_folder, read
+from daemon.config.source import find, keyring_folder, read, uri_variables
 
 __all__ = [
     "Config",
@@ -43,6 +43,7 @@ __all__ = [
     "find",
     "keyring_folder",
     "load",
+    "uri_variables",
 ]
 
 

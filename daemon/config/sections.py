@@ -164,6 +164,11 @@ class SecurityConfig(Declaration):
         description="the name of a file that only the service's user may read, relative to service.toml",
         examples=["/etc/predictd/signing.key"],
     )
+    former_signing_key_file: FileName | None = Field(
+        default=None,
+        description="the name of a file that only the service's user may read, relative to service.toml",
+        examples=["/etc/predictd/former.key"],
+    )
 
 
 class LogConfig(Declaration):

@@ -71,6 +71,12 @@ def read(path: Path, environ: Mapping[str, str]) -> Source:
     return source
 
 
+def uri_variables(path: Path, environ: Mapping[str, str]) -> frozenset[str]:
+    """Return the names of the variables in `mongo.uri`, which may hold a password."""
+    written = read(path, environ).written.get(("mongo", "uri"), "")
+    return frozenset({name for _, name in _VARIABLE.findall(written) if name} | {f"{PREFIX}MONGO__URI"})
+
+
 def _parsed(path: Path) -> dict[str, Any]:
     """Return the file's TOML."""
     text = _text(path)

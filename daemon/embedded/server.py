@@ -38,7 +38,8 @@ from typing import Any, Self
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
-from components.errors import MongoUnavailable
+from components import private_files
+from components.errors import DeclarationError, MongoUnavailable
 from daemon.embedded.guardian import PORT_TAKEN, STOP_SECONDS, Serving
 
 REPLICA_SET = "rs0"
@@ -127,7 +128,11 @@ def ensure(state_dir: Path, port: int | None = None, *, parameters: Mapping[str,
             '([mongo] uri = "mongodb://...")'
         )
     folder = _folder(state_dir)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        private_files.close_folder(state_dir, keep="signing.key")
+        private_files.make_folder(folder)
+    except (DeclarationError, OSError) as error:
+        raise MongoUnavailable(str(error)) from None
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         lock = _take_lock(state_dir)
@@ -159,7 +164,7 @@ def _runnable(mongod: Path, state_dir: Path | None) -> Path:
             raise MongoUnavailable(f"{mongod} may not be run ({error}): give it its run bit (chmod +x)") from error
     copy = _folder(state_dir) / "bin" / "mongod"
     if not copy.is_file() or copy.stat().st_size != mongod.stat().st_size:
-        copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_files.make_folder(copy.parent)
         draft = copy.with_name(f"mongod.{os.getpid()}")
         shutil.copyfile(mongod, draft)
         draft.chmod(0o700)
@@ -169,7 +174,7 @@ def _runnable(mongod: Path, state_dir: Path | None) -> Path:
 
 def _take_lock(state_dir: Path) -> int | None:
     """The descriptor of the folder's lock, or None while somebody else holds it."""
-    descriptor = os.open(_folder(state_dir) / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = private_files.create(_folder(state_dir) / "lock", os.O_RDWR)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -216,7 +221,7 @@ def _start(state_dir: Path, port: int | None, parameters: Mapping[str, str], loc
     folder = _folder(state_dir)
     Serving.withdraw(folder)  # what a guardian that was killed left behind
     mongod = find_mongod(state_dir)
-    (folder / "data").mkdir(mode=0o700, exist_ok=True)
+    private_files.make_folder(folder / "data")
     for _ in range(10):
         chosen = port if port is not None else _choose_port(folder)
         try:
@@ -237,7 +242,7 @@ def _start_on(port: int, state_dir: Path, command: list[str], lock: int) -> Embe
     folder = _folder(state_dir)
     log = folder / "mongod.log"
     logged = log.stat().st_size if log.exists() else 0
-    with (folder / "guardian.log").open("wb") as output:
+    with os.fdopen(private_files.create(folder / "guardian.log"), "wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "daemon.embedded.guardian", str(folder), str(port), str(lock), *command],
             stdin=subprocess.PIPE,
@@ -248,9 +253,7 @@ def _start_on(port: int, state_dir: Path, command: list[str], lock: int) -> Embe
         )
     try:
         _wait_for_primary(process, folder, port, logged)
-        draft = folder / "port.new"
-        draft.write_text(f"{port}\n")
-        draft.replace(folder / "port")
+        private_files.write(folder / "port", f"{port}\n".encode())
     except BaseException:
         _dismiss(process)
         raise

@@ -29,7 +29,8 @@ class Assignment:
     epoch: int
     state_dir: Path
     import_root: Path
-    signing_key: str = field(repr=False)
+    trust: Mapping[str, Any]
+    """What declarations are believed by (`daemon.store.registry.trust`); it holds no secret."""
     allow_imports: tuple[str, ...] = ()
     log: Mapping[str, str] = field(default_factory=dict)
     threads: int | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 COMPONENTS: Final = "_predictd.components"
+SERVICES: Final = "_predictd.services"
 VERSIONS: Final = "_predictd.versions"
 WEIGHTS: Final = "_predictd.weights"  # a GridFS bucket
 POSITIONS: Final = "_predictd.positions"

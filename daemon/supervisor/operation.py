@@ -27,6 +27,8 @@ from daemon.health.service_status import RunningJob
 from daemon.store.connection import Data
 from daemon.store.registry.artifacts import Artifacts
 from daemon.store.registry.components import Catalog
+from daemon.store.registry.registry import KINDS
+from daemon.store.registry.signed_anew import lead
 from daemon.store.registry.versions import Versions
 from daemon.store.service.jobs import Job
 from daemon.supervisor.desired_state import Desired, desired
@@ -168,6 +170,7 @@ class Operation:
 
     async def _publish(self, config: Config) -> None:
         def publish(data: Data) -> Catalog:
+            lead(data, self._context.service, self._context.pins)
             registry = self._context.registry(data)
             registry.publish(config.declarations())
             Artifacts(data).prune()
@@ -185,6 +188,8 @@ class Operation:
         for name, reason in known.refused.items():
             if self.known.refused.get(name) != reason:
                 log.error("a declaration in the database is refused", declaration=name, reason=reason)
+        believed = {f"{each.kind}/{each.name}": each.revision for kind in KINDS for each in known.of(kind).values()}
+        self._context.pins.learn(believed, known.there)
         self.known = known
 
     def _start_worker(self, name: str) -> None:

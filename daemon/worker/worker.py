@@ -17,7 +17,6 @@ from pymongo.errors import PyMongoError
 
 from components.errors import Fenced
 from components.import_paths import ImportPolicy
-from components.signing_key import SigningKey
 from daemon.engine import Ending, threads
 from daemon.engine.child import Channel
 from daemon.handlers.predict.stages import Live
@@ -30,6 +29,7 @@ from daemon.store.connection import make_client, open_database
 from daemon.store.mongo_retry import MongoRetry, Stopping
 from daemon.store.registry.model_loader import ModelLoader
 from daemon.store.registry.registry import Registry
+from daemon.store.registry.trust import Trust
 from daemon.store.rows.positions import Positions
 from daemon.worker.assignment import WorkerAssignment
 from daemon.worker.listener_run import DeclarationChanged, ListenerRun, Shared, chained
@@ -79,7 +79,7 @@ class Worker:
         self.shared = Shared(
             assignment,
             self.database,
-            Registry(self.database, assignment.service, assignment.epoch, SigningKey.parse(assignment.signing_key)),
+            Registry(self.database, assignment.service, assignment.epoch, Trust.decoded(assignment.trust)),
             ModelLoader(self.database, assignment.service, ImportPolicy(assignment.allow_imports)),
             self.patience,
             self.measures,

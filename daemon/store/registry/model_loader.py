@@ -67,7 +67,7 @@ def resolver(component: Component[Any], policy: ImportPolicy, blobs: Artifacts) 
             return (policy if component.source == "config" else ImportPolicy((slot.partition(":")[0],))).resolve(slot)
         if component.source == "config":
             raise DeclarationError(f"{component.kind} {component.name!r}: service.toml names code by import path only")
-        return artifacts.loads(slot, blobs.blob)
+        return artifacts.loads(slot, lambda digest: blobs.blob(digest, component.sizes.get(digest)))
 
     return resolve
 

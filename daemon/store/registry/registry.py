@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Final
 
 from pymongo.collection import Collection
@@ -36,6 +37,7 @@ from daemon.store import names
 from daemon.store.registry.components import Catalog, Component, canonical, catalog, signature
 from daemon.store.registry.declarations import Declarations, taken
 from daemon.store.registry.references import refuse_dangling, users
+from daemon.store.registry.trust import Trust, trust_of
 from daemon.store.service import requests
 
 __all__ = ["Declared", "Registry", "signature"]
@@ -75,19 +77,26 @@ class Registry:
     none).
     """
 
-    def __init__(self, database: Database[dict[str, Any]], service: str, epoch: int, key: SigningKey) -> None:
+    def __init__(self, database: Database[dict[str, Any]], service: str, epoch: int, key: SigningKey | Trust) -> None:
+        """`key`: what the process believes; a key alone makes the identity of a database that has none."""
         self._database = database
         self._components: Collection[dict[str, Any]] = database[names.COMPONENTS]
         self._service = service
         self._epoch = epoch
         self._key = key
-        self._declarations = Declarations(database, service, epoch, key)
+        self._declarations = Declarations(database, service, epoch, lambda: self.trust)
+
+    @cached_property
+    def trust(self) -> Trust:
+        """What this process believes."""
+        key = self._key
+        return key if isinstance(key, Trust) else trust_of(self._database, self._service, key, make=True)
 
     # ---- reading --------------------------------------------------------------------------------------------------
 
     def read(self) -> Catalog:
         """Everything that is applied now, at one snapshot."""
-        return catalog(self._database, self._service, self._key)
+        return catalog(self._database, self._service, self.trust)
 
     def worker(self, worker: str) -> dict[str, Declared]:
         """The listeners that a worker serves, without paused and refused ones."""
@@ -149,12 +158,16 @@ class Registry:
     # ---- the API --------------------------------------------------------------------------------------------------
 
     def apply(
-        self, declared: Iterable[tuple[str, str, Declaration | Mapping[str, Any]]], *, force: bool = False
+        self,
+        declared: Iterable[tuple[str, str, Declaration | Mapping[str, Any]]],
+        *,
+        force: bool = False,
+        sizes: Mapping[str, int] | None = None,
     ) -> list[str]:
         """Applies each (kind, name, declaration) in order. Returns the "kind/name" of those that are new or changed.
 
-        With `force` each of them counts as changed. Raises DeclarationError if service.toml declares the name, or if a
-        component that a declaration names is not applied.
+        `sizes`: bytes of the blobs that they name, by SHA-256. With `force` each of them counts as changed. Raises
+        DeclarationError if service.toml declares the name, or if a component that a declaration names is not applied.
         """
         changed = []
         for kind, name, given in declared:
@@ -172,7 +185,7 @@ class Registry:
             tables = {table: each.declaration for table, each in known.tables.items()} | (
                 {name: declaration} if kind == "table" else {}
             )
-            self._declarations.put(kind, name, declaration, "api", _identity(declaration, tables), forced)
+            self._declarations.put(kind, name, declaration, "api", _identity(declaration, tables), forced, sizes)
             changed.append(f"{kind}/{name}")
             if kind == "table":
                 self._create([name])

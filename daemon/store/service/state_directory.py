@@ -3,10 +3,14 @@
     STATE_DIR/lock         held by flock while a daemon runs; contains its process id
     STATE_DIR/instance     the stable id of this directory's daemon, which takes its own lease back after a kill
     STATE_DIR/signing.key  the key that signs this service's declarations; made at the first start, private to its owner
+    STATE_DIR/trust.json   the identity of its database, and the revisions seen (`daemon.store.registry.trust`)
     STATE_DIR/http         the address of the daemon's HTTP server while it runs ("127.0.0.1:9477")
 
 The kernel releases the lock when the process ends, so no stale lock remains. The daemon needs the lock and the key, and
 does not start without them. It runs without the rest: on a full disk, or if something else has the file's name.
+
+Whoever can write here decides what the daemon runs and signs. So the folder and all in it must belong to this user, and
+are closed to all others when a daemon starts; a folder that others can write is refused.
 """
 
 from __future__ import annotations
@@ -25,21 +29,25 @@ from typing import Final, Self
 
 import structlog
 
+from components import private_files
 from components.errors import ConfigurationError, DeclarationError, Problem
 from components.signing_key import SigningKey
 from daemon.store.service.leases import AnotherDaemon
 
-__all__ = ["StateDirectory", "http_address", "instance_of", "is_held"]
+__all__ = ["StateDirectory", "http_address", "instance_of", "is_held", "make_private"]
 
 log = structlog.get_logger(__name__)
 
+_KEY: Final = "signing.key"
 _INSTANCE: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _MOST: Final = 4096
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 class StateDirectory:
-    """Locked within the `with` block. Entering raises AnotherDaemon if another process has it."""
+    """Locked within the `with` block. Entering raises AnotherDaemon if another process has it, and ConfigurationError
+    if it is not for this user alone.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -47,7 +55,7 @@ class StateDirectory:
 
     def __enter__(self) -> Self:
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(self.path)
             self._lock = _opened(self.path / "lock")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -57,6 +65,8 @@ class StateDirectory:
                 f"the state directory {self.path} is in use by another predictd (pid {holder or 'unknown'}): "
                 "stop it, or give this one a service.state_dir of its own"
             ) from None
+        except DeclarationError as error:
+            raise ConfigurationError([Problem("service.state_dir", str(error))]) from None
         except OSError as error:
             if self._lock >= 0:
                 os.close(self._lock)
@@ -97,7 +107,12 @@ class StateDirectory:
     @property
     def signing_key_file(self) -> Path:
         """The path of the key that signs declarations."""
-        return self.path / "signing.key"
+        return self.path / _KEY
+
+    @property
+    def trust_file(self) -> Path:
+        """The path of what the daemon has pinned."""
+        return self.path / "trust.json"
 
     def signing_key(self) -> SigningKey:
         """The key of this directory's service, made at the first call ever. Raises ConfigurationError if others see
@@ -169,18 +184,16 @@ def _line(path: Path) -> str | None:
         return None
 
 
+def make_private(folder: Path) -> None:
+    """Makes the folder, or closes an existing one to other users. Raises as `private_files.close_folder`."""
+    closed = private_files.close_folder(folder, keep=_KEY)
+    if closed:
+        log.warning("files were open to other users, and are closed to them now", first=str(closed[0]), n=len(closed))
+
+
 def _try_to_write(path: Path, text: str) -> None:
     """Replaces a file, whole or not at all. The daemon runs without it."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with suppress(FileNotFoundError):
-            fresh.unlink()
-        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
+        private_files.write(path, f"{text}\n".encode(), durable=True)
     except OSError as error:
         log.warning("a file of the state directory cannot be written", file=str(path), reason=error.strerror)
-        with suppress(OSError):
-            fresh.unlink()
