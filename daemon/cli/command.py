@@ -69,7 +69,7 @@ class Place:
 
 def loaded(path: Path | None) -> Config:
     """The whole configuration; prints its warnings. Raises ConfigurationError."""
-    config = configuration.load(configuration.find(path, os.environ), os.environ)
+    config = configuration.load(configuration.find(path, os.environ), os.environ, trusted=False)
     for each in config.warnings:
         warn(str(each))
     return config
@@ -83,9 +83,9 @@ def located(path: Path | None, *, quietly: bool = False) -> Config:
     """
     found = configuration.find(path, os.environ)
     try:
-        return configuration.load(found, os.environ)
+        return configuration.load(found, os.environ, trusted=False)
     except ConfigurationError as error:
-        source = read(found, os.environ)
+        source = read(found, os.environ, trusted=False)
         sections = {name: source.data[name] for name in NEEDED if name in source.data}
         if any(problem.path.split(".")[0] in NEEDED for problem in error.problems):
             raise

@@ -8,6 +8,8 @@ is a string. It may set a key of a table, model or listener in the file, but not
 
 from __future__ import annotations
 
+import os
+import pwd
 import re
 import tomllib
 from collections.abc import Mapping
@@ -58,15 +60,32 @@ def keyring_folder(environ: Mapping[str, str]) -> Path | None:
     return None
 
 
-def read(path: Path, environ: Mapping[str, str]) -> Source:
-    """Return the values of file and environment; raises ConfigurationError if the file cannot be read as TOML."""
+def read(path: Path, environ: Mapping[str, str], *, trusted: bool = True) -> Source:
+    """Return the values of file and environment; raises ConfigurationError if the file cannot be read as TOML.
+
+    If it is not `trusted` and belongs to another user than root, no variable is put into it: the file may name a server
+    of that user, who would get its value.
+    """
     source = Source(path.absolute())
+    if not trusted:
+        source.stranger = _stranger(path)
     source.data = _parsed(path)
+    if not trusted:  # it may have been replaced in between
+        source.stranger = source.stranger or _stranger(path)
     source.data = _expanded(source.data, (), environ, source)
     for variable in sorted(environ):
         if variable.startswith(PREFIX) and variable != "PREDICTD_CONFIG" and not variable.startswith(_NO_OVERRIDE):
             _override(variable, environ[variable], source)
     return source
+
+
+def _stranger(path: Path) -> int | None:
+    """Return the owner of the file, or of a link on its way, if it is neither this user nor root."""
+    try:
+        owners = {path.stat().st_uid, path.lstat().st_uid}
+    except OSError:  # reading it says why
+        return None
+    return next(iter(owners - {0, os.geteuid()}), None)
 
 
 def _parsed(path: Path) -> dict[str, Any]:
@@ -112,6 +131,13 @@ def _expanded(value: Any, path: Keys, environ: Mapping[str, str], source: Source
         name = match[2]
         if name is None or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             source.report(path, "`${` begins a variable's name: write `${NAME}`, or `$${` for a plain `${`")
+        elif source.stranger is not None:
+            source.report(
+                path,
+                f"the file belongs to {_user(source.stranger)}, so this command does not put the variable {name} of "
+                f"your environment into it; run it as that user, or set {PREFIX}"
+                + "__".join(_spelled(str(key)) for key in path),
+            )
         elif name not in environ:
             source.report(
                 path,
@@ -125,6 +151,13 @@ def _expanded(value: Any, path: Keys, environ: Mapping[str, str], source: Source
 
     source.expanded[path] = _VARIABLE.sub(replaced, value)
     return source.expanded[path]
+
+
+def _user(number: int) -> str:
+    try:
+        return f"user {pwd.getpwuid(number).pw_name}"
+    except KeyError:
+        return f"the user with the number {number}"
 
 
 class _NotASettingError(Exception):
