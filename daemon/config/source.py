@@ -1,9 +1,9 @@
 """The source of a configuration: finds the file, reads its TOML and applies the environment.
 
-`${VAR}` in a string is replaced by the variable's value (`$${` writes a plain `${`). `PREDICTD_SECTION__KEY` overrides
-a key of the file: a double underscore for each dot, upper case, hyphens as underscores:
-`PREDICTD_LISTENERS__DIGIT__MAX_BATCH=64`. Its value is read as TOML, or as a plain string if it is not TOML or the key
-is a string. It may set a key of a table, model or listener in the file, but not add one.
+`${VAR}` in a string is replaced by the value of the variable or of systemd's credential VAR (`$${` writes a plain
+`${`). `PREDICTD_SECTION__KEY` overrides a key of the file: a double underscore for each dot, upper case, hyphens as
+underscores: `PREDICTD_LISTENERS__DIGIT__MAX_BATCH=64`. Its value is read as TOML, or as a plain string if it is not
+TOML or the key is a string. It may set a key of a table, model or listener in the file, but not add one.
 """
 
 from __future__ import annotations
@@ -138,19 +138,32 @@ def _expanded(value: Any, path: Keys, environ: Mapping[str, str], source: Source
                 f"your environment into it; run it as that user, or set {PREFIX}"
                 + "__".join(_spelled(str(key)) for key in path),
             )
-        elif name not in environ:
+        elif (value := _variable(name, environ)) is None:
             source.report(
                 path,
                 f"the environment variable {name} is not set; set it, or write the value here in place of ${{{name}}}",
             )
-        elif not environ[name]:
+        elif not value:
             source.report(path, f"the environment variable {name} is set but empty; give it a value")
         else:
-            return environ[name]
+            return value
         return ""
 
     source.expanded[path] = _VARIABLE.sub(replaced, value)
     return source.expanded[path]
+
+
+def _variable(name: str, environ: Mapping[str, str]) -> str | None:
+    """Return the value of a variable, or of systemd's credential of that name, which no process has in its environment;
+    None if there is neither.
+    """
+    folder = environ.get("CREDENTIALS_DIRECTORY")
+    if name in environ or not folder:
+        return environ.get(name)
+    try:
+        return Path(folder, name).read_text(encoding="utf-8").rstrip("\n")
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def _user(number: int) -> str:

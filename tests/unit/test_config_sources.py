@@ -66,6 +66,17 @@ class TestEnvironment:
         assert config.mongo.uri == "mongodb://me:pw@h/"
         assert config.listeners["digit"].where == {"class": "${x}"}
 
+    def test_a_credential_of_systemd(self, tmp_path: Path) -> None:
+        """`LoadCredential=MONGO_URI:...`: a file, so that no environment holds the secret; a variable comes first."""
+        (tmp_path / "credentials").mkdir()
+        (tmp_path / "credentials" / "MONGO_URI").write_text("mongodb://h/\n")
+        given = {"CREDENTIALS_DIRECTORY": str(tmp_path / "credentials")}
+        text = GOOD.replace('"embedded"', '"${MONGO_URI}"')
+        assert read(tmp_path, text, given).mongo.uri == "mongodb://h/"
+        assert read(tmp_path, text, {**given, "MONGO_URI": "mongodb://first/"}).mongo.uri == "mongodb://first/"
+        (tmp_path / "credentials" / "MONGO_URI").unlink()
+        assert "MONGO_URI is not set" in str(problems(tmp_path, text, given))
+
     def test_an_empty_variable(self, tmp_path: Path) -> None:
         """A variable that is set but empty is no value."""
         [(path, message)] = problems(tmp_path, changed('"embedded"', '"${MONGO_URI}"'), {"MONGO_URI": ""})
