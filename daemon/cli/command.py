@@ -73,7 +73,7 @@ class Place:
 
 def loaded(path: Path | None) -> Config:
     """The whole configuration; prints its warnings. Raises ConfigurationError."""
-    config = configuration.load(configuration.find(path, os.environ), os.environ)
+    config = configuration.load(configuration.find(path, os.environ), os.environ, trusted=False)
     for each in config.warnings:
         warn(str(each))
     return config
@@ -87,9 +87,9 @@ def located(path: Path | None, *, quietly: bool = False) -> Config:
     """
     found = configuration.find(path, os.environ)
     try:
-        return configuration.load(found, os.environ)
+        return configuration.load(found, os.environ, trusted=False)
     except ConfigurationError as error:
-        source = read(found, os.environ)
+        source = read(found, os.environ, trusted=False)
         broken = {problem.path.split(".")[0] for problem in error.problems}
         if broken.intersection(NEEDED):
             raise

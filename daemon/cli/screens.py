@@ -126,6 +126,8 @@ def status(shown: ServiceStatus, waiting: Mapping[str, int | None]) -> Renderabl
     parts: list[RenderableType] = [head, _listeners(shown, waiting)]
     if shown.jobs:
         parts += [Text(), _running(shown.jobs)]
+    for name, why in shown.held.items():
+        parts.append(Text(f"model {escaped(name)}: {escaped(why)}", style="yellow"))
     for name, why in shown.refused.items():
         parts.append(Text(f"{escaped(name)} is refused: {escaped(why)}", style="red"))
     if not shown.config.ok:

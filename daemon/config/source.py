@@ -1,13 +1,15 @@
 """The source of a configuration: finds the file, reads its TOML and applies the environment.
 
-`${VAR}` in a string is replaced by the variable's value (`$${` writes a plain `${`). `PREDICTD_SECTION__KEY` overrides
-a key of the file: a double underscore for each dot, upper case, hyphens as underscores:
-`PREDICTD_LISTENERS__DIGIT__MAX_BATCH=64`. Its value is read as TOML, or as a plain string if it is not TOML or the key
-is a string. It may set a key of a table, model or listener in the file, but not add one.
+`${VAR}` in a string is replaced by the value of the variable or of systemd's credential VAR (`$${` writes a plain
+`${`). `PREDICTD_SECTION__KEY` overrides a key of the file: a double underscore for each dot, upper case, hyphens as
+underscores: `PREDICTD_LISTENERS__DIGIT__MAX_BATCH=64`. Its value is read as TOML, or as a plain string if it is not
+TOML or the key is a string. It may set a key of a table, model or listener in the file, but not add one.
 """
 
 from __future__ import annotations
 
+import os
+import pwd
 import re
 import tomllib
 from collections.abc import Mapping
@@ -60,10 +62,18 @@ def keyring_folder(environ: Mapping[str, str]) -> Path | None:
     return None
 
 
-def read(path: Path, environ: Mapping[str, str]) -> Source:
-    """Return the values of file and environment; raises ConfigurationError if the file cannot be read as TOML."""
+def read(path: Path, environ: Mapping[str, str], *, trusted: bool = True) -> Source:
+    """Return the values of file and environment; raises ConfigurationError if the file cannot be read as TOML.
+
+    If it is not `trusted` and belongs to another user than root, no variable is put into it: the file may name a server
+    of that user, who would get its value.
+    """
     source = Source(path.absolute())
+    if not trusted:
+        source.stranger = _stranger(path)
     source.data = _parsed(path)
+    if not trusted:  # it may have been replaced in between
+        source.stranger = source.stranger or _stranger(path)
     source.data = _expanded(source.data, (), environ, source)
     for variable in sorted(environ):
         if variable.startswith(PREFIX) and variable != "PREDICTD_CONFIG" and not variable.startswith(_NO_OVERRIDE):
@@ -75,6 +85,15 @@ def uri_variables(path: Path, environ: Mapping[str, str]) -> frozenset[str]:
     """Return the names of the variables in `mongo.uri`, which may hold a password."""
     written = read(path, environ).written.get(("mongo", "uri"), "")
     return frozenset({name for _, name in _VARIABLE.findall(written) if name} | {f"{PREFIX}MONGO__URI"})
+
+
+def _stranger(path: Path) -> int | None:
+    """Return the owner of the file, or of a link on its way, if it is neither this user nor root."""
+    try:
+        owners = {path.stat().st_uid, path.lstat().st_uid}
+    except OSError:  # reading it says why
+        return None
+    return next(iter(owners - {0, os.geteuid()}), None)
 
 
 def _parsed(path: Path) -> dict[str, Any]:
@@ -143,19 +162,46 @@ def _expanded(value: Any, path: Keys, environ: Mapping[str, str], source: Source
         name = match[2]
         if name is None or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             source.report(path, "`${` begins a variable's name: write `${NAME}`, or `$${` for a plain `${`")
-        elif name not in environ:
+        elif source.stranger is not None:
+            source.report(
+                path,
+                f"the file belongs to {_user(source.stranger)}, so this command does not put the variable {name} of "
+                f"your environment into it; run it as that user, or set {PREFIX}"
+                + "__".join(_spelled(str(key)) for key in path),
+            )
+        elif (value := _variable(name, environ)) is None:
             source.report(
                 path,
                 f"the environment variable {name} is not set; set it, or write the value here in place of ${{{name}}}",
             )
-        elif not environ[name]:
+        elif not value:
             source.report(path, f"the environment variable {name} is set but empty; give it a value")
         else:
-            return environ[name]
+            return value
         return ""
 
     source.expanded[path] = _VARIABLE.sub(replaced, value)
     return source.expanded[path]
+
+
+def _variable(name: str, environ: Mapping[str, str]) -> str | None:
+    """Return the value of a variable, or of systemd's credential of that name, which no process has in its environment;
+    None if there is neither.
+    """
+    folder = environ.get("CREDENTIALS_DIRECTORY")
+    if name in environ or not folder:
+        return environ.get(name)
+    try:
+        return Path(folder, name).read_text(encoding="utf-8").rstrip("\n")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _user(number: int) -> str:
+    try:
+        return f"user {pwd.getpwuid(number).pw_name}"
+    except KeyError:
+        return f"the user with the number {number}"
 
 
 class _NotASettingError(Exception):

@@ -8,6 +8,10 @@
 | trained | better | goes live if its metric beats the live one's, on the same rows, by the margin; else rejected |
 
 If "better" cannot be decided, because either version lacks the metric, the candidate waits for `predictd promote`.
+
+Whoever may insert rows chooses what a candidate learns and what it is measured on. So a candidate that would replace a
+trained version is also measured on the rows that judged the last promotion, as they were then. If its metric is worse
+there than the live version's by more than `promote_fall`, it is held: it waits for a person, whatever `promote` says.
 """
 
 from __future__ import annotations
@@ -23,30 +27,41 @@ __all__ = ["Decision", "Measured", "decide"]
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A version and its metrics: `metrics` by name, the default one first; `greater` by name, whether a greater value
-    is better.
+    """A version and its metrics: `metrics` by name, the default one first; `kept`: the same on the rows that judged the
+    last promotion, as far as they are kept; `greater` by name, whether a greater value is better.
     """
 
     version: int
     trained: bool
     metrics: Mapping[str, float] = field(default_factory=dict)
     greater: Mapping[str, bool] = field(default_factory=dict)
+    kept: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
     """The decision about a candidate. `state` is its state from now on, `metric` the name of the deciding metric, if
-    any.
+    any. `held`: it would have gone live, but fell on the rows of the last promotion.
     """
 
     promote: bool
     state: Literal["live", "candidate", "rejected"]
     reason: str
     metric: str | None = None
+    held: bool = False
 
 
 def decide(trainer: TrainerArguments, live: Measured | None, candidate: Measured) -> Decision:
-    """Judges a candidate by the `promote`, `promote_metric` and `promote_margin` of its trainer's declaration."""
+    """Judges a candidate by the `promote`, `promote_metric`, `promote_margin` and `promote_fall` of its trainer's
+    declaration.
+    """
+    decision = _decided(trainer, live, candidate)
+    if decision.promote and live is not None and live.trained and (why := _fallen(trainer, live, candidate)):
+        return Decision(False, "candidate", f"{why}; it waits for `predictd promote`", decision.metric, held=True)
+    return decision
+
+
+def _decided(trainer: TrainerArguments, live: Measured | None, candidate: Measured) -> Decision:
     if live is None:
         return Decision(True, "live", "it is the first version")
     if not live.trained:
@@ -79,6 +94,25 @@ def _better(trainer: TrainerArguments, live: Measured, candidate: Measured) -> D
         return Decision(True, "live", f"{comparison}: better{least}", name)
     return Decision(
         False, "rejected", f"{comparison}: not better{least} ({'greater' if greater else 'smaller'} is better)", name
+    )
+
+
+def _fallen(trainer: TrainerArguments, live: Measured, candidate: Measured) -> str | None:
+    """Why a person must decide: what the candidate lost on the rows of the last promotion; None if nothing counts."""
+    most, wanted = trainer.promote_fall, trainer.promote_metric
+    name = next(iter(live.kept), None) if wanted is None else named(wanted, list(live.kept))
+    if most == "any" or name is None:
+        return None
+    on = "on the rows that judged the last promotion"
+    if name not in candidate.kept:
+        return f"{name} cannot be measured {on}"
+    new, old = candidate.kept[name], live.kept[name]
+    fall = old - new if candidate.greater.get(name, True) else new - old
+    if fall <= most:
+        return None
+    return (
+        f"{on}, {name} is {new:.6g} against {old:.6g} of version {live.version}: worse by more than promote_fall = "
+        f"{most:g}, so either these rows' labels have changed for good or new rows are wrong"
     )
 
 

@@ -107,7 +107,8 @@ class ServiceState:
     why it does not; `role_reason` is the reason for the role.
 
     `jobs` are those that run; `paused` are the paused listeners; `refused` are declarations in the database that carry
-    no signature of this service, each with the reason.
+    no signature of this service, each with the reason; `held` are the models whose newest version waits for a person,
+    each with the reason.
     """
 
     service: str
@@ -121,6 +122,7 @@ class ServiceState:
     jobs: tuple[RunningJob, ...] = ()
     paused: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
+    held: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +219,7 @@ def service_status(state: ServiceState, now: float) -> ServiceStatus:
         state.jobs,
         state.paused,
         state.refused,
+        held=state.held,
     )
 
 

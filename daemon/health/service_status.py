@@ -84,6 +84,7 @@ class ServiceStatus:
     jobs: Annotated[tuple[RunningJob, ...], defaulting(())] = ()
     paused: Annotated[tuple[str, ...], defaulting(())] = ()
     refused: Annotated[Mapping[str, str], defaulting({})] = field(default_factory=dict)
+    held: Annotated[Mapping[str, str], defaulting({})] = field(default_factory=dict)
     owner: Annotated[Owner | None, defaulting(None)] = None
     http: _Text = None
     epoch: Annotated[int | None, defaulting(None)] = None

@@ -15,6 +15,7 @@ from typing import Final
 import structlog
 
 from components.errors import DeclarationError, Fenced, MetricError, NotApplied, Stopped, TrainingError
+from components.import_folder import ImportFolder
 from daemon.engine import Ending
 from daemon.engine.child import Channel, leave_with_parent
 from daemon.engine.threads import limit
@@ -50,7 +51,6 @@ def main() -> None:
     reporter = JobReporter.over(channel, patience)
     threading.Thread(target=leave_with_parent, name="parent", daemon=True).start()
     reporter.threads = be_polite(assignment.threads)
-    sys.path.insert(0, str(assignment.import_root))
     threading.Thread(target=reporter.report_on, name="reporter", daemon=True).start()
     os._exit(
         work(assignment, reporter, patience, stopping)
@@ -60,6 +60,7 @@ def main() -> None:
 def work(assignment: JobAssignment, reporter: JobReporter, patience: MongoRetry, stopping: threading.Event) -> int:
     """Does the job and reports its end; the exit code."""
     try:
+        ImportFolder(assignment.import_root, assignment.allow_imports).open()
         context = Context(assignment, reporter, patience, stopping)
         job = context.job()
         result = {"train": train, "validate": validate}[job.kind](context, job)

@@ -31,7 +31,9 @@ class Measured:
 
 
 class Evaluation:
-    """The validations of one model. `ids` are the rows; `keep` may cache rows for the next evaluation."""
+    """The validations of one model. `ids` are the rows; `keep` may cache rows for the next evaluation; `instead` are
+    the rows of some datasets, by "validation/dataset", in place of those.
+    """
 
     def __init__(
         self,
@@ -40,6 +42,7 @@ class Evaluation:
         known: Catalog,
         ids: Ids,
         keep: Callable[[Examples], Examples] = lambda rows: rows,
+        instead: Mapping[str, Examples] = {},
     ) -> None:
         self._context = context
         self._validations: list[Validation] = []
@@ -51,7 +54,8 @@ class Evaluation:
             self._validations.append(validation)
             for name, dataset in each.declaration.datasets.items():
                 place = f"{each.name}/{name}"
-                self._rows[place] = keep(context.rows(dataset.table, each.declaration.key, ids[place], known))
+                rows = instead.get(place)
+                self._rows[place] = rows or keep(context.rows(dataset.table, each.declaration.key, ids[place], known))
             for name in validation.names:
                 whole = (
                     f"{each.name}/{name}" if name in self.greater else name

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from components.declarations import TrainerDeclaration
@@ -27,6 +27,7 @@ from daemon.handlers.train import checkpoint_folder, folds, split
 from daemon.job import pins as pinning
 from daemon.job.context import Context
 from daemon.job.evaluation import Evaluation, chosen, of_model
+from daemon.job.judges import LOSS, Judges
 from daemon.job.pins import Pins
 from daemon.store.mongo_retry import Stopping
 from daemon.store.registry.components import signature
@@ -43,8 +44,6 @@ __all__ = ["train"]
 HISTORY_KEPT: Final = 2000
 TRACE_KEPT: Final = 200_000
 """Points of all traces together that go into a version's document, which MongoDB limits to 16 MB."""
-
-LOSS: Final = "valid/loss"
 
 T = TypeVar("T")
 
@@ -86,6 +85,7 @@ class Training:
         self._versions = context.loader.versions(self._model)
         self._trainer = build_trainer(self._model, self._declaration, context.loader.resolve(self._declared))
         self._validations = of_model(context, self._known, self._model)
+        self._judging = Judges(context, self._model, self._declaration, self._validations, self._known, self._loss)
 
     def stored(self) -> Version | None:
         """The candidate of an earlier attempt."""
@@ -286,7 +286,7 @@ class Training:
                 return self._result(candidate, promoted=True, reason=live.reason or "", compared=compared)
             if live is not None and live.number != compared.version:
                 voice.say(f"version {live.number} went live in the meantime")
-                compared = self._compare(*self._judges())
+                compared = self._compare(*self._judges(self._pins()))
             decision = self._decided(candidate, compared)
             if self._done(candidate, decision, compared):
                 break
@@ -294,23 +294,35 @@ class Training:
         self._context.patience("versions", lambda: self._versions.prune(self._declaration.keep))
         return self._result(candidate, decision.promote, decision.reason, compared)
 
-    def _judges(self) -> tuple[Evaluation, Examples | None]:
-        """What to measure another live version by: the same rows, as far as they are still known."""
+    def _pins(self) -> Pins:
+        """The rows of this training, as far as they are still known."""
+        folder = checkpoint_folder(self._context.assignment.state_dir, self._job.id)
+        return pinning.load(folder, self._identity) or self._pin()
+
+    def _judges(self, pins: Pins) -> tuple[Evaluation, Examples | None]:
+        """What to measure another live version by: the same rows."""
         context, declaration = self._context, self._declaration
-        folder = checkpoint_folder(context.assignment.state_dir, self._job.id)
-        pins = pinning.load(folder, self._identity) or self._pin()
         valid = (
             None if pins.valid is None else context.rows(declaration.table, declaration.key, pins.valid, self._known)
         )
         return Evaluation(context, self._validations, self._known, pins.datasets), valid
 
     def _decided(self, candidate: Version, compared: Compared) -> Decision:
+        """The decision; before a promotion that it allows, both are measured on the rows of the last one too."""
         greater = {**candidate.data["greater"], LOSS: False}
-        return decide(
-            self._declaration,
-            Measured(compared.version, compared.trained, compared.metrics, greater),
-            Measured(candidate.number, trained=True, metrics=candidate.metrics, greater=greater),
-        )
+        live = Measured(compared.version, compared.trained, compared.metrics, greater)
+        new = Measured(candidate.number, trained=True, metrics=candidate.metrics, greater=greater)
+        decision = decide(self._declaration, live, new)
+        if self._declaration.promote_fall == "any" or decision.state == "rejected":
+            return decision
+        pins = self._pins()
+        if decision.promote and live.trained:
+            before, after = self._judging.measure(
+                pins, lambda: self._version(compared.version).model, lambda: self._version(candidate.number).model
+            )
+            decision = decide(self._declaration, replace(live, kept=before), replace(new, kept=after))
+        self._judging.keep(candidate.number, pins)
+        return decision
 
     def _done(self, candidate: Version, decision: Decision, compared: Compared) -> bool:
         """Applies the decision; False if another version went live in the meantime."""
@@ -323,8 +335,10 @@ class Training:
                 ),
             )
         self._context.job()
-        say = versions.reject if decision.state == "rejected" else versions.hold
-        patience("versions", lambda: say(number, decision.reason))
+        if decision.state == "rejected":
+            patience("versions", lambda: versions.reject(number, decision.reason))
+        else:
+            patience("versions", lambda: versions.hold(number, decision.reason, held=decision.held))
         return True
 
     def _result(self, candidate: Version, promoted: bool, reason: str, compared: Compared) -> dict[str, Any]:

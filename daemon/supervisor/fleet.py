@@ -5,7 +5,7 @@ report names, and starts it again. Exit codes decide nothing, since user code ca
 |---|---|
 | declaration changed | starts it again at once |
 | memory limit | starts it again at once |
-| cannot be built | waits a minute, or until somebody changes something (`nudge`) |
+| cannot be built | waits a minute, or until a declaration or a file of the user's code has changed |
 | fenced | tells the supervisor, which steps down; does not start it again |
 | none: a crash, after a finished batch | starts it again at once |
 | none: a crash | starts it again after a backoff that doubles, with jitter; a minute of health ends it |
@@ -27,6 +27,7 @@ from typing import Any
 
 import structlog
 
+from components.import_folder import ImportFolder, Stamp
 from daemon.engine import Ending, Engine, WorkerProcess, ended
 from daemon.handlers.predict.suspects import Ended
 from daemon.health.backoff import backoff
@@ -80,6 +81,7 @@ class WorkerKeeper:
         self._listeners = listeners
         self._changed = changed
         self._fenced = fenced
+        self._code = ImportFolder(spec.import_root, spec.allow_imports)
         self._process: WorkerProcess[WorkerReport] | None = None
         self._backoff = Backoff()
         self._nudged = asyncio.Event()
@@ -95,15 +97,25 @@ class WorkerKeeper:
         """Starts the worker, again and again, until `stop` or until it is fenced."""
         try:
             while not self._stopping:
+                code = await asyncio.to_thread(self._code.stamps)
                 delay = await self._run_once()
                 if self._stopping or delay is None:
                     return
                 self._restarts += 1
                 self._nudged.clear()
-                await timed_wait(self._nudged, delay)
+                await self._pause(delay, code)
         finally:
             self._ended.set()
             self._changed()
+
+    async def _pause(self, seconds: float, code: frozenset[Stamp]) -> None:
+        """Waits until the next start: for so long, or until `nudge`, or until the user's code is no longer `code`."""
+        end = time.monotonic() + seconds
+        while not self._nudged.is_set() and (left := end - time.monotonic()) > 0:
+            await timed_wait(self._nudged, min(left, LOOK_SECONDS))
+            if left > LOOK_SECONDS and await asyncio.to_thread(self._code.stamps) != code:
+                log.info("the code of a worker has changed: it is started again", worker=self._spec.worker)
+                return
 
     async def stop(self, seconds: float) -> None:
         """Stops the worker, in `seconds` at most, and does not start it again."""

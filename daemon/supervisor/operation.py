@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 import structlog
@@ -25,11 +26,13 @@ from daemon.handlers.reload import plan
 from daemon.health.readiness import WorkerState
 from daemon.health.service_status import RunningJob
 from daemon.store.connection import Data
+from daemon.store.registry import judged
 from daemon.store.registry.artifacts import Artifacts
 from daemon.store.registry.components import Catalog
 from daemon.store.registry.registry import KINDS
 from daemon.store.registry.signed_anew import lead
 from daemon.store.registry.versions import Versions
+from daemon.store.rows import kept_rows
 from daemon.store.service.jobs import Job
 from daemon.supervisor.desired_state import Desired, desired
 from daemon.supervisor.fleet import Fleet
@@ -63,6 +66,8 @@ class Operation:
         self._desired = Desired(context.config.workers())
         self.known = Catalog()
         """What was applied when the registry was last read."""
+        self.held: Mapping[str, str] = {}
+        """The models whose newest version waits for a person, each with the reason."""
         self.active = False
         """Whether the workers and jobs run."""
         self.leaving = False
@@ -133,6 +138,7 @@ class Operation:
         if not self.active:
             return
         self._learn(await self._context.call(lambda data: self._context.registry(data).read()))
+        await self._look_at_versions()
         after = await self._asked_for(self._context.config)
         work = plan(self._desired.fingerprints, after.fingerprints)
         if work.leaving or work.coming:
@@ -175,6 +181,7 @@ class Operation:
             registry.publish(config.declarations())
             Artifacts(data).prune()
             Versions.sweep(data)
+            kept_rows.sweep(data, judged.named(data))
             return registry.read()
 
         try:
@@ -224,6 +231,16 @@ class Operation:
         metrics = (job.result or {}).get("metrics")
         if job.kind == "validate" and job.state == "done" and isinstance(metrics, Mapping):
             self._context.spawn(self._scheduling.validated(job.target, metrics))
+        if job.kind == "train":
+            self._context.spawn(self._look_at_versions())
+
+    async def _look_at_versions(self) -> None:
+        with suppress(MongoUnavailable):  # the next look tells
+            held = await self._context.call(lambda data: judged.held(data, self._context.service))
+            for model in held.keys() - self.held.keys():
+                log.warning("a trained version is held", model=model, reason=held[model])
+            self.held = held
+            self._context.changed()
 
 
 def _scheduled(known: Catalog) -> dict[str, dict[str, TrainerDeclaration | ValidationDeclaration]]:

@@ -362,6 +362,7 @@ class Supervisor:
             jobs=self._operation.jobs(),
             paused=self._operation.paused,
             refused=self._operation.known.refused,
+            held=self._operation.held,
         )
 
     def _changed(self) -> None:

@@ -74,6 +74,7 @@ FAMILIES = (
         "predictd_config_last_reload_successful", "gauge", "1 if service.toml as it was last read is the one that runs."
     ),
     Family("predictd_mongo_up", "gauge", "1 while MongoDB answers the supervisor."),
+    Family("predictd_version_held", "gauge", "1 while a trained version waits for a person.", ("model",)),
     Family("predictd_leader", "gauge", "1 while this daemon holds the lease of its service."),
 )
 
@@ -120,6 +121,8 @@ def _own(state: ServiceState) -> Series:
         labels: Labels = (("listener", name),)
         series["predictd_ready", labels] = float(verdict.ready)
         series["predictd_lag_seconds", labels] = verdict.lag_seconds
+    for model in state.held:
+        series["predictd_version_held", (("model", model),)] = 1.0
     for worker in state.workers:
         labels = (("worker", worker.name),)
         series["predictd_worker_up", labels] = float(worker.up)

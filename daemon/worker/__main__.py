@@ -12,6 +12,7 @@ from typing import Final
 import structlog
 
 from components.errors import DeclarationError, Fenced, PredictdError
+from components.import_folder import ImportFolder
 from daemon.engine import Ending, threads
 from daemon.engine.child import Channel, leave_with_parent
 from daemon.logs.setup import configure
@@ -47,12 +48,12 @@ def main() -> None:
     structlog.contextvars.bind_contextvars(worker=assignment.worker)
     threading.Thread(target=leave_with_parent, name="parent", daemon=True).start()
     threads.limit(assignment.threads)
-    sys.path.insert(0, str(assignment.import_root))
     worker = Worker(assignment, channel)
     signal.signal(signal.SIGTERM, lambda *_: worker.stopping.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=worker.report_on, name="reporter", daemon=True).start()
     try:
+        ImportFolder(assignment.import_root, assignment.allow_imports).open()
         worker.start()
         gc.freeze()  # imported modules and models stay: collections need not walk through them
         log.info("worker runs", listeners=[run.declared.name for run in worker.runs], epoch=assignment.epoch)

@@ -25,7 +25,7 @@ from components import serialization as declaring
 from components.datatypes import datatype
 from components.declarations import ModelDeclaration
 from components.errors import DeclarationError, PredictdError
-from components.import_paths import ImportPolicy
+from components.import_paths import ImportPolicy, imported
 from components.model import Model
 from daemon.handlers.predict.stages import Live
 from daemon.store.registry.artifacts import Artifacts
@@ -64,7 +64,7 @@ def resolver(component: Component[Any], policy: ImportPolicy, blobs: Artifacts) 
 
     def resolve(slot: Any) -> Any:
         if isinstance(slot, str):
-            return (policy if component.source == "config" else ImportPolicy((slot.partition(":")[0],))).resolve(slot)
+            return policy.resolve(slot) if component.source == "config" else imported(slot)
         if component.source == "config":
             raise DeclarationError(f"{component.kind} {component.name!r}: service.toml names code by import path only")
         return artifacts.loads(slot, lambda digest: blobs.blob(digest, component.sizes.get(digest)))

@@ -47,7 +47,9 @@ ANY: Final = -1  # any live version is replaced
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One version of a model. `weights` is None if the model has none, or if they were pruned."""
+    """One version of a model. `weights` is None if the model has none, or if they were pruned. `judged` names the kept
+    rows that it was measured on (`daemon.store.rows.kept_rows`); `held`: it fell on those of the last promotion.
+    """
 
     number: int
     state: str
@@ -70,6 +72,8 @@ class Version:
     validations: Sequence[Mapping[str, Any]] = ()
     reason: str | None = None
     job: Any = None
+    held: bool = False
+    judged: Mapping[str, str] = field(default_factory=dict)
     created_at: datetime | None = None
     promoted_at: datetime | None = None
 
@@ -77,6 +81,11 @@ class Version:
     def loadable(self) -> bool:
         """Whether its weights, if it has any, are still stored."""
         return self.state != "removed" and not self.pruned
+
+    @property
+    def prunable(self) -> bool:
+        """Whether nobody waits for it. Rows that somebody inserts may have one held after the other."""
+        return self.state in {"retired", "rejected"} or self.held
 
 
 _TRACES: Final = ("metric_values", "metric_steps", "history", "validations")
@@ -325,9 +334,9 @@ class Versions:
         """Rejects the candidate for this reason."""
         self._say(number, {"state": "rejected", "reason": reason})
 
-    def hold(self, number: int, reason: str) -> None:
+    def hold(self, number: int, reason: str, *, held: bool = False) -> None:
         """Notes why the candidate waits for `predictd promote`."""
-        self._say(number, {"reason": reason})
+        self._say(number, {"reason": reason, **({"held": True} if held else {})})
 
     def _say(self, number: int, what: Mapping[str, Any]) -> None:
         self._collection.update_one(
@@ -357,15 +366,16 @@ class Versions:
 
     def prune(self, keep: int) -> list[int]:
         """Deletes the weights of all but the newest `keep` trained versions; never those of the live one, of its
-        parent, or of the one that a rollback promotes.
+        parent, of the one that a rollback promotes, or of a candidate that is not held.
         """
         live = self.live()
         held = {live.number, live.parent, live.replaced} if live else set()
         trained = [each for each in self.listed(traces=False) if each.trained and each.loadable]
-        surplus = [each for each in trained[:-keep] if each.number not in held and each.state != "candidate"]
+        surplus = [each for each in trained[:-keep] if each.number not in held and each.prunable]
         for version in surplus:
             found = self._collection.find_one_and_update(
-                {"_id": self._id(version.number), "state": {"$in": ["retired", "rejected"]}}, {"$set": {"pruned": True}}
+                {"_id": self._id(version.number), "state": version.state},
+                {"$set": {"pruned": True}, "$unset": {"judged": 1}},
             )
             if found is not None:
                 self._delete(found)

@@ -33,7 +33,7 @@ from daemon.store.connection import ROW_CODEC, make_client, open_database
 from daemon.store.registry.components import signature
 from daemon.store.rows.row_reader import value_at
 
-__all__ = ["Pinned", "RowExamples", "kept", "pinned"]
+__all__ = ["Pinned", "RowDecoder", "RowExamples", "kept", "pinned"]
 
 log = structlog.get_logger(__name__)
 
@@ -150,12 +150,42 @@ def _parts(ids: Sequence[Any]) -> Iterator[list[Any]]:
     yield part
 
 
+class RowDecoder:
+    """Decodes the fields of a table's rows. `fields` are the paths with their datatypes' specs (None: the value as the
+    driver decodes it). The first value that its datatype cannot decode is logged.
+    """
+
+    def __init__(self, table: str, fields: Mapping[str, str | None]) -> None:
+        self._table = table
+        self._datatypes: list[tuple[str, Datatype | None]] = [
+            (path, datatype(spec) if spec else None) for path, spec in fields.items()
+        ]
+        self._told = False
+
+    def __call__(self, document: Mapping[str, Any]) -> tuple[Any, ...] | None:
+        """The values; None if one is absent, null, or cannot be decoded."""
+        values = []
+        for path, kind in self._datatypes:
+            value = value_at(document, path)
+            if value is None:  # absent or null: no example
+                return None
+            try:
+                values.append(value if kind is None else kind.decode(value))
+            except DecodeError as error:
+                if not self._told:
+                    self._told = True
+                    log.warning(
+                        "a row is skipped", table=self._table, row=document["_id"], field=path, reason=str(error)
+                    )
+                return None
+        return tuple(values)
+
+
 class RowExamples:
     """The decoded rows of a table by their place in `ids`: `components.examples.Examples` over MongoDB.
 
-    `fields` are the key's paths with their datatypes' specs (None: the value as the driver decodes it). A row counts as
-    gone if it is deleted, lacks a field (or holds null in it), or has a value that its datatype cannot decode. The
-    first row of the last kind is logged.
+    `fields` are the key's paths with their datatypes' specs, as for `RowDecoder`. A row counts as gone if it is
+    deleted, lacks a field (or holds null in it), or has a value that its datatype cannot decode.
 
     It can be pickled, and used after a fork: each process opens a client of its own at its first fetch.
     """
@@ -168,11 +198,8 @@ class RowExamples:
         self._table = table
         self._fields = dict(fields)
         self._ids = ids
-        self._datatypes: list[tuple[str, Datatype | None]] = [
-            (path, datatype(spec) if spec else None) for path, spec in self._fields.items()
-        ]
+        self._decoded = RowDecoder(table, self._fields)
         self._client: tuple[int, Database[dict[str, Any]]] | None = None
-        self._told = False
 
     def __getstate__(self) -> tuple[Any, ...]:
         return self._uri, self._database, self._table, self._fields, self._ids
@@ -205,23 +232,6 @@ class RowExamples:
         if self._client is not None and self._client[0] == os.getpid():
             self._client[1].client.close()
         self._client = None
-
-    def _decoded(self, document: Mapping[str, Any]) -> tuple[Any, ...] | None:
-        values = []
-        for path, kind in self._datatypes:
-            value = value_at(document, path)
-            if value is None:  # absent or null: no example
-                return None
-            try:
-                values.append(value if kind is None else kind.decode(value))
-            except DecodeError as error:
-                if not self._told:
-                    self._told = True
-                    log.warning(
-                        "a row is skipped", table=self._table, row=document["_id"], field=path, reason=str(error)
-                    )
-                return None
-        return tuple(values)
 
     def _open(self) -> Database[dict[str, Any]]:
         # A client cannot be used after a fork: its threads and sockets belong to the parent.

@@ -1,0 +1,102 @@
+"""The rows that judge promotions, kept as they were: measures versions on those of the last promotion, and keeps those
+of the next.
+
+The rows of each dataset are kept under "validation/dataset", those of the trainer's own validation under `FOLD`. A
+dataset that the last promotion did not have is measured on its present rows: then both versions are measured alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from components.declarations import TrainerDeclaration, ValidationDeclaration
+from components.errors import Stopped
+from components.examples import Examples
+from components.model import Model
+from daemon.job.context import Context
+from daemon.job.evaluation import Evaluation
+from daemon.job.pins import Pins
+from daemon.store.mongo_retry import Stopping
+from daemon.store.registry.components import Catalog, Component
+from daemon.store.registry.judged import judges, keep_judges
+from daemon.store.rows import kept_rows
+from daemon.store.rows.kept_rows import KeptExamples
+
+__all__ = ["LOSS", "Judges"]
+
+FOLD: Final = "fold"
+LOSS: Final = "valid/loss"
+"""The metric of the trainer's own validation."""
+
+
+class Judges:
+    """The judging rows of one model. `loss` measures a model on the rows of the trainer's own validation."""
+
+    def __init__(
+        self,
+        context: Context,
+        model: str,
+        trainer: TrainerDeclaration,
+        validations: Sequence[Component[ValidationDeclaration]],
+        known: Catalog,
+        loss: Callable[[Model, Examples], float],
+    ) -> None:
+        self._context = context
+        self._model = model
+        self._trainer = trainer
+        self._validations = validations
+        self._known = known
+        self._loss = loss
+
+    def measure(self, pins: Pins, *loads: Callable[[], Model]) -> list[Mapping[str, float]]:
+        """The metrics of each model on the rows of the last promotion; none if there are none or it cannot be measured
+        there.
+        """
+        context, instead = self._context, dict[str, Examples]()
+        judging = self._read(pins)
+        service = context.assignment.service
+        named = context.patience("versions", lambda: judges(context.database, service, self._model))
+        for place, name in named.items():
+            rows = context.patience("rows", lambda: kept_rows.kept(context.database, name))  # noqa: B023 - called at once
+            if rows is not None and place in judging:
+                table, key, _ = judging[place]
+                instead[place] = KeptExamples(table, context.fields(table, key, self._known), rows)
+        if not instead:
+            return [{} for _ in loads]
+        context.voice.doing("measuring on the rows of the last promotion")
+        evaluation = Evaluation(context, self._validations, self._known, pins.datasets, instead=instead)
+        return [self._metrics(evaluation, instead.get(FOLD), load) for load in loads]
+
+    def _metrics(self, evaluation: Evaluation, fold: Examples | None, load: Callable[[], Model]) -> Mapping[str, float]:
+        try:
+            model = load()
+            return dict(evaluation(model).metrics) | ({} if fold is None else {LOSS: self._loss(model, fold)})
+        except (Stopped, Stopping):
+            raise
+        except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+            self._context.voice.say(f"not measured on the rows of the last promotion: {error}")
+            return {}
+
+    def keep(self, number: int, pins: Pins) -> None:
+        """Keeps the present contents of the rows that this version was measured on."""
+        context = self._context
+        judged: dict[str, str] = {}
+        for place, (table, key, ids) in self._read(pins).items():
+            fields = list(context.fields(table, key, self._known))
+            name = context.patience("rows", lambda: kept_rows.keep(context.database, table, fields, ids))  # noqa: B023
+            if name is not None:
+                judged[place] = name
+        service = context.assignment.service
+        context.patience("versions", lambda: keep_judges(context.database, service, self._model, number, judged))
+
+    def _read(self, pins: Pins) -> dict[str, tuple[str, object, Sequence[object]]]:
+        """What judges: the table, key and `_id`s of each dataset."""
+        found: dict[str, tuple[str, object, Sequence[object]]] = {
+            f"{each.name}/{name}": (dataset.table, each.declaration.key, pins.datasets[f"{each.name}/{name}"])
+            for each in self._validations
+            for name, dataset in each.declaration.datasets.items()
+        }
+        if pins.valid is not None:
+            found[FOLD] = (self._trainer.table, self._trainer.key, pins.valid)
+        return found
