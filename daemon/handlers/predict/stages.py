@@ -17,7 +17,7 @@ import bson
 from bson.timestamp import Timestamp
 
 from components.datatypes import Datatype
-from components.errors import DecodeError, OutputError, Retry
+from components.errors import DecodeError, OutputError, OutputShapeError, Retry
 from components.key import Arguments, Key
 from components.model import Model
 from daemon.handlers.predict.dirty_keys import Batch, identity
@@ -279,6 +279,8 @@ class _Run:
             return self._bisect(inputs)
         try:
             return [_Outcome(output) for output in self.model.infer_many(many, len(inputs))]
+        except OutputShapeError as error:
+            return [_Outcome(error=error)] * len(inputs)
         except ANYTHING as error:
             self._note(error, len(inputs))
             return self._bisect(inputs)
@@ -286,6 +288,8 @@ class _Run:
     def _bisect(self, inputs: Sequence[Any]) -> list[_Outcome]:
         try:
             return [_Outcome(output) for output in self._infer(inputs)]
+        except OutputShapeError as error:  # a smaller batch might fit by chance: 2 heads look like 2 rows
+            return [_Outcome(error=error)] * len(inputs)
         except ANYTHING as error:
             self._note(error, len(inputs))
             if len(inputs) == 1:
