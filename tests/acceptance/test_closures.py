@@ -73,7 +73,9 @@ def test_what_refers_to_the_module_gets_the_one_that_is_trained_and_served(db: D
     net = Net()
     weight, head = net.head.weight, net.head
     first = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    model = TorchModel("closes", net, preprocess=torch.as_tensor, postprocess=lambda o: [net.decode(o), weight.sum()])
+    model = TorchModel(
+        "closes", net, preprocess=torch.as_tensor, postprocess=lambda o: [net.decode(o), float(weight.sum())]
+    )
     model.trainer = trainer(
         db,
         optimizer_cls=lambda ps: torch.optim.SGD([{"params": net.head.parameters(), "lr": 0.1}], lr=0.5),
@@ -209,3 +211,10 @@ def _all_errors(db: Datalayer, table: str, listener: str) -> list[Any] | None:
     outputs = [row.get("_outputs", {}).get(listener, {}) for row in db[table]]
     assert not any("value" in output for output in outputs)
     return outputs if all("error" in output for output in outputs) else None
+
+
+def test_the_warnings_of_torch_are_in_the_jobs_log(db: Datalayer) -> None:
+    """That a target has another shape than the output is the usual reason of a bad training."""
+    trained(db, "warned", Net(), objective=lambda o, y: torch.nn.functional.mse_loss(o[:, :1], y.float()))
+    (job,) = db.jobs(kind="train", target="warned")
+    assert any("Using a target size" in str(line) for line in db.logs(job["_id"]))

@@ -16,7 +16,7 @@ from typing import Any, Final
 import bson
 from bson.timestamp import Timestamp
 
-from components.datatypes import Datatype
+from components.datatypes import Datatype, undeclared
 from components.errors import DecodeError, OutputError, OutputShapeError, Retry
 from components.key import Arguments, Key
 from components.model import Model
@@ -224,7 +224,7 @@ def _decoded(row: Row, live: Live) -> list[Any]:
         if isinstance(value, Undecodable):
             raise DecodeError(f"{path}: {value.reason}")
         try:
-            values.append(datatype.decode(value) if datatype else value)
+            values.append(datatype.decode(value) if datatype else undeclared(value))
         except DecodeError as error:
             raise DecodeError(f"{path}: {error}") from error
     return values
