@@ -6,18 +6,19 @@
 `prepare` calls the user's `preprocess`; `infer` collates the rows, runs the model and splits its output into rows;
 `finish` calls the user's `postprocess` and converts the result to BSON. If `prepare_batch` is true, `prepare_many` and
 `infer_many` do the same for a whole batch. If a step raises, the corridor halves the batch until it has isolated the
-failing row.
+failing row; not if the output has the wrong shape (OutputShapeError), which is no row's fault.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from itertools import islice
 from threading import Lock
 from typing import Any
 
-from components.errors import DeclarationError, OutputError
+from components.errors import DeclarationError, OutputShapeError
 from components.key import Arguments
 from components.names import check_identifier
 from components.outputs import storable
@@ -46,6 +47,8 @@ class Model(ABC):
         self.preprocess = preprocess
         self.postprocess = postprocess
         self.threads = threads
+        self.origin: Any = None
+        """The module of a user's file that `object` is a copy of, or None; the user's functions may refer to it."""
         self.trainer: Any = None
         self.validation: Any = None
         self._turn = Lock()  # two listeners may share a model, and few callables are thread-safe
@@ -149,6 +152,7 @@ class ObjectModel(Model):
             raise DeclarationError(f"model {identifier!r}: object: expected a callable, got {type(object).__name__}")
         self.object = object
         self.batched = batched
+        self._by_row = False
 
     def prepare(self, arguments: Arguments) -> Any:
         """Return the preprocessed row; without a `preprocess`, its arguments."""
@@ -160,8 +164,27 @@ class ObjectModel(Model):
         """Call the object, in one thread at a time."""
         with self._turn:
             if self.batched:
-                return checked(self.object(xs), len(xs))
+                return self._rows(xs, self.object(xs))
             return [self.object(*x.args, **x.kwargs) if isinstance(x, Arguments) else self.object(x) for x in xs]
+
+    def _rows(self, xs: list[Any], outputs: Any) -> list[Any]:
+        """Return the outputs of a batch, one for each row.
+
+        Two sequences of two, for two rows, may be one for each row or one for each result. Once, another batch tells.
+        """
+        n = len(xs)
+        rows = checked(outputs, n)
+        if self._by_row or not all(_length(row) == n for row in rows):
+            return rows
+        rows = deepcopy(rows)  # the next call may write into the same memory
+        another = self.object([*deepcopy(xs), deepcopy(xs[0])])
+        if _length(another) != n + 1:
+            raise OutputShapeError(
+                f"the model returned {n} sequences of {n} for {n} rows, and {_length(another)} for {n + 1} rows; "
+                "expected one output for each row: list(zip(*outputs))"
+            )
+        self._by_row = True
+        return rows
 
 
 def bundled(arguments: Arguments) -> Any:
@@ -181,12 +204,16 @@ def checked(outputs: Any, n: int) -> list[Any]:
         or not hasattr(outputs, "__len__")
         or not hasattr(outputs, "__getitem__")
     ):
-        raise OutputError(
+        raise OutputShapeError(
             f"the model returned {type(outputs).__name__} for a batch of {n} rows; expected a sequence of {n}"
         )
     if len(outputs) != n:
-        raise OutputError(f"the model returned {len(outputs)} outputs for {n} rows")
+        raise OutputShapeError(f"the model returned {len(outputs)} outputs for {n} rows")
     return list(outputs)
+
+
+def _length(value: Any) -> int | None:
+    return len(value) if hasattr(value, "__len__") and not isinstance(value, (str, bytes, Mapping)) else None
 
 
 def check_callable(identifier: str, name: str, function: object) -> None:

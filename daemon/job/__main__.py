@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import logging
 import os
 import signal
 import sys
@@ -63,6 +64,7 @@ def work(assignment: JobAssignment, reporter: JobReporter, patience: MongoRetry,
         ImportFolder(assignment.import_root, assignment.allow_imports).open()
         context = Context(assignment, reporter, patience, stopping)
         job = context.job()
+        warn_in(reporter)
         result = {"train": train, "validate": validate}[job.kind](context, job)
     except (Stopped, Stopping) as stopped:
         reporter.say(f"stopped: {stopped}")
@@ -76,6 +78,18 @@ def work(assignment: JobAssignment, reporter: JobReporter, patience: MongoRetry,
         return BROKEN
     reporter.last("done", result=result)
     return 0
+
+
+def warn_in(reporter: JobReporter) -> None:
+    """Puts the warnings of libraries into the job's log too, such as torch's of a target whose size does not fit."""
+
+    class Told(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            reporter.say(f"warning: {record.getMessage().splitlines()[0]}")
+
+    logging.captureWarnings(capture=True)
+    for name in ("py.warnings", "components"):
+        logging.getLogger(name).addHandler(Told(logging.WARNING))
 
 
 def ending(error: BaseException) -> Ending | None:

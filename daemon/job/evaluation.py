@@ -31,8 +31,8 @@ class Measured:
 
 
 class Evaluation:
-    """The validations of one model. `ids` are the rows; `keep` may cache rows for the next evaluation; `instead` are
-    the rows of some datasets, by "validation/dataset", in place of those.
+    """The validations of `model`, and of other versions of it. `ids` are the rows; `keep` may cache rows for the next
+    evaluation; `instead` are the rows of some datasets, by "validation/dataset", in place of those.
     """
 
     def __init__(
@@ -41,17 +41,17 @@ class Evaluation:
         validations: Sequence[Component[ValidationDeclaration]],
         known: Catalog,
         ids: Ids,
+        model: Model,
         keep: Callable[[Examples], Examples] = lambda rows: rows,
         instead: Mapping[str, Examples] = {},
     ) -> None:
         self._context = context
-        self._validations: list[Validation] = []
+        self._declared = tuple(validations)
         self._rows: dict[str, Examples] = {}
         self._names: dict[tuple[str, str], str] = {}
         self.greater: dict[str, bool] = {}
         for each in validations:
-            validation = build_validation(each.name, each.declaration, context.loader.resolve(each))
-            self._validations.append(validation)
+            validation = self._built(each, model)
             for name, dataset in each.declaration.datasets.items():
                 place = f"{each.name}/{name}"
                 rows = instead.get(place)
@@ -64,7 +64,7 @@ class Evaluation:
                 self.greater[whole] = validation.metric(name).greater_is_better
 
     def __bool__(self) -> bool:
-        return bool(self._validations)
+        return bool(self._declared)
 
     @property
     def rows(self) -> int:
@@ -75,7 +75,8 @@ class Evaluation:
         """Predicts all rows. Raises MetricError, Stopped, and whatever the model raises."""
         metrics: dict[str, float] = {}
         by_validation: dict[str, Mapping[str, float]] = {}
-        for validation in self._validations:
+        for each in self._declared:
+            validation = self._built(each, model)
 
             def rows(dataset: Dataset, name: str = validation.identifier) -> Examples:
                 return self._rows[f"{name}/{dataset.identifier}"]
@@ -84,6 +85,12 @@ class Evaluation:
             by_validation[validation.identifier] = found
             metrics |= {self._names[validation.identifier, name]: value for name, value in found.items()}
         return Measured(metrics, by_validation)
+
+    def _built(self, declared: Component[ValidationDeclaration], model: Model) -> Validation:
+        """A validation, whose metrics may refer to the module of `model`."""
+        return build_validation(
+            declared.name, declared.declaration, self._context.loader.resolve(declared), lambda: model
+        )
 
 
 def of_model(context: Context, known: Catalog, model: str) -> list[Component[ValidationDeclaration]]:

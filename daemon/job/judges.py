@@ -29,9 +29,12 @@ FOLD: Final = "fold"
 LOSS: Final = "valid/loss"
 """The metric of the trainer's own validation."""
 
+Measure = Callable[[Model, Evaluation, Examples | None], Mapping[str, float]]
+"""Measures a model by an evaluation and on the rows of the trainer's own validation, if it has one."""
+
 
 class Judges:
-    """The judging rows of one model. `loss` measures a model on the rows of the trainer's own validation."""
+    """The judging rows of one model."""
 
     def __init__(
         self,
@@ -40,18 +43,18 @@ class Judges:
         trainer: TrainerDeclaration,
         validations: Sequence[Component[ValidationDeclaration]],
         known: Catalog,
-        loss: Callable[[Model, Examples], float],
+        measured: Measure,
     ) -> None:
         self._context = context
         self._model = model
         self._trainer = trainer
         self._validations = validations
         self._known = known
-        self._loss = loss
+        self._measured = measured
 
-    def measure(self, pins: Pins, *loads: Callable[[], Model]) -> list[Mapping[str, float]]:
-        """The metrics of each model on the rows of the last promotion; none if there are none or it cannot be measured
-        there.
+    def measure(self, pins: Pins, built: Model, *loads: Callable[[], Model]) -> list[Mapping[str, float]]:
+        """The metrics of each version on the rows of the last promotion; none if there are none or it cannot be
+        measured there. `built` is any version of the model.
         """
         context, instead = self._context, dict[str, Examples]()
         judging = self._read(pins)
@@ -65,13 +68,12 @@ class Judges:
         if not instead:
             return [{} for _ in loads]
         context.voice.doing("measuring on the rows of the last promotion")
-        evaluation = Evaluation(context, self._validations, self._known, pins.datasets, instead=instead)
+        evaluation = Evaluation(context, self._validations, self._known, pins.datasets, built, instead=instead)
         return [self._metrics(evaluation, instead.get(FOLD), load) for load in loads]
 
     def _metrics(self, evaluation: Evaluation, fold: Examples | None, load: Callable[[], Model]) -> Mapping[str, float]:
         try:
-            model = load()
-            return dict(evaluation(model).metrics) | ({} if fold is None else {LOSS: self._loss(model, fold)})
+            return self._measured(load(), evaluation, fold)
         except (Stopped, Stopping):
             raise
         except Exception as error:  # noqa: BLE001 - the user's code may raise anything

@@ -319,12 +319,12 @@ def test_a_single_row_that_needs_too_much_memory_is_dead() -> None:
     assert told == []
 
 
-def test_a_model_that_returns_too_few_outputs_is_found_out_row_by_row() -> None:
-    """No output lands on the wrong row."""
-    predicted = outcome(live(ObjectModel("f", lambda xs: xs[:1], batched=True)), row(1, "a"), row(2, "b"))
-    assert values(predicted) == {1: "a", 2: "b"}
-    predicted = outcome(live(ObjectModel("f", lambda xs: xs * 2, batched=True)), row(1, "a"), row(2, "b"))
-    assert values(predicted) == {1: "OutputError", 2: "OutputError"}
+def test_a_batch_with_too_few_or_too_many_outputs_is_refused_whole() -> None:
+    """It is not bisected: a smaller batch could fit by chance, and rows would get other rows' outputs."""
+    for answer in (lambda xs: xs[:1], lambda xs: xs * 2, lambda xs: [xs[0], xs[1]] if len(xs) > 1 else xs):
+        rows = [row(1, "a"), row(2, "b"), row(3, "c")]
+        predicted = outcome(live(ObjectModel("f", answer, batched=True)), *rows)
+        assert values(predicted) == dict.fromkeys((1, 2, 3), "OutputShapeError")
 
 
 # ---- odd errors -----------------------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ from typing import Any, Final
 import bson
 from bson.timestamp import Timestamp
 
-from components.datatypes import Datatype
-from components.errors import DecodeError, OutputError, Retry
+from components.datatypes import Datatype, undeclared
+from components.errors import DecodeError, OutputError, OutputShapeError, Retry
 from components.key import Arguments, Key
 from components.model import Model
 from daemon.handlers.predict.dirty_keys import Batch, identity
@@ -232,7 +232,7 @@ def _decoded(row: Row, live: Live) -> list[Any]:
         if isinstance(value, Undecodable):
             raise DecodeError(f"{path}: {value.reason}")
         try:
-            values.append(datatype.decode(value) if datatype else value)
+            values.append(datatype.decode(value) if datatype else undeclared(value))
         except DecodeError as error:
             raise DecodeError(f"{path}: {error}") from error
     return values
@@ -287,6 +287,8 @@ class _Run:
             return self._bisect(inputs)
         try:
             return [_Outcome(output) for output in self.model.infer_many(many, len(inputs))]
+        except OutputShapeError as error:
+            return [_Outcome(error=error)] * len(inputs)
         except ANYTHING as error:
             self._note(error, len(inputs))
             return self._bisect(inputs)
@@ -294,6 +296,8 @@ class _Run:
     def _bisect(self, inputs: Sequence[Any]) -> list[_Outcome]:
         try:
             return [_Outcome(output) for output in self._infer(inputs)]
+        except OutputShapeError as error:  # a smaller batch might fit by chance: 2 heads look like 2 rows
+            return [_Outcome(error=error)] * len(inputs)
         except ANYTHING as error:
             self._note(error, len(inputs))
             if len(inputs) == 1:

@@ -24,7 +24,7 @@ from bson.timestamp import Timestamp
 from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
 
-from components.datatypes import Datatype, datatype
+from components.datatypes import Datatype, datatype, undeclared
 from components.errors import DecodeError
 from components.extended_json import decoded
 from daemon.handlers.predict.dirty_keys import identity
@@ -170,7 +170,7 @@ class RowDecoder:
             if value is None:  # absent or null: no example
                 return None
             try:
-                values.append(value if kind is None else kind.decode(value))
+                values.append(undeclared(value) if kind is None else kind.decode(value))
             except DecodeError as error:
                 if not self._told:
                     self._told = True
