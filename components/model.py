@@ -28,7 +28,8 @@ __all__ = ["Arguments", "Model", "ObjectModel"]
 class Model(ABC):
     """A model with an optional `preprocess` (a row's arguments to the model's input) and `postprocess` (of one output).
 
-    If `trainer` and `validation` are set, they are applied together with the model.
+    If `trainer` and `validation` are set, they are applied together with the model. `threads` is how many threads the
+    daemon computes with.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Model(ABC):
         identifier: str,
         preprocess: Callable[..., Any] | None = None,
         postprocess: Callable[[Any], Any] | None = None,
+        threads: int | None = None,
     ) -> None:
         check_identifier(identifier, "model")
         check_callable(identifier, "preprocess", preprocess)
@@ -43,6 +45,7 @@ class Model(ABC):
         self.identifier = identifier
         self.preprocess = preprocess
         self.postprocess = postprocess
+        self.threads = threads
         self.trainer: Any = None
         self.validation: Any = None
 
@@ -131,8 +134,9 @@ class ObjectModel(Model):
         postprocess: Callable[[Any], Any] | None = None,
         *,
         batched: bool = False,
+        threads: int | None = None,
     ) -> None:
-        super().__init__(identifier, preprocess, postprocess)
+        super().__init__(identifier, preprocess, postprocess, threads)
         if not callable(object):
             raise DeclarationError(f"model {identifier!r}: object: expected a callable, got {type(object).__name__}")
         self.object = object

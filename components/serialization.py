@@ -132,7 +132,7 @@ def build_model(name: str, declaration: ModelDeclaration, resolve: Resolve) -> M
             built = source(**arguments) if by_path and makes else source
             if not of_torch:
                 code.pop("preprocess_batch", None)
-                return ObjectModel(name, built, **code, batched=declaration.batched)
+                return ObjectModel(name, built, **code, batched=declaration.batched, threads=declaration.threads)
             from components.torch import TorchModel  # imported here, because the supervisor must not import torch
 
             return TorchModel(
@@ -142,6 +142,7 @@ def build_model(name: str, declaration: ModelDeclaration, resolve: Resolve) -> M
                 preferred_devices=_devices(declaration.device),
                 forward_method=declaration.forward_method,
                 dtype=declaration.dtype,
+                threads=declaration.threads,
             )
         except PredictdError:
             raise
@@ -281,6 +282,7 @@ def _model(model: Model, codes: _Codes) -> ModelDeclaration:
         "type": "torch" if of_torch else "object",
         "object": codes.slot(f"{at}.object", given.object, by_value=by_value),
         **{step: codes.slot(f"{at}.{step}", getattr(given, step, None)) for step in steps},
+        "threads": given.threads,
     }
     if of_torch:
         dtype = None if given.dtype is None else str(given.dtype).removeprefix("torch.")

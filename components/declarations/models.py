@@ -87,6 +87,14 @@ class ModelDeclaration(Declaration):
         description='true or false, only with type = "object": whether the callable takes a list of inputs',
         examples=[True],
     )
+    threads: int | None = Field(
+        default=None,
+        exclude_if=absent,
+        ge=1,
+        le=1_024,
+        description="a whole number of threads, from 1 to 1024",
+        examples=[1],
+    )
 
     @property
     def code(self) -> dict[str, Any]:

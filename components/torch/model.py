@@ -20,6 +20,7 @@ class TorchModel(TorchModule):
     forward_method: the name of the module's method to call.
     dtype: "float16", "bfloat16"...: the module's floating-point weights and inputs are converted to it; outputs are
         converted back to float32.
+    threads: how many threads the daemon's worker computes with; None for its share of the cores.
 
     Raises DeclarationError if an argument is invalid.
     """

@@ -37,8 +37,10 @@ class TorchModule(Model):
         preferred_devices: Sequence[str] = _AUTO,
         forward_method: str = "__call__",
         dtype: str | None = None,
+        *,
+        threads: int | None = None,
     ) -> None:
-        super().__init__(identifier, preprocess, postprocess)
+        super().__init__(identifier, preprocess, postprocess, threads)
         if not isinstance(object, torch.nn.Module):
             got = object.__name__ if isinstance(object, type) else type(object).__name__
             raise DeclarationError(f"model {identifier!r}: object: expected an instance of torch.nn.Module, got {got}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 __all__ = ["in_use", "limit", "share", "variables"]
@@ -17,8 +17,12 @@ __all__ = ["in_use", "limit", "share", "variables"]
 _VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-def share(workers: int, environ: Mapping[str, str]) -> int | None:
-    """The threads of each of so many workers; None if the user has set a variable, which then decides."""
+def share(workers: int, declared: Iterable[int | None], environ: Mapping[str, str]) -> int | None:
+    """The threads of one of so many workers: the most that its models declare, else its share of the cores. None if the
+    user has set a variable, which then decides.
+    """
+    if own := [threads for threads in declared if threads is not None]:
+        return max(own)
     if any(environ.get(name) for name in _VARIABLES):
         return None
     return max(1, len(os.sched_getaffinity(0)) // max(1, workers))

@@ -17,7 +17,7 @@ from dataclasses import replace
 
 import structlog
 
-from components.declarations import TrainerDeclaration, ValidationDeclaration
+from components.declarations import ModelDeclaration, TrainerDeclaration, ValidationDeclaration
 from components.errors import DeclarationError, Fenced, LeaseLost, MongoUnavailable
 from daemon.config import Config
 from daemon.engine.threads import share
@@ -177,7 +177,7 @@ class Operation:
     def _start_worker(self, name: str) -> None:
         if self.leaving:  # a reload was under way when the daemon was stopped
             return
-        config = self._context.config
+        config, models = self._context.config, self._models(name)
         spec = WorkerAssignment(
             worker=name,
             stop_timeout=config.service.stop_timeout,
@@ -186,16 +186,16 @@ class Operation:
             stage_seconds=config.limits.stage_seconds,
             module=self._worker_module,
             **self._context.assignment(),
-            torch=self._needs_torch(name),
-            threads=share(len(self._desired.workers), os.environ),
+            torch=any(model.type == "torch" for model in models),
+            threads=share(len(self._desired.workers), [model.threads for model in models], os.environ),
         )
         self._fleet.start(spec, self._desired.workers[name])
 
-    def _needs_torch(self, worker: str) -> bool:
+    def _models(self, worker: str) -> list[ModelDeclaration]:
         known = self.known
         there = [known.listeners[name] for name in self._desired.workers[worker] if name in known.listeners]
         models = {listener.declaration.model for listener in there} & known.models.keys()
-        return any(known.models[name].declaration.type == "torch" for name in models)
+        return [known.models[name].declaration for name in models]
 
     async def _stop_workers(self, names: tuple[str, ...]) -> None:
         await self._fleet.stop(names, self._context.config.service.stop_timeout + KILL_GRACE_SECONDS)

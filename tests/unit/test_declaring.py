@@ -88,12 +88,18 @@ def test_a_torch_model_made_here_comes_back_with_its_weights():
     offset = 3
     module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU())
     model = TorchModel(
-        "m", module, lambda x: torch.tensor(x) + offset, postprocess=torch.Tensor.tolist, preferred_devices=("cpu",)
+        "m",
+        module,
+        lambda x: torch.tensor(x) + offset,
+        postprocess=torch.Tensor.tolist,
+        preferred_devices=("cpu",),
+        threads=2,
     )
     declared = declare(model)
     assert (declared.kind, declared.name) == ("model", "m")
     assert set(declared.declaration.dump()) == set(ModelDeclaration.model_fields)
     assert declared.declaration.dump()["device"] == "cpu"
+    assert declared.declaration.dump()["threads"] == 2
     assert len(declared.artifacts) == len({artifact.slot["$artifact"] for artifact in declared.artifacts})
     back = build_model("m", parsed("model", "m", travelled(declared.declaration.dump())), resolver(declared))
     xs = [[1.0, 2.0], [-1.0, 0.5]]

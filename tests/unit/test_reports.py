@@ -160,7 +160,7 @@ def test_no_worker_report_breaks_its_readers(value: Any) -> None:
     worker = WorkerState("lenet", ("digit",), pid=7, started_at=0.0, report=report, reported_at=0.0)
     state = ServiceState("mnist", role="active", epoch=1, workers=(worker,))
     readiness(state, 1.0)
-    stuck(state, 1.0, 30.0)
+    stuck(worker, 1.0, 30.0)
     status_line(state, 1.0)
     exposition(state)
     status = service_status(state, 1.0)

@@ -41,6 +41,7 @@ __all__ = ["Declared", "Registry", "signature"]
 
 # BadValue, FailedToParse, TypeMismatch; the other errors of a filter have codes from 51000 to 51999
 _BAD_FILTER: Final = frozenset({2, 9, 14})
+_WHERE_IT_RUNS: Final = frozenset({"device", "threads"})
 KINDS: Final = ("table", "model", "listener", "trainer", "validation")
 
 
@@ -307,11 +308,11 @@ def _declared(name: str, known: Catalog) -> Declared:
 
 
 def _identity(declaration: Declaration, tables: Mapping[str, TableDeclaration]) -> str:
-    """A hash of those parts of a declaration that determine outputs. A model's device is not among them, nor are a
-    listener's limits.
+    """A hash of those parts of a declaration that determine outputs. A model's device and threads are not among them,
+    nor are a listener's limits.
     """
     if isinstance(declaration, ModelDeclaration):
-        return signature({name: value for name, value in declaration.dump().items() if name != "device"})
+        return signature({name: value for name, value in declaration.dump().items() if name not in _WHERE_IT_RUNS})
     if not isinstance(declaration, ListenerDeclaration):
         return signature(declaration)
     fields = tables[declaration.table].fields if declaration.table in tables else {}
