@@ -94,7 +94,7 @@ class Chaos:
 
     def pause(self) -> float:
         """How long to wait before the next fault."""
-        return self._choose.uniform(1.5, 6.0)
+        return self._choose.uniform(1.0, 5.0)
 
     def _count(self, name: str) -> None:
         self.done[name] += 1

@@ -72,6 +72,7 @@ class Proxy:
             self._flows.set()
             self._abort()
             self._loop.run_until_complete(asyncio.gather(*asyncio.all_tasks(self._loop), return_exceptions=True))
+            self._loop.run_until_complete(asyncio.sleep(0.05))  # the sockets of broken connections are closed
 
     def _abort(self) -> None:
         for writer in list(self._writers):

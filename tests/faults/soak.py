@@ -46,14 +46,18 @@ class Soak:
         self._child = str(random.SystemRandom().randrange(10**6, 10**7))
         self._deaths = folder / "deaths"
 
-    def run(self) -> None:
-        """The soak, from an empty database to the verdict."""
-        self._deaths.touch()
-        os.environ |= {
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the daemon has to inherit."""
+        return {
             models.DEATHS: str(self._deaths),
             models.CHILD: self._child,
             "PREDICTD_LIMITS__STAGE_SECONDS": str(STAGE_SECONDS),
         }
+
+    def run(self) -> None:
+        """The soak, from an empty database to the verdict."""
+        self._deaths.touch()
         with ExitStack() as stack:
             servers = stack.enter_context(ReplicaSet(self.folder / "mongod", self.nodes))
             options: dict[str, Any] = {"socketTimeoutMS": 10_000, "serverSelectionTimeoutMS": 5_000}
@@ -90,10 +94,11 @@ class Soak:
                 self.differences.append(f"the supervisor ended by itself, with {code}, after {passed:.0f} s")
                 site.start(ready=False)
             chaos.spare = passed > 0.4 * whole
-            name = chaos.inject()
-            if name:
+            if name := chaos.inject():
                 print(f"{passed:7.1f} s  {name}", flush=True)
-            time.sleep(min(chaos.pause(), max(0.0, whole - passed)))
+                time.sleep(min(chaos.pause(), max(0.0, whole - passed)))
+            else:
+                time.sleep(0.2)  # it met nothing: another one
 
     def _calm(self, servers: ReplicaSet, chaos: Chaos) -> None:
         """Ends all faults."""
@@ -163,6 +168,7 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="predictd-soak-"))
     print(f"make soak MINUTES={given.minutes:g} SEED={seed} NODES={given.nodes}  (logs: {folder})", flush=True)
     soak = Soak(folder, minutes=given.minutes, seed=seed, nodes=given.nodes, rate=given.rate)
+    os.environ |= soak.environment
     began = time.monotonic()
     soak.run()
     print(f"\nmake soak MINUTES={given.minutes:g} SEED={seed} NODES={given.nodes}: {time.monotonic() - began:.0f} s")
