@@ -108,9 +108,9 @@ class Chaos:
         if member is None:
             return None
         with suppress(PyMongoError):
-            server_faults.fail(member, {"failCommands": commands, **what}, times, client)
+            server_faults.fail(member.direct, {"failCommands": commands, **what}, times, client)
             self._count(name)
-        return lambda: server_faults.mend(member)
+        return lambda: server_faults.mend(member.direct)
 
     def _fail_commands(self) -> Undo | None:
         kind = self._choose.choice(list(server_faults.CODES))

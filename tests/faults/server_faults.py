@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
 from faults.replica_set import Member
@@ -27,21 +28,20 @@ CODES: Mapping[str, tuple[int, ...]] = {
 COMMANDS = ("find", "getMore", "aggregate", "update", "insert", "delete", "findAndModify", "commitTransaction")
 
 
-def fail(member: Member, what: Mapping[str, Any], times: int | None, client: str | None = None) -> None:
+def fail(server: MongoClient[Any], what: Mapping[str, Any], times: int | None, appname: str | None = None) -> None:
     """The next so many commands fail as `what` says; None: until `mend`.
 
-    `what` is what failCommand takes, with its `failCommands`. `client` is the appName of the connections that are
-    concerned; None: all but the rig's own are not told apart.
+    `what` is what failCommand takes, with its `failCommands`. Only connections of the client with this appName are
+    concerned; None: all.
     """
-    data = {**what, **({"appName": client} if client else {})}
+    data = {**what, **({"appName": appname} if appname else {})}
     mode: Any = "alwaysOn" if times is None else {"times": times}
-    member.direct.admin.command({"configureFailPoint": "failCommand", "mode": mode, "data": data})
+    server.admin.command({"configureFailPoint": "failCommand", "mode": mode, "data": data})
 
 
-def mend(member: Member) -> None:
+def mend(server: MongoClient[Any]) -> None:
     """No command fails any more."""
-    with suppress(PyMongoError):
-        member.direct.admin.command({"configureFailPoint": "failCommand", "mode": "off"})
+    server.admin.command({"configureFailPoint": "failCommand", "mode": "off"})
 
 
 def operations(member: Member, *, idle: bool = False) -> list[dict[str, Any]]:

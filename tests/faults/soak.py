@@ -106,7 +106,7 @@ class Soak:
         chaos.undo(all_of_them=True)
         servers.heal()
         for member in servers.members:
-            server_faults.mend(member)
+            server_faults.mend(member.direct)
 
     def _judge(self, site: Site, witness: Witness) -> None:
         assert site.daemon is not None
