@@ -253,10 +253,9 @@ class Chaos:
 
 
 def worker_pids(site: Site) -> dict[str, int]:
-    """The process of each worker that runs, by the worker's name, as the daemon's readiness page says."""
-    answer = site.daemon.get("/readyz", patience=1.0) if site.daemon is not None else None
-    try:
-        workers = answer.json()["workers"] if answer is not None else {}
-    except (ValueError, KeyError):
-        return {}
-    return {name: each["pid"] for name, each in workers.items() if each.get("pid")}
+    """The process of each worker that runs, by the worker's name, which is the last word of its command line."""
+    found = {}
+    for process in [] if site.daemon is None else site.processes("daemon.worker"):
+        with suppress(psutil.NoSuchProcess):
+            found[" ".join(process.cmdline()).split()[-1]] = process.pid
+    return found

@@ -84,9 +84,8 @@ class Client(threading.Thread):
     def _step(self, seconds: float) -> tuple[str, Any]:
         if seconds >= self._next_lethal:
             self._next_lethal += self._lethal_seconds * self._choose.uniform(0.5, 1.5)
-            return "lethal row", self._update(
-                self._key(), {"$set": {"x": self._choose.choice(list(LETHAL)), "m": True}}
-            )
+            kind = self._choose.choices(list(LETHAL), [1 if each == "hang" else 3 for each in LETHAL])[0]
+            return "lethal row", self._update(self._key(), {"$set": {"x": kind, "m": True}})
         if len(self._keys) >= self._most:
             return self._delete()
         steps: dict[Callable[[], tuple[str, Any]], int] = {

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import psutil
+import pymongo
 from harness.commands import free_port
 from harness.daemons import eventually
 from pymongo import MongoClient
@@ -19,6 +20,7 @@ from daemon.embedded.server import find_mongod
 from faults.proxy import HOST, Proxy
 
 NAME = "faults"
+ANSWER_SECONDS = 1.0
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)
 
@@ -72,12 +74,12 @@ class Member:
         return self.process is not None and self.process.poll() is None
 
     def answers(self) -> bool:
-        with suppress(PyMongoError):
+        with suppress(PyMongoError), pymongo.timeout(ANSWER_SECONDS):
             return bool(self.direct.admin.command("ping")["ok"])
         return False
 
     def is_primary(self) -> bool:
-        with suppress(PyMongoError):
+        with suppress(PyMongoError), pymongo.timeout(ANSWER_SECONDS):
             return bool(self.direct.admin.command("hello")["isWritablePrimary"])
         return False
 

@@ -21,6 +21,7 @@ from typing import Any
 from uuid import uuid4
 
 from harness.daemons import eventually
+from harness.oracle import History
 from harness.trainings import Site
 from pymongo import MongoClient
 
@@ -29,7 +30,7 @@ from faults import models, server_faults, verdict
 from faults.chaos import Chaos
 from faults.load import Client
 from faults.replica_set import ReplicaSet
-from faults.soak_service import MODEL, STAGE_SECONDS, TEXT
+from faults.soak_service import MODEL, STAGE_SECONDS, TEXT, deadly
 from faults.teacher import Teacher
 from faults.witness import Witness
 
@@ -68,6 +69,7 @@ class Soak:
             teacher.write_lessons()
             site.start()
             eventually("the model has a live version", lambda: site.versions(MODEL).live())
+            history = History(site.data, deadly)
             witness = Witness(site)
             clients = [
                 Client(servers.own_uri, "soak", f"{self.seed}.{n}", rate=self.rate / CLIENTS) for n in range(CLIENTS)
@@ -81,6 +83,8 @@ class Soak:
             self.differences += verdict.settle(site)
             witness.stop()
             self._judge(site, witness)
+            self.differences += [f"history of deadly: {each}" for each in history.violations("deadly")]
+            self.summary["outputs that were written for deadly"] = history.outputs
             self._tell(site, chaos, teacher, clients, witness)
 
     def _storm(self, site: Site, chaos: Chaos) -> None:

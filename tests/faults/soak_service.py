@@ -15,7 +15,7 @@ from faults.models import LETHAL, consumed
 MODEL, QUIET = "answer", "quiet"
 """The model that is trained; the worker that nobody kills from the middle of the soak on."""
 
-STAGE_SECONDS = 5
+STAGE_SECONDS = 8
 TEXT = """
 [tables.rows]
 fields = { x = "str", doc = "json" }
@@ -102,9 +102,6 @@ def oracles(site: Site) -> list[Oracle]:
         expected = answers(row)
         return Output(digest(expected.value)) if isinstance(expected, Output) else None
 
-    def deadly(row: Row) -> Expectation:
-        return _of_text(row, lambda x: Dead(LETHAL[x]) if x in LETHAL else Output(digest(x)), marked=True)
-
     def parent(row: Row) -> Expectation:
         return _of_text(row, lambda x: Output(digest(x)), marked=True)
 
@@ -118,6 +115,11 @@ def oracles(site: Site) -> list[Oracle]:
     return [
         Oracle(site.data, expect, fields=(field,), listener=listener) for listener, (expect, field) in expected.items()
     ]
+
+
+def deadly(row: Row) -> Expectation:
+    """What the row should hold for the listener `deadly`, whatever version is live."""
+    return _of_text(row, lambda x: Dead(LETHAL[x]) if x in LETHAL else Output(digest(x)), marked=True)
 
 
 def _of_text(row: Row, of: Callable[[str], Expectation], *, marked: bool = False) -> Expectation:

@@ -10,6 +10,7 @@ from harness.daemons import eventually
 from harness.trainings import Site
 from pymongo.database import Database
 
+from daemon.store import names
 from faults import models, verdict
 from faults.soak import Soak
 from faults.soak_service import MODEL, TEXT
@@ -52,10 +53,10 @@ def test_the_oracle_of_the_soak_is_not_blind(
             assert verdict.row_differences(site)[0].startswith(f"{listener}: row 1")
             site.rows.update_one({"_id": 1}, {"$set": {f"_outputs.{listener}": good}})
         assert verdict.row_differences(site) == []
-        site.data["_predictd.dead_letters"].insert_one({"_id": {"listener": "parent", "row": "gone"}})
+        site.data[names.DEAD_LETTERS].insert_one({"_id": {"listener": "parent", "row": "gone"}})
         assert "a row that is gone" in verdict.row_differences(site)[0]
-        trained = [
-            {"_id": n, "service": "s", "model": MODEL, "version": n, "trained": True, "job": "j"} for n in (8, 9)
-        ]
-        site.data["_predictd.versions"].insert_many(trained)
+        versions = site.data[names.VERSIONS]
+        first = versions.find_one({"model": MODEL})
+        again = {"trained": True, "job": "j", "state": "retired"}
+        versions.insert_many({**first, "_id": f"s/{MODEL}/{n}", "number": n, **again} for n in (8, 9))
         assert any("made 2 versions" in each for each in verdict.job_differences(site))
