@@ -5,10 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Tests mostly wait for processes that start, so more of them run at once than there are cores.
 TESTS_AT_ONCE ?= 4
+MINUTES ?= 5
+NODES ?= 1
 PYTEST := $(BIN)/python -m pytest --numprocesses $(TESTS_AT_ONCE) --dist worksteal
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup check test acceptance demo bench clean
+.PHONY: help setup check test acceptance soak demo bench clean
 
 help:  ## what there is to do
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,10 +32,13 @@ check: $(STAMP)  ## style, types, import contracts
 	$(BIN)/lint-imports
 
 test: $(STAMP)  ## pure and integration tests, and one acceptance test of each kind
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not soak"
 
 acceptance: $(STAMP)  ## every kill, fault, client and systemd test
 	$(PYTEST) -m slow tests
+
+soak: $(STAMP)  ## load and random faults for MINUTES=5, then the oracle; SEED=1 repeats one, NODES=3 takes three nodes
+	PYTHONPATH=tests $(BIN)/python -m faults.soak --minutes $(MINUTES) --nodes $(NODES) $(if $(SEED),--seed $(SEED))
 
 demo: $(STAMP)  ## the main job, shown on real rows; KEEP=1 leaves it running
 	@$(BIN)/predictd demo $(if $(KEEP),--keep)

@@ -166,8 +166,12 @@ class WorkerKeeper:
             process.kill()
         end = asyncio.ensure_future(process.wait())
         self._overdue = None
+        looked = time.monotonic()
         while not end.done():
             await asyncio.wait({end}, timeout=LOOK_SECONDS)
+            before, looked = looked, time.monotonic()
+            if looked - before > LOOK_SECONDS + self._spec.stage_seconds / 2:
+                continue  # it was this process that stood still: what workers reported meanwhile is not yet read
             if not end.done() and self._overdue is None and not self._stopping:
                 self._overdue = stuck(self.state(), time.monotonic(), self._spec.stage_seconds)
                 if self._overdue is not None:

@@ -59,11 +59,11 @@ class Daemon:
             self.process.kill()
         self.process.wait()
 
-    def get(self, path: str) -> httpx.Response | None:
-        """The answer, or None if the daemon does not listen yet."""
+    def get(self, path: str, patience: float = 10) -> httpx.Response | None:
+        """The answer, or None if the daemon does not listen yet or does not answer in time."""
         try:
             address = (self.state_dir / "http").read_text().strip()
-            return httpx.get(f"http://{address}{path}", timeout=10)
+            return httpx.get(f"http://{address}{path}", timeout=patience)
         except (OSError, httpx.TransportError):
             return None
 

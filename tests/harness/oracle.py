@@ -79,7 +79,7 @@ class Oracle:
         self._table = self._database[table]
         self.expect = expect or expecting()
         self._fields = fields
-        self._listener = listener
+        self.listener = listener
 
     def differences(self, most: int = 10) -> list[str]:
         """The violations, one line for each; empty if the promise holds."""
@@ -89,7 +89,7 @@ class Oracle:
         for row in self._table.find():
             name = identity(row["_id"])
             expected = self.expect(row)
-            output = (row.get("_outputs") or {}).get(self._listener) if isinstance(row.get("_outputs"), dict) else None
+            output = (row.get("_outputs") or {}).get(self.listener) if isinstance(row.get("_outputs"), dict) else None
             found += [
                 f"row {row['_id']!r} ({self._shown(row)}): {wrong}"
                 for wrong in (
@@ -155,21 +155,29 @@ class Oracle:
             yield f"has a dead letter, and should have none: {letter['error']!r}"
 
     def _input(self, row: Row) -> bytes:
-        values = [row[name] for name in self._fields]
+        values = [_at(row, name) for name in self._fields]
         whole = bson.encode({"": values[0] if len(values) == 1 else values})
         return hashlib.blake2b(whole, digest_size=16).digest()
 
     def _shown(self, row: Row) -> str:
-        return ", ".join(f"{name}={str(row.get(name, '-'))[:40]}" for name in (*self._fields, "m"))
+        return ", ".join(f"{name}={str(_at(row, name))[:40]}" for name in (*self._fields, "m"))
 
     def _generation(self) -> int:
         components = self._database[names.COMPONENTS]
-        found = components.find_one({"_id": f"{SERVICE}/listener/{self._listener}"})
+        found = components.find_one({"_id": f"{SERVICE}/listener/{self.listener}"})
         return 0 if found is None else int(found["generation"])
 
     def _letters(self) -> dict[Any, Any]:
-        letters = self._database[names.DEAD_LETTERS].find({"_id.listener": self._listener})
+        letters = self._database[names.DEAD_LETTERS].find({"_id.listener": self.listener})
         return {identity(each["_id"]["row"]): each for each in letters}
+
+
+def _at(row: Row, path: str) -> Any:
+    """The value at a path with dots; "-" if there is none."""
+    value: Any = row
+    for name in path.split("."):
+        value = value.get(name, "-") if isinstance(value, Mapping) else "-"
+    return value
 
 
 @dataclass

@@ -38,7 +38,7 @@ database = "{database}"
 [http]
 listen = "127.0.0.1:0"
 [security]
-allow_imports = ["harness", "examples", "torch"]
+allow_imports = ["harness", "faults", "examples", "torch"]
 {security}
 [limits]
 jobs = 2

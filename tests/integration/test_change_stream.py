@@ -12,6 +12,7 @@ from uuid import uuid4
 import pytest
 from bson.datetime_ms import DatetimeMS
 from bson.timestamp import Timestamp
+from faults import server_faults
 from pymongo import MongoClient
 from pymongo.collection import Collection
 from pymongo.database import Database
@@ -82,18 +83,13 @@ def own(mongo_uri: str, database: Database[dict[str, Any]], monkeypatch: pytest.
     monkeypatch.setattr(stream, "AWAIT_MS", 50)
     with MongoClient[dict[str, Any]](mongo_uri, appname=APP) as client:
         yield open_database(client, database.name)
-        client.admin.command({"configureFailPoint": "failCommand", "mode": "off"})
+        server_faults.mend(client)
 
 
 def fail(database: Database[dict[str, Any]], command: str, code: int, times: int = 1) -> None:
     """The next so many such commands of this test's own client fail, without a label."""
-    database.client.admin.command(
-        {
-            "configureFailPoint": "failCommand",
-            "mode": {"times": times},
-            "data": {"failCommands": [command], "errorCode": code, "appName": APP, "errorLabels": []},
-        }
-    )
+    what = {"failCommands": [command], "errorCode": code, "errorLabels": []}
+    server_faults.fail(database.client, what, times, APP)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,18 @@ def test_a_worker_whose_declaration_changed_starts_again(folder: Path, start: St
     daemon.order("one")
     eventually("it is started again", lambda: len(daemon.starts("one")) >= 2)
     daemon.until_ready()
+
+
+def test_a_supervisor_that_stood_still_blames_no_worker(folder: Path, start: Start) -> None:
+    """SIGSTOP of the supervisor for longer than a worker may be silent: the workers reported all the while."""
+    daemon = start(folder, PREDICTD_LIMITS__STAGE_SECONDS="2")
+    daemon.until_ready()
+    daemon.process.send_signal(signal.SIGSTOP)
+    time.sleep(5)  # as long as it stands still
+    daemon.process.send_signal(signal.SIGCONT)
+    time.sleep(4)  # some looks at the workers
+    daemon.until_ready()
+    assert [len(daemon.starts(worker)) for worker in ("one", "two")] == [1, 1]
 
 
 def test_a_fenced_worker_makes_the_daemon_step_down_and_ask_for_the_lease_anew(folder: Path, start: Start) -> None:

@@ -285,6 +285,50 @@ def test_a_batched_preprocess_is_bisected_with_its_model(poison: str, stage: str
     assert len(model.prepared) <= 11
 
 
+def spoiled(document: Any) -> Any:
+    """Works in place on its input; raises for poison once it has done so."""
+    document["parts"].append("seen")
+    if "poison" in document["parts"]:
+        raise ValueError("poison")
+    return list(document["parts"])
+
+
+def spoiled_all(documents: list[Any]) -> list[Any]:
+    for document in documents:
+        document["parts"].append("seen")
+    if any("poison" in document["parts"] for document in documents):
+        raise ValueError("poison")
+    return [list(document["parts"]) for document in documents]
+
+
+class SpoilingPreprocess(BatchPrepared):
+    """Preprocesses whole batches, in place."""
+
+    def prepare_many(self, rows: list[Arguments]) -> Any:
+        return spoiled_all([row.args[0] for row in rows])
+
+    def infer_many(self, batch: Any, n: int) -> list[Any]:
+        return list(batch)
+
+
+@pytest.mark.parametrize("type_", [None, "json"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        ObjectModel("f", spoiled),
+        ObjectModel("f", spoiled_all, batched=True),
+        ObjectModel("f", lambda x: x, preprocess=spoiled),
+        SpoilingPreprocess(),
+    ],
+    ids=["a row at a time", "a batch at a time", "a preprocess", "a preprocess of batches"],
+)
+def test_a_model_that_works_in_place_is_given_the_row_anew(model: Model, type_: str | None) -> None:
+    """The inputs that a failed attempt has changed are not used again."""
+    rows = [row(n, {"parts": ["poison" if n == 5 else n]}) for n in range(8)]
+    found = values(outcome(live(model, "x", type_), *rows))
+    assert found == {n: "ValueError" if n == 5 else [n, "seen"] for n in range(8)}
+
+
 def test_running_out_of_memory_halves_the_batch_and_is_told() -> None:
     """What fits lands, and the cap learns how many rows were too many."""
 

@@ -65,7 +65,8 @@ class Prepared:
     """A batch ready for the model.
 
     `inputs` has one item for each of `rows`: the preprocessed input, or the arguments if the model preprocesses whole
-    batches. `many` then is the preprocessed batch, None if that failed; `predict` then bisects.
+    batches. `many` then is the preprocessed batch, None if that failed. User code may change an input in place, so each
+    input is used once: `predict` makes new ones when it bisects.
     """
 
     judged: Judged
@@ -226,16 +227,23 @@ def is_transient(error: BaseException | None) -> bool:
 
 
 def _decoded(row: Row, live: Live) -> list[Any]:
-    """The row's values as the model sees them. Raises DecodeError, which names the field."""
+    """The row's values as the model sees them, new at each call. Raises DecodeError, which names the field."""
     values = []
     for path, datatype, value in zip(live.key.fields, live.datatypes, row.values, strict=True):
         if isinstance(value, Undecodable):
             raise DecodeError(f"{path}: {value.reason}")
         try:
-            values.append(datatype.decode(value) if datatype else undeclared(value))
+            values.append(_copied(datatype.decode(value) if datatype else undeclared(value)))
         except DecodeError as error:
             raise DecodeError(f"{path}: {error}") from error
     return values
+
+
+def _copied(value: Any) -> Any:
+    """A document or list of its own, which user code may change."""
+    if isinstance(value, dict):
+        return {name: _copied(item) for name, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, list) else value
 
 
 def predict(prepared: Prepared, out_of_memory: Callable[[int], None]) -> Predicted:
@@ -243,8 +251,7 @@ def predict(prepared: Prepared, out_of_memory: Callable[[int], None]) -> Predict
     large.
     """
     judged, live = prepared.judged, prepared.judged.live
-    run = _Run(live.model, out_of_memory)
-    outcomes = run.outcomes(prepared.inputs, prepared.many) if prepared.rows else []
+    outcomes = _Run(live, out_of_memory).outcomes(prepared) if prepared.rows else []
     writes = list(judged.writes)
     letters = list(prepared.letters)
     for row, outcome in zip(prepared.rows, outcomes, strict=True):
@@ -278,41 +285,50 @@ class _Outcome:
 class _Run:
     """Runs one batch through the model, in as few calls as possible."""
 
-    model: Model
+    live: Live
     out_of_memory: Callable[[int], None]
     stage: str = field(default="predict")
 
-    def outcomes(self, inputs: Sequence[Any], many: Any) -> list[_Outcome]:
-        if many is None:
-            return self._bisect(inputs)
+    def outcomes(self, prepared: Prepared) -> list[_Outcome]:
+        model, rows = self.live.model, prepared.rows
+        if model.prepare_batch and prepared.many is None:
+            return self._again(rows)
         try:
-            return [_Outcome(output) for output in self.model.infer_many(many, len(inputs))]
+            whole = prepared.many is not None
+            outputs = model.infer_many(prepared.many, len(rows)) if whole else model.infer(list(prepared.inputs))
+            return [_Outcome(output) for output in outputs]
         except OutputShapeError as error:
-            return [_Outcome(error=error)] * len(inputs)
+            return [_Outcome(error=error)] * len(rows)
         except ANYTHING as error:
-            self._note(error, len(inputs))
-            return self._bisect(inputs)
+            return self._divided(rows, error)
 
-    def _bisect(self, inputs: Sequence[Any]) -> list[_Outcome]:
+    def _divided(self, rows: Sequence[Row], error: BaseException) -> list[_Outcome]:
+        self._note(error, len(rows))
+        if len(rows) == 1:
+            return [_Outcome(stage=self.stage, error=error)]
+        half = len(rows) // 2
+        return self._again(rows[:half]) + self._again(rows[half:])
+
+    def _again(self, rows: Sequence[Row]) -> list[_Outcome]:
+        """Decodes, prepares and runs rows whose inputs a failed attempt may have changed."""
         try:
-            return [_Outcome(output) for output in self._infer(inputs)]
+            return [_Outcome(output) for output in self._infer(rows)]
         except OutputShapeError as error:  # a smaller batch might fit by chance: 2 heads look like 2 rows
-            return [_Outcome(error=error)] * len(inputs)
+            return [_Outcome(error=error)] * len(rows)
         except ANYTHING as error:
-            self._note(error, len(inputs))
-            if len(inputs) == 1:
-                return [_Outcome(stage=self.stage, error=error)]
-        half = len(inputs) // 2
-        return self._bisect(inputs[:half]) + self._bisect(inputs[half:])
+            return self._divided(rows, error)
 
-    def _infer(self, inputs: Sequence[Any]) -> Sequence[Any]:
-        self.stage = "predict"
-        if not self.model.prepare_batch:
-            return self.model.infer(list(inputs))
+    def _infer(self, rows: Sequence[Row]) -> Sequence[Any]:
+        model, key = self.live.model, self.live.key
         self.stage = "preprocess"
-        many = self.model.prepare_many(list(inputs))
+        inputs = [key.arguments(_decoded(row, self.live)) for row in rows]
+        if model.prepare_batch:
+            many = model.prepare_many(inputs)
+            self.stage = "predict"
+            return model.infer_many(many, len(rows))
+        inputs = [model.prepare(arguments) for arguments in inputs]
         self.stage = "predict"
-        return self.model.infer_many(many, len(inputs))
+        return model.infer(inputs)
 
     def _note(self, error: BaseException, rows: int) -> None:
         if rows > 1 and is_out_of_memory(error):

@@ -1,0 +1,63 @@
+"""What is left after a soak, compared with the oracle: rows, dead letters, jobs, versions, processes."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import psutil
+from harness.daemons import eventually
+from harness.trainings import Site
+
+from faults.soak_service import MODEL, oracles
+
+PATIENCE = 300.0
+
+
+def settle(site: Site, patience: float = PATIENCE) -> list[str]:
+    """Waits until the jobs have ended and the rows are as the oracle says, and then stay so; returns what differs."""
+    try:
+        eventually("every job has ended", lambda: all(job.ended for job in site.jobs.listed(0)), patience)
+    except AssertionError as late:
+        return [str(late)]
+    end = time.monotonic() + patience
+    while (found := row_differences(site)) and time.monotonic() < end:
+        time.sleep(1)
+    time.sleep(3)
+    return found or row_differences(site)
+
+
+def row_differences(site: Site) -> list[str]:
+    """Each row, and each dead letter, that is not as the oracle says, with its listener."""
+    return [f"{oracle.listener}: {each}" for oracle in oracles(site) for each in oracle.differences()]
+
+
+def job_differences(site: Site) -> list[str]:
+    """Each training that made no version or two, each version of no training, and two live versions."""
+    versions = site.versions(MODEL).listed()
+    made = Counter(str(version.job) for version in versions if version.trained)
+    trainings = {job.id: job for job in site.jobs.listed(0, target=MODEL)}
+    validations = Counter((entry["job"], entry["validation"]) for version in versions for entry in version.validations)
+    live = [version.number for version in versions if version.state == "live"]
+    return [
+        *(f"training {name} made {count} versions" for name, count in made.items() if count > 1),
+        *(f"version of a training that is not known: {name}" for name in made if name not in trainings),
+        *(
+            f"training {name} is done and made no version"
+            for name, job in trainings.items()
+            if job.state == "done" and not made[name]
+        ),
+        *(f"a validation is noted {n} times: {name}" for name, n in validations.items() if n > 1),
+        *([f"live versions: {live}"] if len(live) != 1 else []),
+    ]
+
+
+def left_behind(family: list[psutil.Process], child: str) -> Iterator[str]:
+    """Each process that outlives the daemon; `child` is how long the children of its models sleep."""
+    _, alive = psutil.wait_procs(family, 10)
+    for process in alive:
+        yield f"process {process.pid} outlives the daemon: {process.cmdline()}"
+    for process in psutil.process_iter(["cmdline"]):
+        if process.info["cmdline"] == ["sleep", child]:
+            yield f"process {process.pid}, a child of a model, outlives the daemon"
