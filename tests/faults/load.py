@@ -33,7 +33,7 @@ class Client(threading.Thread):
     """
 
     def __init__(
-        self, uri: str, database: str, seed: str, *, rows: int = 1_000, rate: float = 60.0, lethal_seconds: float = 40.0
+        self, uri: str, database: str, seed: str, *, rows: int = 1_000, rate: float = 60.0, lethal_seconds: float = 20.0
     ) -> None:
         super().__init__(name=f"client {seed}", daemon=True)
         self._uri, self._database, self._seed = uri, database, seed

@@ -68,11 +68,17 @@ class Proxy:
         try:
             self._loop.run_forever()
         finally:
-            server.close()
-            self._flows.set()
+            self._loop.run_until_complete(self._close(server))
+
+    async def _close(self, server: asyncio.Server) -> None:
+        server.close()
+        self._flows.set()
+        for _ in range(200):
             self._abort()
-            self._loop.run_until_complete(asyncio.gather(*asyncio.all_tasks(self._loop), return_exceptions=True))
-            self._loop.run_until_complete(asyncio.sleep(0.05))  # the sockets of broken connections are closed
+            await asyncio.sleep(0.02)  # broken connections end, those that were just accepted begin
+            if len(asyncio.all_tasks()) == 1 and not self._writers:
+                break
+        await asyncio.sleep(0.05)  # their sockets are closed
 
     def _abort(self) -> None:
         for writer in list(self._writers):

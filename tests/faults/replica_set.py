@@ -45,7 +45,13 @@ class Member:
         ]
         self.process: subprocess.Popen[bytes] | None = None
         self.direct: MongoClient[dict[str, Any]] = MongoClient(
-            HOST, port, directConnection=True, serverSelectionTimeoutMS=2_000, socketTimeoutMS=10_000, connect=False
+            HOST,
+            port,
+            directConnection=True,
+            serverSelectionTimeoutMS=2_000,
+            socketTimeoutMS=10_000,
+            connect=False,
+            unicode_decode_error_handler="replace",  # operations name the rows that they are about
         )
 
     def start(self) -> None:

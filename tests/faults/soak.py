@@ -168,7 +168,8 @@ def main() -> int:
     given = parser.parse_args()
     seed = given.seed or uuid4().hex[:8]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(1))  # what was started ends, too
     folder = Path(tempfile.mkdtemp(prefix="predictd-soak-"))
     print(f"make soak MINUTES={given.minutes:g} SEED={seed} NODES={given.nodes}  (logs: {folder})", flush=True)
     soak = Soak(folder, minutes=given.minutes, seed=seed, nodes=given.nodes, rate=given.rate)

@@ -16,6 +16,8 @@ from pymongo import MongoClient
 
 from faults.replica_set import ReplicaSet
 
+pytestmark = pytest.mark.timeout(600)
+
 SHORT = 20.0
 """Seconds of an outage in `make acceptance`; `make soak` runs the whole ones."""
 RED_SECONDS, CORE, GROWTH = 15.0, 0.05, 0.10
