@@ -208,6 +208,7 @@ class Suspects(NoSuspects):
         document = {"cap": self.cap, "rows": {name.hex(): asdict(known) for name, known in self._known.items()}}
         fresh = self._notes.with_suffix(".fresh")
         try:
+            fresh.unlink(missing_ok=True)  # it may be a link
             fresh.write_text(json.dumps(document))
             fresh.replace(self._notes)
         except OSError as error:
