@@ -85,7 +85,11 @@ def mongod(config: ConfigFile = None) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with embedded.ensure(settings.service.state_dir, settings.mongo.port) as running:
+    try:
+        started = embedded.ensure(settings.service.state_dir, settings.mongo.port)
+    except OSError as error:
+        raise ConfigurationError([Problem("service.state_dir", f"MongoDB cannot use it: {error}")]) from None
+    with started as running:
         say(running.uri)
         if not running.owned:
             hint("it was running already; this command only watches it (Ctrl-C leaves it running)")

@@ -95,6 +95,11 @@ class WorkerState:
         behind = report is not None and report.lag_seconds > 0
         return round(lag, 3) if behind or lag > QUIET_SECONDS else 0.0
 
+    def silent(self, now: float) -> float | None:
+        """Seconds since the server last answered its change stream."""
+        age = self.age(now)
+        return None if self.report is None or age is None else self.report.stream.silent_seconds + age
+
     @property
     def stream_open(self) -> bool:
         """Whether its change stream is open."""
@@ -267,8 +272,8 @@ def _trouble(worker: WorkerState, now: float) -> str | None:
         return f"worker {worker.name} is {worker.report.state}" + (f": {why}" if why else "")
     if not worker.stream_open:
         return f"worker {worker.name} has no open change stream"
-    silent = worker.report.stream.silent_seconds + age
-    if silent > SILENT_SECONDS:
+    silent = worker.silent(now)
+    if silent is not None and silent > SILENT_SECONDS:
         return f"the change stream of worker {worker.name} has had no answer for {silent:.0f} s"
     return None
 

@@ -179,7 +179,7 @@ class WorkerKeeper:
                     process.kill()
         code = end.result()
         last = self.state()
-        self._caught_up = {name: last.handled_until(name) or 0.0 for name in self._listeners}
+        self._caught_up = {name: last.handled_until(name) or at for name, at in self._caught_up.items()}
         self._process = None
         self._before = self._how(process, code)
         return self._judge(process, code)

@@ -21,7 +21,7 @@ from typing import TypeVar
 
 import structlog
 
-from components.errors import ConfigurationError, LeaseLost, MongoUnavailable
+from components.errors import ConfigurationError, LeaseLost, MongoUnavailable, Problem
 from daemon.config import Config
 from daemon.embedded import server as embedded
 from daemon.health.backoff import backoff
@@ -123,7 +123,7 @@ class Leadership:
                 if not warned and time.monotonic() - renewed > TTL_SECONDS:
                     warned = True
                     log.warning("the lease could not be renewed in time: another daemon may take over", epoch=epoch)
-                with suppress(MongoUnavailable):
+                with suppress(MongoUnavailable, ConfigurationError):
                     await self._open()
             except LeaseLost:
                 self.epoch = None
@@ -200,7 +200,11 @@ class Leadership:
         if self._config.mongo.embedded:
             if self._embedded is None or not await in_thread(self._embedded.alive):
                 service, port = self._config.service, self._config.mongo.port
-                self._embedded = await in_thread(lambda: embedded.ensure(service.state_dir, port))
+                try:
+                    self._embedded = await in_thread(lambda: embedded.ensure(service.state_dir, port))
+                except OSError as error:
+                    message = f"the embedded MongoDB cannot use it: {error}"
+                    raise ConfigurationError([Problem("service.state_dir", message)]) from None
                 log.info("embedded MongoDB is up", uri=self._embedded.uri, owned=self._embedded.owned)
             uri = self._embedded.uri
         if uri == self.uri and self._client is not None:

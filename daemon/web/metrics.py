@@ -69,6 +69,9 @@ FAMILIES = (
     ),
     Family("predictd_ready", "gauge", "1 while rows of the listener are predicted as they come.", ("listener",)),
     Family("predictd_worker_report_age_seconds", "gauge", "Age of the worker's last report.", ("worker",)),
+    Family(
+        "predictd_stream_silent_seconds", "gauge", "Time since the server last answered the change stream.", ("worker",)
+    ),
     Family("predictd_worker_up", "gauge", "1 while the worker's process runs.", ("worker",)),
     Family(
         "predictd_config_last_reload_successful", "gauge", "1 if service.toml as it was last read is the one that runs."
@@ -128,6 +131,8 @@ def _own(state: ServiceState) -> Series:
         series["predictd_worker_up", labels] = float(worker.up)
         if (age := worker.age(now)) is not None:
             series["predictd_worker_report_age_seconds", labels] = age
+        if (silent := worker.silent(now)) is not None:
+            series["predictd_stream_silent_seconds", labels] = silent
         series["predictd_worker_restarts_total", labels] = float(worker.restarts)
     return series
 

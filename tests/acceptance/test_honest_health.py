@@ -115,6 +115,7 @@ def test_a_stream_that_stands_still_is_late_and_not_ready(site: Site) -> None:
     site.rows.insert_one({"_id": 1, "x": "a"})
     eventually("lag grows", lambda: grows(daemon, "one", 5.0), 45)
     eventually("it is red", lambda: "has had no answer for" in str(unready(daemon).get("one")), 45)
+    assert (metric(daemon, 'predictd_stream_silent_seconds{worker="w"}') or 0.0) > 3.0
     stream = eventually("status says it", lambda: _silent(site), 45)
     assert stream["place"]
     site.data.client.admin.command({"configureFailPoint": "failCommand", "mode": "off"})

@@ -228,3 +228,13 @@ def test_a_state_directory_behind_a_link_works(tmp_path: Path, mongo_uri: str, d
         second = start(site.folder)
         assert second.process.wait(60) == 75
         site.stop()
+
+
+def test_an_embedded_mongodb_without_its_folder_is_a_sentence(tmp_path: Path, database: Any) -> None:
+    """Something else has the folder's name: exit 78."""
+    with Site(tmp_path / "s", "embedded", database, TEXT) as site:
+        (site.folder / ".predictd").mkdir(mode=0o700)
+        (site.folder / ".predictd" / "mongod").write_text("something else")
+        assert site.start(ready=False).process.wait(60) == 78
+        assert "service.state_dir: the embedded MongoDB cannot use it" in site.log
+        assert "Traceback" not in site.log
