@@ -8,7 +8,7 @@ TESTS_AT_ONCE ?= 4
 PYTEST := $(BIN)/python -m pytest --numprocesses $(TESTS_AT_ONCE) --dist worksteal
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup check test acceptance demo bench clean
+.PHONY: help setup check test acceptance fuzz demo bench clean
 
 help:  ## what there is to do
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,9 @@ test: $(STAMP)  ## pure and integration tests, and one acceptance test of each k
 
 acceptance: $(STAMP)  ## every kill, fault, client and systemd test
 	$(PYTEST) -m slow tests
+
+fuzz: $(STAMP)  ## values of any shape from outside; MINUTES=10 for each target, SEED=0
+	$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),10) --seed $(or $(SEED),0)
 
 demo: $(STAMP)  ## the main job, shown on real rows; KEEP=1 leaves it running
 	@$(BIN)/predictd demo $(if $(KEEP),--keep)

@@ -13,12 +13,12 @@ from contextlib import suppress
 from typing import Any, Final
 
 from gridfs import GridFSBucket, NoFile
-from gridfs.errors import CorruptGridFile
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
 from components.errors import ArtifactRefused
 from daemon.store import names
+from daemon.store.documents import DAMAGED_FILE
 
 __all__ = ["Artifacts"]
 
@@ -66,7 +66,7 @@ class Artifacts:
             raise ArtifactRefused(
                 f"the artifact {digest[:12]} is not in the database; apply the component again"
             ) from None
-        except (CorruptGridFile, TypeError, ValueError):
+        except DAMAGED_FILE:
             raise ArtifactRefused(
                 f"the artifact {digest[:12]} was altered in the database, some of it is missing; apply the component "
                 "again"

@@ -44,6 +44,7 @@ from components.errors import DeclarationError, SignatureRefused
 from components.signing_key import SigningKey
 from daemon.logs.text import escaped
 from daemon.store import names
+from daemon.store.documents import read
 
 __all__ = ["Catalog", "Component", "Source", "believed", "canonical", "catalog", "mac", "signature"]
 
@@ -139,7 +140,7 @@ def catalog(database: Database[dict[str, Any]], service: str, key: SigningKey) -
     found: dict[str, dict[str, Component[Any]]] = {kind: {} for kind in KINDS}
     refused: dict[str, str] = {}
     with database.client.start_session(snapshot=True) as session:
-        documents = list(collection.find({"service": service, "state": "applied"}, session=session))
+        documents = list(read(collection, {"service": service, "state": "applied"}, session=session))
     for document in documents:
         try:
             component = believed(document, service, key)
@@ -170,7 +171,7 @@ def believed(document: Mapping[str, Any], service: str, key: SigningKey) -> Comp
     """
     kind, name = document.get("kind"), document.get("name")
     parts = (service, kind, name, document.get("source"), document.get("declaration"), document.get("mac"))
-    if not all(isinstance(part, str) for part in parts) or document["_id"] != f"{service}/{kind}/{name}":
+    if not all(isinstance(part, str) for part in parts) or document.get("_id") != f"{service}/{kind}/{name}":
         raise SignatureRefused("it carries no signature of this service; it is not run. Apply it again")
     signed = ("declaration", service, str(kind), str(name), str(parts[3]), str(document.get("revision")), str(parts[4]))
     if not key.verify(str(parts[5]), *signed):

@@ -21,7 +21,9 @@ from components.errors import DeclarationError, Fenced, SignatureRefused
 from components.signing_key import SigningKey
 from daemon.store import names
 from daemon.store.connection import TRANSACTION
+from daemon.store.documents import read, read_one
 from daemon.store.registry.components import Component, Source, believed, canonical, mac, signature
+from daemon.store.service.epochs import mended
 
 __all__ = ["Declarations", "taken"]
 
@@ -39,6 +41,13 @@ class Declarations:
     def id(self, kind: str, name: str) -> str:
         """The `_id` of a component's document."""
         return f"{self._service}/{kind}/{name}"
+
+    def mend_epochs(self) -> None:
+        """Corrects the epochs that no daemon ever had; they would refuse every write of service.toml."""
+        above = {"service": self._service, "epoch": {"$gt": self._epoch}}
+        for each in list(read(self._components, above, {"_id": 1})):
+            if isinstance(each.get("_id"), str):
+                mended(self._components, each["_id"], self._service, self._epoch)
 
     def put(
         self, kind: str, name: str, declaration: Declaration, source: Source, identity: str, forced: int = 0
@@ -75,7 +84,7 @@ class Declarations:
     ) -> None:
         identifier, text = self.id(kind, name), canonical(declaration)
         while True:
-            old = self._components.find_one({"_id": identifier}, session=session) or {}
+            old = read_one(self._components, {"_id": identifier}, session=session) or {}
             if source == "config" and _number(old.get("epoch")) > self._epoch:
                 raise Fenced(f"a daemon with a higher epoch than {self._epoch} has published {identifier}")
             before = self._believed(old)
