@@ -5,11 +5,11 @@ MongoDB of a URI.
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,9 +38,11 @@ from daemon.store.connection import (
     reaching,
     uri_options,
 )
+from daemon.store.documents import read, read_one
 from daemon.store.registry.components import FOREIGN, Catalog
 from daemon.store.registry.registry import KINDS, Registry
 from daemon.store.registry.trust import trust_of
+from daemon.store.service import overview
 from daemon.store.service.keyring import Keyring
 from daemon.store.service.services import Served, find_served, served
 from daemon.store.service.state_directory import StateDirectory, instance_of
@@ -138,19 +140,19 @@ class Connection:
         """
         components = self.database[names.COMPONENTS]
         with reaching():
-            found = components.find_one(
-                {"_id": f"{self.service}/table/{table}"}, {"state": 1, "declaration": 1, "removed_at": 1}
-            )
-            if found is not None and found["state"] == "applied":
-                fields: Mapping[str, str] = json.loads(found["declaration"])["fields"]
+            found = read_one(components, {"_id": f"{self.service}/table/{table}"}) or {}
+            if found.get("state") == "applied":
+                declared = overview.declared("table", table, found.get("declaration"))
+                if declared is None:
+                    raise NotApplied(f"table {table!r} cannot be read in the database; apply it again")
+                fields: Mapping[str, str] = declared.fields
                 return fields
-            there = [
-                each["name"]
-                for each in components.find({"service": self.service, "kind": "table", "state": "applied"}, {"name": 1})
-            ]
+            applied = {"service": self.service, "kind": "table", "state": "applied", "name": {"$type": "string"}}
+            there = [each["name"] for each in read(components, applied, {"name": 1})]
+        removed_at = found.get("removed_at")
         gone = (
-            f"was removed at {found['removed_at']:%Y-%m-%d %H:%M:%S} UTC"
-            if found and found.get("removed_at")
+            f"was removed at {removed_at:%Y-%m-%d %H:%M:%S} UTC"
+            if isinstance(removed_at, datetime)
             else "is not applied"
         )
         known = f"; there is {', '.join(sorted(there))}" if there else ""

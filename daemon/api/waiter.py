@@ -20,6 +20,7 @@ from daemon.logs.terminal import Bar, Terminal, bar
 from daemon.logs.text import escaped
 from daemon.store import names
 from daemon.store.connection import reaching
+from daemon.store.documents import read_one
 from daemon.store.rows.scans import Mark
 from daemon.store.service.jobs import Job, Jobs
 from daemon.store.service.services import served
@@ -90,7 +91,7 @@ def wait_for_listener(connection: Connection, listener: str) -> None:
                 return
             declared = watch(lambda: registry.listener(listener))
             mark = Mark(declared.generation, declared.scope).document()
-            scan = watch(lambda: scans.find_one({"_id": f"{connection.service}/{listener}"})) or {}
+            scan = watch(lambda: read_one(scans, {"_id": f"{connection.service}/{listener}"})) or {}
             current = scan.get("mark") == mark
             if current and scan.get("state") == "done":
                 return
@@ -102,7 +103,12 @@ def wait_for_listener(connection: Connection, listener: str) -> None:
                     stacklevel=4,
                 )
                 return
-            show(scan.get("done", 0) if current else 0, watch.total(listener), "" if current else "its worker starts")
+            done = scan.get("done")
+            show(
+                done if current and isinstance(done, int) else 0,
+                watch.total(listener),
+                "" if current else "its worker starts",
+            )
             time.sleep(_PAUSE)
 
 

@@ -19,6 +19,7 @@ from pymongo.database import Database
 
 from components.errors import ArtifactRefused
 from daemon.store import names
+from daemon.store.documents import read, read_one
 
 __all__ = ["Artifacts"]
 
@@ -63,7 +64,7 @@ class Artifacts:
         first, chunk by chunk. So no more is held than the declaration means. Raises ArtifactRefused if the blob is
         missing or another one.
         """
-        found = self._files.find_one({"filename": digest}, {"_id": 1}, sort=[("uploadDate", -1)])
+        found = read_one(self._files, {"filename": digest}, {"_id": 1}, sort=[("uploadDate", -1)])
         if found is None:
             raise ArtifactRefused(f"the artifact {digest[:12]} is not in the database; apply the component again")
         if size is None:
@@ -84,10 +85,9 @@ class Artifacts:
 
     def _chunked(self, file: Any) -> Iterator[bytes]:
         """The chunks of a file in order, one at a time; what is no chunk is left out, and the hash shows it."""
-        with self._chunks.find({"files_id": file}, {"data": 1}, batch_size=_AT_ONCE).sort("n", 1) as chunks:
-            for chunk in chunks:
-                if isinstance(chunk.get("data"), bytes):
-                    yield chunk["data"]
+        for chunk in read(self._chunks, {"files_id": file}, {"data": 1}, sort=[("n", 1)], batch_size=_AT_ONCE):
+            if isinstance(chunk.get("data"), bytes):
+                yield chunk["data"]
 
     def prune(self) -> int:
         """Deletes the blobs older than a day that no declaration of any service names. Returns how many.

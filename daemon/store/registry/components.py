@@ -48,6 +48,7 @@ from components.declarations import (
 from components.errors import DeclarationError, SignatureRefused
 from daemon.logs.text import escaped
 from daemon.store import names
+from daemon.store.documents import read
 from daemon.store.registry.trust import Trust
 
 __all__ = [
@@ -171,7 +172,7 @@ def catalog(database: Database[dict[str, Any]], service: str, trust: Trust) -> C
     with database.client.start_session(snapshot=True) as session:
         # One after the other: whoever writes to the database may have written many that are large and not signed.
         small = {**matching, "$expr": {"$lte": [{"$bsonSize": "$$ROOT"}, LARGEST]}}
-        for document in collection.find(small, batch_size=_AT_ONCE, session=session):
+        for document in read(collection, small, session=session, batch_size=_AT_ONCE):
             known = f"{document.get('kind')}/{document.get('name')}"
             if known in trust.revisions:
                 there.add(known)
@@ -258,7 +259,7 @@ def parts_of(document: Mapping[str, Any], service: str) -> tuple[str, ...]:
     kind, name, source, text = (document.get(each) for each in ("kind", "name", "source", "declaration"))
     sizes, revision = document.get("sizes", "{}"), document.get("revision")
     texts = (kind, name, source, text, sizes, document.get("mac"))
-    if not all(isinstance(each, str) for each in texts) or document["_id"] != f"{service}/{kind}/{name}":
+    if not all(isinstance(each, str) for each in texts) or document.get("_id") != f"{service}/{kind}/{name}":
         raise SignatureRefused("it carries no signature of this service; it is not run. Apply it again")
     return signed(service, str(kind), str(name), str(source), revision, str(text), str(sizes))  # type: ignore[arg-type]
 

@@ -23,8 +23,10 @@ from components.declarations import Declaration, ListenerDeclaration
 from components.errors import DeclarationError, Fenced, SignatureRefused
 from daemon.store import names
 from daemon.store.connection import TRANSACTION
+from daemon.store.documents import read, read_one
 from daemon.store.registry.components import LARGEST, Component, Source, believed, canonical, signature, signed
 from daemon.store.registry.trust import Trust
+from daemon.store.service.epochs import mended
 
 __all__ = ["Declarations", "taken"]
 
@@ -46,6 +48,13 @@ class Declarations:
     def id(self, kind: str, name: str) -> str:
         """The `_id` of a component's document."""
         return f"{self._service}/{kind}/{name}"
+
+    def mend_epochs(self) -> None:
+        """Corrects the epochs that no daemon ever had; they would refuse every write of service.toml."""
+        above = {"service": self._service, "epoch": {"$gt": self._epoch}}
+        for each in list(read(self._components, above, {"_id": 1})):
+            if isinstance(each.get("_id"), str):
+                mended(self._components, each["_id"], self._service, self._epoch)
 
     def put(
         self,
@@ -95,7 +104,7 @@ class Declarations:
                 "keep large values in the code, or in a file that it reads"
             )
         while True:
-            old = self._components.find_one({"_id": identifier}, session=session) or {}
+            old = read_one(self._components, {"_id": identifier}, session=session) or {}
             if source == "config" and _number(old.get("epoch")) > self._epoch:
                 raise Fenced(f"a daemon with a higher epoch than {self._epoch} has published {identifier}")
             before = self._believed(old)

@@ -34,6 +34,7 @@ from components.errors import DeclarationError, NotApplied
 from components.extended_json import decoded
 from components.signing_key import SigningKey
 from daemon.store import names
+from daemon.store.documents import read, read_one
 from daemon.store.registry.components import Catalog, Component, canonical, catalog, signature
 from daemon.store.registry.declarations import Declarations, taken
 from daemon.store.registry.references import refuse_dangling, users
@@ -131,6 +132,7 @@ class Registry:
         self._refuse_foreign({name: each for (kind, name), each in wanted.items() if kind == "listener"})
         for (kind, name), declaration in wanted.items():
             self._refuse_filters(kind, name, declaration)
+        self._declarations.mend_epochs()
         known = self.read()
         for kind, name in wanted:
             other = known.of(kind).get(name)
@@ -152,7 +154,7 @@ class Registry:
             "kind": {"$in": KINDS},
             "name": {"$type": "string"},
         }
-        for component in list(self._components.find(gone, {"kind": 1, "name": 1})):
+        for component in list(read(self._components, gone, {"kind": 1, "name": 1})):
             self._declarations.remove(component["kind"], component["name"])
 
     # ---- the API --------------------------------------------------------------------------------------------------
@@ -220,7 +222,7 @@ class Registry:
 
     def absent(self, kind: str, name: str) -> str:
         """Why there is no such component, as a message."""
-        document = self._components.find_one({"_id": self._declarations.id(kind, name)})
+        document = read_one(self._components, {"_id": self._declarations.id(kind, name)})
         if (
             document is not None
             and document.get("state") == "removed"
@@ -230,8 +232,9 @@ class Registry:
                 f"{kind} {name!r} was removed at {document['removed_at']:%Y-%m-%d %H:%M:%S} UTC; "
                 "apply it again to use it"
             )
-        applied = {"service": self._service, "kind": kind, "state": "applied", "name": {"$type": "string"}}
-        there = sorted(each["name"] for each in self._components.find(applied, {"name": 1}))
+        applied = {"service": self._service, "kind": kind, "state": "applied"}
+        known = [each.get("name") for each in read(self._components, applied, {"name": 1})]
+        there = sorted(name for name in known if isinstance(name, str))
         return f"there is no {kind} {name!r}; there is {', '.join(there) if there else f'no {kind} at all'}"
 
     # ---- operating a listener -------------------------------------------------------------------------------------

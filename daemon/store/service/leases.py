@@ -25,8 +25,10 @@ from pymongo.collection import Collection
 from pymongo.database import Database
 
 from components.errors import LeaseLost, PredictdError
+from components.raw_value import RAW
 from daemon.store import names
 from daemon.store.connection import reaching
+from daemon.store.documents import decoded, read_one
 
 __all__ = ["TTL_SECONDS", "AnotherDaemon", "Holder", "Lease"]
 
@@ -95,13 +97,14 @@ class Lease:
             "epoch": {"$add": [{"$cond": [real, {"$toLong": {"$floor": "$epoch"}}, 0]}, 1]},
         }
         with reaching():
-            document = self._collection.find_one_and_update(
+            found = self._collection.with_options(codec_options=RAW).find_one_and_update(
                 {"_id": self._service},
                 [{"$replaceWith": {"$cond": [free, taken, "$$ROOT"]}}],
                 upsert=True,
                 return_document=ReturnDocument.AFTER,
             )
-        assert document is not None  # an upsert that returns the document after it
+        assert found is not None  # an upsert that returns the document after it
+        document = decoded(found, self._collection.codec_options)
         if any(document.get(name) != own for name, own in identity.items()):
             copy = ", from a copy of this state directory" if document.get("owner") == self._holder.instance else ""
             raise AnotherDaemon(f"{_named(document)} is active for the service {self._service!r}{copy}")
@@ -125,7 +128,7 @@ class Lease:
     def holder(self) -> str:
         """The holder of the lease, in words."""
         with reaching():
-            document = self._collection.find_one({"_id": self._service})
+            document = read_one(self._collection, {"_id": self._service})
         return "nobody" if document is None else _named(document)
 
     def _ours(self, epoch: int) -> dict[str, Any]:
