@@ -104,20 +104,24 @@ def located(path: Path | None, *, quietly: bool = False) -> Config:
         return config
 
 
+def address(config: Config) -> str:
+    """The URI of the service's MongoDB, with its password. Raises MongoUnavailable if an embedded one does not run."""
+    if not config.mongo.embedded:
+        return config.mongo.uri
+    running = embedded.attach(config.service.state_dir)
+    if running is None:
+        raise MongoUnavailable(
+            f"the embedded MongoDB of {config.service.state_dir} is not running; start `predictd run` or `predictd "
+            "mongod` first"
+        )
+    return running.uri
+
+
 @contextmanager
 def place(path: Path | None) -> Iterator[Place]:
     """Opens the database that the configuration names; an embedded one must be running."""
     config = located(path)
-    uri = config.mongo.uri
-    if config.mongo.embedded:
-        running = embedded.attach(config.service.state_dir)
-        if running is None:
-            raise MongoUnavailable(
-                f"the embedded MongoDB of {config.service.state_dir} is not running; start `predictd run` or `predictd "
-                "mongod` first"
-            )
-        uri = running.uri
-    client = open_client(uri)
+    client = open_client(address(config))
     try:
         meet(client)
         with reaching():

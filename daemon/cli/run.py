@@ -15,7 +15,7 @@ import typer
 
 from components.errors import ConfigurationError, MongoUnavailable, PredictdError, Problem
 from daemon import config as configuration
-from daemon.cli.command import ConfigFile, err, hint, loaded, located, out, say
+from daemon.cli.command import ConfigFile, address, err, hint, loaded, located, out, say
 from daemon.embedded import server as embedded
 from daemon.store.service.state_directory import http_address
 from daemon.supervisor import signals
@@ -98,6 +98,17 @@ def mongod(config: ConfigFile = None) -> None:
         while not stop.wait(1.0):
             if not running.alive():
                 raise MongoUnavailable("the embedded MongoDB has ended")
+
+
+def uri(config: ConfigFile = None) -> None:
+    """Print the URI of the service's database with its password, for mongosh and other programs."""
+    settings = located(config)
+    found = address(settings)
+    place, _, query = found.partition("?")
+    if place.count("/") == 2:
+        place += "/"
+    said = f"{place}{settings.mongo.database}" if place.endswith("/") else place
+    out.print(f"{said}?{query}" if query else said, markup=False)
 
 
 def check(
