@@ -7,27 +7,42 @@ functions are thread-safe: calls share no state.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from io import BytesIO
 
 from PIL import Image, UnidentifiedImageError
 
 from components.errors import DecodeError, EncodeError
 
-__all__ = ["EXPECTED", "FORMATS", "MAX_BYTES", "MAX_PIXELS", "decode", "encode"]
+__all__ = ["EXPECTED", "FORMATS", "MAX_BYTES", "MAX_PIXELS", "accepted", "decode", "encode", "narrow"]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_BYTES = 32 * 1024 * 1024
 MAX_PIXELS = 64 * 1000 * 1000
 EXPECTED = "an image as bytes (PNG, JPEG, WebP...)"
 
+_accepted: tuple[str, ...] = FORMATS
+
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"})
+
+
+def narrow(formats: Iterable[str]) -> None:
+    """From now on, decode only these formats of `FORMATS` in this process; none means all of them."""
+    global _accepted  # noqa: PLW0603 - the setting of a whole process
+    wanted = {name.upper() for name in formats} or FORMATS
+    _accepted = tuple(name for name in FORMATS if name in wanted)
+
+
+def accepted() -> tuple[str, ...]:
+    """Return the formats that this process decodes."""
+    return _accepted
 
 
 def decode(value: object) -> Image.Image:
     """Return encoded bytes as a fully loaded image in its native mode (an MNIST PNG is mode `L`).
 
     An animation gives its first frame. Raises DecodeError if the value is not bytes, has too many bytes or pixels, has
-    a format outside `FORMATS`, or is truncated or broken.
+    a format that is not accepted, or is truncated or broken.
     """
     if not isinstance(value, bytes):
         raise DecodeError(f"expected {EXPECTED}, got {type(value).__name__}")
@@ -51,11 +66,11 @@ def decode(value: object) -> Image.Image:
 def _open(data: bytes) -> Image.Image:
     """Read the header only."""
     try:
-        return Image.open(BytesIO(data), formats=FORMATS)
+        return Image.open(BytesIO(data), formats=_accepted)
     except UnidentifiedImageError:
         start = data[:8].hex(" ") or "nothing"
         raise DecodeError(
-            f"{len(data):,} bytes that are no image of a known format ({', '.join(FORMATS)}); they begin with {start}"
+            f"{len(data):,} bytes that are no image of a known format ({', '.join(_accepted)}); they begin with {start}"
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DecodeError(f"image of too many pixels; at most {MAX_PIXELS:,} pixels are decoded") from error

@@ -26,6 +26,7 @@ from components.declarations import (
 )
 from components.declarations.schema import Duration
 from components.errors import Problem
+from components.images import FORMATS
 from daemon.config.values import Database, FileName, Listen, Module, Uri
 
 _LOOPBACK = re.compile(r"127(\.\d{1,3}){3}|::1|localhost")
@@ -130,11 +131,23 @@ class SecurityConfig(Declaration):
         description="a list of packages or modules that import paths in this file may name, with their submodules",
         examples=[["examples"]],
     )
+    formats: list[str] = Field(
+        default_factory=list,
+        description=f"a list of formats of images: {', '.join(name.lower() for name in FORMATS)}",
+        examples=[["png", "jpeg"]],
+    )
     signing_key_file: FileName | None = Field(
         default=None,
         description="the name of a file that only the service's user may read, relative to service.toml",
         examples=["/etc/predictd/signing.key"],
     )
+
+    @field_validator("formats")
+    @classmethod
+    def _known(cls, value: list[str]) -> list[str]:
+        if any(name.upper() not in FORMATS for name in value):
+            raise ValueError("")
+        return value
 
 
 class LogConfig(Declaration):

@@ -31,6 +31,8 @@ class Assignment:
     import_root: Path
     signing_key: str = field(repr=False)
     allow_imports: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ()
+    """The formats of images that it decodes; none means all."""
     log: Mapping[str, str] = field(default_factory=dict)
     threads: int | None = None
     """The threads of its libraries; None: they choose."""
@@ -47,4 +49,5 @@ class Assignment:
         """The assignment in a line of JSON."""
         order = json.loads(line)
         paths = {name: Path(order[name]) for name in ("state_dir", "import_root")}
-        return cls(**{**order, **paths, "allow_imports": tuple(order["allow_imports"])})
+        lists = {name: tuple(order.get(name, ())) for name in ("allow_imports", "formats")}
+        return cls(**{**order, **paths, **lists})

@@ -15,7 +15,7 @@ from components.errors import Stopped
 from components.examples import Examples
 from components.model import Model
 from daemon.job.context import Context
-from daemon.job.evaluation import Evaluation
+from daemon.job.evaluation import Evaluation, contents
 from daemon.job.pins import Pins
 from daemon.store.mongo_retry import Stopping
 from daemon.store.registry.components import Catalog, Component
@@ -84,7 +84,10 @@ class Judges:
         judged: dict[str, str] = {}
         for place, (table, key, ids) in self._read(pins).items():
             fields = list(context.fields(table, key, self._known))
-            name = context.patience("rows", lambda: kept_rows.keep(context.database, table, fields, ids))  # noqa: B023
+            validation, _, dataset = place.partition("/")
+            pinned = next((each for each in self._validations if dataset and each.name == validation), None)
+            name = None if pinned is None else contents(context, pinned, dataset, self._known, ids)
+            name = name or context.patience("rows", lambda: kept_rows.keep(context.database, table, fields, ids))  # noqa: B023
             if name is not None:
                 judged[place] = name
         service = context.assignment.service

@@ -125,3 +125,16 @@ def test_what_a_person_promotes_is_the_new_measure(honest: Site) -> None:
     honest.rows.insert_many(rows(3000, 100, WRONG + 0.5))
     again = honest.ended(honest.asked("train", "m"))["result"]
     assert "last promotion" not in again["reason"]
+
+
+def test_a_pinned_dataset_measures_what_its_rows_held(tmp_path: Path, mongo_uri: str, database: Any) -> None:
+    """Two validations with an edit of every row, and the removal of most, in between: the same values."""
+    text = TEXT.format(promote="manual", fall="").replace('_fold = "valid" } }', '_fold = "valid" }, pin = true }')
+    with Site(tmp_path / "site", mongo_uri, database, text) as site:
+        site.rows.insert_many(rows(0, 60, RIGHT))
+        site.start()
+        first = site.ended(site.asked("validate", "exam"))["result"]["metrics"]
+        site.rows.update_many({}, {"$set": {"y": 0.0, "x": "another"}})
+        site.rows.delete_many({"_id": {"$gt": 5}})
+        site.rows.insert_many(rows(100, 60, WRONG))
+        assert site.ended(site.asked("validate", "exam"))["result"]["metrics"] == first

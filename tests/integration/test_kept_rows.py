@@ -69,6 +69,24 @@ def test_both_bounds_hold(database: Database[dict[str, Any]], monkeypatch: pytes
     assert 0 < len(rows) < 50
 
 
+def test_a_pinned_dataset_is_its_rows_as_they_were(
+    database: Database[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them, the first contents count, and no sweep takes them. Too many bytes are not kept."""
+    database.rows.insert_many({"_id": n, "x": str(n), "y": n} for n in range(2500))
+    first = kept_rows.contents(database, "key", "rows", FIELDS, ids(database))
+    assert first is not None
+    database.rows.update_many({}, {"$set": {"y": -1}})
+    assert kept_rows.contents(database, "key", "rows", FIELDS, ids(database)) == first
+    rows = kept(database, first)
+    assert rows is not None
+    assert [row["y"] for row in rows] == list(range(2500))
+    assert first in judged.named(database)
+    monkeypatch.setattr(kept_rows, "BYTES", 5000)
+    assert kept_rows.contents(database, "other", "rows", FIELDS, ids(database)) is None
+    assert kept_rows.contents(database, "none", "rows", FIELDS, []) is None
+
+
 def test_no_rows_are_no_file(database: Database[dict[str, Any]]) -> None:
     assert keep(database, "rows", FIELDS, []) is None
     assert keep(database, "rows", FIELDS, [1, 2]) is None

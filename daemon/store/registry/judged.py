@@ -47,10 +47,13 @@ def held(database: Data, service: str) -> dict[str, str]:
 
 
 def named(database: Data) -> set[str]:
-    """The files of kept rows that a version of any service names."""
+    """The files of kept rows that a version of any service, or a pinned dataset, names."""
     query = {"judged": {"$type": "object"}, "state": {"$ne": "removed"}}
     naming = database[names.VERSIONS].find(query, {"judged": 1})
-    return {name for version in naming for name in _texts(version["judged"]).values()}
+    pinned = database[names.DATASETS].find({"name": {"$type": "string"}}, {"_id": 0, "name": 1})
+    return {name for version in naming for name in _texts(version["judged"]).values()} | {
+        each["name"] for each in pinned
+    }
 
 
 def _texts(found: Any) -> dict[str, str]:
