@@ -11,6 +11,7 @@ from pymongo.database import Database
 
 from daemon.store import names
 from daemon.store.registry import judged
+from daemon.store.registry.judged import Judged
 from daemon.store.rows import kept_rows
 from daemon.store.rows.datasets import pinned
 from daemon.store.rows.kept_rows import KeptExamples, keep, kept
@@ -122,7 +123,7 @@ def test_files_that_no_version_names_are_swept(database: Database[dict[str, Any]
     assert kept_rows.sweep(database, judged.named(database)) == 0
     old = dt.datetime.now(dt.UTC) - dt.timedelta(days=2)
     database[f"{names.DATASETS}.files"].update_many({}, {"$set": {"uploadDate": old}})
-    database[names.VERSIONS].insert_one({"_id": "s/m/1", "state": "live", "judged": {"v/d": name, "odd": 7}})
+    database[names.VERSIONS].insert_one({"_id": "s/m/1", "state": "live", "judged": {"rows": {"v/d": name, "odd": 7}}})
     assert kept_rows.sweep(database, judged.named(database)) == 0
     database[names.VERSIONS].delete_many({})
     assert kept_rows.sweep(database, judged.named(database)) == 1
@@ -140,15 +141,23 @@ def test_the_last_promotion_counts(database: Database[dict[str, Any]]) -> None:
 
     database[names.VERSIONS].insert_many(
         [
-            version(1, "live", 9, judged={"v/d": "one"}),
-            version(2, "retired", 5, judged={"v/d": "two"}),
-            version(3, "candidate", 9, judged={"v/d": "three"}, held=True, reason="it fell"),
+            version(
+                1,
+                "live",
+                9,
+                judged={"rows": {"v/d": "one"}},
+                anchor={"rows": {"v/d": "old"}, "metrics": {"d/acc": 0.9, "odd": []}},
+            ),
+            version(2, "retired", 5, judged={"rows": {"v/d": "two"}}),
+            version(3, "candidate", 9, judged={"rows": {"v/d": "three"}}, held=True, reason="it fell"),
             version(4, "rejected", 9),
         ]
     )
-    assert judged.judges(database, "s", "m") == {"v/d": "one"}
-    assert judged.judges(database, "s", "other") == {}
+    expected = (Judged({"v/d": "one"}), Judged({"v/d": "old"}, {"d/acc": 0.9}))
+    assert judged.judges(database, "s", "m") == expected
+    assert judged.judges(database, "s", "other") == (Judged(), Judged())
+    assert judged.named(database) == {"one", "two", "three", "old"}
     assert judged.held(database, "s") == {"m": "version 3 is held: it fell"}
     database[names.VERSIONS].insert_one(version(5, "live", 10))
     assert judged.held(database, "s") == {}
-    assert judged.judges(database, "s", "m") == {"v/d": "one"}
+    assert judged.judges(database, "s", "m") == expected

@@ -47,8 +47,8 @@ ANY: Final = -1  # any live version is replaced
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One version of a model. `weights` is None if the model has none, or if they were pruned. `judged` names the kept
-    rows that it was measured on (`daemon.store.rows.kept_rows`); `held`: it fell on those of the last promotion.
+    """One version of a model. `weights` is None if the model has none, or if they were pruned. `held`: it fell
+    on kept rows (`daemon.store.registry.judged`).
     """
 
     number: int
@@ -73,7 +73,6 @@ class Version:
     reason: str | None = None
     job: Any = None
     held: bool = False
-    judged: Mapping[str, str] = field(default_factory=dict)
     created_at: datetime | None = None
     promoted_at: datetime | None = None
 
@@ -375,7 +374,7 @@ class Versions:
         for version in surplus:
             found = self._collection.find_one_and_update(
                 {"_id": self._id(version.number), "state": version.state},
-                {"$set": {"pruned": True}, "$unset": {"judged": 1}},
+                {"$set": {"pruned": True}, "$unset": {"judged": 1, "anchor": 1}},
             )
             if found is not None:
                 self._delete(found)
