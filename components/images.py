@@ -7,6 +7,7 @@ functions are thread-safe: calls share no state.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from io import BytesIO
 from typing import Any
 
@@ -14,7 +15,7 @@ from PIL import Image, UnidentifiedImageError, features
 
 from components.errors import DecodeError, EncodeError
 
-__all__ = ["EXPECTED", "FORMATS", "MAX_BYTES", "MAX_PIXELS", "decode", "encode"]
+__all__ = ["EXPECTED", "FORMATS", "MAX_BYTES", "MAX_PIXELS", "accepted", "decode", "encode", "narrow"]
 
 # Without JPEG 2000: its decoder is not made for untrusted bytes.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", *(("AVIF",) if features.check("avif") else ()))
@@ -29,6 +30,19 @@ _FORMAT_OF = {
 """The format that holds the pixels of a mode exactly."""
 _ORIENTATION = 0x0112
 _COLOURS = 3 * 256
+_accepted: tuple[str, ...] = FORMATS
+
+
+def narrow(formats: Iterable[str]) -> None:
+    """From now on, decode only these formats of `FORMATS` in this process; none means all of them."""
+    global _accepted  # noqa: PLW0603 - the setting of a whole process
+    wanted = {name.upper() for name in formats} or FORMATS
+    _accepted = tuple(name for name in FORMATS if name in wanted)
+
+
+def accepted() -> tuple[str, ...]:
+    """Return the formats that this process decodes."""
+    return _accepted
 
 
 def decode(value: object) -> Image.Image:
@@ -36,7 +50,7 @@ def decode(value: object) -> Image.Image:
 
     An animation gives its first frame. The EXIF data (the orientation) and the colour profile are in the image, and are
     not applied to the pixels: that is for `preprocess` (`PIL.ImageOps.exif_transpose`). Raises DecodeError if the value
-    is not bytes, has too many bytes or pixels, has a format outside `FORMATS`, or is truncated or broken.
+    is not bytes, has too many bytes or pixels, has a format that is not accepted, or is truncated or broken.
     """
     if not isinstance(value, bytes):
         raise DecodeError(f"expected {EXPECTED}, got {type(value).__name__}")
@@ -60,11 +74,11 @@ def decode(value: object) -> Image.Image:
 def _open(data: bytes) -> Image.Image:
     """Read the header only."""
     try:
-        return Image.open(BytesIO(data), formats=FORMATS)
+        return Image.open(BytesIO(data), formats=_accepted)
     except UnidentifiedImageError:
         start = data[:8].hex(" ") or "nothing"
         raise DecodeError(
-            f"{len(data):,} bytes that are no image of a known format ({', '.join(FORMATS)}); they begin with {start}"
+            f"{len(data):,} bytes that are no image of a known format ({', '.join(_accepted)}); they begin with {start}"
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DecodeError(f"image of too many pixels; at most {MAX_PIXELS:,} pixels are decoded") from error

@@ -118,7 +118,7 @@ class _Inherited(str):
 
     @classmethod
     def of(cls, root: str, allow: Sequence[str]) -> Self:
-        made = cls(f"{root}/service.toml:allow_imports")
+        made = cls(f"{root}/service.toml#allow_imports")
         made.folder = (root, allow)
         return made
 
@@ -127,7 +127,8 @@ class _Inherited(str):
 
 
 def _inherit(root: str, allow: Sequence[str]) -> str:
-    ImportFolder(root, allow).open()
+    if not any(isinstance(finder, ImportFolder) for finder in sys.meta_path):  # a copy of sys.path ends here too
+        ImportFolder(root, allow).open()
     return _Inherited.of(root, allow)
 
 

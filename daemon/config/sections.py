@@ -27,6 +27,7 @@ from components.declarations import (
 )
 from components.declarations.schema import Duration
 from components.errors import ConfigurationError, DeclarationError, Problem
+from components.images import FORMATS
 from daemon.config.values import Database, FileName, Host, Listen, Module, Uri, is_loopback
 
 _TOKEN = re.compile(r"[!-~]{16,512}")
@@ -159,6 +160,11 @@ class SecurityConfig(Declaration):
         description="a list of packages or modules that import paths in this file may name, with their submodules",
         examples=[["examples"]],
     )
+    formats: list[str] = Field(
+        default_factory=list,
+        description=f"a list of formats of images: {', '.join(name.lower() for name in FORMATS)}",
+        examples=[["png", "jpeg"]],
+    )
     signing_key_file: FileName | None = Field(
         default=None,
         description="the name of a file that only the service's user may read, relative to service.toml",
@@ -169,6 +175,13 @@ class SecurityConfig(Declaration):
         description="the name of a file that only the service's user may read, relative to service.toml",
         examples=["/etc/predictd/former.key"],
     )
+
+    @field_validator("formats")
+    @classmethod
+    def _known(cls, value: list[str]) -> list[str]:
+        if any(name.upper() not in FORMATS for name in value):
+            raise ValueError("")
+        return value
 
 
 class LogConfig(Declaration):

@@ -32,6 +32,8 @@ class Assignment:
     trust: Mapping[str, Any]
     """What declarations are believed by (`daemon.store.registry.trust`); it holds no secret."""
     allow_imports: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ()
+    """The formats of images that it decodes; none means all."""
     log: Mapping[str, str] = field(default_factory=dict)
     threads: int | None = None
     """The threads of its libraries; None: they choose."""
@@ -48,4 +50,5 @@ class Assignment:
         """The assignment in a line of JSON."""
         order = json.loads(line)
         paths = {name: Path(order[name]) for name in ("state_dir", "import_root")}
-        return cls(**{**order, **paths, "allow_imports": tuple(order["allow_imports"])})
+        lists = {name: tuple(order.get(name, ())) for name in ("allow_imports", "formats")}
+        return cls(**{**order, **paths, **lists})

@@ -12,17 +12,20 @@ If "better" cannot be decided, because either version lacks the metric, the cand
 Whoever may insert rows chooses what a candidate learns and what it is measured on. So a candidate that would replace a
 trained version is also measured on the rows that judged the last promotion, as they were then. If its metric is worse
 there than the live version's by more than `promote_fall`, it is held: it waits for a person, whatever `promote` says.
+
+Many small steps could still lead far. So the same holds on the rows of the *anchor*: the last promotion by a person, or
+the first one at all. There a candidate may not be worse than that version was, however many promotions lie between.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from components.declarations import TrainerArguments
 
-__all__ = ["Decision", "Measured", "decide"]
+__all__ = ["ANCHOR", "LAST", "Decision", "Measured", "better_of", "decide"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,10 @@ class Measured:
     kept: Mapping[str, float] = field(default_factory=dict)
 
 
+LAST: Final = "on the rows that judged the last promotion"
+ANCHOR: Final = "on the rows of the last promotion by a person, or of the first one"
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """The decision about a candidate. `state` is its state from now on, `metric` the name of the deciding metric, if
@@ -51,12 +58,12 @@ class Decision:
     held: bool = False
 
 
-def decide(trainer: TrainerArguments, live: Measured | None, candidate: Measured) -> Decision:
+def decide(trainer: TrainerArguments, live: Measured | None, candidate: Measured, on: str = LAST) -> Decision:
     """Judges a candidate by the `promote`, `promote_metric`, `promote_margin` and `promote_fall` of its trainer's
-    declaration.
+    declaration. `on` says in words which rows are the kept ones.
     """
     decision = _decided(trainer, live, candidate)
-    if decision.promote and live is not None and live.trained and (why := _fallen(trainer, live, candidate)):
+    if decision.promote and live is not None and live.trained and (why := _fallen(trainer, live, candidate, on)):
         return Decision(False, "candidate", f"{why}; it waits for `predictd promote`", decision.metric, held=True)
     return decision
 
@@ -97,13 +104,19 @@ def _better(trainer: TrainerArguments, live: Measured, candidate: Measured) -> D
     )
 
 
-def _fallen(trainer: TrainerArguments, live: Measured, candidate: Measured) -> str | None:
-    """Why a person must decide: what the candidate lost on the rows of the last promotion; None if nothing counts."""
+def better_of(one: Mapping[str, float], other: Mapping[str, float], greater: Mapping[str, bool]) -> dict[str, float]:
+    """The metrics of `one`, each the better of the two if `other` has it as well."""
+    return {
+        name: (max if greater.get(name, True) else min)(value, other.get(name, value)) for name, value in one.items()
+    }
+
+
+def _fallen(trainer: TrainerArguments, live: Measured, candidate: Measured, on: str) -> str | None:
+    """Why a person must decide: what the candidate lost on kept rows; None if nothing counts."""
     most, wanted = trainer.promote_fall, trainer.promote_metric
     name = next(iter(live.kept), None) if wanted is None else named(wanted, list(live.kept))
     if most == "any" or name is None:
         return None
-    on = "on the rows that judged the last promotion"
     if name not in candidate.kept:
         return f"{name} cannot be measured {on}"
     new, old = candidate.kept[name], live.kept[name]
@@ -111,8 +124,8 @@ def _fallen(trainer: TrainerArguments, live: Measured, candidate: Measured) -> s
     if fall <= most:
         return None
     return (
-        f"{on}, {name} is {new:.6g} against {old:.6g} of version {live.version}: worse by more than promote_fall = "
-        f"{most:g}, so either these rows' labels have changed for good or new rows are wrong"
+        f"{on}, {name} is {new:.6g} against {old:.6g} before: worse by more than promote_fall = {most:g}, so either "
+        "what is right has changed or new rows are wrong"
     )
 
 

@@ -15,6 +15,7 @@ from typing import Final
 
 import structlog
 
+from components import images
 from components.errors import DeclarationError, Fenced, MetricError, NotApplied, Stopped, TrainingError
 from components.import_folder import ImportFolder
 from daemon.engine import Ending
@@ -62,6 +63,7 @@ def work(assignment: JobAssignment, reporter: JobReporter, patience: MongoRetry,
     """Does the job and reports its end; the exit code."""
     try:
         ImportFolder(assignment.import_root, assignment.allow_imports).open()
+        images.narrow(assignment.formats)
         context = Context(assignment, reporter, patience, stopping)
         job = context.job()
         warn_in(reporter)

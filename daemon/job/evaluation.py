@@ -14,9 +14,11 @@ from components.serialization import build_validation
 from components.validation import Validation
 from daemon.job.context import Context
 from daemon.store.registry.components import Catalog, Component
-from daemon.store.rows.datasets import kept
+from daemon.store.rows import kept_rows
+from daemon.store.rows.datasets import kept, pin_key
+from daemon.store.rows.kept_rows import KeptExamples
 
-__all__ = ["Evaluation", "Measured", "chosen", "of_model"]
+__all__ = ["Evaluation", "Measured", "chosen", "contents", "of_model"]
 
 Ids = Mapping[str, Sequence[Any]]
 """The `_id`s of each dataset, by "validation/dataset"."""
@@ -54,7 +56,7 @@ class Evaluation:
             validation = self._built(each, model)
             for name, dataset in each.declaration.datasets.items():
                 place = f"{each.name}/{name}"
-                rows = instead.get(place)
+                rows = instead.get(place) or as_pinned(context, each, name, known, ids[place])
                 self._rows[place] = rows or keep(context.rows(dataset.table, each.declaration.key, ids[place], known))
             for name in validation.names:
                 whole = (
@@ -91,6 +93,33 @@ class Evaluation:
         return build_validation(
             declared.name, declared.declaration, self._context.loader.resolve(declared), lambda: model
         )
+
+
+def contents(
+    context: Context, validation: Component[ValidationDeclaration], name: str, known: Catalog, ids: Sequence[Any]
+) -> str | None:
+    """The file with the kept contents of a dataset; None if it is not pinned, or too large."""
+    dataset, key = validation.declaration.datasets[name], validation.declaration.key
+    if not dataset.pin:
+        return None
+    fields = list(context.fields(dataset.table, key, known))
+    of = pin_key(context.assignment.service, validation.name, name, dataset.dump(), fields)
+    found = context.patience("rows", lambda: kept_rows.contents(context.database, of, dataset.table, fields, ids))
+    if found is None and ids:
+        context.voice.say(f"dataset {name!r} is too large to keep its contents: what its rows hold now counts")
+    return found
+
+
+def as_pinned(
+    context: Context, validation: Component[ValidationDeclaration], name: str, known: Catalog, ids: Sequence[Any]
+) -> Examples | None:
+    """The rows of a pinned dataset as they were; None if it is not pinned, or its contents are not kept."""
+    file = contents(context, validation, name, known, ids)
+    rows = None if file is None else context.patience("rows", lambda: kept_rows.kept(context.database, file))
+    if rows is None:
+        return None
+    table, key = validation.declaration.datasets[name].table, validation.declaration.key
+    return KeptExamples(table, context.fields(table, key, known), rows)
 
 
 def of_model(context: Context, known: Catalog, model: str) -> list[Component[ValidationDeclaration]]:

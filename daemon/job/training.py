@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from components.declarations import TrainerDeclaration
@@ -94,6 +95,7 @@ class Training:
             self._declaration,
             self._validations,
             self._known,
+            self._live.model,
             lambda model, evaluation, valid: self._measured(model, evaluation, valid)[1],
         )
 
@@ -375,15 +377,17 @@ class Training:
             return decision
         pins = self._pins()
         if decision.promote and live.trained:
-            before, after = self._judging.measure(
-                pins,
-                self._live.model,
-                lambda: self._version(compared.version).model,
-                lambda: self._version(candidate.number).model,
-            )
-            decision = promote.decide(self._declaration, replace(live, kept=before), replace(new, kept=after))
-        self._judging.keep(candidate.number, pins)
+            loads = [partial(self._model_of, number) for number in (compared.version, candidate.number)]
+            for on, before, after in self._judging.measure(pins, greater, *loads):
+                decision = promote.decide(self._declaration, replace(live, kept=before), replace(new, kept=after), on)
+                if decision.held:
+                    break
+        anew = not (decision.promote and live.trained)
+        self._judging.keep(candidate.number, pins, candidate.metrics, anew=anew)
         return decision
+
+    def _model_of(self, number: int) -> Model:
+        return self._version(number).model
 
     def _done(self, candidate: Version, decision: promote.Decision, compared: Compared) -> bool:
         """Applies the decision; False if another version went live in the meantime."""

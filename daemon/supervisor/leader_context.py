@@ -65,5 +65,6 @@ class LeaderContext:
             "import_root": config.service.import_root,
             "trust": self.pins.trust.encoded(),
             "allow_imports": tuple(config.security.allow_imports),
+            "formats": tuple(config.security.formats),
             "log": config.log.model_dump(),
         }

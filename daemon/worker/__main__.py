@@ -11,6 +11,7 @@ from typing import Final
 
 import structlog
 
+from components import images
 from components.errors import DeclarationError, Fenced, PredictdError
 from components.import_folder import ImportFolder
 from daemon.engine import Ending, threads
@@ -54,6 +55,7 @@ def main() -> None:
     threading.Thread(target=worker.report_on, name="reporter", daemon=True).start()
     try:
         ImportFolder(assignment.import_root, assignment.allow_imports).open()
+        images.narrow(assignment.formats)
         worker.start()
         gc.freeze()  # imported modules and models stay: collections need not walk through them
         log.info("worker runs", listeners=[run.declared.name for run in worker.runs], epoch=assignment.epoch)

@@ -125,3 +125,35 @@ def test_what_a_person_promotes_is_the_new_measure(honest: Site) -> None:
     honest.rows.insert_many(rows(3000, 100, WRONG + 0.5))
     again = honest.ended(honest.asked("train", "m"))["result"]
     assert "last promotion" not in again["reason"]
+
+
+@pytest.mark.parametrize("honest", [("always", "")], indirect=True)
+def test_small_steps_do_not_add_up(honest: Site) -> None:
+    """The anchor is that of the first promotion, whatever went live since: even if the last one judged nothing, wrong
+    labels are held.
+    """
+    honest.rows.insert_many(rows(400, 20, RIGHT))
+    second = honest.ended(honest.asked("train", "m"))["result"]
+    assert second["promoted"]
+    judging = {"number": second["version"]}
+    found = honest.data["_predictd.versions"].find_one(judging)
+    assert found is not None
+    assert found["judged"]["rows"] != found["anchor"]["rows"]
+    honest.data["_predictd.versions"].update_one(judging, {"$set": {"judged.rows": {}}})
+    honest.rows.insert_many(rows(1000, 3000, WRONG))
+    result = honest.ended(honest.asked("train", "m"))["result"]
+    assert not result["promoted"]
+    assert "on the rows of the last promotion by a person, or of the first one" in result["reason"]
+
+
+def test_a_pinned_dataset_measures_what_its_rows_held(tmp_path: Path, mongo_uri: str, database: Any) -> None:
+    """Two validations with an edit of every row, and the removal of most, in between: the same values."""
+    text = TEXT.format(promote="manual", fall="").replace('_fold = "valid" } }', '_fold = "valid" }, pin = true }')
+    with Site(tmp_path / "site", mongo_uri, database, text) as site:
+        site.rows.insert_many(rows(0, 60, RIGHT))
+        site.start()
+        first = site.ended(site.asked("validate", "exam"))["result"]["metrics"]
+        site.rows.update_many({}, {"$set": {"y": 0.0, "x": "another"}})
+        site.rows.delete_many({"_id": {"$gt": 5}})
+        site.rows.insert_many(rows(100, 60, WRONG))
+        assert site.ended(site.asked("validate", "exam"))["result"]["metrics"] == first

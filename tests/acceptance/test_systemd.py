@@ -125,7 +125,8 @@ objective = "harness.learning:squares"
 transform = "harness.learning:example"
 optimizer = "torch.optim:SGD"
 loader = { batch_size = 8, num_workers = 1 }
-max_iterations = 20
+max_iterations = 3000
+promote = "always"
 """
 
 

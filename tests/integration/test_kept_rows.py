@@ -11,6 +11,7 @@ from pymongo.database import Database
 
 from daemon.store import names
 from daemon.store.registry import judged
+from daemon.store.registry.judged import Judged
 from daemon.store.rows import kept_rows
 from daemon.store.rows.datasets import pinned
 from daemon.store.rows.kept_rows import KeptExamples, keep, kept
@@ -69,6 +70,24 @@ def test_both_bounds_hold(database: Database[dict[str, Any]], monkeypatch: pytes
     assert 0 < len(rows) < 50
 
 
+def test_a_pinned_dataset_is_its_rows_as_they_were(
+    database: Database[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them, the first contents count, and no sweep takes them. Too many bytes are not kept."""
+    database.rows.insert_many({"_id": n, "x": str(n), "y": n} for n in range(2500))
+    first = kept_rows.contents(database, "key", "rows", FIELDS, ids(database))
+    assert first is not None
+    database.rows.update_many({}, {"$set": {"y": -1}})
+    assert kept_rows.contents(database, "key", "rows", FIELDS, ids(database)) == first
+    rows = kept(database, first)
+    assert rows is not None
+    assert [row["y"] for row in rows] == list(range(2500))
+    assert first in judged.named(database)
+    monkeypatch.setattr(kept_rows, "BYTES", 5000)
+    assert kept_rows.contents(database, "other", "rows", FIELDS, ids(database)) is None
+    assert kept_rows.contents(database, "none", "rows", FIELDS, []) is None
+
+
 def test_no_rows_are_no_file(database: Database[dict[str, Any]]) -> None:
     assert keep(database, "rows", FIELDS, []) is None
     assert keep(database, "rows", FIELDS, [1, 2]) is None
@@ -104,7 +123,7 @@ def test_files_that_no_version_names_are_swept(database: Database[dict[str, Any]
     assert kept_rows.sweep(database, judged.named(database)) == 0
     old = dt.datetime.now(dt.UTC) - dt.timedelta(days=2)
     database[f"{names.DATASETS}.files"].update_many({}, {"$set": {"uploadDate": old}})
-    database[names.VERSIONS].insert_one({"_id": "s/m/1", "state": "live", "judged": {"v/d": name, "odd": 7}})
+    database[names.VERSIONS].insert_one({"_id": "s/m/1", "state": "live", "judged": {"rows": {"v/d": name, "odd": 7}}})
     assert kept_rows.sweep(database, judged.named(database)) == 0
     database[names.VERSIONS].delete_many({})
     assert kept_rows.sweep(database, judged.named(database)) == 1
@@ -122,15 +141,23 @@ def test_the_last_promotion_counts(database: Database[dict[str, Any]]) -> None:
 
     database[names.VERSIONS].insert_many(
         [
-            version(1, "live", 9, judged={"v/d": "one"}),
-            version(2, "retired", 5, judged={"v/d": "two"}),
-            version(3, "candidate", 9, judged={"v/d": "three"}, held=True, reason="it fell"),
+            version(
+                1,
+                "live",
+                9,
+                judged={"rows": {"v/d": "one"}},
+                anchor={"rows": {"v/d": "old"}, "metrics": {"d/acc": 0.9, "odd": []}},
+            ),
+            version(2, "retired", 5, judged={"rows": {"v/d": "two"}}),
+            version(3, "candidate", 9, judged={"rows": {"v/d": "three"}}, held=True, reason="it fell"),
             version(4, "rejected", 9),
         ]
     )
-    assert judged.judges(database, "s", "m") == {"v/d": "one"}
-    assert judged.judges(database, "s", "other") == {}
+    expected = (Judged({"v/d": "one"}), Judged({"v/d": "old"}, {"d/acc": 0.9}))
+    assert judged.judges(database, "s", "m") == expected
+    assert judged.judges(database, "s", "other") == (Judged(), Judged())
+    assert judged.named(database) == {"one", "two", "three", "old"}
     assert judged.held(database, "s") == {"m": "version 3 is held: it fell"}
     database[names.VERSIONS].insert_one(version(5, "live", 10))
     assert judged.held(database, "s") == {}
-    assert judged.judges(database, "s", "m") == {"v/d": "one"}
+    assert judged.judges(database, "s", "m") == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -227,6 +228,26 @@ def test_any_damage_to_an_image_is_an_image_or_a_decode_error(data, at, damage):
         datatype("pil_image").decode(data[:at] + damage + data[at + len(damage) :])
     except DecodeError:
         return
+
+
+def test_the_formats_may_be_narrowed():
+    """A decoder that is not accepted never sees the bytes; another process of the same job has the setting too."""
+    from daemon.store.rows.datasets import RowExamples
+
+    samples = dict(zip(images.FORMATS, SAMPLES, strict=True))
+    try:
+        images.narrow(["png", "jpeg"])
+        assert images.decode(samples["PNG"]).size == images.decode(samples["JPEG"]).size == (16, 16)
+        for name in ("WEBP", "GIF", "BMP", "TIFF"):
+            with pytest.raises(DecodeError, match=r"known format \(PNG, JPEG\)"):
+                images.decode(samples[name])
+        packed = pickle.dumps(RowExamples("mongodb://h", "d", "t", {"x": "pil_image"}, []))
+        images.narrow([])
+        assert images.accepted() == images.FORMATS
+        pickle.loads(packed)
+        assert images.accepted() == ("PNG", "JPEG")
+    finally:
+        images.narrow([])
 
 
 def test_images_are_decoded_by_several_threads_at_once():

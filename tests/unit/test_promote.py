@@ -9,7 +9,7 @@ import pytest
 from harness.declarations import declaration
 
 from components.declarations import TrainerDeclaration
-from daemon.handlers.promote import Decision, Measured, decide, named
+from daemon.handlers.promote import Decision, Measured, better_of, decide, named
 from daemon.handlers.train import checkpoint_folder, folds, split
 
 UP, DOWN = {"v/acc": True}, {"v/acc": False}
@@ -107,8 +107,14 @@ def test_a_fall_on_the_rows_of_the_last_promotion_is_held(
 
 def test_a_held_candidate_says_why_and_what_to_do() -> None:
     reason = fallen(0.99, 0.03).reason
-    for words in ("v/acc is 0.03 against 0.99 of version 1", "promote_fall = 0.05", "it waits for `predictd promote`"):
+    for words in ("v/acc is 0.03 against 0.99 before", "promote_fall = 0.05", "it waits for `predictd promote`"):
         assert words in reason
+
+
+def test_the_anchor_is_compared_with_the_better_of_what_it_was() -> None:
+    """Small steps do not add up: not the live version's value counts alone, but what the anchor's version had."""
+    now, then = {"v/acc": 0.91, "v/loss": 0.3, "v/new": 0.5}, {"v/acc": 0.99, "v/loss": 0.1, "v/gone": 1.0}
+    assert better_of(now, then, {"v/loss": False}) == {"v/acc": 0.99, "v/loss": 0.1, "v/new": 0.5}
 
 
 def test_what_is_not_better_is_rejected_not_held() -> None:

@@ -55,8 +55,8 @@ _Moment = Annotated[Annotated[datetime, Strict()] | None, defaulting(None)]
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One version of a model. `weights` is None if the model has none, or if they were pruned. `judged` names the kept
-    rows that it was measured on (`daemon.store.rows.kept_rows`); `held`: it fell on those of the last promotion.
+    """One version of a model. `weights` is None if the model has none, or if they were pruned. `held`: it fell on kept
+    rows (`daemon.store.registry.judged`).
 
     Of a stored document, a field whose value has another type reads as its default, except the first three.
     """
@@ -83,7 +83,6 @@ class Version:
     reason: _TextOrNone = None
     job: Any = None
     held: Annotated[bool, defaulting(False)] = False
-    judged: Annotated[Mapping[str, str], defaulting({})] = field(default_factory=dict)
     created_at: _Moment = None
     promoted_at: _Moment = None
 
@@ -386,7 +385,7 @@ class Versions:
         for version in surplus:
             found = self._collection.find_one_and_update(
                 {"_id": self._id(version.number), "state": version.state},
-                {"$set": {"pruned": True}, "$unset": {"judged": 1}},
+                {"$set": {"pruned": True}, "$unset": {"judged": 1, "anchor": 1}},
             )
             if found is not None:
                 self._delete(found)

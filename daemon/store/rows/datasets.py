@@ -24,6 +24,7 @@ from bson.timestamp import Timestamp
 from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
 
+from components import images
 from components.datatypes import Datatype, datatype, undeclared
 from components.errors import DecodeError
 from components.extended_json import decoded
@@ -33,7 +34,7 @@ from daemon.store.connection import ROW_CODEC, make_client, open_database
 from daemon.store.registry.components import signature
 from daemon.store.rows.row_reader import value_at
 
-__all__ = ["Pinned", "RowDecoder", "RowExamples", "kept", "pinned"]
+__all__ = ["Pinned", "RowDecoder", "RowExamples", "kept", "pin_key", "pinned"]
 
 log = structlog.get_logger(__name__)
 
@@ -100,8 +101,13 @@ def kept(
 
     if not query["pin"]:
         return choose()
-    key = signature([service, validation, dataset, query, list(fields)])
+    key = pin_key(service, validation, dataset, query, fields)
     return _stored(database, key) or _store(database, key, choose())
+
+
+def pin_key(service: str, validation: str, dataset: str, query: Mapping[str, Any], fields: Sequence[str]) -> str:
+    """What a pinned dataset is stored under."""
+    return signature([service, validation, dataset, query, list(fields)])
 
 
 def _stored(database: Database[dict[str, Any]], key: str) -> Pinned | None:
@@ -202,10 +208,11 @@ class RowExamples:
         self._client: tuple[int, Database[dict[str, Any]]] | None = None
 
     def __getstate__(self) -> tuple[Any, ...]:
-        return self._uri, self._database, self._table, self._fields, self._ids
+        return images.accepted(), self._uri, self._database, self._table, self._fields, self._ids
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.__init__(*state)  # type: ignore[misc]  # the same arguments
+        images.narrow(state[0])  # a spawned process has the setting of its parent
+        self.__init__(*state[1:])  # type: ignore[misc]  # the same arguments
 
     def __len__(self) -> int:
         return len(self._ids)

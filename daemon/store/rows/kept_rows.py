@@ -1,5 +1,7 @@
-"""Rows kept as they were: those that judged a promotion, so that later candidates are measured on them too.
+"""Rows kept as they were: those that judged a promotion, so that later candidates are measured on them too, and those
+of pinned datasets.
 
+    _predictd.datasets: {_id: {of: KEY, part: "contents"}, name}   the file of a pinned dataset
     _predictd.datasets.files, .chunks   a GridFS bucket; a file is named by the SHA-256 of its content
 
 A file holds the `_id`s and the fields of a key, one BSON document after the other. Equal contents are stored once. Who
@@ -21,13 +23,14 @@ from bson.errors import BSONError
 from gridfs import GridFSBucket, NoFile
 from gridfs.errors import CorruptGridFile
 from pymongo.database import Database
+from pymongo.errors import DuplicateKeyError
 
 from daemon.handlers.predict.dirty_keys import identity
 from daemon.store import names
 from daemon.store.connection import ROW_CODEC
 from daemon.store.rows.datasets import RowDecoder
 
-__all__ = ["KeptExamples", "keep", "kept", "sweep"]
+__all__ = ["KeptExamples", "contents", "keep", "kept", "sweep"]
 
 log = structlog.get_logger(__name__)
 
@@ -58,7 +61,33 @@ def keep(database: Database[dict[str, Any]], table: str, fields: Iterable[str], 
     """Keeps the present contents of these rows, at most `ROWS` of them and `BYTES`, chosen at random but the same ones
     of the same rows; the file's name, None if no row is there.
     """
-    chosen = random.Random(f"kept {len(ids)}").sample(range(len(ids)), min(ROWS, len(ids)))  # noqa: S311 - guards nothing
+    rows, _ = _read(database, table, fields, ids, ROWS)
+    return _store(database, rows) if rows else None
+
+
+def contents(
+    database: Database[dict[str, Any]], key: str, table: str, fields: Iterable[str], ids: Sequence[Any]
+) -> str | None:
+    """The file with the contents of a pinned dataset: those that its rows had when it was first asked for. None if
+    there are none, or more than `BYTES`: then its rows count with what they hold.
+    """
+    collection, head = database[names.DATASETS], {"of": key, "part": "contents"}
+    found = collection.find_one({"_id": head})
+    if found is None:
+        rows, whole = _read(database, table, fields, ids, len(ids))
+        if not rows or not whole:
+            return None
+        with suppress(DuplicateKeyError):  # another job was quicker; its contents count
+            collection.insert_one({"_id": head, "name": _store(database, rows)})
+        found = collection.find_one({"_id": head}) or {}
+    return found["name"] if isinstance(found.get("name"), str) else None
+
+
+def _read(
+    database: Database[dict[str, Any]], table: str, fields: Iterable[str], ids: Sequence[Any], most: int
+) -> tuple[bytes, bool]:
+    """The documents of at most so many rows and `BYTES`, in the order of `ids`; whether these are all."""
+    chosen = random.Random(f"kept {len(ids)}").sample(range(len(ids)), min(most, len(ids)))  # noqa: S311 - guards nothing
     projection = {"_id": 1, **dict.fromkeys(fields, 1)}
     rows: list[tuple[int, bytes]] = []
     size = 0
@@ -69,11 +98,9 @@ def keep(database: Database[dict[str, Any]], table: str, fields: Iterable[str], 
             row = bson.encode(document, codec_options=ROW_CODEC)
             size += len(row)
             if size > BYTES:
-                break
+                return b"".join(row for _, row in sorted(rows)), False
             rows.append((places[identity(document["_id"])], row))
-    if not rows:
-        return None
-    return _store(database, b"".join(row for _, row in sorted(rows)))
+    return b"".join(row for _, row in sorted(rows)), size <= BYTES and most >= len(ids)
 
 
 def kept(database: Database[dict[str, Any]], name: str) -> list[dict[str, Any]] | None:
