@@ -22,6 +22,7 @@ from components.errors import DeclarationError, OutputShapeError
 from components.key import Arguments
 from components.names import check_identifier
 from components.outputs import storable
+from components.shared_memory import Watch
 
 __all__ = ["Arguments", "Model", "ObjectModel"]
 
@@ -44,6 +45,8 @@ class Model(ABC):
         self.identifier = identifier
         self.preprocess = preprocess
         self.postprocess = postprocess
+        self.watch, self.watch_batch, self._watch_results = Watch(32), Watch(3), Watch(32)
+        """Find out whether inputs, preprocessed batches and results share memory."""
         self.origin: Any = None
         """The module of a user's file that `object` is a copy of, or None; the user's functions may refer to it."""
         self.trainer: Any = None
@@ -55,6 +58,11 @@ class Model(ABC):
     @property
     def prepare_batch(self) -> bool:
         """Whether callers should use `prepare_many` and `infer_many`, because they are faster than a loop."""
+        return False
+
+    @property
+    def by_row(self) -> bool:
+        """Whether `infer` predicts one row after the other anyway: then a batch gains nothing."""
         return False
 
     @abstractmethod
@@ -94,11 +102,13 @@ class Model(ABC):
         return outputs
 
     def _predict(self, rows: list[Arguments]) -> list[Any]:
+        if self.by_row and len(rows) > 1:  # as the daemon does: an output may be overwritten by the next one
+            return [result for row in rows for result in self._predict([row])]
         if self.prepare_batch:
             outputs = self.infer_many(self.prepare_many(rows), len(rows))
         else:
-            outputs = self.infer([self.prepare(arguments) for arguments in rows])
-        return [self.postprocessed(output) for output in outputs]
+            outputs = self.infer([self.watch.own(self.prepare(arguments)) for arguments in rows])
+        return [self._watch_results.own(self.postprocessed(output)) for output in outputs]
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002  # the subclass defines the arguments
         """Train the model in this process; raises DeclarationError if this kind of model cannot be trained."""
@@ -148,6 +158,11 @@ class ObjectModel(Model):
         if self.preprocess is not None:
             return self.preprocess(*arguments.args, **arguments.kwargs)
         return bundled(arguments) if self.batched else arguments
+
+    @property
+    def by_row(self) -> bool:
+        """Whether the object is called once per row."""
+        return not self.batched
 
     def infer(self, xs: list[Any]) -> list[Any]:
         """Call the object, in one thread at a time."""

@@ -118,8 +118,8 @@ def _foreign(value: Any, at: _Place, depth: int) -> object:
     if document is not None:
         return _convert(document, at, depth + 1)
     raise OutputError(
-        f"{_words(at)} is of type {_type(value)}, which BSON cannot hold; convert it in postprocess: return numbers, text, "
-        "bytes, lists or dictionaries"
+        f"{_words(at)} is of type {_type(value)}, which BSON cannot hold; convert it in postprocess: return numbers, "
+        "text, bytes, lists or dictionaries"
     )
 
 

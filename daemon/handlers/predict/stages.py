@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Hashable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import bson
 from bson.timestamp import Timestamp
 
 from components.datatypes import Datatype, undeclared
-from components.errors import DecodeError, OutputError, OutputShapeError, Retry
+from components.errors import DecodeError, OutputError, Retry
 from components.key import Arguments, Key
 from components.model import Model
+from components.shared_memory import copied
+from daemon.handlers.predict.attempts import ANYTHING, Attempts
 from daemon.handlers.predict.dirty_keys import Batch, identity
 from daemon.handlers.predict.records import Guilt, Letter, Row, Snapshot, Undecodable, Write
 
@@ -29,8 +31,6 @@ LONGEST_TRACEBACK: Final = 8000
 MANY: Final = 10_000  # the items of a list this long are not weighed one by one
 PASSING: Final = frozenset({"TransportError", "Timeout", "ConnectionError", "URLError", "HTTPConnectionError"})
 """Names of errors of clients (httpx, requests, urllib, botocore) after which another attempt may succeed."""
-
-ANYTHING: Final = BaseException  # user code may raise any: sys.exit(), a cancelled future
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ def prepare(
         try:
             arguments = live.key.arguments(_decoded(row, live))
             stage = "preprocess"
-            input_ = arguments if model.prepare_batch else model.prepare(arguments)
+            input_ = arguments if model.prepare_batch else model.watch.own(model.prepare(arguments))
         except ANYTHING as error:
             if is_out_of_memory(error) and rows:
                 out_of_memory(len(rows) + 1)
@@ -173,7 +173,7 @@ def _prepared(
     many = None
     if model.prepare_batch and rows:
         try:
-            many = model.prepare_many(inputs)
+            many = model.watch_batch.own(model.prepare_many(inputs))
         except ANYTHING:
             many = None  # one row is the cause: `predict` bisects
     return Prepared(judged, tuple(rows), tuple(inputs), many, tuple(letters), left)
@@ -224,10 +224,18 @@ def _decoded(row: Row, live: Live) -> list[Any]:
         if isinstance(value, Undecodable):
             raise DecodeError(f"{path}: {value.reason}")
         try:
-            values.append(datatype.decode(value) if datatype else undeclared(value))
+            # A list or a dictionary is the row's own: the model may change what it gets, and be asked again.
+            found = datatype.decode(value) if datatype else undeclared(value)
+            values.append(copied(found) if isinstance(found, (list, dict)) else found)
         except DecodeError as error:
             raise DecodeError(f"{path}: {error}") from error
     return values
+
+
+def _input(row: Row, live: Live) -> Any:
+    """The input of a row, for another attempt."""
+    arguments = live.key.arguments(_decoded(row, live))
+    return arguments if live.model.prepare_batch else live.model.watch.own(live.model.prepare(arguments))
 
 
 def predict(prepared: Prepared, out_of_memory: Callable[[int], None]) -> Predicted:
@@ -235,80 +243,26 @@ def predict(prepared: Prepared, out_of_memory: Callable[[int], None]) -> Predict
     large.
     """
     judged, live = prepared.judged, prepared.judged.live
-    run = _Run(live.model, out_of_memory)
-    outcomes = run.outcomes(prepared.inputs, prepared.many) if prepared.rows else []
+
+    def failed(error: BaseException, rows: int) -> None:
+        if rows > 1 and is_out_of_memory(error):
+            out_of_memory(rows)
+
+    def fresh(place: int) -> Any:
+        return _input(prepared.rows[place], live)
+
+    attempts = Attempts(live.model, fresh, _storable, failed)
+    outcomes = attempts.outcomes(prepared.inputs, prepared.many) if prepared.rows else []
     writes = list(judged.writes)
     letters = list(prepared.letters)
     for row, outcome in zip(prepared.rows, outcomes, strict=True):
-        stage, error = outcome.stage, outcome.error
-        if error is None:
-            try:
-                stage = "postprocess"
-                value = live.model.finish(outcome.output)
-                stage = "store"
-                _storable(value)
-                writes.append(_set(row, judged, {"value": value}))
-                continue
-            except ANYTHING as caught:
-                error = caught
-        letters.append(letter(row, live, stage, error))
+        if outcome.error is None:
+            writes.append(_set(row, judged, {"value": outcome.value}))
+        else:
+            letters.append(letter(row, live, outcome.stage, outcome.error))
     by_key = {identity(row.key): row for row in judged.rows}
     writes.extend(_set(by_key[identity(dead.key)], judged, {"error": dead.mark()}) for dead in letters)
     return Predicted(judged, tuple(writes), tuple(letters), len(writes) - len(judged.writes) - len(letters))
-
-
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    """The model's output for one row, or the error that it raised and the stage."""
-
-    output: Any = None
-    stage: str = "predict"
-    error: BaseException | None = None
-
-
-@dataclass(slots=True)
-class _Run:
-    """Runs one batch through the model, in as few calls as possible."""
-
-    model: Model
-    out_of_memory: Callable[[int], None]
-    stage: str = field(default="predict")
-
-    def outcomes(self, inputs: Sequence[Any], many: Any) -> list[_Outcome]:
-        if many is None:
-            return self._bisect(inputs)
-        try:
-            return [_Outcome(output) for output in self.model.infer_many(many, len(inputs))]
-        except OutputShapeError as error:
-            return [_Outcome(error=error)] * len(inputs)
-        except ANYTHING as error:
-            self._note(error, len(inputs))
-            return self._bisect(inputs)
-
-    def _bisect(self, inputs: Sequence[Any]) -> list[_Outcome]:
-        try:
-            return [_Outcome(output) for output in self._infer(inputs)]
-        except OutputShapeError as error:  # a smaller batch might fit by chance: 2 heads look like 2 rows
-            return [_Outcome(error=error)] * len(inputs)
-        except ANYTHING as error:
-            self._note(error, len(inputs))
-            if len(inputs) == 1:
-                return [_Outcome(stage=self.stage, error=error)]
-        half = len(inputs) // 2
-        return self._bisect(inputs[:half]) + self._bisect(inputs[half:])
-
-    def _infer(self, inputs: Sequence[Any]) -> Sequence[Any]:
-        self.stage = "predict"
-        if not self.model.prepare_batch:
-            return self.model.infer(list(inputs))
-        self.stage = "preprocess"
-        many = self.model.prepare_many(list(inputs))
-        self.stage = "predict"
-        return self.model.infer_many(many, len(inputs))
-
-    def _note(self, error: BaseException, rows: int) -> None:
-        if rows > 1 and is_out_of_memory(error):
-            self.out_of_memory(rows)
 
 
 def _set(row: Row, judged: Judged, what: dict[str, Any]) -> Write:
