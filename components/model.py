@@ -18,6 +18,7 @@ from itertools import islice
 from threading import Lock
 from typing import Any
 
+from components.awaited import awaited
 from components.errors import DeclarationError, OutputShapeError
 from components.key import Arguments
 from components.names import check_identifier
@@ -87,7 +88,7 @@ class Model(ABC):
 
     def postprocessed(self, output: Any) -> Any:
         """Return one output after the user's `postprocess`."""
-        return output if self.postprocess is None else self.postprocess(output)
+        return output if self.postprocess is None else awaited(self.postprocess(output))
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Predict one row in this process; returns what `postprocess` returns."""
@@ -156,7 +157,7 @@ class ObjectModel(Model):
     def prepare(self, arguments: Arguments) -> Any:
         """Return the preprocessed row; without a `preprocess`, its arguments."""
         if self.preprocess is not None:
-            return self.preprocess(*arguments.args, **arguments.kwargs)
+            return awaited(self.preprocess(*arguments.args, **arguments.kwargs))
         return bundled(arguments) if self.batched else arguments
 
     @property
@@ -168,8 +169,9 @@ class ObjectModel(Model):
         """Call the object, in one thread at a time."""
         with self._turn:
             if self.batched:
-                return self._rows(xs, self.object(xs))
-            return [self.object(*x.args, **x.kwargs) if isinstance(x, Arguments) else self.object(x) for x in xs]
+                return self._rows(xs, awaited(self.object(xs)))
+            given = [x if isinstance(x, Arguments) else Arguments((x,)) for x in xs]
+            return [awaited(self.object(*x.args, **x.kwargs)) for x in given]
 
     def _rows(self, xs: list[Any], outputs: Any) -> list[Any]:
         """Return the outputs of a batch, one for each row.
@@ -181,7 +183,7 @@ class ObjectModel(Model):
         if self._by_row or not all(_length(row) == n for row in rows):
             return rows
         rows = deepcopy(rows)  # the next call may write into the same memory
-        another = self.object([*deepcopy(xs), deepcopy(xs[0])])
+        another = awaited(self.object([*deepcopy(xs), deepcopy(xs[0])]))
         if _length(another) != n + 1:
             raise OutputShapeError(
                 f"the model returned {n} sequences of {n} for {n} rows, and {_length(another)} for {n + 1} rows; "

@@ -34,6 +34,7 @@ class Attempts:
 
     model: Model
     fresh: Callable[[int], Any]
+    prepare_many: Callable[[list[Any]], Any]
     store: Callable[[Any], None]
     failed: Callable[[BaseException, int], None]
 
@@ -73,7 +74,7 @@ class Attempts:
         try:
             if many is None and self.model.prepare_batch:
                 stage = "preprocess"
-                many = self.model.prepare_many(list(inputs))
+                many = self.prepare_many(list(inputs))
                 stage = "predict"
             given = list(inputs) if many is None else many
             outputs = self.model.infer(given) if many is None else self.model.infer_many(given, len(inputs))

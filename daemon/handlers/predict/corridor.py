@@ -125,7 +125,9 @@ class Corridor:
         if self.triage.failing and judged.batch.purpose != "probe":
             return Prepared(judged, (), (), None, ())
         began = time.perf_counter()
-        prepared = prepare(judged, self.triage.suspects.guilt, ROOM * self._batch_bytes, self.cap.halve)
+        preprocess = judged.live.threads.preprocess
+        room = ROOM * self._batch_bytes
+        prepared = preprocess.run(prepare, judged, self.triage.suspects.guilt, room, self.cap.halve)
         self.cap.observe(len(prepared.rows), time.perf_counter() - began, "prepare")
         left = {identity(row.key) for row in prepared.left}
         for key in judged.batch.keys if left else ():
@@ -136,7 +138,7 @@ class Corridor:
     def predict(self, prepared: Prepared) -> Predicted:
         """Runs the model."""
         began = time.perf_counter()
-        predicted = predict(prepared, self.cap.halve)
+        predicted = prepared.judged.live.threads.model.run(predict, prepared, self.cap.halve)
         self.cap.observe(len(prepared.rows), time.perf_counter() - began)
         predicted = self.triage.decide(predicted)
         if predicted.predicted:
@@ -149,7 +151,9 @@ class Corridor:
         if snapshot is None or not snapshot.rows:
             return None
         judged = Judged(Batch(()), snapshot.at, self.live, snapshot.rows, (), frozenset())
-        return predict(prepare(judged), lambda _: None).predicted > 0
+        threads = judged.live.threads
+        prepared = threads.preprocess.run(prepare, judged)
+        return threads.model.run(predict, prepared, lambda _: None).predicted > 0
 
     def write(self, predicted: Predicted) -> None:
         """Writes the batch's outputs and dead letters. Finishes its keys; a key whose write met a race becomes dirty

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import traceback
 from collections.abc import Callable, Collection, Hashable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import bson
@@ -23,6 +23,7 @@ from components.model import Model
 from components.shared_memory import copied
 from daemon.handlers.predict.attempts import ANYTHING, Attempts
 from daemon.handlers.predict.dirty_keys import Batch, identity
+from daemon.handlers.predict.model_threads import ModelThreads
 from daemon.handlers.predict.records import Guilt, Letter, Row, Snapshot, Undecodable, Write
 
 LARGEST_OUTPUT: Final = 12 * 1024 * 1024  # a row may hold 16 MB, its input included
@@ -44,6 +45,7 @@ class Live:
     generation: int
     key: Key
     datatypes: tuple[Datatype | None, ...]
+    threads: ModelThreads = field(default_factory=ModelThreads, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,9 +251,12 @@ def predict(prepared: Prepared, out_of_memory: Callable[[int], None]) -> Predict
             out_of_memory(rows)
 
     def fresh(place: int) -> Any:
-        return _input(prepared.rows[place], live)
+        return live.threads.preprocess.run(_input, prepared.rows[place], live)
 
-    attempts = Attempts(live.model, fresh, _storable, failed)
+    def prepare_many(inputs: list[Any]) -> Any:
+        return live.threads.preprocess.run(live.model.prepare_many, inputs)
+
+    attempts = Attempts(live.model, fresh, prepare_many, _storable, failed)
     outcomes = attempts.outcomes(prepared.inputs, prepared.many) if prepared.rows else []
     writes = list(judged.writes)
     letters = list(prepared.letters)
