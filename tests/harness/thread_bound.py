@@ -60,3 +60,18 @@ async def length_async(x: str) -> int:
 async def after_async(output: int) -> dict[str, int]:
     await same_loop("postprocess")
     return {"length": output}
+
+
+def leaky(x: str) -> float:
+    """Sets a process-wide setting and leaves it."""
+    import torch
+
+    torch.set_default_dtype(torch.bfloat16)
+    return float(torch.tensor(len(x)))
+
+
+def third(x: str) -> float:
+    """A third of the length, in torch's default dtype."""
+    import torch
+
+    return float(torch.tensor(1.0) * len(x) / 3)

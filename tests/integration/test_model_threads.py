@@ -69,3 +69,21 @@ def test_async_functions_are_awaited(place: Workplace) -> None:
         return model.predict("aa")
 
     assert asyncio.run(notebook()) == {"length": 3}
+
+
+def test_a_setting_that_a_model_leaves_in_torch_is_put_back(place: Workplace) -> None:
+    """Its neighbour in the same process is not rounded; the log names the model, once."""
+    listener = {"table": TABLE, "key": "x", "where": {}, "worker": WORKER}
+    models = {"f": {"object": f"{CODE}:leaky"}, "g": {"object": f"{CODE}:third"}}
+    listeners = {LISTENER: {**listener, "model": "f"}, "second": {**listener, "model": "g"}}
+    place.declare(declarations({TABLE: {"x": "str"}}, models, listeners))
+    worker = place.run()
+    for n in range(1, 10):
+        place.rows.insert_one({"_id": n, "x": "a" * n})
+        eventually("both have an output", lambda n=n: outputs(place, LISTENER)[n] and outputs(place, "second")[n])
+    place.rows.insert_one({"_id": 100, "x": "a" * 100})
+    eventually("it has its output", lambda: outputs(place, "second")[100])
+    assert outputs(place, "second")[100] == pytest.approx(100 / 3, rel=1e-6)
+    log = worker.log.read_text()
+    assert log.count("a model changed a setting of torch") == 1
+    assert "default_dtype was changed from torch.float32 to torch.bfloat16" in log

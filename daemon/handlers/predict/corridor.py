@@ -37,6 +37,7 @@ from bson.timestamp import Timestamp
 
 from daemon.handlers.predict.batch_cap import BatchCap
 from daemon.handlers.predict.dirty_keys import Batch, DirtyKeys, identity
+from daemon.handlers.predict.process_settings import PROCESS
 from daemon.handlers.predict.records import Letter, Row, Snapshot, Write, Written
 from daemon.handlers.predict.stages import Judged, Live, Predicted, Prepared, judge, letter, predict, prepare
 from daemon.handlers.predict.suspects import UserStage
@@ -127,7 +128,8 @@ class Corridor:
         began = time.perf_counter()
         preprocess = judged.live.threads.preprocess
         room = ROOM * self._batch_bytes
-        prepared = preprocess.run(prepare, judged, self.triage.suspects.guilt, room, self.cap.halve)
+        with PROCESS.kept(judged.live.model.identifier):
+            prepared = preprocess.run(prepare, judged, self.triage.suspects.guilt, room, self.cap.halve)
         self.cap.observe(len(prepared.rows), time.perf_counter() - began, "prepare")
         left = {identity(row.key) for row in prepared.left}
         for key in judged.batch.keys if left else ():
@@ -138,7 +140,9 @@ class Corridor:
     def predict(self, prepared: Prepared) -> Predicted:
         """Runs the model."""
         began = time.perf_counter()
-        predicted = prepared.judged.live.threads.model.run(predict, prepared, self.cap.halve)
+        live = prepared.judged.live
+        with PROCESS.kept(live.model.identifier):
+            predicted = live.threads.model.run(predict, prepared, self.cap.halve)
         self.cap.observe(len(prepared.rows), time.perf_counter() - began)
         predicted = self.triage.decide(predicted)
         if predicted.predicted:
