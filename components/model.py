@@ -18,10 +18,12 @@ from itertools import islice
 from threading import Lock
 from typing import Any
 
+from components.awaited import awaited
 from components.errors import DeclarationError, OutputShapeError
 from components.key import Arguments
 from components.names import check_identifier
 from components.outputs import storable
+from components.shared_memory import Watch
 
 __all__ = ["Arguments", "Model", "ObjectModel"]
 
@@ -47,6 +49,8 @@ class Model(ABC):
         self.preprocess = preprocess
         self.postprocess = postprocess
         self.threads = threads
+        self.watch, self.watch_batch, self._watch_results = Watch(32), Watch(3), Watch(32)
+        """Find out whether inputs, preprocessed batches and results share memory."""
         self.origin: Any = None
         """The module of a user's file that `object` is a copy of, or None; the user's functions may refer to it."""
         self.trainer: Any = None
@@ -66,6 +70,11 @@ class Model(ABC):
     @property
     def prepare_batch(self) -> bool:
         """Whether callers should use `prepare_many` and `infer_many`, because they are faster than a loop."""
+        return False
+
+    @property
+    def by_row(self) -> bool:
+        """Whether `infer` predicts one row after the other anyway: then a batch gains nothing."""
         return False
 
     @abstractmethod
@@ -90,7 +99,7 @@ class Model(ABC):
 
     def postprocessed(self, output: Any) -> Any:
         """Return one output after the user's `postprocess`."""
-        return output if self.postprocess is None else self.postprocess(output)
+        return output if self.postprocess is None else awaited(self.postprocess(output))
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Predict one row in this process; returns what `postprocess` returns."""
@@ -105,11 +114,13 @@ class Model(ABC):
         return outputs
 
     def _predict(self, rows: list[Arguments]) -> list[Any]:
+        if self.by_row and len(rows) > 1:  # as the daemon does: an output may be overwritten by the next one
+            return [result for row in rows for result in self._predict([row])]
         if self.prepare_batch:
             outputs = self.infer_many(self.prepare_many(rows), len(rows))
         else:
-            outputs = self.infer([self.prepare(arguments) for arguments in rows])
-        return [self.postprocessed(output) for output in outputs]
+            outputs = self.infer([self.watch.own(self.prepare(arguments)) for arguments in rows])
+        return [self._watch_results.own(self.postprocessed(output)) for output in outputs]
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002  # the subclass defines the arguments
         """Train the model in this process; raises DeclarationError if this kind of model cannot be trained."""
@@ -157,15 +168,21 @@ class ObjectModel(Model):
     def prepare(self, arguments: Arguments) -> Any:
         """Return the preprocessed row; without a `preprocess`, its arguments."""
         if self.preprocess is not None:
-            return self.preprocess(*arguments.args, **arguments.kwargs)
+            return awaited(self.preprocess(*arguments.args, **arguments.kwargs))
         return bundled(arguments) if self.batched else arguments
+
+    @property
+    def by_row(self) -> bool:
+        """Whether the object is called once per row."""
+        return not self.batched
 
     def infer(self, xs: list[Any]) -> list[Any]:
         """Call the object, in one thread at a time."""
         with self._turn:
             if self.batched:
-                return self._rows(xs, self.object(xs))
-            return [self.object(*x.args, **x.kwargs) if isinstance(x, Arguments) else self.object(x) for x in xs]
+                return self._rows(xs, awaited(self.object(xs)))
+            given = [x if isinstance(x, Arguments) else Arguments((x,)) for x in xs]
+            return [awaited(self.object(*x.args, **x.kwargs)) for x in given]
 
     def _rows(self, xs: list[Any], outputs: Any) -> list[Any]:
         """Return the outputs of a batch, one for each row.
@@ -177,7 +194,7 @@ class ObjectModel(Model):
         if self._by_row or not all(_length(row) == n for row in rows):
             return rows
         rows = deepcopy(rows)  # the next call may write into the same memory
-        another = self.object([*deepcopy(xs), deepcopy(xs[0])])
+        another = awaited(self.object([*deepcopy(xs), deepcopy(xs[0])]))
         if _length(another) != n + 1:
             raise OutputShapeError(
                 f"the model returned {n} sequences of {n} for {n} rows, and {_length(another)} for {n + 1} rows; "

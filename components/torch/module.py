@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from components.awaited import awaited
 from components.errors import DeclarationError, WeightsError
 from components.key import Arguments
 from components.model import Model, bundled, check_callable
@@ -86,7 +87,7 @@ class TorchModule(Model):
     def prepare(self, arguments: Arguments) -> Any:
         """Return the preprocessed row; without a preprocess, its argument, a tuple of several, a dict of named ones."""
         if self.preprocess is not None:
-            return self.preprocess(*arguments.args, **arguments.kwargs)
+            return awaited(self.preprocess(*arguments.args, **arguments.kwargs))
         if self.preprocess_batch is not None:
             return batches.split(self.prepare_many([arguments]), 1)[0]
         return bundled(arguments)
@@ -97,7 +98,7 @@ class TorchModule(Model):
             return batches.collate([self.prepare(arguments) for arguments in rows])
         columns = [list(column) for column in zip(*(row.args for row in rows), strict=True)]
         named = {name: [row.kwargs[name] for row in rows] for name in rows[0].kwargs}
-        return self.preprocess_batch(*columns, **named)
+        return awaited(self.preprocess_batch(*columns, **named))
 
     def infer(self, xs: list[Any]) -> list[Any]:
         """Collate the rows, run the module and split its output into rows.
@@ -141,6 +142,7 @@ class TorchModule(Model):
     def _forwarded(self, batch: Any) -> Any:
         def run() -> Any:
             output = batches.call(getattr(self.object, self.forward_method), batches.moved(batch, self.inward))
+            output = awaited(output)
             return batches.moved(output, self._outward)
 
         return self.quietly(run)
@@ -165,7 +167,7 @@ class TorchModule(Model):
         if self.postprocess is None:
             return output
         with torch.inference_mode():
-            return self.postprocess(output)
+            return awaited(self.postprocess(output))
 
     def state(self) -> dict[str, Any]:
         """Return a copy of all parameters and buffers, on the CPU; tied tensors stay tied."""

@@ -19,6 +19,7 @@ from components.errors import Fenced
 from components.import_paths import ImportPolicy
 from daemon.engine import Ending, threads
 from daemon.engine.child import Channel
+from daemon.handlers.predict.model_threads import ModelThreads, OneThread
 from daemon.handlers.predict.stages import Live
 from daemon.health.measures import WorkerMeasures
 from daemon.health.worker_report import StreamReport, WorkerPhase, WorkerReport
@@ -58,6 +59,7 @@ class Worker:
         self.measures = WorkerMeasures()
         self.database: Database[dict[str, Any]]
         self.shared: Shared
+        self._preprocess: dict[str, OneThread] = {}
         self.runs: list[ListenerRun] = []
         self.intake: StreamIntake | None = None
         self.keeper: PositionSaver | None = None
@@ -80,7 +82,7 @@ class Worker:
             assignment,
             self.database,
             Registry(self.database, assignment.service, assignment.epoch, Trust.decoded(assignment.trust)),
-            ModelLoader(self.database, assignment.service, ImportPolicy(assignment.allow_imports)),
+            ModelLoader(self.database, assignment.service, ImportPolicy(assignment.allow_imports), self._model_threads),
             self.patience,
             self.measures,
             self.fail,
@@ -126,6 +128,12 @@ class Worker:
             retryWrites=False,
         )
         return open_database(client, self.assignment.database)
+
+    def _model_threads(self, model: str) -> ModelThreads:
+        """New threads of a model; all versions of it have the same one for `preprocess`."""
+        if model not in self._preprocess:
+            self._preprocess[model] = OneThread(f"{model}.preprocess")
+        return ModelThreads(OneThread(f"{model}.model"), self._preprocess[model])
 
     def _load(self, name: str) -> ListenerRun:
         shared = self.shared

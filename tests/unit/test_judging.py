@@ -467,7 +467,7 @@ for _ in range(300):
         {"nul\x00": 1},
         "\ud800",
         {"\ud800": 1},
-        {1, 2},
+        iter(()),
         NESTED,
         lambda: None,
     ],

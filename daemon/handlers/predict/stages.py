@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -17,10 +17,13 @@ import bson
 from bson.timestamp import Timestamp
 
 from components.datatypes import Datatype, undeclared
-from components.errors import DecodeError, OutputError, OutputShapeError, Retry
+from components.errors import DecodeError, OutputError, Retry
 from components.key import Arguments, Key
 from components.model import Model
+from components.shared_memory import copied
+from daemon.handlers.predict.attempts import ANYTHING, Attempts
 from daemon.handlers.predict.dirty_keys import Batch, identity
+from daemon.handlers.predict.model_threads import ModelThreads
 from daemon.handlers.predict.records import Guilt, Letter, Row, Snapshot, Undecodable, Write
 
 LARGEST_OUTPUT: Final = 12 * 1024 * 1024  # a row may hold 16 MB, its input included
@@ -29,8 +32,6 @@ LONGEST_TRACEBACK: Final = 8000
 MANY: Final = 10_000  # the items of a list this long are not weighed one by one
 PASSING: Final = frozenset({"TransportError", "Timeout", "ConnectionError", "URLError", "HTTPConnectionError"})
 """Names of errors of clients (httpx, requests, urllib, botocore) after which another attempt may succeed."""
-
-ANYTHING: Final = BaseException  # user code may raise any: sys.exit(), a cancelled future
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class Live:
     generation: int
     key: Key
     datatypes: tuple[Datatype | None, ...]
+    threads: ModelThreads = field(default_factory=ModelThreads, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +155,7 @@ def prepare(
         try:
             arguments = live.key.arguments(_decoded(row, live))
             stage = "preprocess"
-            input_ = arguments if model.prepare_batch else model.prepare(arguments)
+            input_ = arguments if model.prepare_batch else model.watch.own(model.prepare(arguments))
         except ANYTHING as error:
             if is_out_of_memory(error) and rows:
                 out_of_memory(len(rows) + 1)
@@ -182,7 +184,7 @@ def _prepared(
     many = None
     if model.prepare_batch and rows:
         try:
-            many = model.prepare_many(inputs)
+            many = model.watch_batch.own(model.prepare_many(inputs))
         except ANYTHING:
             many = None  # one row is the cause: `predict` bisects
     return Prepared(judged, tuple(rows), tuple(inputs), many, tuple(letters), left)
@@ -233,17 +235,18 @@ def _decoded(row: Row, live: Live) -> list[Any]:
         if isinstance(value, Undecodable):
             raise DecodeError(f"{path}: {value.reason}")
         try:
-            values.append(_copied(datatype.decode(value) if datatype else undeclared(value)))
+            # A list or a dictionary is the row's own: the model may change what it gets, and be asked again.
+            found = datatype.decode(value) if datatype else undeclared(value)
+            values.append(copied(found) if isinstance(found, (list, dict)) else found)
         except DecodeError as error:
             raise DecodeError(f"{path}: {error}") from error
     return values
 
 
-def _copied(value: Any) -> Any:
-    """A document or list of its own, which user code may change."""
-    if isinstance(value, dict):
-        return {name: _copied(item) for name, item in value.items()}
-    return [_copied(item) for item in value] if isinstance(value, list) else value
+def _input(row: Row, live: Live) -> Any:
+    """The input of a row, for another attempt."""
+    arguments = live.key.arguments(_decoded(row, live))
+    return arguments if live.model.prepare_batch else live.model.watch.own(live.model.prepare(arguments))
 
 
 def predict(prepared: Prepared, out_of_memory: Callable[[int], None]) -> Predicted:
@@ -251,88 +254,29 @@ def predict(prepared: Prepared, out_of_memory: Callable[[int], None]) -> Predict
     large.
     """
     judged, live = prepared.judged, prepared.judged.live
-    outcomes = _Run(live, out_of_memory).outcomes(prepared) if prepared.rows else []
+
+    def failed(error: BaseException, rows: int) -> None:
+        if rows > 1 and is_out_of_memory(error):
+            out_of_memory(rows)
+
+    def fresh(place: int) -> Any:
+        return live.threads.preprocess.run(_input, prepared.rows[place], live)
+
+    def prepare_many(inputs: list[Any]) -> Any:
+        return live.threads.preprocess.run(live.model.prepare_many, inputs)
+
+    attempts = Attempts(live.model, fresh, prepare_many, _storable, failed)
+    outcomes = attempts.outcomes(prepared.inputs, prepared.many) if prepared.rows else []
     writes = list(judged.writes)
     letters = list(prepared.letters)
     for row, outcome in zip(prepared.rows, outcomes, strict=True):
-        stage, error = outcome.stage, outcome.error
-        if error is None:
-            try:
-                stage = "postprocess"
-                value = live.model.finish(outcome.output)
-                stage = "store"
-                _storable(value)
-                writes.append(_set(row, judged, {"value": value}))
-                continue
-            except ANYTHING as caught:
-                error = caught
-        letters.append(letter(row, live, stage, error))
+        if outcome.error is None:
+            writes.append(_set(row, judged, {"value": outcome.value}))
+        else:
+            letters.append(letter(row, live, outcome.stage, outcome.error))
     by_key = {identity(row.key): row for row in judged.rows}
     writes.extend(_set(by_key[identity(dead.key)], judged, {"error": dead.mark()}) for dead in letters)
     return Predicted(judged, tuple(writes), tuple(letters), len(writes) - len(judged.writes) - len(letters))
-
-
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    """The model's output for one row, or the error that it raised and the stage."""
-
-    output: Any = None
-    stage: str = "predict"
-    error: BaseException | None = None
-
-
-@dataclass(slots=True)
-class _Run:
-    """Runs one batch through the model, in as few calls as possible."""
-
-    live: Live
-    out_of_memory: Callable[[int], None]
-    stage: str = field(default="predict")
-
-    def outcomes(self, prepared: Prepared) -> list[_Outcome]:
-        model, rows = self.live.model, prepared.rows
-        if model.prepare_batch and prepared.many is None:
-            return self._again(rows)
-        try:
-            whole = prepared.many is not None
-            outputs = model.infer_many(prepared.many, len(rows)) if whole else model.infer(list(prepared.inputs))
-            return [_Outcome(output) for output in outputs]
-        except OutputShapeError as error:
-            return [_Outcome(error=error)] * len(rows)
-        except ANYTHING as error:
-            return self._divided(rows, error)
-
-    def _divided(self, rows: Sequence[Row], error: BaseException) -> list[_Outcome]:
-        self._note(error, len(rows))
-        if len(rows) == 1:
-            return [_Outcome(stage=self.stage, error=error)]
-        half = len(rows) // 2
-        return self._again(rows[:half]) + self._again(rows[half:])
-
-    def _again(self, rows: Sequence[Row]) -> list[_Outcome]:
-        """Decodes, prepares and runs rows whose inputs a failed attempt may have changed."""
-        try:
-            return [_Outcome(output) for output in self._infer(rows)]
-        except OutputShapeError as error:  # a smaller batch might fit by chance: 2 heads look like 2 rows
-            return [_Outcome(error=error)] * len(rows)
-        except ANYTHING as error:
-            return self._divided(rows, error)
-
-    def _infer(self, rows: Sequence[Row]) -> Sequence[Any]:
-        model, key = self.live.model, self.live.key
-        self.stage = "preprocess"
-        inputs = [key.arguments(_decoded(row, self.live)) for row in rows]
-        if model.prepare_batch:
-            many = model.prepare_many(inputs)
-            self.stage = "predict"
-            return model.infer_many(many, len(rows))
-        inputs = [model.prepare(arguments) for arguments in inputs]
-        self.stage = "predict"
-        return model.infer(inputs)
-
-    def _note(self, error: BaseException, rows: int) -> None:
-        if rows > 1 and is_out_of_memory(error):
-            self.out_of_memory(rows)
 
 
 def _set(row: Row, judged: Judged, what: dict[str, Any]) -> Write:
