@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 import structlog
+from bson import Binary
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
@@ -103,10 +104,13 @@ class StreamIntake:
         count_key: Callable[[], None],
         count_open: Callable[[], None],
         show_headroom: Callable[[float], None],
+        sessions: Sequence[Binary] = (),
     ) -> None:
+        """`sessions` are those of this worker's transactions."""
         self._database, self._subscription, self._positions = database, subscription, positions
         self._patience, self._count_key, self._count_open = patience, count_key, count_open
         self._show_headroom, self._short = show_headroom, False
+        self._sessions = sessions
         self._feeds = list(feeds)
         self._watching: dict[str, list[Feed]] = {}
         for feed in feeds:
@@ -124,7 +128,7 @@ class StreamIntake:
 
         Called before the first scan begins: rows that a scan does not see must come through the stream.
         """
-        position = self._patience("stream", lambda: self._positions.claim(self._subscription.hash))
+        position = self._patience("stream", lambda: self._positions.claim(self._subscription.hash, self._sessions))
         now = self._patience("stream", lambda: cluster_time(self._database))
         self.pulse.answered(now)
         if position is None:

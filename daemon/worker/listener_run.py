@@ -73,7 +73,7 @@ class ListenerRun:
         self.declared = declared
         self.measures = Measures(shared.measures, name)
         self.letters = DeadLetters(database, assignment.service, name, listener.table)
-        outputs = Outputs(table, name, live.key.fields, decoded(listener.where))
+        self.outputs = outputs = Outputs(table, name, live.key.fields, decoded(listener.where))
         dirty = DirtyKeys(assignment.queue_rows)
         self.suspects = _suspects(assignment, name, listener.max_batch)
         retry = None if listener.retry is None else RetryPolicy(listener.retry.attempts, listener.retry.within)

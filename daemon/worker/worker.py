@@ -90,10 +90,14 @@ class Worker:
         declared = self.patience("registry", lambda: self.shared.registry.worker(assignment.worker))
         for name in declared:
             self.runs.append(self.patience("model", partial(self._load, name)))
+        sessions = tuple(session for run in self.runs for session in run.outputs.sessions)
+        paths = tuple(sorted({path for run in self.runs for path in chained(run.declared)}))
+        reads_own = {path.split(".")[1] for path in paths} & {run.declared.name for run in self.runs}
         subscription = Subscription(
             service=assignment.service,
             tables=tuple(sorted({run.feed.table for run in self.runs})),
-            chained=tuple(sorted({path for run in self.runs for path in chained(run.declared)})),
+            chained=paths,
+            dropped=() if reads_own else sessions,
         )
         self.intake = StreamIntake(
             self.database,
@@ -104,6 +108,7 @@ class Worker:
             count_key=self.measures.stream_keys.inc,
             count_open=self.measures.stream_opens.inc,
             show_headroom=self.measures.oplog_headroom.set,
+            sessions=sessions,
         )
         self.intake.claim()
         self.intake.look()

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from components.errors import OutputShapeError
 from components.model import Model
+from daemon.handlers.predict.decoding import ANYTHING
 
-__all__ = ["ANYTHING", "Attempts", "Outcome"]
-
-ANYTHING: Final = BaseException  # user code may raise any: sys.exit(), a cancelled future
+__all__ = ["Attempts", "Outcome"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,27 +9,26 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Callable, Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import bson
 from bson.timestamp import Timestamp
 
-from components.datatypes import Datatype, undeclared
+from components.datatypes import Datatype
 from components.errors import DecodeError, OutputError, Retry
-from components.key import Arguments, Key
+from components.key import Key
 from components.model import Model
-from components.shared_memory import copied
-from daemon.handlers.predict.attempts import ANYTHING, Attempts
+from daemon.handlers.predict.attempts import Attempts
+from daemon.handlers.predict.decoding import ANYTHING, CHUNK_ROWS, arguments_of, decode, is_out_of_memory, weight
 from daemon.handlers.predict.dirty_keys import Batch, identity
 from daemon.handlers.predict.model_threads import ModelThreads
-from daemon.handlers.predict.records import Guilt, Letter, Row, Snapshot, Undecodable, Write
+from daemon.handlers.predict.records import Guilt, Letter, Row, Snapshot, Write
 
 LARGEST_OUTPUT: Final = 12 * 1024 * 1024  # a row may hold 16 MB, its input included
 LONGEST_MESSAGE: Final = 500
 LONGEST_TRACEBACK: Final = 8000
-MANY: Final = 10_000  # the items of a list this long are not weighed one by one
 PASSING: Final = frozenset({"TransportError", "Timeout", "ConnectionError", "URLError", "HTTPConnectionError"})
 """Names of errors of clients (httpx, requests, urllib, botocore) after which another attempt may succeed."""
 
@@ -136,7 +135,7 @@ def prepare(
     room: float = math.inf,
     out_of_memory: Callable[[int], None] = lambda _: None,
 ) -> Prepared:
-    """Decodes and preprocesses the rows. One that fails gets a letter, and so does a guilty one.
+    """Decodes and preprocesses the rows, in chunks. One that fails gets a letter, and so does a guilty one.
 
     The inputs may take `room` bytes; rows beyond that are left. If memory runs out, the remaining rows are left, with
     half of the rows prepared so far.
@@ -145,30 +144,34 @@ def prepare(
     rows: list[Row] = []
     inputs: list[Any] = []
     letters: list[Letter] = []
-    held = 0
-    for place, row in enumerate(judged.rows):
+    todo: list[Row] = []
+    for row in judged.rows:
         guilty = guilt(row, live.generation)
-        if guilty is not None:
+        if guilty is None:
+            todo.append(row)
+        else:
             letters.append(replace(letter(row, live, "predict", RuntimeError(guilty.message)), type=guilty.type))
-            continue
-        stage = "decode"
-        try:
-            arguments = live.key.arguments(_decoded(row, live))
-            stage = "preprocess"
-            input_ = arguments if model.prepare_batch else model.watch.own(model.prepare(arguments))
-        except ANYTHING as error:
-            if is_out_of_memory(error) and rows:
-                out_of_memory(len(rows) + 1)
-                keep = max(1, len(rows) // 2)
-                left = (*rows[keep:], *judged.rows[place:])
-                return _prepared(judged, rows[:keep], inputs[:keep], letters, left)
-            letters.append(letter(row, live, stage, error))
-            continue
-        rows.append(row)
-        inputs.append(input_)
-        held += weight(input_)
-        if held > room:
-            return _prepared(judged, rows, inputs, letters, judged.rows[place + 1 :])
+    held = place = 0
+    while place < len(todo):
+        for row, arguments, bytes_, failed in decode(todo[place : place + CHUNK_ROWS], live.key, live.datatypes):
+            place += 1
+            try:
+                if failed is not None:
+                    raise failed
+                input_ = arguments if model.prepare_batch else model.watch.own(model.prepare(arguments))
+            except ANYTHING as error:
+                if is_out_of_memory(error) and rows:
+                    out_of_memory(len(rows) + 1)
+                    keep = max(1, len(rows) // 2)
+                    left = (*rows[keep:], *todo[place - 1 :])
+                    return _prepared(judged, rows[:keep], inputs[:keep], letters, left)
+                letters.append(letter(row, live, "preprocess" if failed is None else "decode", error))
+                continue
+            rows.append(row)
+            inputs.append(input_)
+            held += bytes_ if model.prepare_batch else weight(input_)
+            if held > room:
+                return _prepared(judged, rows, inputs, letters, tuple(todo[place:]))
     return _prepared(judged, rows, inputs, letters, ())
 
 
@@ -190,30 +193,6 @@ def _prepared(
     return Prepared(judged, tuple(rows), tuple(inputs), many, tuple(letters), left)
 
 
-def weight(value: Any) -> int:
-    """The approximate bytes of an input: images, arrays, tensors, strings, and collections of them."""
-    bands = getattr(value, "getbands", None)
-    if bands is not None:
-        return int(value.width * value.height * len(bands()))
-    size = getattr(value, "nbytes", None)
-    if isinstance(size, int):
-        return size
-    if isinstance(value, (str, bytes)):
-        return len(value)
-    if isinstance(value, Arguments):
-        return weight(value.args) + weight(value.kwargs)
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    return sum(map(weight, value)) if isinstance(value, (list, tuple)) and len(value) < MANY else 0
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the error means that memory ran out. Torch's error is recognized by its name, because torch is not
-    imported here.
-    """
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-
-
 def is_transient(error: BaseException | None) -> bool:
     """Whether another attempt may succeed: `Retry`, no connection, a timeout, no memory, also as the cause of another
     error.
@@ -228,24 +207,9 @@ def is_transient(error: BaseException | None) -> bool:
     return False
 
 
-def _decoded(row: Row, live: Live) -> list[Any]:
-    """The row's values as the model sees them, new at each call. Raises DecodeError, which names the field."""
-    values = []
-    for path, datatype, value in zip(live.key.fields, live.datatypes, row.values, strict=True):
-        if isinstance(value, Undecodable):
-            raise DecodeError(f"{path}: {value.reason}")
-        try:
-            # A list or a dictionary is the row's own: the model may change what it gets, and be asked again.
-            found = datatype.decode(value) if datatype else undeclared(value)
-            values.append(copied(found) if isinstance(found, (list, dict)) else found)
-        except DecodeError as error:
-            raise DecodeError(f"{path}: {error}") from error
-    return values
-
-
 def _input(row: Row, live: Live) -> Any:
     """The input of a row, for another attempt."""
-    arguments = live.key.arguments(_decoded(row, live))
+    arguments = arguments_of(row, live.key, live.datatypes)
     return arguments if live.model.prepare_batch else live.model.watch.own(live.model.prepare(arguments))
 
 
