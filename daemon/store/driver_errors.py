@@ -8,7 +8,14 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from pymongo.errors import BulkWriteError, NetworkTimeout, OperationFailure, ServerSelectionTimeoutError
+from pymongo.errors import (
+    AutoReconnect,
+    BulkWriteError,
+    NetworkTimeout,
+    NotPrimaryError,
+    OperationFailure,
+    ServerSelectionTimeoutError,
+)
 
 from components.errors import PredictdError
 from daemon.logs.text import brief, masked
@@ -37,6 +44,8 @@ def sentence(error: Exception) -> str:
         message = _AUTHENTICATION.get(code or 0) or masked(str(first.get("errmsg") or text))
         known = f" (code {code})" if code is not None else ""
         return f"{brief(f'MongoDB refuses: {message}')}{known}"
+    if isinstance(error, AutoReconnect) and not isinstance(error, NotPrimaryError):
+        return brief(f"the connection broke: {text}")
     return brief(f"{type(error).__name__}: {text}")
 
 

@@ -31,7 +31,7 @@ TIMEOUTS = " (configured timeouts: socketTimeoutMS: 20000.0ms, connectTimeoutMS:
             "no primary answers: a:1: [Errno 111] Connection refused,b:2: timed out",
         ),
         (NetworkTimeout(f"a:1: timed out{TIMEOUTS}"), "no answer in time: a:1: timed out"),
-        (AutoReconnect(f"a:1: connection closed{TIMEOUTS}"), "AutoReconnect: a:1: connection closed"),
+        (AutoReconnect(f"a:1: connection closed{TIMEOUTS}"), "the connection broke: a:1: connection closed"),
         (
             NotPrimaryError(f"node is recovering, full error: {REPLY}", REPLY),
             "NotPrimaryError: node is recovering",
