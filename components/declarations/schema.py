@@ -178,7 +178,8 @@ def _key(value: Any) -> Any:
 def _example_key(value: Any, info: Info) -> Any:
     """Check a trainer's or validation's key: the model's inputs and, last, the target."""
     mapping = isinstance(value, Mapping) and not (info.context or {}).get(IN_FILE)
-    if not (isinstance(value, list | tuple) or mapping) or len(value) < 2 or len(set(value)) < len(value):
+    fields = list(value) if isinstance(value, list | tuple) or mapping else []
+    if len(fields) < 2 or any(field in fields[:place] for place, field in enumerate(fields)):
         raise ValueError("")
     return _key(value)
 

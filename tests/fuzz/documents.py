@@ -30,7 +30,8 @@ def target(folder: Path, uri: str) -> Iterator[Target]:
             for collection in {place[0] for place, _ in spoiled}:
                 stocked.read(collection)
         finally:
-            stocked.restore()
+            for collection in {place[0] for place, _ in spoiled}:
+                stocked.restore(collection)
 
     value = BSON | st.just(MISSING)
     try:

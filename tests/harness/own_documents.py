@@ -88,7 +88,7 @@ class Stocked:
     def __init__(self, uri: str, name: str, folder: Path) -> None:
         self.client = open_client(uri)
         self.database = open_database(self.client, name)
-        self._plain: MongoClient[dict[str, Any]] = MongoClient(uri)
+        self._plain: MongoClient[dict[str, Any]] = MongoClient(uri, w=1, journal=False)
         self.raw: Database[dict[str, Any]] = self._plain[name]
         self._file = folder / "service.toml"
         KEY.write(folder / "key")
@@ -125,11 +125,11 @@ class Stocked:
         change = {"$unset": {path: ""}} if value is MISSING else {"$set": {path: value}}
         self.raw[collection].update_one({"_id": identifier}, change)
 
-    def restore(self) -> None:
-        """Everything as it was."""
-        for collection, documents in self.documents.items():
+    def restore(self, spoiled: str) -> None:
+        """A collection, and those that its readers change, as they were."""
+        for collection in {spoiled, names.COMPONENTS, names.VERSIONS}:
             self.raw[collection].delete_many({})
-            self.raw[collection].insert_many(documents)
+            self.raw[collection].insert_many(self.documents[collection])
 
     # ---- readers --------------------------------------------------------------------------------------------------
 

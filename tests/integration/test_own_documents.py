@@ -40,6 +40,7 @@ def stocked(mongo_uri: str, database: Database[dict[str, Any]], tmp_path: Path) 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("collection", COLLECTIONS)
 def test_no_value_at_any_place_brings_a_reader_down(stocked: Stocked, collection: str) -> None:
     """Each field at each depth, with each odd value, read by all that reads it."""
@@ -53,7 +54,7 @@ def test_no_value_at_any_place_brings_a_reader_down(stocked: Stocked, collection
                 stocked.read(collection)
             except Exception as error:
                 wrong.append(f"{where} {name}: {type(error).__name__}: {str(error)[:200]}")
-            stocked.restore()
+            stocked.restore(collection)
     assert not wrong, "\n".join(wrong)
 
 
@@ -65,6 +66,7 @@ CASES = {
     "a bell that is infinite": (names.BELLS, SERVICE, "count", "infinite"),
     "a version without a time": (names.VERSIONS, f"{SERVICE}/{MODEL}/1", "created_at", "a date after all"),
     "a version whose data are no document": (names.VERSIONS, f"{SERVICE}/{MODEL}/1", "data", "null"),
+    "a listener without its service": (names.COMPONENTS, f"{SERVICE}/listener/{LISTENER}", "service", "missing"),
     "a schedule of the last day": (names.SCHEDULES, f"{SERVICE}/train/f/every", "last", "a date after all"),
 }
 

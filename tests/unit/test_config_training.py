@@ -107,6 +107,11 @@ BAD = {
         "trainers.lenet.key[1]",
         ["declares no field `label`"],
     ),
+    "a key of lists": (
+        changed(KEY, 'key = [["img"], ["class"]]\nobjective'),
+        "trainers.lenet.key",
+        ["at least two different fields"],
+    ),
     "a key of one": (changed(KEY, 'key = ["img"]\nobjective'), "trainers.lenet.key", ["at least two different fields"]),
     "a key of the same": (
         changed(KEY, 'key = ["img", "img"]\nobjective'),

@@ -269,14 +269,16 @@ class Registry:
             "name": {"$in": list(listeners)},
             "service": {"$ne": self._service},
         }
-        for other in self._components.find(query):
+        for other in read(self._components, query):
+            service, name = other.get("service"), other.get("name")
+            if not isinstance(name, str) or other.get("_id") != f"{service}/listener/{name}":
+                continue
             # Another service signs with its own key, so this is not verified: it can only refuse a listener.
-            if f'"table": {json.dumps(listeners[other["name"]].table, ensure_ascii=False)}' in str(
-                other.get("declaration")
-            ):
+            table = json.dumps(listeners[name].table, ensure_ascii=False)
+            if f'"table": {table}' in str(other.get("declaration")):
                 raise DeclarationError(
-                    f"listeners.{other['name']}: service {other['service']!r} has a listener of this name on this "
-                    "table, and both would write the same outputs; give one of them another name"
+                    f"listeners.{name}: service {service!r} has a listener of this name on this table, and both would "
+                    "write the same outputs; give one of them another name"
                 )
 
     def _refuse_filters(self, kind: str, name: str, declaration: Declaration) -> None:
