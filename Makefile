@@ -10,7 +10,7 @@ NODES ?= 1
 PYTEST := $(BIN)/python -m pytest --numprocesses $(TESTS_AT_ONCE) --dist worksteal
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup check test acceptance soak demo bench clean
+.PHONY: help setup check test acceptance soak fuzz demo bench clean
 
 help:  ## what there is to do
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,9 @@ acceptance: $(STAMP)  ## every kill, fault, client and systemd test
 
 soak: $(STAMP)  ## load and random faults for MINUTES=5, then the oracle; SEED=1 repeats one, NODES=3 takes three nodes
 	PYTHONPATH=tests $(BIN)/python -m faults.soak --minutes $(MINUTES) --nodes $(NODES) $(if $(SEED),--seed $(SEED))
+
+fuzz: $(STAMP)  ## values of any shape from outside; MINUTES=5 for each target, SEED=0
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) --seed $(or $(SEED),0)
 
 demo: $(STAMP)  ## the main job, shown on real rows; KEEP=1 leaves it running
 	@$(BIN)/predictd demo $(if $(KEEP),--keep)

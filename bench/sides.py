@@ -183,7 +183,8 @@ def publish(
     file = folder / f"{database}.toml"
     file.write_text(SERVICE_TOML.replace("[models.lenet]", BATCHED) if batched else SERVICE_TOML)
     read = config.load(file, {})
-    Registry(client[database], SERVICE, 1, KEY).publish(read.declarations())
+    registry = Registry(client[database], SERVICE, 1, KEY)
+    registry.publish(read.declarations())
     return WorkerAssignment(
         uri=uri,
         database=database,
@@ -195,7 +196,7 @@ def publish(
         allow_imports=tuple(read.security.allow_imports),
         log={"format": "console", "level": "warning"},
         stop_timeout=10.0,
-        signing_key=KEY.hex(),
+        trust=registry.trust.encoded(),
     ).order()
 
 

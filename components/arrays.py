@@ -16,7 +16,7 @@ from bson.binary import VECTOR_SUBTYPE, Binary
 
 from components.errors import DecodeError, EncodeError, RowError
 
-__all__ = ["DTYPES", "MAX_BYTES", "ArrayLayout", "VectorLayout"]
+__all__ = ["DTYPES", "MAX_BYTES", "ArrayLayout", "VectorLayout", "vector"]
 
 DTYPES = (
     "float16",
@@ -37,6 +37,7 @@ MAX_BYTES = 16 * 1024 * 1024
 
 _FLOAT32_VECTOR = b"\x27\x00"
 _INT8_VECTOR = b"\x03\x00"
+_BITS = b"\x10"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +134,19 @@ class VectorLayout:
             raise refused(f"expected {self.expects}, got {got}")
         # The elements have the same rules.
         return ArrayLayout("float32", (self.length,))._fit(array, refused)  # noqa: SLF001
+
+
+def vector(value: Binary) -> np.ndarray[Any, Any]:
+    """Return a BSON vector as a writable array of float32, int8, or (of bits) uint8; raises DecodeError."""
+    head, elements = value[:2], value[2:]
+    if head == _FLOAT32_VECTOR and len(elements) % 4 == 0:
+        return np.frombuffer(elements, "<f4").astype(np.float32)
+    if head == _INT8_VECTOR:
+        return np.frombuffer(elements, np.int8).copy()
+    if head[:1] == _BITS and len(head) == 2 and head[1] < 8:
+        bits = np.unpackbits(np.frombuffer(elements, np.uint8))
+        return bits[: len(bits) - head[1]].copy()
+    raise DecodeError(f"expected a BSON vector of float32, int8 or bits, got one with the header {head.hex(' ')}")
 
 
 def _from_lists(value: list[Any], expects: str) -> np.ndarray[Any, Any]:

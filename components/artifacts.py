@@ -9,6 +9,9 @@ before it unpickles anything. The slot itself must come from a declaration whose
 Code that the daemon can import is pickled by reference: installed packages, predictd itself, and the packages in
 `allow`. All other code is pickled by value: `__main__`, and modules beside the script or notebook.
 
+Code that refers to the module of its model, or to a part of it, holds no copy of it: the pickle names the part, and
+`loads` asks `bound` for the module that is served or trained.
+
 The same object gives the same bytes in every process. Classes are named by a hash of their content instead of a random
 number; differences between processes (a notebook's temporary file names, the order of sets) are removed. Two slots
 that hold the same class therefore load as one class.
@@ -36,14 +39,16 @@ from uuid import uuid4
 import cloudpickle
 from cloudpickle import cloudpickle as internals
 
+from components.code_references import refers
 from components.code_source import importable, travelling_modules
 from components.errors import ArtifactRefused, DeclarationError
 from components.stable_pickle import canonical
 
-__all__ = ["Artifact", "code_slot", "dumps", "fits", "loads", "together"]
+__all__ = ["Artifact", "bound", "code_slot", "dumps", "fits", "loads", "rebound", "together"]
 
 _turn = threading.RLock()
 _scope: contextvars.ContextVar[str | None] = contextvars.ContextVar("predictd_artifact_scope", default=None)
+_roots: contextvars.ContextVar[Callable[[str], Any] | None] = contextvars.ContextVar("predictd_roots", default=None)
 _NOTEBOOK_FILE = re.compile(r".*[/\\]ipykernel_\d+[/\\]\d+\.py|<ipython-input-.*>")
 _MODULE_NOISE = ("__builtins__", "__cached__", "__loader__", "__spec__", "__warningregistry__")
 
@@ -66,15 +71,19 @@ class Artifact:
         return stored if self.tensors is None else {**stored, self.slot["tensors"]: self.tensors}
 
 
-def code_slot(obj: object, allow: Sequence[str] = (), served: object = None) -> str | Artifact:
+def code_slot(
+    obj: object, allow: Sequence[str] = (), served: object = None, roots: Mapping[str, Any] | None = None
+) -> str | Artifact:
     """Return an object as a declaration holds it: its import path if the daemon can import it, else an artifact.
 
     Raises DeclarationError if it cannot be pickled.
     """
-    return importable(obj, allow) or dumps(obj, allow, served)
+    return importable(obj, allow) or dumps(obj, allow, served, roots)
 
 
-def dumps(obj: object, allow: Sequence[str] = (), served: object = None) -> Artifact:
+def dumps(
+    obj: object, allow: Sequence[str] = (), served: object = None, roots: Mapping[str, Any] | None = None
+) -> Artifact:
     """Pickle an object.
 
     Raises DeclarationError if something in it cannot be pickled (a lock, an open file, a connection).
@@ -82,10 +91,11 @@ def dumps(obj: object, allow: Sequence[str] = (), served: object = None) -> Arti
     allow: packages that the daemon may import beside the installed ones; they are pickled by reference.
     served: the module that a TorchModel serves. Training its weights changes the tensors, not the pickle. The module is
         pickled in evaluation mode, the mode in which it is served.
+    roots: modules by name; the pickle names their parts instead of holding them, and is loaded within `bound`.
     """
     name = getattr(obj, "__qualname__", None) or type(obj).__qualname__
     torch_half = _torch_half()
-    tensors = None if torch_half is None else torch_half.Writer()
+    tensors = None if torch_half is None else torch_half.Writer(roots or {})
     with _turn, travelling(allow):
         try:
             data = _pickled(obj, tensors, _Identity(torch_half, served))
@@ -145,6 +155,31 @@ def fits(slot: Mapping[str, Any]) -> bool:
     except ArtifactRefused:
         return False
     return True
+
+
+@contextmanager
+def bound(root: Callable[[str], Any]) -> Iterator[None]:
+    """Within this context, code that names a part of a module is loaded with that part of `root(name)`.
+
+    `root` is called only if something names a part.
+    """
+    token = _roots.set(root)
+    try:
+        yield
+    finally:
+        _roots.reset(token)
+
+
+def rebound(obj: Any, original: object, module: object) -> Any:
+    """Return `obj`, or if it refers to the module `original`, a copy of it that refers to `module` instead.
+
+    Raises DeclarationError if it cannot be copied.
+    """
+    if obj is None or not refers(obj, original):
+        return obj
+    made = dumps(obj, served=original, roots={"model": original})
+    with bound(lambda _: module):
+        return loads(made.slot, made.blobs.__getitem__)
 
 
 @contextmanager
@@ -233,6 +268,11 @@ class _Unpickler(pickle.Unpickler):
         self._reader = reader
 
     def persistent_load(self, pid: Any) -> Any:
+        if pid[0] == "part":
+            find = _roots.get()
+            if find is None:
+                raise ArtifactRefused("it refers to the module of its model; load it together with that model")
+            return _torch_half().part(pid, find(pid[1]))  # type: ignore[union-attr]
         if self._reader is None:
             raise ArtifactRefused("it refers to tensors, and its slot names none")
         return self._reader.tensor(pid)

@@ -1,7 +1,7 @@
 """The origin of code: what the daemon can import, what must be stored by value, and a hash of the imported source.
 
-A module is *installed* if it is in the standard library, under site-packages, or in one of predictd's own packages. All
-other modules are the user's own: the script, the notebook, and the files beside it.
+All modules that are neither installed (`components.source_files`) nor in one of predictd's own packages are the user's
+own: the script, the notebook, and the files beside it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import ast
 import hashlib
 import inspect
 import sys
-import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from importlib.machinery import PathFinder
@@ -19,11 +18,14 @@ from importlib.util import resolve_name
 from pathlib import Path
 from types import ModuleType
 
+from components import source_files
+from components.import_folder import ImportFolder
+from components.source_files import installed as _installed
+
 __all__ = ["importable", "source_hash", "travelling_modules"]
 
 _OWN = ("components", "daemon", "examples", "predictd")
 _OWN_ROOT = Path(__file__).resolve().parents[1]
-_STDLIB = tuple({Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")})
 
 
 def importable(obj: object, allow: Sequence[str] = ()) -> str | None:
@@ -101,8 +103,8 @@ def _add_sources(name: str, file: str, hashes: dict[str, str]) -> None:
             continue
         package = name if Path(file).stem == "__init__" else name.rpartition(".")[0]
         try:
-            about = Path(file).stat()
-            hashes[name], used = _read(file, package, about.st_mtime_ns, about.st_size)
+            source = source_files.source(file)
+            hashes[name], used = hashlib.sha256(source).hexdigest(), _imported(package, source)
         except OSError:  # a module from a zip file, or one whose file was deleted: only its name counts
             hashes[name], used = "unreadable", frozenset()
         parents = {module.rpartition(".")[0] for module in (name, *used)}
@@ -113,11 +115,9 @@ def _add_sources(name: str, file: str, hashes: dict[str, str]) -> None:
 
 
 @lru_cache(maxsize=4096)
-# The last two arguments make a changed file a new cache entry.
-def _read(file: str, package: str, modified: int, size: int) -> tuple[str, frozenset[str]]:  # noqa: ARG001
-    """Return a module's hash, and the names anywhere in its source that its imports may refer to; raises OSError."""
-    source = Path(file).read_bytes()
-    return hashlib.sha256(source).hexdigest(), frozenset(_imports(package, source))
+def _imported(package: str, source: bytes) -> frozenset[str]:
+    """Return the names anywhere in a module's source that its imports may refer to."""
+    return frozenset(_imports(package, source))
 
 
 def _imports(package: str, source: bytes) -> Iterator[str]:
@@ -140,9 +140,12 @@ def _file_of(name: str) -> str | None:
     """Return the file of a module, without importing anything; None if there is no such module, or it has no file."""
     search: Sequence[str] | None = None
     spec = None
+    finder: ImportFolder | type[PathFinder] = next(
+        (each for each in sys.meta_path if isinstance(each, ImportFolder)), PathFinder
+    )
     parts = name.split(".")
     for end in range(1, len(parts) + 1):
-        spec = PathFinder.find_spec(".".join(parts[:end]), search)
+        spec = finder.find_spec(".".join(parts[:end]), search)
         if spec is None or (spec.submodule_search_locations is None and end < len(parts)):
             return None
         search = spec.submodule_search_locations
@@ -165,19 +168,6 @@ def _stays(name: str, module: ModuleType) -> bool:
 
 def _predictd(name: str, file: str) -> bool:
     return _within(name, ("components", "daemon", "predictd")) and _OWN_ROOT in Path(file).resolve().parents
-
-
-@lru_cache(maxsize=16384)
-def _installed(file: str) -> bool:
-    if not file:
-        return True
-    path = Path(file)
-    for candidate in (path, path.resolve()):
-        if {"site-packages", "dist-packages"} & set(candidate.parts) or any(
-            root in candidate.parents for root in _STDLIB
-        ):
-            return True
-    return file.startswith("<")  # "<frozen ...>"
 
 
 @lru_cache(maxsize=1)

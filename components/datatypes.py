@@ -12,18 +12,21 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal, DecimalException
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
+from bson.binary import VECTOR_SUBTYPE, Binary
+from bson.decimal128 import Decimal128, create_decimal128_context
 from bson.int64 import Int64
 
 from components import images
-from components.arrays import DTYPES, MAX_BYTES, ArrayLayout, VectorLayout
+from components.arrays import DTYPES, MAX_BYTES, ArrayLayout, VectorLayout, vector
 from components.errors import DecodeError, EncodeError, RowError, UnknownDatatype
 
-__all__ = ["NAMES", "Datatype", "datatype"]
+__all__ = ["NAMES", "Datatype", "datatype", "plain_scalar", "undeclared"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +45,27 @@ class Datatype:
         return self._decode(value)
 
     def encode(self, obj: object) -> object:
-        """Return a Python object as the BSON value to store; raises EncodeError."""
+        """Return a Python object as the BSON value to store, a scalar of NumPy as its number; raises EncodeError."""
+        obj = plain_scalar(obj)
         if obj is None:
             raise EncodeError(f"is None; expected {self.expects}")
         return self._encode(obj)
+
+
+def plain_scalar(obj: Any) -> Any:
+    """Return a scalar of NumPy, or an array or tensor without dimensions, as the Python object that it stands for."""
+    if getattr(obj, "ndim", None) != 0 or not hasattr(obj, "item"):
+        return obj
+    if getattr(getattr(obj, "dtype", None), "kind", "") == "M":
+        obj = obj.astype("datetime64[us]")  # of nanoseconds, `item` makes a number
+    return obj.item()
+
+
+def undeclared(value: Any) -> Any:
+    """Return the stored value of a field without a datatype as a model sees it: a BSON vector is an array."""
+    if type(value) is Binary and value.subtype == VECTOR_SUBTYPE:
+        return vector(value)
+    return value
 
 
 @lru_cache(maxsize=1024)
@@ -101,6 +121,30 @@ def _floating(error: type[RowError]) -> Callable[[Any], float]:
     return convert
 
 
+def _from_decimal(value: Any) -> Decimal:
+    if isinstance(value, Decimal128):
+        return value.to_decimal()
+    if isinstance(value, bool) or not isinstance(value, int):
+        remedy = "; store it as a Decimal128 (in mongosh: Decimal128('0.1'))" if isinstance(value, float) else ""
+        raise _wrong(DecodeError, "a decimal", value, remedy)
+    return Decimal(value)
+
+
+def _to_decimal(obj: Any) -> Decimal128:
+    if isinstance(obj, Decimal128):
+        return obj
+    if isinstance(obj, bool) or not isinstance(obj, (Decimal, int)):
+        raise _wrong(EncodeError, "a decimal", obj)
+    try:
+        stored = Decimal128(create_decimal128_context().create_decimal(obj))
+    except (DecimalException, ValueError) as error:
+        raise EncodeError(f"expected a decimal that BSON can hold, got {obj}: {type(error).__name__}") from error
+    exact = Decimal(obj)
+    if exact.is_finite() and stored.to_decimal() != exact:
+        raise EncodeError(f"expected a decimal of at most 34 digits, got {obj}")
+    return stored
+
+
 def _instance(kind: type, expects: str, error: type[RowError]) -> Callable[[Any], object]:
     """Accept instances of one type and return that type itself, not a subclass (bson's Binary is a bytes)."""
 
@@ -114,6 +158,7 @@ def _instance(kind: type, expects: str, error: type[RowError]) -> Callable[[Any]
 
 def _json(error: type[RowError]) -> Callable[[Any], object]:
     def check(value: Any, at: str) -> None:
+        value = plain_scalar(value)
         if value is None or isinstance(value, (str, int, float)):
             return
         if isinstance(value, Mapping):
@@ -194,6 +239,7 @@ _PLAIN: dict[str, Datatype] = {
     "pil_image": Datatype("pil_image", images.EXPECTED, images.decode, images.encode),
     "int": Datatype("int", "an int", _integer(DecodeError), _store_integer),
     "float": Datatype("float", "a float", _floating(DecodeError), _floating(EncodeError)),
+    "decimal": Datatype("decimal", "a decimal", _from_decimal, _to_decimal),
     "str": _of("str", str, "a string"),
     "bool": _of("bool", bool, "a bool"),
     "bytes": _of("bytes", bytes, "bytes (a BSON binary)"),

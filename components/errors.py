@@ -33,6 +33,7 @@ __all__ = [
     "MongoUnavailable",
     "NotApplied",
     "OutputError",
+    "OutputShapeError",
     "PredictdError",
     "Problem",
     "Retry",
@@ -136,6 +137,10 @@ class BatchError(RowError):
 
 class OutputError(RowError):
     """The model's output cannot be stored: not finite, not encodable, or not one output per row."""
+
+
+class OutputShapeError(OutputError):
+    """A batch's output that does not have one output per row. Other batches of the model would not have it either."""
 
 
 class Retry(PredictdError):

@@ -7,27 +7,50 @@ functions are thread-safe: calls share no state.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from io import BytesIO
+from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
 from components.errors import DecodeError, EncodeError
 
-__all__ = ["EXPECTED", "FORMATS", "MAX_BYTES", "MAX_PIXELS", "decode", "encode"]
+__all__ = ["EXPECTED", "FORMATS", "MAX_BYTES", "MAX_PIXELS", "accepted", "decode", "encode", "narrow"]
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+# Without JPEG 2000: its decoder is not made for untrusted bytes.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", *(("AVIF",) if features.check("avif") else ()))
 MAX_BYTES = 32 * 1024 * 1024
 MAX_PIXELS = 64 * 1000 * 1000
 EXPECTED = "an image as bytes (PNG, JPEG, WebP...)"
 
-_PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"})
+_FORMAT_OF = {
+    **dict.fromkeys(("1", "L", "LA", "P", "RGB", "RGBA", "I;16"), "PNG"),
+    **dict.fromkeys(("PA", "CMYK", "YCbCr", "LAB", "I", "F", "I;16B"), "TIFF"),
+}
+"""The format that holds the pixels of a mode exactly."""
+_ORIENTATION = 0x0112
+_COLOURS = 3 * 256
+_accepted: tuple[str, ...] = FORMATS
+
+
+def narrow(formats: Iterable[str]) -> None:
+    """From now on, decode only these formats of `FORMATS` in this process; none means all of them."""
+    global _accepted  # noqa: PLW0603 - the setting of a whole process
+    wanted = {name.upper() for name in formats} or FORMATS
+    _accepted = tuple(name for name in FORMATS if name in wanted)
+
+
+def accepted() -> tuple[str, ...]:
+    """Return the formats that this process decodes."""
+    return _accepted
 
 
 def decode(value: object) -> Image.Image:
     """Return encoded bytes as a fully loaded image in its native mode (an MNIST PNG is mode `L`).
 
-    An animation gives its first frame. Raises DecodeError if the value is not bytes, has too many bytes or pixels, has
-    a format outside `FORMATS`, or is truncated or broken.
+    An animation gives its first frame. The EXIF data (the orientation) and the colour profile are in the image, and are
+    not applied to the pixels: that is for `preprocess` (`PIL.ImageOps.exif_transpose`). Raises DecodeError if the value
+    is not bytes, has too many bytes or pixels, has a format that is not accepted, or is truncated or broken.
     """
     if not isinstance(value, bytes):
         raise DecodeError(f"expected {EXPECTED}, got {type(value).__name__}")
@@ -51,11 +74,11 @@ def decode(value: object) -> Image.Image:
 def _open(data: bytes) -> Image.Image:
     """Read the header only."""
     try:
-        return Image.open(BytesIO(data), formats=FORMATS)
+        return Image.open(BytesIO(data), formats=_accepted)
     except UnidentifiedImageError:
         start = data[:8].hex(" ") or "nothing"
         raise DecodeError(
-            f"{len(data):,} bytes that are no image of a known format ({', '.join(FORMATS)}); they begin with {start}"
+            f"{len(data):,} bytes that are no image of a known format ({', '.join(_accepted)}); they begin with {start}"
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DecodeError(f"image of too many pixels; at most {MAX_PIXELS:,} pixels are decoded") from error
@@ -66,18 +89,54 @@ def _open(data: bytes) -> Image.Image:
 
 
 def encode(obj: object) -> bytes:
-    """Return an image as PNG bytes. Bytes are taken as an image that is encoded already and returned unchanged.
+    """Return an image as PNG bytes, or as TIFF if PNG cannot hold its mode; the pixels stay exactly as they are.
 
-    Raises EncodeError if the value is neither an image nor bytes, or has a mode that PNG cannot hold.
+    Bytes are taken as an image that is encoded already and returned unchanged. EXIF data and the colour profile go
+    along, so the same picture means the same whoever writes it. Raises EncodeError if the value is neither an image nor
+    bytes, or has a mode that neither format holds.
     """
     if isinstance(obj, bytes):
         return bytes(obj)
     if not isinstance(obj, Image.Image):
         raise EncodeError(f"expected a PIL image or {EXPECTED}, got {type(obj).__name__}")
-    if obj.mode not in _PNG_MODES:
+    if obj.mode not in _FORMAT_OF:
         raise EncodeError(
-            f"a PIL image of mode {obj.mode} does not fit into a PNG; convert it first: image.convert('RGB')"
+            f"a PIL image of mode {obj.mode} fits into neither PNG nor TIFF; convert it first: image.convert('RGB')"
         )
     buffer = BytesIO()
-    obj.save(buffer, format="PNG")
+    try:
+        obj.load()  # before its EXIF data is read: loading a TIFF applies its orientation
+        image = _whole_palette(obj) if obj.mode == "P" else obj
+        image.save(buffer, format=_FORMAT_OF[obj.mode], **_exif(obj))
+    except MemoryError:
+        raise
+    except Exception as error:  # encoders raise OSError, ValueError, struct.error...
+        raise EncodeError(f"a PIL image of mode {obj.mode} cannot be encoded: {error}") from error
     return buffer.getvalue()
+
+
+def _whole_palette(image: Image.Image) -> Image.Image:
+    """Return the image with a palette of 256 colours: PNG would write fewer bits, and change a value beyond them."""
+    palette = image.getpalette() or []
+    if len(palette) == _COLOURS or max(image.tobytes(), default=0) < len(palette) // 3:
+        return image
+    whole = image.copy()
+    whole.putpalette(palette + [0] * (_COLOURS - len(palette)))
+    return whole
+
+
+def _exif(image: Image.Image) -> dict[str, Any]:
+    try:
+        exif = image.getexif()
+        return {"exif": exif.tobytes()} if exif else {}
+    except Exception:  # noqa: BLE001 - what a camera wrote may be anything
+        exif = Image.Exif()
+        exif[_ORIENTATION] = _orientation(image)
+        return {"exif": exif.tobytes()}
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # noqa: BLE001 - broken EXIF data says nothing
+        return 1

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
 from components.errors import DeclarationError, MetricError
-from components.metric_direction import sounds_greater
+from components.metric_direction import direction, of_sklearn, sounds_greater
 from components.names import check_identifier
 
 __all__ = ["Metric"]
+
+_TARGET = re.compile(
+    r"(y|labels?|targets?)_?true|(y_|labels_)?(true|truth|targets?)|ground_truth|gold|references?|actual"
+)
 
 
 class Metric:
     """A named number: the result of `object(predictions, targets)`; both are lists with one item per row.
 
+    A callable whose first two parameters are named otherwise, such as `(y_true, y_pred)` of scikit-learn, gets the two
+    by their names.
+
     object: a callable; a class or an instance of torchmetrics; or a name in it ("MeanSquaredError",
     "torchmetrics:Accuracy").
     arguments: keyword arguments for building the class of torchmetrics, or for calling the callable.
-    greater_is_better: whether a greater value is better. The default is torchmetrics' own attribute. Without one, lower
-        is better if the name means a loss or an error ("mse", "valid_loss"), else greater.
+    greater_is_better: whether a greater value is better. The default is what torchmetrics or scikit-learn say, else
+        what the name says ("mse", "valid_loss", "accuracy"). For any other name it must be given.
 
     A torchmetrics object receives tensors: numbers, arrays or tensors of one shape are stacked; other values stay
     lists.
@@ -57,6 +65,12 @@ class Metric:
     @property
     def greater_is_better(self) -> bool:
         """Whether a greater value is better; imports torchmetrics only if the object is a name in it."""
+        known = self.known_direction
+        return sounds_greater(self.identifier) if known is None else known
+
+    @property
+    def known_direction(self) -> bool | None:
+        """Whether a greater value is better; None if nobody has said so."""
         if self.declared_direction is not None:
             return self.declared_direction
         own = getattr(self.function, "higher_is_better", None)
@@ -64,7 +78,11 @@ class Metric:
             own = getattr(self._built(), "higher_is_better", None)  # Accuracy has it only as an instance, with a task
         if isinstance(own, bool):
             return own
-        return sounds_greater(f"{self.identifier} {getattr(self.function, '__name__', '')}")
+        function = getattr(self.function, "func", self.function)  # of a functools.partial
+        name = getattr(function, "__name__", "")
+        if str(getattr(function, "__module__", "")).split(".")[0] == "sklearn":
+            return of_sklearn(name)
+        return direction(f"{self.identifier} {name}")
 
     @property
     def function(self) -> Callable[..., Any]:
@@ -84,7 +102,7 @@ class Metric:
                     made, predictions, targets, {} if made is not self.function else self.arguments
                 )
             else:
-                value = self.function(predictions, targets, **self.arguments)
+                value = self.function(*self._ordered(predictions, targets), **self.arguments)
         except DeclarationError:
             raise
         except Exception as error:  # the user's function may raise anything
@@ -103,6 +121,15 @@ class Metric:
                 f"metric {self.identifier!r} is {number} on {len(targets)} rows; it must be a finite number"
             )
         return number
+
+    def _ordered(self, predictions: list[Any], targets: list[Any]) -> tuple[list[Any], list[Any]]:
+        """Return the two in the order of the callable's first two parameters."""
+        try:
+            names = list(inspect.signature(self.function).parameters)[:2]
+        except (TypeError, ValueError):  # a callable of an extension
+            return predictions, targets
+        swapped = len(names) == 2 and bool(_TARGET.fullmatch(names[0])) and not _TARGET.fullmatch(names[1])
+        return (targets, predictions) if swapped else (predictions, targets)
 
     def _built(self) -> Any:
         try:

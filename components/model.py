@@ -6,21 +6,24 @@
 `prepare` calls the user's `preprocess`; `infer` collates the rows, runs the model and splits its output into rows;
 `finish` calls the user's `postprocess` and converts the result to BSON. If `prepare_batch` is true, `prepare_many` and
 `infer_many` do the same for a whole batch. If a step raises, the corridor halves the batch until it has isolated the
-failing row.
+failing row; not if the output has the wrong shape (OutputShapeError), which is no row's fault.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from itertools import islice
 from threading import Lock
 from typing import Any
 
-from components.errors import DeclarationError, OutputError
+from components.awaited import awaited
+from components.errors import DeclarationError, OutputShapeError
 from components.key import Arguments
 from components.names import check_identifier
 from components.outputs import storable
+from components.shared_memory import Watch
 
 __all__ = ["Arguments", "Model", "ObjectModel"]
 
@@ -46,8 +49,20 @@ class Model(ABC):
         self.preprocess = preprocess
         self.postprocess = postprocess
         self.threads = threads
+        self.watch, self.watch_batch, self._watch_results = Watch(32), Watch(3), Watch(32)
+        """Find out whether inputs, preprocessed batches and results share memory."""
+        self.origin: Any = None
+        """The module of a user's file that `object` is a copy of, or None; the user's functions may refer to it."""
         self.trainer: Any = None
         self.validation: Any = None
+        self._turn = Lock()  # two listeners may share a model, and few callables are thread-safe
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_turn"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._turn = Lock()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.identifier!r})"
@@ -55,6 +70,11 @@ class Model(ABC):
     @property
     def prepare_batch(self) -> bool:
         """Whether callers should use `prepare_many` and `infer_many`, because they are faster than a loop."""
+        return False
+
+    @property
+    def by_row(self) -> bool:
+        """Whether `infer` predicts one row after the other anyway: then a batch gains nothing."""
         return False
 
     @abstractmethod
@@ -79,7 +99,7 @@ class Model(ABC):
 
     def postprocessed(self, output: Any) -> Any:
         """Return one output after the user's `postprocess`."""
-        return output if self.postprocess is None else self.postprocess(output)
+        return output if self.postprocess is None else awaited(self.postprocess(output))
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Predict one row in this process; returns what `postprocess` returns."""
@@ -94,11 +114,13 @@ class Model(ABC):
         return outputs
 
     def _predict(self, rows: list[Arguments]) -> list[Any]:
+        if self.by_row and len(rows) > 1:  # as the daemon does: an output may be overwritten by the next one
+            return [result for row in rows for result in self._predict([row])]
         if self.prepare_batch:
             outputs = self.infer_many(self.prepare_many(rows), len(rows))
         else:
-            outputs = self.infer([self.prepare(arguments) for arguments in rows])
-        return [self.postprocessed(output) for output in outputs]
+            outputs = self.infer([self.watch.own(self.prepare(arguments)) for arguments in rows])
+        return [self._watch_results.own(self.postprocessed(output)) for output in outputs]
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002  # the subclass defines the arguments
         """Train the model in this process; raises DeclarationError if this kind of model cannot be trained."""
@@ -141,20 +163,45 @@ class ObjectModel(Model):
             raise DeclarationError(f"model {identifier!r}: object: expected a callable, got {type(object).__name__}")
         self.object = object
         self.batched = batched
-        self._turn = Lock()  # two listeners may share a model, and few callables are thread-safe
+        self._by_row = False
 
     def prepare(self, arguments: Arguments) -> Any:
         """Return the preprocessed row; without a `preprocess`, its arguments."""
         if self.preprocess is not None:
-            return self.preprocess(*arguments.args, **arguments.kwargs)
+            return awaited(self.preprocess(*arguments.args, **arguments.kwargs))
         return bundled(arguments) if self.batched else arguments
+
+    @property
+    def by_row(self) -> bool:
+        """Whether the object is called once per row."""
+        return not self.batched
 
     def infer(self, xs: list[Any]) -> list[Any]:
         """Call the object, in one thread at a time."""
         with self._turn:
             if self.batched:
-                return checked(self.object(xs), len(xs))
-            return [self.object(*x.args, **x.kwargs) if isinstance(x, Arguments) else self.object(x) for x in xs]
+                return self._rows(xs, awaited(self.object(xs)))
+            given = [x if isinstance(x, Arguments) else Arguments((x,)) for x in xs]
+            return [awaited(self.object(*x.args, **x.kwargs)) for x in given]
+
+    def _rows(self, xs: list[Any], outputs: Any) -> list[Any]:
+        """Return the outputs of a batch, one for each row.
+
+        Two sequences of two, for two rows, may be one for each row or one for each result. Once, another batch tells.
+        """
+        n = len(xs)
+        rows = checked(outputs, n)
+        if self._by_row or not all(_length(row) == n for row in rows):
+            return rows
+        rows = deepcopy(rows)  # the next call may write into the same memory
+        another = awaited(self.object([*deepcopy(xs), deepcopy(xs[0])]))
+        if _length(another) != n + 1:
+            raise OutputShapeError(
+                f"the model returned {n} sequences of {n} for {n} rows, and {_length(another)} for {n + 1} rows; "
+                "expected one output for each row: list(zip(*outputs))"
+            )
+        self._by_row = True
+        return rows
 
 
 def bundled(arguments: Arguments) -> Any:
@@ -174,12 +221,16 @@ def checked(outputs: Any, n: int) -> list[Any]:
         or not hasattr(outputs, "__len__")
         or not hasattr(outputs, "__getitem__")
     ):
-        raise OutputError(
+        raise OutputShapeError(
             f"the model returned {type(outputs).__name__} for a batch of {n} rows; expected a sequence of {n}"
         )
     if len(outputs) != n:
-        raise OutputError(f"the model returned {len(outputs)} outputs for {n} rows")
+        raise OutputShapeError(f"the model returned {len(outputs)} outputs for {n} rows")
     return list(outputs)
+
+
+def _length(value: Any) -> int | None:
+    return len(value) if hasattr(value, "__len__") and not isinstance(value, (str, bytes, Mapping)) else None
 
 
 def check_callable(identifier: str, name: str, function: object) -> None:

@@ -1,25 +1,51 @@
 """Converts a model's output to a value that BSON can hold.
 
-Tensors and arrays become numbers or nested lists, images become PNG bytes, tuples become lists. A value that is not
-finite, or that BSON cannot hold, is refused with its place in the output: "output.scores[3] is nan". The module does
-not import torch: it calls `tolist` on any value that has it (tensors, arrays, their scalars).
+Nothing is stored by its text. What BSON holds is stored as it is; the rest by the table in docs/api.md:
+
+    tensors, arrays, their scalars     numbers, nested lists; datetime64 a date
+    images                             PNG (or TIFF) bytes
+    tuples, sets, frozensets           lists; a set's items sorted if they can be
+    named tuples, dataclasses,         documents
+    pydantic models
+    an Enum's member                   its value
+    Decimal                            Decimal128, if it has at most 34 digits
+    date                               a date, at midnight
+    UUID                               binary of subtype 4
+    pandas: DataFrame, Series          a list of documents, a list
+
+A value that is not finite, or that stands neither in BSON nor in the table, is refused with its place in the output:
+"output.scores[3] is nan". The module imports neither torch nor pandas nor pydantic.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import re
+import sys
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import date, datetime
+from decimal import Decimal
+from enum import Enum
 from math import isfinite
 from typing import Any, TypeAlias
+from uuid import UUID
 
 from bson.binary import Binary
+from bson.code import Code
 from bson.datetime_ms import DatetimeMS
+from bson.dbref import DBRef
 from bson.decimal128 import Decimal128
 from bson.int64 import Int64
+from bson.max_key import MaxKey
+from bson.min_key import MinKey
 from bson.objectid import ObjectId
+from bson.raw_bson import RawBSONDocument
+from bson.regex import Regex
+from bson.timestamp import Timestamp
 from PIL import Image
 
 from components import images
+from components.datatypes import datatype
 from components.errors import EncodeError, OutputError
 
 __all__ = ["storable"]
@@ -27,7 +53,22 @@ __all__ = ["storable"]
 MAX_DEPTH = 90
 """BSON nests at most 100 levels; the value is a few levels deep in its row."""
 
-_BSON_TYPES = (Binary, datetime, DatetimeMS, Decimal128, Int64, ObjectId)
+_BSON_TYPES = (
+    Binary,
+    Code,
+    DBRef,
+    DatetimeMS,
+    Decimal128,
+    Int64,
+    MaxKey,
+    MinKey,
+    ObjectId,
+    RawBSONDocument,
+    Regex,
+    Timestamp,
+    datetime,
+    re.Pattern,
+)
 # The path to a value, innermost part first; it becomes text only in an error message.
 _Place: TypeAlias = "tuple[_Place, str | int] | None"
 
@@ -41,31 +82,98 @@ def _convert(value: Any, at: _Place, depth: int) -> object:
     plain = _PLAIN.get(type(value))
     if plain is not None:
         return plain(value, at)
-    if value is None or isinstance(value, _BSON_TYPES):
-        return value
+    if value is None or (isinstance(value, _BSON_TYPES) and not isinstance(value, Enum)):
+        return value if value is not _not_a_time() else None
     if depth > MAX_DEPTH:
         raise OutputError(f"{_words(None)} is nested more than {MAX_DEPTH} deep; BSON cannot hold it")
+    if isinstance(value, (list, tuple, Mapping)) and isinstance(value, Enum):
+        return _convert(value.value, at, depth + 1)
     if isinstance(value, Mapping):
         return {_key(key, at): _convert(item, (at, key), depth + 1) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return _convert(dict(zip(value._fields, value, strict=True)), at, depth)
     if isinstance(value, (list, tuple)):
         return _list(value, at, depth)
     return _foreign(value, at, depth)
 
 
 def _foreign(value: Any, at: _Place, depth: int) -> object:
-    """Convert a value that is neither plain nor a container: arrays, tensors, images, subclasses of plain types."""
+    """Convert a value that is neither plain nor a container, by the table above."""
+    if isinstance(value, Enum):  # before the plain types: a member of a `str, Enum` is a str too
+        return _convert(value.value, at, depth + 1)
     # Before the subclasses of plain types: numpy's float64 is a float, and its tolist returns a plain float.
     if hasattr(value, "tolist"):
-        return _convert(value.tolist(), at, depth + 1)
+        return _convert(_listed(value), at, depth + 1)
     for kind, convert in _PLAIN.items():
         if isinstance(value, kind):
-            return convert(kind(value), at)
-    if isinstance(value, Image.Image):
-        try:
-            return images.encode(value)
-        except EncodeError as error:
-            raise OutputError(f"{_words(at)}: {error}") from error
-    raise OutputError(f"{_words(at)} is of type {_type(value)}, which BSON cannot hold; convert it in postprocess")
+            # Not `kind(value)`, which would ask a class of the user's for its text.
+            return convert(_exactly(kind, value), at)
+    for kind, rule in _TABLE.items():
+        if isinstance(value, kind):
+            try:
+                return _convert(rule(value), at, depth + 1)
+            except EncodeError as error:
+                raise OutputError(f"{_words(at)}: {error}") from error
+    document = _document(value)
+    if document is not None:
+        return _convert(document, at, depth + 1)
+    raise OutputError(
+        f"{_words(at)} is of type {_type(value)}, which BSON cannot hold; convert it in postprocess: return numbers, "
+        "text, bytes, lists or dictionaries"
+    )
+
+
+def _exactly(kind: type, value: Any) -> Any:
+    """Return a value of a subclass of a plain type as one of the type itself, without the subclass's own methods."""
+    if kind is bytes:
+        return bytes.__getitem__(value, slice(None))
+    if kind is bytearray:
+        return bytearray.__getitem__(value, slice(None))
+    return {bool: bool, int: int.__int__, float: float.__float__, str: str.__str__}[kind](value)
+
+
+def _listed(value: Any) -> Any:
+    """Return an array, a tensor or a Series as nested lists, or as its one value; nanoseconds as dates."""
+    kind = getattr(getattr(value, "dtype", None), "kind", "")
+    if kind == "M":
+        return value.astype("datetime64[us]").tolist()
+    if kind == "m":
+        raise OutputError("the output holds timedelta64; return a number of seconds")
+    return value.tolist()
+
+
+def _document(value: Any) -> Any:
+    """Return an object with fields as a dictionary, a DataFrame as a list of them; None for any other value."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    pydantic, pandas = sys.modules.get("pydantic"), sys.modules.get("pandas")
+    if pydantic is not None and isinstance(value, pydantic.BaseModel):
+        return value.root if isinstance(value, pydantic.RootModel) else dict(value)
+    if pandas is not None and isinstance(value, pandas.DataFrame):
+        return value.to_dict("records")
+    return None
+
+
+def _not_a_time() -> Any:
+    pandas = sys.modules.get("pandas")
+    return object() if pandas is None else pandas.NaT
+
+
+def _sorted(values: Any) -> list[Any]:
+    try:
+        return sorted(values)
+    except TypeError:  # of several types
+        return list(values)
+
+
+_TABLE: dict[type, Callable[[Any], object]] = {
+    Image.Image: images.encode,
+    Decimal: datatype("decimal").encode,
+    date: lambda value: datetime(value.year, value.month, value.day),  # noqa: DTZ001 - as the driver reads dates
+    UUID: Binary.from_uuid,
+    set: _sorted,
+    frozenset: _sorted,
+}
 
 
 def _list(values: list[Any] | tuple[Any, ...], at: _Place, depth: int) -> list[object]:
@@ -100,11 +208,13 @@ def _same(value: Any, _at: _Place) -> Any:
 
 
 def _key(key: object, at: _Place) -> str:
+    if isinstance(key, Enum):
+        key = key.value
     if not isinstance(key, str):
         raise OutputError(f"{_words(at)} has the key {key!r} of type {_type(key)}; keys in BSON are strings")
     if "\0" in key:
         raise OutputError(f"{_words(at)} has the key {key!r}; a key in BSON holds no null character")
-    return _str(str(key), at)
+    return _str(str.__str__(key), at)
 
 
 def _words(at: _Place) -> str:

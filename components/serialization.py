@@ -19,7 +19,8 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
-from components.artifacts import Artifact, code_slot, dumps, together
+from components.artifacts import Artifact, bound, code_slot, dumps, rebound, together
+from components.bound_code import Roots
 from components.code_source import source_hash
 from components.dataset import Dataset
 from components.declarations import (
@@ -79,7 +80,7 @@ def declare(component: Any, allow: Sequence[str] = (), *, model: Model | str | N
 
     Raises DeclarationError if something is missing, or cannot be stored.
     """
-    codes = _Codes(allow, served=getattr(model, "object", None))
+    codes = _Codes(allow, getattr(model, "object", None))
     name = model.identifier if isinstance(model, Model) else model
     if isinstance(component, Table):
         return Declared("table", component.identifier, TableDeclaration(fields=dict(component.fields)))
@@ -89,13 +90,14 @@ def declare(component: Any, allow: Sequence[str] = (), *, model: Model | str | N
         declaration = _validation(component, codes, component.model or name)
         return Declared("validation", component.identifier, declaration, codes.artifacts)
     if isinstance(component, Model):
-        codes = _Codes(allow, served=getattr(component, "object", None))
+        codes = _Codes(allow, getattr(component, "object", None))
         return Declared("model", component.identifier, _model(component, codes), codes.artifacts)
     if _is_trainer(component):
         if name is None:
             raise DeclarationError(
                 f"trainer {component.identifier!r}: belongs to no model; attach it: model.trainer = ..."
             )
+        codes = _Codes(allow, getattr(model, "object", None), component.objective)
         return Declared("trainer", name, _trainer(component, codes, name), codes.artifacts)
     raise DeclarationError(f"expected a Table, Model, Listener, Trainer or Validation, got {type(component).__name__}")
 
@@ -124,41 +126,61 @@ def build_model(name: str, declaration: ModelDeclaration, resolve: Resolve) -> M
     at = f"models.{name}"
     of_torch, by_path = declaration.type == "torch", isinstance(declaration.object, str)
     with together(), _seeded(name, declaration.type):
-        code = {key: _resolved(f"{at}.{key}", slot, resolve) for key, slot in declaration.code.items()}
-        source = code.pop("object")
+        slots = declaration.code
+        source = _resolved(f"{at}.object", slots.pop("object"), resolve)
+        # Imported before the object is built, so that what an import does to random generators stays as it was.
+        code = {key: _resolved(f"{at}.{key}", slot, resolve) for key, slot in slots.items() if isinstance(slot, str)}
         try:
             arguments = _given(f"{at}.arguments", declaration.arguments, resolve)
             makes = isinstance(source, type) or (inspect.isroutine(source) if of_torch else bool(arguments))
             built = source(**arguments) if by_path and makes else source
+            module = _copied(built) if of_torch and built is source and by_path else built
+            code = {key: rebound(step, built, module) if module is not built else step for key, step in code.items()}
+            with bound(lambda _: module):
+                code |= {
+                    key: _resolved(f"{at}.{key}", slot, resolve)
+                    for key, slot in slots.items()
+                    if not isinstance(slot, str)
+                }
             if not of_torch:
                 code.pop("preprocess_batch", None)
-                return ObjectModel(name, built, **code, batched=declaration.batched, threads=declaration.threads)
+                return ObjectModel(name, module, **code, batched=declaration.batched, threads=declaration.threads)
             from components.torch import TorchModel  # imported here, because the supervisor must not import torch
 
-            return TorchModel(
+            model = TorchModel(
                 name,
-                _copied(built) if built is source and by_path else built,
+                module,
                 **code,
                 preferred_devices=_devices(declaration.device),
                 forward_method=declaration.forward_method,
                 dtype=declaration.dtype,
                 threads=declaration.threads,
             )
+            model.origin = None if module is built else built
+            return model
         except PredictdError:
             raise
         except Exception as error:  # the user's constructor may raise anything
             raise DeclarationError(f"{at}.object: building it raised {type(error).__name__}: {error}") from error
 
 
-def build_trainer(name: str, declaration: TrainerDeclaration, resolve: Resolve) -> Any:
-    """Return the TorchTrainer of a declaration; raises DeclarationError with the key ("trainers.lenet.objective")."""
+def build_trainer(
+    name: str, declaration: TrainerDeclaration, resolve: Resolve, model: Callable[[], Model] | None = None
+) -> Any:
+    """Return the TorchTrainer of a declaration; raises DeclarationError with the key ("trainers.lenet.objective").
+
+    model: returns the model that is trained. It is called if code of the trainer may refer to that model's module.
+    """
     from components.torch.trainer import TorchTrainer
 
     at = f"trainers.{name}"
+    roots = Roots(model)
+    resolve = roots.resolving(resolve)
     try:
+        roots.objective = _resolved(f"{at}.objective", declaration.objective, resolve)
         return TorchTrainer(
             declaration.identifier,
-            _resolved(f"{at}.objective", declaration.objective, resolve),
+            roots.objective,
             select=_query(declaration),
             key=declaration.key,
             transform=_resolved(f"{at}.transform", declaration.transform, resolve),
@@ -171,9 +193,15 @@ def build_trainer(name: str, declaration: TrainerDeclaration, resolve: Resolve) 
         raise error if str(error).startswith(at) else DeclarationError(f"{at}: {error}") from error
 
 
-def build_validation(name: str, declaration: ValidationDeclaration, resolve: Resolve) -> Validation:
-    """Return the validation of a declaration; raises DeclarationError with the key ("validations.mine.metrics.acc")."""
+def build_validation(
+    name: str, declaration: ValidationDeclaration, resolve: Resolve, model: Callable[[], Model] | None = None
+) -> Validation:
+    """Return the validation of a declaration; raises DeclarationError with the key ("validations.mine.metrics.acc").
+
+    model: returns the model that is measured, as for `build_trainer`.
+    """
     at = f"validations.{name}"
+    resolve = Roots(model).resolving(resolve)
     with together():
         metrics = [
             Metric(
@@ -214,9 +242,10 @@ def _seeded(name: str, kind: str) -> AbstractContextManager[None]:
 class _Codes:
     """Converts code to slots, and keeps the artifacts of those slots."""
 
-    def __init__(self, allow: Sequence[str], served: object) -> None:
+    def __init__(self, allow: Sequence[str], served: object, objective: object = None) -> None:
         self._allow = tuple(allow)
         self._served = served
+        self._roots = {"model": served, "objective": objective}
         self.artifacts: list[Artifact] = []
 
     def slot(self, at: str, obj: object, *, by_value: bool = False) -> Any:
@@ -224,7 +253,15 @@ class _Codes:
         if obj is None:
             return None
         try:
-            made = dumps(obj, self._allow, self._served) if by_value else code_slot(obj, self._allow, self._served)
+            if by_value:
+                made: str | Artifact = dumps(obj, self._allow, self._served)
+            else:
+                roots = {
+                    name: root
+                    for name, root in self._roots.items()
+                    if root is not obj and hasattr(root, "named_modules")
+                }
+                made = code_slot(obj, self._allow, self._served, roots)
         except DeclarationError as error:
             raise DeclarationError(f"{at}: {error}") from error
         if isinstance(made, str):
@@ -343,6 +380,12 @@ def _validation(validation: Validation, codes: _Codes, model: str | None) -> Val
         raise DeclarationError(
             f"{at}.model: belongs to no model; attach it: model.validation = ..., or give it model='name'"
         )
+    for metric in validation.metrics:
+        if metric.known_direction is None:
+            raise DeclarationError(
+                f"{at}.metrics.{metric.identifier}.greater_is_better: its name does not say whether a greater value is "
+                "better; give the metric greater_is_better=True or False"
+            )
     declared = {
         "model": model,
         "key": validation.key.spec,

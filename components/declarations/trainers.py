@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -27,6 +28,15 @@ TORCHMETRICS = "torchmetrics"
 
 _MOST = 2**63 - 1
 """The largest whole number that MongoDB stores."""
+
+
+USUAL_FALL = 0.05
+"""How far a candidate's metric may fall, on the rows of the last promotion, without a person being asked."""
+
+
+def _usual(value: Any) -> bool:
+    """Return whether the dump leaves out `promote_fall`, which the first release did not have."""
+    return bool(value == USUAL_FALL)
 
 
 class Keyed(Declaration):
@@ -86,6 +96,12 @@ class TrainerArguments(Declaration):
         examples=["valid/acc"],
     )
     promote_margin: float = Field(default=0.0, ge=0, description="a number, at least 0", examples=[0.005])
+    promote_fall: Literal["any"] | float = Field(
+        default=USUAL_FALL,
+        exclude_if=_usual,
+        description='a number, at least 0, or "any"',
+        examples=[0.05],
+    )
     keep: int = Field(default=5, ge=1, le=_MOST, description="a whole number of versions, at least 1", examples=[5])
     when: Occasions = Field(default_factory=list, description=WHEN, examples=[[{"every": "6h"}]])
     time_limit: Duration | None = Field(
@@ -98,6 +114,15 @@ class TrainerArguments(Declaration):
     checkpoint_seconds: Duration = Field(
         default=30.0, ge=0, description="a duration, 0 for a checkpoint after each step", examples=["1m"]
     )
+
+    @field_validator("promote_fall", mode="before")
+    @classmethod
+    def _fall(cls, value: Any) -> Any:
+        """Accept a number or a word, with one error message instead of one for each type."""
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value != "any" and not (number and 0 <= value < math.inf):
+            raise ValueError("")
+        return float(value) if number else value
 
     @field_validator("folds", mode="before")
     @classmethod

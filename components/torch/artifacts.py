@@ -3,6 +3,9 @@
 The blob holds each storage once, as raw bytes, so tensors that share memory (tied weights, views) share it again after
 loading. The pickle holds a reference for each tensor: storage, dtype, shape, strides, offset, and whether it is a
 Parameter.
+
+A function that refers to the model's module, or to a part of it, holds the part's name instead of a copy: it is loaded
+with the module that is served or trained.
 """
 
 from __future__ import annotations
@@ -18,15 +21,16 @@ from safetensors.torch import save as save_tensors
 
 from components.errors import ArtifactRefused, DeclarationError
 
-__all__ = ["Names", "Reader", "Writer", "evaluated", "names_of"]
+__all__ = ["Names", "Reader", "Writer", "evaluated", "names_of", "part"]
 
 _KINDS: Mapping[type, str] = {torch.Tensor: "tensor", torch.nn.Parameter: "parameter"}
 
 
 class Writer:
-    """Collects the tensors of a pickle."""
+    """Collects the tensors of a pickle; parts of `roots` are named in it, and not collected."""
 
-    def __init__(self) -> None:
+    def __init__(self, roots: Mapping[str, torch.nn.Module]) -> None:
+        self._parts = _Parts(roots)
         self._storages: dict[int, tuple[str, torch.UntypedStorage]] = {}
         # By id; the value holds the tensor, so that no other object can get its id.
         self._references: dict[int, tuple[torch.Tensor, tuple[Any, ...]]] = {}
@@ -36,6 +40,9 @@ class Writer:
 
         Raises DeclarationError if the tensor is not dense.
         """
+        named = self._parts.name(obj)
+        if named is not None:
+            return named
         kind = _KINDS.get(type(obj))
         if kind is None:
             return None
@@ -65,6 +72,43 @@ class Writer:
         if not self._storages:
             return None
         return bytes(save_tensors({name: _bytes_of(storage) for name, storage in self._storages.values()}))
+
+
+class _Parts:
+    """The names of modules, and of their submodules, parameters, buffers, and of tensors that share their memory."""
+
+    def __init__(self, roots: Mapping[str, torch.nn.Module]) -> None:
+        self._names: dict[int, tuple[Any, ...]] = {}
+        self._storages: dict[int, tuple[Any, ...]] = {}
+        for root, whole in roots.items():
+            for name, module in whole.named_modules():
+                self._names.setdefault(id(module), ("part", root, "module", name))
+            for kind, tensors in (("parameter", whole.named_parameters()), ("buffer", whole.named_buffers())):
+                for name, tensor in tensors:
+                    self._names.setdefault(id(tensor), ("part", root, kind, name))
+                    if tensor.layout == torch.strided and tensor.numel():
+                        storage = tensor.untyped_storage()._cdata  # noqa: SLF001
+                        self._storages.setdefault(storage, ("part", root, kind, name))
+
+    def name(self, obj: Any) -> tuple[Any, ...] | None:
+        """Return the name of an object that belongs to a module, else None."""
+        named = self._names.get(id(obj))
+        if named is None and self._storages and type(obj) is torch.Tensor and obj.layout == torch.strided:
+            owner = self._storages.get(obj.untyped_storage()._cdata)  # noqa: SLF001
+            if owner is not None:
+                view = (_dtype(obj), tuple(obj.shape), tuple(obj.stride()), int(obj.storage_offset()))
+                named = (*owner, view)
+        return named
+
+
+def part(reference: tuple[Any, ...], root: Any) -> Any:
+    """Return the part of module `root` that a reference names."""
+    _, _, kind, name, *view = reference
+    found = {"module": root.get_submodule, "parameter": root.get_parameter, "buffer": root.get_buffer}[kind](name)
+    if not view:
+        return found
+    dtype, shape, stride, offset = view[0]
+    return torch.empty(0, dtype=getattr(torch, dtype)).set_(found.untyped_storage(), offset, shape, stride)
 
 
 class Names:

@@ -1,26 +1,34 @@
 """Collates rows to a batch, and splits a batch's output into rows.
 
 A row may be a tensor (or a value that becomes one), a tuple or a dict. The model receives a tuple as several positional
-arguments and a dict as keyword arguments. An output may be a tensor whose first dimension is the batch, a tuple or dict
-of such tensors, or a list with one item per row.
+arguments and a dict as keyword arguments. An output may be a tensor whose first dimension is the batch; a tuple, list,
+dict, named tuple, dataclass or `ModelOutput` of such tensors; or a list with one item per row. A row's output has the
+same type, so a `postprocess` sees what an objective sees.
+
+Whether a dimension or a list is the batch cannot be told from one batch: the 2 layers of a recurrent state look like 2
+rows. So `Contract` compares the outputs for two batches of different sizes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch.utils.data import default_collate
 
-from components.errors import BatchError, OutputError
+from components.errors import BatchError, OutputShapeError
 
-__all__ = ["OUT_OF_MEMORY", "call", "collate", "kind", "moved", "split"]
+__all__ = ["OUT_OF_MEMORY", "Contract", "call", "collate", "kind", "moved", "repeated", "split", "tensors"]
 
 
 def collate(xs: list[Any]) -> Any:
     """Return rows as one batch; raises BatchError if their shapes differ or they hold a value that is no tensor."""
     first = xs[0]
+    if isinstance(first, np.ndarray):  # torch takes neither negative strides nor another byte order
+        xs = [_native(x) if isinstance(x, np.ndarray) else x for x in xs]
     try:
         if isinstance(first, torch.Tensor):
             return torch.stack(xs)
@@ -36,6 +44,12 @@ def collate(xs: list[Any]) -> Any:
         raise BatchError(f"rows of type {kinds[0]} cannot form a batch: {remedy} ({error})") from error
     # default_collate returns tuples as a list, which the model would receive as one argument.
     return tuple(batch) if isinstance(first, tuple) else batch
+
+
+def _native(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    if array.dtype.isnative and all(stride >= 0 for stride in array.strides):
+        return array
+    return np.array(array, array.dtype.newbyteorder("="), order="C")
 
 
 OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
@@ -56,12 +70,8 @@ def moved(batch: Any, move: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """Return the same structure with `move` applied to every tensor."""
     if isinstance(batch, torch.Tensor):
         return move(batch)
-    if isinstance(batch, Mapping):
-        return {key: moved(value, move) for key, value in batch.items()}
-    if isinstance(batch, (list, tuple)):
-        items = [moved(value, move) for value in batch]
-        return items if isinstance(batch, list) else tuple(items)
-    return batch
+    parts = _parts(batch)
+    return batch if parts is None else _made(batch, [(key, moved(value, move)) for key, value in parts])
 
 
 def call(forward: Callable[..., Any], batch: Any) -> Any:
@@ -73,24 +83,145 @@ def call(forward: Callable[..., Any], batch: Any) -> Any:
     return forward(batch)
 
 
-def split(output: Any, n: int) -> list[Any]:
-    """Split a batch's output into `n` outputs; raises OutputError if it does not have one for each row."""
+def tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in a structure, in order."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    for _, part in _parts(value) or ():
+        yield from tensors(part)
+
+
+def repeated(batch: Any, n: int, times: int) -> Any:
+    """Return a batch of `times` copies of the first of `n` rows; raises ValueError if a part has not `n` rows."""
+    if isinstance(batch, torch.Tensor):
+        if batch.ndim == 0 or batch.shape[0] != n:
+            raise ValueError(f"a tensor of shape {tuple(batch.shape)} has not {n} rows")
+        return batch[:1].repeat(times, *[1] * (batch.ndim - 1))
+    parts = _parts(batch)
+    if isinstance(batch, list) and parts is not None and len(batch) == n:
+        return [moved(batch[0], torch.clone) for _ in range(times)]
+    return batch if parts is None else _made(batch, [(key, repeated(value, n, times)) for key, value in parts])
+
+
+_Place: TypeAlias = "tuple[object, ...]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Contract:
+    """The shape of a module's outputs. `columns` are the places of lists that hold one item per head, not per row."""
+
+    columns: frozenset[_Place] = frozenset()
+
+    @classmethod
+    def of(cls, output: Any, n: int, other: Any, m: int) -> Contract:
+        """Return the contract that the outputs for `n` and for `m` rows show; raises OutputShapeError if none."""
+        columns: set[_Place] = set()
+        _compare(output, n, other, m, (), columns)
+        return cls(frozenset(columns))
+
+
+def _compare(output: Any, n: int, other: Any, m: int, at: _Place, columns: set[_Place]) -> None:
+    if type(output) is not type(other):
+        raise OutputShapeError(
+            f"the model returned {_named(output)}{_place(at)} for {_rows(n)} and {_named(other)} for {_rows(m)}; "
+            "its outputs must have the same type for every batch"
+        )
+    if isinstance(output, torch.Tensor):
+        shapes = tuple(output.shape), tuple(other.shape)
+        if [shape[:1] for shape in shapes] != [(n,), (m,)]:
+            raise OutputShapeError(
+                f"the model returned a tensor of shape {_shape(output)}{_place(at)} for {_rows(n)} and one of shape "
+                f"{_shape(other)} for {_rows(m)}; its first dimension must be the batch{_remedy(shapes, n, m)}"
+            )
+        return
+    if isinstance(output, list) and (len(output), len(other)) == (n, m):
+        return
+    parts, others = _parts(output), _parts(other)
+    if parts is None or others is None:
+        return  # `split` refuses it if it is no output
+    if [key for key, _ in parts] != [key for key, _ in others]:
+        raise OutputShapeError(
+            f"the model returned {len(parts)} items{_place(at)} for {_rows(n)} and {len(others)} for {_rows(m)}; a "
+            "list has one item per row, or always the same number of tensors"
+        )
+    if isinstance(output, list):
+        columns.add(at)
+    for (key, value), (_, another) in zip(parts, others, strict=True):
+        _compare(value, n, another, m, (*at, key), columns)
+
+
+def _remedy(shapes: tuple[tuple[int, ...], ...], n: int, m: int) -> str:
+    """Name the dimension that is the batch, if there is one."""
+    one, two = shapes
+    place = next((i for i, pair in enumerate(zip(one, two, strict=False)) if pair == (n, m)), None)
+    return f" (here it is dimension {place}: return it with .transpose(0, {place}))" if place else ""
+
+
+def split(output: Any, n: int, contract: Contract | None = None, at: _Place = ()) -> list[Any]:
+    """Split a batch's output into `n` outputs; raises OutputShapeError if it does not have one for each row."""
     if isinstance(output, torch.Tensor):
         if output.ndim == 0 or output.shape[0] != n:
-            shape = "x".join(map(str, output.shape)) or "scalar"
-            raise OutputError(
-                f"the model returned a tensor of shape {shape} for {n} rows; its first dimension must be the batch"
+            raise OutputShapeError(
+                f"the model returned a tensor of shape {_shape(output)}{_place(at)} for {_rows(n)}; its first "
+                "dimension must be the batch"
             )
         return list(output.unbind(0))
-    if isinstance(output, Mapping):
-        columns = {key: split(value, n) for key, value in output.items()}
-        return [{key: column[i] for key, column in columns.items()} for i in range(n)]
-    if isinstance(output, tuple):
-        return list(zip(*(split(value, n) for value in output), strict=True)) if output else [()] * n
-    if isinstance(output, list):
-        if len(output) != n:
-            raise OutputError(f"the model returned a list of {len(output)} outputs for {n} rows")
-        return output
-    raise OutputError(
-        f"the model returned {type(output).__name__} for {n} rows; expected a tensor, or a tuple or dict of tensors"
-    )
+    if output is None and at:
+        return [None] * n  # a part that the model left out
+    parts = _parts(output)
+    if parts is None:
+        raise OutputShapeError(
+            f"the model returned {_named(output)}{_place(at)} for {_rows(n)}; expected a tensor, or a tuple, list or "
+            "dict of tensors"
+        )
+    if isinstance(output, list) and (contract is None or at not in contract.columns):
+        tensors = bool(output) and all(isinstance(item, torch.Tensor) and item.shape[:1] == (n,) for item in output)
+        if len(output) == n:
+            return output
+        if not tensors:
+            raise OutputShapeError(f"the model returned a list of {len(output)} outputs{_place(at)} for {_rows(n)}")
+    columns = [(key, split(value, n, contract, (*at, key))) for key, value in parts]
+    return [_made(output, [(key, column[i]) for key, column in columns]) for i in range(n)]
+
+
+def _parts(value: Any) -> list[tuple[Any, Any]] | None:
+    """Return the items of a container with their keys or places; None for any other value."""
+    if isinstance(value, Mapping):
+        return list(value.items())
+    if isinstance(value, (list, tuple)):
+        return list(enumerate(value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value) if field.init]
+    return None
+
+
+def _made(like: Any, parts: Sequence[tuple[Any, Any]]) -> Any:
+    """Return a container of the same type with other items; a plain one if its type cannot be made so."""
+    kind: Any = type(like)
+    values = [value for _, value in parts]
+    if kind in {list, tuple}:
+        return kind(values)
+    if kind is dict:
+        return dict(parts)
+    try:
+        if isinstance(like, (list, tuple)):
+            return kind(*values) if hasattr(like, "_fields") else kind(values)
+        return kind(**dict(parts))
+    except Exception:  # noqa: BLE001 - a class of the user's may refuse its own items with anything
+        return dict(parts) if not isinstance(like, (list, tuple)) else tuple(values)
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
+
+
+def _rows(n: int) -> str:
+    return "1 row" if n == 1 else f"{n} rows"
+
+
+def _place(at: _Place) -> str:
+    return "".join(f"[{step!r}]" for step in at) and f" at output{''.join(f'[{step!r}]' for step in at)}"
+
+
+def _named(value: object) -> str:
+    return "None" if value is None else type(value).__name__

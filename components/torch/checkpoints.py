@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from components import private_files
+
 __all__ = ["Checkpoints"]
 
 _NAME = "checkpoint.pt"
@@ -39,9 +41,9 @@ class Checkpoints:
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
         data = buffer.getbuffer()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        private_files.make_folder(self.folder)
         fresh = self.folder / f"{_NAME}.new"
-        with fresh.open("wb") as file:
+        with os.fdopen(private_files.create(fresh), "wb") as file:
             file.write(hashlib.sha256(data).digest())
             file.write(data)
             file.flush()

@@ -25,6 +25,7 @@ from components.torch import randomness
 from components.torch.checkpoints import Checkpoints
 from components.torch.loader import Stop
 from components.torch.module import TorchModule
+from components.torch.optimizer import begun, check_moved
 from components.torch.trainer import TorchTrainer
 from components.torch.training_state import Report, TrainingState
 
@@ -33,7 +34,10 @@ __all__ = ["Trained", "train"]
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """The result of a training: `state`, the best weights (of step `best_step`), and the history of `TorchTrainer`."""
+    """The result of a training: `state`, the best weights (of step `best_step`), and the history of `TorchTrainer`.
+
+    `objective` are the parameters and buffers of the objective itself, of the same step.
+    """
 
     state: dict[str, torch.Tensor]
     step: int
@@ -41,6 +45,7 @@ class Trained:
     metric_values: dict[str, list[float]]
     metric_steps: list[int]
     history: list[dict[str, Any]]
+    objective: dict[str, torch.Tensor]
 
 
 def train(
@@ -74,6 +79,7 @@ def train(
     # The caller may have turned gradients off.
     with started, model.in_training(), torch.inference_mode(mode=False), torch.enable_grad():
         model.warm()
+        before = begun(model)
         run = TrainingState(
             model,
             trainer,
@@ -89,11 +95,15 @@ def train(
         _steps(run, checkpoints)
         if checkpoints is not None:  # if the job is killed while it stores the result, it need not repeat a step
             checkpoints.save(run.state())
+        check_moved(model, before, run.step)
         if run.best_state is not None:
             model.load_state(run.best_state)
+            run.loss.load_state(run.best_objective or {})
         run.optimizer.zero_grad(set_to_none=True)
     run.check_weights()  # in the declared precision: a weight that is finite in float32 may not be in float16
-    return Trained(model.state(), run.step, run.best_step, run.metric_values, run.metric_steps, run.history)
+    return Trained(
+        model.state(), run.step, run.best_step, run.metric_values, run.metric_steps, run.history, run.loss.state()
+    )
 
 
 def _steps(run: TrainingState, checkpoints: Checkpoints | None) -> None:

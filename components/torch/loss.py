@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -23,15 +23,39 @@ Progress = Callable[[float], None]
 
 
 class Loss:
-    """Computes a trainer's objective on a model's outputs; builds the objective if it is a class."""
+    """Computes a trainer's objective on a model's outputs; builds the objective if it is a class.
+
+    An objective that is a module may have parameters of its own (a temperature, class centres): they are trained and
+    checkpointed with the model.
+    """
 
     def __init__(self, model: TorchModule, trainer: TorchTrainer) -> None:
         objective: Any = trainer.objective() if inspect.isclass(trainer.objective) else trainer.objective
         self._model = model
-        self._objective: Callable[..., Any] = (
-            objective.to(model.device) if isinstance(objective, torch.nn.Module) else objective
-        )
+        self._own: dict[str, torch.Tensor] = {}
+        if isinstance(objective, torch.nn.Module):
+            of_model = {id(tensor) for tensor in (*model.object.parameters(), *model.object.buffers())}
+            tensors = objective.to(model.device).state_dict(keep_vars=True)
+            self._own = {name: tensor for name, tensor in tensors.items() if id(tensor) not in of_model}
+        self._objective: Callable[..., Any] = objective
         self._forward = getattr(model.object, model.forward_method)
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """The parameters of the objective that are trained, without those of the model."""
+        own = self._own.values()
+        return [tensor for tensor in own if isinstance(tensor, torch.nn.Parameter) and tensor.requires_grad]
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return a copy of the objective's own parameters and buffers, on the CPU."""
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._own.items()}
+
+    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Give the objective the parameters and buffers that `state` returned."""
+        with torch.no_grad():
+            for name, tensor in self._own.items():
+                if name in state:
+                    tensor.copy_(state[name])
 
     def __call__(self, batch: Batch, where: str) -> torch.Tensor:
         """Return the loss on a batch, one number.
@@ -72,8 +96,8 @@ class ValidLoss:
             for batch in loaded:
                 if (reason := stopped()) is not None:
                     raise Stopped(reason)
-                with torch.no_grad(), self._model.judging():
-                    loss = self._loss(batch, where)
+                with self._model.judging():
+                    loss = self._model.quietly(lambda batch=batch: self._loss(batch, where))  # type: ignore[misc]
                 total += loss.item() * batch.rows
                 count += batch.rows
                 progress(total / count)
@@ -82,15 +106,25 @@ class ValidLoss:
         return total / count
 
 
-def valid_loss(model: TorchModule, trainer: TorchTrainer, valid: Examples, stopped: Stop = lambda: None) -> float:
+def valid_loss(
+    model: TorchModule,
+    trainer: TorchTrainer,
+    valid: Examples,
+    stopped: Stop = lambda: None,
+    objective: Mapping[str, torch.Tensor] | None = None,
+) -> float:
     """Return the mean loss over `valid`, computed like a training's "valid/loss"; the model is unchanged.
+
+    objective: the state of the objective's own parameters after a training (`Trained.objective`).
 
     Raises TrainingError, Stopped, and the exceptions of `valid.fetch`.
     """
     seeded = randomness.seeded(randomness.derived(trainer.seed, "validation"), devices=True)
     with model.in_training(), seeded:
         model.warm()
-        return ValidLoss(model, trainer, valid, Loss(model, trainer))("the validation", stopped)
+        loss = Loss(model, trainer)
+        loss.load_state(objective or {})
+        return ValidLoss(model, trainer, valid, loss)("the validation", stopped)
 
 
 @contextmanager

@@ -7,21 +7,29 @@ loading of weights, so a batch is never computed with the weights of two version
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from components.awaited import awaited
 from components.errors import DeclarationError, WeightsError
 from components.key import Arguments
 from components.model import Model, bundled, check_callable
-from components.torch import batches, weights
+from components.torch import batches, randomness, weights
 
 __all__ = ["TorchModule"]
 
+log = logging.getLogger(__name__)
+
 _AUTO = ("cuda", "mps", "cpu")
+
+_TRIALS = 3
+"""How often a module's output for another number of rows is tried."""
+
+T = TypeVar("T")
 
 
 class TorchModule(Model):
@@ -57,9 +65,12 @@ class TorchModule(Model):
         self.dtype = None if dtype is None else _dtype(identifier, dtype)
         # Now, not when it is moved to its device: the weights' hash must not depend on whether a batch has run.
         self.object = object if self.dtype is None else object.to(self.dtype)
-        self._turn = Lock()
         self._device: torch.device | None = None
         self._in_training = False
+        self._needs_gradients = False
+        self._contract: batches.Contract | None = None
+        self._trials = 0
+        self._said = False
 
     @property
     def device(self) -> torch.device:
@@ -76,7 +87,7 @@ class TorchModule(Model):
     def prepare(self, arguments: Arguments) -> Any:
         """Return the preprocessed row; without a preprocess, its argument, a tuple of several, a dict of named ones."""
         if self.preprocess is not None:
-            return self.preprocess(*arguments.args, **arguments.kwargs)
+            return awaited(self.preprocess(*arguments.args, **arguments.kwargs))
         if self.preprocess_batch is not None:
             return batches.split(self.prepare_many([arguments]), 1)[0]
         return bundled(arguments)
@@ -87,7 +98,7 @@ class TorchModule(Model):
             return batches.collate([self.prepare(arguments) for arguments in rows])
         columns = [list(column) for column in zip(*(row.args for row in rows), strict=True)]
         named = {name: [row.kwargs[name] for row in rows] for name in rows[0].kwargs}
-        return self.preprocess_batch(*columns, **named)
+        return awaited(self.preprocess_batch(*columns, **named))
 
     def infer(self, xs: list[Any]) -> list[Any]:
         """Collate the rows, run the module and split its output into rows.
@@ -98,19 +109,65 @@ class TorchModule(Model):
 
     def infer_many(self, batch: Any, n: int) -> list[Any]:
         """Run the module on a batch of `n` rows; returns each row's output on the CPU."""
-        # Inference mode is per thread, so each call enters it. A training must not use it: a tensor that a module
-        # caches in its forward pass (a table of positions) could not take part in a gradient later.
-        without_gradients = torch.no_grad() if self._in_training else torch.inference_mode()
-        with without_gradients, self.judging():
+        with self.judging():
+            another = self._another_size(batch, n)
+            output = self._forwarded(batch)
+        if another is not None:
+            rows, sketch = another
+            self._contract = batches.Contract.of(output, n, sketch, rows)
+        return batches.split(output, n, self._contract)
+
+    def _another_size(self, batch: Any, n: int) -> tuple[int, Any] | None:
+        """Return the output for another number of rows, before the first batch: it shows what the batch's shape means.
+
+        None if that is known already, or if such a batch cannot be made or predicted.
+        """
+        if self._contract is not None or self._trials == _TRIALS:
+            return None
+        rows = 3 if n == 2 else 2
+        try:
+            other = batches.repeated(batch, n, rows)
+            with randomness.seeded(0, devices=True):
+                # Its shapes count: the next call may write into the same memory.
+                return rows, self._forwarded(other)
+        except Exception:  # noqa: BLE001 - the first row may be a bad one, and the batch may be of any kind
+            self._trials += 1
+            return None
+
+    def forwarded(self, batch: Any) -> Any:
+        """Run the module on a batch; returns what it returns, on the CPU."""
+        with self.judging():
+            return self._forwarded(batch)
+
+    def _forwarded(self, batch: Any) -> Any:
+        def run() -> Any:
             output = batches.call(getattr(self.object, self.forward_method), batches.moved(batch, self.inward))
-            return batches.split(batches.moved(output, self._outward), n)
+            output = awaited(output)
+            return batches.moved(output, self._outward)
+
+        return self.quietly(run)
+
+    def quietly(self, run: Callable[[], T]) -> T:
+        """Return `run()`, computed without gradients; with them if the module itself computes one in its forward."""
+        if not self._needs_gradients:
+            # Inference mode is per thread, so each call enters it. A training must not use it: a tensor that a module
+            # caches in its forward pass (a table of positions) could not take part in a gradient later.
+            with torch.no_grad() if self._in_training else torch.inference_mode():
+                try:
+                    return run()
+                except Exception as error:
+                    if not _wants_gradient(error):
+                        raise
+            self._needs_gradients = True
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            return run()
 
     def postprocessed(self, output: Any) -> Any:
         """Return one output after `postprocess`; inference mode lets it change the tensor in place."""
         if self.postprocess is None:
             return output
         with torch.inference_mode():
-            return self.postprocess(output)
+            return awaited(self.postprocess(output))
 
     def state(self) -> dict[str, Any]:
         """Return a copy of all parameters and buffers, on the CPU; tied tensors stay tied."""
@@ -168,20 +225,33 @@ class TorchModule(Model):
             yield self.object
 
     def inward(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return a batch's tensor on the model's device; a floating-point one also in the model's dtype."""
-        dtype = self.dtype if tensor.is_floating_point() else None
+        """Return a batch's tensor on the model's device; a floating-point one also in the dtype of the weights."""
+        dtype = self._weights_dtype() if tensor.is_floating_point() else None
+        if dtype not in {None, tensor.dtype, self.dtype} and not self._said:
+            self._said = True
+            log.warning(
+                "model %r: inputs of %s are cast to %s, the dtype of its weights", self.identifier, tensor.dtype, dtype
+            )
         return tensor.to(self.device, dtype, non_blocking=True)
+
+    def _weights_dtype(self) -> torch.dtype | None:
+        """Return the dtype of all floating-point parameters; None if there is none, or more than one."""
+        if self.dtype is None:
+            dtypes = {weight.dtype for weight in self.object.parameters() if weight.is_floating_point()}
+            return dtypes.pop() if len(dtypes) == 1 else None
+        return self.dtype
 
     def _place(self, *, training: bool = False) -> None:
         if self._device is None:
             # Weights that are moved in inference mode cannot be trained.
             with torch.inference_mode(mode=False):
                 self.object.to(self.device)
-        if self.object.training != training:
+        # Not the root's flag alone: a part may have been trained or evaluated before it got this root.
+        if any(module.training != training for module in self.object.modules()):
             self.object.train(training)
 
     def _outward(self, tensor: torch.Tensor) -> torch.Tensor:
-        tensor = tensor.cpu()
+        tensor = tensor.detach().cpu()
         return tensor.float() if self.dtype is not None and tensor.is_floating_point() else tensor
 
 
@@ -209,6 +279,18 @@ def _available(identifier: str, name: str) -> bool:
     if device.type == "mps":
         return torch.backends.mps.is_available()
     return device.type == "cpu"
+
+
+def _wants_gradient(error: BaseException | None) -> bool:
+    """Return whether an error, or a cause of it, says that a gradient was computed without gradient mode."""
+    while error is not None:
+        if isinstance(error, RuntimeError) and any(words in str(error) for words in _WITHOUT_GRADIENT):
+            return True
+        error = error.__cause__
+    return False
+
+
+_WITHOUT_GRADIENT = ("does not require grad", "Inference tensors", "inference tensor", "inference mode")
 
 
 def _dtype(identifier: str, name: str) -> torch.dtype:

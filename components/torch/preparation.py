@@ -10,6 +10,7 @@ import torch
 
 from components.errors import BatchError, TrainingError
 from components.key import Arguments, Key
+from components.shared_memory import Watch
 from components.torch import batches
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Preparation:
         self._model = model
         self._name: Callable[[int], str] = getattr(rows, "name", str)
         self._transform = trainer.transform
+        self._watch = Watch(32)  # a batch is collated after its last row was transformed
         self._collate = trainer.loader.collate_fn
         key = trainer.key
         self._inputs = None if key is None else Key(key.fields[:-1], None if key.names is None else key.names[:-1])
@@ -55,8 +57,8 @@ class Preparation:
         name = "preprocess" if self._transform is None else "transform"
         try:
             if self._transform is None:
-                return self._model.prepare(self._arguments(row)), row[-1]
-            made = self._transform(*row)
+                return self._watch.own(self._model.prepare(self._arguments(row))), row[-1]
+            made = self._watch.own(self._transform(*row))
         except batches.OUT_OF_MEMORY:
             raise
         except Exception as error:  # the user's function may raise anything

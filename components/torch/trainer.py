@@ -47,7 +47,8 @@ class TorchTrainer:
         with "train" train and rows with "valid" validate. A fraction of the rows is set apart for "valid/loss". None:
         all rows train.
     promote: when a trained version goes live: "always", "better" (if promote_metric improves by more than
-        promote_margin) or "manual".
+        promote_margin) or "manual". promote_fall: one that is worse by more on the rows that judged the last promotion
+        waits for a person; "any" turns this off.
     keep: the number of versions to keep. when: triggers of a training, such as {"every": 3600}.
     time_limit: seconds, or None. retries: of a failed training. threads: of torch; None means half of the cores.
     checkpoint_seconds: seconds between two checkpoints; 0 saves one after each step.

@@ -18,6 +18,7 @@ from components.torch.checkpoints import Checkpoints
 from components.torch.loader import Batch, Loader, Stop
 from components.torch.loss import Loss, ValidLoss, blamed
 from components.torch.module import TorchModule
+from components.torch.optimizer import Leaves, optimizer_of
 from components.torch.preparation import Preparation
 from components.torch.trainer import TorchTrainer
 
@@ -35,6 +36,7 @@ _KEPT = (
     "best_step",
     "best_value",
     "best_state",
+    "best_objective",
     "unimproved",
     "loss_sum",
     "losses",
@@ -65,6 +67,7 @@ class TrainingState:
     best_step: int = 0
     best_value: float = math.nan
     best_state: dict[str, Any] | None = None  # None while the current weights are the best ones
+    best_objective: dict[str, Any] | None = None  # of the objective's own parameters, together with best_state
     unimproved: int = 0
     loss_sum: float = 0.0  # this and the next three count since the last validation
     losses: int = 0
@@ -85,7 +88,8 @@ class TrainingState:
         self.loader = Loader(self.rows, prepare, options, seed, least=least, device=device)
         self.loss = Loss(model, trainer)
         self.validation = None if self.valid is None else ValidLoss(model, trainer, self.valid, self.loss)
-        self.optimizer = _optimizer(trainer, model)
+        self.optimizer = optimizer_of(trainer, model, self.loss)
+        self._leaves = Leaves(model, self.loss)
         self._reported = -math.inf
 
     def learn(self, batch: Batch) -> None:
@@ -105,6 +109,7 @@ class TrainingState:
                 raise TrainingError(
                     f"step {step}: the loss does not depend on any weight of the model that can be trained"
                 )
+            self._leaves.check(loss, f"step {step}")
             with blamed(f"step {step}: the backward pass", batch):
                 loss.backward()  # type: ignore[no-untyped-call]
             self._clip(step)
@@ -185,7 +190,7 @@ class TrainingState:
         value, best = metrics[name], self.best_value
         if math.isnan(best) or (value > best if self._greater(name) else value < best):
             self.best_step, self.best_value, self.unimproved = self.step, value, 0
-            self.best_state = self.model.state()
+            self.best_state, self.best_objective = self.model.state(), self.loss.state()
         else:
             self.unimproved += 1
 
@@ -242,6 +247,7 @@ class TrainingState:
             "model": dict(self.model.object.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "random": randomness.states(),
+            "objective": self.loss.state(),
             **own,
         }
 
@@ -259,8 +265,9 @@ class TrainingState:
             return
         self.optimizer.load_state_dict(state["optimizer"])
         self.model.load_state(state["model"])
-        for name in _KEPT:
-            setattr(self, name, state[name])
+        self.loss.load_state(state.get("objective", {}))
+        for name in _KEPT:  # a checkpoint may be older than a name
+            setattr(self, name, state.get(name, getattr(self, name)))
         randomness.restore(state["random"])
         self.report({"message": f"the training goes on after step {self.step}"})
 
@@ -278,21 +285,3 @@ class TrainingState:
             "optimizer": type(self.optimizer).__qualname__,
             "weights": shapes,
         }
-
-
-def _optimizer(trainer: TorchTrainer, model: TorchModule) -> torch.optim.Optimizer:
-    weights = [weight for weight in model.object.parameters() if weight.requires_grad]
-    if not weights:
-        raise TrainingError(
-            f"model {model.identifier!r} has no weights to train: none of its parameters requires a gradient"
-        )
-    try:
-        optimizer = trainer.optimizer_cls(weights, **trainer.optimizer_kwargs)
-    except (TypeError, ValueError) as error:
-        raise TrainingError(f"trainer {trainer.identifier!r}: optimizer_kwargs: {error}") from error
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TrainingError(
-            f"trainer {trainer.identifier!r}: optimizer_cls: expected it to make an optimizer of torch, got "
-            f"{type(optimizer).__name__}"
-        )
-    return optimizer

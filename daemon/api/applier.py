@@ -57,7 +57,9 @@ class Applier:
         elif isinstance(component, (Table, Listener, Validation)):
             declared = declare(component)
             self._refuse_unservable(component)
-            self._publish([declared], force=force)
+            changed = self._publish([declared], force=force)
+            if isinstance(component, Validation):
+                self._measure(component.identifier, declared.declaration.model, changed, wait=wait)
             if wait and isinstance(component, Listener):
                 wait_for_listener(self._at, component.identifier)
                 self._tell_of_dead(component)
@@ -87,10 +89,14 @@ class Applier:
             if name in known.trainers and known.trainers[name].source == "api":
                 with reaching():
                     self._at.registry().remove("trainer", name)
+            if model.validation is not None:
+                self._measure(model.validation.identifier, name, changed, wait=wait)
             if wait:
                 ComponentLoader(self._at).refresh(model)
             return
         job = self._training(name, asked=not changed.isdisjoint({f"model/{name}", f"trainer/{name}"}))
+        if job is None and model.validation is not None:
+            self._measure(model.validation.identifier, name, changed, wait=wait)
         if not wait:
             return
         try:
@@ -98,6 +104,20 @@ class Applier:
         except JobFailed as failed:
             raise JobFailed(f"{failed}{self._meanwhile(name)}") from None
         ComponentLoader(self._at).refresh(model, job=ended)
+
+    def _measure(self, validation: str, model: str, changed: set[str], *, wait: bool) -> None:
+        """Runs a new or changed validation once, if its model has a live version that it can measure."""
+        if f"validation/{validation}" not in changed:
+            return
+        with reaching():
+            live = Versions(self._at.database, self._at.service, model).live()
+            job = (
+                None
+                if live is None
+                else Jobs(self._at.database, self._at.service).queue("validate", validation, _TRIGGER)
+            )
+        if wait and job is not None:
+            wait_for_job(self._at, job)
 
     def _meanwhile(self, model: str) -> str:
         """After a failed training: names the live version if that is untrained, else ""."""
@@ -133,7 +153,9 @@ class Applier:
         made: list[Artifact] = [artifact for part in parts for artifact in part.artifacts]
         with reaching():
             blobs.put([blob for artifact in made for blob in artifact.blobs.items()])
-            changed = registry.apply([(part.kind, part.name, part.declaration) for part in parts], force=force)
+            declared = [(part.kind, part.name, part.declaration) for part in parts]
+            sizes = {digest: len(data) for artifact in made for digest, data in artifact.blobs.items()}
+            changed = registry.apply(declared, force=force, sizes=sizes)
             bells.ring(self._at.database, self._at.service)  # also if only a damaged blob was repaired
         return set(changed)
 

@@ -8,7 +8,7 @@ service.toml names is imported by the paths in the signed declaration, so no lis
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from components.errors import NotApplied, SignatureRefused
@@ -47,10 +47,15 @@ class ComponentLoader:
             return build_listener(component.name, component.declaration)
         loader = self._loader(component)
         with reaching():
-            if kind == "validation":
-                return build_validation(component.name, component.declaration, loader.resolve(component))
-            if kind == "trainer":
-                return self._trainer(component)
+            if kind in {"validation", "trainer"}:
+                model = component.declaration.model
+
+                def served() -> Model:
+                    return self._weighted(self._found(known, "model", model))
+
+                if kind == "trainer":
+                    return self._trainer(component, served)
+                return build_validation(component.name, component.declaration, loader.resolve(component), served)
             return self._model(component, known)
 
     def refresh(self, model: Model, job: Job | None = None) -> None:
@@ -87,11 +92,12 @@ class ComponentLoader:
         model = self._weighted(component)
         trainer = known.trainers.get(component.name)
         if trainer is not None:
-            model.trainer = self._trainer(trainer)
+            model.trainer = self._trainer(trainer, lambda: model)
         mine = [each for each in known.validations.values() if each.declaration.model == component.name]
         # Several may be declared for one model; the one that came with it is the API's.
         for each in sorted(mine, key=lambda each: (each.source != "api", each.name))[:1]:
-            model.validation = build_validation(each.name, each.declaration, self._loader(each).resolve(each))
+            resolve = self._loader(each).resolve(each)
+            model.validation = build_validation(each.name, each.declaration, resolve, lambda: model)
         return model
 
     def _weighted(self, component: Component[Any]) -> Model:
@@ -108,8 +114,9 @@ class ComponentLoader:
 
         return until_live(lambda: self._found(self._at.catalog(), "model", component.name), load)[1].model
 
-    def _trainer(self, component: Component[Any]) -> Any:
-        trainer = build_trainer(component.name, component.declaration, self._loader(component).resolve(component))
+    def _trainer(self, component: Component[Any], model: Callable[[], Model]) -> Any:
+        resolve = self._loader(component).resolve(component)
+        trainer = build_trainer(component.name, component.declaration, resolve, model)
         versions = Versions(self._at.database, self._at.service, component.name)
         _give_traces(trainer, _traced(versions.live(), versions))
         return trainer

@@ -5,11 +5,11 @@ MongoDB of a URI.
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,8 +38,11 @@ from daemon.store.connection import (
     reaching,
     uri_options,
 )
-from daemon.store.registry.components import Catalog
+from daemon.store.documents import read, read_one
+from daemon.store.registry.components import FOREIGN, Catalog
 from daemon.store.registry.registry import KINDS, Registry
+from daemon.store.registry.trust import trust_of
+from daemon.store.service import overview
 from daemon.store.service.keyring import Keyring
 from daemon.store.service.services import Served, find_served, served
 from daemon.store.service.state_directory import StateDirectory, instance_of
@@ -59,7 +62,9 @@ class NotServed(PredictdError):
 
 @dataclass(eq=False)
 class Connection:
-    """A database that a daemon serves. `key_file` is the path of its signing key, None if unknown on this machine."""
+    """A database that a daemon serves. `key_file` is the path of its signing key, `pins` of what it has pinned; None if
+    unknown on this machine.
+    """
 
     client: Client = field(repr=False)
     database: Data
@@ -67,6 +72,7 @@ class Connection:
     shown: str
     uri: str = field(repr=False)
     key_file: Path | None = None
+    pins: Path | None = None
     release: Callable[[], None] = field(default=lambda: None, repr=False)
     closed: bool = False
     _key: SigningKey | None = field(default=None, repr=False)
@@ -84,14 +90,17 @@ class Connection:
 
     def registry(self) -> Registry:
         """The registry, opened with the service's key. Raises SignatureRefused if that key cannot be read."""
-        return Registry(self.database, self.service, 0, self.key())
+        key = self.key()
+        with reaching():
+            return Registry(self.database, self.service, 0, trust_of(self.database, self.service, key, self.pins))
 
     def catalog(self) -> Catalog:
         """Everything that is applied. Raises SignatureRefused if no declaration carries the key's signature."""
         registry = self.registry()
         with reaching():
             known = registry.read()
-        if known.refused and not any(known.of(kind) for kind in KINDS):
+        of_another_key = known.refused and all(FOREIGN in reason for reason in known.refused.values())
+        if of_another_key and not any(known.of(kind) for kind in KINDS):
             raise SignatureRefused(
                 f"no declaration of service {self.service!r} is signed with the key at hand: is it another service's? "
                 "Name the right key: connect(..., signing_key_file=...)"
@@ -131,19 +140,19 @@ class Connection:
         """
         components = self.database[names.COMPONENTS]
         with reaching():
-            found = components.find_one(
-                {"_id": f"{self.service}/table/{table}"}, {"state": 1, "declaration": 1, "removed_at": 1}
-            )
-            if found is not None and found["state"] == "applied":
-                fields: Mapping[str, str] = json.loads(found["declaration"])["fields"]
+            found = read_one(components, {"_id": f"{self.service}/table/{table}"}) or {}
+            if found.get("state") == "applied":
+                declared = overview.declared("table", table, found.get("declaration"))
+                if declared is None:
+                    raise NotApplied(f"table {table!r} cannot be read in the database; apply it again")
+                fields: Mapping[str, str] = declared.fields
                 return fields
-            there = [
-                each["name"]
-                for each in components.find({"service": self.service, "kind": "table", "state": "applied"}, {"name": 1})
-            ]
+            applied = {"service": self.service, "kind": "table", "state": "applied", "name": {"$type": "string"}}
+            there = [each["name"] for each in read(components, applied, {"name": 1})]
+        removed_at = found.get("removed_at")
         gone = (
-            f"was removed at {found['removed_at']:%Y-%m-%d %H:%M:%S} UTC"
-            if found and found.get("removed_at")
+            f"was removed at {removed_at:%Y-%m-%d %H:%M:%S} UTC"
+            if isinstance(removed_at, datetime)
             else "is not applied"
         )
         known = f"; there is {', '.join(sorted(there))}" if there else ""
@@ -198,6 +207,7 @@ def _embedded(folder: Path, service: str | None, database: str | None, key_file:
         str(found.state_dir),
         found.uri,
         key_file,
+        StateDirectory(found.state_dir).trust_file,
         lambda: child.release(found),
     )
 
@@ -210,8 +220,10 @@ def _remote(uri: str, service: str | None, database: str | None, key_file: Path 
     except BaseException:
         client.close()
         raise
-    key_file = key_file or _keyring().key_file(found.owner)
-    return Connection(client, _database(client, found.database), found.service, masked(uri), uri, key_file)
+    keyring = _keyring()
+    key_file = key_file or keyring.key_file(found.owner)
+    pins = keyring.pins(found.owner)
+    return Connection(client, _database(client, found.database), found.service, masked(uri), uri, key_file, pins)
 
 
 def _keyring() -> Keyring:

@@ -4,6 +4,7 @@
     db.apply(component)                           declare, sign and store it; the daemon does the rest: applier.py
     db["mnist"].insert(rows)                      rows, without the daemon: table.py
     db.load("TorchModel", "my-model")             from the registry, with the live weights: component_loader.py
+    db.train("my-model"), db.resync("digit")      what the commands do too: controls.py
 
 The daemon does all the work. This process only writes declarations and reads results, so it may end at any time.
 """
@@ -19,6 +20,7 @@ from components.errors import DeclarationError, NotApplied, PredictdError
 from daemon.api.applier import Applier
 from daemon.api.component_loader import ComponentLoader
 from daemon.api.connection import Connection, open_connection
+from daemon.api.controls import Controls
 from daemon.api.kinds import kind_of, named, type_name
 from daemon.api.remover import remove
 from daemon.api.table import TableHandle
@@ -58,7 +60,7 @@ def connect(
     )
 
 
-class Datalayer:
+class Datalayer(Controls):
     """A database that a daemon serves. Closing it ends the connection, and the daemon too if this process started it;
     leaving a `with` block closes it.
 
@@ -98,8 +100,8 @@ class Datalayer:
         """Takes a component out of service: a model with its versions, its trainer and its validations. Rows stay.
 
         With `outputs`, the outputs that a listener wrote into the rows are removed too; for a model, its listeners with
-        their outputs. Raises NotApplied if it is not applied, DeclarationError if service.toml declares it or something
-        needs it.
+        their outputs. When a listener's removal returns, nothing writes its outputs any more. Raises NotApplied if it
+        is not applied, DeclarationError if service.toml declares it or something needs it: the message names that.
         """
         remove(self._open(), type, identifier, outputs=outputs)
 

@@ -27,14 +27,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from rich.console import Console
-
+from components import private_files
 from components.errors import DeclarationError, MongoUnavailable, PredictdError
 from daemon.embedded import server as embedded
+from daemon.logs.terminal import Terminal
 from daemon.logs.text import escaped, masked
 from daemon.store.connection import open_client
 from daemon.store.service.services import Served, find_owned
-from daemon.store.service.state_directory import http_address, instance_of, is_held
+from daemon.store.service.state_directory import http_address, instance_of, is_held, make_private
 
 __all__ = ["SERVICE", "Embedded", "reach", "release"]
 
@@ -151,8 +151,10 @@ def release(daemon: Embedded) -> None:
 @contextmanager
 def _one_at_a_time(state_dir: Path) -> Iterator[None]:
     try:
-        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = (state_dir / "connect.lock").open("w")
+        make_private(state_dir)
+        lock = os.fdopen(private_files.create(state_dir / "connect.lock"), "w")
+    except DeclarationError as error:
+        raise DeclarationError(f"connect('embedded', folder=...): {error}") from None
     except OSError as error:
         raise DeclarationError(
             f"the folder {state_dir} cannot be used ({error.strerror}): name one that you may write, "
@@ -192,11 +194,11 @@ def _running(state_dir: Path) -> Embedded | None:
 
 def _start(state_dir: Path, users: int) -> _Child:
     file, log = state_dir / "embedded.toml", state_dir / "daemon.log"
-    file.write_text(_CONFIGURATION, encoding="utf-8")
+    private_files.write(file, _CONFIGURATION.encode())
     if log.exists() and log.stat().st_size > _LOG_BYTES:
         log.replace(log.with_name("daemon.log.1"))
     environ = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
-    with log.open("ab") as output:
+    with os.fdopen(private_files.create(log, os.O_WRONLY | os.O_APPEND), "ab") as output:
         output.write(f"---- started by process {os.getpid()}\n".encode())
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "daemon.cli", "run", "--with-parent", "-c", str(file)],
@@ -275,7 +277,7 @@ def tail(state_dir: Path) -> str:
 @contextmanager
 def _shown_on_terminal(text: str) -> Iterator[None]:
     """Shows on a terminal what this process waits for; elsewhere nothing."""
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     if not console.is_terminal:
         yield
         return

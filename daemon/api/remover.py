@@ -14,6 +14,7 @@ from daemon.store.registry.components import Component
 from daemon.store.registry.versions import Versions
 from daemon.store.service import notify as bells
 from daemon.store.service.jobs import Jobs
+from daemon.store.service.services import served
 
 __all__ = ["remove"]
 
@@ -38,22 +39,24 @@ def remove(connection: Connection, type_: str | type[Any], identifier: str, *, o
 
 def _take_out(connection: Connection, kind: str, name: str) -> None:
     """Removes it from the registry. A model's trainings are cancelled and its weights deleted; the numbers and history
-    of its versions stay.
+    of its versions stay. For a listener it returns when no worker writes its outputs any more.
     """
     with reaching():
         connection.registry().remove(kind, name)
+        served_now = connection.service in {each.service for each in served(connection.database)}
         if kind == "model":
             jobs = Jobs(connection.database, connection.service)
             for job in jobs.listed(model=name, state={"$in": ["queued", "running"]}):
                 jobs.cancel(job.id)
             Versions(connection.database, connection.service, name).remove()
         bells.ring(connection.database, connection.service)
+    if kind == "listener" and served_now:
+        wait_until_unserved(connection, name)
 
 
 def _forget(connection: Connection, listener: Component[Any]) -> None:
     """Removes a listener, and its outputs and dead letters as soon as no worker writes them any more."""
     _take_out(connection, "listener", listener.name)
-    wait_until_unserved(connection, listener.name)
     output = f"_outputs.{listener.name}"
     letters = {"_id.service": connection.service, "_id.listener": listener.name}
     with reaching():

@@ -8,17 +8,17 @@ cannot be stored leaves the table as it was.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NoReturn, Self
+from typing import Any, Final, NoReturn, Self
 
 import bson
 from bson import ObjectId
-from bson.codec_options import CodecOptions
+from bson.codec_options import CodecOptions, TypeRegistry
 from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 from pymongo.collection import Collection
 from pymongo.errors import BulkWriteError
 
-from components.datatypes import Datatype
+from components.datatypes import Datatype, plain_scalar
 from components.errors import DecodeError, EncodeError, PredictdError, RowError
 from components.query import Query
 from daemon.store.connection import Data, reaching
@@ -183,7 +183,7 @@ def _holder(row: dict[str, Any], path: str) -> tuple[dict[str, Any] | None, str]
 def _bson(document: dict[str, Any], codec: CodecOptions[Any]) -> bytes:
     """The BSON bytes of a row. Raises EncodeError, which names the field that cannot be encoded."""
     try:
-        data = bson.encode(document, codec_options=codec)
+        data = bson.encode(document, codec_options=codec.with_options(type_registry=_SCALARS))
     except (BSONError, OverflowError, ValueError, TypeError, RecursionError) as error:
         raise EncodeError(_blamed(document, codec, error)) from None
     if len(data) > MAX_ROW_BYTES:
@@ -194,7 +194,7 @@ def _bson(document: dict[str, Any], codec: CodecOptions[Any]) -> bytes:
 def _blamed(document: dict[str, Any], codec: CodecOptions[Any], error: Exception) -> str:
     for name, value in document.items():
         try:
-            bson.encode({name: value}, codec_options=codec)
+            bson.encode({name: value}, codec_options=codec.with_options(type_registry=_SCALARS))
         except (BSONError, OverflowError, ValueError, TypeError, RecursionError) as own:
             kind = type(value).__name__
             reason = str(own).partition(":")[0] if len(str(own)) > 200 else str(own)
@@ -202,6 +202,9 @@ def _blamed(document: dict[str, Any], codec: CodecOptions[Any], error: Exception
                 f".{name}: MongoDB cannot hold this {kind} ({reason}); declare the field with a datatype, or convert it"
             )
     return f": {error}"
+
+
+_SCALARS: Final = TypeRegistry(fallback_encoder=plain_scalar)  # NumPy's scalars, in fields without a datatype too
 
 
 def _raw(codec: CodecOptions[Any]) -> CodecOptions[RawBSONDocument]:

@@ -12,15 +12,15 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
-from rich.console import Console
-
 from components.errors import DeclarationError, JobFailed, MongoUnavailable, NotApplied, SignatureRefused
 from daemon.api.connection import Connection, NotServed
 from daemon.health.service_status import ServiceStatus, WorkerStatus
 from daemon.health.worker_failure import Failing
-from daemon.logs.terminal import Bar, bar
+from daemon.logs.terminal import Bar, Terminal, bar
+from daemon.logs.text import escaped
 from daemon.store import names
 from daemon.store.connection import reaching
+from daemon.store.documents import read_one
 from daemon.store.rows.scans import Mark
 from daemon.store.service.jobs import Job, Jobs
 from daemon.store.service.services import served
@@ -91,7 +91,7 @@ def wait_for_listener(connection: Connection, listener: str) -> None:
                 return
             declared = watch(lambda: registry.listener(listener))
             mark = Mark(declared.generation, declared.scope).document()
-            scan = watch(lambda: scans.find_one({"_id": f"{connection.service}/{listener}"})) or {}
+            scan = watch(lambda: read_one(scans, {"_id": f"{connection.service}/{listener}"})) or {}
             current = scan.get("mark") == mark
             if current and scan.get("state") == "done":
                 return
@@ -103,7 +103,12 @@ def wait_for_listener(connection: Connection, listener: str) -> None:
                     stacklevel=4,
                 )
                 return
-            show(scan.get("done", 0) if current else 0, watch.total(listener), "" if current else "its worker starts")
+            done = scan.get("done")
+            show(
+                done if current and isinstance(done, int) else 0,
+                watch.total(listener),
+                "" if current else "its worker starts",
+            )
             time.sleep(_PAUSE)
 
 
@@ -192,7 +197,7 @@ class _Watch:
 
 def _shown(label: str) -> AbstractContextManager[Bar]:
     """A bar on a terminal, lines in a notebook, nothing elsewhere."""
-    console = Console(stderr=True, highlight=False)
+    console = Terminal(stderr=True, highlight=False)
     return nullcontext(_lines(label)) if console.is_jupyter else bar(console, label)
 
 
@@ -205,6 +210,6 @@ def _lines(label: str) -> Bar:
         if time.monotonic() - printed_at >= _LINE_SECONDS:
             printed_at = time.monotonic()
             far = f"{done:,.0f} of {total:,.0f}" if total else ""
-            print(f"{label}: {', '.join(filter(None, (far, words)))}")  # noqa: T201 - a notebook's output is a page
+            print(escaped(f"{label}: {', '.join(filter(None, (far, words)))}"))  # noqa: T201 - a notebook's output is a page
 
     return show

@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 from components.declarations import parsed
-from components.errors import Problem
+from components.errors import ImportRefused, Problem
+from components.import_folder import ImportFolder
 from components.import_paths import ImportPolicy
 from daemon.check.models import model_problems
 from daemon.check.trainers import trainer_problems, validation_problems
@@ -32,7 +33,11 @@ def main() -> None:
         os.dup2(2, 1)  # output of the user's code goes to stderr, so that it is not read as a report
         order = json.load(sys.stdin)
         faulthandler.enable()
-        sys.path.insert(0, order["import_root"])
+        try:
+            ImportFolder(order["import_root"], order["allow_imports"]).open()
+        except ImportRefused as error:
+            _report(reports, "problem", "security.allow_imports", str(error))
+            return
         policy = ImportPolicy(tuple(order["allow_imports"]))
         declared = {
             kind: {name: parsed(kind.removesuffix("s"), name, one) for name, one in named.items()}

@@ -5,17 +5,20 @@ from __future__ import annotations
 import re
 import subprocess
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
 
 from components.errors import ConfigurationError, MongoUnavailable, Problem
 from daemon.config import Config
 from daemon.logs.text import masked
+from daemon.store import names
 
 __all__ = ["MINIMUM_MONGODB", "meet"]
 
 MINIMUM_MONGODB = (6, 0)
-_RIGHTS = ("find", "insert", "update", "remove", "createIndex", "changeStream")
+_ON_DATABASE: Final = ("find", "changeStream", "listCollections")
+_ON_TABLES: Final = ("update",)
+_ON_OWN: Final = ("insert", "update", "remove", "createIndex")
 
 
 def meet(config: Config) -> list[Problem]:
@@ -90,32 +93,46 @@ def _server_problems(config: Config) -> Iterator[Problem]:
     for table, reason in refusals.items():
         if reason is not None:
             yield Problem(f"tables.{table}", reason)
-    yield from _right_problems(status, database)
+    yield from _right_problems(status, database, config.tables)
 
 
 def _remedy(message: str) -> str:
     """Return the remedy for a MongoDB that did not answer; empty if the message already has one."""
-    if "no primary answers" in message or "no answer within" in message:
+    if "no primary answers" in message or "no answer in time" in message:
         return "; is it running, is mongo.uri right (host, port, replicaSet), does a firewall block it?"
     if "(code 13)" in message:
         return "; give mongo.uri the credentials of such a user"
     return ""
 
 
-def _right_problems(status: Mapping[str, Any], database: str) -> Iterator[Problem]:
-    """Yield the rights on the database that the user lacks; without access control there are no users to check."""
+def _right_problems(status: Mapping[str, Any], database: str, tables: Iterable[str]) -> Iterator[Problem]:
+    """Yield the rights that the user lacks; without access control there are no users to check."""
     users = [user["user"] for user in status["authenticatedUsers"]]
     if not users:
         return
-    held: set[str] = set()
-    for privilege in status["authenticatedUserPrivileges"]:
-        resource = privilege["resource"]
-        if resource.get("anyResource") or (resource.get("db") in {"", database} and resource.get("collection") == ""):
-            held.update(privilege["actions"])
-    missing = [right for right in _RIGHTS if right not in held]
+    needed = {"": _ON_DATABASE, **dict.fromkeys(tables, _ON_TABLES), **dict.fromkeys(names.OWN, _ON_OWN)}
+    missing: dict[str, list[str]] = {}
+    for collection, rights in needed.items():
+        held = _held(status["authenticatedUserPrivileges"], database, collection)
+        for right in rights:
+            if right not in held:
+                missing.setdefault(right, []).append(collection or "the whole database")
     if missing:
+        lacks = "; ".join(f"{right} on {', '.join(where[:3])}" for right, where in missing.items())
         yield Problem(
             "mongo.uri",
-            f"user `{users[0]}` lacks rights on database `{database}` ({', '.join(missing)}); grant it readWrite: "
-            f'db.grantRolesToUser("{users[0]}", [{{ role: "readWrite", db: "{database}" }}])',
+            f"user `{users[0]}` lacks rights on database `{database}` ({lacks}); grant it readWrite: "
+            f'db.grantRolesToUser("{users[0]}", [{{ role: "readWrite", db: "{database}" }}]), or the narrower role of '
+            "docs/security.md",
         )
+
+
+def _held(privileges: Iterable[Mapping[str, Any]], database: str, collection: str) -> set[str]:
+    """Return the actions that are granted on a collection; "" is each collection of the database."""
+    held: set[str] = set()
+    for privilege in privileges:
+        resource = privilege["resource"]
+        within = resource.get("db") in {"", database} and resource.get("collection") in {"", collection}
+        if resource.get("anyResource") or within:
+            held.update(privilege["actions"])
+    return held

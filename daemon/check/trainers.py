@@ -65,7 +65,11 @@ def validation_problems(
     yield from imported.problems
     if not imported.problems:
         try:
-            build_validation(name, declared, lambda path: imported.get(path, base))
+            validation = build_validation(name, declared, lambda path: imported.get(path, base))
+            for one in validation.metrics:
+                if one.known_direction is None:
+                    message = "its name does not say whether a greater value is better; write true or false"
+                    yield Problem(f"{base}.metrics.{one.identifier}.greater_is_better", message)
         except PredictdError as error:
             yield _problem(error, base)
 

@@ -1,7 +1,7 @@
 """The command line. Every command prints what it did, or what is wrong and what to do; in a pipe and with `--json` the
 output is plain.
 
-    run.py           the daemon itself: run, reload, check, init, demo, mongod
+    run.py           the daemon itself: run, reload, check, init, demo, mongod, uri
     show.py          the state of the service: status, tables, models, versions
     models.py        commands about a model: train, validate, promote, rollback, predict
     listeners.py     commands about a listener: pause, resume, resync
@@ -22,6 +22,7 @@ import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
+from io import TextIOWrapper
 from typing import Annotated, Any, Final
 
 import typer
@@ -45,7 +46,7 @@ app = typer.Typer(
 )
 
 _COMMANDS: Final[dict[str, tuple[Callable[..., Any], ...]]] = {
-    "The daemon": (serving.run, serving.reload, serving.check, serving.init, serving.demo, serving.mongod),
+    "The daemon": (serving.run, serving.reload, serving.check, serving.init, serving.demo, serving.mongod, serving.uri),
     "What there is": (looking.status, looking.tables, looking.models, looking.versions),
     "Models": (models.train, models.validate, models.promote, models.rollback, models.predict),
     "Listeners": (listeners.pause, listeners.resume, listeners.resync),
@@ -69,6 +70,9 @@ def main() -> None:
     """The console script."""
     # Otherwise the driver's threads print tracebacks; `run` configures its own logging.
     logging.getLogger("pymongo").addHandler(logging.NullHandler())
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # whatever the encoding of the terminal is, each character is shown
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except PredictdError as error:

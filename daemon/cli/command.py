@@ -12,7 +12,6 @@ from typing import Annotated, Any, Final, NoReturn
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 
 from components.errors import ConfigurationError, DeclarationError, MongoUnavailable, PredictdError
 from components.signing_key import SigningKey
@@ -21,9 +20,11 @@ from daemon.cli import screens
 from daemon.config import Config
 from daemon.config.source import read
 from daemon.embedded import server as embedded
+from daemon.logs.terminal import Terminal
 from daemon.store.connection import ROW_CODEC, Client, Data, open_client, open_database, reaching
 from daemon.store.connection import check as meet
 from daemon.store.registry.registry import Registry
+from daemon.store.registry.trust import trust_of
 from daemon.store.service import services
 from daemon.store.service.leases import AnotherDaemon
 from daemon.store.service.state_directory import StateDirectory
@@ -32,8 +33,8 @@ FAILED, USAGE, UNAVAILABLE, ANOTHER, CONFIGURATION, INTERRUPTED = 1, 2, 69, 75, 
 PIPE_WIDTH: Final = 10_000  # into a pipe, a row of a table is one line: for grep
 NEEDED: Final = ("service", "mongo", "security")  # the sections that a command needs to reach the service
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Terminal(highlight=False, soft_wrap=True)
+err = Terminal(stderr=True, highlight=False, soft_wrap=True)
 
 ConfigFile = Annotated[
     Path | None,
@@ -64,12 +65,15 @@ class Place:
         """The declarations. Without the service's own key nothing can be read or declared; listeners can be
         paused.
         """
-        return Registry(self.database, self.service, 0, key or SigningKey.fresh())
+        if key is None:
+            return Registry(self.database, self.service, 0, SigningKey.fresh())
+        pins = StateDirectory(self.config.service.state_dir).trust_file
+        return Registry(self.database, self.service, 0, trust_of(self.database, self.service, key, pins))
 
 
 def loaded(path: Path | None) -> Config:
     """The whole configuration; prints its warnings. Raises ConfigurationError."""
-    config = configuration.load(configuration.find(path, os.environ), os.environ)
+    config = configuration.load(configuration.find(path, os.environ), os.environ, trusted=False)
     for each in config.warnings:
         warn(str(each))
     return config
@@ -83,12 +87,14 @@ def located(path: Path | None, *, quietly: bool = False) -> Config:
     """
     found = configuration.find(path, os.environ)
     try:
-        return configuration.load(found, os.environ)
+        return configuration.load(found, os.environ, trusted=False)
     except ConfigurationError as error:
-        source = read(found, os.environ)
-        sections = {name: source.data[name] for name in NEEDED if name in source.data}
-        if any(problem.path.split(".")[0] in NEEDED for problem in error.problems):
+        source = read(found, os.environ, trusted=False)
+        broken = {problem.path.split(".")[0] for problem in error.problems}
+        if broken.intersection(NEEDED):
             raise
+        usable = (*NEEDED, *({"http"} - broken))  # `reload` needs its token
+        sections = {name: source.data[name] for name in usable if name in source.data}
         try:
             config = Config.model_validate(sections, context={"root": source.path.parent, "environ": os.environ})
         except ValidationError:
@@ -98,20 +104,24 @@ def located(path: Path | None, *, quietly: bool = False) -> Config:
         return config
 
 
+def address(config: Config) -> str:
+    """The URI of the service's MongoDB, with its password. Raises MongoUnavailable if an embedded one does not run."""
+    if not config.mongo.embedded:
+        return config.mongo.uri
+    running = embedded.attach(config.service.state_dir)
+    if running is None:
+        raise MongoUnavailable(
+            f"the embedded MongoDB of {config.service.state_dir} is not running; start `predictd run` or `predictd "
+            "mongod` first"
+        )
+    return running.uri
+
+
 @contextmanager
 def place(path: Path | None) -> Iterator[Place]:
     """Opens the database that the configuration names; an embedded one must be running."""
     config = located(path)
-    uri = config.mongo.uri
-    if config.mongo.embedded:
-        running = embedded.attach(config.service.state_dir)
-        if running is None:
-            raise MongoUnavailable(
-                f"the embedded MongoDB of {config.service.state_dir} is not running; start `predictd run` or `predictd "
-                "mongod` first"
-            )
-        uri = running.uri
-    client = open_client(uri)
+    client = open_client(address(config))
     try:
         meet(client)
         with reaching():
@@ -144,7 +154,7 @@ def show(document: Any, screen: Callable[[Any], Any], *, json: bool) -> None:
     if json:
         sys.stdout.write(screens.as_json(document) + "\n")
     else:
-        console = out if out.is_terminal else Console(highlight=False, soft_wrap=True, width=PIPE_WIDTH)
+        console = out if out.is_terminal else Terminal(highlight=False, soft_wrap=True, width=PIPE_WIDTH)
         console.print(screen(document))
 
 

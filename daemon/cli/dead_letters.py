@@ -91,8 +91,7 @@ def _chosen(here: Place, rows: list[str], *, every: bool, listener: str | None) 
 
 
 def _letters(here: Place, query: dict[str, Any], limit: int = 0) -> list[dict[str, Any]]:
-    """The letters of the service that name a row: somebody else's documents may lie among them."""
-    return [each for each in dead_letters.listed(here.database, here.service, query, limit) if "row" in each["_id"]]
+    return list(dead_letters.listed(here.database, here.service, query, limit))
 
 
 def _for_json(letter: dict[str, Any]) -> dict[str, Any]:

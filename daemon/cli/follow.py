@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from rich.progress import Progress
@@ -12,8 +12,8 @@ from components.errors import DeclarationError, PredictdError
 from daemon.cli import screens
 from daemon.cli.command import Place, err, hint, say
 from daemon.health.service_status import ServiceStatus, WorkerStatus
-from daemon.health.worker_failure import Failing
-from daemon.health.worker_report import ScanReport
+from daemon.health.worker_failure import FAILING_SECONDS, Failing
+from daemon.health.worker_report import ListenerPhase, ScanReport
 from daemon.logs.terminal import columns
 from daemon.logs.text import escaped
 from daemon.store.service import overview
@@ -22,6 +22,13 @@ from daemon.store.service.status import StatusBoard
 
 PATIENCE_SECONDS: Final = 60.0
 """How long a command waits while no daemon is active; a restart takes less."""
+
+_GIVEN_UP_SECONDS: Final[Mapping[ListenerPhase, float]] = {
+    "failing": FAILING_SECONDS,
+    "missing": FAILING_SECONDS,
+    "waiting": PATIENCE_SECONDS,
+}
+"""How long a listener may be in a state in which it judges no rows: it may get over it by itself."""
 
 _PAUSE: Final = 0.2
 _LOOK_SECONDS: Final = 1.0
@@ -52,10 +59,11 @@ def follow(here: Place, listeners: Sequence[str]) -> None:
     """Returns once every row of these listeners has been judged for what is live now. A terminal shows rows, rate and
     the time left.
 
-    A paused listener is skipped. Raises PredictdError if no daemon is active, DeclarationError if a worker cannot run
-    its listener.
+    A paused listener is skipped. One that has been failing for a while is given up; the others are followed to their
+    end. Raises PredictdError then, and if no daemon is active, DeclarationError if a worker cannot run its listener.
     """
     watch = _Watch(here)
+    given_up: list[str] = []
     try:
         with Progress(*columns(), console=err, disable=not err.is_terminal) as progress:
             tasks = {name: progress.add_task(escaped(name), total=None, words="") for name in listeners}
@@ -69,6 +77,11 @@ def follow(here: Place, listeners: Sequence[str]) -> None:
                         say(_outcome(name, scan))
                         continue
                     watch.failing(scan["worker"])
+                    trouble = watch.trouble(name)
+                    if trouble is not None:
+                        progress.remove_task(tasks.pop(name))
+                        given_up.append(f"listener {name} is {trouble}")
+                        continue
                     now = scanning.get(name)
                     done = max(scan["done"], now.done if now else 0) if scan["current"] else 0
                     words = screens.pace(now) if scan["current"] else "its worker takes up the new version"
@@ -77,6 +90,10 @@ def follow(here: Place, listeners: Sequence[str]) -> None:
     except KeyboardInterrupt:
         hint("it goes on without being watched; `predictd status` shows how far it is")
         raise
+    if given_up:
+        raise PredictdError(
+            "; ".join(given_up) + ". Its rows are judged once it works again: mend the cause; no command is needed"
+        )
 
 
 def _outcome(name: str, scan: dict[str, Any] | None) -> str:
@@ -96,6 +113,7 @@ class _Watch:
         self._looked = 0.0
         self._failing = Failing()
         self._status = ServiceStatus()
+        self._troubled: dict[str, float] = {}
 
     def scans(self) -> dict[str, ScanReport]:
         """The scans that run, by listener, as the daemon last reported. Raises PredictdError if no daemon has been
@@ -116,3 +134,13 @@ class _Watch:
         why = self._failing.why(name, self._status.workers.get(name, WorkerStatus()), time.monotonic())
         if why is not None:
             raise DeclarationError(f"worker {name}: {why}")
+
+    def trouble(self, name: str) -> str | None:
+        """Why this listener will not judge its rows by itself; None as long as it may."""
+        report = self._status.listeners().get(name)
+        seconds = _GIVEN_UP_SECONDS.get(report.state) if report is not None else None
+        if report is None or seconds is None:
+            self._troubled.pop(name, None)
+            return None
+        now = time.monotonic()
+        return report.trouble if now - self._troubled.setdefault(name, now) > seconds else None

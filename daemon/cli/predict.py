@@ -8,7 +8,6 @@ a key of several fields, the .json file holds a list of their values, or an obje
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -17,8 +16,10 @@ from typing import Any, Final
 from bson import json_util
 from bson.json_util import JSONOptions
 
+from components import images
 from components.datatypes import Datatype, datatype
 from components.errors import DecodeError, NotApplied, PredictdError, SignatureRefused
+from components.import_folder import ImportFolder
 from components.import_paths import ImportPolicy
 from components.key import Arguments, Key
 from components.outputs import storable
@@ -39,6 +40,7 @@ def answer(here: Place, model: str, file: Path, number: int | None) -> dict[str,
     Raises NotApplied, DeclarationError, DecodeError, OutputError, and PredictdError if the file cannot be read or
     the model raises.
     """
+    images.narrow(here.config.security.formats)
     registry = here.registry(signing_key(here.config))
     known = registry.read()
     component = known.models.get(model)
@@ -169,8 +171,9 @@ def _predicted(here: Place, component: Component[Any], number: int, given: Argum
     from daemon.store.registry.model_loader import ModelLoader
 
     configure("console", "warning")
-    sys.path.insert(0, str(here.config.service.import_root))
-    loader = ModelLoader(here.database, here.service, ImportPolicy(tuple(here.config.security.allow_imports)))
+    allow = tuple(here.config.security.allow_imports)
+    ImportFolder(here.config.service.import_root, allow).open()
+    loader = ModelLoader(here.database, here.service, ImportPolicy(allow))
     loaded = loader.version(component, number)
     if loaded.version.source and loaded.version.source != loader.source(component):
         warn(

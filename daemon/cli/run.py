@@ -15,7 +15,7 @@ import typer
 
 from components.errors import ConfigurationError, MongoUnavailable, PredictdError, Problem
 from daemon import config as configuration
-from daemon.cli.command import ConfigFile, err, hint, loaded, located, out, say
+from daemon.cli.command import ConfigFile, address, err, hint, loaded, located, out, say
 from daemon.embedded import server as embedded
 from daemon.store.service.state_directory import http_address
 from daemon.supervisor import signals
@@ -51,12 +51,14 @@ def reload(config: ConfigFile = None) -> None:
         raise PredictdError(
             f"no daemon runs in {settings.service.state_dir}; `predictd run` reads service.toml when it starts"
         )
+    token = settings.http.token()
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     host, _, port = address.rpartition(":")
     # Not by a URL: a proxy of the environment must not come between.
     connection = http.client.HTTPConnection(_reachable(host.strip("[]")), int(port), timeout=RELOAD_SECONDS)
     try:
         with err.status("the daemon reads service.toml"):
-            connection.request("POST", "/-/reload")
+            connection.request("POST", "/-/reload", headers=headers)
             answer = connection.getresponse()
             text = answer.read().decode(errors="replace").strip()
     except OSError as error:
@@ -83,7 +85,11 @@ def mongod(config: ConfigFile = None) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with embedded.ensure(settings.service.state_dir, settings.mongo.port) as running:
+    try:
+        started = embedded.ensure(settings.service.state_dir, settings.mongo.port)
+    except OSError as error:
+        raise ConfigurationError([Problem("service.state_dir", f"MongoDB cannot use it: {error}")]) from None
+    with started as running:
         say(running.uri)
         if not running.owned:
             hint("it was running already; this command only watches it (Ctrl-C leaves it running)")
@@ -92,6 +98,17 @@ def mongod(config: ConfigFile = None) -> None:
         while not stop.wait(1.0):
             if not running.alive():
                 raise MongoUnavailable("the embedded MongoDB has ended")
+
+
+def uri(config: ConfigFile = None) -> None:
+    """Print the URI of the service's database with its password, for mongosh and other programs."""
+    settings = located(config)
+    found = address(settings)
+    place, _, query = found.partition("?")
+    if place.count("/") == 2:
+        place += "/"
+    said = f"{place}{settings.mongo.database}" if place.endswith("/") else place
+    out.print(f"{said}?{query}" if query else said, markup=False)
 
 
 def check(

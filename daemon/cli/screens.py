@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
+from math import isfinite
 from typing import Any, Final
 
 from bson import Timestamp, json_util
+from bson.codec_options import DatetimeConversion
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -20,6 +22,8 @@ from daemon.logs.text import escaped, row_id
 from daemon.store.service.jobs import Job
 
 FRESH_SECONDS: Final = 30.0
+LONGEST: Final = 2_000
+"""Characters of one value that are shown; `--json` prints all of it."""
 _NUMBERS: Final = frozenset(
     (
         "predicted",
@@ -52,13 +56,18 @@ _COLOURS: Final = {
 }
 
 
+_JSON: Final = json_util.JSONOptions(
+    json_mode=json_util.JSONMode.RELAXED, datetime_conversion=DatetimeConversion.DATETIME_AUTO
+)
+
+
 def as_json(document: Any) -> str:
     """Relaxed extended JSON, which keeps all of BSON."""
     if isinstance(document, list):
         document = [job.document() if isinstance(job, Job) else job for job in document]
     elif isinstance(document, Job):
         document = document.document()
-    return json_util.dumps(document, json_options=json_util.RELAXED_JSON_OPTIONS, indent=2)
+    return json_util.dumps(document, json_options=_JSON, indent=2)
 
 
 @contextmanager
@@ -76,7 +85,8 @@ def _table(*columns: str) -> Table:
 
 
 def _text(value: Any, style: str = "") -> Text:
-    return Text("" if value is None else escaped(str(value)), style=style)
+    text = "" if value is None else escaped(str(value)[: 2 * LONGEST])
+    return Text(text if len(text) <= LONGEST else f"{text[:LONGEST]}...", style=style)
 
 
 def _state(state: Any) -> Text:
@@ -84,11 +94,13 @@ def _state(state: Any) -> Text:
 
 
 def _when(moment: datetime | None) -> str:
-    return "" if moment is None else f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC" if isinstance(moment, datetime) else ""
 
 
 def _duration(seconds: float) -> str:
     """Seconds in the two largest units."""
+    if not isfinite(seconds):
+        return "?"
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -109,23 +121,31 @@ def _metrics(metrics: Mapping[str, Any] | None) -> str:
 
 def _line(document: Any) -> str:
     """A document on one line."""
-    return json_util.dumps(document, json_options=json_util.RELAXED_JSON_OPTIONS)
+    try:
+        return json_util.dumps(document, json_options=_JSON)
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        return f"<a {type(document).__name__} that cannot be shown: {error}>"
 
 
 def is_well(shown: ServiceStatus) -> bool:
     """Whether a daemon is active, has reported lately, and all of its listeners are ready."""
-    return shown.ready and shown.age_seconds is not None and shown.age_seconds < FRESH_SECONDS
+    return shown.ready and shown.age_seconds is not None and abs(shown.age_seconds) < FRESH_SECONDS
 
 
 def status(shown: ServiceStatus, waiting: Mapping[str, int | None]) -> RenderableType:
     """The status of a service. `waiting`: for each listener, how many rows wait for a key field."""
     state, reason = shown.state, shown.reason
-    if shown.age_seconds is not None and shown.age_seconds > FRESH_SECONDS:
-        state, reason = "not running", f"its last status is {_duration(shown.age_seconds)} old"
-    head = Text.assemble("service ", (shown.id, "bold"), f": {state}", f" ({escaped(reason)})" if reason else "")
+    if shown.age_seconds is not None and not abs(shown.age_seconds) <= FRESH_SECONDS:
+        old = "is from the future" if shown.age_seconds < 0 else f"is {_duration(shown.age_seconds)} old"
+        state, reason = "not running", f"its last status {old}"
+    head = Text.assemble(
+        "service ", (escaped(shown.id), "bold"), f": {escaped(state)}", f" ({escaped(reason)})" if reason else ""
+    )
     parts: list[RenderableType] = [head, _listeners(shown, waiting)]
     if shown.jobs:
         parts += [Text(), _running(shown.jobs)]
+    for name, why in shown.held.items():
+        parts.append(Text(f"model {escaped(name)}: {escaped(why)}", style="yellow"))
     for name, why in shown.refused.items():
         parts.append(Text(f"{escaped(name)} is refused: {escaped(why)}", style="red"))
     if not shown.config.ok:
@@ -138,6 +158,7 @@ def _listeners(shown: ServiceStatus, waiting: Mapping[str, int | None]) -> Table
     for worker in shown.workers.values():
         for name, listener in sorted(worker.listeners.items()):
             scan, why = listener.scan, listener.reason or worker.reason
+            lag = listener.lag_seconds and listener.lag_seconds + (shown.age_seconds or 0.0)  # it grows meanwhile
             if scan is not None:
                 total = "?" if scan.total is None else f"{scan.total:,}"
                 why = f"scan: {scan.done:,} of {total} rows, {pace(scan)} ({scan.reason})"
@@ -149,7 +170,7 @@ def _listeners(shown: ServiceStatus, waiting: Mapping[str, int | None]) -> Table
                 _text(listener.dead_letters),
                 _waiting(waiting, name),
                 _text(sum(listener.queue.values())),
-                _text(f"{listener.lag_seconds:.1f} s"),
+                _text(f"{lag:.1f} s"),
                 _text(why),
             )
     for name in shown.paused:
@@ -224,13 +245,16 @@ def versions(found: list[dict[str, Any]]) -> RenderableType:
 
 def _trained_on(data: Mapping[str, Any]) -> str:
     """The rows that a version was trained on, and the time of their reading."""
-    query = data.get("query") or {}
-    query = json_util.loads(query) if isinstance(query, str) else query
+    query = data.get("query")
+    with suppress(ValueError, TypeError, RecursionError):
+        query = json_util.loads(query) if isinstance(query, str) else query
+    query = query if isinstance(query, Mapping) else {}
     words = [f"{data['rows']:,} rows"] if isinstance(data.get("rows"), int) else []
     words += [f"of {query['table']}"] if query.get("table") else []
     words += [f"where {_line(query['where'])}"] if query.get("where") else []
     at = data.get("at")
-    words += [f"at {_when(at.as_datetime() if isinstance(at, Timestamp) else at)}"] if at is not None else []
+    when = _when(at.as_datetime() if isinstance(at, Timestamp) else at)
+    words += [f"at {when}"] if when else []
     return " ".join(words)
 
 
@@ -321,13 +345,13 @@ def _values(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _trigger(trigger: Mapping[str, Any]) -> str:
     """The trigger of a job."""
     match trigger:
-        case {"every": seconds}:
+        case {"every": int() | float() as seconds}:
             return f"every {_duration(seconds)}"
         case {"cron": when, **more}:
             return f"cron {when} {more.get('timezone', 'UTC')}"
         case {"rows": int(count)}:
             return f"{count:,} new rows"
-        case {"below": dict(bounds)}:
+        case {"below": dict(bounds)} if all(isinstance(bound, (int, float)) for bound in bounds.values()):
             return ", ".join(f"{metric} below {bound:g}" for metric, bound in bounds.items())
         case {"by": who}:
             return str(who)
@@ -366,9 +390,9 @@ def letter(found: dict[str, Any]) -> RenderableType:
     lines = [
         f"row        {found['_id']['listener']}/{row_id(found['_id']['row'])} of table {found['table']}",
         f"stage      {error['stage']}",
-        f"why        {escaped(error['type'])}: {escaped(error['message'])}",
+        f"why        {error['type']}: {error['message']}",
         f"attempts   {found['attempts']}, first {_when(found['first_at'])}, last {_when(found['last_at'])}",
         f"model      version {found['version']}, generation {found['generation']}",
     ]
-    trace = "\n".join(escaped(line) for line in found.get("traceback", "").splitlines())
-    return Group(*(Text(line) for line in lines), Text(trace, style="dim"))
+    trace = "\n".join(escaped(line) for line in found["traceback"].splitlines())
+    return Group(*map(_text, lines), Text(trace, style="dim"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +14,7 @@ from daemon.cli import screens
 from daemon.cli.command import FAILED, ConfigFile, Json, ModelName, hint, out, place, show
 from daemon.health.service_status import ServiceStatus
 from daemon.store.registry.versions import Version, Versions
-from daemon.store.service import overview
+from daemon.store.service import overview, services
 from daemon.store.service.status import StatusBoard
 
 
@@ -29,6 +29,10 @@ def status(
 
         def now() -> tuple[ServiceStatus, dict[str, int | None]]:
             found = board.read() or ServiceStatus(here.service, "never started")
+            if found.ready and not any(
+                (each.service, each.epoch) == (here.service, found.epoch) for each in services.served(here.database)
+            ):
+                found = replace(found, state="not running", ready=False, reason="the daemon that wrote it has no lease")
             return found, overview.waiting(here.database, here.service)
 
         if watch and not json and out.is_terminal:

@@ -30,7 +30,7 @@ from daemon.config.sections import (
     SecurityConfig,
     ServiceConfig,
 )
-from daemon.config.source import find, keyring_folder, read
+from daemon.config.source import find, keyring_folder, read, uri_variables
 
 __all__ = [
     "Config",
@@ -43,15 +43,18 @@ __all__ = [
     "find",
     "keyring_folder",
     "load",
+    "uri_variables",
 ]
 
 
-def load(path: Path, environ: Mapping[str, str]) -> Config:
+def load(path: Path, environ: Mapping[str, str], *, trusted: bool = True) -> Config:
     """Return the configuration of `path` and `environ`; raises ConfigurationError with all of its problems.
+
+    A file that is not `trusted` gets no variables if it belongs to another user.
 
     It imports and builds nothing and connects to no server: `predictd check` does that (`daemon.check`).
     """
-    source = read(path, environ)
+    source = read(path, environ, trusted=trusted)
     problems = list(source.problems)
     config: Config | None = None
     try:

@@ -15,6 +15,7 @@ from daemon.config.document import Source, dotted
 from daemon.config.filters import filter_problems
 from daemon.config.references import Named, import_path, key_field, keywords, near_name, reference, sections
 from daemon.config.trainer_checks import learning
+from daemon.config.values import is_loopback
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _TABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
@@ -28,6 +29,7 @@ def crosscheck(source: Source) -> list[Problem]:
     models, listeners = (sections(source, kind) for kind in ("models", "listeners"))
     problems = [
         *_mongo(source),
+        *_http(source),
         *_names(source),
         *(problem for name, model in models.items() for problem in _model(name, model, source)),
         *(problem for name, listener in listeners.items() for problem in _listener(name, listener, source)),
@@ -45,6 +47,22 @@ def _mongo(source: Source) -> Iterator[Problem]:
             "mongo.port",
             'only an embedded MongoDB takes a port; remove it (the port is in the uri), or set uri = "embedded"',
         )
+
+
+def _http(source: Source) -> Iterator[Problem]:
+    http = source.data.get("http")
+    listen = http.get("listen") if isinstance(http, dict) else None
+    if not isinstance(http, dict) or not isinstance(listen, str) or ":" not in listen or is_loopback(listen):
+        return
+    needed = {
+        "hosts": 'list the names by which they do, for example ["predictd.example.org"]',
+        "token_file": "name a file with the token that each request has to bring",
+    }
+    for key, remedy in needed.items():
+        if not http.get(key):
+            yield Problem(
+                f"http.{key}", f'other machines can reach "{listen}": {remedy}; or listen on "127.0.0.1:9477"'
+            )
 
 
 def _names(source: Source) -> Iterator[Problem]:

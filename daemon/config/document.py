@@ -38,6 +38,8 @@ class Source:
     """The same values with the variables replaced."""
     broken: set[Keys] = field(default_factory=set)
     """Keys whose value could not be expanded; one problem for each is enough."""
+    stranger: int | None = None
+    """The file's owner, if it is another user, in whose file no variable of the environment is put."""
     overridden: dict[Keys, str] = field(default_factory=dict)
     """Keys set by the environment, with the variable's name."""
 

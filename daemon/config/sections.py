@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 
+from components import private_files
 from components.declarations import (
     Declaration,
     ListenerDeclaration,
@@ -25,10 +26,15 @@ from components.declarations import (
     ValidationDeclaration,
 )
 from components.declarations.schema import Duration
-from components.errors import Problem
-from daemon.config.values import Database, FileName, Listen, Module, Uri
+from components.errors import ConfigurationError, DeclarationError, Problem
+from components.images import FORMATS
+from daemon.config.values import Database, FileName, Host, Listen, Module, Uri, is_loopback
 
-_LOOPBACK = re.compile(r"127(\.\d{1,3}){3}|::1|localhost")
+_TOKEN = re.compile(r"[!-~]{16,512}")
+_FORM = (
+    "a token is 16 to 512 printable ASCII characters without spaces; make one with: "
+    'python3 -c "import secrets; print(secrets.token_urlsafe(32))"'
+)
 
 
 class ServiceConfig(Declaration):
@@ -98,13 +104,37 @@ class MongoConfig(Declaration):
 
 
 class HttpConfig(Declaration):
-    """[http]: the address of health, readiness and metrics."""
+    """[http]: the address of health, readiness and metrics, and who is answered."""
 
     listen: Listen = Field(
         default="127.0.0.1:9477",
         description="host:port, the port from 0 (any free one) to 65535",
         examples=["127.0.0.1:9477"],
     )
+    hosts: list[Host] = Field(
+        default_factory=list,
+        description="a list of names or addresses, without a port, by which other machines reach this server",
+        examples=[["predictd.example.org"]],
+    )
+    token_file: FileName | None = Field(
+        default=None,
+        description="the name of a file with a token, which only the service's user may read, relative to service.toml",
+        examples=["/etc/predictd/http.token"],
+    )
+
+    def token(self) -> str | None:
+        """Read the token; None if no file is named. Raises ConfigurationError if the file cannot be used."""
+        if self.token_file is None:
+            return None
+        try:
+            text = private_files.read(self.token_file, 1024).decode("ascii").strip()
+        except (OSError, DeclarationError) as error:
+            raise ConfigurationError([Problem("http.token_file", str(error))]) from None
+        except UnicodeDecodeError:
+            text = ""
+        if not _TOKEN.fullmatch(text):
+            raise ConfigurationError([Problem("http.token_file", f"{self.token_file}: {_FORM}")])
+        return text
 
     @property
     def host(self) -> str:
@@ -119,7 +149,7 @@ class HttpConfig(Declaration):
     @property
     def loopback(self) -> bool:
         """Whether only this machine can reach it."""
-        return _LOOPBACK.fullmatch(self.host) is not None
+        return is_loopback(self.listen)
 
 
 class SecurityConfig(Declaration):
@@ -130,11 +160,28 @@ class SecurityConfig(Declaration):
         description="a list of packages or modules that import paths in this file may name, with their submodules",
         examples=[["examples"]],
     )
+    formats: list[str] = Field(
+        default_factory=list,
+        description=f"a list of formats of images: {', '.join(name.lower() for name in FORMATS)}",
+        examples=[["png", "jpeg"]],
+    )
     signing_key_file: FileName | None = Field(
         default=None,
         description="the name of a file that only the service's user may read, relative to service.toml",
         examples=["/etc/predictd/signing.key"],
     )
+    former_signing_key_file: FileName | None = Field(
+        default=None,
+        description="the name of a file that only the service's user may read, relative to service.toml",
+        examples=["/etc/predictd/former.key"],
+    )
+
+    @field_validator("formats")
+    @classmethod
+    def _known(cls, value: list[str]) -> list[str]:
+        if any(name.upper() not in FORMATS for name in value):
+            raise ValueError("")
+        return value
 
 
 class LogConfig(Declaration):
@@ -171,6 +218,13 @@ class LimitsConfig(Declaration):
         le=86_400.0,
         description="how many seconds a model may work on one batch, from 1 to 86400",
         examples=[20.0],
+    )
+    worker_memory: int = Field(
+        default=0,
+        ge=0,
+        le=1_099_511_627_776,
+        description="a whole number of bytes up to 1099511627776 (1 TiB), 0 for no limit",
+        examples=[2_147_483_648],
     )
     jobs: int = Field(default=1, ge=1, le=64, description="a whole number of jobs from 1 to 64", examples=[1])
 
@@ -263,12 +317,6 @@ class Config(Declaration):
     def warnings(self) -> tuple[Problem, ...]:
         """Settings that are valid but probably unintended."""
         found: list[Problem] = []
-        if not self.http.loopback:
-            message = (
-                f'other machines can reach "{self.http.listen}", and requests need no authentication; '
-                'keep "127.0.0.1:9477" unless a firewall or a proxy protects it'
-            )
-            found.append(Problem("http.listen", message))
         if not self.listeners:
             found.append(
                 Problem("listeners", "there is none, so nothing will be predicted; add a [listeners.NAME] section")

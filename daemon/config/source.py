@@ -1,13 +1,15 @@
 """The source of a configuration: finds the file, reads its TOML and applies the environment.
 
-`${VAR}` in a string is replaced by the variable's value (`$${` writes a plain `${`). `PREDICTD_SECTION__KEY` overrides
-a key of the file: a double underscore for each dot, upper case, hyphens as underscores:
-`PREDICTD_LISTENERS__DIGIT__MAX_BATCH=64`. Its value is read as TOML, or as a plain string if it is not TOML or the key
-is a string. It may set a key of a table, model or listener in the file, but not add one.
+`${VAR}` in a string is replaced by the value of the variable or of systemd's credential VAR (`$${` writes a plain
+`${`). `PREDICTD_SECTION__KEY` overrides a key of the file: a double underscore for each dot, upper case, hyphens as
+underscores: `PREDICTD_LISTENERS__DIGIT__MAX_BATCH=64`. Its value is read as TOML, or as a plain string if it is not
+TOML or the key is a string. It may set a key of a table, model or listener in the file, but not add one.
 """
 
 from __future__ import annotations
 
+import os
+import pwd
 import re
 import tomllib
 from collections.abc import Mapping
@@ -17,12 +19,14 @@ from typing import Any
 from pydantic import BaseModel
 
 from components.errors import ConfigurationError, Problem
+from daemon.config.bounded_read import NotAFileError, content
 from daemon.config.document import Keys, Source, dotted
 from daemon.config.problems import section_of, suggestion
 from daemon.config.sections import Config
 
 PREFIX = "PREDICTD_"
 SYSTEM_FILE = Path("/etc/predictd/service.toml")
+DEEPEST = 50
 _NO_OVERRIDE = ("PREDICTD_TEST_",)
 _VARIABLE = re.compile(r"\$(\$\{)|\$\{([^}]*)\}|\$\{")
 _PLACE = re.compile(r"^(.*) \(at (line \d+, column \d+|end of document)\)$", re.DOTALL)
@@ -58,10 +62,18 @@ def keyring_folder(environ: Mapping[str, str]) -> Path | None:
     return None
 
 
-def read(path: Path, environ: Mapping[str, str]) -> Source:
-    """Return the values of file and environment; raises ConfigurationError if the file cannot be read as TOML."""
+def read(path: Path, environ: Mapping[str, str], *, trusted: bool = True) -> Source:
+    """Return the values of file and environment; raises ConfigurationError if the file cannot be read as TOML.
+
+    If it is not `trusted` and belongs to another user than root, no variable is put into it: the file may name a server
+    of that user, who would get its value.
+    """
     source = Source(path.absolute())
+    if not trusted:
+        source.stranger = _stranger(path)
     source.data = _parsed(path)
+    if not trusted:  # it may have been replaced in between
+        source.stranger = source.stranger or _stranger(path)
     source.data = _expanded(source.data, (), environ, source)
     for variable in sorted(environ):
         if variable.startswith(PREFIX) and variable != "PREDICTD_CONFIG" and not variable.startswith(_NO_OVERRIDE):
@@ -69,12 +81,46 @@ def read(path: Path, environ: Mapping[str, str]) -> Source:
     return source
 
 
+def uri_variables(path: Path, environ: Mapping[str, str]) -> frozenset[str]:
+    """Return the names of the variables in `mongo.uri`, which may hold a password."""
+    written = read(path, environ).written.get(("mongo", "uri"), "")
+    return frozenset({name for _, name in _VARIABLE.findall(written) if name} | {f"{PREFIX}MONGO__URI"})
+
+
+def _stranger(path: Path) -> int | None:
+    """Return the owner of the file, or of a link on its way, if it is neither this user nor root."""
+    try:
+        owners = {path.stat().st_uid, path.lstat().st_uid}
+    except OSError:  # reading it says why
+        return None
+    return next(iter(owners - {0, os.geteuid()}), None)
+
+
 def _parsed(path: Path) -> dict[str, Any]:
     """Return the file's TOML."""
-    text = ""
+    text = _text(path)
+    message = f"its values are nested deeper than {DEEPEST} levels"
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-        return tomllib.loads(text)
+        data = tomllib.loads(text)
+        if not _is_nested_deeper(data, DEEPEST):
+            return data
+    except tomllib.TOMLDecodeError as error:
+        match = _PLACE.match(str(error))
+        what, place = (match[1], match[2]) if match else (str(error), "somewhere")
+        if place == "end of document":
+            place = f"line {len(text.splitlines())}, the end of the file"
+        message = f"{place}: this is not TOML: {what}; strings need quotes, keys stand once, sections are [like.this]"
+    except ValueError as error:  # a number of five thousand digits
+        message = f"a value in it cannot be read: {error}"
+    except RecursionError:
+        pass
+    raise ConfigurationError([Problem(str(path), message)])
+
+
+def _text(path: Path) -> str:
+    """Return the file's text."""
+    try:
+        return content(path).decode("utf-8-sig")
     except FileNotFoundError:
         message = "there is no such file; write one with `predictd init`, or name yours with -c FILE or PREDICTD_CONFIG"
     except IsADirectoryError:
@@ -85,15 +131,19 @@ def _parsed(path: Path) -> dict[str, Any]:
         )
     except UnicodeDecodeError as error:
         message = f"byte {error.start + 1} is not UTF-8 ({error.reason}); save the file as UTF-8"
+    except (NotAFileError, TimeoutError) as error:
+        message = str(error)
     except OSError as error:
         message = f"it cannot be read: {error.strerror or error}"
-    except tomllib.TOMLDecodeError as error:
-        match = _PLACE.match(str(error))
-        what, place = (match[1], match[2]) if match else (str(error), "somewhere")
-        if place == "end of document":
-            place = f"line {len(text.splitlines())}, the end of the file"
-        message = f"{place}: this is not TOML: {what}; strings need quotes, keys stand once, sections are [like.this]"
     raise ConfigurationError([Problem(str(path), message)])
+
+
+def _is_nested_deeper(value: Any, depth: int) -> bool:
+    level = [value]
+    for _ in range(depth):
+        values = [list(each.values()) if isinstance(each, dict) else each for each in level]
+        level = [item for each in values if isinstance(each, list) for item in each]
+    return bool(level)
 
 
 def _expanded(value: Any, path: Keys, environ: Mapping[str, str], source: Source) -> Any:
@@ -112,19 +162,46 @@ def _expanded(value: Any, path: Keys, environ: Mapping[str, str], source: Source
         name = match[2]
         if name is None or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             source.report(path, "`${` begins a variable's name: write `${NAME}`, or `$${` for a plain `${`")
-        elif name not in environ:
+        elif source.stranger is not None:
+            source.report(
+                path,
+                f"the file belongs to {_user(source.stranger)}, so this command does not put the variable {name} of "
+                f"your environment into it; run it as that user, or set {PREFIX}"
+                + "__".join(_spelled(str(key)) for key in path),
+            )
+        elif (value := _variable(name, environ)) is None:
             source.report(
                 path,
                 f"the environment variable {name} is not set; set it, or write the value here in place of ${{{name}}}",
             )
-        elif not environ[name]:
+        elif not value:
             source.report(path, f"the environment variable {name} is set but empty; give it a value")
         else:
-            return environ[name]
+            return value
         return ""
 
     source.expanded[path] = _VARIABLE.sub(replaced, value)
     return source.expanded[path]
+
+
+def _variable(name: str, environ: Mapping[str, str]) -> str | None:
+    """Return the value of a variable, or of systemd's credential of that name, which no process has in its environment;
+    None if there is neither.
+    """
+    folder = environ.get("CREDENTIALS_DIRECTORY")
+    if name in environ or not folder:
+        return environ.get(name)
+    try:
+        return Path(folder, name).read_text(encoding="utf-8").rstrip("\n")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _user(number: int) -> str:
+    try:
+        return f"user {pwd.getpwuid(number).pw_name}"
+    except KeyError:
+        return f"the user with the number {number}"
 
 
 class _NotASettingError(Exception):
@@ -213,7 +290,7 @@ def _value(text: str, *, is_text: bool) -> Any:
     """Return the TOML value of `text`, or `text` if it is not TOML; for a string key, only a quoted string is TOML."""
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
     if set(parsed) != {"value"} or (is_text and not isinstance(parsed["value"], str)):
         return text

@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationInfo
 
+_HOST = re.compile(r"\[[0-9A-Fa-f:.]+\]|[0-9A-Fa-f]*:[0-9A-Fa-f:.]+|[A-Za-z0-9_.-]+")
+_LOOPBACK = re.compile(r"127(\.\d{1,3}){3}|::1|localhost")
 _LISTEN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):(\d{1,5})")
 
 
@@ -51,6 +53,11 @@ def listen(value: Any) -> Any:
     return value
 
 
+def is_loopback(listen: str) -> bool:
+    """Return whether only this machine can reach the address host:port."""
+    return _LOOPBACK.fullmatch(listen.rpartition(":")[0].strip("[]")) is not None
+
+
 def database(value: Any) -> Any:
     """Check the name of a database by MongoDB's own rules."""
     if isinstance(value, str):
@@ -64,8 +71,16 @@ def database(value: Any) -> Any:
     return value
 
 
+def host(value: Any) -> Any:
+    """Check a name or an address as a `Host` header spells it, without a port; return it in lower case."""
+    if not isinstance(value, str) or not _HOST.fullmatch(value):
+        raise ValueError("")
+    return value.strip("[]").lower()
+
+
 Uri = Annotated[str, BeforeValidator(uri)]
 Listen = Annotated[str, BeforeValidator(listen)]
+Host = Annotated[str, BeforeValidator(host)]
 Database = Annotated[str, BeforeValidator(database)]
 FileName = Annotated[Path, BeforeValidator(relative_path)]
 Module = Annotated[str, Field(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)*$")]

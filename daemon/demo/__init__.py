@@ -97,15 +97,15 @@ def _ended_by_signals() -> Iterator[None]:
 
 def _leave_running(out: Console, daemon: Daemon, image: bytes) -> None:
     """Prints what a person can do with the running daemon."""
-    uri = daemon.uri().replace("/?", f"/{daemon.config.mongo.database}?")
     picture = base64.b64encode(image).decode()
     insert = f'db.{TABLE}.insertOne({{{KEY}: BinData(0, "{picture}")}}).insertedId'
     script = f"const id = {insert}; sleep(500); db.{TABLE}.findOne({{_id: id}}, {{{KEY}: 0}})"
     predictd = shutil.which("predictd") or str(Path(sys.executable).with_name("predictd"))
+    uri = shlex.join([predictd, "uri", "-c", str(daemon.file)])
     watch = shlex.join([predictd, "status", "-c", str(daemon.file), "--watch"])
     versions = shlex.join([predictd, "versions", MODEL, "-c", str(daemon.file)])
     say(out, f"everything keeps running; its log is {daemon.log}")
-    say(out, f"insert a digit, and see its output:\n  mongosh {shlex.quote(uri)} --eval {shlex.quote(script)}")
+    say(out, f'insert a digit, and see its output:\n  mongosh "$({uri})" --eval {shlex.quote(script)}')
     say(out, f"watch:\n  {watch}")
     say(out, f"list the model's versions:\n  {versions}")
     say(out, f"stop everything:\n  kill {daemon.pid}")

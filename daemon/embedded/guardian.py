@@ -69,7 +69,8 @@ class Serving:
     def publish(self, folder: Path) -> None:
         """Replace the state file in one step: a reader sees the old one or the new one."""
         draft = folder / "state.json.new"
-        draft.write_text(json.dumps(asdict(self)))
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(json.dumps(asdict(self)))
         draft.replace(folder / "state.json")
 
     @staticmethod
@@ -193,6 +194,7 @@ def main(arguments: Sequence[str]) -> int:
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         # A handler and not SIG_IGN: an ignored signal would stay ignored in mongod.
         signal.signal(number, lambda _number, _frame: None)
+    os.umask(0o077)  # what this and mongod write is for the owner alone
     folder, port, lock_fd, *command = arguments
     return Guardian(Path(folder), int(port), int(lock_fd), command).run()
 

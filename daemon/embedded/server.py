@@ -5,12 +5,13 @@ gets the folder's flock owns the server: it starts a guardian (`daemon.embedded.
 both inherit the lock. Later processes attach. The lock alone decides: if it is still held while its server goes away (a
 stop, a kill), the newcomer waits, and then starts its own server on the same data.
 
-A port is trusted only after its server has shown the process id and the data directory of our mongod: another MongoDB
-may listen there, and must not be initiated or reconfigured.
+A port is trusted only after its server has shown that it knows our password, and the process id and the data directory
+of our mongod: another MongoDB may listen there, and must not be initiated or reconfigured.
 
     STATE_DIR/mongod/lock          held by flock while a guardian or a mongod lives
     STATE_DIR/mongod/port          the port that was chosen, if none is configured
     STATE_DIR/mongod/state.json    the server to attach to
+    STATE_DIR/mongod/password      made at the first start, for this user alone
     STATE_DIR/mongod/data          MongoDB's files
     STATE_DIR/mongod/mongod.log    bounded, with one file before it; guardian.log is the guardian's own
 """
@@ -18,12 +19,10 @@ may listen there, and must not be initiated or reconfigured.
 from __future__ import annotations
 
 import fcntl
-import importlib.util
 import json
 import os
 import platform
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
@@ -38,10 +37,14 @@ from typing import Any, Self
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
-from components.errors import MongoUnavailable
+from components import private_files
+from components.errors import DeclarationError, MongoUnavailable
+from daemon.embedded import login
+from daemon.embedded.binary import find_mongod
 from daemon.embedded.guardian import PORT_TAKEN, STOP_SECONDS, Serving
 
-REPLICA_SET = "rs0"
+__all__ = ["EmbeddedMongo", "attach", "ensure", "find_mongod", "uri_of"]
+
 START_SECONDS = 120.0
 """How long `ensure` waits for a writable primary; a mongod that was killed replays its journal first."""
 _PAUSE = 0.05
@@ -92,26 +95,6 @@ class EmbeddedMongo:
         self.close()
 
 
-def find_mongod(state_dir: Path | None = None) -> Path:
-    """The mongod to run: one on PATH, else the one of the `embedded` extra's wheel.
-
-    The wheel's may lack its run bit. It is given one, or, if the installation is read-only, copied into `state_dir`.
-    Raises MongoUnavailable if there is none.
-    """
-    on_path = shutil.which("mongod")
-    if on_path is not None:
-        return Path(on_path)
-    spec = importlib.util.find_spec("fiftyone")
-    for location in (spec.submodule_search_locations or ()) if spec is not None else ():
-        mongod = Path(location, "db", "bin", "mongod")
-        if mongod.is_file():
-            return mongod if os.access(mongod, os.X_OK) else _runnable(mongod, state_dir)
-    raise MongoUnavailable(
-        'no mongod was found, neither on PATH nor in this Python environment: run `pip install "predictd[embedded]"`, '
-        'install MongoDB, or name your own replica set in service.toml ([mongo] uri = "mongodb://...")'
-    )
-
-
 def ensure(state_dir: Path, port: int | None = None, *, parameters: Mapping[str, str] | None = None) -> EmbeddedMongo:
     """A writable primary on `state_dir`: started and owned by this process, or attached to if one runs there already.
 
@@ -127,13 +110,19 @@ def ensure(state_dir: Path, port: int | None = None, *, parameters: Mapping[str,
             '([mongo] uri = "mongodb://...")'
         )
     folder = _folder(state_dir)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        private_files.close_folder(state_dir, keep="signing.key")
+        private_files.make_folder(folder)
+    except (DeclarationError, OSError) as error:
+        raise MongoUnavailable(str(error)) from None
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         lock = _take_lock(state_dir)
         if lock is not None:
             try:
                 return _start(state_dir, port, parameters or {}, lock)
+            except (DeclarationError, OSError) as error:
+                raise MongoUnavailable(f"the embedded MongoDB in {folder} cannot be started: {error}") from None
             finally:
                 os.close(lock)  # and never LOCK_UN, which would unlock for the guardian and mongod too
         attached = attach(state_dir, port)
@@ -146,30 +135,21 @@ def ensure(state_dir: Path, port: int | None = None, *, parameters: Mapping[str,
     )
 
 
+def uri_of(state_dir: Path, port: int) -> str:
+    """The URI of the server on this folder, once it runs on this port. Makes the password if there is none yet."""
+    folder = _folder(state_dir)
+    private_files.make_folder(folder)
+    login.make_password(folder)
+    return login.uri(port, login.password(folder))
+
+
 def _folder(state_dir: Path) -> Path:
     return state_dir.resolve() / "mongod"
 
 
-def _runnable(mongod: Path, state_dir: Path | None) -> Path:
-    try:
-        mongod.chmod(mongod.stat().st_mode | 0o111)
-        return mongod
-    except OSError as error:
-        if state_dir is None:
-            raise MongoUnavailable(f"{mongod} may not be run ({error}): give it its run bit (chmod +x)") from error
-    copy = _folder(state_dir) / "bin" / "mongod"
-    if not copy.is_file() or copy.stat().st_size != mongod.stat().st_size:
-        copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft = copy.with_name(f"mongod.{os.getpid()}")
-        shutil.copyfile(mongod, draft)
-        draft.chmod(0o700)
-        draft.replace(copy)
-    return copy
-
-
 def _take_lock(state_dir: Path) -> int | None:
     """The descriptor of the folder's lock, or None while somebody else holds it."""
-    descriptor = os.open(_folder(state_dir) / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = private_files.create(_folder(state_dir) / "lock", os.O_RDWR)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -196,7 +176,17 @@ def attach(state_dir: Path, port: int | None = None) -> EmbeddedMongo | None:
     if serving is None or not _accepts(serving.port):
         return None
     try:
-        with _direct(serving.port) as client:
+        password = login.password(folder)
+    except FileNotFoundError:
+        if not _is_locked(state_dir):
+            return None  # the state file is left from a server that was killed, and another one has the port
+        raise MongoUnavailable(
+            f"the embedded MongoDB in {folder} was started by an older release, without a password: stop that process"
+        ) from None
+    except (OSError, DeclarationError) as error:
+        raise MongoUnavailable(f"the password of the embedded MongoDB: {error}") from None
+    try:
+        with login.direct(serving.port, password) as client:
             usable = _is_ours(client, serving, folder) and _is_primary(client, serving.port)
     except PyMongoError:
         return None
@@ -208,7 +198,9 @@ def attach(state_dir: Path, port: int | None = None) -> EmbeddedMongo | None:
             f"mongo.port is {port}, but the embedded MongoDB in {folder} already runs on port {serving.port}, started "
             "by another process: stop that process, or configure its port"
         )
-    return EmbeddedMongo(_uri(serving.port), serving.port, state_dir, owned=False, _guardian=serving.guardian)
+    return EmbeddedMongo(
+        login.uri(serving.port, password), serving.port, state_dir, owned=False, _guardian=serving.guardian
+    )
 
 
 def _start(state_dir: Path, port: int | None, parameters: Mapping[str, str], lock: int) -> EmbeddedMongo:
@@ -216,11 +208,13 @@ def _start(state_dir: Path, port: int | None, parameters: Mapping[str, str], loc
     folder = _folder(state_dir)
     Serving.withdraw(folder)  # what a guardian that was killed left behind
     mongod = find_mongod(state_dir)
-    (folder / "data").mkdir(mode=0o700, exist_ok=True)
+    private_files.make_folder(folder / "data")
+    login.make_password(folder)
+    password = login.password(folder)
     for _ in range(10):
         chosen = port if port is not None else _choose_port(folder)
         try:
-            return _start_on(chosen, state_dir, _command(mongod, folder, chosen, parameters), lock)
+            return _start_on(chosen, state_dir, _command(mongod, folder, chosen, parameters), lock, password)
         except _PortTaken as taken:
             if port is not None:
                 raise MongoUnavailable(
@@ -231,13 +225,13 @@ def _start(state_dir: Path, port: int | None, parameters: Mapping[str, str], loc
     raise MongoUnavailable("no free port on 127.0.0.1 was found for the embedded MongoDB: set mongo.port to a free one")
 
 
-def _start_on(port: int, state_dir: Path, command: list[str], lock: int) -> EmbeddedMongo:
+def _start_on(port: int, state_dir: Path, command: list[str], lock: int, password: str) -> EmbeddedMongo:
     if not _is_free(port):
         raise _PortTaken
     folder = _folder(state_dir)
     log = folder / "mongod.log"
     logged = log.stat().st_size if log.exists() else 0
-    with (folder / "guardian.log").open("wb") as output:
+    with os.fdopen(private_files.create(folder / "guardian.log"), "wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "daemon.embedded.guardian", str(folder), str(port), str(lock), *command],
             stdin=subprocess.PIPE,
@@ -247,19 +241,21 @@ def _start_on(port: int, state_dir: Path, command: list[str], lock: int) -> Embe
             start_new_session=True,  # Ctrl-C in the owner's terminal must not reach mongod before the owner has drained
         )
     try:
-        _wait_for_primary(process, folder, port, logged)
-        draft = folder / "port.new"
-        draft.write_text(f"{port}\n")
-        draft.replace(folder / "port")
+        _wait_for_primary(process, folder, port, logged, password)
+        private_files.write(folder / "port", f"{port}\n".encode())
     except BaseException:
         _dismiss(process)
         raise
-    return EmbeddedMongo(_uri(port), port, state_dir, owned=True, _guardian=process.pid, _process=process)
+    return EmbeddedMongo(
+        login.uri(port, password), port, state_dir, owned=True, _guardian=process.pid, _process=process
+    )
 
 
 def _command(mongod: Path, folder: Path, port: int, parameters: Mapping[str, str]) -> list[str]:
+    required, secured = login.options(folder)
     options = {
-        "replSet": REPLICA_SET,
+        **required,
+        "replSet": login.REPLICA_SET,
         "bind_ip": "127.0.0.1",
         "port": str(port),
         "dbpath": str(folder / "data"),
@@ -271,12 +267,12 @@ def _command(mongod: Path, folder: Path, port: int, parameters: Mapping[str, str
     command = [str(mongod), "--nounixsocket", "--logappend", "--quiet"]
     for name, value in options.items():
         command += [f"--{name}", value]
-    for name, value in {"diagnosticDataCollectionEnabled": "false", **parameters}.items():
+    for name, value in {"diagnosticDataCollectionEnabled": "false", **secured, **parameters}.items():
         command += ["--setParameter", f"{name}={value}"]
     return command
 
 
-def _wait_for_primary(process: subprocess.Popen[bytes], folder: Path, port: int, logged: int) -> None:
+def _wait_for_primary(process: subprocess.Popen[bytes], folder: Path, port: int, logged: int, password: str) -> None:
     """Return once the guardian's mongod is a writable primary on `port`, initiated or reconfigured as it needs."""
     deadline = time.monotonic() + START_SECONDS
     last: PyMongoError | None = None
@@ -291,7 +287,7 @@ def _wait_for_primary(process: subprocess.Popen[bytes], folder: Path, port: int,
         serving = Serving.read(folder)
         if serving is not None and serving.guardian == process.pid and _accepts(port):
             try:
-                with _direct(port) as client:
+                with login.direct(port, password) as client:
                     if _is_ours(client, serving, folder) and _became_primary(client, port):
                         return
             except PyMongoError as error:
@@ -314,7 +310,7 @@ def _became_primary(client: MongoClient[dict[str, Any]], port: int) -> bool:
         if error.code != _NOT_YET_INITIALIZED:
             raise
         try:
-            client.admin.command("replSetInitiate", {"_id": REPLICA_SET, "members": [member]})
+            client.admin.command("replSetInitiate", {"_id": login.REPLICA_SET, "members": [member]})
         except OperationFailure as refused:
             # A node that is still reading its configuration calls itself uninitialized, and then refuses.
             if refused.code != _ALREADY_INITIALIZED:
@@ -327,14 +323,6 @@ def _became_primary(client: MongoClient[dict[str, Any]], port: int) -> bool:
         moved = {**config, "version": config["version"] + 1, "members": [{**config["members"][0], **member}]}
         client.admin.command("replSetReconfig", moved, force=True)
     return False
-
-
-def _uri(port: int) -> str:
-    return f"mongodb://127.0.0.1:{port}/?replicaSet={REPLICA_SET}"
-
-
-def _direct(port: int) -> MongoClient[dict[str, Any]]:
-    return MongoClient("127.0.0.1", port, directConnection=True, serverSelectionTimeoutMS=2_000, socketTimeoutMS=10_000)
 
 
 def _is_ours(client: MongoClient[dict[str, Any]], serving: Serving, folder: Path) -> bool:

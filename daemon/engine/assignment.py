@@ -29,8 +29,11 @@ class Assignment:
     epoch: int
     state_dir: Path
     import_root: Path
-    signing_key: str = field(repr=False)
+    trust: Mapping[str, Any]
+    """What declarations are believed by (`daemon.store.registry.trust`); it holds no secret."""
     allow_imports: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ()
+    """The formats of images that it decodes; none means all."""
     log: Mapping[str, str] = field(default_factory=dict)
     threads: int | None = None
     """The threads of its libraries; None: they choose."""
@@ -47,4 +50,5 @@ class Assignment:
         """The assignment in a line of JSON."""
         order = json.loads(line)
         paths = {name: Path(order[name]) for name in ("state_dir", "import_root")}
-        return cls(**{**order, **paths, "allow_imports": tuple(order["allow_imports"])})
+        lists = {name: tuple(order.get(name, ())) for name in ("allow_imports", "formats")}
+        return cls(**{**order, **paths, **lists})

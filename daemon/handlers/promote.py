@@ -8,45 +8,67 @@
 | trained | better | goes live if its metric beats the live one's, on the same rows, by the margin; else rejected |
 
 If "better" cannot be decided, because either version lacks the metric, the candidate waits for `predictd promote`.
+
+Whoever may insert rows chooses what a candidate learns and what it is measured on. So a candidate that would replace a
+trained version is also measured on the rows that judged the last promotion, as they were then. If its metric is worse
+there than the live version's by more than `promote_fall`, it is held: it waits for a person, whatever `promote` says.
+
+Many small steps could still lead far. So the same holds on the rows of the *anchor*: the last promotion by a person, or
+the first one at all. There a candidate may not be worse than that version was, however many promotions lie between.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from components.declarations import TrainerArguments
 
-__all__ = ["Decision", "Measured", "decide"]
+__all__ = ["ANCHOR", "LAST", "Decision", "Measured", "better_of", "decide"]
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A version and its metrics: `metrics` by name, the default one first; `greater` by name, whether a greater value
-    is better.
+    """A version and its metrics: `metrics` by name, the default one first; `kept`: the same on the rows that judged the
+    last promotion, as far as they are kept; `greater` by name, whether a greater value is better.
     """
 
     version: int
     trained: bool
     metrics: Mapping[str, float] = field(default_factory=dict)
     greater: Mapping[str, bool] = field(default_factory=dict)
+    kept: Mapping[str, float] = field(default_factory=dict)
+
+
+LAST: Final = "on the rows that judged the last promotion"
+ANCHOR: Final = "on the rows of the last promotion by a person, or of the first one"
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
     """The decision about a candidate. `state` is its state from now on, `metric` the name of the deciding metric, if
-    any.
+    any. `held`: it would have gone live, but fell on the rows of the last promotion.
     """
 
     promote: bool
     state: Literal["live", "candidate", "rejected"]
     reason: str
     metric: str | None = None
+    held: bool = False
 
 
-def decide(trainer: TrainerArguments, live: Measured | None, candidate: Measured) -> Decision:
-    """Judges a candidate by the `promote`, `promote_metric` and `promote_margin` of its trainer's declaration."""
+def decide(trainer: TrainerArguments, live: Measured | None, candidate: Measured, on: str = LAST) -> Decision:
+    """Judges a candidate by the `promote`, `promote_metric`, `promote_margin` and `promote_fall` of its trainer's
+    declaration. `on` says in words which rows are the kept ones.
+    """
+    decision = _decided(trainer, live, candidate)
+    if decision.promote and live is not None and live.trained and (why := _fallen(trainer, live, candidate, on)):
+        return Decision(False, "candidate", f"{why}; it waits for `predictd promote`", decision.metric, held=True)
+    return decision
+
+
+def _decided(trainer: TrainerArguments, live: Measured | None, candidate: Measured) -> Decision:
     if live is None:
         return Decision(True, "live", "it is the first version")
     if not live.trained:
@@ -79,6 +101,31 @@ def _better(trainer: TrainerArguments, live: Measured, candidate: Measured) -> D
         return Decision(True, "live", f"{comparison}: better{least}", name)
     return Decision(
         False, "rejected", f"{comparison}: not better{least} ({'greater' if greater else 'smaller'} is better)", name
+    )
+
+
+def better_of(one: Mapping[str, float], other: Mapping[str, float], greater: Mapping[str, bool]) -> dict[str, float]:
+    """The metrics of `one`, each the better of the two if `other` has it as well."""
+    return {
+        name: (max if greater.get(name, True) else min)(value, other.get(name, value)) for name, value in one.items()
+    }
+
+
+def _fallen(trainer: TrainerArguments, live: Measured, candidate: Measured, on: str) -> str | None:
+    """Why a person must decide: what the candidate lost on kept rows; None if nothing counts."""
+    most, wanted = trainer.promote_fall, trainer.promote_metric
+    name = next(iter(live.kept), None) if wanted is None else named(wanted, list(live.kept))
+    if most == "any" or name is None:
+        return None
+    if name not in candidate.kept:
+        return f"{name} cannot be measured {on}"
+    new, old = candidate.kept[name], live.kept[name]
+    fall = old - new if candidate.greater.get(name, True) else new - old
+    if fall <= most:
+        return None
+    return (
+        f"{on}, {name} is {new:.6g} against {old:.6g} before: worse by more than promote_fall = {most:g}, so either "
+        "what is right has changed or new rows are wrong"
     )
 
 

@@ -9,7 +9,7 @@ broken then. A worker is *stuck* if it runs without progress: then its keeper re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -31,6 +31,12 @@ __all__ = [
 STALE_SECONDS = 10.0
 """A worker reports every two seconds at least; after this long without one, its state is unknown."""
 
+QUIET_SECONDS = 3.0
+"""A figure is taken for the present one for so long; a worker reports more often, and so does its stream."""
+
+SILENT_SECONDS = 10.0
+"""A change stream answers every second; after this long without an answer it stands still."""
+
 BUSY_SECONDS = 60.0
 """A stage that is busy with one batch for longer does not keep up."""
 
@@ -40,12 +46,17 @@ USER_STAGES = ("prepare", "predict")
 STARTING_SECONDS = 120.0
 """How long a worker may take to import torch, load its weights and open its stream."""
 
+SHOWN_NAMES = 5
+
 Role = Literal["starting", "standby", "active", "stopping"]
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """One worker as the supervisor knows it. `listeners` are those it should run; `reason` is why it is not up."""
+    """One worker as the supervisor knows it. `listeners` are those it should run; `reason` is why it is not up.
+
+    `caught_up` is when each listener was last known to have handled everything, as far as no report says it.
+    """
 
     name: str
     listeners: tuple[str, ...]
@@ -55,6 +66,7 @@ class WorkerState:
     reported_at: float | None = None
     restarts: int = 0
     reason: str | None = None
+    caught_up: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def up(self) -> bool:
@@ -64,6 +76,29 @@ class WorkerState:
     def listener(self, name: str) -> ListenerReport | None:
         """What it reports of a listener."""
         return self.report.listeners.get(name) if self.report is not None else None
+
+    def age(self, now: float) -> float | None:
+        """The age of its last report, which every figure in it shares."""
+        return None if self.reported_at is None else max(0.0, now - self.reported_at)
+
+    def handled_until(self, name: str) -> float | None:
+        """Until when everything that happened is known to be handled."""
+        report = self.listener(name)
+        if report is None or self.reported_at is None:
+            return self.caught_up.get(name)
+        return self.reported_at - report.lag_seconds
+
+    def lag(self, name: str, now: float) -> float:
+        """How far a listener is behind: it grows while nothing is reported."""
+        until, report = self.handled_until(name), self.listener(name)
+        lag = 0.0 if until is None else max(0.0, now - until)
+        behind = report is not None and report.lag_seconds > 0
+        return round(lag, 3) if behind or lag > QUIET_SECONDS else 0.0
+
+    def silent(self, now: float) -> float | None:
+        """Seconds since the server last answered its change stream."""
+        age = self.age(now)
+        return None if self.report is None or age is None else self.report.stream.silent_seconds + age
 
     @property
     def stream_open(self) -> bool:
@@ -77,7 +112,8 @@ class ServiceState:
     why it does not; `role_reason` is the reason for the role.
 
     `jobs` are those that run; `paused` are the paused listeners; `refused` are declarations in the database that carry
-    no signature of this service, each with the reason.
+    no signature of this service, each with the reason; `held` are the models whose newest version waits for a person,
+    each with the reason.
     """
 
     service: str
@@ -91,14 +127,19 @@ class ServiceState:
     jobs: tuple[RunningJob, ...] = ()
     paused: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
+    held: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class ListenerReadiness:
-    """Whether rows of one listener are predicted as they come; if not, why."""
+    """Whether rows of one listener are predicted as they come; if not, why. The report that says so is
+    `report_age_seconds` old.
+    """
 
     ready: bool
     reason: str | None
+    lag_seconds: float = 0.0
+    report_age_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,15 +159,19 @@ def readiness(state: ServiceState, now: float) -> Readiness:
     """
     general = _obstacle(state)
     listeners: dict[str, ListenerReadiness] = {}
+    waiting: dict[str, list[str]] = {}
     for worker in state.workers:
-        trouble = _trouble(worker, now)
+        trouble, age = _trouble(worker, now), worker.age(now)
         for name in worker.listeners:
             report = worker.listener(name)
-            silent = "its worker does not report it yet" if report is None else None
-            reason = general or trouble or silent or (report.trouble if report else None)
-            listeners[name] = ListenerReadiness(reason is None, reason or (report.backfill if report else None))
-    waiting = [f"{name}: {verdict.reason}" for name, verdict in listeners.items() if not verdict.ready]
-    reason = general or ("; ".join(waiting) if waiting else None)
+            reason = general or trouble or _listener_trouble(worker, name, age or 0.0)
+            shown = reason or (report.backfill if report else None)
+            seconds = None if age is None else round(age, 3)
+            listeners[name] = ListenerReadiness(reason is None, shown, worker.lag(name, now), seconds)
+            if reason is not None:
+                waiting.setdefault(reason, []).append(name)
+    reasons = "; ".join(f"{_few(names)}: {reason}" for reason, names in waiting.items())
+    reason = general or reasons or None
     return Readiness(reason is None, reason, listeners)
 
 
@@ -162,9 +207,8 @@ def status_line(state: ServiceState, now: float) -> str:
         return f"{verdict.reason}{suffix}"
     if not verdict.ready:
         return f"{good} of {total} listeners ready: {verdict.reason}{suffix}"
-    reports = [worker.listener(name) for worker in state.workers for name in worker.listeners]
-    lags = [report.lag_seconds for report in reports if report is not None]
-    return f"{total} listener{'' if total == 1 else 's'} running, lag {max(lags, default=0.0):.1f} s{suffix}"
+    lag = max((listener.lag_seconds for listener in verdict.listeners.values()), default=0.0)
+    return f"{total} listener{'' if total == 1 else 's'} running, lag {lag:.1f} s{suffix}"
 
 
 def service_status(state: ServiceState, now: float) -> ServiceStatus:
@@ -175,24 +219,26 @@ def service_status(state: ServiceState, now: float) -> ServiceStatus:
         state.role,
         verdict.ready,
         verdict.reason,
-        {worker.name: _worker_status(worker) for worker in state.workers},
+        {worker.name: _worker_status(worker, now) for worker in state.workers},
         state.config,
         state.jobs,
         state.paused,
         state.refused,
+        held=state.held,
     )
 
 
-def _worker_status(worker: WorkerState) -> WorkerStatus:
+def _worker_status(worker: WorkerState, now: float) -> WorkerStatus:
     about = WorkerStatus(up=worker.up, pid=worker.pid, restarts=worker.restarts, reason=worker.reason)
-    report = worker.report
-    if report is None:
+    report, age = worker.report, worker.age(now)
+    if report is None or age is None:
         return about
     return replace(
         about,
         state=report.state,
-        reason=report.reason,
-        listeners=report.listeners,
+        reason=report.reason or (_silence(worker, age) if worker.up and age > STALE_SECONDS else None),
+        report_age_seconds=round(age, 3),
+        listeners={n: replace(each, lag_seconds=worker.lag(n, now)) for n, each in report.listeners.items()},
         stream=report.stream,
         busy=report.busy,
         threads=report.threads,
@@ -216,17 +262,37 @@ def _trouble(worker: WorkerState, now: float) -> str | None:
     """Why no listener of a worker is ready."""
     if not worker.up:
         return f"worker {worker.name} is not running: {worker.reason or 'it is being started'}"
-    if worker.report is None or worker.reported_at is None or worker.report.state == "starting":
+    age = worker.age(now)
+    if worker.report is None or age is None or worker.report.state == "starting":
         return f"worker {worker.name} is starting"
-    age = now - worker.reported_at
     if age > STALE_SECONDS:
-        return f"worker {worker.name} has not reported for {age:.0f} s"
+        return _silence(worker, age)
     if worker.report.state != "running":
         why = worker.report.reason
         return f"worker {worker.name} is {worker.report.state}" + (f": {why}" if why else "")
-    for stage, seconds in worker.report.busy.items():
-        if seconds > BUSY_SECONDS:
-            return f"stage {stage} of worker {worker.name} has been busy for {seconds:.0f} s"
     if not worker.stream_open:
         return f"worker {worker.name} has no open change stream"
+    silent = worker.silent(now)
+    if silent is not None and silent > SILENT_SECONDS:
+        return f"the change stream of worker {worker.name} has had no answer for {silent:.0f} s"
     return None
+
+
+def _listener_trouble(worker: WorkerState, name: str, age: float) -> str | None:
+    """Why one listener of a worker that runs is not ready."""
+    report = worker.listener(name)
+    if report is None:
+        return "its worker does not report it yet"
+    for stage, busy in (worker.report.busy if worker.report is not None else {}).items():
+        if busy + age > BUSY_SECONDS and stage.rpartition(".")[0] == name:
+            return f"stage {stage} of worker {worker.name} has been busy for {busy + age:.0f} s"
+    return report.trouble
+
+
+def _silence(worker: WorkerState, age: float) -> str:
+    return f"worker {worker.name} has not reported for {age:.0f} s"
+
+
+def _few(names: Sequence[str]) -> str:
+    more = len(names) - SHOWN_NAMES
+    return ", ".join(names[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")

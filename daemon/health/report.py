@@ -50,6 +50,7 @@ class Ending(StrEnum):
     """
 
     STOPPED = "stopped"
+    MEMORY_LIMIT = "memory_limit"
     DECLARATION_CHANGED = "declaration_changed"
     CANNOT_BE_BUILT = "cannot_be_built"
     FENCED = "fenced"

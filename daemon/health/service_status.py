@@ -7,7 +7,7 @@ is of another type reads as its default, and unknown fields are ignored.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -55,7 +55,9 @@ class RunningJob:
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """A worker. `up`: its process runs. `restarts`: how often it was started again."""
+    """A worker. `up`: its process runs. `restarts`: how often it was started again. What it reported of itself is
+    `report_age_seconds` old.
+    """
 
     state: str = "down"
     up: bool = False
@@ -66,6 +68,7 @@ class WorkerStatus:
     stream: Annotated[StreamReport | None, defaulting(None)] = None
     busy: Annotated[Mapping[str, float], defaulting({})] = field(default_factory=dict)
     threads: Annotated[int | None, defaulting(None)] = None
+    report_age_seconds: Annotated[float | None, defaulting(None)] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,7 @@ class ServiceStatus:
     jobs: Annotated[tuple[RunningJob, ...], defaulting(())] = ()
     paused: Annotated[tuple[str, ...], defaulting(())] = ()
     refused: Annotated[Mapping[str, str], defaulting({})] = field(default_factory=dict)
+    held: Annotated[Mapping[str, str], defaulting({})] = field(default_factory=dict)
     owner: Annotated[Owner | None, defaulting(None)] = None
     http: _Text = None
     epoch: Annotated[int | None, defaulting(None)] = None
@@ -96,6 +100,18 @@ class ServiceStatus:
         """The status as MongoDB holds it."""
         document: dict[str, Any] = _ADAPTER.dump_python(self, by_alias=True, warnings=False)
         return document
+
+    def news(self) -> ServiceStatus:
+        """The status without what changes all the time."""
+        workers = {
+            name: replace(
+                worker,
+                report_age_seconds=None,
+                stream=None if worker.stream is None else replace(worker.stream, silent_seconds=0.0, place=None),
+            )
+            for name, worker in self.workers.items()
+        }
+        return replace(self, workers=workers)
 
     def listeners(self) -> dict[str, ListenerReport]:
         """What the workers report of their listeners."""

@@ -5,7 +5,7 @@
  "listeners": {name: {"state", "reason", "generation", "version", "lag_seconds", "queue": {lane: keys},
                       "rows": {result: rows}, "dead_letters", "scan": null or
                           {"done", "total", "rate", "eta_seconds", "reason"}}},
- "stream": {"open", "keys", "opened"}}
+ "stream": {"open", "keys", "opened", "silent_seconds", "place"}}
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from daemon.health.report import Count, Ending, Name, Seconds, decoded
 
 __all__ = ["ListenerPhase", "ListenerReport", "Sample", "ScanReport", "StreamReport", "WorkerPhase", "WorkerReport"]
 
-ListenerPhase = Literal["starting", "running", "backfilling", "missing", "careful", "failing"]
+ListenerPhase = Literal["starting", "running", "backfilling", "missing", "waiting", "careful", "failing"]
 WorkerPhase = Literal["starting", "running", "waiting", "stopping", "failed"]
 
 Sample = tuple[str, Mapping[str, str], float]
@@ -70,11 +70,17 @@ class ListenerReport:
 
 @dataclass(frozen=True, slots=True)
 class StreamReport:
-    """The change stream: whether it is open, the keys that it delivered, how often it was opened."""
+    """The change stream: whether it is open, the keys that it delivered, how often it was opened.
+
+    `silent_seconds` is the time since the server last answered, which it does every second; `place` is the cluster time
+    that the stream has reached.
+    """
 
     open: bool
     keys: Count = 0
     opened: Count = 0
+    silent_seconds: Seconds = 0.0
+    place: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import logging
 import os
 import signal
 import sys
@@ -14,7 +15,9 @@ from typing import Final
 
 import structlog
 
+from components import images
 from components.errors import DeclarationError, Fenced, MetricError, NotApplied, Stopped, TrainingError
+from components.import_folder import ImportFolder
 from daemon.engine import Ending
 from daemon.engine.child import Channel, leave_with_parent
 from daemon.engine.threads import limit
@@ -50,7 +53,6 @@ def main() -> None:
     reporter = JobReporter.over(channel, patience)
     threading.Thread(target=leave_with_parent, name="parent", daemon=True).start()
     reporter.threads = be_polite(assignment.threads)
-    sys.path.insert(0, str(assignment.import_root))
     threading.Thread(target=reporter.report_on, name="reporter", daemon=True).start()
     os._exit(
         work(assignment, reporter, patience, stopping)
@@ -60,8 +62,11 @@ def main() -> None:
 def work(assignment: JobAssignment, reporter: JobReporter, patience: MongoRetry, stopping: threading.Event) -> int:
     """Does the job and reports its end; the exit code."""
     try:
+        ImportFolder(assignment.import_root, assignment.allow_imports).open()
+        images.narrow(assignment.formats)
         context = Context(assignment, reporter, patience, stopping)
         job = context.job()
+        warn_in(reporter)
         result = {"train": train, "validate": validate}[job.kind](context, job)
     except (Stopped, Stopping) as stopped:
         reporter.say(f"stopped: {stopped}")
@@ -75,6 +80,18 @@ def work(assignment: JobAssignment, reporter: JobReporter, patience: MongoRetry,
         return BROKEN
     reporter.last("done", result=result)
     return 0
+
+
+def warn_in(reporter: JobReporter) -> None:
+    """Puts the warnings of libraries into the job's log too, such as torch's of a target whose size does not fit."""
+
+    class Told(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            reporter.say(f"warning: {record.getMessage().splitlines()[0]}")
+
+    logging.captureWarnings(capture=True)
+    for name in ("py.warnings", "components"):
+        logging.getLogger(name).addHandler(Told(logging.WARNING))
 
 
 def ending(error: BaseException) -> Ending | None:

@@ -13,7 +13,6 @@ from components.errors import Fenced, NotApplied
 from components.examples import Examples
 from components.import_paths import ImportPolicy
 from components.key import Key
-from components.signing_key import SigningKey
 from daemon.job.assignment import JobAssignment
 from daemon.job.reporter import JobReporter
 from daemon.store.connection import make_client, open_database, reaching
@@ -21,6 +20,7 @@ from daemon.store.mongo_retry import MongoRetry
 from daemon.store.registry.components import Catalog, Component
 from daemon.store.registry.model_loader import Loaded, ModelLoader, until_live
 from daemon.store.registry.registry import Registry
+from daemon.store.registry.trust import Trust
 from daemon.store.rows.datasets import RowExamples
 from daemon.store.service.jobs import Job, Jobs
 
@@ -40,9 +40,7 @@ class Context:
         self.patience = patience
         self._stopping = stopping
         self.database: Database[dict[str, Any]] = patience("mongodb", self._connect)
-        self.registry = Registry(
-            self.database, assignment.service, assignment.epoch, SigningKey.parse(assignment.signing_key)
-        )
+        self.registry = Registry(self.database, assignment.service, assignment.epoch, Trust.decoded(assignment.trust))
         self.loader = ModelLoader(self.database, assignment.service, ImportPolicy(assignment.allow_imports))
 
     @property

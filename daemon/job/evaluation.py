@@ -14,9 +14,11 @@ from components.serialization import build_validation
 from components.validation import Validation
 from daemon.job.context import Context
 from daemon.store.registry.components import Catalog, Component
-from daemon.store.rows.datasets import kept
+from daemon.store.rows import kept_rows
+from daemon.store.rows.datasets import kept, pin_key
+from daemon.store.rows.kept_rows import KeptExamples
 
-__all__ = ["Evaluation", "Measured", "chosen", "of_model"]
+__all__ = ["Evaluation", "Measured", "chosen", "contents", "of_model"]
 
 Ids = Mapping[str, Sequence[Any]]
 """The `_id`s of each dataset, by "validation/dataset"."""
@@ -31,7 +33,9 @@ class Measured:
 
 
 class Evaluation:
-    """The validations of one model. `ids` are the rows; `keep` may cache rows for the next evaluation."""
+    """The validations of `model`, and of other versions of it. `ids` are the rows; `keep` may cache rows for the next
+    evaluation; `instead` are the rows of some datasets, by "validation/dataset", in place of those.
+    """
 
     def __init__(
         self,
@@ -39,19 +43,21 @@ class Evaluation:
         validations: Sequence[Component[ValidationDeclaration]],
         known: Catalog,
         ids: Ids,
+        model: Model,
         keep: Callable[[Examples], Examples] = lambda rows: rows,
+        instead: Mapping[str, Examples] = {},
     ) -> None:
         self._context = context
-        self._validations: list[Validation] = []
+        self._declared = tuple(validations)
         self._rows: dict[str, Examples] = {}
         self._names: dict[tuple[str, str], str] = {}
         self.greater: dict[str, bool] = {}
         for each in validations:
-            validation = build_validation(each.name, each.declaration, context.loader.resolve(each))
-            self._validations.append(validation)
+            validation = self._built(each, model)
             for name, dataset in each.declaration.datasets.items():
                 place = f"{each.name}/{name}"
-                self._rows[place] = keep(context.rows(dataset.table, each.declaration.key, ids[place], known))
+                rows = instead.get(place) or as_pinned(context, each, name, known, ids[place])
+                self._rows[place] = rows or keep(context.rows(dataset.table, each.declaration.key, ids[place], known))
             for name in validation.names:
                 whole = (
                     f"{each.name}/{name}" if name in self.greater else name
@@ -60,7 +66,7 @@ class Evaluation:
                 self.greater[whole] = validation.metric(name).greater_is_better
 
     def __bool__(self) -> bool:
-        return bool(self._validations)
+        return bool(self._declared)
 
     @property
     def rows(self) -> int:
@@ -71,7 +77,8 @@ class Evaluation:
         """Predicts all rows. Raises MetricError, Stopped, and whatever the model raises."""
         metrics: dict[str, float] = {}
         by_validation: dict[str, Mapping[str, float]] = {}
-        for validation in self._validations:
+        for each in self._declared:
+            validation = self._built(each, model)
 
             def rows(dataset: Dataset, name: str = validation.identifier) -> Examples:
                 return self._rows[f"{name}/{dataset.identifier}"]
@@ -80,6 +87,39 @@ class Evaluation:
             by_validation[validation.identifier] = found
             metrics |= {self._names[validation.identifier, name]: value for name, value in found.items()}
         return Measured(metrics, by_validation)
+
+    def _built(self, declared: Component[ValidationDeclaration], model: Model) -> Validation:
+        """A validation, whose metrics may refer to the module of `model`."""
+        return build_validation(
+            declared.name, declared.declaration, self._context.loader.resolve(declared), lambda: model
+        )
+
+
+def contents(
+    context: Context, validation: Component[ValidationDeclaration], name: str, known: Catalog, ids: Sequence[Any]
+) -> str | None:
+    """The file with the kept contents of a dataset; None if it is not pinned, or too large."""
+    dataset, key = validation.declaration.datasets[name], validation.declaration.key
+    if not dataset.pin:
+        return None
+    fields = list(context.fields(dataset.table, key, known))
+    of = pin_key(context.assignment.service, validation.name, name, dataset.dump(), fields)
+    found = context.patience("rows", lambda: kept_rows.contents(context.database, of, dataset.table, fields, ids))
+    if found is None and ids:
+        context.voice.say(f"dataset {name!r} is too large to keep its contents: what its rows hold now counts")
+    return found
+
+
+def as_pinned(
+    context: Context, validation: Component[ValidationDeclaration], name: str, known: Catalog, ids: Sequence[Any]
+) -> Examples | None:
+    """The rows of a pinned dataset as they were; None if it is not pinned, or its contents are not kept."""
+    file = contents(context, validation, name, known, ids)
+    rows = None if file is None else context.patience("rows", lambda: kept_rows.kept(context.database, file))
+    if rows is None:
+        return None
+    table, key = validation.declaration.datasets[name].table, validation.declaration.key
+    return KeptExamples(table, context.fields(table, key, known), rows)
 
 
 def of_model(context: Context, known: Catalog, model: str) -> list[Component[ValidationDeclaration]]:

@@ -7,7 +7,6 @@ starts from the beginning.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -18,6 +17,7 @@ import bson
 from bson.errors import BSONError
 from bson.timestamp import Timestamp
 
+from components import private_files
 from daemon.store.connection import ROW_CODEC
 
 __all__ = ["Pins", "load", "save"]
@@ -58,10 +58,6 @@ def load(folder: Path, declared: str) -> Pins | None:
 
 def save(folder: Path, pins: Pins) -> None:
     """Writes them, whole or not at all. Raises OSError."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fresh = folder / f"{_NAME}.new"
-    with fresh.open("wb") as file:
-        file.write(bson.encode({each.name: getattr(pins, each.name) for each in fields(pins)}))
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(folder / _NAME)
+    private_files.make_folder(folder)
+    document = {each.name: getattr(pins, each.name) for each in fields(pins)}
+    private_files.write(folder / _NAME, bson.encode(document), durable=True)

@@ -128,9 +128,9 @@ class JobReporter:
 
     def _write(self) -> None:
         with self._lock:
-            report, now, troubles = self._report, time.monotonic(), self._patience.troubles()
-            if troubles and not self._over.is_set():
-                report = replace(report, state="waiting", reason=readable("; ".join(troubles)))
+            report, now, trouble = self._report, time.monotonic(), self._patience.trouble()
+            if trouble is not None and not self._over.is_set():
+                report = replace(report, state="waiting", reason=readable(trouble))
             unchanged = report == self._reported and not self._lines and not self._over.is_set()
             if unchanged and now - self._reported_at < REPORT_IDLE_SECONDS:
                 return

@@ -2,7 +2,7 @@
 
     pin        the live version (the first one is made here if needed), the rows, the validations  -> pins, on disk
     train      `components.torch.loop`, from its checkpoint if there is one                        -> the best weights
-    measure    the candidate and the live version, on the same rows
+    measure    the candidate, loaded anew from its weights, and the live version, on the same rows
     store      the candidate, with its lineage and all traces                                      -> a version
     decide     `daemon.handlers.promote`; promote, reject, or leave it to a person                 -> the result
 
@@ -12,9 +12,11 @@ A second attempt of the same job does not repeat a training whose candidate is s
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from components.declarations import TrainerDeclaration
@@ -22,11 +24,12 @@ from components.errors import DeclarationError, PredictdError, Stopped, Training
 from components.examples import Examples
 from components.model import Model
 from components.serialization import build_trainer
-from daemon.handlers.promote import Decision, Measured, decide
+from daemon.handlers import promote
 from daemon.handlers.train import checkpoint_folder, folds, split
 from daemon.job import pins as pinning
 from daemon.job.context import Context
-from daemon.job.evaluation import Evaluation, chosen, of_model
+from daemon.job.evaluation import Evaluation, Measured, chosen, of_model
+from daemon.job.judges import LOSS, Judges
 from daemon.job.pins import Pins
 from daemon.store.mongo_retry import Stopping
 from daemon.store.registry.components import signature
@@ -43,8 +46,6 @@ __all__ = ["train"]
 HISTORY_KEPT: Final = 2000
 TRACE_KEPT: Final = 200_000
 """Points of all traces together that go into a version's document, which MongoDB limits to 16 MB."""
-
-LOSS: Final = "valid/loss"
 
 T = TypeVar("T")
 
@@ -84,8 +85,25 @@ class Training:
                 "'torch' can be trained"
             )
         self._versions = context.loader.versions(self._model)
-        self._trainer = build_trainer(self._model, self._declaration, context.loader.resolve(self._declared))
+        self._trainer = self._trainer_of(self._live.model)
         self._validations = of_model(context, self._known, self._model)
+        self._objective: Mapping[str, Any] = {}
+        """The parameters of the objective itself that the training has learned."""
+        self._judging = Judges(
+            context,
+            self._model,
+            self._declaration,
+            self._validations,
+            self._known,
+            self._live.model,
+            lambda model, evaluation, valid: self._measured(model, evaluation, valid)[1],
+        )
+
+    def _trainer_of(self, model: Model) -> Any:
+        """The trainer, whose code refers to the module of `model`."""
+        return build_trainer(
+            self._model, self._declaration, self._context.loader.resolve(self._declared), lambda: model
+        )
 
     def stored(self) -> Version | None:
         """The candidate of an earlier attempt."""
@@ -111,7 +129,8 @@ class Training:
         valid = (
             None if pins.valid is None else context.rows(declaration.table, declaration.key, pins.valid, self._known)
         )
-        evaluation = Evaluation(context, self._validations, self._known, pins.datasets, Cached)
+        self._trainer = self._trainer_of(model)
+        evaluation = Evaluation(context, self._validations, self._known, pins.datasets, model, Cached)
         apart = f", {len(pins.valid)} kept apart" if pins.valid is not None else ""
         voice.say(
             f"learns from {len(pins.train)} rows{apart}, beginning with version {parent.number}, on {voice.threads} "
@@ -133,8 +152,8 @@ class Training:
         seconds = time.monotonic() - started
         voice.say(f"{trained.step} steps in {seconds:.1f} s, the best weights are those of step {trained.best_step}")
         voice.doing("measuring the new weights")
-        measured = evaluation(model)
-        metrics = dict(measured.metrics) | ({} if valid is None else {LOSS: self._loss(model, valid)})
+        self._objective = trained.objective
+        measured, metrics = self._served(model, rows, evaluation, valid)
         compared = self._compare(evaluation, valid)
         voice.doing("storing the new version")
         data = self._data(pins, trained, time.monotonic() - started, evaluation.greater, compared)
@@ -224,12 +243,53 @@ class Training:
 
     # ---- measuring and storing ------------------------------------------------------------------------------------
 
-    def _loss(self, model: Model, valid: Examples) -> float:
+    def _served(
+        self, model: Model, rows: Examples, evaluation: Evaluation, valid: Examples | None
+    ) -> tuple[Measured, dict[str, float]]:
+        """The metrics of a fresh load of the trained weights, which is what is served.
+
+        Raises TrainingError if the trained model itself gives something else: then the training changed something that
+        is not stored with the weights.
+        """
+        from components.torch.fresh_load import difference
+        from components.torch.model import TorchModel
+
+        _, kept = self._measured(model, evaluation, valid)
+        fresh = self._context.patience("model", lambda: self._context.loader.built(self._component))
+        fresh.load_state(model.state() or {})
+        measured, metrics = self._measured(fresh, evaluation, valid)
+        assert isinstance(model, TorchModel)
+        assert isinstance(fresh, TorchModel)
+        apart = [
+            f"{name} is {kept[name]:.6g} after the training and {value:.6g} after loading its weights"
+            for name, value in metrics.items()
+            if not math.isclose(value, kept[name], rel_tol=0.01, abs_tol=0.001)
+        ]
+        found = apart[0] if apart else difference(model, fresh, self._trainer, rows)
+        if found is not None:
+            raise TrainingError(
+                f"what was trained is not what would be served: {found}; the training changed something that is "
+                "neither a parameter nor a buffer, such as an attribute or a global: register it as a buffer "
+                "(self.register_buffer)"
+            )
+        return measured, metrics
+
+    def _measured(
+        self, model: Model, evaluation: Evaluation, valid: Examples | None
+    ) -> tuple[Measured, dict[str, float]]:
+        """Measures a model; a random one draws the same numbers each time."""
+        from components.torch import randomness
         from components.torch.loss import valid_loss
         from components.torch.model import TorchModel
 
-        assert isinstance(model, TorchModel)
-        return valid_loss(model, self._trainer, valid, self._context.stopped)
+        with randomness.seeded(randomness.derived(self._trainer.seed, "validation"), devices=True):
+            measured = evaluation(model)
+        metrics = dict(measured.metrics)
+        if valid is not None:
+            assert isinstance(model, TorchModel)
+            trainer = self._trainer_of(model)
+            metrics[LOSS] = valid_loss(model, trainer, valid, self._context.stopped, self._objective)
+        return measured, metrics
 
     def _compare(self, evaluation: Evaluation, valid: Examples | None) -> Compared:
         """Measures the version that is live now. One that cannot be measured has no metrics: then
@@ -241,7 +301,7 @@ class Training:
             raise PredictdError(f"model {self._model!r} was removed, or declared anew, during its training")
         try:
             model = self._version(version.number).model
-            metrics = dict(evaluation(model).metrics) | ({} if valid is None else {LOSS: self._loss(model, valid)})
+            _, metrics = self._measured(model, evaluation, valid)
         except (Stopped, Stopping):
             raise
         except Exception as error:  # noqa: BLE001 - the user's code may raise anything
@@ -286,7 +346,7 @@ class Training:
                 return self._result(candidate, promoted=True, reason=live.reason or "", compared=compared)
             if live is not None and live.number != compared.version:
                 voice.say(f"version {live.number} went live in the meantime")
-                compared = self._compare(*self._judges())
+                compared = self._compare(*self._judges(self._pins()))
             decision = self._decided(candidate, compared)
             if self._done(candidate, decision, compared):
                 break
@@ -294,25 +354,42 @@ class Training:
         self._context.patience("versions", lambda: self._versions.prune(self._declaration.keep))
         return self._result(candidate, decision.promote, decision.reason, compared)
 
-    def _judges(self) -> tuple[Evaluation, Examples | None]:
-        """What to measure another live version by: the same rows, as far as they are still known."""
+    def _pins(self) -> Pins:
+        """The rows of this training, as far as they are still known."""
+        folder = checkpoint_folder(self._context.assignment.state_dir, self._job.id)
+        return pinning.load(folder, self._identity) or self._pin()
+
+    def _judges(self, pins: Pins) -> tuple[Evaluation, Examples | None]:
+        """What to measure another live version by: the same rows."""
         context, declaration = self._context, self._declaration
-        folder = checkpoint_folder(context.assignment.state_dir, self._job.id)
-        pins = pinning.load(folder, self._identity) or self._pin()
         valid = (
             None if pins.valid is None else context.rows(declaration.table, declaration.key, pins.valid, self._known)
         )
-        return Evaluation(context, self._validations, self._known, pins.datasets), valid
+        return Evaluation(context, self._validations, self._known, pins.datasets, self._live.model), valid
 
-    def _decided(self, candidate: Version, compared: Compared) -> Decision:
+    def _decided(self, candidate: Version, compared: Compared) -> promote.Decision:
+        """The decision; before a promotion that it allows, both are measured on the rows of the last one too."""
         greater = {**candidate.data["greater"], LOSS: False}
-        return decide(
-            self._declaration,
-            Measured(compared.version, compared.trained, compared.metrics, greater),
-            Measured(candidate.number, trained=True, metrics=candidate.metrics, greater=greater),
-        )
+        live = promote.Measured(compared.version, compared.trained, compared.metrics, greater)
+        new = promote.Measured(candidate.number, trained=True, metrics=candidate.metrics, greater=greater)
+        decision = promote.decide(self._declaration, live, new)
+        if self._declaration.promote_fall == "any" or decision.state == "rejected":
+            return decision
+        pins = self._pins()
+        if decision.promote and live.trained:
+            loads = [partial(self._model_of, number) for number in (compared.version, candidate.number)]
+            for on, before, after in self._judging.measure(pins, greater, *loads):
+                decision = promote.decide(self._declaration, replace(live, kept=before), replace(new, kept=after), on)
+                if decision.held:
+                    break
+        anew = not (decision.promote and live.trained)
+        self._judging.keep(candidate.number, pins, candidate.metrics, anew=anew)
+        return decision
 
-    def _done(self, candidate: Version, decision: Decision, compared: Compared) -> bool:
+    def _model_of(self, number: int) -> Model:
+        return self._version(number).model
+
+    def _done(self, candidate: Version, decision: promote.Decision, compared: Compared) -> bool:
         """Applies the decision; False if another version went live in the meantime."""
         versions, patience, number = self._versions, self._context.patience, candidate.number
         if decision.promote:
@@ -323,8 +400,10 @@ class Training:
                 ),
             )
         self._context.job()
-        say = versions.reject if decision.state == "rejected" else versions.hold
-        patience("versions", lambda: say(number, decision.reason))
+        if decision.state == "rejected":
+            patience("versions", lambda: versions.reject(number, decision.reason))
+        else:
+            patience("versions", lambda: versions.hold(number, decision.reason, held=decision.held))
         return True
 
     def _result(self, candidate: Version, promoted: bool, reason: str, compared: Compared) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def validate(context: Context, job: Job) -> dict[str, Any]:
         context.voice.progress(step=done)
 
     evaluation = Evaluation(
-        context, [declared], known, chosen(context, [declared], known), lambda rows: _Counted(rows, moved)
+        context, [declared], known, chosen(context, [declared], known), live.model, lambda rows: _Counted(rows, moved)
     )
     context.voice.doing("validating", total=evaluation.rows)
     metrics = dict(evaluation(live.model).metrics)

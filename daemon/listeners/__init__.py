@@ -2,6 +2,7 @@
 
 change_stream.py  the keys of changed rows, and how far the stream is
 event_cursor.py   the cursor of a change stream
+pulse.py          when the server last answered, and how far behind the stream is
 intake.py         reads the stream and hands the keys to each listener's queue
 scan.py           the `_id`s of a table, page by page
 scan_lane.py      runs the scans of a listener: backfill, resync, recovery

@@ -13,10 +13,11 @@ counts as lost history.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from bson import Binary
 from bson.timestamp import Timestamp
 from pymongo.database import Database
 from pymongo.errors import OperationFailure, PyMongoError
@@ -25,6 +26,7 @@ from components.raw_value import UNDECODABLE, RawValue, readable
 from daemon.health.backoff import backoff
 from daemon.listeners.event_cursor import EventCursor
 from daemon.store import names
+from daemon.store.driver_errors import sentence
 from daemon.store.registry.registry import signature
 from daemon.store.rows.positions import Position, cluster_time
 
@@ -88,6 +90,10 @@ class Subscription:
     service: str
     tables: tuple[str, ...]
     chained: tuple[str, ...] = ()
+    dropped: tuple[Binary, ...] = ()
+    """The sessions whose events the server drops while it reads the oplog, at a thirtieth of the cost of the path
+    filter: those in which this worker writes outputs that none of its own listeners reads.
+    """
 
     @property
     def hash(self) -> str:
@@ -105,7 +111,9 @@ class Subscription:
             {"operationType": {"$in": ["dropDatabase", "invalidate"]}},
         ]
         keep = {"operationType": 1, "ns": 1, "to": 1, "documentKey._id": 1, "clusterTime": 1}
-        return [{"$match": {"$or": changes}}, {"$project": keep}]
+        # MongoDB drops these events early only if the condition is the first stage, alone.
+        own = [{"$match": {"lsid.id": {"$nin": list(self.dropped)}}}] if self.dropped else []
+        return [*own, {"$match": {"$or": changes}}, {"$project": keep}]
 
 
 def _touches_more_than_outputs(chained: Sequence[str]) -> Mapping[str, Any]:
@@ -249,15 +257,22 @@ class _Place:
 
 
 def watch(
-    database: Database[dict[str, Any]], subscription: Subscription, position: Position, stop: threading.Event
+    database: Database[dict[str, Any]],
+    subscription: Subscription,
+    position: Position,
+    stop: threading.Event,
+    answered: Callable[[Timestamp], None] = lambda _: None,
 ) -> Iterator[Event]:
-    """Yields the events of the database from the position on, until `stop` is set. Raises no PyMongoError."""
+    """Yields the events of the database from the position on, until `stop` is set. Raises no PyMongoError.
+
+    `answered` is called for each reply, with the server's cluster time, before its events are yielded.
+    """
     place = _Place(position)
     while not stop.is_set():
         try:
             with _open(database, subscription, place) as cursor:
                 yield Opened()
-                yield from _read(cursor, subscription, place, stop)
+                yield from _read(cursor, subscription, place, stop, answered)
         except (PyMongoError, *UNDECODABLE) as error:
             code = error.code if isinstance(error, OperationFailure) else None
             place.failed(passes=code in PASSES or code in NEVER_SPIN or not isinstance(error, _ABOUT_THE_PLACE))
@@ -265,7 +280,7 @@ def watch(
                 reason = "history is lost" if code in HISTORY_LOST else "next event cannot be read"
                 try:
                     place = _Place(Position(cluster_time(database)), failures=place.failures)
-                    yield HistoryLost(f"the change stream's {reason} ({error})", place.position)
+                    yield HistoryLost(f"the change stream's {reason} ({sentence(error)})", place.position)
                 except PyMongoError as also:
                     yield Interrupted(_reason(also, None))  # the position stays the lost one, and is found lost again
             else:
@@ -286,7 +301,7 @@ def _reason(error: Exception, code: int | None) -> str:
             f"MongoDB refuses the change stream to this user (code {code}): "
             "grant it `changeStream` and `find` on the database"
         )
-    return f"the change stream broke: {type(error).__name__}: {error}"
+    return f"the change stream broke: {sentence(error)}"
 
 
 def _open(database: Database[dict[str, Any]], subscription: Subscription, place: _Place) -> EventCursor:
@@ -296,10 +311,17 @@ def _open(database: Database[dict[str, Any]], subscription: Subscription, place:
     return EventCursor(database, place.opening(), subscription.pipeline(), batch_size=place.batch, seconds=seconds)
 
 
-def _read(cursor: EventCursor, subscription: Subscription, place: _Place, stop: threading.Event) -> Iterator[Event]:
+def _read(
+    cursor: EventCursor,
+    subscription: Subscription,
+    place: _Place,
+    stop: threading.Event,
+    answered: Callable[[Timestamp], None],
+) -> Iterator[Event]:
     """Yields until the stream ends (an invalidate), breaks (raises) or `stop` is set."""
     flowing = False
     while not stop.is_set():
+        answered(cursor.time)
         for event in cursor.events:
             yield from _told(event, subscription, event.get("clusterTime") or place.position.cluster_time)
             place.pending += 1

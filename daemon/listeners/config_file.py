@@ -14,6 +14,8 @@ from pathlib import Path
 import structlog
 from watchfiles import awatch
 
+from daemon.config.bounded_read import SECONDS, NotAFileError, content, within
+
 __all__ = ["changes", "directories"]
 
 log = structlog.get_logger(__name__)
@@ -31,7 +33,7 @@ async def changes(path: Path) -> AsyncIterator[None]:
     """
     seen = await asyncio.to_thread(_content, path)
     while True:
-        watched = await asyncio.to_thread(directories, path)
+        watched = await asyncio.to_thread(_directories, path)
         if not watched:
             await asyncio.sleep(_GONE_SECONDS)
             continue
@@ -42,7 +44,7 @@ async def changes(path: Path) -> AsyncIterator[None]:
                 if content != seen:
                     seen = content
                     yield
-                if await asyncio.to_thread(directories, path) != watched:
+                if await asyncio.to_thread(_directories, path) != watched:
                     break
         except OSError as error:  # a directory was removed before it could be watched
             log.debug("directory of the configuration is gone", error=str(error))
@@ -103,6 +105,14 @@ def directories(path: Path) -> frozenset[Path]:
 
 def _content(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
-    except OSError:
+        return content(path)
+    except (OSError, NotAFileError):
         return None
+
+
+def _directories(path: Path) -> frozenset[Path]:
+    """The same as `directories`; none if a file system does not answer."""
+    try:
+        return within(SECONDS, lambda: directories(path))
+    except OSError:
+        return frozenset()

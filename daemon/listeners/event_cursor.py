@@ -15,6 +15,7 @@ from typing import Any, Final, Self
 import bson
 import pymongo
 from bson.raw_bson import RawBSONDocument
+from bson.timestamp import Timestamp
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
@@ -24,7 +25,9 @@ _COLLECTION: Final = "$cmd.aggregate"  # the collection name in `getMore` for a 
 
 
 class EventCursor:
-    """An open change stream. `events` is the last batch, `token` the place behind it."""
+    """An open change stream. `events` is the last batch, `token` the place behind it, `time` the server's cluster time
+    then.
+    """
 
     def __init__(
         self,
@@ -78,7 +81,9 @@ class EventCursor:
         self._session.end_session()
 
     def _take(self, reply: RawBSONDocument) -> None:
-        cursor = fields(fields(reply.raw)["cursor"][1:])
+        whole = fields(reply.raw)
+        self.time: Timestamp = whole["operationTime"].value()
+        cursor = fields(whole["cursor"][1:])
         self._id: int = cursor["id"].value()
         self.token: Mapping[str, Any] | None = None
         if "postBatchResumeToken" in cursor:

@@ -13,11 +13,13 @@ from contextlib import suppress
 from typing import Any, Final
 
 import structlog
+from bson import Binary
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
-from daemon.handlers.predict.dirty_keys import DirtyKeys, Progress, Stretch
+from daemon.handlers.predict.dirty_keys import DirtyKeys, Progress, Stretch, earliest
 from daemon.listeners import change_stream as stream
+from daemon.listeners.pulse import Pulse
 from daemon.listeners.scan_lane import ScanLane
 from daemon.store.mongo_retry import MongoRetry
 from daemon.store.rows.dead_letters import DeadLetters
@@ -54,6 +56,8 @@ class Feed:
         self.listener, self.table, self.reload = listener, table, reload
         self.dirty, self.scan, self.letters = dirty, scan, letters
         self.missing: str | None = None
+        self.progress: Progress[Position] = Progress()
+        """How far this listener is with the stream; the shares of all listeners are closed together."""
 
     def changed(self, key: Any, time_: Any, stretch: Stretch[Any]) -> None:
         """A row changed. If too many keys wait already, they are dropped and a scan is ordered: late, never lost."""
@@ -66,7 +70,7 @@ class Feed:
         if not self.dirty.put(key, "live", [stretch], time_):
             # Taken out first: the keys of the new scan must not be dropped.
             dropped = self.dirty.take_live()
-            self.scan.request("too many rows changed at once")
+            self.scan.request("too many rows changed at once", self.progress.oldest())
             for each in dropped:
                 each.finish()
             log.warning("the queue is full: falling back to a scan", listener=self.listener, dropped=len(dropped))
@@ -77,13 +81,13 @@ class Feed:
 
         The scan that makes up for that is noted in the database first, so that it outlives this process.
         """
-        reason = self._refusal()
-        if reason is not None and self.refused is None:
-            self.scan.request("the table could not be served")
+        before, reason = self.refused, self._refusal()
+        self.refused = reason  # before the scan is ordered, so that it is held
+        if reason is not None and before is None:
+            self.scan.request("the table could not be served", self.progress.oldest() or time.monotonic())
             log.error("the table cannot be served", listener=self.listener, table=self.table, reason=reason)
-        elif reason is None and self.refused is not None:
+        elif reason is None and before is not None:
             log.info("the table can be served again", listener=self.listener, table=self.table)
-        self.refused = reason
 
 
 class StreamIntake:
@@ -100,15 +104,18 @@ class StreamIntake:
         count_key: Callable[[], None],
         count_open: Callable[[], None],
         show_headroom: Callable[[float], None],
+        sessions: Sequence[Binary] = (),
     ) -> None:
+        """`sessions` are those of this worker's transactions."""
         self._database, self._subscription, self._positions = database, subscription, positions
         self._patience, self._count_key, self._count_open = patience, count_key, count_open
         self._show_headroom, self._short = show_headroom, False
+        self._sessions = sessions
         self._feeds = list(feeds)
         self._watching: dict[str, list[Feed]] = {}
         for feed in feeds:
             self._watching.setdefault(feed.table, []).append(feed)
-        self.progress: Progress[Position] = Progress()
+        self.pulse = Pulse()
         self._kept: tuple[Position | None, float] = (None, 0.0)
         self._worked = False
         self._start: Position
@@ -121,8 +128,9 @@ class StreamIntake:
 
         Called before the first scan begins: rows that a scan does not see must come through the stream.
         """
-        position = self._patience("stream", lambda: self._positions.claim(self._subscription.hash))
+        position = self._patience("stream", lambda: self._positions.claim(self._subscription.hash, self._sessions))
         now = self._patience("stream", lambda: cluster_time(self._database))
+        self.pulse.answered(now)
         if position is None:
             position = self._fresh(Position(now), "first start")
         elif position.cluster_time > now:
@@ -133,6 +141,7 @@ class StreamIntake:
                 server=now.as_datetime().isoformat(),
             )
             position = self._fresh(Position(now), "the change stream's position was in the future")
+        self.pulse.reached(position.cluster_time)
         self._start = position
 
     def look(self) -> None:
@@ -142,7 +151,7 @@ class StreamIntake:
 
     def run(self) -> None:
         """Reads the stream from the claimed position until stopped."""
-        for event in stream.watch(self._database, self._subscription, self._start, self._stop):
+        for event in stream.watch(self._database, self._subscription, self._start, self._stop, self.pulse.answered):
             self._handle(event)
 
     def stop(self) -> None:
@@ -150,18 +159,21 @@ class StreamIntake:
 
     def save(self, *, last: bool = False) -> None:
         """Saves the end of the contiguous finished prefix. `PositionSaver` calls it. Raises Fenced."""
-        position, now = self.progress.position(), time.monotonic()
+        position, now = self._position(), time.monotonic()
         kept, at = self._kept
         if position is None or position is kept:
             return
         if self._worked or last or now - at >= KEEP_IDLE_SECONDS:
-            self._worked = not self.progress.idle()
+            self._worked = not all(feed.progress.idle() for feed in self._feeds)
             self._positions.save(position, self._subscription.hash)
             self._kept = (position, now)
 
+    def _position(self) -> Position | None:
+        return earliest(feed.progress for feed in self._feeds)
+
     def headroom(self) -> None:
         """Measures how far the oplog reaches back behind the position; warns once it is less than half of it."""
-        place = self.progress.position() or self._start
+        place = self._position() or self._start
         found = headroom(self._database, place.cluster_time)
         if found is None:
             return
@@ -196,7 +208,9 @@ class StreamIntake:
             case stream.Changed(table, key, time_):
                 self._changed(table, key, time_)
             case stream.Reached(position, flowing):
-                self.progress.close(position)
+                self.pulse.reached(position.cluster_time)
+                for feed in self._feeds:
+                    feed.progress.close(position)
                 if flowing:
                     self._open()
             case stream.Requested(listener, key, time_):
@@ -221,17 +235,15 @@ class StreamIntake:
     def _changed(self, table: str, key: Any, time_: Any) -> None:
         self._count_key()
         self._worked = True
-        feeds = self._watching.get(table, ())
-        if feeds:
-            stretch = self.progress.begin(len(feeds))
-            for feed in feeds:
-                feed.changed(key, time_, stretch)
+        moment = self.pulse.moment(time_)
+        for feed in self._watching.get(table, ()):
+            feed.changed(key, time_, feed.progress.begin(moment))
 
     def _gone(self, table: str) -> None:
         for feed in self._watching.get(table, ()):
             feed.missing = f"table {table!r} was dropped or renamed; it is served again when it is back"
             for key in feed.letters.rows():  # judged again: the letters of deleted rows are cleared
-                feed.dirty.put(key, "scan", [self.progress.begin()])
+                feed.dirty.put(key, "scan", [feed.progress.begin()])
             log.warning("the table is gone", listener=feed.listener, table=table)
 
     def _came(self, table: str) -> None:
@@ -256,7 +268,7 @@ class StreamIntake:
         for feed in self._feeds:
             if feed.listener == listener:
                 feed.letters.forget(key)
-                feed.changed(key, time_, self.progress.begin())
+                feed.changed(key, time_, feed.progress.begin(self.pulse.moment(time_)))
 
 
 class PositionSaver:

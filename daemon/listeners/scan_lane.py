@@ -87,14 +87,18 @@ class ScanLane:
         self._orders = 1  # the first one makes `run` look whether a scan is due
         self._stopped = False
         self._scan: _Scan | None = None
+        self.owed_since: float | None = None
+        """When (monotonic seconds) the oldest row changed that only a scan will find; None if there is none."""
 
-    def request(self, reason: str) -> None:
+    def request(self, reason: str, owed_since: float | None = None) -> None:
         """Orders a scan from the beginning. The order is stored when this returns, so the stream's position may then
-        move on.
+        move on. `owed_since` is given if it stands in for changed rows.
         """
         self._patience(f"{self._listener}.scan", lambda: self._scans.begin(self._mark(), reason, self._order))
         with self._wake:
             self._orders += 1
+            if owed_since is not None:
+                self.owed_since = min(owed_since, self.owed_since or owed_since)
             self._wake.notify_all()
         log.info("a scan is due", listener=self._listener, reason=reason)
 
@@ -110,6 +114,8 @@ class ScanLane:
             while not self._patience(f"{self._listener}.scan", partial(self._scan_once, seen)):
                 if self._interrupted(seen):
                     break
+            else:
+                self._paid(seen)
             self._scan = None
 
     def stop(self) -> None:
@@ -189,10 +195,16 @@ class ScanLane:
     def _free(self, orders: int) -> bool:
         """Waits until a scan may begin; False if a newer order superseded this one."""
         while self._held():
+            self._patience.note(f"{self._listener}.scan", None)  # an error before may be the reason why it is held
             if self._interrupted(orders):
                 return False
             time.sleep(HELD_SECONDS)
         return True
+
+    def _paid(self, orders: int) -> None:
+        with self._wake:
+            if self._orders == orders:
+                self.owed_since = None
 
     def _interrupted(self, orders: int) -> bool:
         return self._stopped or self._orders != orders

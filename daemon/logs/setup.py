@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
-from collections.abc import Mapping
-from typing import Any, Literal, TextIO
+import textwrap
+from typing import Literal, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from daemon.logs.text import escaped, masked
+from daemon.logs.text import clean, escaped_lines, masked
 
 __all__ = ["configure"]
 
 Format = Literal["auto", "json", "console"]
 
-_CONTROL_IN_TRACEBACK = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _TRACEBACKS = ("exception", "stack")
 # At INFO or below, each of these logs what the daemon logs itself, or logs every few seconds.
 _CHATTY = ("apscheduler", "asyncio", "pymongo", "uvicorn", "watchfiles", "httpx", "httpcore", "PIL")
@@ -58,7 +56,7 @@ def configure(format: Format = "auto", level: str = "info", stream: TextIO | Non
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.format_exc_info,
-                _clean,
+                _clean_in_console if console else _clean,
                 renderer,
             ],
         )
@@ -96,22 +94,15 @@ def _is_journal(stream: TextIO) -> bool:
 def _clean(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """Masks and escapes every string of an event, at any depth; a traceback keeps its line breaks."""
     for key, value in event.items():
-        if key in _TRACEBACKS and isinstance(value, str):
-            event[key] = _CONTROL_IN_TRACEBACK.sub(
-                lambda match: match.group().encode("unicode_escape").decode(), masked(value)
-            )
-        else:
-            event[key] = _clean_value(value)
+        traceback = key in _TRACEBACKS and isinstance(value, str)
+        event[key] = escaped_lines(masked(value)) if traceback else clean(value)
     return event
 
 
-def _clean_value(value: Any) -> Any:
-    if isinstance(value, str):
-        return escaped(masked(value))
-    if isinstance(value, Mapping):
-        return {escaped(str(key)): _clean_value(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_clean_value(item) for item in value]
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
-    return escaped(masked(str(value)))
+def _clean_in_console(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """The same; no line of a traceback begins as a line of the log does, whatever the message of the error holds."""
+    event = _clean(logger, method, event)
+    for key in _TRACEBACKS:
+        if isinstance(event.get(key), str):
+            event[key] = textwrap.indent(event[key], "    ", lambda _: True)
+    return event

@@ -1,17 +1,27 @@
-"""Lines and progress bars on a terminal."""
+"""Lines and progress bars on a terminal; `Terminal` is the one way by which text goes out to a person."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
+from rich.segment import Segment
 
-from daemon.logs.text import escaped
+from daemon.logs.text import escaped, escaped_lines
 
-__all__ = ["Bar", "bar", "columns", "say"]
+__all__ = ["Bar", "Terminal", "bar", "columns", "say"]
+
+
+class Terminal(Console):
+    """A console that escapes whatever is printed: a text from a row, a file or a peer cannot control the terminal."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Each segment of text, escaped; the codes that rich itself sends stay."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=escaped_lines(segment.text))
 
 
 class Bar(Protocol):

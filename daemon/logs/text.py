@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from typing import Any, Final
 
 from bson import ObjectId, json_util
@@ -21,7 +22,7 @@ _SECRET_OPTION = re.compile(
 )
 
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def masked(text: str) -> str:
@@ -37,8 +38,38 @@ def readable(text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """`text` on one line, with control characters and bidirectional formatting characters as visible escapes."""
+    """`text` on one line, with control characters, bidirectional formatting characters and lone surrogates as visible
+    escapes.
+    """
     return _CONTROL.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
+
+
+def brief(text: str, most: int = 200) -> str:
+    """`text` on one line, cut after `most` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 3]}..."
+
+
+def escaped_lines(text: str) -> str:
+    """The same, but line breaks stay."""
+    return "\n".join(map(escaped, text.split("\n")))
+
+
+def clean(value: Any, depth: int = 0) -> Any:
+    """`value` with every text in it masked and escaped, at any depth; below `DEEPEST` it is one text."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if depth < DEEPEST and isinstance(value, Mapping):
+        return {escaped(masked(str(key))): clean(item, depth + 1) for key, item in value.items()}
+    if depth < DEEPEST and isinstance(value, (list, tuple)):
+        return [clean(item, depth + 1) for item in value]
+    try:
+        return escaped(masked(value if isinstance(value, str) else str(value)))
+    except Exception as error:  # noqa: BLE001 - the text of a value may be made by user code, or nested too deeply
+        return f"<a {type(value).__name__} that cannot be shown: {type(error).__name__}>"
+
+
+DEEPEST: Final = 20
 
 
 LONGEST_ID: Final = 200

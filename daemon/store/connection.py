@@ -22,17 +22,13 @@ from pymongo.database import Database
 from pymongo.errors import (
     ConfigurationError as DriverConfigurationError,
 )
-from pymongo.errors import (
-    NetworkTimeout,
-    OperationFailure,
-    PyMongoError,
-    ServerSelectionTimeoutError,
-)
+from pymongo.errors import PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.uri_parser import split_options
 
 from components.errors import ConfigurationError, MongoUnavailable, Problem
 from daemon.logs.text import masked
+from daemon.store.driver_errors import sentence
 
 __all__ = [
     "OPERATION_SECONDS",
@@ -53,11 +49,6 @@ Data = Database[dict[str, Any]]
 
 OPERATION_SECONDS = 5.0
 CONNECT_MS: Final = 5000
-
-_AUTHENTICATION = {
-    13: "the user lacks a right: grant readWrite on the database",
-    18: "user name or password is wrong: see mongo.uri",
-}
 
 _PINNED: Final = """
     readpreference readpreferencetags maxstalenessseconds readconcernlevel w j journal fsync wtimeout wtimeoutms
@@ -246,16 +237,5 @@ def reaching(*answers: type[PyMongoError]) -> Iterator[None]:
         yield
     except answers:
         raise
-    except ServerSelectionTimeoutError as error:
-        # The driver's text goes on with the whole topology; the first sentence tells it.
-        raise MongoUnavailable(f"no primary answers: {masked(str(error)).split(', Timeout:')[0]}") from None
-    except NetworkTimeout as error:
-        raise MongoUnavailable(
-            f"no answer within {OPERATION_SECONDS:g} s: {masked(str(error)).split(' (configured')[0]}"
-        ) from None
-    except OperationFailure as error:
-        hint = _AUTHENTICATION.get(error.code or 0)
-        detail = (error.details or {}).get("errmsg") or str(error)
-        raise MongoUnavailable(f"MongoDB refuses: {hint or masked(str(detail))} (code {error.code})") from None
     except PyMongoError as error:
-        raise MongoUnavailable(f"{type(error).__name__}: {masked(str(error))}") from None
+        raise MongoUnavailable(sentence(error)) from None

@@ -15,6 +15,7 @@ import stamina
 from pymongo.errors import PyMongoError
 
 from components.errors import MongoUnavailable, PredictdError
+from daemon.store.driver_errors import sentence
 
 T = TypeVar("T")
 
@@ -24,7 +25,8 @@ class Stopping(PredictdError):
 
 
 class MongoRetry:
-    """Repeats a call until MongoDB answers; `troubles()` returns what waits for it, and why.
+    """Repeats a call until MongoDB answers. A call is named: "LISTENER.PART", or "PART" if all listeners share it;
+    `trouble` returns why some wait.
 
     Once `stopping` is set, nothing is retried: the call raises Stopping.
     """
@@ -40,9 +42,9 @@ class MongoRetry:
         def is_mongos(error: Exception) -> bool:
             if not isinstance(error, PyMongoError | MongoUnavailable):
                 return False
-            self.note(what, f"{what}: {type(error).__name__}: {error}")
+            self.note(what, sentence(error))
             if self._stopping.is_set():
-                raise Stopping(f"{what}: {error}") from error
+                raise Stopping(f"{what}: {sentence(error)}") from error
             return True
 
         retries: Any = stamina.retry_context(
@@ -64,7 +66,8 @@ class MongoRetry:
             else:
                 self._troubles[what] = reason
 
-    def troubles(self) -> list[str]:
-        """The reasons of everything that waits at present."""
+    def trouble(self, owner: str = "") -> str | None:
+        """Why the calls of a listener wait at present, each reason once; without a name, those that all share."""
         with self._lock:
-            return list(self._troubles.values())
+            reasons = [reason for what, reason in self._troubles.items() if what.rpartition(".")[0] == owner]
+        return "; ".join(dict.fromkeys(reasons)) or None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 COMPONENTS: Final = "_predictd.components"
+SERVICES: Final = "_predictd.services"
 VERSIONS: Final = "_predictd.versions"
 WEIGHTS: Final = "_predictd.weights"  # a GridFS bucket
 POSITIONS: Final = "_predictd.positions"
@@ -18,3 +19,12 @@ BELLS: Final = "_predictd.bells"
 REQUESTS: Final = "_predictd.requests"
 LEASES: Final = "_predictd.leases"
 STATUS: Final = "_predictd.status"
+
+_BUCKETS: Final = (WEIGHTS, ARTIFACTS, DATASETS)
+OWN: Final = tuple(
+    sorted(
+        {each for name, each in list(vars().items()) if name.isupper() and isinstance(each, str)} - {WEIGHTS, ARTIFACTS}
+        | {f"{bucket}.{part}" for bucket in _BUCKETS for part in ("files", "chunks")}
+    )
+)
+"""All collections; a bucket of GridFS is two."""

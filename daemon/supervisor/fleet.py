@@ -4,7 +4,8 @@ report names, and starts it again. Exit codes decide nothing, since user code ca
 | the worker's ending | the keeper |
 |---|---|
 | declaration changed | starts it again at once |
-| cannot be built | waits a minute, or until somebody changes something (`nudge`) |
+| memory limit | starts it again at once |
+| cannot be built | waits a minute, or until a declaration or a file of the user's code has changed |
 | fenced | tells the supervisor, which steps down; does not start it again |
 | none: a crash, after a finished batch | starts it again at once |
 | none: a crash | starts it again after a backoff that doubles, with jitter; a minute of health ends it |
@@ -26,6 +27,7 @@ from typing import Any
 
 import structlog
 
+from components.import_folder import ImportFolder, Stamp
 from daemon.engine import Ending, Engine, WorkerProcess, ended
 from daemon.handlers.predict.suspects import Ended
 from daemon.health.backoff import backoff
@@ -79,6 +81,7 @@ class WorkerKeeper:
         self._listeners = listeners
         self._changed = changed
         self._fenced = fenced
+        self._code = ImportFolder(spec.import_root, spec.allow_imports)
         self._process: WorkerProcess[WorkerReport] | None = None
         self._backoff = Backoff()
         self._nudged = asyncio.Event()
@@ -88,20 +91,31 @@ class WorkerKeeper:
         self._before: Ended = ""
         self._overdue: str | None = None
         self._reason: str | None = None
+        self._caught_up = dict.fromkeys(listeners, time.monotonic())
 
     async def run(self) -> None:
         """Starts the worker, again and again, until `stop` or until it is fenced."""
         try:
             while not self._stopping:
+                code = await asyncio.to_thread(self._code.stamps)
                 delay = await self._run_once()
                 if self._stopping or delay is None:
                     return
                 self._restarts += 1
                 self._nudged.clear()
-                await timed_wait(self._nudged, delay)
+                await self._pause(delay, code)
         finally:
             self._ended.set()
             self._changed()
+
+    async def _pause(self, seconds: float, code: frozenset[Stamp]) -> None:
+        """Waits until the next start: for so long, or until `nudge`, or until the user's code is no longer `code`."""
+        end = time.monotonic() + seconds
+        while not self._nudged.is_set() and (left := end - time.monotonic()) > 0:
+            await timed_wait(self._nudged, min(left, LOOK_SECONDS))
+            if left > LOOK_SECONDS and await asyncio.to_thread(self._code.stamps) != code:
+                log.info("the code of a worker has changed: it is started again", worker=self._spec.worker)
+                return
 
     async def stop(self, seconds: float) -> None:
         """Stops the worker, in `seconds` at most, and does not start it again."""
@@ -134,6 +148,7 @@ class WorkerKeeper:
             reported_at=process.reported_at if process else None,
             restarts=self._restarts,
             reason=self._reason,
+            caught_up=self._caught_up,
         )
 
     async def _run_once(self) -> float | None:
@@ -163,6 +178,8 @@ class WorkerKeeper:
                     log.error("worker is ended", worker=self._spec.worker, pid=process.pid, reason=self._overdue)
                     process.kill()
         code = end.result()
+        last = self.state()
+        self._caught_up = {name: last.handled_until(name) or at for name, at in self._caught_up.items()}
         self._process = None
         self._before = self._how(process, code)
         return self._judge(process, code)
@@ -193,6 +210,9 @@ class WorkerKeeper:
             ending is Ending.DECLARATION_CHANGED and ran >= 1.0
         ):  # sooner than that, over and over, is no change but a fault
             log.info("worker starts again with the new declaration", **event)
+            return 0.0
+        if ending is Ending.MEMORY_LIMIT:
+            log.warning("worker is replaced", **event)
             return 0.0
         if ending is Ending.CANNOT_BE_BUILT:
             log.error("worker cannot run what is declared: mend service.toml or the code that it names", **event)

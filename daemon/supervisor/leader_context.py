@@ -7,11 +7,11 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from components.signing_key import SigningKey
 from daemon.config import Config
 from daemon.engine import Engine
 from daemon.store.connection import Data
 from daemon.store.registry.registry import Registry
+from daemon.store.registry.trust import Pins
 
 __all__ = ["Call", "LeaderContext", "Spawn"]
 
@@ -29,13 +29,13 @@ class Call(Protocol):
 class LeaderContext:
     """One term of one leader.
 
-    `call` reaches MongoDB (`Leadership.call`). `spawn` runs a task; an error in it ends the daemon. `changed` is called
-    when the status has news. `fenced` is called with the reason when another leader owns the service. `epoch` and `uri`
-    (where processes find MongoDB) are known once the lease is held.
+    `pins` is what this daemon believes. `call` reaches MongoDB (`Leadership.call`). `spawn` runs a task; an error in it
+    ends the daemon. `changed` is called when the status has news. `fenced` is called with the reason when another
+    leader owns the service. `epoch` and `uri` (where processes find MongoDB) are known once the lease is held.
     """
 
     config: Config
-    key: SigningKey = field(repr=False)
+    pins: Pins
     engine: Engine
     call: Call
     spawn: Spawn
@@ -51,7 +51,7 @@ class LeaderContext:
 
     def registry(self, data: Data) -> Registry:
         """The service's declarations, as this leader reads and publishes them."""
-        return Registry(data, self.service, self.epoch, self.key)
+        return Registry(data, self.service, self.epoch, self.pins.trust)
 
     def assignment(self) -> dict[str, Any]:
         """The fields of an `Assignment` that are the same for all processes of the service."""
@@ -63,7 +63,8 @@ class LeaderContext:
             "epoch": self.epoch,
             "state_dir": config.service.state_dir,
             "import_root": config.service.import_root,
-            "signing_key": self.key.hex(),
+            "trust": self.pins.trust.encoded(),
             "allow_imports": tuple(config.security.allow_imports),
+            "formats": tuple(config.security.formats),
             "log": config.log.model_dump(),
         }

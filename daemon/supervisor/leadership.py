@@ -21,7 +21,7 @@ from typing import TypeVar
 
 import structlog
 
-from components.errors import ConfigurationError, LeaseLost, MongoUnavailable
+from components.errors import ConfigurationError, LeaseLost, MongoUnavailable, Problem
 from daemon.config import Config
 from daemon.embedded import server as embedded
 from daemon.health.backoff import backoff
@@ -36,6 +36,10 @@ __all__ = ["Leadership", "in_thread"]
 log = structlog.get_logger(__name__)
 
 RENEW_SECONDS = TTL_SECONDS / 3
+STANDBY_SECONDS = 0.5
+"""How often a daemon that stands by asks for the lease; rows wait meanwhile."""
+
+RELEASE_SECONDS = 3.0
 _RETRY_SECONDS = (0.5, 5.0)
 _SAY_SECONDS = (5.0, 300.0)
 
@@ -67,6 +71,7 @@ class Leadership:
         self.mongo_back_at = time.monotonic()
         self.epoch: int | None = None
         self._met = False
+        self._asking: asyncio.Future[int] | None = None
 
     async def connect(self, wait: float | None) -> None:
         """Waits until MongoDB answers: forever, or for `wait` seconds, then raises MongoUnavailable with the
@@ -84,7 +89,8 @@ class Leadership:
         """
         while True:
             try:
-                self.epoch = await self.call(lambda data: self._lease(data).acquire())
+                self._asking = asyncio.ensure_future(self.call(lambda data: self._lease(data).acquire()))
+                self.epoch = await asyncio.shield(self._asking)
                 break
             except AnotherDaemon as error:
                 if not standby:
@@ -92,7 +98,7 @@ class Leadership:
                 if self.role_reason != str(error):
                     log.info("standing by", reason=str(error))
                 self._set_role("standby", str(error))
-                await asyncio.sleep(RENEW_SECONDS)
+                await asyncio.sleep(STANDBY_SECONDS)
             except MongoUnavailable:
                 await self._connect()
         self._lost.clear()
@@ -117,7 +123,7 @@ class Leadership:
                 if not warned and time.monotonic() - renewed > TTL_SECONDS:
                     warned = True
                     log.warning("the lease could not be renewed in time: another daemon may take over", epoch=epoch)
-                with suppress(MongoUnavailable):
+                with suppress(MongoUnavailable, ConfigurationError):
                     await self._open()
             except LeaseLost:
                 self.epoch = None
@@ -148,10 +154,17 @@ class Leadership:
         return result
 
     async def release(self) -> None:
-        """Releases the lease if it is ours and MongoDB answers; otherwise it expires."""
+        """Releases the lease if it is ours, or may be because a request for it was interrupted. If MongoDB does not
+        answer soon, it expires.
+        """
         epoch, self.epoch = self.epoch, None
-        if epoch is not None and self.mongo is None:
-            with suppress(MongoUnavailable):
+        asking = self._asking is not None and not self._asking.done()
+        if epoch is None and not asking:
+            return
+        with suppress(MongoUnavailable, AnotherDaemon, TimeoutError):
+            async with asyncio.timeout(RELEASE_SECONDS):
+                if asking and self._asking is not None:
+                    await asyncio.gather(self._asking, return_exceptions=True)
                 await self.call(lambda data: self._lease(data).release(epoch))
 
     async def close(self) -> None:
@@ -187,7 +200,11 @@ class Leadership:
         if self._config.mongo.embedded:
             if self._embedded is None or not await in_thread(self._embedded.alive):
                 service, port = self._config.service, self._config.mongo.port
-                self._embedded = await in_thread(lambda: embedded.ensure(service.state_dir, port))
+                try:
+                    self._embedded = await in_thread(lambda: embedded.ensure(service.state_dir, port))
+                except OSError as error:
+                    message = f"the embedded MongoDB cannot use it: {error}"
+                    raise ConfigurationError([Problem("service.state_dir", message)]) from None
                 log.info("embedded MongoDB is up", uri=self._embedded.uri, owned=self._embedded.owned)
             uri = self._embedded.uri
         if uri == self.uri and self._client is not None:

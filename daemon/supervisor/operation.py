@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 import structlog
@@ -25,9 +26,13 @@ from daemon.handlers.reload import plan
 from daemon.health.readiness import WorkerState
 from daemon.health.service_status import RunningJob
 from daemon.store.connection import Data
+from daemon.store.registry import judged
 from daemon.store.registry.artifacts import Artifacts
 from daemon.store.registry.components import Catalog
+from daemon.store.registry.registry import KINDS
+from daemon.store.registry.signed_anew import lead
 from daemon.store.registry.versions import Versions
+from daemon.store.rows import kept_rows
 from daemon.store.service.jobs import Job
 from daemon.supervisor.desired_state import Desired, desired
 from daemon.supervisor.fleet import Fleet
@@ -42,6 +47,9 @@ __all__ = ["Operation"]
 log = structlog.get_logger(__name__)
 
 KILL_GRACE_SECONDS = 1.0
+HAND_OVER_SECONDS = 2.5
+"""How long a daemon that stands by waits for batches in flight here."""
+
 JOB_STOP_SECONDS = 10.0
 """A job saves a checkpoint, and goes on from there under the next leader."""
 
@@ -58,6 +66,8 @@ class Operation:
         self._desired = Desired(context.config.workers())
         self.known = Catalog()
         """What was applied when the registry was last read."""
+        self.held: Mapping[str, str] = {}
+        """The models whose newest version waits for a person, each with the reason."""
         self.active = False
         """Whether the workers and jobs run."""
         self.leaving = False
@@ -81,6 +91,16 @@ class Operation:
         self.active = False
         await self._scheduling.stop()
         await asyncio.gather(self._jobs.stop(JOB_STOP_SECONDS), self._stop_workers(self._fleet.names))
+
+    async def hand_over(self, stopping: asyncio.Future[None]) -> None:
+        """Returns when another leader may begin: everything has ended, or no job runs and only batches are in flight.
+
+        What a worker writes then is guarded by the protocol, and its position is fenced by the epoch. A job that two
+        leaders run would be trained twice.
+        """
+        await asyncio.wait({stopping}, timeout=HAND_OVER_SECONDS)
+        while not stopping.done() and self.jobs():
+            await asyncio.wait({stopping}, timeout=0.1)
 
     def kill(self) -> None:
         """Ends everything at once."""
@@ -118,6 +138,7 @@ class Operation:
         if not self.active:
             return
         self._learn(await self._context.call(lambda data: self._context.registry(data).read()))
+        await self._look_at_versions()
         after = await self._asked_for(self._context.config)
         work = plan(self._desired.fingerprints, after.fingerprints)
         if work.leaving or work.coming:
@@ -155,10 +176,12 @@ class Operation:
 
     async def _publish(self, config: Config) -> None:
         def publish(data: Data) -> Catalog:
+            lead(data, self._context.service, self._context.pins)
             registry = self._context.registry(data)
             registry.publish(config.declarations())
             Artifacts(data).prune()
             Versions.sweep(data)
+            kept_rows.sweep(data, judged.named(data))
             return registry.read()
 
         try:
@@ -172,6 +195,8 @@ class Operation:
         for name, reason in known.refused.items():
             if self.known.refused.get(name) != reason:
                 log.error("a declaration in the database is refused", declaration=name, reason=reason)
+        believed = {f"{each.kind}/{each.name}": each.revision for kind in KINDS for each in known.of(kind).values()}
+        self._context.pins.learn(believed, known.there)
         self.known = known
 
     def _start_worker(self, name: str) -> None:
@@ -184,6 +209,7 @@ class Operation:
             queue_rows=config.limits.queue_rows,
             queue_bytes=config.limits.queue_bytes,
             stage_seconds=config.limits.stage_seconds,
+            memory=config.limits.worker_memory,
             module=self._worker_module,
             **self._context.assignment(),
             torch=any(model.type == "torch" for model in models),
@@ -205,6 +231,16 @@ class Operation:
         metrics = (job.result or {}).get("metrics")
         if job.kind == "validate" and job.state == "done" and isinstance(metrics, Mapping):
             self._context.spawn(self._scheduling.validated(job.target, metrics))
+        if job.kind == "train":
+            self._context.spawn(self._look_at_versions())
+
+    async def _look_at_versions(self) -> None:
+        with suppress(MongoUnavailable):  # the next look tells
+            held = await self._context.call(lambda data: judged.held(data, self._context.service))
+            for model in held.keys() - self.held.keys():
+                log.warning("a trained version is held", model=model, reason=held[model])
+            self.held = held
+            self._context.changed()
 
 
 def _scheduled(known: Catalog) -> dict[str, dict[str, TrainerDeclaration | ValidationDeclaration]]:

@@ -93,7 +93,11 @@ class Reporter:
             self._notifier.status(status_line(self._state(), time.monotonic()))
             self._log_readiness()
             status = self._status()
-            if status != published or time.monotonic() - published_at >= LONGEST_PAUSE_SECONDS:
+            if (
+                published is None
+                or status.news() != published.news()
+                or time.monotonic() - published_at >= LONGEST_PAUSE_SECONDS
+            ):
                 with suppress(MongoUnavailable):  # `Leadership` logs it
                     await self._publish(status)
                     published, published_at = status, time.monotonic()

@@ -40,6 +40,7 @@ from daemon.health.readiness import ServiceState
 from daemon.health.service_status import ConfigState, Owner, ServiceStatus
 from daemon.listeners.config_file import changes
 from daemon.logs.setup import configure
+from daemon.store.registry.trust import Pins
 from daemon.store.service import notify
 from daemon.store.service.keyring import Keyring
 from daemon.store.service.leases import Holder
@@ -53,7 +54,9 @@ from daemon.supervisor.leadership import Leadership, in_thread
 from daemon.supervisor.operation import Operation
 from daemon.supervisor.reporter import Reporter
 from daemon.supervisor.systemd import MANAGER_VARIABLES, Notifier
-from daemon.web.app import WebServer, application
+from daemon.web.access import Access
+from daemon.web.app import application
+from daemon.web.server import WebServer
 
 __all__ = ["Supervisor", "serve"]
 
@@ -72,15 +75,18 @@ async def serve(path: Path, environ: Mapping[str, str], *, wait: float | None = 
     daemon is an error. Raises ConfigurationError, MongoUnavailable, AnotherDaemon, or another PredictdError if the
     HTTP port is taken.
     """
+    os.umask(0o077)  # what the daemon, its processes and their models write is for its user alone
     config = await in_thread(lambda: configuration.load(path, environ))
     configure(config.log.format, config.log.level)
     for warning in config.warnings:
         log.warning("configuration", key=warning.path, problem=warning.message)
-    inherited = {name: value for name, value in os.environ.items() if name not in MANAGER_VARIABLES}
+    # What runs models gets MongoDB's address in its assignment, and not the password for each model's code to read.
+    kept_back = {*MANAGER_VARIABLES, *configuration.uri_variables(path, environ)}
+    inherited = {name: value for name, value in os.environ.items() if name not in kept_back}
     nursery = Nursery(inherited, torch=any(model.type == "torch" for model in config.models.values()))
     nursery.open()
     try:
-        engine = LocalEngine(MANAGER_VARIABLES, nursery)
+        engine = LocalEngine(kept_back, nursery)
         await Supervisor(path, config, environ, engine, Notifier.from_environ(environ)).run(wait=wait, standby=standby)
     finally:
         await nursery.close()
@@ -136,19 +142,22 @@ class Supervisor:
         self, directory: StateDirectory, *, wait: float | None, standby: bool
     ) -> tuple[asyncio.Task[None], ...]:
         """Starts everything that runs beside the workers; the tasks, the leading one first, the web server last."""
-        holder = Holder(directory.instance(), socket.gethostname(), os.getpid())
+        holder = Holder(directory.instance(), socket.gethostname(), os.getpid(), directory.place())
         given = self._config.security.signing_key_file
-        key = _given_key(given) if given else directory.signing_key()
+        key = _given_key(given, "signing_key_file") if given else directory.signing_key()
+        former = self._config.security.former_signing_key_file
+        pins = Pins(directory.trust_file, key, [_given_key(former, "former_signing_key_file")] if former else [])
         self._leadership = Leadership(self._config, holder, self._changed)
         leadership = self._leadership
         context = LeaderContext(
-            self._config, key, self._engine, leadership.call, self._spawn, self._changed, leadership.lose
+            self._config, pins, self._engine, leadership.call, self._spawn, self._changed, leadership.lose
         )
         self._operation = Operation(context, *self._modules)
         http = self._config.http
-        self._web = WebServer(application(self, loopback=http.loopback), http.host, http.port)
+        access = Access(http.loopback, frozenset(http.hosts), http.token())
+        self._web = WebServer(application(self, access), http.host, http.port)
         directory.announce(self._web.address)
-        self._note(holder.instance, given or directory.signing_key_file)
+        self._note(holder.instance, given or directory.signing_key_file, directory.trust_file)
         owner = Owner(holder.host, holder.pid)
         self._reporter = Reporter(self.state, owner, self._web.address, self._publish_status, self._notifier)
         log.info("predictd starts", service=self._config.service.name, pid=os.getpid(), http=self._web.address)
@@ -162,10 +171,10 @@ class Supervisor:
         )
         return tuple(self._spawn(part) for part in parts)
 
-    def _note(self, instance: str, key_file: Path) -> None:
+    def _note(self, instance: str, key_file: Path, pins: Path) -> None:
         """Notes the path of the key for this user's programs on this machine; under ProtectHome that is impossible."""
         try:
-            Keyring(configuration.keyring_folder(self._environ)).note(instance, key_file)
+            Keyring(configuration.keyring_folder(self._environ)).note(instance, key_file, pins)
         except (OSError, DeclarationError) as error:
             log.info("programs of this user have to name the signing key themselves", reason=str(error))
 
@@ -309,10 +318,12 @@ class Supervisor:
         # While workers drain, the lease must be renewed: that task stays until they have ended, unless it has nothing
         # running.
         await _cancel(*beside, *(() if self._operation.active else (leading,)))
-        await self._operation.stop()
+        draining = asyncio.ensure_future(self._operation.stop())
+        await self._operation.hand_over(draining)
         await _cancel(leading)
         await self._reporter.publish_end()
         await self._leadership.release()
+        await draining
         self._web.stop()
         await asyncio.wait([web])
         await self._leadership.close()
@@ -351,6 +362,7 @@ class Supervisor:
             jobs=self._operation.jobs(),
             paused=self._operation.paused,
             refused=self._operation.known.refused,
+            held=self._operation.held,
         )
 
     def _changed(self) -> None:
@@ -380,11 +392,11 @@ async def _cancel(*tasks: asyncio.Task[None]) -> None:
         await asyncio.wait(tasks)
 
 
-def _given_key(path: Path) -> SigningKey:
+def _given_key(path: Path, name: str) -> SigningKey:
     try:
         return SigningKey.read(path)
     except (OSError, DeclarationError) as error:
-        raise ConfigurationError([Problem("security.signing_key_file", str(error))]) from None
+        raise ConfigurationError([Problem(f"security.{name}", str(error))]) from None
 
 
 def _now() -> str:

@@ -18,7 +18,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from daemon.health.readiness import ServiceState, WorkerState, readiness
+from daemon.health.readiness import STALE_SECONDS, ServiceState, WorkerState, readiness
+from daemon.logs.text import escaped
 
 __all__ = ["FAMILIES", "Family", "exposition"]
 
@@ -68,11 +69,15 @@ FAMILIES = (
     ),
     Family("predictd_ready", "gauge", "1 while rows of the listener are predicted as they come.", ("listener",)),
     Family("predictd_worker_report_age_seconds", "gauge", "Age of the worker's last report.", ("worker",)),
+    Family(
+        "predictd_stream_silent_seconds", "gauge", "Time since the server last answered the change stream.", ("worker",)
+    ),
     Family("predictd_worker_up", "gauge", "1 while the worker's process runs.", ("worker",)),
     Family(
         "predictd_config_last_reload_successful", "gauge", "1 if service.toml as it was last read is the one that runs."
     ),
     Family("predictd_mongo_up", "gauge", "1 while MongoDB answers the supervisor."),
+    Family("predictd_version_held", "gauge", "1 while a trained version waits for a person.", ("model",)),
     Family("predictd_leader", "gauge", "1 while this daemon holds the lease of its service."),
 )
 
@@ -100,7 +105,7 @@ class _Collector(Collector):
         """Every family, with or without samples, so that HELP and TYPE are always there."""
         series = _own(self._state)
         for worker in self._state.workers:
-            series |= _measured(worker)
+            series = _measured(worker) | series
         metrics = {family.name: Metric(family.name, family.help, family.type) for family in FAMILIES}
         for (sample, labels), value in series.items():
             metrics[_BY_SAMPLE[sample].name].add_sample(sample, dict(labels), value)
@@ -116,24 +121,31 @@ def _own(state: ServiceState) -> Series:
     }
     now = time.monotonic()
     for name, verdict in readiness(state, now).listeners.items():
-        series["predictd_ready", (("listener", name),)] = float(verdict.ready)
+        labels: Labels = (("listener", name),)
+        series["predictd_ready", labels] = float(verdict.ready)
+        series["predictd_lag_seconds", labels] = verdict.lag_seconds
+    for model in state.held:
+        series["predictd_version_held", (("model", model),)] = 1.0
     for worker in state.workers:
         labels = (("worker", worker.name),)
         series["predictd_worker_up", labels] = float(worker.up)
-        if worker.reported_at is not None:
-            series["predictd_worker_report_age_seconds", labels] = max(0.0, now - worker.reported_at)
+        if (age := worker.age(now)) is not None:
+            series["predictd_worker_report_age_seconds", labels] = age
+        if (silent := worker.silent(now)) is not None:
+            series["predictd_stream_silent_seconds", labels] = silent
         series["predictd_worker_restarts_total", labels] = float(worker.restarts)
     return series
 
 
 def _measured(worker: WorkerState) -> Series:
-    """The samples of a running worker."""
+    """The samples of a running worker. If it is silent, its gauges are left out: they may be anything by now."""
     series: Series = {}
+    stale = (worker.age(time.monotonic()) or 0.0) > STALE_SECONDS
     for name, labels, value in worker.report.samples if worker.report is not None and worker.up else ():
         family = _BY_SAMPLE.get(name)
-        if family is None:
+        if family is None or (stale and family.type == "gauge"):
             continue
         full = {"worker": worker.name, **labels} if "worker" in family.labels else labels
         if full.keys() - {"le"} == set(family.labels):
-            series[name, tuple(sorted(full.items()))] = value
+            series[name, tuple(sorted((label, escaped(text)) for label, text in full.items()))] = value
     return series

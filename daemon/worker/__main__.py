@@ -11,7 +11,9 @@ from typing import Final
 
 import structlog
 
+from components import images
 from components.errors import DeclarationError, Fenced, PredictdError
+from components.import_folder import ImportFolder
 from daemon.engine import Ending, threads
 from daemon.engine.child import Channel, leave_with_parent
 from daemon.logs.setup import configure
@@ -47,12 +49,13 @@ def main() -> None:
     structlog.contextvars.bind_contextvars(worker=assignment.worker)
     threading.Thread(target=leave_with_parent, name="parent", daemon=True).start()
     threads.limit(assignment.threads)
-    sys.path.insert(0, str(assignment.import_root))
     worker = Worker(assignment, channel)
     signal.signal(signal.SIGTERM, lambda *_: worker.stopping.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=worker.report_on, name="reporter", daemon=True).start()
     try:
+        ImportFolder(assignment.import_root, assignment.allow_imports).open()
+        images.narrow(assignment.formats)
         worker.start()
         gc.freeze()  # imported modules and models stay: collections need not walk through them
         log.info("worker runs", listeners=[run.declared.name for run in worker.runs], epoch=assignment.epoch)
@@ -67,8 +70,8 @@ def main() -> None:
         expected = isinstance(worker.failure, PredictdError)
         log.error("worker ends", reason=str(worker.failure), exc_info=None if expected else worker.failure)
         worker.last(ending(worker.failure), "failed", f"{type(worker.failure).__name__}: {worker.failure}")
-    else:
-        worker.last(Ending.STOPPED)  # with the counts of the drained batches
+    else:  # the last report has the counts of the drained batches
+        worker.last(Ending.MEMORY_LIMIT if worker.outgrown else Ending.STOPPED, reason=worker.outgrown)
     os._exit(0 if worker.failure is None else BROKEN)  # threads may still wait for MongoDB; their rows are replayed
 
 

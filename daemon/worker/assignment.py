@@ -20,6 +20,8 @@ class WorkerAssignment(Assignment):
     queue_rows: int = 100_000
     queue_bytes: int = 256 * 1024 * 1024
     stage_seconds: float = 20.0
+    memory: int = 0
+    """Bytes; 0 for no limit."""
     ended: Ended = ""
     """How the previous process of this worker ended."""
     module: str = "daemon.worker"

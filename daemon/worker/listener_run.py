@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +27,7 @@ from daemon.health.measures import Measures, WorkerMeasures
 from daemon.health.worker_report import ListenerPhase, ListenerReport
 from daemon.listeners.intake import Feed
 from daemon.listeners.scan_lane import ScanLane
+from daemon.logs.text import readable
 from daemon.store.mongo_retry import MongoRetry
 from daemon.store.registry.model_loader import CodeChanged, ModelLoader
 from daemon.store.registry.registry import Declared, Registry
@@ -71,7 +73,7 @@ class ListenerRun:
         self.declared = declared
         self.measures = Measures(shared.measures, name)
         self.letters = DeadLetters(database, assignment.service, name, listener.table)
-        outputs = Outputs(table, name, live.key.fields, decoded(listener.where))
+        self.outputs = outputs = Outputs(table, name, live.key.fields, decoded(listener.where))
         dirty = DirtyKeys(assignment.queue_rows)
         self.suspects = _suspects(assignment, name, listener.max_batch)
         retry = None if listener.retry is None else RetryPolicy(listener.retry.attempts, listener.retry.within)
@@ -110,6 +112,7 @@ class ListenerRun:
             lambda: shared.patience(f"{name}.table", lambda: refusal(table)),
         )
         self.threads = CorridorThreads(self.corridor, shared.patience, shared.fail, shared.turnstile)
+        self._patience = shared.patience
         self._registry = shared.registry
         self._loader = shared.loader
         self._swapping = threading.Lock()
@@ -117,7 +120,7 @@ class ListenerRun:
         self._swap_later = partial(shared.swaps.put, self)
 
     def _owe_scan(self, reason: str) -> None:
-        self.scan.request(reason)
+        self.scan.request(reason, self.feed.progress.oldest() or time.monotonic())
 
     def reload(self, live: Live) -> Live:
         """Asks the registry for the live version, and runs it from the next batch on. A higher generation orders a scan
@@ -179,9 +182,15 @@ class ListenerRun:
             raise DeclarationChanged(f"listeners.{self.declared.name}: its declaration has changed")
         return now
 
+    def lag(self) -> float:
+        """Seconds since the oldest change that is not yet written."""
+        waits = [since for since in (self.feed.progress.oldest(), self.scan.owed_since) if since is not None]
+        return max(0.0, time.monotonic() - min(waits)) if waits else 0.0
+
     def report(self, *, open_: bool, lag: float) -> ListenerReport:
         """The version that it runs, and how far it is behind."""
         scan, reason = self.scan.report(), self.feed.refused or self.feed.missing
+        waits = self._patience.trouble(self.declared.name)
         state: ListenerPhase = "running"
         if reason is not None:
             state = "missing"
@@ -189,12 +198,14 @@ class ListenerRun:
             state, reason = "starting", "the change stream is not open"
         else:
             state, reason = self.triage.state
-            if state == "running" and scan is not None:
+            if state != "failing" and waits is not None:
+                state, reason = "waiting", waits
+            elif state == "running" and scan is not None:
                 state = "backfilling"
         live = self.corridor.live
         return ListenerReport(
             state,
-            reason,
+            None if reason is None else readable(reason),
             generation=live.generation,
             version=live.version,
             lag_seconds=round(lag, 3),

@@ -17,22 +17,24 @@ from pymongo.errors import PyMongoError
 
 from components.errors import Fenced
 from components.import_paths import ImportPolicy
-from components.signing_key import SigningKey
 from daemon.engine import Ending, threads
 from daemon.engine.child import Channel
+from daemon.handlers.predict.model_threads import ModelThreads, OneThread
 from daemon.handlers.predict.stages import Live
 from daemon.health.measures import WorkerMeasures
 from daemon.health.worker_report import StreamReport, WorkerPhase, WorkerReport
 from daemon.listeners.change_stream import Subscription
 from daemon.listeners.intake import PositionSaver, StreamIntake
-from daemon.logs.text import readable
+from daemon.logs.text import brief, readable
 from daemon.store.connection import make_client, open_database
 from daemon.store.mongo_retry import MongoRetry, Stopping
 from daemon.store.registry.model_loader import ModelLoader
 from daemon.store.registry.registry import Registry
+from daemon.store.registry.trust import Trust
 from daemon.store.rows.positions import Positions
 from daemon.worker.assignment import WorkerAssignment
 from daemon.worker.listener_run import DeclarationChanged, ListenerRun, Shared, chained
+from daemon.worker.memory import MemoryLimit
 
 __all__ = ["Worker"]
 
@@ -41,6 +43,8 @@ log = structlog.get_logger(__name__)
 REPORT_SECONDS: Final = 0.5
 REPORT_IDLE_SECONDS: Final = 2.0
 SWAP_AGAIN_SECONDS: Final = 30.0
+REASON: Final = 400
+"""The most characters of a reason: a declaration's error has its remedy at the end."""
 
 
 class Worker:
@@ -55,10 +59,12 @@ class Worker:
         self.measures = WorkerMeasures()
         self.database: Database[dict[str, Any]]
         self.shared: Shared
+        self._preprocess: dict[str, OneThread] = {}
         self.runs: list[ListenerRun] = []
         self.intake: StreamIntake | None = None
         self.keeper: PositionSaver | None = None
         self.failure: BaseException | None = None
+        self.outgrown: str | None = None
         self.state: WorkerPhase = "starting"
         self.reason: str | None = None
         self._reporting = threading.Lock()
@@ -75,8 +81,8 @@ class Worker:
         self.shared = Shared(
             assignment,
             self.database,
-            Registry(self.database, assignment.service, assignment.epoch, SigningKey.parse(assignment.signing_key)),
-            ModelLoader(self.database, assignment.service, ImportPolicy(assignment.allow_imports)),
+            Registry(self.database, assignment.service, assignment.epoch, Trust.decoded(assignment.trust)),
+            ModelLoader(self.database, assignment.service, ImportPolicy(assignment.allow_imports), self._model_threads),
             self.patience,
             self.measures,
             self.fail,
@@ -84,10 +90,14 @@ class Worker:
         declared = self.patience("registry", lambda: self.shared.registry.worker(assignment.worker))
         for name in declared:
             self.runs.append(self.patience("model", partial(self._load, name)))
+        sessions = tuple(session for run in self.runs for session in run.outputs.sessions)
+        paths = tuple(sorted({path for run in self.runs for path in chained(run.declared)}))
+        reads_own = {path.split(".")[1] for path in paths} & {run.declared.name for run in self.runs}
         subscription = Subscription(
             service=assignment.service,
             tables=tuple(sorted({run.feed.table for run in self.runs})),
-            chained=tuple(sorted({path for run in self.runs for path in chained(run.declared)})),
+            chained=paths,
+            dropped=() if reads_own else sessions,
         )
         self.intake = StreamIntake(
             self.database,
@@ -98,6 +108,7 @@ class Worker:
             count_key=self.measures.stream_keys.inc,
             count_open=self.measures.stream_opens.inc,
             show_headroom=self.measures.oplog_headroom.set,
+            sessions=sessions,
         )
         self.intake.claim()
         self.intake.look()
@@ -123,6 +134,12 @@ class Worker:
         )
         return open_database(client, self.assignment.database)
 
+    def _model_threads(self, model: str) -> ModelThreads:
+        """New threads of a model; all versions of it have the same one for `preprocess`."""
+        if model not in self._preprocess:
+            self._preprocess[model] = OneThread(f"{model}.preprocess")
+        return ModelThreads(OneThread(f"{model}.model"), self._preprocess[model])
+
     def _load(self, name: str) -> ListenerRun:
         shared = self.shared
         return ListenerRun(shared, *shared.loader.live(lambda: shared.registry.listener(name), fresh=True))
@@ -143,7 +160,7 @@ class Worker:
                 log.exception(
                     "the live version cannot be loaded; the previous one is still served", listener=run.declared.name
                 )
-                self.patience.note(task, f"the live version cannot be loaded: {error}")
+                self.patience.note(task, brief(f"the live version cannot be loaded: {error}"))
                 again = threading.Timer(SWAP_AGAIN_SECONDS, self.shared.swaps.put, [run])
                 again.daemon = True
                 again.start()
@@ -174,8 +191,12 @@ class Worker:
 
     def report_on(self) -> None:
         """Reports from the start of the process until its end, so that a start that waits for MongoDB is visible."""
+        limit = MemoryLimit(self.assignment.memory)
         while not self.reported_all.wait(REPORT_SECONDS):
             self.report()
+            if self.state == "running" and (reason := limit.exceeded()) is not None:
+                self.outgrown = reason
+                self.stopping.set()
 
     def report(self, state: WorkerPhase | None = None, reason: str | None = None) -> None:
         """Sends one report; if nothing has changed, only every two seconds. A given state stays for later reports."""
@@ -192,14 +213,14 @@ class Worker:
     def _report(self) -> None:
         intake, state, reason = self.intake, self.state, self.reason
         open_ = intake is not None and intake.open
-        oldest = intake.progress.oldest() if intake is not None else None
-        lag = 0.0 if oldest is None else time.monotonic() - oldest
-        troubles = self.patience.troubles()
-        if troubles and state in {"starting", "running"}:
-            state, reason = ("waiting" if state == "running" else state), "; ".join(troubles)
+        unread = 0.0 if intake is None else intake.pulse.lag
+        lags = {run.declared.name: max(unread, run.lag()) for run in self.runs}
+        trouble = self.patience.trouble()
+        if trouble is not None and state in {"starting", "running"}:
+            state, reason = ("waiting" if state == "running" else state), trouble
         for run in self.runs:
             name = run.declared.name
-            self.measures.lag_seconds.labels(name).set(lag)
+            self.measures.lag_seconds.labels(name).set(lags[name])
             for lane, depth in run.corridor.dirty.depth().items():
                 self.measures.queue_depth.labels(name, lane).set(depth)
             scan = run.scan.report()
@@ -213,8 +234,8 @@ class Worker:
                 int(self.measures.stream_keys._value.get()),  # noqa: SLF001  # prometheus has no public reader
                 int(self.measures.stream_opens._value.get()),  # noqa: SLF001
             ),
-            None if reason is None else readable(reason),  # an error's text may contain lone surrogates
-            {run.declared.name: run.report(open_=open_, lag=lag) for run in self.runs},
+            None if reason is None else readable(brief(reason, REASON)),  # a text may contain lone surrogates
+            {run.declared.name: run.report(open_=open_, lag=lags[run.declared.name]) for run in self.runs},
             ending=self._ending,
             threads=threads.in_use(),
         )
@@ -227,6 +248,9 @@ class Worker:
         if report == self._reported and not busy and now - self._reported_at < REPORT_IDLE_SECONDS:
             return
         self._reported, self._reported_at = report, now
+        if intake is not None:
+            pulse = replace(report.stream, silent_seconds=round(intake.pulse.silent, 3), place=intake.pulse.place)
+            report = replace(report, stream=pulse)
         report = replace(report, busy=busy, samples=tuple(self.measures.samples()))
         self._channel.report(report.to_json())
 

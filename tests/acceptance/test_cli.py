@@ -279,7 +279,8 @@ def test_mongod_prints_an_address_that_works_until_it_is_stopped(tmp_path: Path)
         try:
             assert server.stdout is not None
             uri = server.stdout.readline().strip()
-            assert uri.startswith("mongodb://127.0.0.1:")
+            assert "@127.0.0.1:" in uri
+            assert predictd("uri", cwd=tmp_path).stdout.strip() == uri.replace("/?", "/d?")
             with MongoClient[dict[str, Any]](uri, serverSelectionTimeoutMS=5000) as mongo:
                 mongo.d.rows.insert_one({"_id": 1})
                 with mongo.d.rows.watch() as stream:

@@ -127,6 +127,26 @@ def test_a_row_that_kills_its_process_becomes_a_dead_letter_once(two: Site) -> N
 
 
 @pytest.mark.slow
+def test_a_worker_that_outgrows_its_memory_is_replaced_between_two_batches(
+    tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends in order, and no row becomes a suspect or a letter."""
+    monkeypatch.setenv("PREDICTD_LIMITS__WORKER_MEMORY", str(256 << 20))
+    leaky = ONE.replace("models:fails_until_mended", "deadly_models:leaky")
+    with Site(tmp_path / "site", mongo_uri, database, leaky) as site:
+        daemon = site.start()
+        for n in range(100):
+            site.rows.insert_one({"_id": n, "x": f"x{n}"})
+        eventually("every row has its output", lambda: has_all(site, "rows", "m", 100))
+        eventually("the worker is replaced", lambda: "worker is replaced" in daemon.log.read_text())
+        site.rows.insert_one({"_id": 100, "x": "x100"})
+        eventually("its successor predicts", lambda: has_all(site, "rows", "m", 101))
+        assert not letters(site)
+        assert "worker ended and is started again" not in daemon.log.read_text()
+        assert site.tells("status")["workers"]["m"]["restarts"] >= 1
+
+
+@pytest.mark.slow
 def test_workers_that_somebody_kills_condemn_no_row(two: Site) -> None:
     """Ten SIGKILLs from outside, whatever is at work just then."""
     for n in range(10):

@@ -152,7 +152,11 @@ def test_a_demo_that_is_kept_runs_on_until_it_is_killed(folder: Path) -> None:
     assert pid, words
     running = attach(folder / ".predictd" / "demo" / ".predictd")
     assert running is not None
-    with MongoClient(running.uri) as client:
+    address = re.search(r'mongosh "\$\((.+ uri -c .+?)\)" --eval', words)
+    assert address, words
+    uri = subprocess.run(address[1], shell=True, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+    assert uri == running.uri.replace("/?", "/mnist?")
+    with MongoClient(uri) as client:
         trained_as_told(client, words)
         image = Binary(base64.b64decode(picture[1]))
         row = client.mnist.mnist.insert_one({"img": image}).inserted_id

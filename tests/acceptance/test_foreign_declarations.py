@@ -22,7 +22,7 @@ from components.errors import ArtifactRefused
 from components.signing_key import SigningKey
 from daemon import connect
 from daemon.store import names
-from daemon.store.registry.components import canonical, mac
+from daemon.store.registry.components import canonical, signed
 from daemon.store.service import notify as bells
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -84,7 +84,8 @@ class Forger:
     def writes(self, kind: str, name: str, body: Any, sign: Callable[..., str] | None = None) -> None:
         text = canonical(body)
         document = {**self.good, "_id": f"{SERVICE}/{kind}/{name}", "kind": kind, "name": name, "declaration": text}
-        document["mac"] = sign(SERVICE, kind, name, "api", document["revision"], text) if sign else "0" * 64
+        parts = signed(SERVICE, kind, name, "api", document["revision"], text, document["sizes"])
+        document["mac"] = sign(self._site.registry.trust.identity, *parts) if sign else "0" * 128
         self._components.insert_one(document | {"live": None})
 
     def copies(self, to: str, **changes: Any) -> None:
@@ -128,16 +129,15 @@ def test_declarations_of_others_are_refused_and_never_run(site: Site, canary: Pa
     forger.writes("model", "system", {**forger.body, **code, "object": "os:system"})
     forger.copies("bare", name="bare", declaration=canonical({**forger.body, **code, "object": "os:system"}), mac=None)
 
-    def other(*parts: Any) -> str:
-        return mac(OTHER_KEY, *parts)
-
-    forger.writes("model", "foreign", {**forger.body, **code, "object": "os:system"}, other)
-    forger.writes("model", "pickled", {**forger.body, "object": slot}, other)
+    forger.writes("model", "foreign", {**forger.body, **code, "object": "os:system"}, OTHER_KEY.sign)
+    forger.writes("model", "pickled", {**forger.body, "object": slot}, OTHER_KEY.sign)
     forger.copies("copied", name="copied")
     forger.copies("posing")  # its own name, elsewhere
     forger.copies("edited", name="edited", declaration=canonical({**forger.body, "object": "os:system"}))
     forger.writes("trainer", "good", {"model": "good", "objective": "os:system", "when": [{"every": 1}]})
-    forger.writes("validation", "peek", {"model": "good", "metrics": {}, "datasets": {}, "when": [{"every": 1}]}, other)
+    forger.writes(
+        "validation", "peek", {"model": "good", "metrics": {}, "datasets": {}, "when": [{"every": 1}]}, OTHER_KEY.sign
+    )
     evils = ["system", "bare", "foreign", "pickled", "copied", "edited"]
     for name in evils:
         forger.listens(name)

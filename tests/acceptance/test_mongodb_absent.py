@@ -17,7 +17,7 @@ from harness.models import digest
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from daemon.embedded.server import ensure
+from daemon.embedded.server import ensure, uri_of
 
 LIGHT = {
     "tables": {"rows": {"fields": {"x": "str"}}},
@@ -41,10 +41,12 @@ def start() -> Iterator[Start]:
         daemon.__exit__()
 
 
-def absent() -> tuple[str, int]:
-    """The address of a MongoDB that is not there, and its port; a server of ours could listen there later."""
+def absent(folder: Path) -> tuple[str, int]:
+    """The address of a MongoDB that is not there, and its port; a server of ours on `folder` could listen there
+    later.
+    """
     port = commands.free_port()
-    return f"mongodb://127.0.0.1:{port}/?replicaSet=rs0", port
+    return uri_of(folder, port), port
 
 
 def logged(daemon: Daemon) -> list[dict[str, Any]]:
@@ -60,7 +62,7 @@ def test_it_waits_for_a_mongodb_that_comes_later(tmp_path: Path, start: Start) -
     """Alive and red with the reason all the while, one clear line in the log; then it does its work as if nothing had
     been.
     """
-    uri, port = absent()
+    uri, port = absent(tmp_path / "mongo")
     commands.write_service(tmp_path, uri, "later", LIGHT)
     daemon = start(tmp_path)
     assert "MongoDB: no primary answers" in daemon.until_reason("MongoDB: no primary answers")
@@ -92,7 +94,7 @@ def test_it_waits_for_a_mongodb_that_comes_later(tmp_path: Path, start: Start) -
 
 def test_it_stops_at_once_while_it_waits(tmp_path: Path, start: Start) -> None:
     """SIGTERM needs no MongoDB."""
-    commands.write_service(tmp_path, absent()[0], "never", LIGHT)
+    commands.write_service(tmp_path, absent(tmp_path / "mongo")[0], "never", LIGHT)
     daemon = start(tmp_path)
     daemon.until_reason("MongoDB")
     assert daemon.stop() == 0
@@ -101,7 +103,7 @@ def test_it_stops_at_once_while_it_waits(tmp_path: Path, start: Start) -> None:
 
 def test_it_gives_up_after_the_wait_that_was_asked_for(tmp_path: Path) -> None:
     """69, as every command that needs MongoDB."""
-    uri, port = absent()
+    uri, port = absent(tmp_path / "mongo")
     path = str(commands.write_service(tmp_path, uri, "never", LIGHT))
     ran = predictd("run", "-c", path, "--wait", "2", cwd=tmp_path)
     assert ran.returncode == 69, ran.stderr

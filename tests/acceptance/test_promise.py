@@ -82,6 +82,31 @@ def test_rows_that_four_clients_write_at_random_end_as_the_oracle_says(
     unharmed(history)
 
 
+WAYS = ("at_the_snapshot", "with_guards", "in_trouble")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_the_promise_holds_in_whichever_way_outputs_are_written(place: Workplace, seed: str, way: str) -> None:
+    """Four clients write at random, and the worker is killed among it: only transactions at the snapshot, only those
+    that read the guards, and such as are aborted or whose answers are lost.
+    """
+    choose = random.Random(seed)
+    place.declare(declared(f"harness.forced_models:{way}", batched=True, where={"m": True}))
+    oracle, history = Oracle(place.database, EXPECT), History(place.database, EXPECT)
+    for turn in range(3):
+        worker = place.run()
+        writers = write(place.uri, place.database.name, f"{seed}.{turn}", 300)
+        time.sleep(choose.uniform(0, 1.0))  # a random instant, not a synchronisation
+        worker.kill()
+        worker = place.start()
+        finish(writers)
+        oracle.settle()
+        assert worker.stop() == 0
+    oracle.check()
+    unharmed(history)
+
+
 # ---- any order of everything ----------------------------------------------------------------------------------------
 
 KEYS = st.integers(0, 7)

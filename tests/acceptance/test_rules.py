@@ -17,21 +17,24 @@ OUTPUTS, CORRIDOR, PREDICT = (
     "daemon/handlers/predict/corridor.py",
     "daemon/handlers/predict/stages.py",
 )
+TRANSACTIONS = "daemon/store/rows/transactions.py"
 BATCHING, POSITIONS = "daemon/handlers/predict/dirty_keys.py", "daemon/store/rows/positions.py"
 
-# rule: the file, the words that keep it, and what stands there once it is out
+# rule (and the way of writing): the file, the words that keep it, and what stands there once it is out
 RULES = {
-    "r1": (OUTPUTS, '**self._as_seen(write.seen), "$and": self._matches}', '"$and": self._matches}'),
+    "r1": (OUTPUTS, '{**self._as_seen(write.seen), "$and": self._matches}', '{"$and": self._matches}'),
+    "r1 and guards": (OUTPUTS, "and seen.asof == names[name].seen.asof", ""),
+    "r1 and snapshot": (TRANSACTIONS, '"atClusterTime", time', '"afterClusterTime", time'),
     "r1b": (CORRIDOR, "self.dirty.put_back(key, newest=written.time)", "key.finish()"),
-    "r2": (OUTPUTS, '**self._as_seen(write.seen), "$and": self._matches}', "**self._as_seen(write.seen)}"),
+    "r2": (OUTPUTS, '{**self._as_seen(write.seen), "$and": self._matches}', "self._as_seen(write.seen)"),
+    "r2 and guards": (OUTPUTS, "self._outputs_of(sets, self._matches, session)", "self._outputs_of(sets, (), session)"),
+    "r2 and snapshot": (TRANSACTIONS, '"atClusterTime", time', '"afterClusterTime", time'),
     "r3a": (CORRIDOR, "for t in (batch.after, self._floor)", "for t in (self._floor,)"),
     "r5": (PREDICT, 'writes.append(Write(row.key, row.seen, "touch", at, generation))  # R5', "pass"),
     "r6": (CORRIDOR, "if any(row.seen.generation > live.generation for row in snapshot.rows):", "if False:"),
-    "r8b": (
-        OUTPUTS,
-        '{"_id": equals(write.key), **self._as_seen(write.seen)}, {"$unset"',
-        '{"_id": equals(write.key)}, {"$unset"',
-    ),
+    "r8b": (OUTPUTS, "query |= self._as_seen(write.seen)  # R8b", "pass"),
+    "r8b and guards": (OUTPUTS, "and seen.asof == names[name].seen.asof", ""),
+    "r8b and snapshot": (TRANSACTIONS, '"atClusterTime", time', '"afterClusterTime", time'),
     "r10": (
         BATCHING,
         "while self._stretches and self._stretches[0].closed and not self._stretches[0].unfinished:",
@@ -48,6 +51,7 @@ def test_without_the_rule_its_test_fails(rule: str, tmp_path: Path, mongo_uri: s
     for folder in ("components", "daemon", "examples", "tests"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    which, *ways = rule.split(" and ")
     name, kept, out = RULES[rule]
     text = (tmp_path / name).read_text()
     assert text.count(kept) == 1, f"{name} no longer holds the words that keep {rule}"
@@ -63,7 +67,7 @@ def test_without_the_rule_its_test_fails(rule: str, tmp_path: Path, mongo_uri: s
             "no:cacheprovider",
             "tests/integration/test_protocol.py",
             "-k",
-            f"_{rule}_",
+            " and ".join([f"_{which}_", *ways]),
         ],
         cwd=tmp_path,
         env={**os.environ, "PREDICTD_TEST_MONGO_URI": mongo_uri, "PYTHONPATH": str(tmp_path)},

@@ -6,10 +6,13 @@ import ctypes
 import os
 import re
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 from harness.models import digest
+
+_KEPT: list[bytes] = []
 
 
 def deadly(x: Any) -> Any:
@@ -32,8 +35,27 @@ def needs_backend(x: Any) -> Any:
     return digest(x)
 
 
+def leaky(x: Any) -> Any:
+    """Keeps four megabytes for each row."""
+    _KEPT.append(b"x" * (4 << 20))
+    return digest(x)
+
+
 def picky(x: Any) -> Any:
     """Raises for poison."""
     if x == "poison":
         raise ValueError("this model cannot digest poison")
+    return digest(x)
+
+
+def fails(_: Any) -> Any:
+    """Raises for every row."""
+    raise ValueError("this model knows nothing")
+
+
+def naps(x: Any) -> Any:
+    """Takes its time for "nap", and says in a file beside service.toml when it begins."""
+    if x == "nap" and not Path("napping").exists():
+        Path("napping").touch()
+        time.sleep(14)
     return digest(x)

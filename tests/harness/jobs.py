@@ -19,6 +19,7 @@ from daemon.config.sections import TrainerConfig
 from daemon.engine.local import LocalEngine
 from daemon.store.connection import open_database
 from daemon.store.registry.registry import Registry
+from daemon.store.registry.trust import Pins
 from daemon.store.service.jobs import Job, Jobs
 from daemon.supervisor.job_attempt import Limits
 from daemon.supervisor.job_runner import JobRunner
@@ -90,8 +91,10 @@ class Stage:
 
     def context(self, epoch: int = 1) -> LeaderContext:
         """The leader's context of this epoch."""
+        pins = Pins(self.folder / f"trust.{epoch}.json", KEY)
+        pins.open(self.database, SERVICE)
         return LeaderContext(
-            self.config, KEY, LocalEngine(), self.call, self.spawn, lambda: None, self.fenced.append, epoch, self.uri
+            self.config, pins, LocalEngine(), self.call, self.spawn, lambda: None, self.fenced.append, epoch, self.uri
         )
 
     async def call(self, function: Callable[[Any], Any]) -> Any:

@@ -24,7 +24,7 @@ from components.declarations import ListenerDeclaration, ModelDeclaration
 from daemon.engine.child import CHANNEL
 from daemon.store.registry.registry import Registry
 from harness.daemons import PATIENCE, TESTS, Daemon, eventually
-from harness.keys import KEY
+from harness.keys import KEY, trusting
 
 SERVICE, WORKER, TABLE, LISTENER = "s", "w", "rows", "L"
 
@@ -191,7 +191,7 @@ class Workplace:
             "allow_imports": ["harness"],
             "log": {"format": "json", "level": "info"},
             "stop_timeout": 20.0,
-            "signing_key": KEY.hex(),
+            "trust": trusting(self.database, SERVICE),
             **assignment,
         }
         worker = Worker(told, self.folder / "worker.log", environ)

@@ -116,7 +116,7 @@ def test_the_demo_has_no_problem() -> None:
     ],
 )
 def test_code_that_cannot_be_built(tmp_path: Path, lines: str, path: str, words: list[str]) -> None:
-    """Each way of failing is told at the key that names the code, and a model beside it is judged all the same."""
+    """The problem names the key of the code that failed; a model beside it is checked too."""
     config = written(tmp_path, {"before": 'object = "mycode:Fine"', "m": lines, "after": 'object = "mycode:gone"'})
     found = told(build(config))
     assert set(found) == {path, "models.after.object"}
@@ -269,7 +269,7 @@ def trained(folder: Path, *changes: tuple[str, str]) -> Config:
 
 @pytest.mark.slow
 def test_trainers_and_validations_that_will_not_do(tmp_path: Path) -> None:
-    """Each way of failing is told at the key that is to blame, nothing else is blamed for it, and what is good is not
+    """The problem names the key that is at fault and no other; what is good is not
     blamed at all.
     """
     good = [
@@ -414,3 +414,29 @@ def test_a_server_that_is_no_replica_set(tmp_path: Path, mongod: Path) -> None:
         process.wait()
     assert problem.path == "mongo.uri"
     assert "--replSet" in problem.message
+
+
+def test_a_module_with_the_name_of_another_is_told_once_with_both_files(tmp_path: Path) -> None:
+    """A `queue.py` beside the file: some code would get the other one; the worker says the same at its start."""
+    written(tmp_path, {"n": 'object = "mycode:Fine"'})
+    (tmp_path / "queue.py").write_text("def f(x): return x\n")
+    file = tmp_path / "service.toml"
+    text = file.read_text().replace('"mycode", "broken', '"queue", "mycode", "broken')
+    file.write_text(text + "\n[models.m]\ntype = 'object'\nobject = 'queue:f'\n")
+    config = load(file, {})
+    assert list(told(build(config))) == ["security.allow_imports"]
+    message = told(build(config))["security.allow_imports"]
+    assert str(tmp_path / "queue.py") in message
+    assert message.count("queue.py") == 2
+
+
+def test_what_lies_beside_the_file_unnamed_does_not_run(tmp_path: Path) -> None:
+    """A `torch.py` in the folder is nobody's torch."""
+    (tmp_path / "torch.py").write_text("import pathlib; pathlib.Path(__file__).with_name('ran').touch()\n")
+    (tmp_path / "site.py").write_text("import pathlib; pathlib.Path(__file__).with_name('ran').touch()\n")
+    config = written(tmp_path, {"m": 'object = "mycode:Fine"'})
+    file = tmp_path / "service.toml"
+    file.write_text(file.read_text() + "\n[models.t]\nobject = 'torch.nn:Identity'\n")
+    assert build(load(file, {})) == []
+    assert build(config) == []
+    assert not (tmp_path / "ran").exists()

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -22,8 +23,10 @@ import pytest
 from harness.commands import free_port
 from harness.daemons import PATIENCE
 from pymongo import MongoClient
+from pymongo.errors import OperationFailure
 
 from components.errors import MongoUnavailable
+from daemon.embedded import login
 from daemon.embedded import server as embedded
 from daemon.embedded.guardian import STOPPED, Guardian, Serving
 from daemon.embedded.server import EmbeddedMongo, ensure, find_mongod
@@ -376,3 +379,114 @@ def test_the_sessions_database_is_empty_and_has_failpoints(database):
     assert database.list_collection_names() == []
     failpoint = database.client.admin.command("configureFailPoint", "failCommand", mode="off")
     assert failpoint["ok"] == 1
+
+
+# ---- who gets in --------------------------------------------------------------------------------------------------
+
+
+def refused(call: Callable[[], object]) -> bool:
+    with pytest.raises(OperationFailure) as caught:
+        call()
+    return caught.value.code in (13, 18)  # Unauthorized, AuthenticationFailed
+
+
+@contextmanager
+def stranger(port: int, **login: str) -> Iterator[MongoClient[dict[str, object]]]:
+    with MongoClient[dict[str, object]](
+        "127.0.0.1", port, directConnection=True, serverSelectionTimeoutMS=5000, **login
+    ) as client:
+        yield client
+
+
+def test_without_the_password_nobody_reads_or_writes(state_dir):
+    """Not through the localhost exception either, before or after a first user; nor with another password."""
+    with ensure(state_dir) as mongo:
+        write(mongo, "mine")
+        with stranger(mongo.port) as client:
+            assert client.admin.command("hello")["isWritablePrimary"]
+            assert "compression" not in client.admin.command("hello", compression=["snappy", "zstd", "zlib"])
+            create = {"createUser": "me", "pwd": "x", "roles": ["root"]}
+            for call in (
+                client.test.rows.find_one,
+                lambda: client.test.rows.insert_one({}),
+                lambda: client.test.rows.watch().try_next(),
+                client.list_database_names,
+                lambda: client.admin.command(create),
+                lambda: client.admin.command("serverStatus"),
+                lambda: client.admin.command("replSetGetConfig"),
+                lambda: client.admin.command("shutdown"),
+            ):
+                assert refused(call)
+        for name, database in (("__system", "local"), ("__system", "admin"), ("root", "admin")):
+            with stranger(mongo.port, username=name, password="0" * 64, authSource=database) as client:
+                assert refused(lambda client=client: client.test.rows.find_one())
+        assert keys(mongo) == {"mine"}
+
+
+def test_nobody_gets_in_while_it_starts(state_dir, monkeypatch):
+    """From the first instant that its port is open."""
+    seen: list[object] = []
+    accepts = embedded._accepts
+
+    def looked(port: int) -> bool:
+        if accepts(port):
+            with stranger(port) as client:
+                create = {"createUser": "me", "pwd": "x", "roles": ["root"]}
+                seen.append(refused(lambda: client.admin.command(create)))
+                seen.append(refused(lambda: client.admin.command("replSetInitiate", {"_id": "rs0"})))
+        return accepts(port)
+
+    monkeypatch.setattr(embedded, "_accepts", looked)
+    with ensure(state_dir) as mongo:
+        write(mongo, "mine")
+    assert seen
+    assert all(seen)
+
+
+def test_the_password_is_for_this_user_alone_and_kept(state_dir):
+    """The URI carries it; a file of another mode, and a damaged one, are refused."""
+    with ensure(state_dir) as mongo:
+        password = state_dir / "mongod" / "password"
+        assert stat.S_IMODE(password.stat().st_mode) == 0o600
+        assert password.read_text() in mongo.uri
+        assert embedded.uri_of(state_dir, mongo.port) == mongo.uri
+        command = Path(f"/proc/{serving(state_dir).mongod}/cmdline").read_text()
+        assert password.read_text() not in command
+    password.chmod(0o644)
+    with ensure(state_dir) as again:  # the folder is closed to others, and so is what it holds
+        assert again.uri == mongo.uri
+        assert stat.S_IMODE(password.stat().st_mode) == 0o600
+    password.write_text("short")
+    with pytest.raises(MongoUnavailable, match="password: is damaged"):
+        ensure(state_dir)
+    password.unlink()
+    password.symlink_to("elsewhere")
+    with pytest.raises(MongoUnavailable, match="is a symbolic link"):
+        ensure(state_dir)
+
+
+@pytest.mark.parametrize("before", ["without a password", "under another password"])
+def test_the_data_of_an_older_release_is_served(state_dir, before, monkeypatch):
+    """As it is; so is data under a password that is lost."""
+    with monkeypatch.context() as patch:
+        if before == "without a password":
+            patch.setattr(login, "options", lambda _: ({}, {}))
+            patch.setattr(login, "direct", lambda port, _: MongoClient("127.0.0.1", port, directConnection=True))
+            patch.setattr(login, "uri", lambda port, _: f"mongodb://127.0.0.1:{port}/?replicaSet=rs0")
+        with ensure(state_dir) as mongo:
+            write(mongo, "before")
+    (state_dir / "mongod" / "password").unlink()
+    with ensure(state_dir) as now:
+        assert now.uri != mongo.uri
+        assert keys(now) == {"before"}
+        write(now, "after")
+        with stranger(now.port) as client:
+            assert refused(client.test.rows.find_one)
+
+
+def test_a_server_of_an_older_release_that_runs_is_said(state_dir):
+    """Rather than waited for."""
+    with ensure(state_dir):
+        (state_dir / "mongod" / "password").unlink()
+        with pytest.raises(MongoUnavailable, match="by an older release, without a password: stop that process"):
+            ensure(state_dir)

@@ -51,6 +51,27 @@ def test_a_copied_state_directory_on_another_host_does_not_take_the_lease(databa
         lease(database, Holder("one", "host-2", 11)).acquire()
 
 
+def test_a_clone_waits_and_is_told_why(database: Any) -> None:
+    """The same host name and a copied state directory: only the place differs, and neither ousts the other."""
+    original, clone = Holder("one", "host-1", 11, "here"), Holder("one", "host-1", 11, "there")
+    assert lease(database, original).acquire() == 1
+    with pytest.raises(AnotherDaemon, match="from a copy of this state directory"):
+        lease(database, clone).acquire()
+    lease(database, clone).release(None)  # nor does it give back what is not its own
+    lease(database, original).renew(1)
+    assert lease(database, original).acquire() == 2, "its own lease is taken back at once"
+
+
+def test_a_lease_is_released_though_its_epoch_was_never_heard(database: Any) -> None:
+    """The process was asked to stop before the answer came."""
+    lease(database, ONE).acquire()
+    lease(database, Holder("one", "host-1", 12)).release(None)
+    with pytest.raises(AnotherDaemon):
+        lease(database, OTHER).acquire()
+    lease(database, ONE).release(None)
+    assert lease(database, OTHER).acquire() == 2
+
+
 def test_an_expired_lease_goes_to_the_next_and_the_late_renewal_is_refused(database: Any) -> None:
     """A paused leader that wakes learns that it has been replaced."""
     lease(database, ONE, ttl=0.2).acquire()

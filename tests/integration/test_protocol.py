@@ -1,7 +1,7 @@
 """The counterexamples of the write protocol's check, each in its own order of steps, against a real MongoDB.
 
 Two workers over one row: `old` was paused and has been replaced by `new`. Each test fails when its rule is taken out of
-the code; tests/acceptance/test_rules.py takes them out.
+the code; tests/acceptance/test_rules.py takes them out. Each runs with every way of writing outputs.
 """
 
 from __future__ import annotations
@@ -10,9 +10,18 @@ from typing import Any
 
 import pytest
 from harness.corridors import LISTENER, TABLE, OldestOutputs, SteppedWorker, declare, promote
+from harness.ways import WAYS, force
 from pymongo.database import Database
 
 from components.errors import Fenced
+
+
+@pytest.fixture(params=WAYS, autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How outputs are written."""
+    force(request.param, monkeypatch)
+    chosen: str = request.param
+    return chosen
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from harness.commands import free_port
 from harness.daemons import PATIENCE, Daemon, NotifySocket, eventually
 from pymongo.database import Database
 
-from daemon.embedded.server import ensure
+from daemon.embedded.server import ensure, uri_of
 from daemon.store import names
 
 FILE = """
@@ -308,9 +308,8 @@ def test_without_mongodb_it_is_red_and_waits_and_starts_when_mongodb_comes(
 ) -> None:
     """It answers over HTTP meanwhile; when MongoDB goes away later it turns red, keeps its workers, and recovers."""
     port = free_port()
-    (tmp_path / "service.toml").write_text(
-        FILE.format(uri=f"mongodb://127.0.0.1:{port}/?replicaSet=rs0", database="db", stop_timeout=10)
-    )
+    uri = uri_of(tmp_path / "mongo", port)
+    (tmp_path / "service.toml").write_text(FILE.format(uri=uri, database="db", stop_timeout=10))
     daemon = start(tmp_path)
     assert f"127.0.0.1:{port}" in daemon.until_reason("MongoDB: ")
     assert daemon.get("/healthz").status_code == 200

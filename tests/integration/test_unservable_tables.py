@@ -96,6 +96,29 @@ def test_a_table_that_is_replaced_while_it_is_served(place: Workplace, kind: str
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_table_that_is_replaced_while_its_rows_wait(place: Workplace, kind: str) -> None:
+    """Rows that wait, are predicted or are written hold up neither the position nor the worker, and leave no letter."""
+    database, two = place.database, two_tables()
+    two["models"]["f"] = {**two["models"]["f"], "object": "harness.models:slow"}
+    place.declare(two)
+    worker = place.run()
+    database[ODD].insert_many({"_id": n, "x": f"x{n}"} for n in range(1500))
+    eventually("some are served", lambda: outputs(place) > 0)
+    database.drop_collection(ODD)
+    database.create_collection(ODD, **KINDS[kind])
+    if kind == "capped":
+        database[ODD].insert_many({"_id": n, "x": f"x{n}"} for n in range(1000, 1500))
+    until_refused(worker, kind)
+    worker.until("no key waits", lambda: not any(worker.listener(OTHER)["queue"].values()))
+    position = database[names.POSITIONS].find_one()
+    place.rows.insert_one({"_id": 1, "x": "y"})
+    Oracle(database).settle()
+    eventually("the position moves", lambda: database[names.POSITIONS].find_one() != position)
+    until_refused(worker, kind)
+    assert list(database[names.DEAD_LETTERS].find()) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_check_names_the_table(place: Workplace, tmp_path: Path, kind: str) -> None:
     """`predictd check --mongo` has one problem, at the table's key."""
     place.database.drop_collection(ODD)

@@ -14,7 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.handlers.predict.batch_cap import BatchCap
-from daemon.handlers.predict.dirty_keys import LIVE_SECONDS, SCAN_SHARE, DirtyKey, DirtyKeys, Progress, identity
+from daemon.handlers.predict.dirty_keys import (
+    LIVE_SECONDS,
+    SCAN_SHARE,
+    DirtyKey,
+    DirtyKeys,
+    Progress,
+    earliest,
+    identity,
+)
 
 
 def taken(dirty: DirtyKeys, cap: int = 100) -> list[Any]:
@@ -288,6 +296,22 @@ def test_the_oldest_unfinished_stretch_tells_the_lag() -> None:
     assert newer >= oldest
     second.finish()
     assert progress.oldest() is None
+
+
+def test_the_position_of_a_source_is_the_earliest_of_its_shares() -> None:
+    """A listener that hangs holds the position; its neighbour's lag does not grow with it."""
+    one, two = Progress[int](), Progress[int]()
+    assert earliest([one, two]) is None
+    key = DirtyKey(1, "live", None, [one.begin(since=7.0)])
+    for n in range(3):
+        one.close(n)
+        two.close(n)
+    assert (one.oldest(), two.oldest()) == (7.0, None)
+    assert earliest([one, two]) is None
+    key.finish()
+    assert earliest([one, two]) == 2
+    two.close(3)
+    assert earliest([one, two]) == 2
 
 
 @given(st.data())

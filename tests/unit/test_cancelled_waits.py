@@ -1,5 +1,5 @@
-"""A task that is told to end at the very moment at which what it waits for comes: it ends. (Python 3.11's
-`asyncio.wait_for` forgets that it was told.)
+"""A task that is cancelled at the moment at which its wait is over ends. (In Python 3.11, `asyncio.wait_for` loses such
+a cancellation.)
 """
 
 from __future__ import annotations

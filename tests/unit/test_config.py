@@ -486,19 +486,43 @@ def test_durations(tmp_path: Path, written: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "host", "port", "warned"),
+    ("written", "host", "port", "missing"),
     [
-        ("localhost:0", "localhost", 0, False),
-        ("[::1]:80", "::1", 80, False),
-        ("0.0.0.0:9477", "0.0.0.0", 9477, True),
-        ("[::]:1", "::", 1, True),
+        ("localhost:0", "localhost", 0, []),
+        ("[::1]:80", "::1", 80, []),
+        ("0.0.0.0:9477", "0.0.0.0", 9477, ["http.hosts", "http.token_file"]),
+        ("[::]:1", "::", 1, ["http.hosts", "http.token_file"]),
     ],
 )
-def test_listen(tmp_path: Path, written: str, host: str, port: int, warned: bool) -> None:
-    """An address that other machines reach is allowed, with a warning."""
-    config = read(tmp_path, GOOD + f'[http]\nlisten = "{written}"')
+def test_listen(tmp_path: Path, written: str, host: str, port: int, missing: list[str]) -> None:
+    """An address that other machines reach needs the names by which they do, and a token."""
+    listen = GOOD + f'[http]\nlisten = "{written}"\n'
+    if missing:
+        assert [path for path, _ in problems(tmp_path, listen)] == missing
+    config = read(tmp_path, listen + 'hosts = ["Predictd.example.org", "[::2]"]\ntoken_file = "token"')
     assert (config.http.host, config.http.port) == (host, port)
-    assert [problem.path for problem in config.warnings] == (["http.listen"] if warned else [])
+    assert config.http.hosts == ["predictd.example.org", "::2"]
+    assert config.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "reason"),
+    [
+        ("short", 0o600, "16 to 512"),
+        ("has a space in the middle", 0o600, "16 to 512"),
+        ("ümlaut-ümlaut-ümlaut", 0o600, "16 to 512"),
+        ("0123456789abcdef", 0o644, "chmod 600"),
+        (None, 0o600, "No such file"),
+    ],
+)
+def test_a_token_that_others_know_is_refused(tmp_path: Path, text: str | None, mode: int, reason: str) -> None:
+    """By its length, or by the mode of its file, with the remedy."""
+    config = read(tmp_path, GOOD + '[http]\ntoken_file = "token"')
+    if text is not None:
+        (tmp_path / "token").write_text(text)
+        (tmp_path / "token").chmod(mode)
+    with pytest.raises(ConfigurationError, match=reason):
+        config.http.token()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,12 @@ secret.
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -60,6 +65,17 @@ class TestEnvironment:
         config = read(tmp_path, text, {"WHO": "me", "PW": "pw"})
         assert config.mongo.uri == "mongodb://me:pw@h/"
         assert config.listeners["digit"].where == {"class": "${x}"}
+
+    def test_a_credential_of_systemd(self, tmp_path: Path) -> None:
+        """`LoadCredential=MONGO_URI:...`: a file, so that no environment holds the secret; a variable comes first."""
+        (tmp_path / "credentials").mkdir()
+        (tmp_path / "credentials" / "MONGO_URI").write_text("mongodb://h/\n")
+        given = {"CREDENTIALS_DIRECTORY": str(tmp_path / "credentials")}
+        text = GOOD.replace('"embedded"', '"${MONGO_URI}"')
+        assert read(tmp_path, text, given).mongo.uri == "mongodb://h/"
+        assert read(tmp_path, text, {**given, "MONGO_URI": "mongodb://first/"}).mongo.uri == "mongodb://first/"
+        (tmp_path / "credentials" / "MONGO_URI").unlink()
+        assert "MONGO_URI is not set" in str(problems(tmp_path, text, given))
 
     def test_an_empty_variable(self, tmp_path: Path) -> None:
         """A variable that is set but empty is no value."""
@@ -173,6 +189,90 @@ class TestSecrets:
         assert "hush" not in str(found)
 
 
+class TestForeignFile:
+    """A file of another user, read by a command that only looks."""
+
+    TEXT = GOOD.replace('"embedded"', '"mongodb://${AWS_SECRET_ACCESS_KEY}@their.host/"')
+    ENVIRON: ClassVar = {"AWS_SECRET_ACCESS_KEY": "do-not-send"}
+
+    def file(self, folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """A file that belongs to somebody else, as far as its reader sees."""
+        file = folder / "service.toml"
+        file.write_text(text)
+        monkeypatch.setattr(os, "geteuid", lambda: file.stat().st_uid + 4242)
+        if os.getuid() == 0:  # root's files are everybody's to trust
+            os.chown(file, 4343, -1)
+        return file
+
+    def test_no_variable_is_put_into_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The sentence names the owner, the variable and what to do; the value stands nowhere."""
+        file = self.file(tmp_path, self.TEXT, monkeypatch)
+        with pytest.raises(ConfigurationError) as refused:
+            load(file, self.ENVIRON, trusted=False)
+        message = str(refused.value)
+        assert "do-not-send" not in message
+        assert [problem.path for problem in refused.value.problems] == ["mongo.uri"]
+        for words in ("belongs to", "AWS_SECRET_ACCESS_KEY", "run it as that user, or set PREDICTD_MONGO__URI"):
+            assert words in message
+
+    def test_what_it_says_overrides_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The remedy works: the user's own address comes in place of the file's."""
+        file = self.file(tmp_path, self.TEXT, monkeypatch)
+        given = {"PREDICTD_MONGO__URI": "mongodb://mine/"}
+        assert load(file, {**self.ENVIRON, **given}, trusted=False).mongo.uri == "mongodb://mine/"
+
+    def test_without_variables_it_is_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nothing of the user's goes into it."""
+        assert load(self.file(tmp_path, GOOD, monkeypatch), {}, trusted=False).mongo.embedded
+
+    def test_the_daemon_reads_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whoever starts the daemon on a file means it: a container's user often owns no file."""
+        file = self.file(tmp_path, self.TEXT, monkeypatch)
+        assert "do-not-send" in load(file, self.ENVIRON).mongo.uri
+
+    def test_ones_own_and_roots_are_read(self, tmp_path: Path) -> None:
+        """As before."""
+        file = tmp_path / "service.toml"
+        file.write_text(self.TEXT)
+        assert "do-not-send" in load(file, self.ENVIRON, trusted=False).mongo.uri
+
+    def test_a_link_of_somebody_elses(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The link's owner could exchange what it names."""
+        link = self.file(tmp_path, "", monkeypatch)
+        monkeypatch.undo()
+        link.unlink()
+        (tmp_path / "real.toml").write_text(self.TEXT)
+        link.symlink_to(tmp_path / "real.toml")
+        if os.getuid() != 0:
+            pytest.skip("only root can give a link to another user")
+        os.lchown(link, 4343, -1)
+        with pytest.raises(ConfigurationError, match="belongs to"):
+            load(link, self.ENVIRON, trusted=False)
+
+    @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file to another user")
+    def test_commands_only_look(self, tmp_path: Path) -> None:
+        """`predictd status` in a stranger's folder ends with 78 and connects to nobody."""
+        file = tmp_path / "service.toml"
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            server.settimeout(0.1)
+            host = f"${{AWS_SECRET_ACCESS_KEY}}@127.0.0.1:{server.getsockname()[1]}"
+            file.write_text(GOOD.replace('"embedded"', f'"mongodb://{host}/?serverSelectionTimeoutMS=500"'))
+            os.chown(file, 4343, -1)
+            for command in ("status", "models", "versions lenet", "dead-letters list", "jobs", "check"):
+                done = subprocess.run(
+                    [sys.executable, "-m", "daemon.cli", *command.split()],
+                    cwd=tmp_path,
+                    env={**os.environ, "AWS_SECRET_ACCESS_KEY": "do-not-send"},
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                )
+                assert done.returncode == 78, done.stderr
+                assert "do-not-send" not in done.stdout + done.stderr
+            with pytest.raises(TimeoutError):
+                server.accept()
+
+
 class TestFile:
     """Files that cannot be read."""
 
@@ -189,10 +289,10 @@ class TestFile:
     def test_an_unreadable_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A file without permission says what to change."""
 
-        def refused(_: Path) -> bytes:
+        def refused(*_: object) -> int:
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(Path, "read_bytes", refused)
+        monkeypatch.setattr("os.open", refused)
         with pytest.raises(ConfigurationError, match="may not read it; change its owner or mode"):
             load(tmp_path / "service.toml", {})
 

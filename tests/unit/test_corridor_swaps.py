@@ -26,6 +26,9 @@ class OneRow:
         row = Row(keys[0], ("x",), b"input", Seen(Timestamp(1, 1), 9, b"other", present=True))
         return Snapshot(Timestamp(2, 1), (row,), (), ())
 
+    def exist(self, key: Any, input_: bytes, generation: int) -> bool:
+        return True
+
     def settled(self, key: Any, input_: bytes, generation: int, scanned: bool) -> bool:
         return False
 

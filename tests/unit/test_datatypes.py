@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -107,7 +108,7 @@ def test_a_wrong_value_is_refused_with_what_was_expected(spec, value, message):
     ("spec", "obj"),
     [
         ("pil_image", 3),
-        ("pil_image", Image.new("CMYK", (2, 2))),
+        ("pil_image", Image.new("HSV", (2, 2))),
         ("int", 2**63),
         ("int", None),
         ("str", 1),
@@ -196,7 +197,7 @@ def png_claiming(width, height):
     ("data", "message"),
     [
         (b"", "no image of a known format"),
-        (b"hello world", "no image of a known format (PNG, JPEG, WEBP, GIF, BMP, TIFF); they begin with 68 65 6c 6c"),
+        (b"hello world", f"no image of a known format ({', '.join(images.FORMATS)}); they begin with 68 65 6c 6c"),
         (encoded(Image.effect_noise((64, 64), 50))[:-1500], "broken PNG image"),
         (encoded(Image.effect_noise((64, 64), 50), "JPEG")[:-500], "broken JPEG image"),
         (encoded(Image.effect_noise((64, 64), 50))[:20], ""),
@@ -227,6 +228,26 @@ def test_any_damage_to_an_image_is_an_image_or_a_decode_error(data, at, damage):
         datatype("pil_image").decode(data[:at] + damage + data[at + len(damage) :])
     except DecodeError:
         return
+
+
+def test_the_formats_may_be_narrowed():
+    """A decoder that is not accepted never sees the bytes; another process of the same job has the setting too."""
+    from daemon.store.rows.datasets import RowExamples
+
+    samples = dict(zip(images.FORMATS, SAMPLES, strict=True))
+    try:
+        images.narrow(["png", "jpeg"])
+        assert images.decode(samples["PNG"]).size == images.decode(samples["JPEG"]).size == (16, 16)
+        for name in ("WEBP", "GIF", "BMP", "TIFF"):
+            with pytest.raises(DecodeError, match=r"known format \(PNG, JPEG\)"):
+                images.decode(samples[name])
+        packed = pickle.dumps(RowExamples("mongodb://h", "d", "t", {"x": "pil_image"}, []))
+        images.narrow([])
+        assert images.accepted() == images.FORMATS
+        pickle.loads(packed)
+        assert images.accepted() == ("PNG", "JPEG")
+    finally:
+        images.narrow([])
 
 
 def test_images_are_decoded_by_several_threads_at_once():

@@ -259,7 +259,7 @@ def test_a_trainer_comes_back_with_everything_it_was_given():
     )
     declared = declare(trainer, model=TorchModel("m", torch.nn.Linear(1, 1)))
     assert (declared.kind, declared.name) == ("trainer", "m")
-    assert set(declared.declaration.dump()) == set(TrainerConfig.model_fields) - {"gradient_clip"} | {
+    assert set(declared.declaration.dump()) == set(TrainerConfig.model_fields) - {"gradient_clip", "promote_fall"} | {
         "model",
         "identifier",
     }

@@ -14,6 +14,7 @@ from components.datatypes import datatype
 from components.errors import OutputError
 from components.key import Arguments, Key
 from components.model import Model, ObjectModel
+from daemon.handlers.predict.decoding import CHUNK_BYTES, CHUNK_ROWS
 from daemon.handlers.predict.dirty_keys import Batch, DirtyKey
 from daemon.handlers.predict.records import Row, Seen, Snapshot
 from daemon.handlers.predict.stages import (
@@ -363,12 +364,91 @@ def test_a_single_row_that_needs_too_much_memory_is_dead() -> None:
     assert told == []
 
 
-def test_a_model_that_returns_too_few_outputs_is_found_out_row_by_row() -> None:
-    """No output lands on the wrong row."""
-    predicted = outcome(live(ObjectModel("f", lambda xs: xs[:1], batched=True)), row(1, "a"), row(2, "b"))
-    assert values(predicted) == {1: "a", 2: "b"}
-    predicted = outcome(live(ObjectModel("f", lambda xs: xs * 2, batched=True)), row(1, "a"), row(2, "b"))
-    assert values(predicted) == {1: "OutputError", 2: "OutputError"}
+def test_a_batch_with_too_few_or_too_many_outputs_is_refused_whole() -> None:
+    """It is not bisected: a smaller batch could fit by chance, and rows would get other rows' outputs."""
+    for answer in (lambda xs: xs[:1], lambda xs: xs * 2, lambda xs: [xs[0], xs[1]] if len(xs) > 1 else xs):
+        rows = [row(1, "a"), row(2, "b"), row(3, "c")]
+        predicted = outcome(live(ObjectModel("f", answer, batched=True)), *rows)
+        assert values(predicted) == dict.fromkeys((1, 2, 3), "OutputShapeError")
+
+
+# ---- chunks ---------------------------------------------------------------------------------------------------------
+
+
+class Stored:
+    """A datatype that notes what is decoded, and fails as it is told."""
+
+    def __init__(self, steps: list[str], size: int = 1, fails: Callable[[Any], BaseException | None] | None = None):
+        self._steps, self._size, self._fails = steps, size, fails or (lambda _: None)
+
+    def decode(self, value: Any) -> Any:
+        self._steps.append(f"decode {value}")
+        error = self._fails(value)
+        if error is not None:
+            raise error
+        return bytes(self._size)
+
+
+@pytest.mark.parametrize(
+    ("size", "held"), [(1, CHUNK_ROWS), (CHUNK_BYTES // 4, 5), (CHUNK_BYTES + 1, 1)], ids=["rows", "bytes", "one"]
+)
+def test_a_chunk_is_decoded_and_then_preprocessed(size: int, held: int) -> None:
+    """No more decoded values are held than so many rows, or so many bytes."""
+    steps: list[str] = []
+    model = ObjectModel("f", len, preprocess=lambda x: steps.append("preprocess") or x)
+    ready = prepare(judged(live_of(model, Stored(steps, size)), *(row(n, n) for n in range(150))))
+    assert [each.key for each in ready.rows] == list(range(150))
+    most = level = 0
+    for step in steps:
+        level += 1 if step.startswith("decode") else -1
+        most = max(most, level)
+    assert (most, level) == (held, 0)
+
+
+def test_rows_that_cannot_be_decoded_or_preprocessed_are_dead_in_any_chunk() -> None:
+    """Each with its stage; every other row is prepared once."""
+    stored = Stored([], fails=lambda n: ValueError("decode") if n % 50 == 0 else None)
+    seen: list[Any] = []
+
+    def preprocess(x: Any) -> Any:
+        seen.append(x)
+        if len(seen) == 100:
+            raise ValueError("preprocess")
+        return x
+
+    model = ObjectModel("f", len, preprocess=preprocess)
+    ready = prepare(judged(live_of(model, stored), *(row(n, n) for n in range(200))))
+    assert sorted((dead.key, dead.stage) for dead in ready.letters) == [
+        *((n, "decode") for n in (0, 50, 100)),
+        (102, "preprocess"),
+        (150, "decode"),
+    ]
+    assert len(ready.rows) == 195
+    assert not ready.left
+
+
+@pytest.mark.parametrize("fails_at", [1, 63, 64, 65, 100])
+def test_memory_that_runs_out_while_decoding_leaves_the_rest_for_later(fails_at: int) -> None:
+    """What was decoded before is preprocessed and freed first; only if that does not help are rows left."""
+    told: list[int] = []
+    always = Stored([], fails=lambda n: MemoryError() if n >= fails_at else None)
+    ready = prepare(
+        judged(live_of(ObjectModel("f", len), always), *(row(n, n) for n in range(200))), out_of_memory=told.append
+    )
+    assert told == [fails_at + 1]
+    assert len(ready.rows) == max(1, fails_at // 2)
+    assert [each.key for each in (*ready.rows, *ready.left)] == list(range(200))
+    assert not ready.letters
+
+    tries: list[str] = []
+    once = Stored(tries, fails=lambda n: MemoryError() if n == fails_at and tries.count(f"decode {n}") == 1 else None)
+    ready = prepare(judged(live_of(ObjectModel("f", len), once), *(row(n, n) for n in range(200))))
+    if fails_at % CHUNK_ROWS:
+        assert [each.key for each in ready.rows] == list(range(200))
+
+
+def live_of(model: Any, stored: Stored) -> Live:
+    return Live(model, 7, GENERATION, Key.parse("x"), (stored,))  # type: ignore[arg-type]
 
 
 # ---- odd errors -----------------------------------------------------------------------------------------------------
@@ -467,7 +547,7 @@ for _ in range(300):
         {"nul\x00": 1},
         "\ud800",
         {"\ud800": 1},
-        {1, 2},
+        iter(()),
         NESTED,
         lambda: None,
     ],

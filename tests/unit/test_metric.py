@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 
 import pytest
+import sklearn.metrics
 import torch
 import torchmetrics
 
-from components import DeclarationError, Metric, MetricError
+from components import Dataset, DeclarationError, Metric, MetricError, Query, Validation
+from components.serialization import declare
 
 # The tutorial's, letter by letter
 acc = lambda x, y: sum([xx == yy for xx, yy in zip(x, y)]) / len(x)  # noqa: E731, B905
@@ -92,3 +95,32 @@ def test_declaring_a_metric_by_name_imports_neither_torch_nor_torchmetrics():
     code = "import sys, components; components.Metric('m', 'MeanSquaredError'); print('torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert ran.stdout.strip() == "False"
+
+
+def inverted(targets, predictions):
+    return float(sum(p == 1 for p in predictions))
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "greater"),
+    [
+        (Metric("m", sklearn.metrics.precision_score), 1.0, True),
+        (Metric("m", sklearn.metrics.recall_score), 0.5, True),
+        (Metric("m", functools.partial(sklearn.metrics.precision_score, zero_division=0)), 1.0, True),
+        (Metric("m", sklearn.metrics.mean_squared_error), 0.25, False),
+        (Metric("m", sklearn.metrics.zero_one_loss), 0.25, False),
+        (Metric("m", sklearn.metrics.matthews_corrcoef), pytest.approx(0.577, abs=1e-3), True),
+        (Metric("m", inverted), 1.0, None),
+    ],
+)
+def test_predictions_and_targets_arrive_under_their_names(metric, value, greater):
+    """scikit-learn takes the targets first; taken for predictions, precision is recall. It also names its direction."""
+    assert metric([1, 0, 0, 0], [1, 1, 0, 0]) == value
+    assert metric.known_direction is greater
+
+
+def test_a_direction_that_no_name_tells_must_be_said():
+    """A guess would keep the worst weights."""
+    validation = Validation("v", key=("x", "y"), datasets=[Dataset("d", Query("t"))], metrics=[Metric("m", inverted)])
+    with pytest.raises(DeclarationError, match=r"validations.v.metrics.m.greater_is_better: .*give the metric"):
+        declare(validation, model="f")

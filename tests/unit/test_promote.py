@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from harness.declarations import declaration
 
 from components.declarations import TrainerDeclaration
-from daemon.handlers.promote import Decision, Measured, decide, named
+from daemon.handlers.promote import Decision, Measured, better_of, decide, named
 from daemon.handlers.train import checkpoint_folder, folds, split
 
 UP, DOWN = {"v/acc": True}, {"v/acc": False}
 
 
-def trainer(promote: str = "better", metric: str | None = None, margin: float = 0.0) -> TrainerDeclaration:
-    made: TrainerDeclaration = declaration("trainer", promote=promote, promote_metric=metric, promote_margin=margin)
+def trainer(promote: str = "better", metric: str | None = None, margin: float = 0.0, **more: Any) -> TrainerDeclaration:
+    given = {"promote": promote, "promote_metric": metric, "promote_margin": margin, **more}
+    made: TrainerDeclaration = declaration("trainer", **given)
     return made
 
 
@@ -62,6 +64,69 @@ def test_better_goes_by_direction_and_margin(
     decision = decide(trainer(margin=margin), judged(1, old, greater=greater), judged(2, new, greater=greater))
     assert (decision.promote, decision.state) == (better, "live" if better else "rejected")
     assert f"v/acc {new:g} against {old:g} of version 1" in decision.reason
+
+
+def fallen(
+    old: float | None, new: float | None, *, promote: str = "better", greater: Any = UP, **more: Any
+) -> Decision:
+    """A candidate that is better on today's rows, with these metrics on the rows of the last promotion."""
+    today = (0.2, 0.8) if greater is UP else (0.8, 0.2)
+    live, candidate = judged(1, today[0], greater=greater), judged(2, today[1], greater=greater)
+    kept = [{} if value is None else {"v/acc": value} for value in (old, new)]
+    return decide(trainer(promote, **more), replace(live, kept=kept[0]), replace(candidate, kept=kept[1]))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "greater", "more", "held"),
+    [
+        (0.99, 0.03, UP, {}, True),
+        (0.99, 0.95, UP, {}, False),
+        (0.99, 0.93, UP, {}, True),
+        (0.99, 0.93, UP, {"promote_fall": 0.1}, False),
+        (0.99, 0.985, UP, {"promote_fall": 0}, True),
+        (0.99, 0.99, UP, {"promote_fall": 0}, False),
+        (0.99, 0.03, UP, {"promote_fall": "any"}, False),
+        (0.1, 0.9, DOWN, {}, True),
+        (0.9, 0.1, DOWN, {}, False),
+        (0.99, 0.03, UP, {"promote": "always"}, True),
+        (0.99, 0.03, UP, {"metric": "acc"}, True),
+        (0.99, 0.03, UP, {"metric": "v/f1", "promote": "always"}, False),
+        (0.99, None, UP, {}, True),
+        (None, 0.03, UP, {}, False),
+        (None, None, UP, {}, False),
+    ],
+)
+def test_a_fall_on_the_rows_of_the_last_promotion_is_held(
+    old: float | None, new: float | None, greater: Any, more: dict[str, Any], held: bool
+) -> None:
+    """By direction, by how far, whatever `promote` says; not where nothing is kept, nor where "any" fall is taken."""
+    decision = fallen(old, new, greater=greater, **more)
+    assert (decision.held, decision.promote) == (held, not held)
+    assert decision.state == ("candidate" if held else "live")
+
+
+def test_a_held_candidate_says_why_and_what_to_do() -> None:
+    reason = fallen(0.99, 0.03).reason
+    for words in ("v/acc is 0.03 against 0.99 before", "promote_fall = 0.05", "it waits for `predictd promote`"):
+        assert words in reason
+
+
+def test_the_anchor_is_compared_with_the_better_of_what_it_was() -> None:
+    """Small steps do not add up: not the live version's value counts alone, but what the anchor's version had."""
+    now, then = {"v/acc": 0.91, "v/loss": 0.3, "v/new": 0.5}, {"v/acc": 0.99, "v/loss": 0.1, "v/gone": 1.0}
+    assert better_of(now, then, {"v/loss": False}) == {"v/acc": 0.99, "v/loss": 0.1, "v/new": 0.5}
+
+
+def test_what_is_not_better_is_rejected_not_held() -> None:
+    """A person is asked only about what would have gone live."""
+    live, candidate = replace(judged(1, 0.9), kept={"v/acc": 0.9}), replace(judged(2, 0.1), kept={"v/acc": 0.1})
+    assert decide(trainer(), live, candidate).state == "rejected"
+    assert decide(trainer("manual"), live, candidate).held is False
+
+
+def test_an_untrained_version_is_replaced_in_any_case() -> None:
+    live = replace(judged(1, 0.9, trained=False), kept={"v/acc": 0.9})
+    assert decide(trainer(), live, replace(judged(2, 0.1), kept={"v/acc": 0.1})).promote
 
 
 def test_a_rejection_says_by_what_it_was_judged() -> None:

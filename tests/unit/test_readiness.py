@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +17,7 @@ from components.errors import ConfigurationError, Problem
 from daemon.health.readiness import ServiceState, WorkerState, readiness, status_line, streams_open, stuck
 from daemon.health.service_status import ConfigState
 from daemon.health.worker_report import ListenerReport, ScanReport, StreamReport, WorkerReport
+from daemon.web.access import Access
 from daemon.web.app import application
 
 NOW = 1000.0
@@ -40,7 +43,7 @@ def test_a_service_whose_listeners_run_is_ready() -> None:
     assert verdict.ready
     assert verdict.reason is None
     assert verdict.listeners["digit"].ready
-    assert status_line(GOOD, NOW) == "1 listener running, lag 0.2 s"
+    assert status_line(GOOD, NOW) == "1 listener running, lag 1.2 s"
     assert streams_open(GOOD)
 
 
@@ -68,8 +71,12 @@ def test_a_backfill_beside_the_live_rows_is_told_and_is_no_obstacle() -> None:
             reporting(state="waiting", reason="read: NotPrimaryError"),
             "digit: worker lenet is waiting: read: NotPrimaryError",
         ),
-        (reporting(busy={"digit.predict": 61.0}), "digit: stage digit.predict of worker lenet has been busy for 61 s"),
+        (reporting(busy={"digit.predict": 61.0}), "digit: stage digit.predict of worker lenet has been busy for 62 s"),
         (reporting(stream=StreamReport(open=False)), "digit: worker lenet has no open change stream"),
+        (
+            reporting(stream=StreamReport(open=True, silent_seconds=10.5)),
+            "digit: the change stream of worker lenet has had no answer for 12 s",
+        ),
         (reporting(listeners={}), "digit: its worker does not report it yet"),
         (
             reporting(listeners={"digit": ListenerReport("missing", "no table mnist")}),
@@ -129,8 +136,8 @@ def test_a_worker_is_ended_if_it_is_silent_or_its_model_does_not_return(
 class Pages:
     """The application over one state, asked without a network."""
 
-    def __init__(self, state: ServiceState, *, loopback: bool = True, problem: str | None = None) -> None:
-        self._state, self._loopback, self._problem = state, loopback, problem
+    def __init__(self, state: ServiceState, access: Access | None = None, *, problem: str | None = None) -> None:
+        self._state, self._access, self._problem = state, access or Access(), problem
         self.reloads = 0
 
     def state(self) -> ServiceState:
@@ -144,7 +151,7 @@ class Pages:
 
     def ask(self, method: str, path: str, **headers: str) -> httpx.Response:
         async def request() -> httpx.Response:
-            transport = httpx.ASGITransport(application(self, loopback=self._loopback))
+            transport = httpx.ASGITransport(application(self, self._access))
             async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:9477") as client:
                 return await client.request(method, path, headers=headers)
 
@@ -159,7 +166,12 @@ def test_the_pages_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert good.ask("GET", "/readyz").status_code == 200
     answer = bad.ask("GET", "/readyz")
     assert answer.status_code == 503
-    assert answer.json()["listeners"]["digit"] == {"ready": False, "reason": "MongoDB: away"}
+    assert answer.json()["listeners"]["digit"] == {
+        "ready": False,
+        "reason": "MongoDB: away",
+        "lag_seconds": 1.25,
+        "report_age_seconds": 1.0,
+    }
     assert answer.json()["config"]["ok"] is True
 
 
@@ -172,31 +184,80 @@ def test_a_reload_answers_with_what_was_done_or_what_is_wrong() -> None:
     assert Pages(GOOD).ask("GET", "/-/reload").status_code == 405
 
 
+TOKEN = "0123456789abcdef"
+BEARER = f"Bearer {TOKEN}"
+LOCAL, LOCKED = Access(), Access(token=TOKEN)
+REMOTE = Access(loopback=False, hosts=frozenset({"predictd.internal"}), token=TOKEN)
+PAGES = (("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/metrics"), ("POST", "/-/reload"), ("GET", "/no/page"))
+
+
 @pytest.mark.parametrize(
-    ("loopback", "headers", "status"),
+    ("access", "headers", "status"),
     [
-        (True, {"host": "localhost:9477"}, 200),
-        (True, {"host": "[::1]:9477"}, 200),
-        (True, {"host": "evil.example:9477"}, 403),
-        (True, {"host": "127.0.0.1.evil.example"}, 403),
-        (True, {"host": "["}, 403),
-        (False, {"host": "predictd.internal:9477"}, 200),
-        (True, {"origin": "http://127.0.0.1:9477"}, 200),
-        (True, {"origin": "http://evil.example"}, 403),
-        (True, {"origin": "http://127.0.0.1:80"}, 403),
-        (True, {"origin": "null"}, 403),
-        (False, {"host": "predictd.internal:9477", "origin": "http://evil.example"}, 403),
+        (LOCAL, {"host": "localhost:9477"}, 200),
+        (LOCAL, {"host": "[::1]:9477"}, 200),
+        (LOCAL, {"host": "evil.example:9477"}, 403),
+        (LOCAL, {"host": "127.0.0.1.evil.example"}, 403),
+        (LOCAL, {"host": "["}, 403),
+        (LOCAL, {"host": "2130706433"}, 403),
+        (LOCAL, {"origin": "http://127.0.0.1:9477"}, 200),
+        (LOCAL, {"origin": "http://evil.example"}, 403),
+        (LOCAL, {"origin": "http://127.0.0.1:80"}, 403),
+        (LOCAL, {"origin": "null"}, 403),
+        (LOCAL, {"content-length": "5", "transfer-encoding": "chunked"}, 400),
+        (LOCKED, {}, 401),
+        (LOCKED, {"authorization": "Bearer no"}, 401),
+        (LOCKED, {"authorization": f"Basic {TOKEN}"}, 401),
+        (LOCKED, {"authorization": BEARER}, 200),
+        (REMOTE, {"host": "predictd.internal:9477"}, 401),
+        (REMOTE, {"host": "predictd.internal:9477", "authorization": BEARER}, 200),
+        (REMOTE, {"host": "PREDICTD.internal", "authorization": BEARER}, 200),
+        (REMOTE, {"host": "127.0.0.1:9477", "authorization": BEARER}, 200),
+        (REMOTE, {"host": "other.internal:9477", "authorization": BEARER}, 403),
+        (REMOTE, {"host": "predictd.internal", "authorization": BEARER, "origin": "http://evil.example"}, 403),
     ],
 )
-def test_a_foreign_page_cannot_ask_for_a_reload(loopback: bool, headers: dict[str, str], status: int) -> None:
-    """Neither from another origin nor under a foreign name that resolves to this machine."""
-    pages = Pages(GOOD, loopback=loopback)
+def test_a_foreign_page_cannot_ask_for_a_reload(access: Access, headers: dict[str, str], status: int) -> None:
+    """Neither from another origin nor under a foreign name that resolves to this machine, nor without the token."""
+    pages = Pages(GOOD, access)
     assert pages.ask("POST", "/-/reload", **headers).status_code == status
     assert pages.reloads == (1 if status == 200 else 0)
 
 
-def test_the_metrics_page_holds_what_the_supervisor_knows_and_what_workers_measured() -> None:
+@pytest.mark.parametrize(("method", "path"), PAGES)
+def test_every_page_stands_behind_the_checks(method: str, path: str) -> None:
+    """Off loopback none is shown without the token or under another name, not even one that does not exist."""
+    pages = Pages(GOOD, REMOTE)
+    assert pages.ask(method, path, host="predictd.internal").status_code == 401
+    assert pages.ask(method, path, host="evil.example", authorization=BEARER).status_code == 403
+    assert pages.ask(method, path, host="predictd.internal", authorization=BEARER).status_code in (200, 404, 503)
+
+
+@pytest.mark.parametrize(("method", "path"), PAGES[:3])
+def test_on_loopback_looking_needs_no_token(method: str, path: str) -> None:
+    """The token is for what changes something."""
+    assert Pages(GOOD, LOCKED).ask(method, path).status_code in (200, 503)
+
+
+def test_a_page_holds_no_control_character() -> None:
+    """A reason or a label with ESC, C1, NaN or half a surrogate pair is shown escaped, and the page stays valid."""
+    evil = "\x1b[2J\x9b31m\udc80\u202e"
+    state = reporting(samples=(("predictd_rows_total", {"listener": evil, "result": "x"}, math.nan),))
+    pages = Pages(replace(state, mongo=evil))
+    for path in ("/readyz", "/metrics"):
+        text = pages.ask("GET", path).content.decode()
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
+        assert "x1b[2J" in text
+    answer = Pages(GOOD, problem=evil).ask("POST", "/-/reload")
+    assert answer.status_code == 400
+    assert "\x1b" not in answer.text
+
+
+def test_the_metrics_page_holds_what_the_supervisor_knows_and_what_workers_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Names and labels that no document lists are left out; the worker's label is added."""
+    monkeypatch.setattr("time.monotonic", lambda: NOW)
     samples = (
         ("predictd_rows_total", {"listener": "digit", "result": "predicted"}, 8),
         ("predictd_batch_rows_bucket", {"listener": "digit", "le": "+Inf"}, 2),
@@ -218,11 +279,41 @@ def test_the_metrics_page_holds_what_the_supervisor_knows_and_what_workers_measu
     assert found["predictd_rows_total", '{"listener": "digit", "result": "predicted"}'] == 8
     assert found["predictd_stream_opens_total", '{"worker": "lenet"}'] == 4
     assert found["predictd_queue_depth", '{"lane": "live", "listener": "digit"}'] == 3
-    assert found["predictd_lag_seconds", '{"listener": "digit"}'] == 0.25
+    assert found["predictd_lag_seconds", '{"listener": "digit"}'] == 1.25
     assert found["predictd_batch_rows_sum", '{"listener": "digit"}'] == 8
     assert found["predictd_worker_up", '{"worker": "lenet"}'] == 1
     assert found["predictd_mongo_up", "{}"] == found["predictd_leader", "{}"] == 1
     assert "secret" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("worker", "lag"),
+    [
+        (replace(WORKER, report=replace(REPORT, listeners={"digit": replace(LISTENER, lag_seconds=0.0)})), 0.0),
+        (replace(WORKER, reported_at=NOW - 40), 40.25),
+        (replace(WORKER, pid=None, report=None, reported_at=None, caught_up={"digit": NOW - 40}), 40.0),
+        (replace(WORKER, report=None, reported_at=None, caught_up={"digit": NOW - 2}), 0.0),
+    ],
+)
+def test_lag_grows_while_nothing_is_reported(worker: WorkerState, lag: float) -> None:
+    """A worker that hangs, or is down, has said for the last time how far it was."""
+    assert readiness(replace(GOOD, workers=(worker,)), NOW).listeners["digit"].lag_seconds == lag
+
+
+def test_what_is_red_for_one_listener_is_red_for_that_one() -> None:
+    """Though both share a worker."""
+    trouble = ListenerReport("waiting", "MongoDB refuses: not this collection (code 13)")
+    listeners = {"a": LISTENER, "b": trouble, "c.x": LISTENER}
+    report = replace(REPORT, listeners=listeners, busy={"c.x.predict": 70.0, "a.read": 1.0})
+    verdict = readiness(with_worker(listeners=tuple(listeners), report=report), NOW)
+    assert {name: one.ready for name, one in verdict.listeners.items()} == {"a": True, "b": False, "c.x": False}
+
+
+def test_a_reason_that_many_share_is_given_once() -> None:
+    """With the first names."""
+    worker = WorkerState("w", tuple(f"L{n}" for n in range(9)))
+    shared = "L0, L1, L2, L3, L4 and 4 more: worker w is not running: it is being started"
+    assert readiness(replace(GOOD, workers=(worker,)), NOW).reason == shared
 
 
 def test_the_metrics_page_is_valid_while_nothing_runs() -> None:

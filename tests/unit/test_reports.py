@@ -102,7 +102,7 @@ def test_a_worker_reports_an_error_whose_text_is_no_unicode() -> None:
     here, channel = Path(), Sent()
     worker = Worker(
         WorkerAssignment(
-            worker="w", uri="", database="d", service="s", epoch=1, state_dir=here, import_root=here, signing_key=""
+            worker="w", uri="", database="d", service="s", epoch=1, state_dir=here, import_root=here, trust={}
         ),
         channel,  # type: ignore[arg-type]
     )

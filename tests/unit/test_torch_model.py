@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ import torch
 from PIL import Image
 
 from components import Arguments, BatchError, DeclarationError, OutputError, WeightsError
+from components.errors import OutputShapeError
 from components.torch import TorchModel, weights
 from examples import mnist
 
@@ -362,3 +366,113 @@ def test_a_state_that_is_no_tensor_is_refused():
     """A module's extra state cannot be kept with a version."""
     with pytest.raises(WeightsError, match="'extra' is a dict"):
         weights.save({"extra": {}})
+
+
+class Layered(torch.nn.Module):
+    """Its second output has the layers first."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm = torch.nn.LSTM(1, 3, num_layers=2, batch_first=True)
+
+    def forward(self, x):
+        out, (h, _) = self.lstm(x[:, None])
+        return out, h
+
+
+@pytest.mark.parametrize("n", [1, 2, 8])
+def test_layers_are_not_taken_for_rows(n):
+    """For any number of rows, also for as many as there are layers; the error says what to return."""
+    model = TorchModel("m", Layered(), preprocess=lambda x: torch.tensor([x]))
+    with pytest.raises(OutputShapeError, match=r"at output\[1\].*dimension 1: return it with .transpose\(0, 1\)"):
+        model.predict_batches([0.5] * n)
+
+
+class Named(NamedTuple):
+    logits: torch.Tensor
+    aux: torch.Tensor | None
+
+
+@dataclass
+class Result:
+    logits: torch.Tensor
+    aux: torch.Tensor | None = None
+
+
+class ModelOutput(OrderedDict):
+    """Like that of transformers: a dict whose items are attributes too."""
+
+    def __init__(self, **items):
+        super().__init__(**items)
+        self.__dict__.update(items)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("made", [Named, Result, lambda logits, aux: ModelOutput(logits=logits, aux=aux)])
+def test_a_postprocess_gets_the_type_that_the_objective_gets(made, n):
+    """Named tuples, dataclasses and ModelOutputs, one for each row; what the model left out stays None."""
+
+    class Net(torch.nn.Module):
+        def forward(self, x):
+            return made(logits=x * 2, aux=None)
+
+    model = TorchModel(
+        "m", Net(), preprocess=lambda x: torch.tensor([x]), postprocess=lambda o: (o.logits.item(), o.aux)
+    )
+    assert model.predict_batches([float(i) for i in range(n)]) == [(2.0 * i, None) for i in range(n)]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_a_list_of_heads_is_one_output_for_each_row(n):
+    """Also for as many rows as there are heads; a list with one item for each row stays what it is."""
+
+    class Heads(torch.nn.Module):
+        def forward(self, x):
+            return [x + 1, x.repeat(1, 3) + 2]
+
+    class Detector(torch.nn.Module):
+        def forward(self, x):
+            return [{"boxes": torch.full((int(row), 4), float(row))} for row in x]
+
+    model = TorchModel(
+        "m", Heads(), preprocess=lambda x: torch.tensor([x]), postprocess=lambda o: [t.tolist() for t in o]
+    )
+    xs = [float(i) for i in range(n)]
+    assert model.predict_batches(xs) == [[[x + 1], [x + 2] * 3] for x in xs]
+    model = TorchModel("m", Detector(), preprocess=lambda x: torch.tensor([x]), postprocess=lambda o: len(o["boxes"]))
+    assert model.predict_batches(xs) == list(range(n))
+
+
+def test_a_forward_that_computes_a_gradient_predicts_as_it_is_trained():
+    """A force is the derivative of an energy."""
+
+    class Energy(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.k = torch.nn.Parameter(torch.tensor(3.0))
+
+        def forward(self, x):
+            x = x.detach().requires_grad_()
+            return -torch.autograd.grad((self.k * x.square()).sum(), x, create_graph=True)[0]
+
+    model = TorchModel("m", Energy(), preprocess=lambda x: torch.tensor([x]), postprocess=lambda o: o.item())
+    assert model.predict_batches([1.0, 2.0]) == [-6.0, -12.0]
+    model.fit(
+        [1.0, 2.0],
+        [torch.tensor([-2.0]), torch.tensor([-4.0])],
+        valid=([1.0], [torch.tensor([-2.0])]),
+        objective=torch.nn.functional.mse_loss,
+        max_iterations=3,
+    )
+    assert model.predict(1.0) == pytest.approx(-2 * model.object.k.item())
+
+
+@pytest.mark.parametrize("given", [1.5, np.float64(1.5), np.float32(1.5), np.array(1.5), np.array([1.5, 2])[::-1][-1:]])
+def test_floats_and_numpy_are_cast_to_the_dtype_of_the_weights(given, caplog):
+    """Python's floats and numpy's arrays are float64, which no layer takes; it is said once."""
+    layer = torch.nn.Linear(1, 1)
+    model = TorchModel("m", layer, preprocess=lambda x: np.reshape(given, (1,)) if np.ndim(x) else [float(x)])
+    expected = layer(torch.tensor([[1.5]])).item()
+    assert [o.item() for o in model.predict_batches([given] * 3)] == pytest.approx([expected] * 3)
+    model.predict(given)
+    assert len([each for each in caplog.records if "are cast" in each.message]) <= 1

@@ -37,6 +37,7 @@ from bson.timestamp import Timestamp
 
 from daemon.handlers.predict.batch_cap import BatchCap
 from daemon.handlers.predict.dirty_keys import Batch, DirtyKeys, identity
+from daemon.handlers.predict.process_settings import PROCESS
 from daemon.handlers.predict.records import Letter, Row, Snapshot, Write, Written
 from daemon.handlers.predict.stages import Judged, Live, Predicted, Prepared, judge, letter, predict, prepare
 from daemon.handlers.predict.suspects import UserStage
@@ -70,6 +71,7 @@ class LettersPort(Protocol):
     def add(self, letters: Iterable[Letter]) -> None: ...
     def clear(self, keys: Iterable[Any]) -> int: ...
     def settled(self, key: Any, input_: bytes, generation: int, scanned: bool) -> bool: ...
+    def exist(self, key: Any, input_: bytes, generation: int) -> bool: ...
 
 
 class Corridor:
@@ -118,14 +120,17 @@ class Corridor:
             # Another process has written with a newer generation. A generation above the registry's came with a copied
             # row: that row is predicted and overwritten (R6b).
             live = self._reload(live)  # only the registry decides: a swap may have come in between
-        return judge(batch, snapshot, live, self._letters.settled)
+        return judge(batch, snapshot, live, self._letters.settled, self._letters.exist)
 
     def prepare(self, judged: Judged) -> Prepared:
         """Decodes and preprocesses the rows. Rows for which there is no room become dirty again."""
         if self.triage.failing and judged.batch.purpose != "probe":
             return Prepared(judged, (), (), None, ())
         began = time.perf_counter()
-        prepared = prepare(judged, self.triage.suspects.guilt, ROOM * self._batch_bytes, self.cap.halve)
+        preprocess = judged.live.threads.preprocess
+        room = ROOM * self._batch_bytes
+        with PROCESS.kept(judged.live.model.identifier):
+            prepared = preprocess.run(prepare, judged, self.triage.suspects.guilt, room, self.cap.halve)
         self.cap.observe(len(prepared.rows), time.perf_counter() - began, "prepare")
         left = {identity(row.key) for row in prepared.left}
         for key in judged.batch.keys if left else ():
@@ -136,7 +141,9 @@ class Corridor:
     def predict(self, prepared: Prepared) -> Predicted:
         """Runs the model."""
         began = time.perf_counter()
-        predicted = predict(prepared, self.cap.halve)
+        live = prepared.judged.live
+        with PROCESS.kept(live.model.identifier):
+            predicted = live.threads.model.run(predict, prepared, self.cap.halve)
         self.cap.observe(len(prepared.rows), time.perf_counter() - began)
         predicted = self.triage.decide(predicted)
         if predicted.predicted:
@@ -149,7 +156,9 @@ class Corridor:
         if snapshot is None or not snapshot.rows:
             return None
         judged = Judged(Batch(()), snapshot.at, self.live, snapshot.rows, (), frozenset())
-        return predict(prepare(judged), lambda _: None).predicted > 0
+        threads = judged.live.threads
+        prepared = threads.preprocess.run(prepare, judged)
+        return threads.model.run(predict, prepared, lambda _: None).predicted > 0
 
     def write(self, predicted: Predicted) -> None:
         """Writes the batch's outputs and dead letters. Finishes its keys; a key whose write met a race becomes dirty

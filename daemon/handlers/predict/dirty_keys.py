@@ -34,6 +34,7 @@ __all__ = [
     "Lane",
     "Progress",
     "Stretch",
+    "earliest",
     "identity",
 ]
 
@@ -42,17 +43,17 @@ P = TypeVar("P")
 
 
 class Stretch(Generic[P]):
-    """A stretch of a source: the number of its unfinished keys, and the position at its end."""
+    """A stretch of a source: the number of its unfinished keys, and the position at its end. It begins at `since`."""
 
-    __slots__ = ("closed", "lock", "number", "position", "received", "unfinished")
+    __slots__ = ("closed", "lock", "number", "position", "since", "unfinished")
 
-    def __init__(self, lock: threading.Lock, number: int) -> None:
+    def __init__(self, lock: threading.Lock, number: int, since: float) -> None:
         self.lock = lock  # the lock of the source's Progress, so it also identifies the source
         self.number = number
         self.unfinished = 0
         self.closed = False
         self.position: P | None = None
-        self.received = time.monotonic()
+        self.since = since
 
     def finish(self) -> None:
         """One of its keys is finished."""
@@ -73,15 +74,18 @@ class Progress(Generic[P]):
         self._stretches: deque[Stretch[P]] = deque()
         self._open: Stretch[P] | None = None
         self._numbers = count()
-        self._position: P | None = None
+        self._last: Stretch[P] | None = None
 
-    def begin(self, keys: int = 1) -> Stretch[P]:
-        """The open stretch, now with that many more unfinished keys."""
+    def begin(self, since: float | None = None) -> Stretch[P]:
+        """The open stretch, now with one more unfinished key. `since` is when the key's row changed (monotonic
+        seconds), by default now.
+        """
         with self._lock:
             if self._open is None:
-                self._open = Stretch(self._lock, next(self._numbers))
+                began = time.monotonic() if since is None else since
+                self._open = Stretch(self._lock, next(self._numbers), began)
                 self._stretches.append(self._open)
-            self._open.unfinished += keys
+            self._open.unfinished += 1
             return self._open
 
     def close(self, position: P) -> None:
@@ -89,7 +93,7 @@ class Progress(Generic[P]):
         empty stretch moves the position on.
         """
         with self._lock:
-            stretch = self._open or Stretch(self._lock, next(self._numbers))
+            stretch = self._open or Stretch(self._lock, next(self._numbers), 0.0)
             if self._open is None:
                 self._stretches.append(stretch)
             stretch.closed, stretch.position, self._open = True, position, None
@@ -97,15 +101,20 @@ class Progress(Generic[P]):
 
     def position(self) -> P | None:
         """The end of the contiguous finished prefix; None if no stretch is finished yet."""
+        last = self.last()
+        return None if last is None else last.position
+
+    def last(self) -> Stretch[P] | None:
+        """The last stretch of the contiguous finished prefix."""
         with self._lock:
             self._advance()
-            return self._position
+            return self._last
 
     def oldest(self) -> float | None:
-        """When (monotonic seconds) the oldest unfinished stretch began to arrive; None if everything is finished."""
+        """Since when (monotonic seconds) the oldest unfinished stretch waits; None if everything is finished."""
         with self._lock:
             self._advance()
-            return next((stretch.received for stretch in self._stretches if stretch.unfinished), None)
+            return next((stretch.since for stretch in self._stretches if stretch.unfinished), None)
 
     def idle(self) -> bool:
         """Whether every key that was handed out is finished."""
@@ -113,7 +122,16 @@ class Progress(Generic[P]):
 
     def _advance(self) -> None:
         while self._stretches and self._stretches[0].closed and not self._stretches[0].unfinished:
-            self._position = self._stretches.popleft().position
+            self._last = self._stretches.popleft()
+
+
+def earliest(shares: Iterable[Progress[P]]) -> P | None:
+    """The position up to which all shares of one source are finished. They are closed together, so their stretches have
+    the same numbers.
+    """
+    ends = [share.last() for share in shares]
+    done = [end for end in ends if end is not None]
+    return min(done, key=lambda end: end.number).position if done and len(done) == len(ends) else None
 
 
 @dataclass(slots=True)

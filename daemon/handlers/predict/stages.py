@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -18,19 +18,19 @@ from bson.timestamp import Timestamp
 
 from components.datatypes import Datatype
 from components.errors import DecodeError, OutputError, Retry
-from components.key import Arguments, Key
+from components.key import Key
 from components.model import Model
+from daemon.handlers.predict.attempts import Attempts
+from daemon.handlers.predict.decoding import ANYTHING, CHUNK_ROWS, arguments_of, decode, is_out_of_memory, weight
 from daemon.handlers.predict.dirty_keys import Batch, identity
-from daemon.handlers.predict.records import Guilt, Letter, Row, Snapshot, Undecodable, Write
+from daemon.handlers.predict.model_threads import ModelThreads
+from daemon.handlers.predict.records import Guilt, Letter, Row, Snapshot, Write
 
 LARGEST_OUTPUT: Final = 12 * 1024 * 1024  # a row may hold 16 MB, its input included
 LONGEST_MESSAGE: Final = 500
 LONGEST_TRACEBACK: Final = 8000
-MANY: Final = 10_000  # the items of a list this long are not weighed one by one
 PASSING: Final = frozenset({"TransportError", "Timeout", "ConnectionError", "URLError", "HTTPConnectionError"})
 """Names of errors of clients (httpx, requests, urllib, botocore) after which another attempt may succeed."""
-
-ANYTHING: Final = BaseException  # user code may raise any: sys.exit(), a cancelled future
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,7 @@ class Live:
     generation: int
     key: Key
     datatypes: tuple[Datatype | None, ...]
+    threads: ModelThreads = field(default_factory=ModelThreads, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +99,18 @@ class Predicted:
         return Predicted(replace(judged, batch=batch, rows=rows), writes, letters, predicted)
 
 
-def judge(batch: Batch, snapshot: Snapshot, live: Live, settled: Callable[[Any, bytes, int, bool], bool]) -> Judged:
+def judge(
+    batch: Batch,
+    snapshot: Snapshot,
+    live: Live,
+    settled: Callable[[Any, bytes, int, bool], bool],
+    lettered: Callable[[Any, bytes, int], bool] = lambda _key, _input, _generation: True,
+) -> Judged:
     """Decides what each row of the snapshot needs.
 
     `settled(key, input, generation, scanned)` returns whether a row that refuses every write stays dead; `scanned` is
-    true if a scan named the row, false if an event did.
+    true if a scan named the row, false if an event did. `lettered(key, input, generation)` returns whether a row that
+    says that it is dead has a dead letter: without one, somebody else wrote the error, and the row is predicted.
     """
     at, generation = snapshot.at, live.generation
     scanned = {identity(key.key) for key in batch.keys if key.lane == "scan"}
@@ -110,7 +118,8 @@ def judge(batch: Batch, snapshot: Snapshot, live: Live, settled: Callable[[Any, 
     writes: list[Write] = []
     left: set[Hashable] = set()
     for row in snapshot.rows:
-        if row.seen.input == row.input and row.seen.generation == generation:
+        current = row.seen.input == row.input and row.seen.generation == generation
+        if current and (not row.seen.error or lettered(row.key, row.input, generation)):
             writes.append(Write(row.key, row.seen, "touch", at, generation))  # R5
         elif settled(row.key, row.input, generation, identity(row.key) in scanned):
             left.add(identity(row.key))
@@ -126,7 +135,7 @@ def prepare(
     room: float = math.inf,
     out_of_memory: Callable[[int], None] = lambda _: None,
 ) -> Prepared:
-    """Decodes and preprocesses the rows. One that fails gets a letter, and so does a guilty one.
+    """Decodes and preprocesses the rows, in chunks. One that fails gets a letter, and so does a guilty one.
 
     The inputs may take `room` bytes; rows beyond that are left. If memory runs out, the remaining rows are left, with
     half of the rows prepared so far.
@@ -135,30 +144,34 @@ def prepare(
     rows: list[Row] = []
     inputs: list[Any] = []
     letters: list[Letter] = []
-    held = 0
-    for place, row in enumerate(judged.rows):
+    todo: list[Row] = []
+    for row in judged.rows:
         guilty = guilt(row, live.generation)
-        if guilty is not None:
+        if guilty is None:
+            todo.append(row)
+        else:
             letters.append(replace(letter(row, live, "predict", RuntimeError(guilty.message)), type=guilty.type))
-            continue
-        stage = "decode"
-        try:
-            arguments = live.key.arguments(_decoded(row, live))
-            stage = "preprocess"
-            input_ = arguments if model.prepare_batch else model.prepare(arguments)
-        except ANYTHING as error:
-            if is_out_of_memory(error) and rows:
-                out_of_memory(len(rows) + 1)
-                keep = max(1, len(rows) // 2)
-                left = (*rows[keep:], *judged.rows[place:])
-                return _prepared(judged, rows[:keep], inputs[:keep], letters, left)
-            letters.append(letter(row, live, stage, error))
-            continue
-        rows.append(row)
-        inputs.append(input_)
-        held += weight(input_)
-        if held > room:
-            return _prepared(judged, rows, inputs, letters, judged.rows[place + 1 :])
+    held = place = 0
+    while place < len(todo):
+        for row, arguments, bytes_, failed in decode(todo[place : place + CHUNK_ROWS], live.key, live.datatypes):
+            place += 1
+            try:
+                if failed is not None:
+                    raise failed
+                input_ = arguments if model.prepare_batch else model.watch.own(model.prepare(arguments))
+            except ANYTHING as error:
+                if is_out_of_memory(error) and rows:
+                    out_of_memory(len(rows) + 1)
+                    keep = max(1, len(rows) // 2)
+                    left = (*rows[keep:], *todo[place - 1 :])
+                    return _prepared(judged, rows[:keep], inputs[:keep], letters, left)
+                letters.append(letter(row, live, "preprocess" if failed is None else "decode", error))
+                continue
+            rows.append(row)
+            inputs.append(input_)
+            held += bytes_ if model.prepare_batch else weight(input_)
+            if held > room:
+                return _prepared(judged, rows, inputs, letters, tuple(todo[place:]))
     return _prepared(judged, rows, inputs, letters, ())
 
 
@@ -174,34 +187,10 @@ def _prepared(
     many = None
     if model.prepare_batch and rows:
         try:
-            many = model.prepare_many(inputs)
+            many = model.watch_batch.own(model.prepare_many(inputs))
         except ANYTHING:
             many = None  # one row is the cause: `predict` bisects
     return Prepared(judged, tuple(rows), tuple(inputs), many, tuple(letters), left)
-
-
-def weight(value: Any) -> int:
-    """The approximate bytes of an input: images, arrays, tensors, strings, and collections of them."""
-    bands = getattr(value, "getbands", None)
-    if bands is not None:
-        return int(value.width * value.height * len(bands()))
-    size = getattr(value, "nbytes", None)
-    if isinstance(size, int):
-        return size
-    if isinstance(value, (str, bytes)):
-        return len(value)
-    if isinstance(value, Arguments):
-        return weight(value.args) + weight(value.kwargs)
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    return sum(map(weight, value)) if isinstance(value, (list, tuple)) and len(value) < MANY else 0
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the error means that memory ran out. Torch's error is recognized by its name, because torch is not
-    imported here.
-    """
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def is_transient(error: BaseException | None) -> bool:
@@ -218,24 +207,10 @@ def is_transient(error: BaseException | None) -> bool:
     return False
 
 
-def _decoded(row: Row, live: Live) -> list[Any]:
-    """The row's values as the model sees them, new at each call. Raises DecodeError, which names the field."""
-    values = []
-    for path, datatype, value in zip(live.key.fields, live.datatypes, row.values, strict=True):
-        if isinstance(value, Undecodable):
-            raise DecodeError(f"{path}: {value.reason}")
-        try:
-            values.append(_copied(datatype.decode(value) if datatype else value))
-        except DecodeError as error:
-            raise DecodeError(f"{path}: {error}") from error
-    return values
-
-
-def _copied(value: Any) -> Any:
-    """A document or list of its own, which user code may change."""
-    if isinstance(value, dict):
-        return {name: _copied(item) for name, item in value.items()}
-    return [_copied(item) for item in value] if isinstance(value, list) else value
+def _input(row: Row, live: Live) -> Any:
+    """The input of a row, for another attempt."""
+    arguments = arguments_of(row, live.key, live.datatypes)
+    return arguments if live.model.prepare_batch else live.model.watch.own(live.model.prepare(arguments))
 
 
 def predict(prepared: Prepared, out_of_memory: Callable[[int], None]) -> Predicted:
@@ -243,84 +218,29 @@ def predict(prepared: Prepared, out_of_memory: Callable[[int], None]) -> Predict
     large.
     """
     judged, live = prepared.judged, prepared.judged.live
-    outcomes = _Run(live, out_of_memory).outcomes(prepared) if prepared.rows else []
+
+    def failed(error: BaseException, rows: int) -> None:
+        if rows > 1 and is_out_of_memory(error):
+            out_of_memory(rows)
+
+    def fresh(place: int) -> Any:
+        return live.threads.preprocess.run(_input, prepared.rows[place], live)
+
+    def prepare_many(inputs: list[Any]) -> Any:
+        return live.threads.preprocess.run(live.model.prepare_many, inputs)
+
+    attempts = Attempts(live.model, fresh, prepare_many, _storable, failed)
+    outcomes = attempts.outcomes(prepared.inputs, prepared.many) if prepared.rows else []
     writes = list(judged.writes)
     letters = list(prepared.letters)
     for row, outcome in zip(prepared.rows, outcomes, strict=True):
-        stage, error = outcome.stage, outcome.error
-        if error is None:
-            try:
-                stage = "postprocess"
-                value = live.model.finish(outcome.output)
-                stage = "store"
-                _storable(value)
-                writes.append(_set(row, judged, {"value": value}))
-                continue
-            except ANYTHING as caught:
-                error = caught
-        letters.append(letter(row, live, stage, error))
+        if outcome.error is None:
+            writes.append(_set(row, judged, {"value": outcome.value}))
+        else:
+            letters.append(letter(row, live, outcome.stage, outcome.error))
     by_key = {identity(row.key): row for row in judged.rows}
     writes.extend(_set(by_key[identity(dead.key)], judged, {"error": dead.mark()}) for dead in letters)
     return Predicted(judged, tuple(writes), tuple(letters), len(writes) - len(judged.writes) - len(letters))
-
-
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    """The model's output for one row, or the error that it raised and the stage."""
-
-    output: Any = None
-    stage: str = "predict"
-    error: BaseException | None = None
-
-
-@dataclass(slots=True)
-class _Run:
-    """Runs one batch through the model, in as few calls as possible."""
-
-    live: Live
-    out_of_memory: Callable[[int], None]
-    stage: str = field(default="predict")
-
-    def outcomes(self, prepared: Prepared) -> list[_Outcome]:
-        model, rows = self.live.model, prepared.rows
-        if model.prepare_batch and prepared.many is None:
-            return self._again(rows)
-        try:
-            whole = prepared.many is not None
-            outputs = model.infer_many(prepared.many, len(rows)) if whole else model.infer(list(prepared.inputs))
-            return [_Outcome(output) for output in outputs]
-        except ANYTHING as error:
-            return self._divided(rows, error)
-
-    def _divided(self, rows: Sequence[Row], error: BaseException) -> list[_Outcome]:
-        self._note(error, len(rows))
-        if len(rows) == 1:
-            return [_Outcome(stage=self.stage, error=error)]
-        half = len(rows) // 2
-        return self._again(rows[:half]) + self._again(rows[half:])
-
-    def _again(self, rows: Sequence[Row]) -> list[_Outcome]:
-        """Decodes, prepares and runs rows whose inputs a failed attempt may have changed."""
-        try:
-            return [_Outcome(output) for output in self._infer(rows)]
-        except ANYTHING as error:
-            return self._divided(rows, error)
-
-    def _infer(self, rows: Sequence[Row]) -> Sequence[Any]:
-        model, key = self.live.model, self.live.key
-        self.stage = "preprocess"
-        inputs = [key.arguments(_decoded(row, self.live)) for row in rows]
-        if model.prepare_batch:
-            many = model.prepare_many(inputs)
-            self.stage = "predict"
-            return model.infer_many(many, len(rows))
-        inputs = [model.prepare(arguments) for arguments in inputs]
-        self.stage = "predict"
-        return model.infer(inputs)
-
-    def _note(self, error: BaseException, rows: int) -> None:
-        if rows > 1 and is_out_of_memory(error):
-            self.out_of_memory(rows)
 
 
 def _set(row: Row, judged: Judged, what: dict[str, Any]) -> Write:

@@ -31,6 +31,7 @@ from typing import Any, Final, Literal
 import structlog
 from bson import ObjectId
 
+from components import private_files
 from daemon.handlers.predict.dirty_keys import identity
 from daemon.handlers.predict.records import Guilt, Row
 
@@ -107,7 +108,7 @@ class Suspects(NoSuspects):
 
     def __init__(self, folder: Path, listener: str, ended: Ended, rows: int) -> None:
         """Raises OSError if the file cannot be written in the folder."""
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_files.make_folder(folder)
         self._listener = listener
         self._slot = _HEADER.size + max(rows * _NAME, _NAME + _ALONE.size)
         self._notes = folder / f"{listener}.suspects"
@@ -206,16 +207,14 @@ class Suspects(NoSuspects):
 
     def _save(self) -> None:
         document = {"cap": self.cap, "rows": {name.hex(): asdict(known) for name, known in self._known.items()}}
-        fresh = self._notes.with_suffix(".fresh")
         try:
-            fresh.write_text(json.dumps(document))
-            fresh.replace(self._notes)
+            private_files.write(self._notes, json.dumps(document).encode())
         except OSError as error:
             log.warning("the file of suspects cannot be saved", file=str(self._notes), reason=str(error))
 
 
 def _mapped(path: Path, size: int) -> mmap.mmap:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    descriptor = private_files.create(path, os.O_RDWR)
     try:
         os.ftruncate(descriptor, 0)
         os.posix_fallocate(descriptor, 0, size)  # without room on the disk for a page, a later write would be a SIGBUS

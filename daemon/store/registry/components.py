@@ -2,11 +2,16 @@
 validation.
 
     {_id: "service/kind/name", service, kind, name, source: "config" | "api", state: "applied" | "removed",
-     declaration: JSON text, revision, mac, signature, generation, model, live, bound, paused, epoch, applied_at}
+     declaration: JSON text, sizes: JSON text, revision, mac, signature, generation, model, live, bound, paused, epoch,
+     applied_at}
 
-*A declaration names code that will run*, so each is signed: an HMAC with the service's key over service, kind, name,
-source, revision and the text itself. A document without a valid signature, such as a copy under another name, is not
-read any further; `Catalog.refused` gives the reason.
+*A declaration names code that will run*, so each is signed: `mac` is a signature with the service's key over the
+database's identity (`daemon.store.registry.trust`), service, kind, name, source, revision, the sizes of its blobs, and
+the text itself. A document without a valid signature, such as a copy under another name, or with an older revision than
+was seen, is not read any further; `Catalog.refused` gives the reason. At most LARGEST bytes of a document are read
+before its signature is verified.
+
+`revision` grows with each change of the text, of the source, and when a removed component is applied again.
 
 `generation` (listeners) is raised when the same row would get another output: by `daemon.store.registry.registry` if
 the listener's declaration changes, and by each promotion of its `model`, in the transaction that changes `live`
@@ -41,11 +46,24 @@ from components.declarations import (
     parsed,
 )
 from components.errors import DeclarationError, SignatureRefused
-from components.signing_key import SigningKey
 from daemon.logs.text import escaped
 from daemon.store import names
+from daemon.store.documents import read
+from daemon.store.registry.trust import Trust
 
-__all__ = ["Catalog", "Component", "Source", "believed", "canonical", "catalog", "mac", "signature"]
+__all__ = [
+    "FOREIGN",
+    "LARGEST",
+    "Catalog",
+    "Component",
+    "Source",
+    "believed",
+    "canonical",
+    "catalog",
+    "parts_of",
+    "signature",
+    "signed",
+]
 
 Source = Literal["config", "api"]
 
@@ -68,6 +86,8 @@ class Component(Generic[D_co]):
     paused: bool = False
     forced: int = 0
     applied_at: datetime | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of its blobs, by their SHA-256; an older release has signed none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +102,8 @@ class Catalog:
     trainers: Mapping[str, Component[TrainerDeclaration]] = field(default_factory=dict)
     validations: Mapping[str, Component[ValidationDeclaration]] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
+    there: frozenset[str] = frozenset()
+    """The "kind/name" of what is applied or refused, among those whose revision was seen before."""
 
     def of(self, kind: str) -> Mapping[str, Component[Any]]:
         """The components of a kind."""
@@ -100,7 +122,13 @@ _BESIDE: Final[Mapping[str, Any]] = {
 }
 """The types of the fields that are not signed."""
 
+LARGEST: Final = 4 * 1024 * 1024
+"""Bytes of a document of a component."""
+_AT_ONCE: Final = 16
+"""Documents that are read together."""
+FOREIGN: Final = "its signature is not this service's in this database"
 REFUSED_SHOWN: Final = 100
+REFUSED_READ: Final = 1000
 NAME_SHOWN: Final = 200
 """Characters."""
 
@@ -126,27 +154,37 @@ def _dumped(declaration: Any) -> Any:
     return [_dumped(each) for each in declaration] if isinstance(declaration, list) else declaration
 
 
-def mac(key: SigningKey, service: str, kind: str, name: str, source: str, revision: int, text: str) -> str:
-    """The signature of one declaration: it is valid only for this name, this revision and this source."""
-    return key.sign("declaration", service, kind, name, source, str(revision), text)
+def signed(service: str, kind: str, name: str, source: str, revision: int, text: str, sizes: str) -> tuple[str, ...]:
+    """What the signature of a declaration covers, beside the database's identity."""
+    return ("declaration", service, kind, name, source, str(revision), sizes, text)
 
 
-def catalog(database: Database[dict[str, Any]], service: str, key: SigningKey) -> Catalog:
+def catalog(database: Database[dict[str, Any]], service: str, trust: Trust) -> Catalog:
     """Reads everything that is applied, at one snapshot, because a model's live version and its listeners' generations
     must be read together.
     """
     collection: Collection[dict[str, Any]] = database[names.COMPONENTS]
     found: dict[str, dict[str, Component[Any]]] = {kind: {} for kind in KINDS}
     refused: dict[str, str] = {}
+    there = set()
+    matching = {"service": service, "state": "applied"}
+    large = {**matching, "$expr": {"$gt": [{"$bsonSize": "$$ROOT"}, LARGEST]}}
     with database.client.start_session(snapshot=True) as session:
-        documents = list(collection.find({"service": service, "state": "applied"}, session=session))
-    for document in documents:
-        try:
-            component = believed(document, service, key)
-        except SignatureRefused as error:
-            refused[_shown(document)] = str(error)
-        else:
-            found[component.kind][component.name] = component
+        # One after the other: whoever writes to the database may have written many that are large and not signed.
+        small = {**matching, "$expr": {"$lte": [{"$bsonSize": "$$ROOT"}, LARGEST]}}
+        for document in read(collection, small, session=session, batch_size=_AT_ONCE):
+            known = f"{document.get('kind')}/{document.get('name')}"
+            if known in trust.revisions:
+                there.add(known)
+            try:
+                component = believed(document, service, trust)
+            except SignatureRefused as error:
+                if len(refused) < REFUSED_READ or known in trust.revisions:
+                    refused[_shown(document)] = str(error)
+            else:
+                found[component.kind][component.name] = component
+        for document in collection.aggregate([{"$match": large}, *_NAMED], session=session):
+            refused[_shown(document)] = f"it is larger than {LARGEST:,} bytes; it is not read. Apply a smaller one"
     for each in (*found["listener"].values(), *found["trainer"].values(), *found["validation"].values()):
         for needed in ("model", "table"):
             name = getattr(each.declaration, needed, None)
@@ -155,7 +193,17 @@ def catalog(database: Database[dict[str, Any]], service: str, key: SigningKey) -
                     f"its {needed} {name!r} is not applied; apply that, or remove this"
                 )
     shown = dict(sorted(refused.items())[:REFUSED_SHOWN])
-    return Catalog(**{f"{kind}s": named for kind, named in found.items()}, refused=shown)
+    kinds: dict[str, Any] = {f"{kind}s": named for kind, named in found.items()}
+    return Catalog(**kinds, refused=shown, there=frozenset(there))
+
+
+def _short(field_: str) -> dict[str, Any]:
+    """The field, if it is a short text."""
+    is_text = {"$eq": [{"$type": f"${field_}"}, "string"]}
+    return {"$cond": [is_text, {"$substrCP": [f"${field_}", 0, NAME_SHOWN]}, None]}
+
+
+_NAMED: Final = ({"$limit": REFUSED_SHOWN}, {"$project": {"kind": _short("kind"), "name": _short("name")}})
 
 
 def _shown(document: Mapping[str, Any]) -> str:
@@ -163,33 +211,36 @@ def _shown(document: Mapping[str, Any]) -> str:
     return escaped(f"{document.get('kind')}/{document.get('name')}")[:NAME_SHOWN]
 
 
-def believed(document: Mapping[str, Any], service: str, key: SigningKey) -> Component[Any]:
+def believed(document: Mapping[str, Any], service: str, trust: Trust) -> Component[Any]:
     """The component of a document. Raises SignatureRefused, with the reason, if it cannot be trusted.
 
     Writes select a document by its `_id`, so the `_id` must agree with the signed fields.
     """
-    kind, name = document.get("kind"), document.get("name")
-    parts = (service, kind, name, document.get("source"), document.get("declaration"), document.get("mac"))
-    if not all(isinstance(part, str) for part in parts) or document["_id"] != f"{service}/{kind}/{name}":
-        raise SignatureRefused("it carries no signature of this service; it is not run. Apply it again")
-    signed = ("declaration", service, str(kind), str(name), str(parts[3]), str(document.get("revision")), str(parts[4]))
-    if not key.verify(str(parts[5]), *signed):
+    parts = parts_of(document, service)
+    if not trust.verifies(document["mac"], *parts):
         raise SignatureRefused(
-            "its signature is not this service's (altered, copied, or signed with another key); it is not run. "
-            "Apply it again, with the key of the daemon (security.signing_key_file)"
+            f"{FOREIGN} (altered, copied, moved here from another database, or signed with another key); it is not "
+            "run. Apply it again, with the key of the daemon (security.signing_key_file)"
         )
+    kind, name, text = document["kind"], document["name"], document["declaration"]
     for field_, kinds in _BESIDE.items():
         if not isinstance(document.get(field_), kinds):
             raise SignatureRefused(_altered(field_))
     try:
-        declaration = parsed(str(kind), str(name), json.loads(str(parts[4])))
+        declaration = parsed(kind, name, json.loads(text))
     except (DeclarationError, ValueError) as error:
         raise SignatureRefused(f"this release cannot read it ({error}); it is not run. Apply it again") from error
+    lowest = trust.revisions.get(f"{kind}/{name}", 0)
+    if document["revision"] < lowest:
+        raise SignatureRefused(
+            f"it is older than what was applied, or was removed (revision {document['revision']}, and {lowest} is "
+            "the lowest): somebody put it back; it is not run. Apply it again (with force=True from another machine)"
+        )
     if kind == "listener" and document.get("model") != declaration.model:  # a promotion would not find it
         raise SignatureRefused(_altered("model"))
     return Component(
-        kind=document["kind"],
-        name=document["name"],
+        kind=kind,
+        name=name,
         source=document["source"],
         declaration=declaration,
         revision=document["revision"],
@@ -199,7 +250,18 @@ def believed(document: Mapping[str, Any], service: str, key: SigningKey) -> Comp
         paused=bool(document.get("paused")),
         forced=document["forced"],
         applied_at=document["applied_at"],
+        sizes=json.loads(document.get("sizes", "{}")),
     )
+
+
+def parts_of(document: Mapping[str, Any], service: str) -> tuple[str, ...]:
+    """What the signature of a document must cover. Raises SignatureRefused if it carries none of this service."""
+    kind, name, source, text = (document.get(each) for each in ("kind", "name", "source", "declaration"))
+    sizes, revision = document.get("sizes", "{}"), document.get("revision")
+    texts = (kind, name, source, text, sizes, document.get("mac"))
+    if not all(isinstance(each, str) for each in texts) or document.get("_id") != f"{service}/{kind}/{name}":
+        raise SignatureRefused("it carries no signature of this service; it is not run. Apply it again")
+    return signed(service, str(kind), str(name), str(source), revision, str(text), str(sizes))  # type: ignore[arg-type]
 
 
 def _altered(name: str) -> str:

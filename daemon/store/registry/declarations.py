@@ -6,9 +6,12 @@ after the other. `daemon.store.registry.components` describes its fields.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
+import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 from bson import ObjectId
 from pymongo.client_session import ClientSession
@@ -18,39 +21,59 @@ from pymongo.errors import DuplicateKeyError
 
 from components.declarations import Declaration, ListenerDeclaration
 from components.errors import DeclarationError, Fenced, SignatureRefused
-from components.signing_key import SigningKey
 from daemon.store import names
 from daemon.store.connection import TRANSACTION
-from daemon.store.registry.components import Component, Source, believed, canonical, mac, signature
+from daemon.store.documents import read, read_one
+from daemon.store.registry.components import LARGEST, Component, Source, believed, canonical, signature, signed
+from daemon.store.registry.trust import Trust
+from daemon.store.service.epochs import mended
 
 __all__ = ["Declarations", "taken"]
+
+_HASH: Final = re.compile(r'"([0-9a-f]{64})"')
 
 
 class Declarations:
     """Writes the declarations of one service, as a process of `epoch`."""
 
-    def __init__(self, database: Database[dict[str, Any]], service: str, epoch: int, key: SigningKey) -> None:
+    def __init__(
+        self, database: Database[dict[str, Any]], service: str, epoch: int, trust: Callable[[], Trust]
+    ) -> None:
         self._database = database
         self._components: Collection[dict[str, Any]] = database[names.COMPONENTS]
         self._service = service
         self._epoch = epoch
-        self._key = key
+        self._trust = trust
 
     def id(self, kind: str, name: str) -> str:
         """The `_id` of a component's document."""
         return f"{self._service}/{kind}/{name}"
 
+    def mend_epochs(self) -> None:
+        """Corrects the epochs that no daemon ever had; they would refuse every write of service.toml."""
+        above = {"service": self._service, "epoch": {"$gt": self._epoch}}
+        for each in list(read(self._components, above, {"_id": 1})):
+            if isinstance(each.get("_id"), str):
+                mended(self._components, each["_id"], self._service, self._epoch)
+
     def put(
-        self, kind: str, name: str, declaration: Declaration, source: Source, identity: str, forced: int = 0
+        self,
+        kind: str,
+        name: str,
+        declaration: Declaration,
+        source: Source,
+        identity: str,
+        forced: int = 0,
+        sizes: Mapping[str, int] | None = None,
     ) -> None:
-        """Writes one declaration; two writers at the same time write one after the other.
+        """Writes one declaration; two writers at the same time write one after the other. `sizes`: bytes of its blobs.
 
         `forced` counts how often it was applied by force; each time an equal declaration counts as changed. Raises
         Fenced, and DeclarationError if the name was declared from the other source meanwhile.
         """
         identity = signature([identity, forced]) if forced else identity
         if not isinstance(declaration, ListenerDeclaration):
-            self._write(kind, name, declaration, source, identity, forced)
+            self._write(kind, name, declaration, source, identity, forced, sizes or {})
             return
         # A promotion of the model raises the generation of all its listeners in one transaction. A listener that is
         # added at the same time must be added entirely before or entirely after it, so both write the model's document.
@@ -59,7 +82,7 @@ class Declarations:
 
             def bind(session: ClientSession) -> None:
                 self._components.update_one(model, {"$set": {"bound": ObjectId()}}, session=session)
-                self._write(kind, name, declaration, source, identity, forced, session)
+                self._write(kind, name, declaration, source, identity, forced, sizes or {}, session)
 
             session.with_transaction(bind, **TRANSACTION)
 
@@ -71,11 +94,17 @@ class Declarations:
         source: Source,
         identity: str,
         forced: int,
+        sizes: Mapping[str, int],
         session: ClientSession | None = None,
     ) -> None:
         identifier, text = self.id(kind, name), canonical(declaration)
+        if len(text.encode()) > LARGEST // 2:
+            raise DeclarationError(
+                f"{kind}s.{name}: the declaration has {len(text.encode()):,} bytes, and {LARGEST // 2:,} is the most: "
+                "keep large values in the code, or in a file that it reads"
+            )
         while True:
-            old = self._components.find_one({"_id": identifier}, session=session) or {}
+            old = read_one(self._components, {"_id": identifier}, session=session) or {}
             if source == "config" and _number(old.get("epoch")) > self._epoch:
                 raise Fenced(f"a daemon with a higher epoch than {self._epoch} has published {identifier}")
             before = self._believed(old)
@@ -83,7 +112,9 @@ class Declarations:
                 raise DeclarationError(taken(kind, name, source))
             if before is not None and canonical(before.declaration) == canonical(declaration):
                 text = old["declaration"]  # another release may have written an equal declaration as another text
-            revision = _number(old.get("revision")) + (old.get("declaration") != text)
+            own = _sizes(text, sizes, before)
+            kept = before is not None and self._is_as(old, before, source, text, own, forced)
+            revision = before.revision if before and kept else self._next_revision(f"{kind}/{name}", before)
             changed = {"$ne": ["$signature", identity]}
             update = {
                 "service": {"$literal": self._service},
@@ -93,7 +124,8 @@ class Declarations:
                 "state": "applied",
                 "declaration": {"$literal": text},
                 "revision": revision,
-                "mac": mac(self._key, self._service, kind, name, source, revision, text),
+                "sizes": {"$literal": own},
+                "mac": self._trust().sign(*signed(self._service, kind, name, source, revision, text, own)),
                 "generation": {"$add": [_number_of("$generation"), {"$cond": [changed, 1, 0]}]},
                 "signature": identity,
                 "forced": forced,
@@ -115,9 +147,20 @@ class Declarations:
                 if written.matched_count or not old:
                     return
 
+    @staticmethod
+    def _is_as(old: Mapping[str, Any], before: Component[Any], source: str, text: str, sizes: str, forced: int) -> bool:
+        """Whether a document is applied as it is to be written."""
+        found = (old["state"], before.source, before.forced, old["declaration"], old.get("sizes", "{}"))
+        return found == ("applied", source, forced, text, sizes)
+
+    def _next_revision(self, name: str, before: Component[Any] | None) -> int:
+        """A higher revision than any that was signed. The time is higher than what a restored database has lost."""
+        lowest = self._trust().revisions.get(name, 0)
+        return max(before.revision + 1 if before else 1, lowest, time.time_ns() // 1_000_000)
+
     def _believed(self, document: Mapping[str, Any]) -> Component[Any] | None:
         try:
-            return believed(document, self._service, self._key)
+            return believed(document, self._service, self._trust()) if document else None
         except SignatureRefused:
             return None
 
@@ -148,6 +191,12 @@ class Declarations:
                 {"$unset": "mark"},
             ],
         )
+
+
+def _sizes(text: str, sizes: Mapping[str, int], before: Component[Any] | None) -> str:
+    """The sizes of the blobs that a declaration names, as far as they are known, as JSON."""
+    known = {**(before.sizes if before else {}), **sizes}
+    return json.dumps({digest: known[digest] for digest in sorted({*_HASH.findall(text)} & known.keys())})
 
 
 def taken(kind: str, name: str, source: Source) -> str:

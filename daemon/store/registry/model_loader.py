@@ -14,7 +14,7 @@ So every process that serves the model, and every restart, computes the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -25,8 +25,9 @@ from components import serialization as declaring
 from components.datatypes import datatype
 from components.declarations import ModelDeclaration
 from components.errors import DeclarationError, PredictdError
-from components.import_paths import ImportPolicy
+from components.import_paths import ImportPolicy, imported
 from components.model import Model
+from daemon.handlers.predict.model_threads import ModelThreads
 from daemon.handlers.predict.stages import Live
 from daemon.store.registry.artifacts import Artifacts
 from daemon.store.registry.components import Component, signature
@@ -49,10 +50,11 @@ class CodeChanged(DeclarationError):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model with the weights of a version."""
+    """A model with the weights of a version, and the threads in which it lives."""
 
     model: Model
     version: Version
+    threads: ModelThreads = field(default_factory=ModelThreads)
 
 
 def resolver(component: Component[Any], policy: ImportPolicy, blobs: Artifacts) -> Callable[[Any], Any]:
@@ -64,10 +66,10 @@ def resolver(component: Component[Any], policy: ImportPolicy, blobs: Artifacts) 
 
     def resolve(slot: Any) -> Any:
         if isinstance(slot, str):
-            return (policy if component.source == "config" else ImportPolicy((slot.partition(":")[0],))).resolve(slot)
+            return policy.resolve(slot) if component.source == "config" else imported(slot)
         if component.source == "config":
             raise DeclarationError(f"{component.kind} {component.name!r}: service.toml names code by import path only")
-        return artifacts.loads(slot, blobs.blob)
+        return artifacts.loads(slot, lambda digest: blobs.blob(digest, component.sizes.get(digest)))
 
     return resolve
 
@@ -75,7 +77,15 @@ def resolver(component: Component[Any], policy: ImportPolicy, blobs: Artifacts) 
 class ModelLoader:
     """Builds the models of one service in one process. A module is imported once, so its source is read once."""
 
-    def __init__(self, database: Database[dict[str, Any]], service: str, policy: ImportPolicy) -> None:
+    def __init__(
+        self,
+        database: Database[dict[str, Any]],
+        service: str,
+        policy: ImportPolicy,
+        threads: Callable[[str], ModelThreads] = lambda _: ModelThreads(),
+    ) -> None:
+        """`threads(name)` returns the threads of a model that is about to be built."""
+        self._threads = threads
         self._database = database
         self._service = service
         self._policy = policy
@@ -101,7 +111,7 @@ class ModelLoader:
         declared, loaded = until_live(read, lambda declared: self.loaded(declared.model, fresh=fresh))
         key = declared.listener.parsed_key
         types = tuple(datatype(declared.fields[path]) if path in declared.fields else None for path in key.fields)
-        return declared, Live(loaded.model, loaded.version.number, declared.generation, key, types)
+        return declared, Live(loaded.model, loaded.version.number, declared.generation, key, types, loaded.threads)
 
     def loaded(self, component: Component[ModelDeclaration], *, fresh: bool = True) -> Loaded | None:
         """The model with the weights of `component`'s live version; the listeners of one process share it.
@@ -111,7 +121,8 @@ class ModelLoader:
         kept = self._kept.get(component.name)
         if kept is not None and kept[0] == component.signature and kept[1].version.number == component.live:
             return kept[1]
-        model = self.built(component)
+        threads = self._threads(component.name)
+        model = threads.model.run(self.built, component)
         versions = self.versions(component.name)
         version = None if component.live is None else versions.get(component.live)
         if version is None or not version.loadable or version.signature != component.signature:
@@ -126,9 +137,9 @@ class ModelLoader:
             self._make(component, model, versions, version)
             return None
         if version.weights is not None:
-            self._give(model, versions, version)
-        model.warm()
-        loaded = Loaded(model, version)
+            threads.model.run(self._give, model, versions, version)
+        threads.model.run(model.warm)
+        loaded = Loaded(model, version, threads)
         self._kept[component.name] = (component.signature, loaded)
         return loaded
 

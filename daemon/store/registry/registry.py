@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Final
 
 from pymongo.collection import Collection
@@ -33,8 +34,11 @@ from components.errors import DeclarationError, NotApplied
 from components.extended_json import decoded
 from components.signing_key import SigningKey
 from daemon.store import names
+from daemon.store.documents import read, read_one
 from daemon.store.registry.components import Catalog, Component, canonical, catalog, signature
 from daemon.store.registry.declarations import Declarations, taken
+from daemon.store.registry.references import refuse_dangling, users
+from daemon.store.registry.trust import Trust, trust_of
 from daemon.store.service import requests
 
 __all__ = ["Declared", "Registry", "signature"]
@@ -74,19 +78,26 @@ class Registry:
     none).
     """
 
-    def __init__(self, database: Database[dict[str, Any]], service: str, epoch: int, key: SigningKey) -> None:
+    def __init__(self, database: Database[dict[str, Any]], service: str, epoch: int, key: SigningKey | Trust) -> None:
+        """`key`: what the process believes; a key alone makes the identity of a database that has none."""
         self._database = database
         self._components: Collection[dict[str, Any]] = database[names.COMPONENTS]
         self._service = service
         self._epoch = epoch
         self._key = key
-        self._declarations = Declarations(database, service, epoch, key)
+        self._declarations = Declarations(database, service, epoch, lambda: self.trust)
+
+    @cached_property
+    def trust(self) -> Trust:
+        """What this process believes."""
+        key = self._key
+        return key if isinstance(key, Trust) else trust_of(self._database, self._service, key, make=True)
 
     # ---- reading --------------------------------------------------------------------------------------------------
 
     def read(self) -> Catalog:
         """Everything that is applied now, at one snapshot."""
-        return catalog(self._database, self._service, self._key)
+        return catalog(self._database, self._service, self.trust)
 
     def worker(self, worker: str) -> dict[str, Declared]:
         """The listeners that a worker serves, without paused and refused ones."""
@@ -121,6 +132,7 @@ class Registry:
         self._refuse_foreign({name: each for (kind, name), each in wanted.items() if kind == "listener"})
         for (kind, name), declaration in wanted.items():
             self._refuse_filters(kind, name, declaration)
+        self._declarations.mend_epochs()
         known = self.read()
         for kind, name in wanted:
             other = known.of(kind).get(name)
@@ -142,18 +154,22 @@ class Registry:
             "kind": {"$in": KINDS},
             "name": {"$type": "string"},
         }
-        for component in list(self._components.find(gone, {"kind": 1, "name": 1})):
+        for component in list(read(self._components, gone, {"kind": 1, "name": 1})):
             self._declarations.remove(component["kind"], component["name"])
 
     # ---- the API --------------------------------------------------------------------------------------------------
 
     def apply(
-        self, declared: Iterable[tuple[str, str, Declaration | Mapping[str, Any]]], *, force: bool = False
+        self,
+        declared: Iterable[tuple[str, str, Declaration | Mapping[str, Any]]],
+        *,
+        force: bool = False,
+        sizes: Mapping[str, int] | None = None,
     ) -> list[str]:
         """Applies each (kind, name, declaration) in order. Returns the "kind/name" of those that are new or changed.
 
-        With `force` each of them counts as changed. Raises DeclarationError if service.toml declares the name, or if a
-        component that a declaration names is not applied.
+        `sizes`: bytes of the blobs that they name, by SHA-256. With `force` each of them counts as changed. Raises
+        DeclarationError if service.toml declares the name, or if a component that a declaration names is not applied.
         """
         changed = []
         for kind, name, given in declared:
@@ -161,7 +177,7 @@ class Registry:
             other = known.of(kind).get(name)
             if other is not None and other.source == "config":
                 raise DeclarationError(taken(kind, name, "api"))
-            _refuse_dangling(kind, name, declaration, known)
+            refuse_dangling(kind, name, declaration, known)
             self._refuse_filters(kind, name, declaration)
             if kind == "listener":
                 self._refuse_foreign({name: declaration})
@@ -171,7 +187,7 @@ class Registry:
             tables = {table: each.declaration for table, each in known.tables.items()} | (
                 {name: declaration} if kind == "table" else {}
             )
-            self._declarations.put(kind, name, declaration, "api", _identity(declaration, tables), forced)
+            self._declarations.put(kind, name, declaration, "api", _identity(declaration, tables), forced, sizes)
             changed.append(f"{kind}/{name}")
             if kind == "table":
                 self._create([name])
@@ -195,8 +211,8 @@ class Registry:
             raise NotApplied(self.absent(kind, name))
         if component is not None and component.source == "config":
             raise DeclarationError(f"{kind} {name!r} is declared in service.toml; remove it there")
-        if kind in ("table", "model") and (users := _users(known, kind, name)):
-            raise DeclarationError(f"{kind} {name!r} is in use by {', '.join(users)}; remove that first")
+        if kind in ("table", "model", "listener") and (needing := users(known, kind, name)):
+            raise DeclarationError(f"{kind} {name!r} is in use by {', '.join(needing)}; remove that first")
         if kind == "model":
             others: list[Component[Any]] = [*known.trainers.values(), *known.validations.values()]
             for other in others:
@@ -206,7 +222,7 @@ class Registry:
 
     def absent(self, kind: str, name: str) -> str:
         """Why there is no such component, as a message."""
-        document = self._components.find_one({"_id": self._declarations.id(kind, name)})
+        document = read_one(self._components, {"_id": self._declarations.id(kind, name)})
         if (
             document is not None
             and document.get("state") == "removed"
@@ -216,8 +232,9 @@ class Registry:
                 f"{kind} {name!r} was removed at {document['removed_at']:%Y-%m-%d %H:%M:%S} UTC; "
                 "apply it again to use it"
             )
-        applied = {"service": self._service, "kind": kind, "state": "applied", "name": {"$type": "string"}}
-        there = sorted(each["name"] for each in self._components.find(applied, {"name": 1}))
+        applied = {"service": self._service, "kind": kind, "state": "applied"}
+        known = [each.get("name") for each in read(self._components, applied, {"name": 1})]
+        there = sorted(name for name in known if isinstance(name, str))
         return f"there is no {kind} {name!r}; there is {', '.join(there) if there else f'no {kind} at all'}"
 
     # ---- operating a listener -------------------------------------------------------------------------------------
@@ -318,28 +335,3 @@ def _identity(declaration: Declaration, tables: Mapping[str, TableDeclaration]) 
     fields = tables[declaration.table].fields if declaration.table in tables else {}
     types = {path: fields.get(path) for path in declaration.parsed_key.fields}
     return signature([declaration.table, declaration.key, declaration.model, types])
-
-
-def _users(known: Catalog, kind: str, name: str) -> list[str]:
-    """The components that need a table or a model. A model's trainer and validations are removed with it, so they do
-    not count.
-    """
-    listeners = [
-        f"listener {each.name}" for each in known.listeners.values() if getattr(each.declaration, kind) == name
-    ]
-    if kind == "model":
-        return listeners
-    trainers = [f"the trainer of {each.name}" for each in known.trainers.values() if each.declaration.table == name]
-    validations = [
-        f"validation {each.name}"
-        for each in known.validations.values()
-        if name in {dataset.table for dataset in each.declaration.datasets.values()}
-    ]
-    return [*listeners, *trainers, *validations]
-
-
-def _refuse_dangling(kind: str, name: str, declaration: Declaration, known: Catalog) -> None:
-    for other in ("table", "model"):
-        named = getattr(declaration, other, None)
-        if named is not None and named not in known.of(other):
-            raise DeclarationError(f"{kind} {name!r}: {other} {named!r} is not applied; apply it first")

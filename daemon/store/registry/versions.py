@@ -21,20 +21,22 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from bson import ObjectId
 from bson.errors import BSONError
 from gridfs import GridFSBucket, NoFile
-from gridfs.errors import CorruptGridFile
+from pydantic import Field, Strict, TypeAdapter, ValidationError
 from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError, PyMongoError
 
 from components.errors import DeclarationError, Fenced, NotApplied, PredictdError
+from daemon.health.report import defaulting
 from daemon.store import names
 from daemon.store.connection import TRANSACTION
+from daemon.store.documents import DAMAGED_FILE, read, read_one
 from daemon.store.service import notify as bells
 from daemon.store.service import requests
 
@@ -45,38 +47,54 @@ YOUNG_SECONDS: Final = 24 * 3600
 ANY: Final = -1  # any live version is replaced
 
 
+_Text = Annotated[str, defaulting("")]
+_TextOrNone = Annotated[str | None, defaulting(None)]
+_Number = Annotated[int | None, defaulting(None)]
+_Moment = Annotated[Annotated[datetime, Strict()] | None, defaulting(None)]
+
+
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One version of a model. `weights` is None if the model has none, or if they were pruned."""
+    """One version of a model. `weights` is None if the model has none, or if they were pruned. `held`: it fell on kept
+    rows (`daemon.store.registry.judged`).
 
-    number: int
-    state: str
+    Of a stored document, a field whose value has another type reads as its default, except the first three.
+    """
+
+    number: Annotated[int, Strict(), Field(ge=1, lt=1 << 31)]
+    state: Literal["candidate", "live", "retired", "rejected", "removed", "discarded"]
     signature: str
-    source: str = ""
-    content_hash: str | None = None
+    source: _Text = ""
+    content_hash: _TextOrNone = None
     weights: Any = None
-    sha256: str | None = None
-    object_signature: str = ""
-    parent: int | None = None
-    replaced: int | None = None
-    origin: str = ""
-    trained: bool = False
-    pruned: bool = False
-    data: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    metric_values: Mapping[str, list[float]] = field(default_factory=dict)
-    metric_steps: Sequence[int] = ()
-    history: Sequence[Mapping[str, Any]] = ()
-    validations: Sequence[Mapping[str, Any]] = ()
-    reason: str | None = None
+    sha256: _TextOrNone = None
+    object_signature: _Text = ""
+    parent: _Number = None
+    replaced: _Number = None
+    origin: _Text = ""
+    trained: Annotated[bool, defaulting(False)] = False
+    pruned: Annotated[bool, defaulting(False)] = False
+    data: Annotated[Mapping[str, Any], defaulting({})] = field(default_factory=dict)
+    metrics: Annotated[Mapping[str, float], defaulting({})] = field(default_factory=dict)
+    metric_values: Annotated[Mapping[str, list[float]], defaulting({})] = field(default_factory=dict)
+    metric_steps: Annotated[Sequence[int], defaulting(())] = ()
+    history: Annotated[Sequence[Mapping[str, Any]], defaulting(())] = ()
+    validations: Annotated[Sequence[Mapping[str, Any]], defaulting(())] = ()
+    reason: _TextOrNone = None
     job: Any = None
-    created_at: datetime | None = None
-    promoted_at: datetime | None = None
+    held: Annotated[bool, defaulting(False)] = False
+    created_at: _Moment = None
+    promoted_at: _Moment = None
 
     @property
     def loadable(self) -> bool:
         """Whether its weights, if it has any, are still stored."""
         return self.state != "removed" and not self.pruned
+
+    @property
+    def prunable(self) -> bool:
+        """Whether nobody waits for it. Rows that somebody inserts may have one held after the other."""
+        return self.state in {"retired", "rejected"} or self.held
 
 
 _TRACES: Final = ("metric_values", "metric_steps", "history", "validations")
@@ -94,7 +112,7 @@ class Versions:
         self._service = service
         self._model = model
         self._of = {"service": service, "model": model}
-        self._numbered = {**self._of, "number": {"$type": "int"}}
+        self._numbered = {**self._of, "number": {"$type": "int", "$not": {"$type": "array"}}}
 
     @staticmethod
     def prepare(database: Database[dict[str, Any]]) -> None:
@@ -123,13 +141,13 @@ class Versions:
 
     def live(self) -> Version | None:
         """The live version; None if there is none yet, or if the model is not applied."""
-        component = self._components.find_one({"_id": self._component, "state": "applied"}, {"live": 1})
+        component = read_one(self._components, {"_id": self._component, "state": "applied"}, {"live": 1})
         number = (component or {}).get("live")
-        return None if number is None else self.get(number)
+        return self.get(number) if isinstance(number, int) else None
 
     def get(self, number: int) -> Version | None:
         """One version, None if there is none of this number."""
-        found = self._collection.find_one({"_id": self._id(number), "state": {"$ne": "discarded"}})
+        found = read_one(self._collection, {"_id": self._id(number), "state": {"$ne": "discarded"}})
         return None if found is None else _version(found)
 
     def listed(self, *, traces: bool = True, **matching: Any) -> list[Version]:
@@ -137,7 +155,7 @@ class Versions:
         read is cheap.
         """
         query = {"$and": [self._numbered, {"state": {"$ne": "discarded"}}, matching]}
-        found = self._collection.find(query, None if traces else dict.fromkeys(_TRACES, 0)).sort("number", 1)
+        found = read(self._collection, query, None if traces else dict.fromkeys(_TRACES, 0), sort=[("number", 1)])
         return [version for version in map(_version, found) if version is not None]
 
     def weights(self, version: Version) -> bytes:
@@ -147,7 +165,7 @@ class Versions:
                 data = bytes(stored.read())
         except NoFile:
             raise PredictdError(f"the weights of {self._model} version {version.number} are no longer stored") from None
-        except CorruptGridFile:
+        except DAMAGED_FILE:
             data = b""
         if hashlib.sha256(data).hexdigest() != version.sha256:
             raise PredictdError(
@@ -199,7 +217,7 @@ class Versions:
         """Gives the document the next free number and stores it. Deletes its weights if MongoDB cannot store the
         document.
         """
-        newest = self._collection.find_one(self._numbered, {"number": 1}, sort=[("number", -1)])
+        newest = read_one(self._collection, self._numbered, {"number": 1}, sort=[("number", -1)])
         number = 0 if newest is None else newest["number"]
         while True:
             number += 1
@@ -249,13 +267,13 @@ class Versions:
         job: tuple[Any, int] | None,
         back: bool,
     ) -> bool:
-        component = self._components.find_one({"_id": self._component, "state": "applied"}, session=session)
+        component = read_one(self._components, {"_id": self._component, "state": "applied"}, session=session)
         if component is None:
             raise NotApplied(f"model {self._model!r} is not applied")
         before = component.get("live")
         if live not in (ANY, before):
             return False
-        version = self._promotable(number, component["signature"], session)
+        version = self._promotable(number, component.get("signature"), session)
         if job is not None:
             running = {"_id": job[0], "epoch": job[1], "state": "running"}
             if (
@@ -278,14 +296,15 @@ class Versions:
             {"_id": self._id(version.number)}, {"$set": change, "$currentDate": {"promoted_at": True}}, session=session
         )
         # Removed listeners too: if one is applied again, it must not get a generation that had another version.
-        mine = {"service": self._service, "kind": "listener", "model": self._model, "generation": {"$type": "number"}}
+        whole = {"$type": ["int", "long"], "$lt": 1 << 53, "$not": {"$type": "array"}}
+        mine = {"service": self._service, "kind": "listener", "model": self._model, "generation": whole}
         self._components.update_many(mine, {"$inc": {"generation": 1}}, session=session)
         applied = self._components.find({**mine, "state": "applied"}, {"name": 1}, session=session)
         requests.reload(self._database, self._service, [str(each.get("name")) for each in applied], session)
         return True
 
-    def _promotable(self, number: int, signature: str, session: ClientSession) -> Version:
-        found = self._collection.find_one({"_id": self._id(number)}, session=session)
+    def _promotable(self, number: int, signature: Any, session: ClientSession) -> Version:
+        found = read_one(self._collection, {"_id": self._id(number)}, session=session)
         if found is None:
             raise NotApplied(
                 f"model {self._model!r} has no version {number}; `predictd versions {self._model}` lists them"
@@ -325,9 +344,9 @@ class Versions:
         """Rejects the candidate for this reason."""
         self._say(number, {"state": "rejected", "reason": reason})
 
-    def hold(self, number: int, reason: str) -> None:
+    def hold(self, number: int, reason: str, *, held: bool = False) -> None:
         """Notes why the candidate waits for `predictd promote`."""
-        self._say(number, {"reason": reason})
+        self._say(number, {"reason": reason, **({"held": True} if held else {})})
 
     def _say(self, number: int, what: Mapping[str, Any]) -> None:
         self._collection.update_one(
@@ -357,15 +376,16 @@ class Versions:
 
     def prune(self, keep: int) -> list[int]:
         """Deletes the weights of all but the newest `keep` trained versions; never those of the live one, of its
-        parent, or of the one that a rollback promotes.
+        parent, of the one that a rollback promotes, or of a candidate that is not held.
         """
         live = self.live()
         held = {live.number, live.parent, live.replaced} if live else set()
         trained = [each for each in self.listed(traces=False) if each.trained and each.loadable]
-        surplus = [each for each in trained[:-keep] if each.number not in held and each.state != "candidate"]
+        surplus = [each for each in trained[:-keep] if each.number not in held and each.prunable]
         for version in surplus:
             found = self._collection.find_one_and_update(
-                {"_id": self._id(version.number), "state": {"$in": ["retired", "rejected"]}}, {"$set": {"pruned": True}}
+                {"_id": self._id(version.number), "state": version.state},
+                {"$set": {"pruned": True}, "$unset": {"judged": 1, "anchor": 1}},
             )
             if found is not None:
                 self._delete(found)
@@ -375,7 +395,7 @@ class Versions:
         """The model was removed: deletes the weights. The numbers and their history stay, so that no number ever names
         two versions.
         """
-        for found in self._collection.find({**self._of, "state": {"$nin": ["removed", "discarded"]}}):
+        for found in list(read(self._collection, {**self._of, "state": {"$nin": ["removed", "discarded"]}})):
             self._collection.update_one({"_id": found["_id"]}, {"$set": {"state": "removed"}})
             self._delete(found)
 
@@ -394,8 +414,10 @@ class Versions:
 
 def _version(found: Mapping[str, Any]) -> Version | None:
     """The version in a document; None if it is not one that predictd wrote."""
-    if not isinstance(found.get("number"), int) or not all(
-        isinstance(found.get(name), str) for name in ("state", "signature")
-    ):
+    try:
+        return _ADAPTER.validate_python({name: found[name] for name in _FIELDS if name in found})
+    except ValidationError:
         return None
-    return Version(**{name: found[name] for name in _FIELDS if name in found})
+
+
+_ADAPTER = TypeAdapter(Version)

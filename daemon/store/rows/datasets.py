@@ -24,7 +24,8 @@ from bson.timestamp import Timestamp
 from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
 
-from components.datatypes import Datatype, datatype
+from components import images
+from components.datatypes import Datatype, datatype, undeclared
 from components.errors import DecodeError
 from components.extended_json import decoded
 from daemon.handlers.predict.dirty_keys import identity
@@ -33,7 +34,7 @@ from daemon.store.connection import ROW_CODEC, make_client, open_database
 from daemon.store.registry.components import signature
 from daemon.store.rows.row_reader import value_at
 
-__all__ = ["Pinned", "RowExamples", "kept", "pinned"]
+__all__ = ["Pinned", "RowDecoder", "RowExamples", "kept", "pin_key", "pinned"]
 
 log = structlog.get_logger(__name__)
 
@@ -100,8 +101,13 @@ def kept(
 
     if not query["pin"]:
         return choose()
-    key = signature([service, validation, dataset, query, list(fields)])
+    key = pin_key(service, validation, dataset, query, fields)
     return _stored(database, key) or _store(database, key, choose())
+
+
+def pin_key(service: str, validation: str, dataset: str, query: Mapping[str, Any], fields: Sequence[str]) -> str:
+    """What a pinned dataset is stored under."""
+    return signature([service, validation, dataset, query, list(fields)])
 
 
 def _stored(database: Database[dict[str, Any]], key: str) -> Pinned | None:
@@ -150,12 +156,42 @@ def _parts(ids: Sequence[Any]) -> Iterator[list[Any]]:
     yield part
 
 
+class RowDecoder:
+    """Decodes the fields of a table's rows. `fields` are the paths with their datatypes' specs (None: the value as the
+    driver decodes it). The first value that its datatype cannot decode is logged.
+    """
+
+    def __init__(self, table: str, fields: Mapping[str, str | None]) -> None:
+        self._table = table
+        self._datatypes: list[tuple[str, Datatype | None]] = [
+            (path, datatype(spec) if spec else None) for path, spec in fields.items()
+        ]
+        self._told = False
+
+    def __call__(self, document: Mapping[str, Any]) -> tuple[Any, ...] | None:
+        """The values; None if one is absent, null, or cannot be decoded."""
+        values = []
+        for path, kind in self._datatypes:
+            value = value_at(document, path)
+            if value is None:  # absent or null: no example
+                return None
+            try:
+                values.append(undeclared(value) if kind is None else kind.decode(value))
+            except DecodeError as error:
+                if not self._told:
+                    self._told = True
+                    log.warning(
+                        "a row is skipped", table=self._table, row=document["_id"], field=path, reason=str(error)
+                    )
+                return None
+        return tuple(values)
+
+
 class RowExamples:
     """The decoded rows of a table by their place in `ids`: `components.examples.Examples` over MongoDB.
 
-    `fields` are the key's paths with their datatypes' specs (None: the value as the driver decodes it). A row counts as
-    gone if it is deleted, lacks a field (or holds null in it), or has a value that its datatype cannot decode. The
-    first row of the last kind is logged.
+    `fields` are the key's paths with their datatypes' specs, as for `RowDecoder`. A row counts as gone if it is
+    deleted, lacks a field (or holds null in it), or has a value that its datatype cannot decode.
 
     It can be pickled, and used after a fork: each process opens a client of its own at its first fetch.
     """
@@ -168,17 +204,15 @@ class RowExamples:
         self._table = table
         self._fields = dict(fields)
         self._ids = ids
-        self._datatypes: list[tuple[str, Datatype | None]] = [
-            (path, datatype(spec) if spec else None) for path, spec in self._fields.items()
-        ]
+        self._decoded = RowDecoder(table, self._fields)
         self._client: tuple[int, Database[dict[str, Any]]] | None = None
-        self._told = False
 
     def __getstate__(self) -> tuple[Any, ...]:
-        return self._uri, self._database, self._table, self._fields, self._ids
+        return images.accepted(), self._uri, self._database, self._table, self._fields, self._ids
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.__init__(*state)  # type: ignore[misc]  # the same arguments
+        images.narrow(state[0])  # a spawned process has the setting of its parent
+        self.__init__(*state[1:])  # type: ignore[misc]  # the same arguments
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -205,23 +239,6 @@ class RowExamples:
         if self._client is not None and self._client[0] == os.getpid():
             self._client[1].client.close()
         self._client = None
-
-    def _decoded(self, document: Mapping[str, Any]) -> tuple[Any, ...] | None:
-        values = []
-        for path, kind in self._datatypes:
-            value = value_at(document, path)
-            if value is None:  # absent or null: no example
-                return None
-            try:
-                values.append(value if kind is None else kind.decode(value))
-            except DecodeError as error:
-                if not self._told:
-                    self._told = True
-                    log.warning(
-                        "a row is skipped", table=self._table, row=document["_id"], field=path, reason=str(error)
-                    )
-                return None
-        return tuple(values)
 
     def _open(self) -> Database[dict[str, Any]]:
         # A client cannot be used after a fork: its threads and sockets belong to the parent.

@@ -9,17 +9,20 @@ one too few.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Annotated, Any, Final
 
 import structlog
 from bson.raw_bson import RawBSONDocument
+from pydantic import Strict, TypeAdapter
 from pymongo.collection import Collection
 from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
 from components.raw_value import RAW, STRICT, document, equals, fields, identity, readable, size
 from daemon.handlers.predict.records import Letter
+from daemon.health.report import defaulting
 from daemon.store import names
 from daemon.store.rows import raw_updates
 from daemon.store.service import requests
@@ -42,6 +45,33 @@ class _Dead:
     generation: Any
     unwritable: bool
     lethal: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Error:
+    type: str = "?"
+    message: str = ""
+    stage: str = "?"
+
+
+_Moment = Annotated[Annotated[datetime, Strict()] | None, defaulting(None)]
+_Number = Annotated[int | None, defaulting(None)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """What a command reads of a letter. A field whose value has another type reads as its default."""
+
+    error: Annotated[_Error, defaulting(_Error())] = field(default_factory=_Error)
+    traceback: Annotated[str, defaulting("")] = ""
+    attempts: _Number = None
+    version: _Number = None
+    generation: _Number = None
+    first_at: _Moment = None
+    last_at: _Moment = None
+
+
+_ADAPTER: Final = TypeAdapter(_Stored)
 
 
 class DeadLetters:
@@ -80,6 +110,11 @@ class DeadLetters:
         if known is None or not known.unwritable or not (scanned or known.lethal):
             return False
         return (known.input, known.generation) == (input_, generation)
+
+    def exist(self, key: Any, input_: bytes, generation: int) -> bool:
+        """Whether the row has a letter for this input and generation."""
+        known = self._dead.get(identity(key))
+        return known is not None and (known.input, known.generation) == (input_, generation)
 
     def add(self, letters: Iterable[Letter]) -> None:
         """Stores the letters; the letter of a row that was dead already counts one more attempt."""
@@ -179,10 +214,14 @@ def _decoded(found: RawBSONDocument, *, tz_aware: bool = False) -> dict[str, Any
 def listed(
     database: Database[dict[str, Any]], service: str, query: Mapping[str, Any], limit: int = 0
 ) -> Iterable[dict[str, Any]]:
-    """The letters of a service, oldest first. `_id.row` is the row's key."""
+    """The letters of a service, oldest first. `_id.row` is the row's key; see `_Stored` for the other fields."""
     raw = database[names.DEAD_LETTERS].with_options(codec_options=RAW)
-    for found in raw.find({"_id.service": service, **query}).sort("last_at", 1).limit(limit):
-        yield _decoded(found, tz_aware=database.codec_options.tz_aware)
+    one = {"$type": "string", "$not": {"$type": "array"}}
+    whole = {"_id.service": service, "_id.listener": one, "_id.row": {"$exists": True}}
+    whole |= {"table": {**one, "$regex": r"^[^.$\0][^$\0]*$"}}
+    for found in raw.find({"$and": [whole, query]}).sort("last_at", 1).limit(limit):
+        letter = _decoded(found, tz_aware=database.codec_options.tz_aware)
+        yield {**letter, **asdict(_ADAPTER.validate_python(letter))}
 
 
 def retry(database: Database[dict[str, Any]], letter: Mapping[str, Any]) -> None:

@@ -9,14 +9,21 @@ The daemon's promise depends on this file. Its rules have the names of docs/arch
 - R5   a current output is touched: only its `asof` moves
 - R8   a row that does not match loses its output; R8b by a write whose filter holds `asof` as seen
 
+A batch's writes take the first of three ways that works; each keeps the same rules, and lands only what the next would.
+
+1. One transaction that begins at the batch's own snapshot: no guard and no read, as any later change is a conflict.
+2. Transactions of `GUARDED_ROWS` rows: each reads the guards at a snapshot of its own, and updates the rows that hold.
+3. One unordered bulk, with the guard in each update's filter: the slowest for the server, but a row alone decides for
+   itself. It is also the way of a few rows, for which it is a single command.
+
 Writes are plain `$set` and `$unset`: an update by pipeline can appear in the stream as a `replace`, which would pass
 its filter of the daemon's own writes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any, Final
 
 from bson.raw_bson import RawBSONDocument
 from bson.timestamp import Timestamp
@@ -31,23 +38,25 @@ from daemon.store.rows import raw_updates
 from daemon.store.rows.raw_updates import Refusal
 from daemon.store.rows.row_reader import SEEN_PARTS, RowReader
 from daemon.store.rows.row_reader import keys as row_keys
-from daemon.store.rows.table_kind import TableKind
+from daemon.store.rows.table_kind import TableKind, refusal
+from daemon.store.rows.transactions import Aborted, ConflictShare, Transactions, Update
 
-# Codes of errors that are not about the row: full disk, no right, failover, overload. Every other error is about the
-# row itself (a validator, 16 MB, a unique index), and a retry would not help.
+# Codes of errors that are not about the row: full disk, no right, failover, overload, another kind of collection (72,
+# 166). Every other error is about the row itself (a validator, 16 MB, a unique index), and a retry would not help.
 WAITED_OUT: Final = frozenset(
-    {6, 7, 13, 18, 24, 46, 50, 64, 89, 91, 112, 133, 134, 146, 189, 202, 246, 262, 365}
+    {6, 7, 13, 18, 24, 46, 50, 64, 72, 89, 91, 112, 133, 134, 146, 166, 189, 202, 246, 262, 365}
     | {8000, 9001, 10107, 11600, 11601, 11602, 13435, 13436, 14031}
 )
 ALL: Final = 1 << 62
 KNOWN_GOOD_MS: Final = 2_000
+FEW: Final = 8
+"""Fewer rows than these are written by one bulk: a transaction takes a second round trip."""
 
+GUARDED_ROWS: Final = 64
+"""The rows of a transaction that reads the guards. Smaller ones seldom conflict, and hold up other writers less."""
 
-class _Update(NamedTuple):
-    """One update: the filter of its row, and the change."""
-
-    query: Mapping[str, Any]
-    change: Mapping[str, Any]
+ROWS: Final = 256
+"""The rows of a transaction at the batch's snapshot: it holds up other writers of them."""
 
 
 class Outputs:
@@ -69,13 +78,24 @@ class Outputs:
             self._matches.append(where)
         self._stray_projection = {f"{self._path}.{part}": 1 for part in SEEN_PARTS}
         self._projection = {**dict.fromkeys(paths, 1), **self._stray_projection}
+        self._transactions = Transactions(table)
+        self.sessions = self._transactions.sessions
+        self._at_snapshot, self._with_guards = ConflictShare(), ConflictShare()
 
     # ---- reading --------------------------------------------------------------------------------------------------
 
     def read(self, keys: Sequence[Any], after: Timestamp | None, max_bytes: int) -> Snapshot:
         """Reads the rows at one snapshot, not older than `after`. Stops past `max_bytes` of rows; `unread` are the
-        rest.
+        rest. There are none if the table has become one that cannot be served: its rows went with the one before.
         """
+        try:
+            return self._read(keys, after, max_bytes)
+        except OperationFailure:
+            if refusal(self._table) is None:
+                raise
+            return Snapshot(after or Timestamp(0, 0), (), (), ())
+
+    def _read(self, keys: Sequence[Any], after: Timestamp | None, max_bytes: int) -> Snapshot:
         concern: dict[str, Any] = {"level": "snapshot"}
         if after is not None:
             concern["afterClusterTime"] = after
@@ -138,8 +158,9 @@ class Outputs:
             "filter": query,
             "projection": projection,
             "batchSize": expected + 1,  # one more than can come: the cursor closes with the first reply
-            "readConcern": concern,
         }
+        if concern:  # in a transaction it is that of the transaction
+            command["readConcern"] = concern
         reply = database.command(command, session=session, codec_options=RAW)
         cursor = fields(reply["cursor"].raw)
         # A collection that does not exist has no rows and no snapshot.
@@ -171,7 +192,56 @@ class Outputs:
             return None
 
     def write(self, writes: Sequence[Write]) -> Written:
-        """Sends the writes as one unordered bulk, and finds those that matched nothing."""
+        """Makes the writes, all of one snapshot, and finds those that matched nothing. If the table has become one
+        that cannot be served, it does nothing.
+        """
+        try:
+            written = _joined(self._write(writes[begin : begin + ROWS]) for begin in range(0, len(writes), ROWS))
+        except OperationFailure:
+            if refusal(self._table) is None:
+                raise
+            return Written(frozenset(), {}, None)
+        if written.refused and refusal(self._table) is not None:
+            return Written(written.missed, {}, written.time)
+        return written
+
+    def _write(self, writes: Sequence[Write]) -> Written:
+        if len(writes) < FEW:
+            return self._bulk(writes)
+        if self._at_snapshot.worth_trying():
+            try:
+                time = self._transactions.at(writes[0].asof, [self._update(w, guarded=False) for w in writes])
+            except Aborted as aborted:
+                self._at_snapshot.note(conflict=True)
+                if aborted.row:
+                    return self._bulk(writes)
+            else:
+                self._at_snapshot.note(conflict=False)
+                return Written(frozenset(), {}, time)
+        parts = (writes[begin : begin + GUARDED_ROWS] for begin in range(0, len(writes), GUARDED_ROWS))
+        return _joined(self._guarded(part) for part in parts)
+
+    def _guarded(self, writes: Sequence[Write]) -> Written:
+        """Makes the writes whose guards hold in one transaction, or all by a bulk if that is aborted."""
+        missed: set[Hashable] = set()
+
+        def choose(session: ClientSession) -> list[Update]:
+            holds, landed = self._compared(writes, session)
+            missed.update(identity(w.key) for w in writes if identity(w.key) not in holds | landed)
+            return [self._update(w, guarded=False) for w in writes if identity(w.key) in holds]
+
+        if self._with_guards.worth_trying():
+            try:
+                time = self._transactions.after(writes[0].asof, choose)
+            except Aborted:
+                self._with_guards.note(conflict=True)
+            else:
+                self._with_guards.note(conflict=False)
+                return Written(frozenset(missed), {}, time)
+        return self._bulk(writes)
+
+    def _bulk(self, writes: Sequence[Write]) -> Written:
+        """Sends the writes as one unordered bulk, each with its guard."""
         with self._table.database.client.start_session(causal_consistency=True) as session:
             matched, refusals = self._send([self._update(w) for w in writes], session)
             refused: dict[Hashable, str] = {}
@@ -182,10 +252,12 @@ class Outputs:
             missed: frozenset[Hashable] = frozenset()
             if matched < len(writes) - len(refused):
                 # A bulk reports only how many matched, not which: a read of the rows finds these.
-                missed = frozenset(self._missed([w for w in writes if identity(w.key) not in refused], session))
+                rest = [w for w in writes if identity(w.key) not in refused]
+                landed = self._landed(rest, self._outputs_of(rest, (), session))
+                missed = frozenset(identity(w.key) for w in rest) - landed
             return Written(missed, refused, session.operation_time)
 
-    def _send(self, updates: Sequence[_Update], session: ClientSession) -> tuple[int, Sequence[Refusal]]:
+    def _send(self, updates: Sequence[Update], session: ClientSession) -> tuple[int, Sequence[Refusal]]:
         """Sends the updates. Returns how many matched, and the refused ones."""
         try:
             bulk = [UpdateOne(update.query, update.change) for update in updates]
@@ -202,30 +274,68 @@ class Outputs:
             answer = raw_updates.send(self._table, "update", statements, session)
             return answer.matched, answer.refused
 
-    def _update(self, write: Write) -> _Update:
+    def _update(self, write: Write, *, guarded: bool = True) -> Update:
+        """The update of one row; without the guard in its filter if a transaction guards it."""
+        query: dict[str, Any] = {"_id": equals(write.key)}
+        if guarded and write.kind == "unset":
+            query |= self._as_seen(write.seen)  # R8b
+        elif guarded:
+            query |= {**self._as_seen(write.seen), "$and": self._matches}  # R1, R2
         if write.kind == "unset":
-            return _Update({"_id": equals(write.key), **self._as_seen(write.seen)}, {"$unset": {self._path: ""}})  # R8b
-        query = {"_id": equals(write.key), **self._as_seen(write.seen), "$and": self._matches}  # R1, R2
+            return Update(query, {"$unset": {self._path: ""}})
         if write.kind == "touch":
-            return _Update(query, {"$set": {f"{self._path}.asof": write.asof}})
-        return _Update(query, {"$set": {self._path: write.output}})
+            return Update(query, {"$set": {f"{self._path}.asof": write.asof}})
+        return Update(query, {"$set": {self._path: write.output}})
 
     def _as_seen(self, seen: Seen) -> Mapping[str, Any]:
         if seen.asof is MISSING:  # or the value at the path is not predictd's
             return {"$expr": {"$ne": [{"$type": f"${self._path}.asof"}, "timestamp"]}}
         return {f"{self._path}.asof": seen.asof}
 
-    def _missed(self, writes: Sequence[Write], session: ClientSession) -> list[Hashable]:
-        keys, concern = [w.key for w in writes], {"afterClusterTime": session.operation_time}
-        replies, _, _ = self._by_id(session, keys, (), self._stray_projection, concern, ALL)
-        now = {identity(key): seen for reply in replies for key, seen in self._rows.seen(reply)}
-        missed = []
+    def _compared(self, writes: Sequence[Write], session: ClientSession) -> tuple[set[Hashable], set[Hashable]]:
+        """Reads the rows in the session's transaction. Returns those whose guard holds, and those whose write has
+        landed before (its answer was lost).
+        """
+        sets = [w for w in writes if w.kind != "unset"]
+        unsets = [w for w in writes if w.kind == "unset"]
+        now = self._outputs_of(sets, self._matches, session) | self._outputs_of(unsets, (), session)  # R2
+        landed = self._landed(writes, now)
+        names = {identity(w.key): w for w in writes}
+        holds = {name for name, seen in now.items() if name in names and seen.asof == names[name].seen.asof}  # R1, R8b
+        return holds - landed, landed
+
+    def _outputs_of(
+        self, writes: Sequence[Write], conditions: Sequence[Mapping[str, Any]], session: ClientSession
+    ) -> dict[Hashable, Seen]:
+        """The outputs that the rows of these writes have now, or at the snapshot of the session's transaction."""
+        if not writes:
+            return {}
+        concern = {} if session.in_transaction else {"afterClusterTime": session.operation_time}
+        replies, _, _ = self._by_id(session, [w.key for w in writes], conditions, self._stray_projection, concern, ALL)
+        return {identity(key): seen for reply in replies for key, seen in self._rows.seen(reply)}
+
+    @staticmethod
+    def _landed(writes: Sequence[Write], now: Mapping[Hashable, Seen]) -> set[Hashable]:
+        """The rows that hold what their write would make of them."""
+        landed = set()
         for w in writes:
             seen = now.get(identity(w.key))
             if w.kind == "unset":
-                landed = seen is None or not seen.present
+                done = seen is None or not seen.present
             else:
-                landed = seen is not None and (seen.asof, seen.generation) == (w.asof, w.generation)
-            if not landed:
-                missed.append(identity(w.key))
-        return missed
+                done = seen is not None and (seen.asof, seen.generation) == (w.asof, w.generation)
+            if done:
+                landed.add(identity(w.key))
+        return landed
+
+
+def _joined(parts: Iterable[Written]) -> Written:
+    """The results of a batch's parts as one."""
+    missed: frozenset[Hashable] = frozenset()
+    refused: dict[Hashable, str] = {}
+    time: Timestamp | None = None
+    for part in parts:
+        missed |= part.missed
+        refused |= part.refused
+        time = max((each for each in (time, part.time) if each is not None), default=None)
+    return Written(missed, refused, time)

@@ -7,10 +7,11 @@ the leader. A daemon that was paused and has been replaced has a lower epoch, so
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+from bson import Binary
 from bson.timestamp import Timestamp
 from pymongo import ReturnDocument
 from pymongo.collection import Collection
@@ -20,6 +21,7 @@ from pymongo.errors import DuplicateKeyError
 from components.errors import Fenced
 from components.raw_value import RAW, fields, readable
 from daemon.store import names
+from daemon.store.rows.transactions import end
 from daemon.store.service.epochs import mended
 
 T = TypeVar("T")
@@ -55,13 +57,17 @@ class Positions:
     """The position of one stream (one worker of a service) in `_predictd.positions`."""
 
     def __init__(self, database: Database[dict[str, Any]], service: str, worker: str, epoch: int) -> None:
+        self._database = database
         self._collection: Collection[dict[str, Any]] = database[names.POSITIONS]
         self._service, self._id = service, f"{service}/{worker}"
         self._epoch = epoch
 
-    def claim(self, subscription: str) -> Position | None:
+    def claim(self, subscription: str, sessions: Sequence[Binary] = ()) -> Position | None:
         """Raises the stored epoch to this one, so that an older leader's saves are refused from now on. Returns the
         position, None if there is no valid one.
+
+        `sessions` are those of this process's transactions; they are stored for its successor. The predecessor's are
+        ended: if it was killed within a transaction, the rows of that could not be written for a minute or more.
 
         `subscription` is a hash of the stream's filter. A token is valid only with the filter that it was made with
         (with another one MongoDB may answer with error 280), so under a changed filter only the cluster time is used.
@@ -69,12 +75,14 @@ class Positions:
         raw = self._fenced(
             lambda: self._collection.with_options(codec_options=RAW).find_one_and_update(
                 {"_id": self._id, "epoch": {"$not": {"$gt": self._epoch}}},
-                {"$set": {"epoch": self._epoch}},
+                {"$set": {"epoch": self._epoch, "sessions": list(sessions)}},
                 upsert=True,
                 return_document=ReturnDocument.BEFORE,
             )
         )
         before = {} if raw is None else readable(fields(raw.raw))
+        left = before.get("sessions")
+        end(self._database, left if isinstance(left, list) else ())
         time = before.get("cluster_time")
         if not isinstance(time, Timestamp):
             return None

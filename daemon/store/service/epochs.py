@@ -14,6 +14,7 @@ from pymongo.collection import Collection
 
 from components.raw_value import RAW, RawValue, document, fields
 from daemon.store import names
+from daemon.store.documents import read_one
 
 __all__ = ["mended"]
 
@@ -27,7 +28,7 @@ def mended(collection: Collection[dict[str, Any]], identifier: str, service: str
     daemon that takes the lease in between keeps its epoch. False if the document's epoch may be a real one.
     """
     found = collection.with_options(codec_options=RAW).find_one({"_id": identifier}, {"epoch": 1})
-    lease = collection.database[names.LEASES].find_one({"_id": service}, {"epoch": 1}) or {}
+    lease = read_one(collection.database[names.LEASES], {"_id": service}, {"epoch": 1}) or {}
     leased = lease.get("epoch")
     held: RawValue | None = None if found is None else fields(found.raw).get("epoch")
     if held is None or not isinstance(leased, int) or leased < epoch:

@@ -31,9 +31,11 @@ from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
 
 from components.errors import NotApplied
+from components.raw_value import RAW
 from daemon.health.job_report import JobError, JobProgress
 from daemon.health.report import defaulting
 from daemon.store import names
+from daemon.store.documents import decoded, read, read_one
 from daemon.store.service import notify
 
 __all__ = ["DECLARED_BY", "LOG_LINES", "Job", "JobState", "Jobs", "Kind"]
@@ -45,14 +47,15 @@ DECLARED_BY: Final = {"train": "trainer", "validate": "validation"}
 Kind = Literal["train", "validate"]
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 
+_ONE: Final = {"$not": {"$type": "array"}}  # to MongoDB, an array has the types and values of its elements
 _WHOLE: Final = {
-    **{name: {"$type": "string"} for name in ("_id", "target", "model")},
-    **{name: {"$type": ["int", "long"]} for name in ("epoch", "attempts", "failures", "best_step")},
-    **{name: {"$type": "object"} for name in ("trigger", "progress")},
-    "ran": {"$type": ["double", "int", "long"]},
+    **{name: {"$type": "string", **_ONE} for name in ("_id", "target", "model")},
+    **{name: {"$type": ["int", "long"], **_ONE} for name in ("epoch", "attempts", "failures", "best_step")},
+    **{name: {"$type": "object", **_ONE} for name in ("trigger", "progress")},
+    "ran": {"$type": ["double", "int", "long"], **_ONE},
     "log": {"$type": "array"},
-    "kind": {"$in": list(DECLARED_BY)},
-    "state": {"$in": list(get_args(JobState))},
+    "kind": {"$in": list(DECLARED_BY), **_ONE},
+    "state": {"$in": list(get_args(JobState)), **_ONE},
 }
 """The fields of every job. A document that does not match was not written by predictd, and is skipped."""
 
@@ -79,7 +82,7 @@ class Job:
     failures: int = 0
     retries: _Number = None
     best_step: int = 0
-    ran: float = 0.0
+    ran: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False), defaulting(0.0)] = 0.0
     threads: _Number = None
     progress: Annotated[JobProgress, defaulting(JobProgress())] = field(default_factory=JobProgress)
     log: Annotated[Sequence[str] | None, defaulting(())] = None
@@ -193,12 +196,12 @@ class Jobs:
         matches; else None.
         """
         for whole in (identifier, f"{self._service}/{identifier}"):
-            found = self._collection.find_one({**self._whole, "_id": whole})
+            found = read_one(self._collection, {**self._whole, "_id": whole})
             if found is not None:
                 return Job.from_document(found)
         text = {"$cond": [{"$eq": [{"$type": "$_id"}, "string"]}, "$_id", ""]}  # a foreign document may have any
         ending = {"$expr": {"$eq": [{"$arrayElemAt": [{"$split": [text, "/"]}, -1]}, {"$literal": identifier}]}}
-        several = list(self._collection.find({**self._whole, **ending}).limit(2))
+        several = list(read(self._collection, {**self._whole, **ending}, limit=2))
         return Job.from_document(several[0]) if len(several) == 1 else None
 
     def listed(self, limit: int = 100, **matching: Any) -> list[Job]:
@@ -206,7 +209,8 @@ class Jobs:
         state=...).
         """
         query = {"$and": [self._whole, matching]}
-        found = self._collection.find(query, {"log": 0}).sort([("created_at", -1), ("_id", -1)]).limit(limit)
+        order = [("created_at", -1), ("_id", -1)]
+        found = read(self._collection, query, {"log": 0}, sort=order, limit=limit)
         return [Job.from_document(document) for document in found]
 
     # ---- running them: everything from here on is the leader's -----------------------------------------------------
@@ -232,13 +236,13 @@ class Jobs:
             "heartbeat": "$$NOW",
             "started_at": {"$ifNull": ["$started_at", "$$NOW"]},
         }
-        document = self._collection.find_one_and_update(
+        claimed_one = self._collection.with_options(codec_options=RAW).find_one_and_update(
             due,
             [{"$set": claimed}, {"$unset": "retry_at"}],
             sort=[("created_at", 1), ("_id", 1)],
             return_document=ReturnDocument.AFTER,
         )
-        return None if document is None else Job.from_document(document)
+        return None if claimed_one is None else Job.from_document(decoded(claimed_one, self._collection.codec_options))
 
     def progress(
         self, identifier: str, epoch: int, progress: JobProgress, lines: Iterable[str] = (), **about: Any
@@ -284,7 +288,7 @@ class Jobs:
         """Jobs that were cancelled or have failed for good and may have left a candidate or a checkpoint."""
         return [
             Job.from_document(document)
-            for document in self._collection.find({**self._whole, "untidy": True}, {"log": 0})
+            for document in read(self._collection, {**self._whole, "untidy": True}, {"log": 0})
         ]
 
     def tidied(self, identifier: str) -> None:
@@ -320,14 +324,16 @@ class Jobs:
     def _model(self, kind: Kind, target: str) -> str:
         """The model of a job: two jobs of one model never run at the same time."""
         declared = DECLARED_BY[kind]
-        component = self._database[names.COMPONENTS].find_one(
-            {"_id": f"{self._service}/{declared}/{target}", "state": "applied"}, {"declaration": 1}
+        component = read_one(
+            self._database[names.COMPONENTS],
+            {"_id": f"{self._service}/{declared}/{target}", "state": "applied"},
+            {"declaration": 1},
         )
         if component is None:
             raise NotApplied(f"there is no {declared} {target!r} in service {self._service!r}; apply it first")
         try:
             return str(json.loads(component["declaration"])["model"])
-        except (KeyError, TypeError, ValueError):  # it is not signed, and the daemon refuses it as well
+        except (KeyError, TypeError, ValueError, RecursionError):  # it is not signed, and the daemon refuses it as well
             raise NotApplied(
                 f"{declared} {target!r} of service {self._service!r} is not readable in the database; apply it again"
             ) from None

@@ -1,14 +1,14 @@
 """Which daemon is active for a service name: one document, decided by the server's clock alone.
 
-    _predictd.leases: {_id: service, owner, host, pid, expires, acquired_at, epoch}
+    _predictd.leases: {_id: service, owner, host, place, pid, expires, acquired_at, epoch}
 
 * Acquiring is one `findOneAndUpdate` by pipeline on `$$NOW`: if the lease has expired, or is ours from before, it
   becomes ours.
 * Each acquisition raises `epoch` by one; a renewal never does. The workers' writes carry the epoch, which fences a
   leader that was paused and has been replaced: its late writes are refused.
-* `owner` is an instance id in the state directory, which a file lock keeps to one process. So a daemon that was killed
-  takes its own lease back at once instead of waiting until it expires. The host must match too, since a copied image of
-  a machine carries the same id.
+* `owner` is an instance id in the state directory. `place` names the lock file there as this boot of this machine sees
+  it. Only one process at a time holds that lock, so a daemon that was killed takes its own lease back at once. A copy
+  of the directory, or of the whole machine, has the same id and another place: it waits as any other daemon.
 * A release only lets it expire: the document stays, because the epoch must never start again.
 
 Times are the server's; no local clock decides anything.
@@ -25,12 +25,14 @@ from pymongo.collection import Collection
 from pymongo.database import Database
 
 from components.errors import LeaseLost, PredictdError
+from components.raw_value import RAW
 from daemon.store import names
 from daemon.store.connection import reaching
+from daemon.store.documents import decoded, read_one
 
 __all__ = ["TTL_SECONDS", "AnotherDaemon", "Holder", "Lease"]
 
-TTL_SECONDS = 15.0
+TTL_SECONDS = 10.0
 NEVER_TERMS = 4  # no daemon writes a lease that lasts for so many terms
 HIGHEST_EPOCH = 1 << 53
 
@@ -43,11 +45,18 @@ class AnotherDaemon(PredictdError):
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A candidate for a lease: a stable instance id, the host and the process id."""
+    """A candidate for a lease: a stable instance id, the host, the process id and the place of the lock that keeps
+    others from being the same candidate.
+    """
 
     instance: str
     host: str
     pid: int
+    place: str = ""
+
+    def identity(self) -> dict[str, str]:
+        """What no other living process shares, as the lease stores it."""
+        return {"owner": self.instance, "host": self.host, "place": self.place}
 
 
 class Lease:
@@ -67,17 +76,13 @@ class Lease:
 
     def acquire(self) -> int:
         """Acquires the lease and returns its new epoch. Raises AnotherDaemon, which names the holder, if it is held."""
+        identity = self._holder.identity()
         free = {
             "$or": [
                 {"$lte": ["$expires", "$$NOW"]},  # also if there is no document yet: a missing field sorts first
                 {"$ne": [{"$type": "$expires"}, "date"]},
                 {"$gt": ["$expires", {"$add": ["$$NOW", int(NEVER_TERMS * self._ttl * 1000)]}]},
-                {
-                    "$and": [
-                        {"$eq": ["$owner", {"$literal": self._holder.instance}]},
-                        {"$eq": ["$host", {"$literal": self._holder.host}]},
-                    ]
-                },
+                {"$and": [{"$eq": [f"${name}", {"$literal": own}]} for name, own in identity.items()]},
             ]
         }
         numbers = {"$in": [{"$type": "$epoch"}, ["int", "long", "double", "decimal"]]}
@@ -85,23 +90,24 @@ class Lease:
         real = {"$and": [numbers, {"$gte": ["$epoch", 0]}, {"$lt": ["$epoch", HIGHEST_EPOCH]}]}
         taken = {
             "_id": {"$literal": self._service},
-            "owner": {"$literal": self._holder.instance},
-            "host": {"$literal": self._holder.host},
+            **{name: {"$literal": own} for name, own in identity.items()},
             "pid": {"$literal": self._holder.pid},
             "expires": self._expiry(),
             "acquired_at": "$$NOW",
             "epoch": {"$add": [{"$cond": [real, {"$toLong": {"$floor": "$epoch"}}, 0]}, 1]},
         }
         with reaching():
-            document = self._collection.find_one_and_update(
+            found = self._collection.with_options(codec_options=RAW).find_one_and_update(
                 {"_id": self._service},
                 [{"$replaceWith": {"$cond": [free, taken, "$$ROOT"]}}],
                 upsert=True,
                 return_document=ReturnDocument.AFTER,
             )
-        assert document is not None  # an upsert that returns the document after it
-        if (document.get("owner"), document.get("host")) != (self._holder.instance, self._holder.host):
-            raise AnotherDaemon(f"{_named(document)} is active for the service {self._service!r}")
+        assert found is not None  # an upsert that returns the document after it
+        document = decoded(found, self._collection.codec_options)
+        if any(document.get(name) != own for name, own in identity.items()):
+            copy = ", from a copy of this state directory" if document.get("owner") == self._holder.instance else ""
+            raise AnotherDaemon(f"{_named(document)} is active for the service {self._service!r}{copy}")
         return int(document["epoch"])
 
     def renew(self, epoch: int) -> None:
@@ -111,19 +117,25 @@ class Lease:
         if result.matched_count == 0:
             raise LeaseLost(f"the lease of {self._service!r} was taken over by {self.holder()}")
 
-    def release(self, epoch: int) -> None:
-        """Lets the lease expire now if it is still ours, so that another daemon need not wait."""
+    def release(self, epoch: int | None) -> None:
+        """Lets the lease expire now if it is still ours, so that another daemon need not wait. None is any epoch that
+        this process was given: the answer may have been lost.
+        """
+        ours = self._ours(epoch) if epoch is not None else {**self._held(), "pid": self._holder.pid}
         with reaching():
-            self._collection.update_one(self._ours(epoch), [{"$set": {"expires": "$$NOW"}}])
+            self._collection.update_one(ours, [{"$set": {"expires": "$$NOW"}}])
 
     def holder(self) -> str:
         """The holder of the lease, in words."""
         with reaching():
-            document = self._collection.find_one({"_id": self._service})
+            document = read_one(self._collection, {"_id": self._service})
         return "nobody" if document is None else _named(document)
 
     def _ours(self, epoch: int) -> dict[str, Any]:
-        return {"_id": self._service, "owner": self._holder.instance, "host": self._holder.host, "epoch": epoch}
+        return {**self._held(), "epoch": epoch}
+
+    def _held(self) -> dict[str, Any]:
+        return {"_id": self._service, **self._holder.identity()}
 
     def _expiry(self) -> dict[str, Any]:
         return {"$add": ["$$NOW", int(self._ttl * 1000)]}

@@ -14,17 +14,19 @@ from typing import Any
 from pymongo.database import Database
 
 from daemon.store import names
+from daemon.store.documents import read_one
 
 __all__ = ["count", "ring"]
 
 
 def ring(database: Database[dict[str, Any]], service: str) -> None:
     """Notifies the service's daemon."""
-    raised = {"$add": [{"$cond": [{"$isNumber": "$count"}, "$count", 0]}, 1]}
+    whole = {"$and": [{"$in": [{"$type": "$count"}, ["int", "long"]]}, {"$lt": ["$count", 1 << 53]}]}
+    raised = {"$add": [{"$cond": [whole, "$count", 0]}, 1]}
     database[names.BELLS].update_one({"_id": service}, [{"$set": {"count": raised}}], upsert=True)
 
 
 def count(database: Database[dict[str, Any]], service: str) -> int:
     """The number of notifications so far."""
-    number = (database[names.BELLS].find_one({"_id": service}) or {}).get("count")
-    return int(number) if isinstance(number, (int, float)) else 0
+    number = (read_one(database[names.BELLS], {"_id": service}) or {}).get("count")
+    return number if isinstance(number, int) else 0

@@ -3,39 +3,74 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Final
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Annotated, Any, Final
 
+from pydantic import Strict, TypeAdapter
 from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
+from components.declarations import parsed
+from components.errors import DeclarationError
 from components.extended_json import decoded
+from components.raw_value import UNDECODABLE
+from daemon.health.report import defaulting
 from daemon.store import names
+from daemon.store.documents import read, read_one
 
 COUNT_MS: Final = 1000
+_TABLE: Final = re.compile(r"[^.$\0][^$\0]{0,200}(?<!\.)")
 
 
-_NEEDED: Final = {
-    "table": {"fields"},
-    "model": {"object"},
-    "listener": {"table", "model", "key", "where", "worker"},
-}
+@dataclass(frozen=True, slots=True)
+class _Live:
+    """What is shown of a live version. A field whose value has another type reads as its default."""
+
+    number: Annotated[int | None, defaulting(None)] = None
+    origin: Annotated[str, defaulting("")] = ""
+    content_hash: Annotated[str | None, defaulting(None)] = None
+    created_at: Annotated[Annotated[datetime, Strict()] | None, defaulting(None)] = None
+    metrics: Annotated[Mapping[str, float], defaulting({})] = field(default_factory=dict)
 
 
-def _applied(database: Database[dict[str, Any]], service: str, kind: str) -> dict[str, dict[str, Any]]:
+_ADAPTER: Final = TypeAdapter(_Live)
+
+
+@dataclass(frozen=True, slots=True)
+class _Applied:
+    """A declaration, and the fields beside it in its document."""
+
+    declaration: Any
+    beside: Mapping[str, Any]
+
+
+def _applied(database: Database[dict[str, Any]], service: str, kind: str) -> dict[str, _Applied]:
     """The declarations of a kind by name. Signatures are not checked, so a foreign declaration may be among them,
     but no unreadable one.
     """
-    found = database[names.COMPONENTS].find({"service": service, "kind": kind, "state": "applied"}).sort("name", 1)
-    read = [(each, _declaration(each)) for each in found if each["_id"] == f"{service}/{kind}/{each.get('name')}"]
-    return {each["name"]: {**each, "declaration": body} for each, body in read if _NEEDED[kind] <= body.keys()}
+    found: dict[str, _Applied] = {}
+    for each in read(
+        database[names.COMPONENTS], {"service": service, "kind": kind, "state": "applied"}, sort=[("name", 1)]
+    ):
+        name = each.get("name")
+        if isinstance(name, str) and each.get("_id") == f"{service}/{kind}/{name}":
+            declaration = declared(kind, name, each.get("declaration"))
+            if declaration is not None:
+                found[name] = _Applied(declaration, each)
+    return found
 
 
-def _declaration(document: dict[str, Any]) -> dict[str, Any]:
+def declared(kind: str, name: str, text: Any) -> Any:
+    """The declaration in the text of a document; None if it cannot be read, or names a table that cannot be."""
     try:
-        body = json.loads(document["declaration"])
-    except (KeyError, TypeError, ValueError):
-        return {}
-    return body if isinstance(body, dict) else {}
+        declaration = parsed(kind, name, json.loads(text))
+    except (DeclarationError, TypeError, ValueError, RecursionError):
+        return None
+    table = name if kind == "table" else getattr(declaration, "table", "t")
+    return declaration if _TABLE.fullmatch(table) else None
 
 
 def tables(database: Database[dict[str, Any]], service: str) -> list[dict[str, Any]]:
@@ -44,9 +79,9 @@ def tables(database: Database[dict[str, Any]], service: str) -> list[dict[str, A
     return [
         {
             "name": name,
-            "fields": table["declaration"]["fields"],
+            "fields": dict(table.declaration.fields),
             "rows": database[name].estimated_document_count(),
-            "listeners": [n for n, each in listeners.items() if each["declaration"]["table"] == name],
+            "listeners": [n for n, each in listeners.items() if each.declaration.table == name],
         }
         for name, table in _applied(database, service, "table").items()
     ]
@@ -59,25 +94,22 @@ def models(database: Database[dict[str, Any]], service: str) -> list[dict[str, A
     listeners = _applied(database, service, "listener")
     shown = []
     for name, model in _applied(database, service, "model").items():
-        live = None
-        if model.get("live") is not None:
-            live = database[names.VERSIONS].find_one(
-                {"_id": f"{service}/{name}/{model['live']}"},
-                {"number": 1, "origin": 1, "content_hash": 1, "created_at": 1, "metrics": 1, "_id": 0},
-            )
-        users = [n for n, each in listeners.items() if each["declaration"]["model"] == name]
-        code = model["declaration"]["object"]
-        code = code if isinstance(code, str) else code.get("name", "an artifact")
-        shown.append({"name": name, "source": model["source"], "object": code, "live": live, "listeners": users})
+        number = model.beside.get("live")
+        version = read_one(database[names.VERSIONS], {"_id": f"{service}/{name}/{number}"})
+        live = None if version is None else asdict(_ADAPTER.validate_python(version))
+        users = [n for n, each in listeners.items() if each.declaration.model == name]
+        code = model.declaration.object
+        code = code if isinstance(code, str) else dict(code).get("name", "an artifact")
+        shown.append(
+            {"name": name, "source": model.beside.get("source"), "object": code, "live": live, "listeners": users}
+        )
     return shown
 
 
 def is_applied(database: Database[dict[str, Any]], service: str, kind: str, name: str) -> bool:
     """Whether there is such a component."""
-    return (
-        database[names.COMPONENTS].find_one({"_id": f"{service}/{kind}/{name}", "state": "applied"}, {"_id": 1})
-        is not None
-    )
+    applied = {"_id": f"{service}/{kind}/{name}", "state": "applied"}
+    return read_one(database[names.COMPONENTS], applied, {"_id": 1}) is not None
 
 
 def scans(database: Database[dict[str, Any]], service: str) -> dict[str, dict[str, Any]]:
@@ -86,21 +118,21 @@ def scans(database: Database[dict[str, Any]], service: str) -> dict[str, dict[st
     `current`: its worker has begun that scan; `finished`: every row has been judged for what is live now.
     """
     listeners = _applied(database, service, "listener")
-    noted = {
-        each["_id"]: each
-        for each in database[names.SCANS].find({"_id": {"$in": [f"{service}/{name}" for name in listeners]}})
-    }
+    known = read(database[names.SCANS], {"_id": {"$in": [f"{service}/{name}" for name in listeners]}})
+    noted = {each["_id"]: each for each in known}
     found = {}
     for name, listener in listeners.items():
-        declaration, scan = listener["declaration"], noted.get(f"{service}/{name}", {})
-        current = (scan.get("mark") or {}).get("generation") == listener.get("generation")
+        scan = noted.get(f"{service}/{name}", {})
+        mark, done = scan.get("mark"), scan.get("done")
+        generation = mark.get("generation") if isinstance(mark, Mapping) else None
+        current = generation is not None and generation == listener.beside.get("generation")
         found[name] = {
-            "model": declaration["model"],
-            "worker": declaration["worker"],
-            "paused": bool(listener.get("paused")),
+            "model": listener.declaration.model,
+            "worker": listener.declaration.worker,
+            "paused": listener.beside.get("paused") is True,
             "current": current,
             "finished": current and scan.get("state") == "done",
-            "done": scan.get("done", 0),
+            "done": done if isinstance(done, int) else 0,
         }
     return found
 
@@ -109,12 +141,11 @@ def waiting(database: Database[dict[str, Any]], service: str) -> dict[str, int |
     """For each listener, how many rows match but lack a key field: they wait. None if counting takes too long."""
     counts: dict[str, int | None] = {}
     for name, listener in _applied(database, service, "listener").items():
-        declaration = listener["declaration"]
-        key = declaration["key"]
-        paths = [key] if isinstance(key, str) else list(key)
-        query = {"$and": [decoded(declaration["where"]), {"$or": [{path: {"$exists": False}} for path in paths]}]}
+        declaration = listener.declaration
+        missing = {"$or": [{path: {"$exists": False}} for path in declaration.parsed_key.fields]}
         try:
-            counts[name] = database[declaration["table"]].count_documents(query, maxTimeMS=COUNT_MS)
-        except OperationFailure:
+            query = {"$and": [decoded(declaration.where), missing]}
+            counts[name] = database[declaration.table].count_documents(query, maxTimeMS=COUNT_MS)
+        except (OperationFailure, *UNDECODABLE):  # it takes too long, or the filter is none
             counts[name] = None
     return counts

@@ -27,6 +27,8 @@ from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
 
 from daemon.store import names
+from daemon.store.connection import ROW_CODEC
+from daemon.store.documents import read
 
 __all__ = ["RowCounts", "Schedules", "State"]
 
@@ -39,7 +41,7 @@ _WHOLE: Final[Mapping[str, Any]] = {
     "baseline": (int, NoneType),
     "low": (int, float, NoneType),
 }
-_AWARE: CodecOptions[dict[str, Any]] = CodecOptions(tz_aware=True)
+_AWARE: CodecOptions[dict[str, Any]] = ROW_CODEC.with_options(tz_aware=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ class Schedules:
     def _read(self, keys: Iterable[str]) -> dict[str, State]:
         ids = {self._id(key): key for key in keys}
         states = {}
-        for document in self._collection.find({"_id": {"$in": list(ids)}}):
+        for document in read(self._collection, {"_id": {"$in": list(ids)}}):
             kept: dict[str, Any] = {name: document.get(name) for name in _WHOLE}
             if all(isinstance(kept[name], kinds) for name, kinds in _WHOLE.items()):
                 states[ids[document["_id"]]] = State(**kept)

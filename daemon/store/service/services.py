@@ -13,9 +13,11 @@ from pymongo.database import Database
 
 from daemon.store import names
 from daemon.store.connection import Client, open_database, reaching
+from daemon.store.documents import read
 
 __all__ = ["Served", "find_owned", "find_served", "served"]
 
+_ONE = {"$not": {"$type": "array"}}  # to MongoDB, an array has the types of its elements
 _NOT_OURS = frozenset({"admin", "config", "local"})
 
 
@@ -34,11 +36,12 @@ class Served:
 def served(database: Database[dict[str, Any]]) -> list[Served]:
     """The services of one database whose lease runs, by name. Raises MongoUnavailable."""
     with reaching():
-        whole = {"_id": {"$type": "string"}, "owner": {"$type": "string"}, "host": {"$type": "string"}}
-        whole |= {"pid": {"$type": "number"}, "epoch": {"$type": "number"}, "expires": {"$type": "date"}}
-        leases = list(database[names.LEASES].find({**whole, "$expr": {"$gt": ["$expires", "$$NOW"]}}).sort("_id", 1))
+        whole: dict[str, Any] = {name: {"$type": "string", **_ONE} for name in ("_id", "owner", "host")}
+        whole |= {name: {"$type": ["int", "long"], **_ONE} for name in ("pid", "epoch")}
+        running = {**whole, "expires": {"$type": "date", **_ONE}, "$expr": {"$gt": ["$expires", "$$NOW"]}}
+        leases = list(read(database[names.LEASES], running, sort=[("_id", 1)]))
     return [
-        Served(database.name, lease["_id"], lease["owner"], lease["host"], int(lease["pid"]), int(lease["epoch"]))
+        Served(database.name, lease["_id"], lease["owner"], lease["host"], lease["pid"], lease["epoch"])
         for lease in leases
     ]
 

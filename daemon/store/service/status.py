@@ -16,9 +16,11 @@ from pymongo.collection import Collection
 from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
 
+from components.raw_value import RAW
 from daemon.health.service_status import ServiceStatus
 from daemon.store import names
 from daemon.store.connection import reaching
+from daemon.store.documents import decoded
 from daemon.store.service.epochs import mended
 
 __all__ = ["StatusBoard"]
@@ -56,9 +58,10 @@ class StatusBoard:
         """The status, its age by the server's clock; None if no daemon has ever been active."""
         age = {"$divide": [{"$subtract": ["$$NOW", "$at"]}, 1000]}
         pipeline: list[Mapping[str, Any]] = [
-            {"$match": {"_id": self._service, "at": {"$type": "date"}}},
+            {"$match": {"_id": self._service, "at": {"$type": "date", "$not": {"$type": "array"}}}},
             {"$set": {"age_seconds": age}},
         ]
         with reaching():
-            found = next(iter(self._collection.aggregate(pipeline)), None)
+            raw = self._collection.with_options(codec_options=RAW).aggregate(pipeline)
+            found = next((decoded(each, self._collection.codec_options) for each in raw), None)
         return None if found is None else ServiceStatus.from_document(found)

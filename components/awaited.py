@@ -1,0 +1,35 @@
+"""Waits for what an `async def` returns. Each thread has an event loop of its own, as long as the thread lives."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+__all__ = ["awaited"]
+
+_own = threading.local()
+_elsewhere = ThreadPoolExecutor(1, "predictd-await")
+"""For a thread whose event loop runs already, such as a notebook's."""
+
+
+def awaited(value: Any) -> Any:
+    """Return what an awaitable gives, any other value as it is."""
+    if not hasattr(type(value), "__await__"):
+        return value
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return _run(value)
+    return _elsewhere.submit(_run, value).result()
+
+
+def _run(value: Awaitable[Any]) -> Any:
+    async def waiting() -> Any:
+        return await value
+
+    if not hasattr(_own, "runner"):
+        _own.runner = asyncio.Runner()
+    return _own.runner.run(waiting())

@@ -1,0 +1,104 @@
+"""The optimizer of a training, and checks that it trains what the loss depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from components.errors import TrainingError
+from components.torch.loss import Loss
+from components.torch.module import TorchModule
+from components.torch.trainer import TorchTrainer
+
+__all__ = ["Leaves", "begun", "check_moved", "optimizer_of"]
+
+
+def optimizer_of(trainer: TorchTrainer, model: TorchModule, loss: Loss) -> torch.optim.Optimizer:
+    """Return the optimizer of the model's weights and of the objective's own parameters; raises TrainingError."""
+    weights = [weight for weight in model.object.parameters() if weight.requires_grad]
+    if not weights:
+        raise TrainingError(
+            f"model {model.identifier!r} has no weights to train: none of its parameters requires a gradient"
+        )
+    try:
+        optimizer = trainer.optimizer_cls(weights, **trainer.optimizer_kwargs)
+    except (TypeError, ValueError) as error:
+        raise TrainingError(f"trainer {trainer.identifier!r}: optimizer_kwargs: {error}") from error
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TrainingError(
+            f"trainer {trainer.identifier!r}: optimizer_cls: expected it to make an optimizer of torch, got "
+            f"{type(optimizer).__name__}"
+        )
+    held = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+    if not held & {id(weight) for weight in model.object.parameters()}:
+        raise TrainingError(
+            f"trainer {trainer.identifier!r}: optimizer_cls: the optimizer holds none of the model's parameters, so "
+            "it would train nothing; give it those of its argument, or of the module that the model was declared with"
+        )
+    own = [weight for weight in loss.parameters if id(weight) not in held]
+    if own:
+        optimizer.add_param_group({"params": own})
+    return optimizer
+
+
+class Leaves:
+    """Refuses a loss that depends on a parameter which is neither the model's nor the objective's.
+
+    Such a parameter (of a closure, say) would be trained in no job, and kept in no checkpoint.
+    """
+
+    def __init__(self, model: TorchModule, loss: Loss) -> None:
+        self._known = {id(weight) for weight in (*model.object.parameters(), *loss.parameters)}
+        self._before: dict[int, torch.Tensor] = {}
+        self._checks = 2
+
+    def check(self, loss: torch.Tensor, where: str) -> None:
+        """Raise TrainingError; looks at the first two steps of a process only.
+
+        A leaf that is no Parameter may be an input that the model differentiates by, a new one in each step.
+        """
+        if not self._checks:
+            return
+        self._checks -= 1
+        leaves = {id(leaf): leaf for leaf in _leaves(loss) if id(leaf) not in self._known}
+        for leaf in leaves.values():
+            if isinstance(leaf, torch.nn.Parameter) or id(leaf) in self._before:
+                raise TrainingError(
+                    f"{where}: the loss depends on a parameter of shape {tuple(leaf.shape)} that is neither the "
+                    "model's nor the objective's, so it would not be trained; make the objective a torch.nn.Module "
+                    "that holds it, or set its requires_grad to False"
+                )
+        self._before = leaves
+
+
+def _leaves(loss: torch.Tensor) -> list[torch.Tensor]:
+    waiting, seen, leaves = [loss.grad_fn], set(), []
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.append(node.variable)
+        waiting += [following for following, _ in node.next_functions]
+    return leaves
+
+
+def begun(model: TorchModule) -> dict[str, torch.Tensor]:
+    """Return a copy of the parameters that a training may change."""
+    return {
+        name: weight.detach().to("cpu", copy=True)
+        for name, weight in model.object.named_parameters()
+        if weight.requires_grad
+    }
+
+
+def check_moved(model: TorchModule, before: Mapping[str, torch.Tensor], steps: int) -> None:
+    """Raise TrainingError if every parameter still is as `begun` returned it."""
+    now = dict(model.object.named_parameters())
+    if all(torch.equal(weight, now[name].detach().to("cpu", weight.dtype)) for name, weight in before.items()):
+        raise TrainingError(
+            f"the training changed no weight in {steps} steps: the optimizer does not hold the weights that the loss "
+            "depends on, or its learning rate is 0"
+        )

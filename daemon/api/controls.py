@@ -1,0 +1,169 @@
+"""What an operator does with what is applied, as calls: each has the name of its command, and does the same.
+
+With `wait` (the default) a call returns when its work is done, with a progress bar on a terminal.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Literal
+
+from components.errors import JobFailed, NotApplied
+from components.raw_value import identity
+from daemon.api.connection import Connection
+from daemon.api.waiter import wait_for_job, wait_for_listener
+from daemon.store.connection import reaching
+from daemon.store.registry.registry import Registry
+from daemon.store.registry.versions import Versions
+from daemon.store.rows import dead_letters
+from daemon.store.service import notify
+from daemon.store.service.jobs import Jobs
+
+__all__ = ["Controls"]
+
+
+class Controls(ABC):
+    """The calls. Each raises NotApplied if what it names is not applied."""
+
+    @abstractmethod
+    def _open(self) -> Connection:
+        """The connection. Raises PredictdError if it is closed."""
+
+    # ---- jobs -----------------------------------------------------------------------------------------------------
+
+    def train(self, model: str, wait: bool = True) -> dict[str, Any]:
+        """Trains a model with its trainer; returns the job. Raises JobFailed, with the reason, if it fails."""
+        return self._job("train", model, wait=wait)
+
+    def validate(self, validation: str, wait: bool = True) -> dict[str, Any]:
+        """Measures the live version of a validation's model; returns the job, with the metrics in its `result`. Raises
+        JobFailed, with the reason, if it fails.
+        """
+        return self._job("validate", validation, wait=wait)
+
+    def cancel(self, job: str) -> bool:
+        """Cancels a job; `job` is its id, or the end of it. Returns whether it was not too late."""
+        at = self._open()
+        jobs = Jobs(at.database, at.service)
+        with reaching():
+            found = jobs.get(job)
+            if found is None:
+                raise NotApplied(f"there is no job {job!r}, or more than one id ends with that; db.jobs() lists them")
+            return bool(jobs.cancel(found.id))
+
+    def _job(self, kind: Literal["train", "validate"], target: str, *, wait: bool) -> dict[str, Any]:
+        at = self._open()
+        jobs = Jobs(at.database, at.service)
+        with reaching():
+            identifier = jobs.queue(kind, target, {"by": "by hand"})
+        assert identifier is not None  # only a key of its own can be used already
+        if wait:
+            return wait_for_job(at, identifier).document()
+        with reaching():
+            found = jobs.get(identifier)
+        if found is None:
+            raise JobFailed(f"job {identifier} is no longer there")
+        return found.document()
+
+    # ---- versions -------------------------------------------------------------------------------------------------
+
+    def promote(self, model: str, number: int, wait: bool = True) -> None:
+        """Makes a version the live one; returns when every output of the model's listeners follows it."""
+        at = self._open()
+        with reaching():
+            versions = Versions(at.database, at.service, model)
+            live = versions.live()
+            if live is None or live.number != number:
+                versions.promote(number, reason="promoted by hand")
+        self._followed(model, wait=wait)
+
+    def rollback(self, model: str, wait: bool = True) -> int:
+        """Makes the previous live version live again; returns its number when every output follows it."""
+        at = self._open()
+        with reaching():
+            now = Versions(at.database, at.service, model).rollback("rolled back by hand")
+        self._followed(model, wait=wait)
+        return now.number
+
+    def _followed(self, model: str, *, wait: bool) -> None:
+        at = self._open()
+        for name, listener in at.catalog().listeners.items() if wait else ():
+            if listener.declaration.model == model:
+                wait_for_listener(at, name)
+
+    # ---- listeners ------------------------------------------------------------------------------------------------
+
+    def pause(self, listener: str) -> None:
+        """Pauses a listener: its rows are not predicted, and its outputs stay, until `resume`."""
+        self._change(lambda registry: registry.pause(listener))
+
+    def resume(self, listener: str, wait: bool = True) -> None:
+        """Resumes a paused listener; returns when a scan has found what has changed in the meantime."""
+        self._change(lambda registry: registry.resume(listener))
+        if wait:
+            wait_for_listener(self._open(), listener)
+
+    def resync(self, listener: str, wait: bool = True) -> None:
+        """Predicts every row of a listener again, while changed rows still go first; returns when all are."""
+        self._change(lambda registry: registry.resync(listener))
+        if wait:
+            wait_for_listener(self._open(), listener)
+
+    def _change(self, change: Callable[[Registry], None]) -> None:
+        at = self._open()
+        with reaching():
+            change(at.registry())
+            notify.ring(at.database, at.service)
+
+    # ---- dead letters ---------------------------------------------------------------------------------------------
+
+    def dead_letters(self, listener: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
+        """The rows that cannot be predicted, oldest first: of each `listener`, `table`, `row` (its `_id`), `error`,
+        `traceback`, `attempts`, `first_at` and `last_at`.
+        """
+        found = self._letters(listener, limit)
+        return [
+            {"listener": letter["_id"]["listener"], "row": letter["_id"]["row"]}
+            | {name: value for name, value in letter.items() if name in _SHOWN}
+            for letter in found
+        ]
+
+    def retry(self, listener: str | None = None, row: Any = None) -> int:
+        """Tries dead rows again: all, those of one listener, or only the one with the `_id` `row`. Returns how many.
+
+        Raises NotApplied if the row is not dead.
+        """
+        at = self._open()
+        return self._each(listener, row, lambda letter: dead_letters.retry(at.database, letter))
+
+    def discard(self, listener: str | None = None, row: Any = None) -> int:
+        """Deletes dead letters, chosen as by `retry`; their rows keep the error until they change. Returns how many.
+
+        Raises NotApplied if the row is not dead.
+        """
+        at = self._open()
+        return self._each(listener, row, lambda letter: dead_letters.discard(at.database, letter))
+
+    def _each(self, listener: str | None, row: Any, do: Callable[[dict[str, Any]], None]) -> int:
+        chosen = [
+            letter
+            for letter in self._letters(listener, 0)
+            if row is None or identity(letter["_id"]["row"]) == identity(row)
+        ]
+        if row is not None and not chosen:
+            raise NotApplied(f"row {row!r} is not dead; db.dead_letters() lists those that are")
+        with reaching():
+            for letter in chosen:
+                do(letter)
+        return len(chosen)
+
+    def _letters(self, listener: str | None, limit: int) -> list[dict[str, Any]]:
+        at = self._open()
+        query = {} if listener is None else {"_id.listener": listener}
+        with reaching():
+            found = dead_letters.listed(at.database, at.service, query, limit)
+            return [letter for letter in found if "row" in letter["_id"]]
+
+
+_SHOWN = frozenset({"table", "error", "traceback", "attempts", "first_at", "last_at"})

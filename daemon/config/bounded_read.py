@@ -1,0 +1,77 @@
+"""Reads a file that may be anything: a FIFO that nobody writes to, a device without end, a file on a dead server.
+
+Only a regular file of at most `LARGEST` bytes is read, and for at most `SECONDS`. The thread that a dead server holds
+does not keep the process from ending.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TypeVar
+
+__all__ = ["LARGEST", "SECONDS", "NotAFileError", "content", "within"]
+
+T = TypeVar("T")
+
+LARGEST: Final = 4 * 1024 * 1024
+SECONDS: Final = 5.0
+
+
+class NotAFileError(Exception):
+    """The path names something that is not read; the message says what."""
+
+
+def content(path: Path) -> bytes:
+    """Return the bytes of the file. Raises NotAFileError, OSError, and TimeoutError if the file system is silent."""
+    return within(SECONDS, lambda: _content(path))
+
+
+def within(seconds: float, function: Callable[[], T]) -> T:
+    """Return the result of `function`, or raise its error; raises TimeoutError after so many seconds."""
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(function())
+        except BaseException as error:  # noqa: BLE001 - it is raised again in the caller's thread
+            errors.append(error)
+
+    thread = threading.Thread(target=work, name="predictd-read", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise TimeoutError(f"its file system has not answered for {seconds:.0f} s")
+    return results[0]
+
+
+def _content(path: Path) -> bytes:
+    file = _opened(path)
+    try:
+        kind = os.fstat(file).st_mode
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(path)
+        if not stat.S_ISREG(kind):
+            raise NotAFileError("this is not a regular file (a pipe or a device, say); name a file")
+        with os.fdopen(file, "rb", closefd=False) as opened:
+            data = opened.read(LARGEST + 1)
+    finally:
+        os.close(file)
+    if len(data) > LARGEST:
+        raise NotAFileError(f"it has more than {LARGEST // 1024 // 1024} MiB; this is no service.toml")
+    return data
+
+
+def _opened(path: Path) -> int:
+    while True:
+        try:
+            return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        except BlockingIOError:  # another process holds a lease on it
+            time.sleep(0.05)

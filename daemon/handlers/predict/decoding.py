@@ -1,0 +1,90 @@
+"""Decodes the stored values of rows to a model's arguments, a chunk of rows at a time.
+
+Decoding and preprocessing by turns, row by row, costs half as much again as one after the other: each evicts the
+other's code and data from the processor's caches. A chunk is bounded in rows and in bytes, because decoded values (an
+image of 64 million pixels) may be far larger than stored ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from components.datatypes import Datatype, undeclared
+from components.errors import DecodeError
+from components.key import Arguments, Key
+from components.shared_memory import copied
+from daemon.handlers.predict.records import Row, Undecodable
+
+CHUNK_ROWS: Final = 64
+CHUNK_BYTES: Final = 8 * 1024 * 1024
+MANY: Final = 10_000  # the items of a list this long are not weighed one by one
+ANYTHING: Final = BaseException  # user code may raise any: sys.exit(), a cancelled future
+
+
+class Decoded(NamedTuple):
+    """A row's arguments and how many bytes they take, or the error of its decoding."""
+
+    row: Row
+    arguments: Any
+    bytes_: int = 0
+    failed: BaseException | None = None
+
+
+def decode(rows: Sequence[Row], key: Key, datatypes: Sequence[Datatype | None]) -> list[Decoded]:
+    """Decodes the first of the rows, in order and at least one, until they take `CHUNK_BYTES`, or memory runs out."""
+    chunk: list[Decoded] = []
+    held = 0
+    for row in rows:
+        try:
+            arguments = arguments_of(row, key, datatypes)
+        except ANYTHING as error:
+            if chunk and is_out_of_memory(error):
+                break  # there is room again once these are preprocessed
+            chunk.append(Decoded(row, None, failed=error))
+            continue
+        bytes_ = weight(arguments)
+        chunk.append(Decoded(row, arguments, bytes_))
+        held += bytes_
+        if held > CHUNK_BYTES:
+            break
+    return chunk
+
+
+def arguments_of(row: Row, key: Key, datatypes: Sequence[Datatype | None]) -> Arguments:
+    """The row's arguments, new at each call. Raises DecodeError, which names the field."""
+    values = []
+    for path, datatype, value in zip(key.fields, datatypes, row.values, strict=True):
+        if isinstance(value, Undecodable):
+            raise DecodeError(f"{path}: {value.reason}")
+        try:
+            # A list or a dictionary is the row's own: the model may change what it gets, and be asked again.
+            found = datatype.decode(value) if datatype else undeclared(value)
+            values.append(copied(found) if isinstance(found, (list, dict)) else found)
+        except DecodeError as error:
+            raise DecodeError(f"{path}: {error}") from error
+    return key.arguments(values)
+
+
+def weight(value: Any) -> int:
+    """The approximate bytes of an input: images, arrays, tensors, strings, and collections of them."""
+    bands = getattr(value, "getbands", None)
+    if bands is not None:
+        return int(value.width * value.height * len(bands()))
+    size = getattr(value, "nbytes", None)
+    if isinstance(size, int):
+        return size
+    if isinstance(value, (str, bytes)):
+        return len(value)
+    if isinstance(value, Arguments):
+        return weight(value.args) + weight(value.kwargs)
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return sum(map(weight, value)) if isinstance(value, (list, tuple)) and len(value) < MANY else 0
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error means that memory ran out. Torch's error is recognized by its name, because torch is not
+    imported here.
+    """
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

@@ -1,0 +1,66 @@
+"""The threads of a model: one in which it is built, loaded and called, and one for its `preprocess`.
+
+What a constructor opens (a connection of sqlite3, a CUDA context, an event loop) may belong to the thread that opened
+it. `postprocess` runs in the model's thread. A version that goes live is built in a thread of its own, while the one
+before still predicts; both have the same thread for `preprocess`.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Any, ParamSpec, TypeVar
+
+__all__ = ["Hand", "ModelThreads", "OneThread"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Hand:
+    """Calls functions in the thread of the caller."""
+
+    def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return what the function returns, or raise what it raises."""
+        return function(*args, **kwargs)
+
+
+class OneThread(Hand):
+    """Calls functions in one thread, which ends with this object."""
+
+    def __init__(self, name: str) -> None:
+        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        # A daemon thread: a model that hangs must not keep the process from its end.
+        self._thread = threading.Thread(target=_serve, args=(self._calls,), name=name, daemon=True)
+        self._thread.start()
+        weakref.finalize(self, self._calls.put, None)
+
+    def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return what the function returns, or raise what it raises."""
+        if threading.current_thread() is self._thread:
+            return function(*args, **kwargs)
+        future: Future[T] = Future()
+        self._calls.put((future, lambda: function(*args, **kwargs)))
+        return future.result()
+
+
+def _serve(calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]) -> None:
+    while (call := calls.get()) is not None:
+        future, function = call
+        try:
+            future.set_result(function())
+        except BaseException as error:  # noqa: BLE001 - the caller gets it
+            future.set_exception(error)
+        del call, future, function  # while it waits, it keeps no batch in memory
+
+
+@dataclass(frozen=True, slots=True)
+class ModelThreads:
+    """Where a model is built and called, and where its rows are preprocessed; by default in the caller's thread."""
+
+    model: Hand = field(default_factory=Hand)
+    preprocess: Hand = field(default_factory=Hand)

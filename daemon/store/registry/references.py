@@ -1,0 +1,91 @@
+"""What declarations name: tables, models, fields, and the outputs of other listeners.
+
+A declaration is refused if it names what is not applied; what others name is not removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from components.declarations import Declaration, ListenerDeclaration, TrainerDeclaration, ValidationDeclaration
+from components.errors import DeclarationError
+from components.key import Key
+from daemon.config.problems import suggestion
+from daemon.store.registry.components import Catalog, Component
+
+__all__ = ["refuse_dangling", "users"]
+
+
+def refuse_dangling(kind: str, name: str, declaration: Declaration, known: Catalog) -> None:
+    """Raises DeclarationError if a table, a model, a field or a listener that the declaration names is not applied."""
+    owner = f"{kind} {name!r}"
+    for other in ("table", "model"):
+        named = getattr(declaration, other, None)
+        if named is not None and named not in known.of(other):
+            raise DeclarationError(f"{owner}: {other} {named!r} is not applied; apply it first")
+    for table, key in _reads(declaration):
+        if table not in known.tables:
+            near = suggestion(table, known.tables, "table")
+            raise DeclarationError(f"{owner}: table {table!r} is not applied; {near}")
+        for field in key.fields:
+            if field.split(".")[0] == "_outputs":
+                _refuse_upstream(owner, name if kind == "listener" else "", field.split(".")[1], table, known)
+            elif field not in (fields := known.tables[table].declaration.fields):
+                near = suggestion(field, fields, "field")
+                raise DeclarationError(f"{owner}: key: table {table!r} declares no field {field!r}; {near}")
+
+
+def _refuse_upstream(owner: str, listener: str, upstream: str, table: str, known: Catalog) -> None:
+    found = known.listeners.get(upstream)
+    if found is None:
+        near = suggestion(upstream, known.listeners, "listener")
+        raise DeclarationError(f"{owner}: key: listener {upstream!r} is not applied; {near}")
+    if found.declaration.table != table:
+        raise DeclarationError(
+            f"{owner}: key: listener {upstream!r} writes into table {found.declaration.table!r}, not into {table!r}"
+        )
+    above, seen = [upstream], {upstream}
+    for name in above:
+        of = known.listeners.get(name)
+        for one in of.declaration.parsed_key.upstream if of is not None else ():
+            if one == listener:
+                raise DeclarationError(f"{owner}: key: listeners {listener!r} and {upstream!r} wait for each other")
+            if one not in seen:
+                seen.add(one)
+                above.append(one)
+
+
+def users(known: Catalog, kind: str, name: str) -> list[str]:
+    """The components that need a table, a model or a listener. A model's trainer and validations are removed with it,
+    so they do not count.
+    """
+    if kind == "listener":
+        return [_shown(each) for each in _declared(known) if name in _upstream(each.declaration)]
+    listeners = [_shown(each) for each in known.listeners.values() if getattr(each.declaration, kind) == name]
+    if kind == "model":
+        return listeners
+    others: list[Component[Any]] = [*known.trainers.values(), *known.validations.values()]
+    return listeners + [_shown(each) for each in others if name in {table for table, _ in _reads(each.declaration)}]
+
+
+def _declared(known: Catalog) -> Iterator[Component[Any]]:
+    named: tuple[Mapping[str, Component[Any]], ...] = (known.listeners, known.trainers, known.validations)
+    return (each for components in named for each in components.values())
+
+
+def _reads(declaration: Declaration) -> Iterator[tuple[str, Key]]:
+    """The tables that a declaration reads, each with the key that it reads from their rows."""
+    if isinstance(declaration, (ListenerDeclaration, TrainerDeclaration)):
+        yield declaration.table, declaration.parsed_key
+    elif isinstance(declaration, ValidationDeclaration):
+        for dataset in declaration.datasets.values():
+            yield dataset.table, declaration.parsed_key
+
+
+def _upstream(declaration: Declaration) -> set[str]:
+    return {name for _, key in _reads(declaration) for name in key.upstream}
+
+
+def _shown(component: Component[Any]) -> str:
+    return f"the trainer of {component.name}" if component.kind == "trainer" else f"{component.kind} {component.name}"

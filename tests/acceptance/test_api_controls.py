@@ -1,0 +1,197 @@
+"""The calls of the Python API that do what the commands do, with a real daemon; and what removal asks for first."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from harness.daemons import eventually
+
+from components import Listener, Metric, ObjectModel, Table, Validation
+from components.dataset import Dataset
+from components.errors import DeclarationError, JobFailed, NotApplied
+from components.torch import TorchModel, TorchTrainer
+from daemon import connect
+from daemon.api import Datalayer
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+
+@pytest.fixture(scope="module")
+def db(mongod: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Datalayer]:
+    """A daemon with rows, a model that can be trained, and a listener."""
+    with connect("embedded", folder=tmp_path_factory.mktemp("controls")) as layer:
+        layer.apply(Table("rows", {"x": "float", "y": "float"}))
+        layer["rows"].insert({"x": float(n), "y": 2.0 * n} for n in range(20))
+        torch.manual_seed(1)
+        model = TorchModel("line", torch.nn.Linear(1, 1), preprocess=_one, postprocess=float)
+        model.trainer = TorchTrainer(
+            "line_trainer",
+            objective=torch.nn.functional.mse_loss,
+            select=layer["rows"],
+            key=("x", "y"),
+            transform=lambda x, y: (_one(x), _one(y)),
+            max_iterations=5,
+            validation_interval=5,
+            optimizer_kwargs={"lr": 0.001},
+            promote="always",
+        )
+        layer.apply(model)
+        layer.apply(Listener("doubled", table="rows", key="x", model="line"))
+        yield layer
+
+
+def _one(x: float) -> torch.Tensor:
+    return torch.tensor([x])
+
+
+def versions_of_rows(db: Datalayer) -> set[int]:
+    return {row["_outputs"]["doubled"]["version"] for row in db["rows"]}
+
+
+def test_training_promotion_and_rollback_return_when_every_output_follows(db: Datalayer) -> None:
+    first = db.versions("line").live
+    assert first is not None
+    job = db.train("line")
+    assert (job["state"], job["kind"], job["target"]) == ("done", "train", "line")
+    second = db.versions("line").live
+    assert second is not None
+    assert second.number > first.number
+    db.promote("line", second.number)  # it is live already
+    eventually("the outputs follow the training", lambda: versions_of_rows(db) == {second.number})
+    db.promote("line", first.number)
+    assert versions_of_rows(db) == {first.number}
+    assert db.rollback("line") == second.number
+    assert versions_of_rows(db) == {second.number}
+    with pytest.raises(NotApplied):
+        db.train("nobody")
+
+
+def test_resync_pause_and_resume(db: Datalayer) -> None:
+    """A paused listener leaves new rows alone; resumed, it makes up for them before the call returns."""
+    before = {row["_id"]: row["_outputs"]["doubled"]["generation"] for row in db["rows"]}
+    db.resync("doubled")
+    assert all(row["_outputs"]["doubled"]["generation"] > before[row["_id"]] for row in db["rows"])
+    db.pause("doubled")
+    assert db.show("Listener", "doubled")["paused"]
+    eventually("no worker serves it", lambda: "doubled" not in _served(db))
+    [key] = db["rows"].insert({"x": 100.0, "y": 200.0})
+    db.resume("doubled")
+    found = db["rows"].filter({"_id": key}).get()
+    assert "value" in found["_outputs"]["doubled"]
+    with pytest.raises(NotApplied):
+        db.pause("nobody")
+
+
+def _served(db: Datalayer) -> set[str]:
+    status = db._at.database["_predictd.status"].find_one() or {}
+    return {name for worker in status.get("workers", {}).values() for name in worker.get("listeners", {})}
+
+
+def test_dead_letters_are_listed_retried_and_discarded(db: Datalayer, tmp_path: Path) -> None:
+    """One row, those of a listener, or all."""
+    mended = tmp_path / "mended"
+
+    def picky(x: float) -> float:
+        if x < 2 and not mended.exists():
+            raise ValueError(f"{x} is too small")
+        return x
+
+    db.apply(ObjectModel("picky", picky))
+    with pytest.warns(UserWarning, match="rows have an error"):
+        db.apply(Listener("picked", table="rows", key="x", model="picky"))
+    letters = db.dead_letters("picked")
+    assert {each["listener"] for each in letters} == {"picked"}
+    assert sorted(each["error"]["message"] for each in letters) == ["0.0 is too small", "1.0 is too small"]
+    first, second = (each["row"] for each in letters)
+    assert db.discard("picked", first) == 1
+    assert [each["row"] for each in db.dead_letters()] == [second]
+    with pytest.raises(NotApplied, match="is not dead"):
+        db.retry("picked", first)
+    mended.touch()
+    assert db.retry("picked") == 1
+    eventually(
+        "it has its output",
+        lambda: "value" in (db["rows"].filter({"_id": second}).get()["_outputs"].get("picked") or {}),
+    )
+    eventually("its letter is gone", lambda: not db.dead_letters())
+
+
+def test_a_validation_that_is_attached_later_runs(db: Datalayer) -> None:
+    """Once, on the live version; applied again it does not run again."""
+    exam = Validation(
+        "exam",
+        model="line",
+        key=["x", "y"],
+        datasets=[Dataset("all", db["rows"].limit(10))],
+        metrics=[Metric("far", lambda xs, ys: sum(abs(a - b) for a, b in zip(xs, ys, strict=True)))],
+    )
+    db.apply(exam)
+    db.apply(exam)
+    [job] = db.jobs(kind="validate", target="exam")
+    assert job["state"] == "done"
+    live = db.versions("line").live
+    assert live is not None
+    assert [each["validation"] for each in live.validations] == ["exam"]
+    assert db.validate("exam")["result"]["metrics"]
+    assert len(db.jobs(kind="validate", target="exam")) == 2
+
+
+def test_a_failed_job_is_raised_and_a_waiting_one_can_be_cancelled(db: Datalayer) -> None:
+    exam = Validation(
+        "impossible",
+        model="line",
+        key=["x", "y"],
+        datasets=[Dataset("all", db["rows"].limit(10))],
+        metrics=[Metric("never", lambda xs, ys: 1 / 0)],
+    )
+    with pytest.raises(JobFailed, match="ZeroDivisionError"):
+        db.apply(exam)
+    job = db.validate("exam", wait=False)
+    assert job["state"] in {"queued", "running", "done"}
+    assert isinstance(db.cancel(job["_id"]), bool)
+    with pytest.raises(NotApplied):
+        db.cancel("nothing like it")
+
+
+def test_what_a_declaration_names_must_be_there(db: Datalayer) -> None:
+    """A field, a listener, its table, with the nearest name; and no circle."""
+    db.apply(Table("others", {"img": "json"}))
+    for given, message in [
+        ({"key": "xs"}, r"no field 'xs'; did you mean `x`\?"),
+        ({"key": "_outputs.double.value"}, r"listener 'double' is not applied; did you mean `doubled`\?"),
+        ({"table": "others", "key": "_outputs.doubled.value"}, "writes into table 'rows', not into 'others'"),
+    ]:
+        declared: Any = {"table": "rows", "model": "line", **given}
+        with pytest.raises(DeclarationError, match=message):
+            db.apply(Listener("wrong", **declared))
+    assert "wrong" not in db.show("Listener")
+
+
+def test_a_listener_that_another_reads_is_not_removed(db: Datalayer) -> None:
+    """The message names the reader; when removal returns, no worker serves the listener."""
+    db.apply(ObjectModel("echo", lambda value: value))
+    db.apply(Listener("chained", table="rows", key="_outputs.doubled.value", model="echo"))
+    with pytest.raises(DeclarationError, match="in use by listener chained"):
+        db.remove("Listener", "doubled")
+    db.remove("Listener", "chained", outputs=True)
+    assert "chained" not in _served(db)
+    assert all("chained" not in row["_outputs"] for row in db["rows"])
+
+
+def test_models_are_copied_pickled_and_called_by_other_models(db: Datalayer) -> None:
+    """The copies have the same outputs; a function that calls two models is a model."""
+    line = db.load("TorchModel", "line")
+    plus = ObjectModel("plus", lambda x: x + 1)
+    expected = line.predict(3.0)
+    assert copy.deepcopy(line).predict(3.0) == copy.copy(line).predict(3.0) == expected
+    assert pickle.loads(pickle.dumps(TorchModel("net", torch.nn.Linear(1, 1)))).identifier == "net"
+    db.apply(ObjectModel("both", lambda x: [line.predict(x), plus.predict(x)]))
+    db.apply(Listener("pair", table="rows", key="x", model="both"))
+    row = db["rows"].filter({"x": 3.0}).get()
+    assert row["_outputs"]["pair"]["value"] == [expected, 4.0]

@@ -1,0 +1,161 @@
+"""What one stage hands to the next belongs to nobody else: buffers that are used again, and work in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from bson.timestamp import Timestamp
+
+from components.key import Key
+from components.model import Model, ObjectModel
+from components.shared_memory import Watch
+from components.torch import TorchModel
+from daemon.handlers.predict.dirty_keys import Batch, DirtyKey
+from daemon.handlers.predict.records import Row, Seen
+from daemon.handlers.predict.stages import Judged, Live, Prepared, predict, prepare
+
+AT = Timestamp(100, 1)
+
+
+def prepared(model: Model, xs: list[Any], first: int = 0) -> Prepared:
+    live = Live(model, 1, 1, Key.parse("x"), (None,))
+    rows = tuple(Row(first + n, (x,), b"", Seen()) for n, x in enumerate(xs))
+    return prepare(Judged(Batch(tuple(DirtyKey(row.key, "live") for row in rows)), AT, live, rows, (), frozenset()))
+
+
+def values(*batches: Prepared) -> list[Any]:
+    """The outputs of batches that were all prepared before the first is predicted, as the pipeline may do."""
+    outputs = [write.output or {} for batch in batches for write in predict(batch, lambda _: None).writes]
+    return [output["value"] if "value" in output else output["error"]["type"] for output in outputs]
+
+
+class Identity(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 1
+
+
+def refilled(kind: str) -> Any:
+    """A preprocess that fills the same buffer for each row."""
+    tensor, array, image = torch.zeros(1), np.zeros((1, 1), "float32"), {"x": torch.zeros(1)}
+
+    def fill(x: float) -> Any:
+        tensor[0], array[0, 0] = x, x
+        image["x"] = torch.full((1,), float(x))
+        return {"tensor": tensor, "view": tensor[:], "array": array[0], "dict": image}[kind]
+
+    return fill
+
+
+class Named(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 1
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+@pytest.mark.parametrize("kind", ["tensor", "view", "array", "dict"])
+def test_a_preprocess_that_fills_one_buffer_again(kind: str, size: int) -> None:
+    """In one batch, and over batches of one row; in the daemon and in this process."""
+    model = TorchModel("m", Named(), preprocess=refilled(kind), postprocess=lambda o: o.item())
+    batches = [prepared(model, [float(10 * b + n) for n in range(size)], 10 * b) for b in range(5)]
+    assert values(*batches) == [float(10 * b + n) for b in range(5) for n in range(size)]
+    again = TorchModel("m", Named(), preprocess=refilled(kind), postprocess=lambda o: o.item())
+    assert again.predict_batches([1.0, 2.0, 3.0]) == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("ring", [1, 2])
+def test_a_preprocess_batch_that_fills_its_buffers_again(ring: int) -> None:
+    """While the batches before are still to be predicted; larger batches get a larger buffer."""
+    buffers: dict[int, list[torch.Tensor]] = {}
+    calls = iter(range(1000))
+
+    def fill(xs: list[float]) -> torch.Tensor:
+        kept = buffers.setdefault(len(xs), [torch.zeros(len(xs), 1) for _ in range(ring)])
+        buffer = kept[next(calls) % ring]
+        buffer[:, 0] = torch.tensor(xs)
+        return buffer
+
+    model = TorchModel("m", Identity(), preprocess_batch=fill, postprocess=lambda o: o.item())
+    for size in (1, 2, 8, 16):
+        batches = [prepared(model, [float(100 * b + n) for n in range(size)], 100 * b) for b in range(4)]
+        assert values(*batches) == [float(100 * b + n) for b in range(4) for n in range(size)]
+
+
+class InPlace(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x.add_(1)
+        if (x == 4).any():
+            raise ValueError("bad row")
+        return x
+
+
+def test_a_model_that_works_in_place_is_asked_again_with_fresh_inputs() -> None:
+    """One bad row must not change what its neighbours get."""
+    many = TorchModel(
+        "m", InPlace(), preprocess_batch=lambda xs: torch.as_tensor(np.stack(xs)), postprocess=lambda o: o.item()
+    )
+    xs = [np.array([float(n)]) for n in range(8)]
+    expected = [n + 1.0 if n != 3 else "ValueError" for n in range(8)]
+    assert sorted(map(str, values(prepared(many, xs)))) == sorted(map(str, expected))
+
+    def add(rows: list[Any]) -> list[Any]:
+        for each in rows:
+            each[0] += 1
+        if any(each[0] == 4 for each in rows):
+            raise ValueError
+        return [each[0] for each in rows]
+
+    for given in ([[n] for n in range(8)], [{0: n} for n in range(8)]):
+        found = values(prepared(ObjectModel("m", add, batched=True), given))
+        assert sorted(map(str, found)) == sorted(str(n + 1) if n != 3 else "ValueError" for n in range(8))
+        assert [each[0] for each in given] == list(range(8))
+
+
+def test_an_output_buffer_that_is_written_again() -> None:
+    """By the next row, by the bisection of a bad batch, and by the next batch of a validation."""
+    one = np.zeros(1)
+
+    def fill(x: float) -> np.ndarray[Any, Any]:
+        one[0] = x
+        return one
+
+    assert values(prepared(ObjectModel("m", fill), [1.0, 2.0, 3.0])) == [[1.0], [2.0], [3.0]]
+    assert [float(each[0]) for each in ObjectModel("m", fill).predict_batches([1.0, 2.0, 3.0])] == [1.0, 2.0, 3.0]
+
+    whole = np.zeros((8, 1))
+
+    def some(xs: list[float]) -> np.ndarray[Any, Any]:
+        if 3.0 in xs:
+            raise ValueError
+        whole[: len(xs), 0] = xs
+        return whole[: len(xs)]
+
+    found = values(prepared(ObjectModel("m", some, batched=True), [float(n) for n in range(8)]))
+    assert sorted(map(str, found)) == sorted(str([float(n)]) if n != 3 else "ValueError" for n in range(8))
+    batched = ObjectModel("m", some, batched=True).predict_batches([0.0, 1.0, 2.0, 4.0], batch_size=1)
+    assert [float(each[0]) for each in batched] == [0.0, 1.0, 2.0, 4.0]
+
+
+def test_a_training_gets_each_rows_own_input() -> None:
+    """The same buffer for all rows of a batch would teach the last row only."""
+    seen: list[list[float]] = []
+
+    class Net(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.training:
+                seen.append(sorted(x[:, 0].tolist()))
+            return super().forward(x)
+
+    model = TorchModel("m", Net(1, 1), preprocess=refilled("tensor"))
+    model.fit([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], objective=lambda o, y: (o[:, 0] - y).square().mean(), max_iterations=3)
+    assert seen == [[1.0, 2.0, 3.0]] * 3
+
+
+def test_good_functions_are_believed_and_pay_nothing() -> None:
+    """After the first values of a size, the very objects are handed on."""
+    watch = Watch(4)
+    kept = [torch.zeros(3) for _ in range(6)]
+    assert [watch.own(each) is each for each in kept] == [False] * 4 + [True] * 2
+    assert not watch.shares

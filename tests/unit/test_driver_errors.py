@@ -1,0 +1,68 @@
+"""What people read of the driver's errors."""
+
+from __future__ import annotations
+
+import pytest
+from pymongo.errors import (
+    AutoReconnect,
+    BulkWriteError,
+    NetworkTimeout,
+    NotPrimaryError,
+    OperationFailure,
+    PyMongoError,
+    ServerSelectionTimeoutError,
+)
+
+from components.errors import MongoUnavailable
+from daemon.store.driver_errors import sentence
+
+REPLY = {"ok": 0.0, "errmsg": "x" * 5000, "code": 91, "$clusterTime": {"signature": "s" * 5000}}
+TIMEOUTS = " (configured timeouts: socketTimeoutMS: 20000.0ms, connectTimeoutMS: 5000.0ms)"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            ServerSelectionTimeoutError(
+                f"a:1: [Errno 111] Connection refused{TIMEOUTS},b:2: timed out{TIMEOUTS}, Timeout: 5.0s, Topology "
+                "Description: <TopologyDescription id: 1, servers: [<...>]>"
+            ),
+            "no primary answers: a:1: [Errno 111] Connection refused,b:2: timed out",
+        ),
+        (NetworkTimeout(f"a:1: timed out{TIMEOUTS}"), "no answer in time: a:1: timed out"),
+        (AutoReconnect(f"a:1: connection closed{TIMEOUTS}"), "the connection broke: a:1: connection closed"),
+        (
+            NotPrimaryError(f"node is recovering, full error: {REPLY}", REPLY),
+            "NotPrimaryError: node is recovering",
+        ),
+        (
+            OperationFailure(f"disk is full, full error: {REPLY}", 14031, {"errmsg": "disk is full", "code": 14031}),
+            "MongoDB refuses: disk is full (code 14031)",
+        ),
+        (
+            OperationFailure("no", 13),
+            "MongoDB refuses: the user lacks a right: grant readWrite on the database (code 13)",
+        ),
+        (
+            BulkWriteError(
+                {"writeErrors": [{"index": 0, "code": 121, "errmsg": "Document failed validation", "op": {}}]}
+            ),
+            "MongoDB refuses: Document failed validation (code 121)",
+        ),
+        (BulkWriteError({}), "MongoDB refuses: batch op errors occurred (code 65)"),
+        (PyMongoError("mongodb://user:secret@h/ is\n odd"), "PyMongoError: mongodb://***@h/ is odd"),
+        (MongoUnavailable("no primary answers: a:1"), "no primary answers: a:1"),
+    ],
+)
+def test_an_error_is_one_sentence(error: Exception, said: str) -> None:
+    """Without the reply, the topology, the timeouts and the password."""
+    assert sentence(error) == said
+
+
+@pytest.mark.parametrize("kind", [OperationFailure, AutoReconnect, ServerSelectionTimeoutError, NetworkTimeout])
+def test_a_sentence_is_short(kind: type[PyMongoError]) -> None:
+    """However much the server says."""
+    error = kind("y" * 9000, 91, REPLY) if kind is OperationFailure else kind("y" * 9000, REPLY)  # type: ignore[call-arg]
+    assert len(sentence(error)) < 250
+    assert "\n" not in sentence(error)

@@ -1,0 +1,156 @@
+"""Outputs as people return them: stored exactly, or by the table in docs/api.md, or refused with the place."""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from enum import Enum, IntEnum, StrEnum
+from typing import NamedTuple
+from uuid import UUID
+
+import bson
+import numpy as np
+import pandas as pd
+import pydantic
+import pytest
+import torch
+from bson import Binary, Code, DBRef, Decimal128, Int64, MaxKey, MinKey, ObjectId, Regex, Timestamp
+
+from components import OutputError
+from components.outputs import storable
+
+NOON = datetime(2024, 5, 6, 12)  # noqa: DTZ001 - as the driver reads dates
+
+
+class Label(str, Enum):  # noqa: UP042 - as people write it
+    CAT = "cat"
+
+
+class Plain(Enum):
+    PAIR = (1, 2)
+
+
+class Level(IntEnum):
+    HIGH = 3
+
+
+class Word(StrEnum):
+    YES = "yes"
+
+
+class Loud(str):
+    """Its text is not its value."""
+
+    __slots__ = ()
+
+    def __str__(self):
+        return "LOUD"
+
+
+class Money(float):
+    def __float__(self):
+        return -1.0
+
+    def __str__(self):
+        return "$"
+
+
+class Count(int):
+    def __int__(self):
+        return -1
+
+
+class Box(NamedTuple):
+    x: int
+    label: Label
+
+
+@dataclass
+class Found:
+    box: Box
+    score: np.float32
+
+
+class Answer(pydantic.BaseModel):
+    label: Label
+    found: list[int]
+
+
+class Items(pydantic.RootModel[list[int]]):
+    pass
+
+
+UUID_ = UUID("12345678123456781234567812345678")
+
+
+@pytest.mark.parametrize(
+    ("value", "stored"),
+    [
+        (Label.CAT, "cat"),
+        ({Label.CAT: Plain.PAIR}, {"cat": [1, 2]}),
+        ([Level.HIGH, Word.YES], [3, "yes"]),
+        (Loud("a"), "a"),
+        ({Loud("k"): Money(1.5)}, {"k": 1.5}),
+        (Count(7), 7),
+        (Box(1, Label.CAT), {"x": 1, "label": "cat"}),
+        (Found(Box(1, Label.CAT), np.float32(0.5)), {"box": {"x": 1, "label": "cat"}, "score": 0.5}),
+        (Answer(label=Label.CAT, found=[1]), {"label": "cat", "found": [1]}),
+        (Items([1, 2]), [1, 2]),
+        (OrderedDict(a=(1, 2)), {"a": [1, 2]}),
+        ({"b", "a"}, ["a", "b"]),
+        (frozenset({2, 1}), [1, 2]),
+        (np.datetime64("2024-05-06T12:00:00.000000001"), NOON),
+        (np.array(["2024-05-06T12"], "datetime64[h]"), [NOON]),
+        (np.bool_(True), True),
+        (np.str_("a"), "a"),
+        (torch.tensor([[1, 2]]), [[1, 2]]),
+        (date(2024, 5, 6), datetime(2024, 5, 6)),  # noqa: DTZ001
+        (UUID_, Binary(UUID_.bytes, 4)),
+        (Decimal("0.10"), Decimal128("0.10")),
+        (pd.DataFrame({"a": [1, 2], "b": ["x", "y"]}), [{"a": 1, "b": "x"}, {"a": 2, "b": "y"}]),
+        (pd.Series([1.5, 2.5]), [1.5, 2.5]),
+        (pd.NaT, None),
+    ],
+)
+def test_the_table_of_the_documentation(value, stored):
+    """Each by its rule, also inside other values, and never by its text."""
+    found = storable(value)
+    assert found == stored
+    assert bson.decode(bson.encode({"": found}))[""] is not ...
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Code("f()"),
+        Code("f()", {"x": 1}),
+        Regex("a", "i"),
+        re.compile("a"),
+        Timestamp(1, 2),
+        MinKey(),
+        MaxKey(),
+        Int64(3),
+        ObjectId(),
+        DBRef("a", 1),
+        Binary(b"a", 128),
+        NOON,
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_bson_holds_is_stored_as_it_is(value):
+    """With its type."""
+    found = storable({"x": [value]})["x"][0]
+    assert found is value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [1j, object(), timedelta(1), range(3), iter([]), float("nan"), Decimal("1" * 35), np.timedelta64(1, "s"), 2**63],
+)
+def test_what_has_no_rule_is_refused_with_its_place(value):
+    """The letter says what to return."""
+    with pytest.raises(OutputError, match=r"output\.x\[0\]|timedelta64"):
+        storable({"x": [value]})

@@ -1,0 +1,133 @@
+"""Values as people have them: pictures of every mode, decimals, scalars of NumPy, BSON vectors."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from decimal import Decimal
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from bson.binary import Binary, BinaryVectorDtype
+from bson.int64 import Int64
+from PIL import Image, ImageOps, features
+
+from components import DecodeError, EncodeError, datatype
+from components.datatypes import undeclared
+
+
+def encoded(image, form, **given):
+    file = BytesIO()
+    image.save(file, form, **given)
+    return file.getvalue()
+
+
+MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I", "F", "I;16", "I;16B"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_picture_of_every_mode_keeps_its_pixels(mode):
+    """PNG holds some modes, TIFF others; nothing is converted."""
+    image = Image.new(mode, (8, 4))
+    size = len(image.tobytes())
+    image = Image.frombytes(mode, (8, 4), bytes(range(1, size + 1)) if mode not in {"F", "1"} else bytes(size))
+    back = datatype("pil_image").decode(datatype("pil_image").encode(image))
+    assert (back.size, back.mode.removesuffix(";16B")) == (image.size, mode.removesuffix(";16B"))
+    assert np.array_equal(np.asarray(back), np.asarray(image))
+
+
+@pytest.mark.parametrize("mode", ["La", "RGBX", "RGBa", "HSV"])
+def test_a_picture_that_no_format_holds_is_refused_by_its_mode(mode):
+    """The message says what to convert it to."""
+    with pytest.raises(EncodeError, match=f"mode {mode} fits into neither"):
+        datatype("pil_image").encode(Image.new(mode, (2, 2)))
+
+
+@pytest.mark.parametrize("colours", [1, 2, 3, 17, 255, 256])
+def test_a_palette_picture_keeps_values_beyond_its_palette(colours):
+    """PNG would write as few bits as the palette needs."""
+    image = Image.frombytes("P", (16, 16), bytes(range(256)))
+    image.putpalette([n % 256 for n in range(3 * colours)])
+    back = datatype("pil_image").decode(datatype("pil_image").encode(image))
+    assert back.tobytes() == image.tobytes()
+    assert back.convert("RGB").tobytes() == image.convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize("form", ["JPEG", "TIFF", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_means_the_same_by_its_bytes_and_as_an_image(form, orientation):
+    """EXIF orientation, colour profile and transparency are the picture's, whoever writes it."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    mode = "RGB" if form == "JPEG" else "RGBA"
+    data = encoded(Image.new(mode, (6, 3), (200, 100, 50, 25)[: len(mode)]), form, exif=exif, icc_profile=b"profile")
+    kind = datatype("pil_image")
+    one, other = kind.decode(data), kind.decode(kind.encode(Image.open(BytesIO(data))))
+    applied = form == "TIFF"  # by Pillow
+    assert one.getexif().get(0x0112, 1) == other.getexif().get(0x0112, 1) == (1 if applied else orientation)
+    assert one.info.get("icc_profile") == other.info.get("icc_profile") == b"profile"
+    turned = ImageOps.exif_transpose(one), ImageOps.exif_transpose(other)
+    assert turned[0].size == turned[1].size == ((6, 3) if orientation < 5 else (3, 6))
+    assert turned[0].tobytes() == turned[1].tobytes()
+
+
+def test_avif_is_decoded_and_jpeg_2000_is_not():
+    """The second's decoder is not made for untrusted bytes."""
+    image = Image.new("RGB", (8, 8), (200, 100, 50))
+    if features.check("avif"):
+        assert datatype("pil_image").decode(encoded(image, "AVIF")).size == (8, 8)
+    with pytest.raises(DecodeError, match="no image of a known format"):
+        datatype("pil_image").decode(encoded(image, "JPEG2000"))
+
+
+DIGITS = "9.999999999999999999999999999999999E+6144"
+
+
+@pytest.mark.parametrize("text", ["0.1", "-1E+3", "1E-6176", DIGITS, "NaN", "Infinity", "0.10"])
+def test_decimals_come_back_with_every_digit(text):
+    """A Decimal128 is a decimal.Decimal."""
+    stored = datatype("decimal").encode(Decimal(text))
+    assert str(datatype("decimal").decode(stored)) == str(Decimal(text))
+    assert datatype("decimal").decode(Int64(3)) == Decimal(3)
+
+
+@pytest.mark.parametrize("value", [0.1, True, "1", Decimal("1" * 35), Decimal("1E+9999"), None])
+def test_what_no_decimal_holds_is_refused(value):
+    """Nothing is rounded."""
+    with pytest.raises(EncodeError):
+        datatype("decimal").encode(value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "value", "stored"),
+    [
+        ("int", np.int8(3), 3),
+        ("int", np.uint64(2**40), 2**40),
+        ("int", np.array(7), 7),
+        ("float", np.float32(0.5), 0.5),
+        ("float", np.float16(0.5), 0.5),
+        ("float", torch.tensor(0.5), 0.5),
+        ("bool", np.bool_(True), True),
+        ("str", np.str_("a"), "a"),
+        ("bytes", np.bytes_(b"a"), b"a"),
+        ("datetime", np.datetime64("2024-05-06T07:08:09.123456789"), datetime(2024, 5, 6, 7, 8, 9, 123456)),  # noqa: DTZ001
+    ],
+)
+def test_scalars_of_numpy_are_stored_as_the_numbers_that_they_are(spec, value, stored):
+    """Of whatever width; an array or a tensor without dimensions too."""
+    found = datatype(spec).encode(value)
+    assert found == stored
+    assert type(found).__module__ != "numpy"
+
+
+def test_a_bson_vector_of_a_field_without_a_datatype_is_an_array():
+    """As when a listener reads another's output."""
+    kinds = BinaryVectorDtype
+    for kind, values, dtype in ((kinds.FLOAT32, [1.5, -2.0], "float32"), (kinds.INT8, [1, -2], "int8")):
+        array = undeclared(Binary.from_vector(values, kind))
+        assert (array.tolist(), str(array.dtype)) == (values, dtype)
+        array += 1
+    bits = undeclared(Binary.from_vector([0b10100000], BinaryVectorDtype.PACKED_BIT, padding=5))
+    assert bits.tolist() == [1, 0, 1]
+    assert undeclared(b"raw") == b"raw"
