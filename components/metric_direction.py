@@ -12,7 +12,7 @@ _LOWER = re.compile(
 )
 _GREATER = re.compile(
     r"acc|accuracy|f1|fbeta|precision|recall|auc|auroc|roc|ap|map|score|r2|m?iou|jaccard|dice|bleu|rouge|meteor|ndcg|dcg|"
-    r"mrr|hits?|kappa|mcc|matthews|specificity|sensitivity|tpr|tnr|psnr|ssim|correlation|pearson|spearman|agreement|"
+    r"mrr|hits?|kappa|mcc|matthews|specificity|sensitivity|tpr|tnr|psnr|ssim|correlation|pearson|spearman|agree(ment)?|"
     r"correct|right|similarity|likelihood"
 )
 _WORDS = re.compile(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*")

@@ -87,6 +87,7 @@ def declare(component: Any, allow: Sequence[str] = (), *, model: Model | str | N
     if isinstance(component, Listener):
         return Declared("listener", component.identifier, component.declaration)
     if isinstance(component, Validation):
+        component.check_directions()
         declaration = _validation(component, codes, component.model or name)
         return Declared("validation", component.identifier, declaration, codes.artifacts)
     if isinstance(component, Model):
@@ -380,12 +381,6 @@ def _validation(validation: Validation, codes: _Codes, model: str | None) -> Val
         raise DeclarationError(
             f"{at}.model: belongs to no model; attach it: model.validation = ..., or give it model='name'"
         )
-    for metric in validation.metrics:
-        if metric.known_direction is None:
-            raise DeclarationError(
-                f"{at}.metrics.{metric.identifier}.greater_is_better: its name does not say whether a greater value is "
-                "better; give the metric greater_is_better=True or False"
-            )
     declared = {
         "model": model,
         "key": validation.key.spec,

@@ -62,6 +62,15 @@ class Validation:
                     return metric
         raise DeclarationError(f"validation {self.identifier!r} has no {name!r}; it has {', '.join(self.names)}")
 
+    def check_directions(self) -> None:
+        """Raise DeclarationError if nobody says whether a greater value of a metric is better."""
+        for metric in self.metrics:
+            if metric.known_direction is None:
+                raise DeclarationError(
+                    f"validations.{self.identifier}.metrics.{metric.identifier}.greater_is_better: its name does not "
+                    "say whether a greater value is better; give the metric greater_is_better=True or False"
+                )
+
     def evaluate(
         self,
         model: Model,

@@ -70,6 +70,9 @@ class TorchModule(Model):
         self._needs_gradients = False
         self._contract: batches.Contract | None = None
         self._trials = 0
+        self._modules: tuple[torch.nn.Module, ...] | None = None
+        self._casts: dict[torch.dtype, torch.dtype | None] = {}
+        """The dtype of all floating-point weights, by that of the first parameter."""
         self._said = False
 
     @property
@@ -197,7 +200,7 @@ class TorchModule(Model):
         """The context of a whole training, in which a half precision model has its weights in float32."""
         narrow = self.dtype if self.dtype in {torch.float16, torch.bfloat16} else None
         with self._turn:
-            self._in_training = True
+            self._in_training, self._modules, self._casts = True, None, {}
             if narrow is not None:
                 self.object.float()
                 self.dtype = None
@@ -205,7 +208,7 @@ class TorchModule(Model):
             yield
         finally:
             with self._turn:
-                self._in_training = False
+                self._in_training, self._modules, self._casts = False, None, {}
                 if narrow is not None:
                     self.object.to(narrow)
                     self.dtype = narrow
@@ -236,10 +239,15 @@ class TorchModule(Model):
 
     def _weights_dtype(self) -> torch.dtype | None:
         """Return the dtype of all floating-point parameters; None if there is none, or more than one."""
-        if self.dtype is None:
+        if self.dtype is not None:
+            return self.dtype
+        first = next(self.object.parameters(), None)
+        if first is None:
+            return None
+        if first.dtype not in self._casts:
             dtypes = {weight.dtype for weight in self.object.parameters() if weight.is_floating_point()}
-            return dtypes.pop() if len(dtypes) == 1 else None
-        return self.dtype
+            self._casts[first.dtype] = dtypes.pop() if len(dtypes) == 1 else None
+        return self._casts[first.dtype]
 
     def _place(self, *, training: bool = False) -> None:
         if self._device is None:
@@ -247,7 +255,9 @@ class TorchModule(Model):
             with torch.inference_mode(mode=False):
                 self.object.to(self.device)
         # Not the root's flag alone: a part may have been trained or evaluated before it got this root.
-        if any(module.training != training for module in self.object.modules()):
+        if self._modules is None:  # walking them takes longer than a small model's forward
+            self._modules = tuple(self.object.modules())
+        if any(module.training is not training for module in self._modules):
             self.object.train(training)
 
     def _outward(self, tensor: torch.Tensor) -> torch.Tensor:
