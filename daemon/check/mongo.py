@@ -10,6 +10,7 @@ from typing import Any
 
 from components.errors import ConfigurationError, MongoUnavailable, Problem
 from daemon.config import Config
+from daemon.embedded.login import SYSTEM_USER
 from daemon.logs.text import masked
 
 __all__ = ["MINIMUM_MONGODB", "meet"]
@@ -105,7 +106,7 @@ def _remedy(message: str) -> str:
 def _right_problems(status: Mapping[str, Any], database: str) -> Iterator[Problem]:
     """Yield the rights on the database that the user lacks; without access control there are no users to check."""
     users = [user["user"] for user in status["authenticatedUsers"]]
-    if not users:
+    if not users or SYSTEM_USER in users:  # that user may do everything, and the server lists no rights of it
         return
     held: set[str] = set()
     for privilege in status["authenticatedUserPrivileges"]:

@@ -1,9 +1,11 @@
 """The source of a configuration: finds the file, reads its TOML and applies the environment.
 
-`${VAR}` in a string is replaced by the variable's value (`$${` writes a plain `${`). `PREDICTD_SECTION__KEY` overrides
-a key of the file: a double underscore for each dot, upper case, hyphens as underscores:
-`PREDICTD_LISTENERS__DIGIT__MAX_BATCH=64`. Its value is read as TOML, or as a plain string if it is not TOML or the key
-is a string. It may set a key of a table, model or listener in the file, but not add one.
+`${VAR}` in a string is replaced by the variable's value (`$${` writes a plain `${`). Among the arguments of an object
+that is built, it is a secret: it is checked with its value, and declared as a reference (`components.secrets`).
+
+`PREDICTD_SECTION__KEY` overrides a key of the file: a double underscore for each dot, upper case, hyphens as
+underscores: `PREDICTD_LISTENERS__DIGIT__MAX_BATCH=64`. Its value is read as TOML, or as a plain string if it is not
+TOML or the key is a string. It may set a key of a table, model or listener in the file, but not add one.
 """
 
 from __future__ import annotations
@@ -11,12 +13,14 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from components.errors import ConfigurationError, Problem
+from components.secrets import VARIABLE, hide, reference
 from daemon.config.document import Keys, Source, dotted
 from daemon.config.problems import section_of, suggestion
 from daemon.config.sections import Config
@@ -24,7 +28,6 @@ from daemon.config.sections import Config
 PREFIX = "PREDICTD_"
 SYSTEM_FILE = Path("/etc/predictd/service.toml")
 _NO_OVERRIDE = ("PREDICTD_TEST_",)
-_VARIABLE = re.compile(r"\$(\$\{)|\$\{([^}]*)\}|\$\{")
 _PLACE = re.compile(r"^(.*) \(at (line \d+, column \d+|end of document)\)$", re.DOTALL)
 
 
@@ -69,10 +72,54 @@ def read(path: Path, environ: Mapping[str, str]) -> Source:
     return source
 
 
+def _is_argument(path: Keys) -> bool:
+    """Whether the value at `path` is among the arguments that an object is built with: there variables are secrets."""
+    match path:
+        case ("models", _, "arguments", _, *_):
+            return True
+        case ("trainers", _, "loader" | "optimizer_arguments", _, *_):
+            return True
+        case ("validations", _, "metrics", _, "arguments", _, *_):
+            return True
+        case _:
+            return False
+
+
+def with_references(source: Source, environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return the data with a reference in place of each secret, so that what is made of the data holds none."""
+    secret = {path: text for path, text in source.written.items() if _is_argument(path) and names_variable(text)}
+    for path, variable in source.overridden.items():
+        if _is_argument(path) and _value_at(source.data, path) == environ[variable]:
+            hide(environ[variable])
+            secret[path] = f"${{{variable}}}"
+    data = deepcopy(source.data) if secret else source.data
+    for path, text in secret.items():
+        _value_at(data, path[:-1])[path[-1]] = reference(text)
+    return data
+
+
+def names_variable(text: str) -> bool:
+    """Return whether a text names a variable: `$${` does not."""
+    return any(name for _, name in VARIABLE.findall(text))
+
+
+def _value_at(data: Any, path: Keys) -> Any:
+    for key in path:
+        data = data[key]
+    return data
+
+
 def uri_variables(path: Path, environ: Mapping[str, str]) -> frozenset[str]:
-    """Return the names of the variables in `mongo.uri`, which may hold a password."""
-    written = read(path, environ).written.get(("mongo", "uri"), "")
-    return frozenset({name for _, name in _VARIABLE.findall(written) if name} | {f"{PREFIX}MONGO__URI"})
+    """Return the names of the variables in `mongo.uri`, which may hold a password, unless an object is built with
+    them.
+    """
+    source = read(path, environ)
+    arguments = " ".join(text for at, text in source.written.items() if _is_argument(at))
+    in_uri, in_arguments = (
+        {name for _, name in VARIABLE.findall(text) if name}
+        for text in (source.written.get(("mongo", "uri"), ""), arguments)
+    )
+    return frozenset((in_uri - in_arguments) | {f"{PREFIX}MONGO__URI"})
 
 
 def _parsed(path: Path) -> dict[str, Any]:
@@ -126,10 +173,12 @@ def _expanded(value: Any, path: Keys, environ: Mapping[str, str], source: Source
         elif not environ[name]:
             source.report(path, f"the environment variable {name} is set but empty; give it a value")
         else:
+            if _is_argument(path):
+                hide(environ[name])
             return environ[name]
         return ""
 
-    source.expanded[path] = _VARIABLE.sub(replaced, value)
+    source.expanded[path] = VARIABLE.sub(replaced, value)
     return source.expanded[path]
 
 

@@ -22,6 +22,7 @@ from components.key import Arguments, Key
 from components.model import Model
 from daemon.handlers.predict.dirty_keys import Batch, identity
 from daemon.handlers.predict.records import Guilt, Letter, Row, Snapshot, Undecodable, Write
+from daemon.logs.text import readable
 
 LARGEST_OUTPUT: Final = 12 * 1024 * 1024  # a row may hold 16 MB, its input included
 LONGEST_MESSAGE: Final = 500
@@ -350,8 +351,10 @@ def letter(row: Row, live: Live, stage: str, error: BaseException) -> Letter:
 
 
 def _text(text: str) -> str:
-    """The text with lone surrogates escaped: MongoDB cannot store them, and a message may quote the row's own text."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """The text without secrets, which the model may quote, and with lone surrogates escaped, which MongoDB cannot store
+    and a message may quote from the row.
+    """
+    return readable(text)
 
 
 def _ends(text: str) -> str:
