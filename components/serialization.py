@@ -4,7 +4,8 @@
     name, declaration, resolve -> build_model, build_trainer, ... -> component
 
 Code in a declaration is an import path if the daemon can import it, else the slot of an artifact, whose blobs are
-stored beside the declaration (`components.artifacts`). Among arguments, an import path is written {"$import": path}.
+stored beside the declaration (`components.artifacts`). Among arguments, an import path is written {"$import": path},
+and a text that names environment variables {"$secret": text} (`components.secrets`).
 `resolve` returns the object of an import path or a slot.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -39,6 +41,7 @@ from components.listener import Listener
 from components.metric import Metric
 from components.model import Model, ObjectModel
 from components.query import Query
+from components.secrets import SECRET, expanded
 from components.table import Table
 from components.validation import Validation
 
@@ -298,6 +301,8 @@ def _given(at: str, value: Any, resolve: Resolve) -> Any:
             return _resolved(at, value["$import"], resolve)
         if "$artifact" in value:
             return _resolved(at, value, resolve)
+        if SECRET in value:
+            return _resolved(at, value, lambda slot: expanded(slot, os.environ))
         return {key: _given(f"{at}.{key}", item, resolve) for key, item in value.items()}
     return [_given(at, item, resolve) for item in value] if isinstance(value, list) else value
 

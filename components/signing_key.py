@@ -123,6 +123,12 @@ class SigningKey:
         """Return whether `signature` is this key's signature of these texts in this order."""
         return self.public.verify(signature, *parts)
 
+    def seal(self, text: str) -> str:
+        """Return a hash of a secret that tells nothing of it to whoever lacks the key."""
+        return hmac.digest(self._secret, b"predictd secret\0" + text.encode("utf-8", "surrogatepass"), "sha256").hex()[
+            :32
+        ]
+
     def signed_before(self, mac: object, *parts: str) -> bool:
         """Return whether `mac` is the signature of an older release, an HMAC-SHA256, in constant time."""
         if not isinstance(mac, str):

@@ -18,8 +18,10 @@ from components.declarations import parsed
 from components.errors import ImportRefused, Problem
 from components.import_folder import ImportFolder
 from components.import_paths import ImportPolicy
+from components.secrets import expanded
 from daemon.check.models import model_problems
 from daemon.check.trainers import trainer_problems, validation_problems
+from daemon.logs.text import masked
 
 __all__ = ["main"]
 
@@ -41,7 +43,7 @@ def main() -> None:
         policy = ImportPolicy(tuple(order["allow_imports"]))
         declared = {
             kind: {name: parsed(kind.removesuffix("s"), name, one) for name, one in named.items()}
-            for kind, named in order["declared"].items()
+            for kind, named in expanded(order["declared"], os.environ).items()
         }
         built: dict[str, Any] = {}
         for path in order["order"]:
@@ -72,7 +74,7 @@ def _end_with_parent() -> None:
 
 
 def _report(reports: IO[str], *report: str) -> None:
-    reports.write(json.dumps(report) + "\n")
+    reports.write(json.dumps([masked(text) for text in report]) + "\n")
     reports.flush()
 
 

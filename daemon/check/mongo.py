@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from components.errors import ConfigurationError, MongoUnavailable, Problem
 from daemon.config import Config
+from daemon.embedded.login import SYSTEM_USER
 from daemon.logs.text import masked
 from daemon.store import names
 
@@ -108,7 +109,7 @@ def _remedy(message: str) -> str:
 def _right_problems(status: Mapping[str, Any], database: str, tables: Iterable[str]) -> Iterator[Problem]:
     """Yield the rights that the user lacks; without access control there are no users to check."""
     users = [user["user"] for user in status["authenticatedUsers"]]
-    if not users:
+    if not users or SYSTEM_USER in users:  # that user may do everything, and the server lists no rights of it
         return
     needed = {"": _ON_DATABASE, **dict.fromkeys(tables, _ON_TABLES), **dict.fromkeys(names.OWN, _ON_OWN)}
     missing: dict[str, list[str]] = {}

@@ -21,6 +21,7 @@ from daemon.config import Config
 from daemon.config.source import read
 from daemon.embedded import server as embedded
 from daemon.logs.terminal import Terminal
+from daemon.logs.text import masked
 from daemon.store.connection import ROW_CODEC, Client, Data, open_client, open_database, reaching
 from daemon.store.connection import check as meet
 from daemon.store.registry.registry import Registry
@@ -170,12 +171,12 @@ def hint(text: str) -> None:
 
 def warn(text: str) -> None:
     """Prints a warning, on standard error."""
-    err.print(f"warning: {text}", style="yellow", markup=False)
+    err.print(f"warning: {masked(text)}", style="yellow", markup=False)
 
 
 def refuse(text: str) -> None:
     """Prints an error, on standard error."""
-    err.print(f"error: {text}", style="red", markup=False)
+    err.print(f"error: {masked(text)}", style="red", markup=False)
 
 
 def leave(error: BaseException) -> NoReturn:

@@ -30,7 +30,7 @@ from daemon.config.sections import (
     SecurityConfig,
     ServiceConfig,
 )
-from daemon.config.source import find, keyring_folder, read, uri_variables
+from daemon.config.source import find, keyring_folder, read, uri_variables, with_references
 
 __all__ = [
     "Config",
@@ -59,7 +59,7 @@ def load(path: Path, environ: Mapping[str, str], *, trusted: bool = True) -> Con
     config: Config | None = None
     try:
         config = Config.model_validate(
-            source.data, context={"root": source.path.parent, "environ": environ, IN_FILE: True}
+            with_references(source, environ), context={"root": source.path.parent, "environ": environ, IN_FILE: True}
         )
     except ValidationError as error:
         problems += worded(error, Config, source)

@@ -1,7 +1,10 @@
 """The source of a configuration: finds the file, reads its TOML and applies the environment.
 
 `${VAR}` in a string is replaced by the value of the variable or of systemd's credential VAR (`$${` writes a plain
-`${`). `PREDICTD_SECTION__KEY` overrides a key of the file: a double underscore for each dot, upper case, hyphens as
+`${`). Among the arguments of an object that is built, it is a secret: it is checked with its value, and declared as a
+reference (`components.secrets`).
+
+`PREDICTD_SECTION__KEY` overrides a key of the file: a double underscore for each dot, upper case, hyphens as
 underscores: `PREDICTD_LISTENERS__DIGIT__MAX_BATCH=64`. Its value is read as TOML, or as a plain string if it is not
 TOML or the key is a string. It may set a key of a table, model or listener in the file, but not add one.
 """
@@ -13,12 +16,14 @@ import pwd
 import re
 import tomllib
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from components.errors import ConfigurationError, Problem
+from components.secrets import VARIABLE, hide, reference, value_of
 from daemon.config.bounded_read import NotAFileError, content
 from daemon.config.document import Keys, Source, dotted
 from daemon.config.problems import section_of, suggestion
@@ -28,7 +33,6 @@ PREFIX = "PREDICTD_"
 SYSTEM_FILE = Path("/etc/predictd/service.toml")
 DEEPEST = 50
 _NO_OVERRIDE = ("PREDICTD_TEST_",)
-_VARIABLE = re.compile(r"\$(\$\{)|\$\{([^}]*)\}|\$\{")
 _PLACE = re.compile(r"^(.*) \(at (line \d+, column \d+|end of document)\)$", re.DOTALL)
 
 
@@ -81,10 +85,54 @@ def read(path: Path, environ: Mapping[str, str], *, trusted: bool = True) -> Sou
     return source
 
 
+def _is_argument(path: Keys) -> bool:
+    """Whether the value at `path` is among the arguments that an object is built with: there variables are secrets."""
+    match path:
+        case ("models", _, "arguments", _, *_):
+            return True
+        case ("trainers", _, "loader" | "optimizer_arguments", _, *_):
+            return True
+        case ("validations", _, "metrics", _, "arguments", _, *_):
+            return True
+        case _:
+            return False
+
+
+def with_references(source: Source, environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return the data with a reference in place of each secret, so that what is made of the data holds none."""
+    secret = {path: text for path, text in source.written.items() if _is_argument(path) and names_variable(text)}
+    for path, variable in source.overridden.items():
+        if _is_argument(path) and _value_at(source.data, path) == environ[variable]:
+            hide(environ[variable])
+            secret[path] = f"${{{variable}}}"
+    data = deepcopy(source.data) if secret else source.data
+    for path, text in secret.items():
+        _value_at(data, path[:-1])[path[-1]] = reference(text)
+    return data
+
+
+def names_variable(text: str) -> bool:
+    """Return whether a text names a variable: `$${` does not."""
+    return any(name for _, name in VARIABLE.findall(text))
+
+
+def _value_at(data: Any, path: Keys) -> Any:
+    for key in path:
+        data = data[key]
+    return data
+
+
 def uri_variables(path: Path, environ: Mapping[str, str]) -> frozenset[str]:
-    """Return the names of the variables in `mongo.uri`, which may hold a password."""
-    written = read(path, environ).written.get(("mongo", "uri"), "")
-    return frozenset({name for _, name in _VARIABLE.findall(written) if name} | {f"{PREFIX}MONGO__URI"})
+    """Return the names of the variables in `mongo.uri`, which may hold a password, unless an object is built with
+    them.
+    """
+    source = read(path, environ)
+    arguments = " ".join(text for at, text in source.written.items() if _is_argument(at))
+    in_uri, in_arguments = (
+        {name for _, name in VARIABLE.findall(text) if name}
+        for text in (source.written.get(("mongo", "uri"), ""), arguments)
+    )
+    return frozenset((in_uri - in_arguments) | {f"{PREFIX}MONGO__URI"})
 
 
 def _stranger(path: Path) -> int | None:
@@ -169,7 +217,7 @@ def _expanded(value: Any, path: Keys, environ: Mapping[str, str], source: Source
                 f"your environment into it; run it as that user, or set {PREFIX}"
                 + "__".join(_spelled(str(key)) for key in path),
             )
-        elif (value := _variable(name, environ)) is None:
+        elif (value := value_of(name, environ)) is None:
             source.report(
                 path,
                 f"the environment variable {name} is not set; set it, or write the value here in place of ${{{name}}}",
@@ -180,21 +228,15 @@ def _expanded(value: Any, path: Keys, environ: Mapping[str, str], source: Source
             return value
         return ""
 
-    source.expanded[path] = _VARIABLE.sub(replaced, value)
+    source.expanded[path] = VARIABLE.sub(replaced, value)
+    _hide_secrets(path, value, environ)
     return source.expanded[path]
 
 
-def _variable(name: str, environ: Mapping[str, str]) -> str | None:
-    """Return the value of a variable, or of systemd's credential of that name, which no process has in its environment;
-    None if there is neither.
-    """
-    folder = environ.get("CREDENTIALS_DIRECTORY")
-    if name in environ or not folder:
-        return environ.get(name)
-    try:
-        return Path(folder, name).read_text(encoding="utf-8").rstrip("\n")
-    except (OSError, UnicodeDecodeError):
-        return None
+def _hide_secrets(path: Keys, text: str, environ: Mapping[str, str]) -> None:
+    for _, name in VARIABLE.findall(text) if _is_argument(path) else ():
+        if name and (value := value_of(name, environ)):
+            hide(value)
 
 
 def _user(number: int) -> str:

@@ -18,10 +18,11 @@ from pymongo import MongoClient
 from components import private_files
 from components.errors import DeclarationError
 
-__all__ = ["REPLICA_SET", "direct", "make_password", "options", "password", "uri"]
+__all__ = ["REPLICA_SET", "SYSTEM_USER", "direct", "make_password", "options", "password", "uri"]
 
 REPLICA_SET: Final = "rs0"
-_USER, _USERS = "__system", "local"
+SYSTEM_USER: Final = "__system"
+_USERS: Final = "local"
 _BYTES: Final = 32
 
 
@@ -47,7 +48,7 @@ def options(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
 
 def uri(port: int, password: str) -> str:
     """The URI of the server on this port."""
-    return f"mongodb://{_USER}:{password}@127.0.0.1:{port}/?replicaSet={REPLICA_SET}&authSource={_USERS}"
+    return f"mongodb://{SYSTEM_USER}:{password}@127.0.0.1:{port}/?replicaSet={REPLICA_SET}&authSource={_USERS}"
 
 
 def direct(port: int, password: str) -> MongoClient[dict[str, Any]]:
@@ -58,7 +59,7 @@ def direct(port: int, password: str) -> MongoClient[dict[str, Any]]:
         directConnection=True,
         serverSelectionTimeoutMS=2_000,
         socketTimeoutMS=10_000,
-        username=_USER,
+        username=SYSTEM_USER,
         password=password,
         authSource=_USERS,
     )

@@ -11,6 +11,7 @@ from typing import Any, Final
 from bson import ObjectId, json_util
 from bson.codec_options import DatetimeConversion
 
+from components import secrets
 from components.raw_value import UNDECODABLE, RawValue, identity, key_of
 
 # Greedy up to the last "@", to mask also a password that is not percent-encoded as it should be.
@@ -26,8 +27,10 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-
 
 
 def masked(text: str) -> str:
-    """`text` with the user name and password of every MongoDB URI in it, and secret options, replaced by `***`."""
-    return _SECRET_OPTION.sub(r"\1***", _USERINFO.sub(r"\1***@", text))
+    """`text` with the user name and password of every MongoDB URI in it, secret options, and the secrets that this
+    process knows, replaced by `***`.
+    """
+    return secrets.masked(_SECRET_OPTION.sub(r"\1***", _USERINFO.sub(r"\1***@", text)))
 
 
 def readable(text: str) -> str:

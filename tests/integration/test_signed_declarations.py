@@ -276,6 +276,13 @@ def test_the_variables_of_the_uri_are_known(tmp_path):
     assert uri_variables(file, environ) == {"USER", "PASS", "PREDICTD_MONGO__URI"}
 
 
+def test_a_variable_that_an_object_is_built_with_stays(tmp_path):
+    """Though the URI names it as well."""
+    file = tmp_path / "service.toml"
+    file.write_text('[mongo]\nuri = "${BOTH}${URI}"\n[models.m.arguments]\ntoken = "${BOTH}"\n')
+    assert uri_variables(file, {"BOTH": "b", "URI": "u"}) == {"URI", "PREDICTD_MONGO__URI"}
+
+
 # ---- an older release ---------------------------------------------------------------------------------------------
 
 
@@ -333,7 +340,11 @@ def test_an_hmac_of_another_key_is_not_taken_over(database, tmp_path, key):
     assert "model/m" in Leader(database, tmp_path / "here", key).look()
 
 
-def test_a_program_waits_for_a_daemon_of_this_release(database, key):
+def test_a_program_waits_for_a_daemon_of_this_release(database, tmp_path, key):
+    """If there are declarations, which it cannot believe; on an empty database it need not."""
+    assert apply(database, key) == ["model/m"]
+    assert Leader(database, tmp_path / "here", key).look() == {}
+    as_before(database, key)
     with pytest.raises(SignatureRefused, match="of an older release"):
         apply(database, key)
 

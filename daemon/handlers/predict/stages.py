@@ -25,6 +25,7 @@ from daemon.handlers.predict.decoding import ANYTHING, CHUNK_ROWS, arguments_of,
 from daemon.handlers.predict.dirty_keys import Batch, identity
 from daemon.handlers.predict.model_threads import ModelThreads
 from daemon.handlers.predict.records import Guilt, Letter, Row, Snapshot, Write
+from daemon.logs.text import readable
 
 LARGEST_OUTPUT: Final = 12 * 1024 * 1024  # a row may hold 16 MB, its input included
 LONGEST_MESSAGE: Final = 500
@@ -286,8 +287,10 @@ def letter(row: Row, live: Live, stage: str, error: BaseException) -> Letter:
 
 
 def _text(text: str) -> str:
-    """The text with lone surrogates escaped: MongoDB cannot store them, and a message may quote the row's own text."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """The text without secrets, which the model may quote, and with lone surrogates escaped, which MongoDB cannot store
+    and a message may quote from the row.
+    """
+    return readable(text)
 
 
 def _ends(text: str) -> str:

@@ -13,6 +13,7 @@ So every process that serves the model, and every restart, computes the same.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
@@ -27,6 +28,7 @@ from components.declarations import ModelDeclaration
 from components.errors import DeclarationError, PredictdError
 from components.import_paths import ImportPolicy, imported
 from components.model import Model
+from components.secrets import expanded, unsealed
 from daemon.handlers.predict.model_threads import ModelThreads
 from daemon.handlers.predict.stages import Live
 from daemon.store.registry.artifacts import Artifacts
@@ -209,7 +211,10 @@ class ModelLoader:
         It prefers the version that equals the present declaration and has the live weights, then the live version, then
         the one that was live last. A version whose weights are damaged, or do not fit, is skipped.
         """
-        wanted = object_signature(component.declaration)
+        own = component.declaration
+        # An older release stored secrets in clear, and hashed them.
+        in_clear = own.model_copy(update={"arguments": expanded(own.arguments, os.environ)})
+        wanted = {object_signature(own), object_signature(in_clear)}
         now = (component.signature, self._sources[component.signature], before.content_hash if before else None)
 
         def preference(each: Version) -> tuple[bool, bool, Any]:
@@ -217,7 +222,7 @@ class ModelLoader:
             return same, each.number == component.live, each.promoted_at
 
         known = [each for each in versions.listed(traces=False) if each.loadable and each.promoted_at is not None]
-        for each in sorted((each for each in known if each.object_signature == wanted), key=preference, reverse=True):
+        for each in sorted((each for each in known if each.object_signature in wanted), key=preference, reverse=True):
             try:
                 if each.weights is not None:
                     self._give(model, versions, each)
@@ -274,9 +279,9 @@ def object_signature(declaration: ModelDeclaration) -> str:
     """A hash of everything that determines a model's initial weights. While it stays the same, trained weights survive
     a change of the rest of the declaration.
 
-    The versions of Python and torch that an artifact was made with are not part of it.
+    The versions of Python and torch that an artifact was made with are not part of it, nor are the values of secrets.
     """
     made_from = declaration.object
     if isinstance(made_from, Mapping):
         made_from = {name: made_from.get(name) for name in ("$artifact", "tensors")}
-    return signature({"type": declaration.type, "object": made_from, "arguments": declaration.arguments})
+    return signature({"type": declaration.type, "object": made_from, "arguments": unsealed(declaration.arguments)})

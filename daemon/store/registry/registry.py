@@ -11,6 +11,7 @@ another declaration of the model makes a new version, whose promotion raises the
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from components.declarations import (
 )
 from components.errors import DeclarationError, NotApplied
 from components.extended_json import decoded
+from components.secrets import sealed
 from components.signing_key import SigningKey
 from daemon.store import names
 from daemon.store.documents import read, read_one
@@ -124,8 +126,11 @@ class Registry:
         if another service of this database has a listener of the same name on the same table (both would write the same
         outputs).
         """
+        seal = self.trust.seal
         wanted = {
-            (kind, name): parsed(kind, name, given)
+            (kind, name): parsed(
+                kind, name, given if isinstance(given, Declaration) else sealed(given, os.environ, seal)
+            )
             for kind in KINDS
             for name, given in declarations.get(f"{kind}s", {}).items()
         }

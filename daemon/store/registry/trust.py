@@ -62,6 +62,11 @@ class Trust:
         assert self.signer is not None, "this process verifies only"
         return self.signer.sign(self.identity, *parts)
 
+    def seal(self, text: str) -> str:
+        """A hash of a secret, salted with the key."""
+        assert self.signer is not None, "this process verifies only"
+        return self.signer.seal(text)
+
     def encoded(self) -> dict[str, Any]:
         """As JSON values, without what can sign."""
         keys = [key.hex() for key in self.keys]
@@ -103,12 +108,14 @@ def trust_of(
 ) -> Trust:
     """What a program believes that has the service's key: as pinned in `pins`, else as the database says.
 
-    Raises SignatureRefused if the database has no identity, unless `make`.
+    A database without declarations gets its identity here, if no daemon has given it one yet; with `make` any. Else the
+    declarations are an older release's: raises SignatureRefused, because a daemon has to sign them anew.
     """
     known = None if pins is None else pinned(pins, database.name, service)
     if known is None:
         identity = stored_identity(database, service)
-        if identity is None and make:
+        declared = {"service": service, "kind": {"$type": "string"}}
+        if identity is None and (make or database[names.COMPONENTS].find_one(declared, {"_id": 1}) is None):
             identity = secrets.token_hex(16)
             store_identity(database, service, identity)
         if identity is None:

@@ -1,0 +1,114 @@
+"""Secrets in arguments: values of environment variables that service.toml names, `token = "${API_TOKEN}"`.
+
+    {"$secret": "Bearer ${API_TOKEN}", "hash": ...}     as it is declared, stored and shown
+
+The declaration holds the text of the file. The process that builds the object reads the variable from its environment.
+`hash` stands for the value, so that a changed secret is a changed declaration; it is salted with the service's key.
+
+Each process masks the secrets that it knows in all that it writes (`masked`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from components.errors import DeclarationError
+
+__all__ = ["SECRET", "VARIABLE", "expanded", "hide", "masked", "reference", "sealed", "unsealed", "value_of"]
+
+SECRET: Final = "$secret"  # noqa: S105 - the name of a field
+VARIABLE: Final = re.compile(r"\$(\$\{)|\$\{([^}]*)\}|\$\{")
+"""`$${`, which is a plain `${`; `${NAME}`; or a `${` that is no name's."""
+SHORTEST: Final = 4
+"""Characters: a shorter value is not masked, because it is part of too many words."""
+
+_hidden: tuple[str, ...] = ()
+
+
+def hide(value: str) -> None:
+    """From now on mask this value, as it is and as it is quoted, in what this process writes."""
+    global _hidden  # noqa: PLW0603 - the secrets of a process belong to the process
+    if len(value) >= SHORTEST:
+        forms = {value, repr(value)[1:-1], json.dumps(value)[1:-1], quote(value, safe=""), value.strip()}
+        known = {*_hidden, *(form for form in forms if len(form) >= SHORTEST)}
+        _hidden = tuple(sorted(known, key=lambda each: (-len(each), each)))
+
+
+def masked(text: str) -> str:
+    """Return the text with `***` in place of each secret."""
+    for each in _hidden:
+        text = text.replace(each, "***")
+    return text
+
+
+def reference(text: str) -> dict[str, str]:
+    """Return what is declared in place of a text that names variables."""
+    return {SECRET: text}
+
+
+def value_of(name: str, environ: Mapping[str, str]) -> str | None:
+    """Return the value of a variable, or of systemd's credential of that name, which no process has in its environment;
+    None if there is neither.
+    """
+    try:
+        return environ[name]
+    except KeyError:
+        folder = environ.get("CREDENTIALS_DIRECTORY")
+    try:
+        return Path(folder, name).read_text(encoding="utf-8").rstrip("\n") if folder else None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def expanded(value: Any, environ: Mapping[str, str]) -> Any:
+    """Return JSON values with each secret in place of its reference, and hide it.
+
+    Raises DeclarationError if the environment has no such variable.
+    """
+    if isinstance(value, Mapping):
+        if SECRET in value:
+            return _read(str(value[SECRET]), environ)
+        return {key: expanded(item, environ) for key, item in value.items()}
+    return [expanded(item, environ) for item in value] if isinstance(value, list) else value
+
+
+def sealed(value: Any, environ: Mapping[str, str], seal: Callable[[str], str]) -> Any:
+    """Return JSON values in which each reference has the hash of its value."""
+    if isinstance(value, Mapping):
+        if SECRET in value:
+            return {SECRET: value[SECRET], "hash": seal(_read(str(value[SECRET]), environ))}
+        return {key: sealed(item, environ, seal) for key, item in value.items()}
+    return [sealed(item, environ, seal) for item in value] if isinstance(value, list) else value
+
+
+def unsealed(value: Any) -> Any:
+    """Return JSON values without the hashes of secrets."""
+    return sealed(value, _Nothing(), lambda _: "") if value else value
+
+
+class _Nothing(dict[str, str]):
+    """An environment in which each variable is set to nothing."""
+
+    def __missing__(self, name: str) -> str:
+        return ""
+
+
+def _read(text: str, environ: Mapping[str, str]) -> str:
+    def replaced(match: re.Match[str]) -> str:
+        if match[1]:
+            return "${"
+        value = value_of(match[2], environ)
+        if value is None:
+            raise DeclarationError(
+                f"the environment variable {match[2]} is not set where this is built, and the declaration names it: "
+                f'"{text}"'
+            )
+        hide(value)
+        return value
+
+    return VARIABLE.sub(replaced, text)

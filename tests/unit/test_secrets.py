@@ -1,0 +1,127 @@
+"""Secrets in arguments: declared as references, masked wherever a process writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from components import secrets
+from components.declarations import ModelDeclaration
+from components.errors import DeclarationError
+from components.serialization import build_model
+from components.signing_key import SigningKey
+from daemon import config as configuration
+from daemon.logs.text import masked
+from daemon.store.registry.model_loader import object_signature
+
+TOML = """
+[service]
+name = "s"
+[mongo]
+database = "d"
+[security]
+allow_imports = ["builtins"]
+[tables.t.fields]
+x = "str"
+[models.m]
+type = "object"
+object = "builtins:dict"
+[models.m.arguments]
+token = "Bearer ${API_TOKEN}"
+plain = "$${NOT_A_VARIABLE}"
+nested = { list = ["a", "${OTHER}"] }
+[listeners.l]
+table = "t"
+key = "x"
+model = "m"
+"""
+ENVIRON = {"API_TOKEN": "s3cr3t-t0k3n", "OTHER": 'quo"ted\\'}
+
+
+class Built(dict):
+    def __call__(self, x):
+        return x
+
+
+@pytest.fixture(autouse=True)
+def nothing_hidden(monkeypatch):
+    monkeypatch.setattr(secrets, "_hidden", ())
+
+
+def read(tmp_path: Path, text: str = TOML, **environ: str) -> configuration.Config:
+    (tmp_path / "service.toml").write_text(text)
+    return configuration.load(tmp_path / "service.toml", {**ENVIRON, **environ})
+
+
+def test_the_reference_is_declared_and_the_value_is_built_with(tmp_path, monkeypatch):
+    """Whatever the configuration turns into, it holds the text of the file."""
+    config = read(tmp_path)
+    declared = config.declarations()["models"]["m"]
+    assert declared["arguments"] == {
+        "token": {"$secret": "Bearer ${API_TOKEN}"},
+        "plain": "${NOT_A_VARIABLE}",
+        "nested": {"list": ["a", {"$secret": "${OTHER}"}]},
+    }
+    for secret in ENVIRON.values():
+        assert secret not in f"{config!r}{config.declarations()}"
+    for name, value in ENVIRON.items():
+        monkeypatch.setenv(name, value)
+    built = build_model("m", ModelDeclaration(**declared), lambda _: Built)
+    assert built.object == {
+        "token": "Bearer s3cr3t-t0k3n",
+        "plain": "${NOT_A_VARIABLE}",
+        "nested": {"list": ["a", ENVIRON["OTHER"]]},
+    }
+
+
+def test_an_override_by_the_environment_is_a_secret_too(tmp_path):
+    name = "PREDICTD_MODELS__M__ARGUMENTS__PLAIN"
+    config = read(tmp_path, **{name: "over-ridden"})
+    assert config.models["m"].arguments["plain"] == {"$secret": f"${{{name}}}"}
+    assert masked("over-ridden") == "***"
+
+
+def test_a_variable_that_is_not_set_is_said(monkeypatch):
+    monkeypatch.delenv("API_TOKEN", raising=False)
+    declared = ModelDeclaration(type="object", object="a:b", arguments={"x": {"$secret": "${API_TOKEN}"}})
+    with pytest.raises(
+        DeclarationError, match=r"models\.m\.arguments\.x: the environment variable API_TOKEN is not set"
+    ):
+        build_model("m", declared, lambda _: dict)
+
+
+@pytest.mark.parametrize("spell", [str, repr, json.dumps, lambda text: secrets.quote(text, safe="")])
+def test_what_is_known_is_masked(tmp_path, spell):
+    """As it is, and as it is quoted; in the middle of a text, and more than once."""
+    read(tmp_path)
+    for secret in ENVIRON.values():
+        told = masked(f"before {spell(secret)} {spell('Bearer ' + secret)} after")
+        assert secret not in told
+        assert spell(secret).strip("'\"") not in told
+        assert told.count("***") == 2
+
+
+def test_a_short_value_is_not_masked():
+    """It is part of too many words."""
+    secrets.hide("abc")
+    secrets.hide("")
+    assert masked("abc") == "abc"
+
+
+def test_the_hash_tells_a_changed_secret_and_nothing_else():
+    """Under this key; and the weights of a model do not depend on it."""
+    key, other = SigningKey.fresh(), SigningKey.fresh()
+    given = {"x": {"$secret": "${T}"}, "y": [1, {"$secret": "${T}"}]}
+
+    def hashed(value: str, by: SigningKey = key) -> object:
+        return secrets.sealed(given, {"T": value}, by.seal)
+
+    assert hashed("one") == hashed("one")
+    assert hashed("one") != hashed("two")
+    assert hashed("one") != hashed("one", other)
+    assert "one" not in json.dumps(hashed("one"))
+    assert secrets.unsealed(hashed("one")) == secrets.unsealed(hashed("two")) != given
+    models = [ModelDeclaration(type="object", object="a:b", arguments=hashed(value)) for value in ("one", "two")]
+    assert object_signature(models[0]) == object_signature(models[1])
