@@ -8,7 +8,7 @@ loading of weights, so a batch is never computed with the weights of two version
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import Lock
 from typing import Any
 
@@ -58,6 +58,7 @@ class TorchModule(Model):
         self._turn = Lock()
         self._device: torch.device | None = None
         self._in_training = False
+        self._needs_gradients = False  # of its preprocess
 
     @property
     def device(self) -> torch.device:
@@ -74,7 +75,7 @@ class TorchModule(Model):
     def prepare(self, arguments: Arguments) -> Any:
         """Return the preprocessed row; without a preprocess, its argument, a tuple of several, a dict of named ones."""
         if self.preprocess is not None:
-            return self.preprocess(*arguments.args, **arguments.kwargs)
+            return self._called(self.preprocess, arguments.args, arguments.kwargs)
         if self.preprocess_batch is not None:
             return batches.split(self.prepare_many([arguments]), 1)[0]
         return bundled(arguments)
@@ -85,7 +86,23 @@ class TorchModule(Model):
             return batches.collate([self.prepare(arguments) for arguments in rows])
         columns = [list(column) for column in zip(*(row.args for row in rows), strict=True)]
         named = {name: [row.kwargs[name] for row in rows] for name in rows[0].kwargs}
-        return self.preprocess_batch(*columns, **named)
+        return self._called(self.preprocess_batch, columns, named)
+
+    def predicting(self) -> AbstractContextManager[object]:
+        """Return torch's inference mode, in which tensors cost less to make."""
+        return nullcontext() if self._needs_gradients else torch.inference_mode()
+
+    def _called(self, preprocess: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Call a preprocess. One that fails in inference mode is called outside of it, from then on if that helps."""
+        try:
+            return preprocess(*args, **kwargs)
+        except RuntimeError:
+            if not torch.is_inference_mode_enabled():
+                raise
+            with torch.inference_mode(mode=False):
+                prepared = preprocess(*args, **kwargs)
+            self._needs_gradients = True
+            return prepared
 
     def infer(self, xs: list[Any]) -> list[Any]:
         """Collate the rows, run the module and split its output into rows.
@@ -107,6 +124,8 @@ class TorchModule(Model):
         """Return one output after `postprocess`; inference mode lets it change the tensor in place."""
         if self.postprocess is None:
             return output
+        if torch.is_inference_mode_enabled():  # to ask costs less than to enter it
+            return self.postprocess(output)
         with torch.inference_mode():
             return self.postprocess(output)
 

@@ -141,25 +141,27 @@ def prepare(
             letters.append(replace(letter(row, live, "predict", RuntimeError(guilty.message)), type=guilty.type))
     held = place = 0
     while place < len(todo):
-        for row, arguments, bytes_, failed in decode(todo[place : place + CHUNK_ROWS], live.key, live.datatypes):
-            place += 1
-            try:
-                if failed is not None:
-                    raise failed
-                input_ = arguments if model.prepare_batch else model.prepare(arguments)
-            except ANYTHING as error:
-                if is_out_of_memory(error) and rows:
-                    out_of_memory(len(rows) + 1)
-                    keep = max(1, len(rows) // 2)
-                    left = (*rows[keep:], *todo[place - 1 :])
-                    return _prepared(judged, rows[:keep], inputs[:keep], letters, left)
-                letters.append(letter(row, live, "preprocess" if failed is None else "decode", error))
-                continue
-            rows.append(row)
-            inputs.append(input_)
-            held += bytes_ if model.prepare_batch else weight(input_)
-            if held > room:
-                return _prepared(judged, rows, inputs, letters, tuple(todo[place:]))
+        chunk = decode(todo[place : place + CHUNK_ROWS], live.key, live.datatypes)
+        with model.predicting():
+            for row, arguments, bytes_, failed in chunk:
+                place += 1
+                try:
+                    if failed is not None:
+                        raise failed
+                    input_ = arguments if model.prepare_batch else model.prepare(arguments)
+                except ANYTHING as error:
+                    if is_out_of_memory(error) and rows:
+                        out_of_memory(len(rows) + 1)
+                        keep = max(1, len(rows) // 2)
+                        left = (*rows[keep:], *todo[place - 1 :])
+                        return _prepared(judged, rows[:keep], inputs[:keep], letters, left)
+                    letters.append(letter(row, live, "preprocess" if failed is None else "decode", error))
+                    continue
+                rows.append(row)
+                inputs.append(input_)
+                held += bytes_ if model.prepare_batch else weight(input_)
+                if held > room:
+                    return _prepared(judged, rows, inputs, letters, tuple(todo[place:]))
     return _prepared(judged, rows, inputs, letters, ())
 
 
@@ -175,7 +177,8 @@ def _prepared(
     many = None
     if model.prepare_batch and rows:
         try:
-            many = model.prepare_many(inputs)
+            with model.predicting():
+                many = model.prepare_many(inputs)
         except ANYTHING:
             many = None  # one row is the cause: `predict` bisects
     return Prepared(judged, tuple(rows), tuple(inputs), many, tuple(letters), left)
@@ -204,19 +207,20 @@ def predict(prepared: Prepared, out_of_memory: Callable[[int], None]) -> Predict
     outcomes = run.outcomes(prepared.inputs, prepared.many) if prepared.rows else []
     writes = list(judged.writes)
     letters = list(prepared.letters)
-    for row, outcome in zip(prepared.rows, outcomes, strict=True):
-        stage, error = outcome.stage, outcome.error
-        if error is None:
-            try:
-                stage = "postprocess"
-                value = live.model.finish(outcome.output)
-                stage = "store"
-                _storable(value)
-                writes.append(_set(row, judged, {"value": value}))
-                continue
-            except ANYTHING as caught:
-                error = caught
-        letters.append(letter(row, live, stage, error))
+    with live.model.predicting():
+        for row, outcome in zip(prepared.rows, outcomes, strict=True):
+            stage, error = outcome.stage, outcome.error
+            if error is None:
+                try:
+                    stage = "postprocess"
+                    value = live.model.finish(outcome.output)
+                    stage = "store"
+                    _storable(value)
+                    writes.append(_set(row, judged, {"value": value}))
+                    continue
+                except ANYTHING as caught:
+                    error = caught
+            letters.append(letter(row, live, stage, error))
     by_key = {identity(row.key): row for row in judged.rows}
     writes.extend(_set(by_key[identity(dead.key)], judged, {"error": dead.mark()}) for dead in letters)
     return Predicted(judged, tuple(writes), tuple(letters), len(writes) - len(judged.writes) - len(letters))
@@ -263,7 +267,8 @@ class _Run:
         if not self.model.prepare_batch:
             return self.model.infer(list(inputs))
         self.stage = "preprocess"
-        many = self.model.prepare_many(list(inputs))
+        with self.model.predicting():
+            many = self.model.prepare_many(list(inputs))
         self.stage = "predict"
         return self.model.infer_many(many, len(inputs))
 
