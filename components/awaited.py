@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,8 @@ def awaited(value: Any) -> Any:
     """Return what an awaitable gives, any other value as it is."""
     if not hasattr(type(value), "__await__"):
         return value
+    import asyncio  # imported here, because most processes never need it
+
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -27,6 +28,8 @@ def awaited(value: Any) -> Any:
 
 
 def _run(value: Awaitable[Any]) -> Any:
+    import asyncio
+
     async def waiting() -> Any:
         return await value
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from itertools import islice
 from threading import Lock
@@ -80,6 +81,10 @@ class Model(ABC):
     @abstractmethod
     def prepare(self, arguments: Arguments) -> Any:
         """Return one row's input."""
+
+    def predicting(self) -> AbstractContextManager[object]:
+        """Return the state in which this thread calls `prepare`, `prepare_many` and `finish` for rows to predict."""
+        return nullcontext()
 
     def prepare_many(self, rows: list[Arguments]) -> Any:
         """Return the input of a batch, which `infer_many` takes."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -68,6 +68,7 @@ class TorchModule(Model):
         self._device: torch.device | None = None
         self._in_training = False
         self._needs_gradients = False
+        self._preprocess_needs_gradients = False
         self._contract: batches.Contract | None = None
         self._trials = 0
         self._modules: tuple[torch.nn.Module, ...] | None = None
@@ -90,7 +91,7 @@ class TorchModule(Model):
     def prepare(self, arguments: Arguments) -> Any:
         """Return the preprocessed row; without a preprocess, its argument, a tuple of several, a dict of named ones."""
         if self.preprocess is not None:
-            return awaited(self.preprocess(*arguments.args, **arguments.kwargs))
+            return self._called(self.preprocess, arguments.args, arguments.kwargs)
         if self.preprocess_batch is not None:
             return batches.split(self.prepare_many([arguments]), 1)[0]
         return bundled(arguments)
@@ -101,7 +102,25 @@ class TorchModule(Model):
             return batches.collate([self.prepare(arguments) for arguments in rows])
         columns = [list(column) for column in zip(*(row.args for row in rows), strict=True)]
         named = {name: [row.kwargs[name] for row in rows] for name in rows[0].kwargs}
-        return awaited(self.preprocess_batch(*columns, **named))
+        return self._called(self.preprocess_batch, columns, named)
+
+    def predicting(self) -> AbstractContextManager[object]:
+        """Return torch's inference mode, in which tensors cost less to make."""
+        # A forward that computes a gradient cannot do so with tensors that were made in inference mode.
+        gradients = self._preprocess_needs_gradients or self._needs_gradients
+        return nullcontext() if gradients else torch.inference_mode()
+
+    def _called(self, preprocess: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Call a preprocess. One that fails in inference mode is called outside of it, from then on if that helps."""
+        try:
+            return awaited(preprocess(*args, **kwargs))
+        except RuntimeError:
+            if not torch.is_inference_mode_enabled():
+                raise
+            with torch.inference_mode(mode=False):
+                prepared = awaited(preprocess(*args, **kwargs))
+            self._preprocess_needs_gradients = True
+            return prepared
 
     def infer(self, xs: list[Any]) -> list[Any]:
         """Collate the rows, run the module and split its output into rows.
@@ -169,6 +188,8 @@ class TorchModule(Model):
         """Return one output after `postprocess`; inference mode lets it change the tensor in place."""
         if self.postprocess is None:
             return output
+        if torch.is_inference_mode_enabled():  # to ask costs less than to enter it
+            return awaited(self.postprocess(output))
         with torch.inference_mode():
             return awaited(self.postprocess(output))
 

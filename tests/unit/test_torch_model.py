@@ -476,3 +476,58 @@ def test_floats_and_numpy_are_cast_to_the_dtype_of_the_weights(given, caplog):
     assert [o.item() for o in model.predict_batches([given] * 3)] == pytest.approx([expected] * 3)
     model.predict(given)
     assert len([each for each in caplog.records if "are cast" in each.message]) <= 1
+
+
+# ---- inference mode -------------------------------------------------------------------------------------------------
+
+
+def test_preprocess_and_postprocess_run_in_inference_mode_while_rows_are_predicted():
+    """It costs less; a call of `predict` in a program leaves the preprocess as it was."""
+    modes = []
+
+    def noted(x):
+        modes.append(torch.is_inference_mode_enabled())
+        return x
+
+    model = TorchModel("f", Affine(), preprocess=noted, postprocess=noted)
+    with model.predicting():
+        prepared = model.prepare(Arguments((torch.ones(1),)))
+        model.finish(prepared)
+    assert modes == [True, True]
+    model.predict(torch.ones(1))
+    assert modes[2:] == [False, True]
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_preprocess_that_needs_gradients_runs_without_inference_mode(batched):
+    """It fails in that mode once; from then on it is called as it is meant to be."""
+    calls = []
+
+    def slope(x):
+        calls.append(torch.is_inference_mode_enabled())
+        x = (torch.stack(x) if batched else x).clone().requires_grad_()
+        (x * x).sum().backward()
+        return x.grad
+
+    how = {"preprocess_batch": slope} if batched else {"preprocess": slope}
+    model = TorchModel("f", Affine(), **how)
+    for _ in range(3):
+        with model.predicting():
+            row = Arguments((torch.tensor([3.0]),))
+            prepared = model.prepare_many([row, row]) if batched else model.prepare(row)
+        assert prepared.flatten().tolist() == [6.0] * (2 if batched else 1)
+    assert calls == [True, False, False, False]
+
+
+def test_a_preprocess_that_fails_in_both_modes_raises_its_own_error():
+    """And is called in inference mode again for the next row."""
+
+    def fails(x):
+        raise RuntimeError("broken row")
+
+    model = TorchModel("f", Affine(), preprocess=fails)
+    for _ in range(2):
+        with model.predicting():
+            assert torch.is_inference_mode_enabled()
+            with pytest.raises(RuntimeError, match="broken row"):
+                model.prepare(Arguments((1,)))

@@ -82,7 +82,8 @@ class Attempts:
         except ANYTHING as error:
             self.failed(error, len(inputs))
             return [Outcome(stage=stage, error=error)] if len(inputs) == 1 else None
-        return [self._finished(output) for output in outputs]
+        with self.model.predicting():
+            return [self._finished(output) for output in outputs]
 
     def _finished(self, output: Any) -> Outcome:
         stage = "postprocess"

@@ -154,25 +154,27 @@ def prepare(
             letters.append(replace(letter(row, live, "predict", RuntimeError(guilty.message)), type=guilty.type))
     held = place = 0
     while place < len(todo):
-        for row, arguments, bytes_, failed in decode(todo[place : place + CHUNK_ROWS], live.key, live.datatypes):
-            place += 1
-            try:
-                if failed is not None:
-                    raise failed
-                input_ = arguments if model.prepare_batch else model.watch.own(model.prepare(arguments))
-            except ANYTHING as error:
-                if is_out_of_memory(error) and rows:
-                    out_of_memory(len(rows) + 1)
-                    keep = max(1, len(rows) // 2)
-                    left = (*rows[keep:], *todo[place - 1 :])
-                    return _prepared(judged, rows[:keep], inputs[:keep], letters, left)
-                letters.append(letter(row, live, "preprocess" if failed is None else "decode", error))
-                continue
-            rows.append(row)
-            inputs.append(input_)
-            held += bytes_ if model.prepare_batch else weight(input_)
-            if held > room:
-                return _prepared(judged, rows, inputs, letters, tuple(todo[place:]))
+        chunk = decode(todo[place : place + CHUNK_ROWS], live.key, live.datatypes)
+        with model.predicting():
+            for row, arguments, bytes_, failed in chunk:
+                place += 1
+                try:
+                    if failed is not None:
+                        raise failed
+                    input_ = arguments if model.prepare_batch else model.watch.own(model.prepare(arguments))
+                except ANYTHING as error:
+                    if is_out_of_memory(error) and rows:
+                        out_of_memory(len(rows) + 1)
+                        keep = max(1, len(rows) // 2)
+                        left = (*rows[keep:], *todo[place - 1 :])
+                        return _prepared(judged, rows[:keep], inputs[:keep], letters, left)
+                    letters.append(letter(row, live, "preprocess" if failed is None else "decode", error))
+                    continue
+                rows.append(row)
+                inputs.append(input_)
+                held += bytes_ if model.prepare_batch else weight(input_)
+                if held > room:
+                    return _prepared(judged, rows, inputs, letters, tuple(todo[place:]))
     return _prepared(judged, rows, inputs, letters, ())
 
 
@@ -188,7 +190,8 @@ def _prepared(
     many = None
     if model.prepare_batch and rows:
         try:
-            many = model.watch_batch.own(model.prepare_many(inputs))
+            with model.predicting():
+                many = model.watch_batch.own(model.prepare_many(inputs))
         except ANYTHING:
             many = None  # one row is the cause: `predict` bisects
     return Prepared(judged, tuple(rows), tuple(inputs), many, tuple(letters), left)
