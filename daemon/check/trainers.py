@@ -8,6 +8,7 @@ from typing import Any
 from components.declarations import MetricDeclaration, ModelDeclaration, TrainerDeclaration, ValidationDeclaration
 from components.errors import PredictdError, Problem
 from components.import_paths import ImportPolicy
+from components.metric import Metric
 from components.serialization import build_trainer, build_validation
 from daemon.check.code import Imported, described, mismatch
 
@@ -67,11 +68,18 @@ def validation_problems(
         try:
             validation = build_validation(name, declared, lambda path: imported.get(path, base))
             for one in validation.metrics:
-                if one.known_direction is None:
+                if not _is_directed(one):
                     message = "its name does not say whether a greater value is better; write true or false"
                     yield Problem(f"{base}.metrics.{one.identifier}.greater_is_better", message)
         except PredictdError as error:
             yield _problem(error, base)
+
+
+def _is_directed(metric: Metric) -> bool:
+    try:
+        return metric.known_direction is not None
+    except PredictdError:  # it cannot be built, and is blamed for that
+        return True
 
 
 def _metric(given: MetricDeclaration, function: Any, at: str) -> Iterator[Problem]:
