@@ -243,7 +243,7 @@ def test_ids_come_back_in_order_the_callers_own_among_them(mnist: Datalayer) -> 
         ({"class": None}, r"rows\[1\]\.class: is None"),
         ({"deep": {"vector": [1.0]}}, r"rows\[1\]\.deep\.vector: "),
         ({"other": object()}, r"rows\[1\]\.other: MongoDB cannot hold this object"),
-        ({"other": np.float32(1.0)}, r"rows\[1\]\.other: MongoDB cannot hold this float32"),
+        ({"other": np.complex64(1.0)}, r"rows\[1\]\.other: MongoDB cannot hold this complex64"),
         ({"other": 2**80}, r"rows\[1\]\.other: "),
         ({"other": b"x" * 17_000_000}, r"rows\[1\]: takes 17,000,0\d\d bytes"),
         ("no dictionary", r"rows\[1\]: expected a dictionary, got str"),

@@ -162,7 +162,7 @@ def test_a_version_that_cannot_be_loaded_leaves_the_one_before_it_at_work(place:
         {"$set": {"data": b"no weights at all"}},  # type: ignore[union-attr]
     )
     assert answers.versions.promote(number, reason="a test")
-    worker.until("it says so", lambda: "cannot be loaded" in str(worker.report.get("reason")))
+    worker.until("it says so", lambda: "cannot be loaded" in str(worker.listener().get("reason")))
     place.rows.insert_one({"_id": "after", "x": "after"})
     # One that was copied from elsewhere asks for the newest version (R6), which cannot be had.
     foreign = {"value": 0, "generation": 99, "version": 9, "asof": Timestamp(1, 1), "input": b"", "model": MODEL}

@@ -73,11 +73,8 @@ def test_a_damaged_blob_is_whole_again_when_it_is_stored_again(
         chunks.delete_many({})
     else:
         chunks.update_one({}, {"$set": {"data": chunk}})
-    if chunk == b"other bytes":
-        assert artifacts.blob(digest) == chunk
-    else:
-        with pytest.raises(ArtifactRefused, match="apply the component again"):
-            artifacts.blob(digest)
+    with pytest.raises(ArtifactRefused, match="apply the component again"):
+        artifacts.blob(digest)
     artifacts.put([(digest, whole)])
     assert artifacts.blob(digest) == whole
     artifacts.put([(digest, whole)])

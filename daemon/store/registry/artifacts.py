@@ -18,8 +18,9 @@ from gridfs import GridFSBucket, NoFile
 from pymongo.database import Database
 
 from components.errors import ArtifactRefused
+from components.raw_value import UNDECODABLE
 from daemon.store import names
-from daemon.store.documents import read, read_one
+from daemon.store.documents import read_one
 
 __all__ = ["Artifacts"]
 
@@ -85,9 +86,11 @@ class Artifacts:
 
     def _chunked(self, file: Any) -> Iterator[bytes]:
         """The chunks of a file in order, one at a time; what is no chunk is left out, and the hash shows it."""
-        for chunk in read(self._chunks, {"files_id": file}, {"data": 1}, sort=[("n", 1)], batch_size=_AT_ONCE):
-            if isinstance(chunk.get("data"), bytes):
-                yield chunk["data"]
+        chunks = self._chunks.find({"files_id": file}, {"_id": 0, "data": 1}, batch_size=_AT_ONCE).sort("n", 1)
+        with chunks, suppress(*UNDECODABLE):
+            for chunk in chunks:
+                if isinstance(chunk.get("data"), bytes):
+                    yield chunk["data"]
 
     def prune(self) -> int:
         """Deletes the blobs older than a day that no declaration of any service names. Returns how many.

@@ -26,12 +26,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import NoneType
 from typing import Any, Final, Generic, Literal, TypeVar
 
+from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 from pymongo.database import Database
 
@@ -124,8 +125,7 @@ _BESIDE: Final[Mapping[str, Any]] = {
 
 LARGEST: Final = 4 * 1024 * 1024
 """Bytes of a document of a component."""
-_AT_ONCE: Final = 16
-"""Documents that are read together."""
+SMALL: Final = 64 * 1024
 FOREIGN: Final = "its signature is not this service's in this database"
 REFUSED_SHOWN: Final = 100
 REFUSED_READ: Final = 1000
@@ -170,9 +170,7 @@ def catalog(database: Database[dict[str, Any]], service: str, trust: Trust) -> C
     matching = {"service": service, "state": "applied"}
     large = {**matching, "$expr": {"$gt": [{"$bsonSize": "$$ROOT"}, LARGEST]}}
     with database.client.start_session(snapshot=True) as session:
-        # One after the other: whoever writes to the database may have written many that are large and not signed.
-        small = {**matching, "$expr": {"$lte": [{"$bsonSize": "$$ROOT"}, LARGEST]}}
-        for document in read(collection, small, session=session, batch_size=_AT_ONCE):
+        for document in _bounded(collection, matching, session):
             known = f"{document.get('kind')}/{document.get('name')}"
             if known in trust.revisions:
                 there.add(known)
@@ -195,6 +193,18 @@ def catalog(database: Database[dict[str, Any]], service: str, trust: Trust) -> C
     shown = dict(sorted(refused.items())[:REFUSED_SHOWN])
     kinds: dict[str, Any] = {f"{kind}s": named for kind, named in found.items()}
     return Catalog(**kinds, refused=shown, there=frozenset(there))
+
+
+def _bounded(
+    collection: Collection[dict[str, Any]], matching: Mapping[str, Any], session: ClientSession
+) -> Iterator[dict[str, Any]]:
+    """The documents of up to `LARGEST` bytes. Larger ones of them come one at a time: whoever writes to the database
+    may have written many that are not signed.
+    """
+    size = {"$bsonSize": "$$ROOT"}
+    for least, most, at_once in ((0, SMALL, 64), (SMALL, LARGEST, 1)):
+        bounds = {"$expr": {"$and": [{"$gt": [size, least]}, {"$lte": [size, most]}]}}
+        yield from read(collection, {**matching, **bounds}, session=session, batch_size=at_once)
 
 
 def _short(field_: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from bson.timestamp import Timestamp
 from pymongo.database import Database
@@ -10,10 +10,14 @@ from pymongo.errors import OperationFailure
 
 __all__ = ["headroom"]
 
+FULL: Final = 0.9
+"""From this share of its largest size on, an oplog counts as full."""
+
 
 def headroom(database: Database[dict[str, Any]], position: Timestamp) -> tuple[float, float] | None:
     """The seconds of the oplog before the position, and their share of the oplog's window: 1.0 if the position is at
-    its end, 0.0 if the next write may remove the entry at the position. None if this user may not read the oplog.
+    its end, or if the oplog is not full yet; 0.0 if the next write may remove the entry at the position. None if this
+    user may not read the oplog.
     """
     oplog = database.client.get_database("local").get_collection("oplog.rs", read_preference=database.read_preference)
     try:
@@ -25,6 +29,19 @@ def headroom(database: Database[dict[str, Any]], position: Timestamp) -> tuple[f
         raise
     if first is None or last is None:
         return None
-    window = max(last["ts"].time - first["ts"].time, 1)
     left = float(position.time - first["ts"].time)
+    if position >= last["ts"] or (position >= first["ts"] and not _is_full(database)):
+        return left, 1.0
+    window = max(last["ts"].time - first["ts"].time, 1)
     return left, min(1.0, max(0.0, left / window))
+
+
+def _is_full(database: Database[dict[str, Any]]) -> bool:
+    """Whether MongoDB removes the oldest entries of the oplog; also if this user may not ask."""
+    try:
+        about = database.client.get_database("local", read_preference=database.read_preference).command(
+            "collStats", "oplog.rs"
+        )
+    except OperationFailure:
+        return True
+    return bool(about["size"] >= FULL * about["maxSize"])
