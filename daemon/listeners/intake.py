@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import structlog
 from bson import Binary
+from bson.timestamp import Timestamp
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
@@ -56,22 +57,23 @@ class Feed:
         self.dirty, self.scan, self.letters = dirty, scan, letters
         self.missing: str | None = None
 
-    def changed(self, key: Any, time_: Any, stretch: Stretch[Any]) -> None:
-        """A row changed. If too many keys wait already, they are dropped and a scan is ordered: late, never lost."""
+    def changed(self, keys: Sequence[Any], times: Sequence[Timestamp], stretch: Stretch[Any]) -> None:
+        """Rows changed. If too many keys wait already, they are dropped and a scan is ordered: late, never lost."""
         if self.missing is not None:
             self.missing = None
             self.look()  # the table may be another one now
         if self.refused is not None:
-            stretch.finish()  # a scan is due, for when the table can be served
+            stretch.finish(len(keys))  # a scan is due, for when the table can be served
             return
-        if not self.dirty.put(key, "live", [stretch], time_):
+        done = self.dirty.put_live(keys, times, stretch)
+        while done < len(keys):
             # Taken out first: the keys of the new scan must not be dropped.
             dropped = self.dirty.take_live()
             self.scan.request("too many rows changed at once")
             for each in dropped:
                 each.finish()
             log.warning("the queue is full: falling back to a scan", listener=self.listener, dropped=len(dropped))
-            self.dirty.put(key, "live", [stretch], time_)
+            done += self.dirty.put_live(keys[done:], times[done:], stretch)
 
     def look(self) -> None:
         """Asks whether the table can be served. While it cannot be, its events are passed over and its scans are held.
@@ -98,14 +100,14 @@ class StreamIntake:
         feeds: Sequence[Feed],
         *,
         patience: MongoRetry,
-        count_key: Callable[[], None],
+        count_keys: Callable[[int], None],
         count_open: Callable[[], None],
         show_headroom: Callable[[float], None],
         sessions: Sequence[Binary] = (),
     ) -> None:
         """`sessions` are those of this worker's transactions."""
         self._database, self._subscription, self._positions = database, subscription, positions
-        self._patience, self._count_key, self._count_open = patience, count_key, count_open
+        self._patience, self._count_keys, self._count_open = patience, count_keys, count_open
         self._show_headroom, self._short = show_headroom, False
         self._sessions = sessions
         self._feeds = list(feeds)
@@ -197,8 +199,8 @@ class StreamIntake:
 
     def _handle(self, event: stream.Event) -> None:  # noqa: C901  # one line for each kind of event
         match event:
-            case stream.Changed(table, key, time_):
-                self._changed(table, key, time_)
+            case stream.Changed(table, keys, times):
+                self._changed(table, keys, times)
             case stream.Reached(position, flowing):
                 self.progress.close(position)
                 if flowing:
@@ -222,14 +224,14 @@ class StreamIntake:
                 self.open = False
                 self._patience.note("stream", reason)
 
-    def _changed(self, table: str, key: Any, time_: Any) -> None:
-        self._count_key()
+    def _changed(self, table: str, keys: Sequence[Any], times: Sequence[Timestamp]) -> None:
+        self._count_keys(len(keys))
         self._worked = True
         feeds = self._watching.get(table, ())
         if feeds:
-            stretch = self.progress.begin(len(feeds))
+            stretch = self.progress.begin(len(feeds) * len(keys))
             for feed in feeds:
-                feed.changed(key, time_, stretch)
+                feed.changed(keys, times, stretch)
 
     def _gone(self, table: str) -> None:
         for feed in self._watching.get(table, ()):
@@ -260,7 +262,7 @@ class StreamIntake:
         for feed in self._feeds:
             if feed.listener == listener:
                 feed.letters.forget(key)
-                feed.changed(key, time_, self.progress.begin())
+                feed.changed([key], [time_], self.progress.begin())
 
 
 class PositionSaver:
