@@ -154,11 +154,11 @@ def _touches_more_than_outputs(chained: Sequence[str]) -> Mapping[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """A row was inserted, changed or deleted."""
+    """Rows of one table were inserted, changed or deleted, one after the other, at these cluster times."""
 
     table: str
-    key: Any
-    time: Timestamp
+    keys: tuple[Any, ...]
+    times: tuple[Timestamp, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +227,6 @@ class _Place:
     """The position of the stream (a token or a time), and how often it failed there."""
 
     position: Position
-    pending: int = 0  # events since the last Reached
     batch: int = BATCH
     failures: int = 0  # since the stream last flowed
     failed_at: Position | None = None
@@ -322,45 +321,63 @@ def _read(
     flowing = False
     while not stop.is_set():
         answered(cursor.time)
-        for event in cursor.events:
-            yield from _told(event, subscription, event.get("clusterTime") or place.position.cluster_time)
-            place.pending += 1
-            place.position = Position.at_token(event["_id"], place.position.cluster_time)
-            if place.pending >= STRETCH:
-                place.pending = 0
+        for begin in range(0, len(cursor.events), STRETCH):
+            page = cursor.events[begin : begin + STRETCH]
+            yield from _told(page, subscription, place.position.cluster_time)
+            place.position = Position.at_token(page[-1]["_id"], place.position.cluster_time)
+            if len(page) == STRETCH:
                 yield Reached(place.position, flowing)
         if not cursor.alive:
             return  # invalidated: it is opened again behind that event
         if cursor.token is not None:
             # The token of an idle stream's last event becomes invalid with the oplog; that of an empty reply does not.
             place.position = Position.at_token(cursor.token, place.position.cluster_time)
-        place.pending = 0
         yield Reached(place.position, flowing)
         cursor.more(AWAIT_MS if flowing else FIRST_AWAIT_MS)
         flowing = True
         place.flows()
 
 
+_OF_ROWS: Final = frozenset({"insert", "update", "replace", "delete"})
+
 _NEVER_AN_ID: Final = {0x04, 0x0B}
 """The BSON types that no row's `_id` can have: an array, and a regular expression."""
 
 
-def _told(event: Mapping[str, Any], subscription: Subscription, time: Timestamp) -> Iterator[Event]:
-    kind, name = event["operationType"], event.get("ns", {}).get("coll")
-    if kind in {"insert", "update", "replace", "delete"}:
-        key = event["documentKey"]["_id"]
-        if name != names.REQUESTS:
-            yield Changed(name, key, time)
-        elif isinstance(key, RawValue):
-            request = readable(key.fields(), "row")
-            if request.get("service") != subscription.service:
-                return
-            listener, row = str(request.get("listener")), request.get("row")
-            if request.get("reload"):
-                yield ReloadAsked(listener)
-            elif RawValue.of(row)[0] not in _NEVER_AN_ID:
-                yield Requested(listener, row, time)
-    elif kind in {"drop", "rename"}:
-        yield TableGone(name)
-        if kind == "rename":
-            yield TableCame(event["to"]["coll"])
+def _told(page: Sequence[Mapping[str, Any]], subscription: Subscription, since: Timestamp) -> Iterator[Event]:
+    """The page's events, with changed rows of a table together; none of them is before `since`."""
+    table = ""
+    keys: list[Any] = []
+    times: list[Timestamp] = []
+    for event in page:
+        kind, name = event["operationType"], event.get("ns", {}).get("coll")
+        of_row = kind in _OF_ROWS and name != names.REQUESTS
+        if keys and not (of_row and name == table):
+            yield Changed(table, tuple(keys), tuple(times))
+            keys, times = [], []
+        if of_row:
+            table = name
+            keys.append(event["documentKey"]["_id"])
+            times.append(event.get("clusterTime", since))
+        elif kind in _OF_ROWS:
+            yield from _asked(event["documentKey"]["_id"], subscription, event.get("clusterTime", since))
+        elif kind in {"drop", "rename"}:
+            yield TableGone(name)
+            if kind == "rename":
+                yield TableCame(event["to"]["coll"])
+    if keys:
+        yield Changed(table, tuple(keys), tuple(times))
+
+
+def _asked(key: Any, subscription: Subscription, time: Timestamp) -> Iterator[Event]:
+    """What a request asks for; its document is the `_id`."""
+    if not isinstance(key, RawValue):
+        return
+    request = readable(key.fields(), "row")
+    if request.get("service") != subscription.service:
+        return
+    listener, row = str(request.get("listener")), request.get("row")
+    if request.get("reload"):
+        yield ReloadAsked(listener)
+    elif RawValue.of(row)[0] not in _NEVER_AN_ID:
+        yield Requested(listener, row, time)

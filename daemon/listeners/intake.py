@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import structlog
 from bson import Binary
+from bson.timestamp import Timestamp
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
@@ -59,22 +60,23 @@ class Feed:
         self.progress: Progress[Position] = Progress()
         """How far this listener is with the stream; the shares of all listeners are closed together."""
 
-    def changed(self, key: Any, time_: Any, stretch: Stretch[Any]) -> None:
-        """A row changed. If too many keys wait already, they are dropped and a scan is ordered: late, never lost."""
+    def changed(self, keys: Sequence[Any], times: Sequence[Timestamp], stretch: Stretch[Any]) -> None:
+        """Rows changed. If too many keys wait already, they are dropped and a scan is ordered: late, never lost."""
         if self.missing is not None:
             self.missing = None
             self.look()  # the table may be another one now
         if self.refused is not None:
-            stretch.finish()  # a scan is due, for when the table can be served
+            stretch.finish(len(keys))  # a scan is due, for when the table can be served
             return
-        if not self.dirty.put(key, "live", [stretch], time_):
+        done = self.dirty.put_live(keys, times, stretch)
+        while done < len(keys):
             # Taken out first: the keys of the new scan must not be dropped.
             dropped = self.dirty.take_live()
             self.scan.request("too many rows changed at once", self.progress.oldest())
             for each in dropped:
                 each.finish()
             log.warning("the queue is full: falling back to a scan", listener=self.listener, dropped=len(dropped))
-            self.dirty.put(key, "live", [stretch], time_)
+            done += self.dirty.put_live(keys[done:], times[done:], stretch)
 
     def look(self) -> None:
         """Asks whether the table can be served. While it cannot be, its events are passed over and its scans are held.
@@ -101,14 +103,14 @@ class StreamIntake:
         feeds: Sequence[Feed],
         *,
         patience: MongoRetry,
-        count_key: Callable[[], None],
+        count_keys: Callable[[int], None],
         count_open: Callable[[], None],
         show_headroom: Callable[[float], None],
         sessions: Sequence[Binary] = (),
     ) -> None:
         """`sessions` are those of this worker's transactions."""
         self._database, self._subscription, self._positions = database, subscription, positions
-        self._patience, self._count_key, self._count_open = patience, count_key, count_open
+        self._patience, self._count_keys, self._count_open = patience, count_keys, count_open
         self._show_headroom, self._short = show_headroom, False
         self._sessions = sessions
         self._feeds = list(feeds)
@@ -205,8 +207,8 @@ class StreamIntake:
 
     def _handle(self, event: stream.Event) -> None:  # noqa: C901  # one line for each kind of event
         match event:
-            case stream.Changed(table, key, time_):
-                self._changed(table, key, time_)
+            case stream.Changed(table, keys, times):
+                self._changed(table, keys, times)
             case stream.Reached(position, flowing):
                 self.pulse.reached(position.cluster_time)
                 for feed in self._feeds:
@@ -232,12 +234,12 @@ class StreamIntake:
                 self.open = False
                 self._patience.note("stream", reason)
 
-    def _changed(self, table: str, key: Any, time_: Any) -> None:
-        self._count_key()
+    def _changed(self, table: str, keys: Sequence[Any], times: Sequence[Timestamp]) -> None:
+        self._count_keys(len(keys))
         self._worked = True
-        moment = self.pulse.moment(time_)
+        moment = self.pulse.moment(times[0])
         for feed in self._watching.get(table, ()):
-            feed.changed(key, time_, feed.progress.begin(moment))
+            feed.changed(keys, times, feed.progress.begin(moment, len(keys)))
 
     def _gone(self, table: str) -> None:
         for feed in self._watching.get(table, ()):
@@ -268,7 +270,7 @@ class StreamIntake:
         for feed in self._feeds:
             if feed.listener == listener:
                 feed.letters.forget(key)
-                feed.changed(key, time_, feed.progress.begin(self.pulse.moment(time_)))
+                feed.changed([key], [time_], feed.progress.begin(self.pulse.moment(time_)))
 
 
 class PositionSaver:

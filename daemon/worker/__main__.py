@@ -24,6 +24,8 @@ from daemon.worker.worker import Worker
 log = structlog.get_logger(__name__)
 
 BROKEN: Final = 1
+GC_OBJECTS: Final = 10_000
+"""New objects between two garbage collections: Python's 700 are those of a few dozen rows, which leave no cycles."""
 
 
 def ending(failure: BaseException | None) -> Ending | None:
@@ -58,6 +60,7 @@ def main() -> None:
         images.narrow(assignment.formats)
         worker.start()
         gc.freeze()  # imported modules and models stay: collections need not walk through them
+        gc.set_threshold(GC_OBJECTS, 20, 100)
         log.info("worker runs", listeners=[run.declared.name for run in worker.runs], epoch=assignment.epoch)
         worker.report()  # at once: the supervisor waits for it
         worker.stopping.wait()

@@ -105,7 +105,7 @@ class Worker:
             Positions(self.database, assignment.service, assignment.worker, assignment.epoch),
             [run.feed for run in self.runs],
             patience=self.patience,
-            count_key=self.measures.stream_keys.inc,
+            count_keys=self.measures.stream_keys.inc,
             count_open=self.measures.stream_opens.inc,
             show_headroom=self.measures.oplog_headroom.set,
             sessions=sessions,

@@ -1,4 +1,4 @@
-"""The yardstick runs: both sides start, take their turns, and give the same outputs."""
+"""The measurements run: the yardstick's sides give the same outputs, and outputs are written beside other writers."""
 
 from __future__ import annotations
 
@@ -19,3 +19,12 @@ def test_a_quick_run_of_the_yardstick_compares_both_sides(tmp_path: Path) -> Non
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert json.loads(figures.read_text())["preprocess"]["batched"]["ratio"]["rows_per_second"] > 0
+
+
+def test_a_quick_run_beside_other_writers_has_a_figure_for_each_way(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "bench.other_writers", "--quick", "--json", str(figures)]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    medians = json.loads(figures.read_text())["medians"]
+    assert all((of["rows a second"] > 0) == (way != "nothing") for way, of in medians.items())

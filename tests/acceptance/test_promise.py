@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -103,6 +104,41 @@ def test_the_promise_holds_in_whichever_way_outputs_are_written(place: Workplace
         finish(writers)
         oracle.settle()
         assert worker.stop() == 0
+    oracle.check()
+    unharmed(history)
+
+
+def test_hot_rows_end_as_the_oracle_says_and_the_others_do_not_wait_for_them(place: Workplace, seed: str) -> None:
+    """Four clients update the same 50 rows as fast as they can while others are inserted: these have their outputs
+    while the updates go on, and conflicts were met.
+    """
+    place.declare(DECLARED)
+    oracle, history = Oracle(place.database, EXPECT), History(place.database, EXPECT)
+    place.rows.insert_many({"_id": n, "x": "a", "m": True} for n in range(50))
+    worker, done = place.run(), threading.Event()
+
+    def hammer(client: int) -> None:
+        choose = random.Random(f"{seed}.{client}")
+        with MongoClient[dict[str, Any]](place.uri) as own:
+            rows = own[place.database.name][place.rows.name]
+            while not done.is_set():
+                rows.update_one({"_id": choose.randrange(50)}, {"$set": {"x": f"{choose.random()}"}})
+
+    clients = [threading.Thread(target=hammer, args=(n,)) for n in range(4)]
+    for client in clients:
+        client.start()
+    try:
+        for start in range(1000, 5000, 200):
+            place.rows.insert_many({"_id": n, "x": f"x{n}", "m": True} for n in range(start, start + 200))
+        others = {"_id": {"$gte": 1000}, f"_outputs.{LISTENER}.value": {"$exists": True}}
+        worker.until("the others have outputs", lambda: place.rows.count_documents(others) == 4000)
+    finally:
+        done.set()
+        for client in clients:
+            client.join()
+    oracle.settle()
+    assert worker.stop() == 0
+    assert worker.rows()["conflict"] > 0
     oracle.check()
     unharmed(history)
 

@@ -107,7 +107,7 @@ class SteppedWorker:
             Positions(database, SERVICE, "w", epoch),
             [feed],
             patience=patience,
-            count_key=lambda: None,
+            count_keys=lambda _: None,
             count_open=lambda: None,
             show_headroom=lambda _: None,
         )

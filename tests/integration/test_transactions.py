@@ -349,7 +349,7 @@ class Listening:
         end, heard = cluster_time(self._own), []
         for event in self._events:
             if isinstance(event, stream.Changed):
-                heard.append(event.key)
+                heard += event.keys
             assert not isinstance(event, (stream.Interrupted, stream.HistoryLost)), event
             if isinstance(event, stream.Reached):
                 self.position = event.position

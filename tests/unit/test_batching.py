@@ -131,6 +131,33 @@ def test_the_live_lane_refuses_what_is_over_its_limit() -> None:
     assert dirty.depth() == {"live": 3, "scan": 1}
 
 
+def test_a_page_of_keys_waits_as_its_keys_one_by_one() -> None:
+    """Named twice, or by a scan already: once; each with its newest time, and every naming is counted."""
+    dirty, live, scan = DirtyKeys(100), Progress[str](), Progress[str]()
+    dirty.put(2, "scan", [scan.begin()])
+    times = [Timestamp(n, 1) for n in (1, 2, 3, 4)]
+    assert dirty.put_live([1, 2, 1, 3], times, live.begin(4)) == 4
+    live.close("page")
+    assert dirty.depth() == {"live": 3, "scan": 0}
+    assert live.position() is None
+    keys = [take_one(dirty) for _ in range(3)]
+    assert [(key.key, key.newest) for key in keys] == [(1, times[2]), (2, times[1]), (3, times[3])]
+    for key in keys:
+        assert live.position() is None
+        key.finish()
+    assert live.position() == "page"
+    assert scan.idle()
+
+
+def test_a_page_over_the_limit_is_taken_up_to_it() -> None:
+    """The caller learns how many keys wait; a key that waits already has room."""
+    dirty, live = DirtyKeys(3), Progress[str]()
+    times = [Timestamp(1, 1)] * 5
+    assert dirty.put_live([1, 2, 1, 3, 4], times, live.begin(5)) == 4
+    assert taken(dirty) == [1, 2, 3]
+    assert dirty.put_live([4], times[:1], live.begin(1)) == 1
+
+
 def test_the_live_lane_can_be_emptied() -> None:
     """By a caller that has noted a scan, which will name the rows again; the scan lane stays."""
     dirty, live, scan = DirtyKeys(100), Progress[str](), Progress[str]()

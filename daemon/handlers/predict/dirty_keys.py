@@ -14,7 +14,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import Any, Final, Generic, Literal, TypeVar
@@ -55,10 +55,10 @@ class Stretch(Generic[P]):
         self.position: P | None = None
         self.since = since
 
-    def finish(self) -> None:
-        """One of its keys is finished."""
+    def finish(self, keys: int = 1) -> None:
+        """So many of its keys are finished."""
         with self.lock:
-            self.unfinished -= 1
+            self.unfinished -= keys
 
 
 class Progress(Generic[P]):
@@ -76,16 +76,16 @@ class Progress(Generic[P]):
         self._numbers = count()
         self._last: Stretch[P] | None = None
 
-    def begin(self, since: float | None = None) -> Stretch[P]:
-        """The open stretch, now with one more unfinished key. `since` is when the key's row changed (monotonic
-        seconds), by default now.
+    def begin(self, since: float | None = None, keys: int = 1) -> Stretch[P]:
+        """The open stretch, now with so many more unfinished keys. `since` is when the first of the keys' rows changed
+        (monotonic seconds), by default now.
         """
         with self._lock:
             if self._open is None:
                 began = time.monotonic() if since is None else since
                 self._open = Stretch(self._lock, next(self._numbers), began)
                 self._stretches.append(self._open)
-            self._open.unfinished += 1
+            self._open.unfinished += keys
             return self._open
 
     def close(self, position: P) -> None:
@@ -224,25 +224,42 @@ class DirtyKeys:
         limit, because a scan waits for room itself. A key in the scan lane moves to the live lane when an event names
         it.
         """
-        name = identity(key)
         with self._ready:
-            live, scan = self._lanes["live"], self._lanes["scan"]
             if lane == "live":
                 self._live_at = self._clock()
-            known = live.get(name) or scan.get(name)
-            if known is None:
-                if lane == "live" and (len(live) >= self._limit or self._live_bytes >= WAITING_BYTES):
-                    return False
-                known = DirtyKey(key, lane)
-                self._wait(name, known)
-            elif lane == "live" and known.lane == "scan":
-                known.lane = "live"
-                self._wait(name, scan.pop(name))
-            known.wait_for(stretches)
-            if newest is not None and (known.newest is None or newest > known.newest):
-                known.newest = newest
+            if not self._put(key, lane, stretches, newest):
+                return False
             self._ready.notify()
             return True
+
+    def put_live(self, keys: Sequence[Any], times: Sequence[Timestamp], stretch: Stretch[Any]) -> int:
+        """Marks rows as dirty, each as `put` does. Returns how many it marked until the live lane was full."""
+        done = 0
+        with self._ready:
+            self._live_at = self._clock()
+            for key, newest in zip(keys, times, strict=True):
+                if not self._put(key, "live", [stretch], newest):
+                    break
+                done += 1
+            self._ready.notify()
+        return done
+
+    def _put(self, key: Any, lane: Lane, stretches: Iterable[Stretch[Any]], newest: Timestamp | None) -> bool:
+        name = identity(key)
+        live, scan = self._lanes["live"], self._lanes["scan"]
+        known = live.get(name) or scan.get(name)
+        if known is None:
+            if lane == "live" and (len(live) >= self._limit or self._live_bytes >= WAITING_BYTES):
+                return False
+            known = DirtyKey(key, lane)
+            self._wait(name, known)
+        elif lane == "live" and known.lane == "scan":
+            known.lane = "live"
+            self._wait(name, scan.pop(name))
+        known.wait_for(stretches)
+        if newest is not None and (known.newest is None or newest > known.newest):
+            known.newest = newest
+        return True
 
     def put_back(self, dirty: DirtyKey, newest: Timestamp | None = None) -> None:
         """Makes a key dirty again whose write met a race or that was not read; the limit does not apply."""
