@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import hypothesis
 import pytest
 from pymongo import MongoClient
 from pymongo.database import Database
@@ -18,6 +19,9 @@ from components.errors import MongoUnavailable
 from daemon.embedded.server import ensure, find_mongod
 
 TEST_MONGO_URI = "PREDICTD_TEST_MONGO_URI"
+
+hypothesis.settings.register_profile("shared machine", deadline=None)  # tests assert no wall-clock times
+hypothesis.settings.load_profile("shared machine")
 
 
 @pytest.fixture(scope="session", autouse=True)

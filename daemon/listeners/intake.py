@@ -239,7 +239,7 @@ class StreamIntake:
         self._worked = True
         moment = self.pulse.moment(times[0])
         for feed in self._watching.get(table, ()):
-            feed.changed(keys, times, feed.progress.begin(moment, len(keys)))
+            feed.changed(keys, times, feed.progress.begin(len(keys), moment))
 
     def _gone(self, table: str) -> None:
         for feed in self._watching.get(table, ()):
@@ -270,7 +270,7 @@ class StreamIntake:
         for feed in self._feeds:
             if feed.listener == listener:
                 feed.letters.forget(key)
-                feed.changed([key], [time_], feed.progress.begin(self.pulse.moment(time_)))
+                feed.changed([key], [time_], feed.progress.begin(since=self.pulse.moment(time_)))
 
 
 class PositionSaver:

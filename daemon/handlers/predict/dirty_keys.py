@@ -76,7 +76,7 @@ class Progress(Generic[P]):
         self._numbers = count()
         self._last: Stretch[P] | None = None
 
-    def begin(self, since: float | None = None, keys: int = 1) -> Stretch[P]:
+    def begin(self, keys: int = 1, since: float | None = None) -> Stretch[P]:
         """The open stretch, now with so many more unfinished keys. `since` is when the first of the keys' rows changed
         (monotonic seconds), by default now.
         """
