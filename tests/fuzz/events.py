@@ -47,7 +47,7 @@ def _check(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         key = key_of(_raw(document({}, {**row, "service": "s", "listener": "L"})))
         request = {"operationType": "insert", "documentKey": {"_id": key}, "ns": {"coll": names.REQUESTS}}
-        list(change_stream._told(request, SUBSCRIPTION, Timestamp(1, 1)))
+        list(change_stream._told([request], SUBSCRIPTION, Timestamp(1, 1)))
     for key in keys(reply):
         name = row_id(key)
         assert name.isprintable() or not any(ord(char) < 32 for char in name)
