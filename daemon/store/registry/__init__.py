@@ -4,6 +4,7 @@ registry.py      publishes, applies and removes declarations; raises generations
 declarations.py  writes one signed declaration
 components.py    reads and verifies the signed declarations
 artifacts.py     the code that declarations name, as blobs
+version.py       one version, as it is stored
 versions.py      the versions of a model: weights, lineage, metrics; promotion and rollback
 model_loader.py  builds a model with the weights of a version
 """

@@ -17,26 +17,23 @@ has two versions.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final
 
 from bson import ObjectId
 from bson.errors import BSONError
 from gridfs import GridFSBucket, NoFile
-from pydantic import Field, Strict, TypeAdapter, ValidationError
 from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError, PyMongoError
 
 from components.errors import DeclarationError, Fenced, NotApplied, PredictdError
-from daemon.health.report import defaulting
 from daemon.store import names
 from daemon.store.connection import TRANSACTION
 from daemon.store.documents import DAMAGED_FILE, read, read_one
+from daemon.store.registry.version import Version
 from daemon.store.service import notify as bells
 from daemon.store.service import requests
 
@@ -47,58 +44,7 @@ YOUNG_SECONDS: Final = 24 * 3600
 ANY: Final = -1  # any live version is replaced
 
 
-_Text = Annotated[str, defaulting("")]
-_TextOrNone = Annotated[str | None, defaulting(None)]
-_Number = Annotated[int | None, defaulting(None)]
-_Moment = Annotated[Annotated[datetime, Strict()] | None, defaulting(None)]
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """One version of a model. `weights` is None if the model has none, or if they were pruned. `held`: it fell on kept
-    rows (`daemon.store.registry.judged`).
-
-    Of a stored document, a field whose value has another type reads as its default, except the first three.
-    """
-
-    number: Annotated[int, Strict(), Field(ge=1, lt=1 << 31)]
-    state: Literal["candidate", "live", "retired", "rejected", "removed", "discarded"]
-    signature: str
-    source: _Text = ""
-    content_hash: _TextOrNone = None
-    weights: Any = None
-    sha256: _TextOrNone = None
-    object_signature: _Text = ""
-    parent: _Number = None
-    replaced: _Number = None
-    origin: _Text = ""
-    trained: Annotated[bool, defaulting(False)] = False
-    pruned: Annotated[bool, defaulting(False)] = False
-    data: Annotated[Mapping[str, Any], defaulting({})] = field(default_factory=dict)
-    metrics: Annotated[Mapping[str, float], defaulting({})] = field(default_factory=dict)
-    metric_values: Annotated[Mapping[str, list[float]], defaulting({})] = field(default_factory=dict)
-    metric_steps: Annotated[Sequence[int], defaulting(())] = ()
-    history: Annotated[Sequence[Mapping[str, Any]], defaulting(())] = ()
-    validations: Annotated[Sequence[Mapping[str, Any]], defaulting(())] = ()
-    reason: _TextOrNone = None
-    job: Any = None
-    held: Annotated[bool, defaulting(False)] = False
-    created_at: _Moment = None
-    promoted_at: _Moment = None
-
-    @property
-    def loadable(self) -> bool:
-        """Whether its weights, if it has any, are still stored."""
-        return self.state != "removed" and not self.pruned
-
-    @property
-    def prunable(self) -> bool:
-        """Whether nobody waits for it. Rows that somebody inserts may have one held after the other."""
-        return self.state in {"retired", "rejected"} or self.held
-
-
 _TRACES: Final = ("metric_values", "metric_steps", "history", "validations")
-_FIELDS: Final = tuple(Version.__dataclass_fields__)
 
 
 class Versions:
@@ -148,7 +94,7 @@ class Versions:
     def get(self, number: int) -> Version | None:
         """One version, None if there is none of this number."""
         found = read_one(self._collection, {"_id": self._id(number), "state": {"$ne": "discarded"}})
-        return None if found is None else _version(found)
+        return None if found is None else Version.from_document(found)
 
     def listed(self, *, traces: bool = True, **matching: Any) -> list[Version]:
         """All versions, oldest first, or those that match (job=...). Without `traces`, which are their larger part, the
@@ -156,7 +102,7 @@ class Versions:
         """
         query = {"$and": [self._numbered, {"state": {"$ne": "discarded"}}, matching]}
         found = read(self._collection, query, None if traces else dict.fromkeys(_TRACES, 0), sort=[("number", 1)])
-        return [version for version in map(_version, found) if version is not None]
+        return [version for version in map(Version.from_document, found) if version is not None]
 
     def weights(self, version: Version) -> bytes:
         """The stored weights. Raises PredictdError if they were altered or pruned."""
@@ -209,7 +155,7 @@ class Versions:
         }
         number = self._insert(document)
         self._collection.update_one({"_id": self._id(number)}, {"$currentDate": {"created_at": True}})
-        version = _version(document)
+        version = Version.from_document(document)
         assert version is not None
         return version
 
@@ -309,7 +255,7 @@ class Versions:
             raise NotApplied(
                 f"model {self._model!r} has no version {number}; `predictd versions {self._model}` lists them"
             )
-        version = _version(found)
+        version = Version.from_document(found)
         if version is None or not version.loadable:
             raise DeclarationError(
                 f"{self._model} version {number}: its weights are no longer stored (trainer's keep = N)"
@@ -410,14 +356,3 @@ class Versions:
 
     def _id(self, number: int) -> str:
         return f"{self._service}/{self._model}/{number}"
-
-
-def _version(found: Mapping[str, Any]) -> Version | None:
-    """The version in a document; None if it is not one that predictd wrote."""
-    try:
-        return _ADAPTER.validate_python({name: found[name] for name in _FIELDS if name in found})
-    except ValidationError:
-        return None
-
-
-_ADAPTER = TypeAdapter(Version)
