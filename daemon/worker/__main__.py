@@ -24,6 +24,7 @@ from daemon.worker.worker import Worker
 log = structlog.get_logger(__name__)
 
 BROKEN: Final = 1
+SIGNAL_SECONDS: Final = 1.0
 GC_OBJECTS: Final = 10_000
 """New objects between two garbage collections: Python's 700 are those of a few dozen rows, which leave no cycles."""
 
@@ -63,7 +64,10 @@ def main() -> None:
         gc.set_threshold(GC_OBJECTS, 20, 100)
         log.info("worker runs", listeners=[run.declared.name for run in worker.runs], epoch=assignment.epoch)
         worker.report()  # at once: the supervisor waits for it
-        worker.stopping.wait()
+        # The kernel may give a signal to another thread, above all after SIGCONT. Python's handler then runs only once
+        # this thread wakes.
+        while not worker.stopping.wait(SIGNAL_SECONDS):
+            pass
         if worker.failure is None:
             worker.stop()
     except BaseException as error:  # noqa: BLE001  # the last report names every error

@@ -103,7 +103,7 @@ def test_the_promise_holds_in_whichever_way_outputs_are_written(place: Workplace
         worker = place.start()
         finish(writers)
         oracle.settle()
-        assert worker.stop() == 0
+        assert worker.until_running().stop() == 0
     oracle.check()
     unharmed(history)
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import io
 import json
+import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -614,6 +616,19 @@ def test_sigterm_drains_what_is_in_flight_and_saves_the_position(place: Workplac
     assert successor.stop() == 0
     assert successor.rows()["predicted"] == 3000 - done
     assert successor.report["stream"]["keys"] < 3000
+
+
+def test_a_worker_that_was_stopped_and_goes_on_notices_sigterm(place: Workplace) -> None:
+    """The kernel then often gives the signal to a thread that is not Python's main one."""
+    place.declare()
+    worker = place.run()
+    for _ in range(3):
+        worker.process.send_signal(signal.SIGSTOP)
+        time.sleep(0.02)
+        worker.process.send_signal(signal.SIGCONT)
+        worker.process.send_signal(signal.SIGTERM)
+        assert worker.wait() == 0
+        worker = place.run()
 
 
 def test_a_worker_leaves_at_once_when_its_parent_is_gone(place: Workplace) -> None:
