@@ -129,7 +129,9 @@ def test_a_validation_that_is_attached_later_runs(db: Datalayer) -> None:
         model="line",
         key=["x", "y"],
         datasets=[Dataset("all", db["rows"].limit(10))],
-        metrics=[Metric("far", lambda xs, ys: sum(abs(a - b) for a, b in zip(xs, ys, strict=True)))],
+        metrics=[
+            Metric("far", lambda xs, ys: sum(abs(a - b) for a, b in zip(xs, ys, strict=True)), greater_is_better=False)
+        ],
     )
     db.apply(exam)
     db.apply(exam)
@@ -148,7 +150,7 @@ def test_a_failed_job_is_raised_and_a_waiting_one_can_be_cancelled(db: Datalayer
         model="line",
         key=["x", "y"],
         datasets=[Dataset("all", db["rows"].limit(10))],
-        metrics=[Metric("never", lambda xs, ys: 1 / 0)],
+        metrics=[Metric("never", lambda xs, ys: 1 / 0, greater_is_better=False)],
     )
     with pytest.raises(JobFailed, match="ZeroDivisionError"):
         db.apply(exam)

@@ -143,7 +143,7 @@ def test_a_worker_that_outgrows_its_memory_is_replaced_between_two_batches(
         eventually("its successor predicts", lambda: has_all(site, "rows", "m", 101))
         assert not letters(site)
         assert "worker ended and is started again" not in daemon.log.read_text()
-        assert site.tells("status")["workers"]["m"]["restarts"] >= 1
+        eventually("status counts the restart", lambda: site.tells("status")["workers"]["m"]["restarts"] >= 1)
 
 
 @pytest.mark.slow

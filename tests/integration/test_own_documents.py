@@ -39,16 +39,18 @@ def stocked(mongo_uri: str, database: Database[dict[str, Any]], tmp_path: Path) 
     stocked.close()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("collection", COLLECTIONS)
-def test_no_value_at_any_place_brings_a_reader_down(stocked: Stocked, collection: str) -> None:
-    """Each field at each depth, with each odd value, read by all that reads it."""
+@pytest.mark.parametrize(
+    "each", [pytest.param(12, marks=pytest.mark.slow, id="some"), pytest.param(1, marks=pytest.mark.soak, id="all")]
+)
+def test_no_value_at_any_place_brings_a_reader_down(stocked: Stocked, collection: str, each: int) -> None:
+    """Each field at each depth, with odd values, read by all that reads it; by turns each twelfth value, or all."""
     places = [place for place in stocked.places() if place[0] == collection]
     assert places
     wrong = []
-    for where in places:
-        for name, value in ODD.items():
+    for number, where in enumerate(places):
+        for name, value in list(ODD.items())[number % each :: each]:
             stocked.spoil(*where, value)
             try:
                 stocked.read(collection)

@@ -50,7 +50,14 @@ JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 _ONE: Final = {"$not": {"$type": "array"}}  # to MongoDB, an array has the types and values of its elements
 _WHOLE: Final = {
     **{name: {"$type": "string", **_ONE} for name in ("_id", "target", "model")},
-    **{name: {"$type": ["int", "long"], **_ONE} for name in ("epoch", "attempts", "failures", "best_step")},
+    **{
+        name: {
+            "$type": ["int", "long"],
+            "$lt": 1 << 53,
+            **_ONE,
+        }  # MongoDB adds to it, and stores a sum past 2^63 as a double
+        for name in ("epoch", "attempts", "failures", "best_step")
+    },
     **{name: {"$type": "object", **_ONE} for name in ("trigger", "progress")},
     "ran": {"$type": ["double", "int", "long"], **_ONE},
     "log": {"$type": "array"},
