@@ -70,7 +70,7 @@ class Metric:
 
     @property
     def known_direction(self) -> bool | None:
-        """Whether a greater value is better; None if nobody has said so."""
+        """Whether a greater value is better; None if it is not given."""
         if self.declared_direction is not None:
             return self.declared_direction
         own = getattr(self.function, "higher_is_better", None)

@@ -124,7 +124,7 @@ class SigningKey:
         return self.public.verify(signature, *parts)
 
     def seal(self, text: str) -> str:
-        """Return a hash of a secret that tells nothing of it to whoever lacks the key."""
+        """Return a hash of a secret; without the key it reveals nothing of the secret."""
         return hmac.digest(self._secret, b"predictd secret\0" + text.encode("utf-8", "surrogatepass"), "sha256").hex()[
             :32
         ]

@@ -63,7 +63,7 @@ class Validation:
         raise DeclarationError(f"validation {self.identifier!r} has no {name!r}; it has {', '.join(self.names)}")
 
     def check_directions(self) -> None:
-        """Raise DeclarationError if nobody says whether a greater value of a metric is better."""
+        """Raise DeclarationError if it is unknown whether a greater value of a metric is better."""
         for metric in self.metrics:
             if metric.known_direction is None:
                 raise DeclarationError(

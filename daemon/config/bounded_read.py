@@ -1,4 +1,4 @@
-"""Reads a file that may be anything: a FIFO that nobody writes to, a device without end, a file on a dead server.
+"""Reads a file that may be anything: a FIFO without a writer, a device without end, a file on a dead server.
 
 Only a regular file of at most `LARGEST` bytes is read, and for at most `SECONDS`. The thread that a dead server holds
 does not keep the process from ending.

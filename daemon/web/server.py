@@ -1,7 +1,7 @@
 """The HTTP server: bounded in its connections and in the time that a request may take to arrive.
 
 A connection that has sent no whole request costs a descriptor and nothing else. If too many are open, the one that has
-waited longest is closed for a new one. So a flood of half requests keeps nobody from asking, and the descriptors that
+waited longest is closed for a new one. So a flood of half requests blocks no other client, and the descriptors that
 workers and MongoDB need stay free.
 """
 

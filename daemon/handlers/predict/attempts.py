@@ -29,7 +29,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """`fresh(place)` returns a row's input anew, or raises; `failed(error, rows)` is told of each failed call."""
+    """`fresh(place)` returns a row's input anew, or raises; `failed(error, rows)` is called after each failed call."""
 
     model: Model
     fresh: Callable[[int], Any]

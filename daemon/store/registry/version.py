@@ -68,7 +68,7 @@ class Version:
 
     @property
     def prunable(self) -> bool:
-        """Whether nobody waits for it. Rows that somebody inserts may have one held after the other."""
+        """Whether it may be pruned. Held ones may: whoever inserts rows can cause any number of them."""
         return self.state in {"retired", "rejected"} or self.held
 
 
