@@ -52,7 +52,7 @@ def load(data: bytes) -> dict[str, torch.Tensor]:
         metadata = json.loads(data[8 : 8 + size]).get("__metadata__", {})
         for name, source in json.loads(metadata.get(_ALIASES, "{}")).items():
             state[name] = state[source]
-    except (SafetensorError, ValueError, KeyError, AttributeError) as error:
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{len(data):,} bytes that are no weights of predictd: {error}") from error
     return state
 

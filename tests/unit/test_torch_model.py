@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save
 
 from components import Arguments, BatchError, DeclarationError, OutputError, WeightsError
 from components.errors import OutputShapeError
@@ -353,6 +354,14 @@ def test_weights_that_do_not_fit_change_nothing(change, message):
         model.load_state(state)
     assert message in str(caught.value)
     assert weights.content_hash(model.state()) == before
+
+
+@pytest.mark.parametrize("tied", ["[" * 100_000, '{"a": 5}', '{"a": [1]}', "5", '{"a": "nowhere"}', '"x"', "null"])
+def test_weights_whose_tied_names_are_garbage_are_refused(tied):
+    """Nested too deeply, of another type, or a tensor that is not there."""
+    data = save({"w": torch.ones(1)}, metadata={"predictd.tied": tied})
+    with pytest.raises(WeightsError, match="no weights of predictd"):
+        weights.load(data)
 
 
 @pytest.mark.parametrize("data", [b"", b"123", b"\xff" * 40, b"\x02\0\0\0\0\0\0\0[]"])
