@@ -4,8 +4,8 @@ The child reports each section before it builds it. If the child dies or exceeds
 section, and a new child builds the rest.
 
 The parent sends one JSON object on the child's stdin. The child sends one JSON list per line on stdout:
-`["begin", PATH]`, `["problem", PATH, MESSAGE]`, `["done", PATH]`. PATH is the path of the section, `models.lenet`. The
-user's own code prints to stderr.
+`["begin", PATH]`, `["problem", PATH, MESSAGE]`, `["note", PATH, MESSAGE]`, `["done", PATH]`. PATH is the path of the
+section, `models.lenet`. The user's own code prints to stderr.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection
+from base64 import b64encode
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import IO, Any
 
 from components.errors import Problem
 from daemon.config import Config
 
-__all__ = ["BUILD_SECONDS", "build"]
+__all__ = ["BUILD_SECONDS", "Checked", "build", "rehearse"]
 
 BUILD_SECONDS = 120.0
 """The longest time for importing and building one section; importing torch alone takes up to 10 s."""
@@ -36,13 +38,32 @@ _TIMEOUT = "Timeout ("
 _CRASHED_AT = re.compile(r'File "([^"]+)", line (\d+)')
 
 
+@dataclass(slots=True)
+class Checked:
+    """What the children reported: problems, each with its key, and things to know that are none."""
+
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[Problem] = field(default_factory=list)
+
+
 def build(config: Config, *, seconds: float = BUILD_SECONDS, only: Collection[str] | None = None) -> list[Problem]:
     """Import and build all models, trainers and validations; returns their problems, each with its key.
 
     only: the sections ("models.lenet") to build; None means all.
     """
+    return rehearse(config, {}, seconds=seconds, only=only).problems
+
+
+def rehearse(
+    config: Config,
+    rows: Mapping[str, Sequence[bytes]],
+    *,
+    seconds: float = BUILD_SECONDS,
+    only: Collection[str] | None = None,
+) -> Checked:
+    """Build as `build` does, and predict these rows (documents in BSON) of each listener."""
     declared = config.declarations()
-    problems: list[Problem] = []
+    checked = Checked()
     left = [f"{kind}.{name}" for kind in _KINDS for name in declared[kind]]
     left = [path for path in left if only is None or path in only]
     while left:
@@ -51,18 +72,18 @@ def build(config: Config, *, seconds: float = BUILD_SECONDS, only: Collection[st
             "allow_imports": config.security.allow_imports,
             "declared": declared,
             "order": left,
+            "rows": {name: [b64encode(row).decode() for row in some] for name, some in rows.items()},
             "seconds": seconds,
         }
-        done, found = _child(order, seconds)
-        problems += found
+        done = _child(order, seconds, checked)
         if not done:
             break
         left = [path for path in left if path not in done]
-    return problems
+    return checked
 
 
-def _child(order: dict[str, Any], seconds: float) -> tuple[list[str], list[Problem]]:
-    """Run one child; returns the paths that are finished, and the problems. No path means that no child could run."""
+def _child(order: dict[str, Any], seconds: float, checked: Checked) -> list[str]:
+    """Run one child; returns the paths that are finished. No path means that no child could run."""
     wanted = order["order"]
     # Files, not pipes: a process that the user's code leaves running would hold a pipe open.
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
@@ -84,6 +105,7 @@ def _child(order: dict[str, Any], seconds: float) -> tuple[list[str], list[Probl
         complaint = _text(errors)
     done = [report[1] for report in reports if report[0] == "done"]
     problems = [Problem(report[1], report[2]) for report in reports if report[0] == "problem"]
+    checked.notes += [Problem(report[1], report[2]) for report in reports if report[0] == "note"]
     begun = [report[1] for report in reports if report[0] == "begin" and report[1] not in done]
     if begun:
         done.append(begun[-1])
@@ -93,7 +115,8 @@ def _child(order: dict[str, Any], seconds: float) -> tuple[list[str], list[Probl
         last = complaint.strip().splitlines()[-1:] or ["no message"]
         problems.append(Problem("models", f"the process that builds the models could not run: {last[0]}"))
         done = []
-    return done, problems
+    checked.problems += problems
+    return done
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

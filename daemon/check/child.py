@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
@@ -20,6 +21,7 @@ from components.import_folder import ImportFolder
 from components.import_paths import ImportPolicy
 from components.secrets import expanded
 from daemon.check.models import model_problems
+from daemon.check.rehearsal import Note, rehearsed
 from daemon.check.trainers import trainer_problems, validation_problems
 from daemon.logs.text import masked
 
@@ -50,18 +52,30 @@ def main() -> None:
             _report(reports, "begin", path)
             # It prints the place of a hang and exits; it needs neither the interpreter lock nor the parent process.
             faulthandler.dump_traceback_later(order["seconds"], exit=True)
-            for problem in _problems(path, declared, policy, built):
-                _report(reports, "problem", problem.path, problem.message)
+            rows = {name: [b64decode(row) for row in some] for name, some in order["rows"].items()}
+            for problem in _problems(path, declared, policy, built, rows):
+                _report(reports, "note" if isinstance(problem, Note) else "problem", problem.path, problem.message)
             _report(reports, "done", path)
 
 
-def _problems(path: str, declared: Mapping[str, Any], policy: ImportPolicy, built: dict[str, Any]) -> Iterator[Problem]:
-    """Yield the problems of one section; `built` holds the models so far by name, for the checks of trainers."""
+def _problems(
+    path: str,
+    declared: Mapping[str, Any],
+    policy: ImportPolicy,
+    built: dict[str, Any],
+    rows: Mapping[str, list[bytes]],
+) -> Iterator[Problem]:
+    """Yield the problems and notes of one section; `built` holds the models so far by name, for the checks of
+    trainers.
+    """
     kind, _, name = path.partition(".")
     declaration = declared[kind][name]
     if kind == "models":
         listeners = {key: one for key, one in declared["listeners"].items() if one.model == name}
         yield from model_problems(name, declaration, listeners, policy, built)
+        for listener in listeners.keys() & rows.keys() if name in built else ():
+            fields = declared["tables"][listeners[listener].table].fields
+            yield from rehearsed(listener, listeners[listener], fields, built[name], rows[listener])
     elif kind == "trainers":
         yield from trainer_problems(name, declaration, declared["models"][name], policy, built.get(name))
     else:

@@ -15,7 +15,7 @@ import typer
 
 from components.errors import ConfigurationError, MongoUnavailable, PredictdError, Problem
 from daemon import config as configuration
-from daemon.cli.command import ConfigFile, address, err, hint, loaded, located, out, say
+from daemon.cli.command import ConfigFile, address, err, hint, loaded, located, out, place, say
 from daemon.embedded import server as embedded
 from daemon.store.service.state_directory import http_address
 from daemon.supervisor import signals
@@ -117,6 +117,10 @@ def check(
     build: Annotated[
         bool, typer.Option(help="Import and build the code that the file names, in a process of its own.")
     ] = True,
+    rows: Annotated[
+        bool,
+        typer.Option("--rows", help="Predict up to 8 real rows of each listener; store nothing."),
+    ] = False,
 ) -> None:
     """Check service.toml, and print all of its problems."""
     from daemon import check as checking
@@ -124,9 +128,16 @@ def check(
     path = configuration.find(config, os.environ)
     settings = loaded(path)
     problems: list[Problem] = []
-    if build:
+    sample: dict[str, list[bytes]] = {}
+    if rows:
+        with place(config) as here:
+            sample = checking.rows_of(settings, here.database)
+    if build or rows:
         with err.status("importing and building the code that the file names"):
-            problems += checking.build(settings)
+            checked = checking.rehearse(settings, sample)
+        problems += checked.problems
+        for note in checked.notes:
+            say(f"note: {note}")
     if mongo:
         problems += checking.meet(settings)
     if problems:
