@@ -155,6 +155,18 @@ class TrainerSection(TrainerArguments, Keyed):
     optimizer_arguments: dict[str, Any] = Field(
         default_factory=dict, description="a section of the optimizer's arguments", examples=[{"lr": 0.001}]
     )
+    scheduler: Code | None = Field(
+        default=None,
+        exclude_if=absent,
+        description=PATH,
+        examples=["torch.optim.lr_scheduler:CosineAnnealingLR"],
+    )
+    scheduler_arguments: dict[str, Any] = Field(
+        default_factory=dict,
+        exclude_if=absent,
+        description="a section of the schedule's arguments",
+        examples=[{"T_max": 1000}],
+    )
 
 
 class TrainerDeclaration(TrainerSection):

@@ -128,7 +128,7 @@ def valid_loss(
 
 
 @contextmanager
-def blamed(where: str, batch: Batch, given: Any = None) -> Iterator[None]:
+def blamed(where: str, batch: Batch | None = None, given: Any = None) -> Iterator[None]:
     """Turn an exception within the context into a TrainingError with the place and the batch.
 
     Out-of-memory errors pass unchanged, because a retry may succeed.
@@ -141,6 +141,5 @@ def blamed(where: str, batch: Batch, given: Any = None) -> Iterator[None]:
         if str(error).startswith("DataLoader worker (pid"):  # torch's signal handler may raise it at any instruction
             raise PredictdError(f"a worker of the loader failed: {error}") from error
         on = "" if given is None else f", on {batches.kind(given)}"
-        raise TrainingError(
-            f"{where} raised {type(error).__name__}: {error} (batch {batch.number}, {batch.rows} rows{on})"
-        ) from error
+        at = "" if batch is None else f" (batch {batch.number}, {batch.rows} rows{on})"
+        raise TrainingError(f"{where} raised {type(error).__name__}: {error}{at}") from error

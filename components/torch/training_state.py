@@ -18,7 +18,7 @@ from components.torch.checkpoints import Checkpoints
 from components.torch.loader import Batch, Loader, Stop
 from components.torch.loss import Loss, ValidLoss, blamed
 from components.torch.module import TorchModule
-from components.torch.optimizer import Leaves, optimizer_of
+from components.torch.optimizer import Leaves, optimizer_of, schedule_of
 from components.torch.preparation import Preparation
 from components.torch.trainer import TorchTrainer
 
@@ -89,6 +89,7 @@ class TrainingState:
         self.loss = Loss(model, trainer)
         self.validation = None if self.valid is None else ValidLoss(model, trainer, self.valid, self.loss)
         self.optimizer = optimizer_of(trainer, model, self.loss)
+        self.schedule = schedule_of(trainer, self.optimizer)
         self._leaves = Leaves(model, self.loss)
         self._reported = -math.inf
 
@@ -96,6 +97,9 @@ class TrainingState:
         """Do one training step on a batch."""
         started = time.perf_counter()
         step = self.step + 1
+        if self.schedule is not None and self.step:  # before the step, so that reports name the rate that it used
+            with blamed(f"step {step}: the schedule"):
+                self.schedule.step()
         with self.model.learning():
             self.optimizer.zero_grad(set_to_none=True)
             loss = self.loss(batch, f"step {step}")
@@ -246,6 +250,7 @@ class TrainingState:
             "run": self._identity(),
             "model": dict(self.model.object.state_dict()),
             "optimizer": self.optimizer.state_dict(),
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
             "random": randomness.states(),
             "objective": self.loss.state(),
             **own,
@@ -264,6 +269,8 @@ class TrainingState:
             self.report({"message": "the checkpoint is of another training, this one begins anew"})
             return
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["schedule"])
         self.model.load_state(state["model"])
         self.loss.load_state(state.get("objective", {}))
         for name in _KEPT:  # a checkpoint may be older than a name
@@ -277,6 +284,7 @@ class TrainingState:
         shapes = [
             f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in self.model.object.state_dict().items()
         ]
+        schedule = {} if self.schedule is None else {"schedule": type(self.schedule).__qualname__}
         return {
             "seed": trainer.seed,
             "rows": len(self.rows),
@@ -284,4 +292,5 @@ class TrainingState:
             "order": [trainer.loader.shuffle, trainer.loader.drop_last],
             "optimizer": type(self.optimizer).__qualname__,
             "weights": shapes,
+            **schedule,
         }

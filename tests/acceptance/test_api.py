@@ -119,6 +119,19 @@ def test_a_trainer_limits_the_norm_of_the_gradients(db: Datalayer) -> None:
     assert db.load("TorchTrainer", "limited_trainer").gradient_clip == 0.01
 
 
+def test_a_trainer_follows_a_schedule_that_was_made_in_the_notebook(db: Datalayer) -> None:
+    """A function that is in no file travels; what is loaded has it too."""
+
+    def halved(optimizer: Any, by: float) -> Any:
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: by**step)
+
+    steps = {"max_iterations": 3, "validation_interval": 1}
+    applied = model(db, "scheduled", scheduler_cls=halved, scheduler_kwargs={"by": 0.5}, **steps)
+    db.apply(applied)
+    assert [each["learning_rate"] for each in applied.trainer.history] == pytest.approx([0.1, 0.05, 0.025])
+    assert db.load("TorchTrainer", "scheduled_trainer").scheduler_kwargs == {"by": 0.5}
+
+
 def test_the_same_thing_twice_does_nothing(db: Datalayer) -> None:
     """Be it the object that was applied, which holds trained weights by now, one that was loaded, or one that was made
     alike.

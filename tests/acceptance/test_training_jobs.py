@@ -147,6 +147,17 @@ def test_the_file_limits_the_norm_of_the_gradients(play: Any) -> None:
     play(scene, learning(gradient_clip=0.25, optimizer_arguments={"lr": 1.0}, max_iterations=1))
 
 
+def test_a_schedule_gives_each_step_its_learning_rate(play: Any) -> None:
+    """The trace of the version has the rates that torch's own schedule gives."""
+
+    async def scene(stage: Learning) -> None:
+        assert (await stage.end(stage.queue()))["state"] == "done"
+        assert [each["learning_rate"] for each in stage.live.history] == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.025])
+
+    given = {"scheduler": "torch.optim.lr_scheduler:StepLR", "scheduler_arguments": {"step_size": 2, "gamma": 0.5}}
+    play(scene, learning(**given, max_iterations=5, validation_interval=1))
+
+
 @pytest.mark.slow
 def test_a_better_version_replaces_the_live_one_and_a_worse_one_does_not(play: Any, database: Any) -> None:
     """Both are measured on the same rows; the reason stands with the version."""

@@ -4,32 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from harness.interruptions import Killed, killed_at, outcome
 from harness.training_script import trained
 
 from components import Stopped
-from components.torch import Checkpoints, weights
+from components.torch import Checkpoints
 
 SHORT = {"max_iterations": 9, "validation_interval": 4}
-
-
-class Killed(BaseException):
-    """As a SIGKILL: nobody catches it, nothing is saved on the way out."""
-
-
-def killed_at(call):
-    """A `stopped` that kills at its n-th call."""
-    calls = iter(range(10**9))
-
-    def stopped():
-        if next(calls) == call:
-            raise Killed
-
-    return stopped
-
-
-def outcome(result):
-    """All that must be the same."""
-    return weights.content_hash(result.state), result.metric_values, result.metric_steps, result.best_step, result.step
 
 
 @pytest.fixture(scope="module")
