@@ -39,6 +39,11 @@ def _usual(value: Any) -> bool:
     return bool(value == USUAL_FALL)
 
 
+def _once(value: Any) -> bool:
+    """Return whether the dump leaves out `accumulate`, which the first release did not have."""
+    return bool(value == 1)
+
+
 class Keyed(Declaration):
     """The fields of a row that a model learns from or is measured on."""
 
@@ -79,6 +84,14 @@ class TrainerArguments(Declaration):
     )
     gradient_clip: float | None = Field(
         default=None, gt=0, exclude_if=absent, description="a number above 0, the largest norm", examples=[1.0]
+    )
+    accumulate: int = Field(
+        default=1,
+        ge=1,
+        le=_MOST,
+        exclude_if=_once,
+        description="a whole number of batches, at least 1",
+        examples=[4],
     )
     seed: int = Field(default=0, ge=0, le=_MOST, description="a whole number from 0, of 63 bits", examples=[0])
     folds: Literal["auto"] | float | None = Field(

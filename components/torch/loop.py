@@ -1,6 +1,6 @@
 """The training loop.
 
-    while step < max_iterations:        batch -> output -> loss -> gradients -> step
+    while step < max_iterations:        `accumulate` batches: output -> loss -> gradients; then a step
         every validation_interval steps, and after the last: validate, and keep the weights if they are the best so far
         every checkpoint_seconds: save a checkpoint
 
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -122,7 +123,8 @@ def _steps(run: TrainingState, checkpoints: Checkpoints | None) -> None:
                     saved = time.monotonic()
                 if (reason := run.stopped()) is not None:
                     raise Stopped(reason)
-                run.learn(next(loaded))
+                # All of them before the step begins: while it waits for one, the loader may raise Stopped.
+                run.learn(list(islice(loaded, trainer.accumulate)))
         except Stopped:
             if checkpoints is not None:  # before closing the loader, which may take as long as one batch
                 checkpoints.save(run.state())

@@ -44,6 +44,7 @@ class TorchTrainer:
     listen: the value that selects the best weights: "dataset/metric", "valid/loss" or "train/loss". The default is the
         validation's first metric; without one, "valid/loss" if rows are set apart; else the last weights are kept.
     gradient_clip: the largest norm of a step's gradients over all weights; greater ones are scaled down to it.
+    accumulate: the number of batches of a step, whose gradients are averaged.
     seed: the seed of the rows' order and of all randomness in the transform and the model.
     folds: "auto", a fraction, or None. "auto": if the table has the field `_fold` and `select` does not use it, rows
         with "train" train and rows with "valid" validate. A fraction of the rows is set apart for "valid/loss". None:

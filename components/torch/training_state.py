@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -93,39 +93,42 @@ class TrainingState:
         self._leaves = Leaves(model, self.loss)
         self._reported = -math.inf
 
-    def learn(self, batch: Batch) -> None:
-        """Do one training step on a batch."""
+    def learn(self, batches: Sequence[Batch]) -> None:
+        """Do one training step on batches, as many as the trainer's `accumulate` says."""
         started = time.perf_counter()
-        step = self.step + 1
+        step, last = self.step + 1, batches[-1]
         if self.schedule is not None and self.step:  # before the step, so that reports name the rate that it used
             with blamed(f"step {step}: the schedule"):
                 self.schedule.step()
         with self.model.learning():
             self.optimizer.zero_grad(set_to_none=True)
-            loss = self.loss(batch, f"step {step}")
-            value = loss.item()
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"step {step}: the loss is {value}; try a lower learning rate (it is {self._learning_rate:g}), or "
-                    "look for values in the rows that are not finite"
-                )
-            if not loss.requires_grad:
-                raise TrainingError(
-                    f"step {step}: the loss does not depend on any weight of the model that can be trained"
-                )
-            self._leaves.check(loss, f"step {step}")
-            with blamed(f"step {step}: the backward pass", batch):
-                loss.backward()  # type: ignore[no-untyped-call]
+            value = sum(self._gradients(batch, step) for batch in batches) / len(batches)
             self._clip(step)
-            with blamed(f"step {step}: the optimizer", batch):
+            with blamed(f"step {step}: the optimizer", last):
                 self.optimizer.step()
         self.step = step
-        self.next_batch = batch.number + 1
+        self.next_batch = last.number + 1
         self.loss_sum += value
         self.losses += 1
-        self.learned_rows += batch.rows
+        self.learned_rows += sum(batch.rows for batch in batches)
         self.seconds += time.perf_counter() - started
         self._report_progress(value)
+
+    def _gradients(self, batch: Batch, step: int) -> float:
+        """Add a batch's part to the gradients of a step; returns its loss."""
+        loss = self.loss(batch, f"step {step}")
+        value = loss.item()
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"step {step}: the loss is {value}; try a lower learning rate (it is {self._learning_rate:g}), or "
+                "look for values in the rows that are not finite"
+            )
+        if not loss.requires_grad:
+            raise TrainingError(f"step {step}: the loss does not depend on any weight of the model that can be trained")
+        self._leaves.check(loss, f"step {step}")
+        with blamed(f"step {step}: the backward pass", batch):
+            (loss / self.trainer.arguments.accumulate).backward()  # type: ignore[no-untyped-call]
+        return value
 
     def _clip(self, step: int) -> None:
         """Scale the gradients to the trainer's `gradient_clip`; raises TrainingError if they are not finite."""

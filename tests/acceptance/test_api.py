@@ -132,6 +132,13 @@ def test_a_trainer_follows_a_schedule_that_was_made_in_the_notebook(db: Datalaye
     assert db.load("TorchTrainer", "scheduled_trainer").scheduler_kwargs == {"by": 0.5}
 
 
+def test_a_trainer_learns_from_several_batches_a_step(db: Datalayer) -> None:
+    """What is loaded says so too."""
+    db.apply(model(db, "several", accumulate=3, max_iterations=2))
+    loaded = db.load("TorchTrainer", "several_trainer")
+    assert (loaded.accumulate, loaded.metric_steps) == (3, [2])
+
+
 def test_the_same_thing_twice_does_nothing(db: Datalayer) -> None:
     """Be it the object that was applied, which holds trained weights by now, one that was loaded, or one that was made
     alike.

@@ -159,6 +159,21 @@ def test_a_schedule_gives_each_step_its_learning_rate(play: Any) -> None:
 
 
 @pytest.mark.slow
+def test_a_step_may_learn_from_several_batches(play: Any) -> None:
+    """One step of ten batches of eight rows moves the weights by the gradient of the loss of all eighty rows."""
+
+    async def scene(stage: Learning) -> None:
+        job = await stage.end(stage.queue())
+        assert job["state"] == "done", job["error"]
+        xs = [i / 100 for i in range(100) if i % 5]
+        after = weights.load(stage.versions.weights(stage.live))
+        assert after["line.bias"].item() == pytest.approx(0.1 * 2 * sum(2 * x + 1 for x in xs) / 80, rel=1e-5)
+        assert after["line.weight"].item() == pytest.approx(0.1 * 2 * sum(x * (2 * x + 1) for x in xs) / 80, rel=1e-5)
+
+    play(scene, learning(accumulate=10, max_iterations=1))
+
+
+@pytest.mark.slow
 def test_a_better_version_replaces_the_live_one_and_a_worse_one_does_not(play: Any, database: Any) -> None:
     """Both are measured on the same rows; the reason stands with the version."""
 

@@ -181,7 +181,7 @@ def test_a_torch_model_of_the_configuration_is_built_from_its_class():
         assert declare(model).declaration.dump()["device"] == device
 
 
-ADDED = {"gradient_clip", "promote_fall", "scheduler", "scheduler_arguments"}
+ADDED = {"gradient_clip", "promote_fall", "accumulate", "scheduler", "scheduler_arguments"}
 """The fields of a trainer that the first release did not have."""
 
 
@@ -192,14 +192,20 @@ def test_an_argument_that_was_added_later_is_stored_only_if_it_is_given():
     usual = {"select": Query("t"), "key": ["x", "y"]}
     plain = declare(TorchTrainer("t", torch.nn.functional.cross_entropy, **usual), model="t").declaration
     assert not ADDED & set(plain.dump())
-    given = {**usual, "gradient_clip": 2, "scheduler_cls": "StepLR", "scheduler_kwargs": {"step_size": 3}}
+    given = {
+        **usual,
+        "gradient_clip": 2,
+        "accumulate": 3,
+        "scheduler_cls": "StepLR",
+        "scheduler_kwargs": {"step_size": 3},
+    }
     declared = declare(TorchTrainer("t", torch.nn.functional.cross_entropy, **given), model="t").declaration
     assert declared.dump()["scheduler"] == "torch.optim.lr_scheduler:StepLR"
     assert declared.dump()["scheduler_arguments"] == {"step_size": 3}
     assert declared.dump()["gradient_clip"] == 2.0
     back = parsed("trainer", "t", travelled(declared.dump()))
     built = build_trainer("t", back, POLICY.resolve)
-    assert (built.gradient_clip, built.scheduler_cls) == (2.0, torch.optim.lr_scheduler.StepLR)
+    assert (built.gradient_clip, built.accumulate, built.scheduler_cls) == (2.0, 3, torch.optim.lr_scheduler.StepLR)
     assert built.scheduler_kwargs == {"step_size": 3}
     objective = "torch.nn.functional:cross_entropy"
     section = TrainerConfig(table="t", key=["x", "y"], objective=objective, gradient_clip=2)

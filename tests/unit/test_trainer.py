@@ -565,6 +565,7 @@ def test_a_model_that_has_predicted_can_be_trained():
         ({"no_improve_then_stop": 0}, "no_improve_then_stop: it must be .*got 0"),
         ({"listen": ""}, "listen: it must be .*dataset/metric"),
         ({"gradient_clip": 0}, "gradient_clip: it must be a number above 0.*got 0"),
+        ({"accumulate": 0}, "accumulate: it must be a whole number of batches, at least 1.*got 0"),
         ({"seed": -1}, "seed: it must be a whole number from 0"),
         ({"folds": 1.5}, "folds: it must be .*a fraction"),
         ({"folds": "valid"}, "folds"),
@@ -607,6 +608,23 @@ def test_the_norm_of_the_gradients_is_limited():
     assert moved() > 1
     assert moved(gradient_clip=0.25) == pytest.approx(0.25, rel=1e-3)
     assert moved(gradient_clip=1e6) == moved()
+
+
+def test_several_small_batches_move_the_weights_as_a_large_one():
+    """Eight rows in each step, at once or in two or four batches; ten steps either way."""
+
+    def learned(size, **options):
+        plain = {"optimizer_cls": "SGD", "optimizer_kwargs": {"lr": 0.5}, "gradient_clip": 0.5}
+        result = train(linear(), trainer(loader_kwargs={"batch_size": size}, **plain, **options), line())
+        assert result.step == 10
+        return torch.cat([result.state[name].flatten() for name in result.state]), result.metric_values["train/loss"]
+
+    weights_of_one, losses = learned(8)
+    for size, n in ((4, 2), (2, 4)):
+        found, found_losses = learned(size, accumulate=n)
+        assert torch.allclose(found, weights_of_one, rtol=1e-5)
+        assert found_losses == pytest.approx(losses, rel=1e-5)
+    assert not torch.allclose(learned(4)[0], weights_of_one, rtol=1e-3)
 
 
 def test_gradients_that_are_not_finite_end_the_training_if_they_are_limited():

@@ -44,6 +44,18 @@ def test_a_run_with_limited_gradients_resumes_bit_for_bit(tmp_path):
     assert undisturbed != outcome(trained(None, SHORT))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_of_several_batches_a_step_resumes_bit_for_bit(workers, tmp_path):
+    """A checkpoint is always between two steps, also if a stop comes while the loader makes a step's batches."""
+    several = {**SHORT, "accumulate": 3, "loader_kwargs": {"batch_size": 8, "num_workers": workers}}
+    undisturbed = outcome(trained(None, several))
+    for call in (2, 6, 13):
+        checkpoints = Checkpoints(tmp_path / str(call))
+        with pytest.raises(Killed):
+            trained(checkpoints, {**several, "checkpoint_seconds": 0}, stopped=killed_at(call))
+        assert outcome(trained(checkpoints, several)) == undisturbed
+
+
 def test_a_run_that_is_killed_again_and_again(expected, tmp_path):
     """Each attempt gets no further than a step or two, and the last one ends as expected."""
     checkpoints = Checkpoints(tmp_path)
