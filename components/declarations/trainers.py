@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -84,6 +84,12 @@ class TrainerArguments(Declaration):
     )
     gradient_clip: float | None = Field(
         default=None, gt=0, exclude_if=absent, description="a number above 0, the largest norm", examples=[1.0]
+    )
+    freeze: list[Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=list,
+        exclude_if=absent,
+        description="a list of patterns of names of the model's parameters",
+        examples=[["backbone.*"]],
     )
     accumulate: int = Field(
         default=1,

@@ -24,6 +24,7 @@ from components.errors import Stopped
 from components.examples import Examples
 from components.torch import randomness
 from components.torch.checkpoints import Checkpoints
+from components.torch.freezing import frozen
 from components.torch.loader import Stop
 from components.torch.module import TorchModule
 from components.torch.optimizer import begun, check_moved
@@ -78,7 +79,8 @@ def train(
     """
     started = randomness.seeded(randomness.derived(trainer.seed, "training"), devices=True)
     # The caller may have turned gradients off.
-    with started, model.in_training(), torch.inference_mode(mode=False), torch.enable_grad():
+    freezing = frozen(model.object, trainer.freeze)
+    with started, freezing as parts, model.in_training(parts), torch.inference_mode(mode=False), torch.enable_grad():
         model.warm()
         before = begun(model)
         run = TrainingState(

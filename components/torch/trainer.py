@@ -44,6 +44,8 @@ class TorchTrainer:
     listen: the value that selects the best weights: "dataset/metric", "valid/loss" or "train/loss". The default is the
         validation's first metric; without one, "valid/loss" if rows are set apart; else the last weights are kept.
     gradient_clip: the largest norm of a step's gradients over all weights; greater ones are scaled down to it.
+    freeze: patterns of names of parameters and buffers, such as ["backbone.*"]. Parameters that match are not trained,
+        and a part of the module of which all match is in evaluation mode, so its batch statistics stay too.
     accumulate: the number of batches of a step, whose gradients are averaged.
     seed: the seed of the rows' order and of all randomness in the transform and the model.
     folds: "auto", a fraction, or None. "auto": if the table has the field `_fold` and `select` does not use it, rows

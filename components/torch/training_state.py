@@ -287,7 +287,10 @@ class TrainingState:
         shapes = [
             f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in self.model.object.state_dict().items()
         ]
-        schedule = {} if self.schedule is None else {"schedule": type(self.schedule).__qualname__}
+        added = {
+            "schedule": None if self.schedule is None else type(self.schedule).__qualname__,
+            "freeze": trainer.freeze,
+        }
         return {
             "seed": trainer.seed,
             "rows": len(self.rows),
@@ -295,5 +298,5 @@ class TrainingState:
             "order": [trainer.loader.shuffle, trainer.loader.drop_last],
             "optimizer": type(self.optimizer).__qualname__,
             "weights": shapes,
-            **schedule,
+            **{name: value for name, value in added.items() if value},  # a checkpoint may be older than a name
         }

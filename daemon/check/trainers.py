@@ -53,7 +53,11 @@ def trainer_problems(
 
 
 def _unbuilt(trainer: Any, built: Any, base: str) -> Iterator[Problem]:
-    """Yield a problem if the trainer's optimizer or schedule cannot be built for the model's weights."""
+    """Yield a problem for each of freeze, optimizer and schedule that does not fit the model's weights."""
+    from components.torch.freezing import unmatched  # torch is loaded already, with the model
+
+    if problem := unmatched(built.object, trainer.freeze):
+        yield Problem(f"{base}.freeze", problem)
     key = "optimizer_arguments"
     try:
         optimizer = trainer.optimizer_cls(list(built.object.parameters()), **trainer.optimizer_kwargs)

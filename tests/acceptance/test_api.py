@@ -139,6 +139,16 @@ def test_a_trainer_learns_from_several_batches_a_step(db: Datalayer) -> None:
     assert (loaded.accumulate, loaded.metric_steps) == (3, [2])
 
 
+def test_a_trainer_freezes_parameters(db: Datalayer) -> None:
+    """Only the bias is learned; what is loaded says so too."""
+    applied = model(db, "frozen", freeze=["weight"])
+    before = applied.state()
+    db.apply(applied)
+    moved = {name for name, tensor in applied.state().items() if not torch.equal(tensor, before[name])}
+    assert moved == {"bias"}
+    assert db.load("TorchTrainer", "frozen_trainer").freeze == ["weight"]
+
+
 def test_the_same_thing_twice_does_nothing(db: Datalayer) -> None:
     """Be it the object that was applied, which holds trained weights by now, one that was loaded, or one that was made
     alike.

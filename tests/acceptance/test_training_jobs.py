@@ -174,6 +174,26 @@ def test_a_step_may_learn_from_several_batches(play: Any) -> None:
 
 
 @pytest.mark.slow
+def test_frozen_parameters_stay_in_a_job(play: Any) -> None:
+    """The bias is learned, the weight of the live version stays."""
+
+    async def scene(stage: Learning) -> None:
+        job = await stage.end(stage.queue())
+        assert job["state"] == "done", job["error"]
+        after = weights.load(stage.versions.weights(stage.live))
+        assert after["line.weight"].item() == 0.0
+        assert after["line.bias"].item() > 0.5
+        declare(stage.database, learning(freeze=["lines.*"]))
+        job = await stage.end(stage.queue())
+        assert job["state"] == "failed"
+        assert (
+            "'lines.*' matches no parameter or buffer of the model; the nearest is 'line.*'" in job["error"]["message"]
+        )
+
+    play(scene, learning(freeze=["*.weight"]))
+
+
+@pytest.mark.slow
 def test_a_better_version_replaces_the_live_one_and_a_worse_one_does_not(play: Any, database: Any) -> None:
     """Both are measured on the same rows; the reason stands with the version."""
 

@@ -181,7 +181,7 @@ def test_a_torch_model_of_the_configuration_is_built_from_its_class():
         assert declare(model).declaration.dump()["device"] == device
 
 
-ADDED = {"gradient_clip", "promote_fall", "accumulate", "scheduler", "scheduler_arguments"}
+ADDED = {"gradient_clip", "promote_fall", "freeze", "accumulate", "scheduler", "scheduler_arguments"}
 """The fields of a trainer that the first release did not have."""
 
 
@@ -196,6 +196,7 @@ def test_an_argument_that_was_added_later_is_stored_only_if_it_is_given():
         **usual,
         "gradient_clip": 2,
         "accumulate": 3,
+        "freeze": ["a.*"],
         "scheduler_cls": "StepLR",
         "scheduler_kwargs": {"step_size": 3},
     }
@@ -205,7 +206,8 @@ def test_an_argument_that_was_added_later_is_stored_only_if_it_is_given():
     assert declared.dump()["gradient_clip"] == 2.0
     back = parsed("trainer", "t", travelled(declared.dump()))
     built = build_trainer("t", back, POLICY.resolve)
-    assert (built.gradient_clip, built.accumulate, built.scheduler_cls) == (2.0, 3, torch.optim.lr_scheduler.StepLR)
+    assert (built.gradient_clip, built.accumulate, built.freeze) == (2.0, 3, ["a.*"])
+    assert built.scheduler_cls is torch.optim.lr_scheduler.StepLR
     assert built.scheduler_kwargs == {"step_size": 3}
     objective = "torch.nn.functional:cross_entropy"
     section = TrainerConfig(table="t", key=["x", "y"], objective=objective, gradient_clip=2)
