@@ -44,6 +44,11 @@ def _once(value: Any) -> bool:
     return bool(value == 1)
 
 
+def _none(value: Any) -> bool:
+    """Return whether the dump leaves out `skip_bad_rows`, which the first release did not have."""
+    return bool(value == 0)
+
+
 class Keyed(Declaration):
     """The fields of a row that a model learns from or is measured on."""
 
@@ -84,6 +89,14 @@ class TrainerArguments(Declaration):
     )
     gradient_clip: float | None = Field(
         default=None, gt=0, exclude_if=absent, description="a number above 0, the largest norm", examples=[1.0]
+    )
+    skip_bad_rows: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        exclude_if=_none,
+        description="a share of the rows, from 0 and below 1",
+        examples=[0.01],
     )
     freeze: list[Annotated[str, Field(min_length=1)]] = Field(
         default_factory=list,

@@ -38,7 +38,8 @@ __all__ = ["Trained", "train"]
 class Trained:
     """The result of a training: `state`, the best weights (of step `best_step`), and the history of `TorchTrainer`.
 
-    `objective` are the parameters and buffers of the objective itself, of the same step.
+    `objective` are the parameters and buffers of the objective itself, of the same step. `bad_rows` are the reasons why
+    rows were passed over, one for each row.
     """
 
     state: dict[str, torch.Tensor]
@@ -48,6 +49,7 @@ class Trained:
     metric_steps: list[int]
     history: list[dict[str, Any]]
     objective: dict[str, torch.Tensor]
+    bad_rows: list[str]
 
 
 def train(
@@ -105,7 +107,14 @@ def train(
         run.optimizer.zero_grad(set_to_none=True)
     run.check_weights()  # in the declared precision: a weight that is finite in float32 may not be in float16
     return Trained(
-        model.state(), run.step, run.best_step, run.metric_values, run.metric_steps, run.history, run.loss.state()
+        model.state(),
+        run.step,
+        run.best_step,
+        run.metric_values,
+        run.metric_steps,
+        run.history,
+        run.loss.state(),
+        list(run.bad_rows.values()),
     )
 
 

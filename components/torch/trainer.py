@@ -44,6 +44,8 @@ class TorchTrainer:
     listen: the value that selects the best weights: "dataset/metric", "valid/loss" or "train/loss". The default is the
         validation's first metric; without one, "valid/loss" if rows are set apart; else the last weights are kept.
     gradient_clip: the largest norm of a step's gradients over all weights; greater ones are scaled down to it.
+    skip_bad_rows: the share of the rows that may be passed over because their preprocess or transform raises; they are
+        named in the log. With more of them, the training fails.
     freeze: patterns of names of parameters and buffers, such as ["backbone.*"]. Parameters that match are not trained,
         and a part of the module of which all match is in evaluation mode, so its batch statistics stay too.
     accumulate: the number of batches of a step, whose gradients are averaged.

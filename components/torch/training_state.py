@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -14,6 +14,7 @@ from components.errors import TrainingError
 from components.examples import Examples
 from components.metric_direction import sounds_greater
 from components.torch import randomness
+from components.torch.bad_rows import BadRows
 from components.torch.checkpoints import Checkpoints
 from components.torch.loader import Batch, Loader, Stop
 from components.torch.loss import Loss, ValidLoss, blamed
@@ -45,6 +46,7 @@ _KEPT = (
     "metric_values",
     "metric_steps",
     "history",
+    "bad_rows",
 )
 """The attributes of a run in a checkpoint, beside weights, optimizer and random states."""
 
@@ -76,6 +78,7 @@ class TrainingState:
     metric_values: dict[str, list[float]] = field(default_factory=dict)
     metric_steps: list[int] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
+    bad_rows: dict[int, str] = field(default_factory=dict)  # why a row is passed over, by its place
 
     def __post_init__(self) -> None:
         trainer, model = self.trainer, self.model
@@ -85,13 +88,16 @@ class TrainingState:
         batch_norm = torch.nn.modules.batchnorm._BatchNorm  # noqa: SLF001
         normalizes = any(isinstance(part, batch_norm) for part in model.object.modules())
         least = 2 if normalizes and min(options.batch_size, len(self.rows)) > 1 else 1
-        self.loader = Loader(self.rows, prepare, options, seed, least=least, device=device)
+        self.loader = Loader(self.rows, prepare, options, seed, least=least, device=device, note=self._pass_over)
         self.loss = Loss(model, trainer)
-        self.validation = None if self.valid is None else ValidLoss(model, trainer, self.valid, self.loss)
+        self.validation = None if self.valid is None else ValidLoss(model, trainer, self.valid, self.loss, self.report)
         self.optimizer = optimizer_of(trainer, model, self.loss)
         self.schedule = schedule_of(trainer, self.optimizer)
         self._leaves = Leaves(model, self.loss)
         self._reported = -math.inf
+
+    def _pass_over(self, bad: Iterable[tuple[int, str]]) -> None:
+        BadRows(self.trainer.skip_bad_rows, len(self.rows), self.bad_rows, self.report).note(bad)
 
     def learn(self, batches: Sequence[Batch]) -> None:
         """Do one training step on batches, as many as the trainer's `accumulate` says."""

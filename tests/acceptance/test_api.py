@@ -149,6 +149,22 @@ def test_a_trainer_freezes_parameters(db: Datalayer) -> None:
     assert db.load("TorchTrainer", "frozen_trainer").freeze == ["weight"]
 
 
+def test_a_trainer_passes_over_bad_rows(db: Datalayer) -> None:
+    """A transform of the notebook fails on one row; the job's result names it, and what is loaded allows for it too."""
+    broken = next(iter(db["points"].limit(1)))["x"]
+
+    def transform(x: Any, side: Any) -> Any:
+        if list(x) == list(broken):
+            raise ValueError("no such point")
+        return torch.as_tensor(x).float(), side
+
+    db.apply(model(db, "passing", transform=transform, skip_bad_rows=0.5))
+    [job] = db.jobs(kind="train", target="passing")
+    assert job["result"]["bad_rows"] == 1
+    assert "ValueError: no such point" in job["result"]["first_bad_rows"]["1"]
+    assert db.load("TorchTrainer", "passing_trainer").skip_bad_rows == 0.5
+
+
 def test_the_same_thing_twice_does_nothing(db: Datalayer) -> None:
     """Be it the object that was applied, which holds trained weights by now, one that was loaded, or one that was made
     alike.

@@ -194,6 +194,24 @@ def test_frozen_parameters_stay_in_a_job(play: Any) -> None:
 
 
 @pytest.mark.slow
+def test_bad_rows_are_passed_over_up_to_a_share(play: Any) -> None:
+    """One of eighty rows cannot be read: it is in the log and the result; one percent is not enough for it."""
+
+    async def scene(stage: Learning) -> None:
+        job = await stage.end(stage.queue())
+        assert job["state"] == "done", job["error"]
+        reason = "transform failed on row 1: ValueError: no such value"
+        assert (job["result"]["bad_rows"], job["result"]["first_bad_rows"]) == (1, {"1": reason})
+        assert any(f"passed over: {reason}" in line for line in job["log"])
+        declare(stage.database, learning(transform="harness.learners:picky", skip_bad_rows=0.01))
+        job = await stage.end(stage.queue())
+        assert job["state"] == "failed"
+        assert "1 of 80 rows cannot be prepared, which is more than skip_bad_rows = 0.01" in job["error"]["message"]
+
+    play(scene, learning(transform="harness.learners:picky", skip_bad_rows=0.02))
+
+
+@pytest.mark.slow
 def test_a_better_version_replaces_the_live_one_and_a_worse_one_does_not(play: Any, database: Any) -> None:
     """Both are measured on the same rows; the reason stands with the version."""
 
