@@ -90,6 +90,14 @@ class TrainerArguments(Declaration):
     gradient_clip: float | None = Field(
         default=None, gt=0, exclude_if=absent, description="a number above 0, the largest norm", examples=[1.0]
     )
+    ema: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        exclude_if=absent,
+        description="a number between 0 and 1, the part of the average that a step keeps",
+        examples=[0.999],
+    )
     skip_bad_rows: float = Field(
         default=0.0,
         ge=0,

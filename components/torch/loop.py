@@ -101,9 +101,7 @@ def train(
         if checkpoints is not None:  # if the job is killed while it stores the result, it need not repeat a step
             checkpoints.save(run.state())
         check_moved(model, before, run.step)
-        if run.best_state is not None:
-            model.load_state(run.best_state)
-            run.loss.load_state(run.best_objective or {})
+        run.keep_best()
         run.optimizer.zero_grad(set_to_none=True)
     run.check_weights()  # in the declared precision: a weight that is finite in float32 may not be in float16
     return Trained(

@@ -44,6 +44,8 @@ class TorchTrainer:
     listen: the value that selects the best weights: "dataset/metric", "valid/loss" or "train/loss". The default is the
         validation's first metric; without one, "valid/loss" if rows are set apart; else the last weights are kept.
     gradient_clip: the largest norm of a step's gradients over all weights; greater ones are scaled down to it.
+    ema: the part that a step keeps of the moving averages of the weights. The averages are what is measured, kept and
+        served.
     skip_bad_rows: the share of the rows that may be passed over because their preprocess or transform raises; they are
         named in the log. With more of them, the training fails.
     freeze: patterns of names of parameters and buffers, such as ["backbone.*"]. Parameters that match are not trained,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -14,6 +15,7 @@ from components.errors import TrainingError
 from components.examples import Examples
 from components.metric_direction import sounds_greater
 from components.torch import randomness
+from components.torch.averages import Averages
 from components.torch.bad_rows import BadRows
 from components.torch.checkpoints import Checkpoints
 from components.torch.loader import Batch, Loader, Stop
@@ -93,6 +95,8 @@ class TrainingState:
         self.validation = None if self.valid is None else ValidLoss(model, trainer, self.valid, self.loss, self.report)
         self.optimizer = optimizer_of(trainer, model, self.loss)
         self.schedule = schedule_of(trainer, self.optimizer)
+        decay = trainer.arguments.ema
+        self.averages = None if decay is None else Averages(model.object, decay)
         self._leaves = Leaves(model, self.loss)
         self._reported = -math.inf
 
@@ -112,6 +116,8 @@ class TrainingState:
             self._clip(step)
             with blamed(f"step {step}: the optimizer", last):
                 self.optimizer.step()
+            if self.averages is not None:
+                self.averages.update(step)
         self.step = step
         self.next_batch = last.number + 1
         self.loss_sum += value
@@ -155,10 +161,23 @@ class TrainingState:
         return due and self.step > self.validated
 
     def validate(self) -> None:
-        """Validate the current weights, and keep them if they are the best so far.
+        """Validate the current weights, or their averages, and keep them if they are the best so far.
 
         An interrupted validation changes nothing.
         """
+        with nullcontext() if self.averages is None else self.averages.applied():
+            metrics = self._measured()
+            self._choose(metrics)
+        for name, value in metrics.items():
+            self.metric_values.setdefault(name, []).append(float(value))
+        self.metric_steps.append(self.step)
+        record = self._progress(metrics["train/loss"]) | {"metrics": metrics}
+        self.history.append({name: value for name, value in record.items() if name != "total"})
+        self.validated = self.step
+        self.loss_sum, self.losses, self.learned_rows, self.seconds = 0.0, 0, 0, 0.0
+        self.report(record)
+
+    def _measured(self) -> dict[str, float]:
         # The randomness of a metric or of the model must not change the rest of the training.
         with randomness.seeded(randomness.derived(self.trainer.seed, "validation"), devices=True):
             metrics = dict(self.evaluate()) if self.evaluate is not None else {}
@@ -169,15 +188,15 @@ class TrainingState:
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise TrainingError(f"step {self.step}: {name} is {value}")
-        self._choose(metrics)
-        for name, value in metrics.items():
-            self.metric_values.setdefault(name, []).append(float(value))
-        self.metric_steps.append(self.step)
-        record = self._progress(metrics["train/loss"]) | {"metrics": metrics}
-        self.history.append({name: value for name, value in record.items() if name != "total"})
-        self.validated = self.step
-        self.loss_sum, self.losses, self.learned_rows, self.seconds = 0.0, 0, 0, 0.0
-        self.report(record)
+        return metrics
+
+    def keep_best(self) -> None:
+        """Give the model its best weights: those of the best validation, else the last ones or their averages."""
+        if self.best_state is not None:
+            self.model.load_state(self.best_state)
+            self.loss.load_state(self.best_objective or {})
+        elif self.averages is not None:
+            self.averages.put_in()
 
     def check_weights(self) -> None:
         """Raise TrainingError if a weight is not finite.
@@ -260,6 +279,7 @@ class TrainingState:
             "model": dict(self.model.object.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            "averages": None if self.averages is None else self.averages.state(),
             "random": randomness.states(),
             "objective": self.loss.state(),
             **own,
@@ -280,6 +300,8 @@ class TrainingState:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.schedule is not None:
             self.schedule.load_state_dict(state["schedule"])
+        if self.averages is not None:
+            self.averages.load_state(state["averages"])
         self.model.load_state(state["model"])
         self.loss.load_state(state.get("objective", {}))
         for name in _KEPT:  # a checkpoint may be older than a name
@@ -296,6 +318,7 @@ class TrainingState:
         added = {
             "schedule": None if self.schedule is None else type(self.schedule).__qualname__,
             "freeze": trainer.freeze,
+            "averages": self.averages is not None,
         }
         return {
             "seed": trainer.seed,

@@ -149,6 +149,16 @@ def test_a_trainer_freezes_parameters(db: Datalayer) -> None:
     assert db.load("TorchTrainer", "frozen_trainer").freeze == ["weight"]
 
 
+def test_a_trainer_averages_the_weights(db: Datalayer) -> None:
+    """The averages are another thing than the last weights; what is loaded says so too."""
+    plain, averaged = (model(db, name, **more) for name, more in (("plain", {}), ("averaged", {"ema": 0.9})))
+    for each in (plain, averaged):
+        db.apply(each)
+    assert not same(plain, averaged)
+    assert same(averaged, db.load("TorchModel", "averaged"))
+    assert db.load("TorchTrainer", "averaged_trainer").ema == 0.9
+
+
 def test_a_trainer_passes_over_bad_rows(db: Datalayer) -> None:
     """A transform of the notebook fails on one row; the job's result names it, and what is loaded allows for it too."""
     broken = next(iter(db["points"].limit(1)))["x"]

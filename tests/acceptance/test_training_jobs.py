@@ -194,6 +194,20 @@ def test_frozen_parameters_stay_in_a_job(play: Any) -> None:
 
 
 @pytest.mark.slow
+def test_the_averages_of_the_weights_are_measured_and_served(play: Any) -> None:
+    """After one step from zero they are at 9 of 11 parts of where the step goes."""
+
+    async def scene(stage: Learning) -> None:
+        job = await stage.end(stage.queue())
+        assert job["state"] == "done", job["error"]
+        bias = weights.load(stage.versions.weights(stage.live))["line.bias"].item()
+        xs = [i / 100 for i in range(100) if i % 5]
+        assert bias == pytest.approx(9 / 11 * 0.1 * 2 * sum(2 * x + 1 for x in xs) / 80, rel=1e-5)
+
+    play(scene, learning(ema=0.999, accumulate=10, max_iterations=1))
+
+
+@pytest.mark.slow
 def test_bad_rows_are_passed_over_up_to_a_share(play: Any) -> None:
     """One of eighty rows cannot be read: it is in the log and the result; one percent is not enough for it."""
 

@@ -181,7 +181,16 @@ def test_a_torch_model_of_the_configuration_is_built_from_its_class():
         assert declare(model).declaration.dump()["device"] == device
 
 
-ADDED = {"gradient_clip", "promote_fall", "skip_bad_rows", "freeze", "accumulate", "scheduler", "scheduler_arguments"}
+ADDED = {
+    "gradient_clip",
+    "promote_fall",
+    "skip_bad_rows",
+    "ema",
+    "freeze",
+    "accumulate",
+    "scheduler",
+    "scheduler_arguments",
+}
 """The fields of a trainer that the first release did not have."""
 
 
@@ -196,6 +205,7 @@ def test_an_argument_that_was_added_later_is_stored_only_if_it_is_given():
         **usual,
         "gradient_clip": 2,
         "accumulate": 3,
+        "ema": 0.9,
         "skip_bad_rows": 0.25,
         "freeze": ["a.*"],
         "scheduler_cls": "StepLR",
@@ -207,7 +217,13 @@ def test_an_argument_that_was_added_later_is_stored_only_if_it_is_given():
     assert declared.dump()["gradient_clip"] == 2.0
     back = parsed("trainer", "t", travelled(declared.dump()))
     built = build_trainer("t", back, POLICY.resolve)
-    assert (built.gradient_clip, built.accumulate, built.freeze, built.skip_bad_rows) == (2.0, 3, ["a.*"], 0.25)
+    assert (built.gradient_clip, built.accumulate, built.freeze, built.skip_bad_rows, built.ema) == (
+        2.0,
+        3,
+        ["a.*"],
+        0.25,
+        0.9,
+    )
     assert built.scheduler_cls is torch.optim.lr_scheduler.StepLR
     assert built.scheduler_kwargs == {"step_size": 3}
     objective = "torch.nn.functional:cross_entropy"
