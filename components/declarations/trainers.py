@@ -75,6 +75,14 @@ class TrainerArguments(Declaration):
     max_iterations: int = Field(
         default=1000, ge=1, le=_MOST, description="a whole number of steps, at least 1", examples=[1000]
     )
+    max_epochs: int | None = Field(
+        default=None,
+        ge=1,
+        le=_MOST,
+        exclude_if=absent,
+        description="a whole number of passes over all rows, at least 1",
+        examples=[20],
+    )
     validation_interval: int = Field(
         default=100, ge=1, le=_MOST, description="a whole number of steps, at least 1", examples=[100]
     )

@@ -121,11 +121,11 @@ class Loader:
         note: Note = lambda _: None,
     ) -> None:
         self._note = note
-        self._order = Order(len(rows), options, seed)
+        self.order = Order(len(rows), options, seed)
         self._options = options
         self._pin = options.pin_memory and device is not None and device.type == "cuda"
         cached = Cached(rows, cache // max(1, options.num_workers))
-        self._steps = _Steps(cached, prepare, self._order, seed, least)
+        self._steps = _Steps(cached, prepare, self.order, seed, least)
 
     def batches(self, start: int = 0, stopped: Stop = lambda: None) -> Generator[Batch]:
         """Yield batch `start` and those after it, without end; calls `stopped` while it waits for a worker process.
@@ -143,7 +143,7 @@ class Loader:
                 unusable = 0 if outcome.rows else unusable + 1
                 if outcome.rows:
                     yield outcome
-                elif unusable >= self._order.per_epoch:
+                elif unusable >= self.order.per_epoch:
                     raise TrainingError(
                         "there is nothing left to learn from: all rows were deleted, lost a field of the key, or "
                         "cannot be prepared"
@@ -151,7 +151,7 @@ class Loader:
 
     def once(self) -> Generator[Batch]:
         """Yield the batches of one pass over all rows, made in this process: for a validation's loss."""
-        with closing(self._here(iter(range(self._order.per_epoch)))) as made:
+        with closing(self._here(iter(range(self.order.per_epoch)))) as made:
             for outcome in made:
                 if isinstance(outcome, _Failed):
                     raise TrainingError(outcome.message)
@@ -167,7 +167,7 @@ class Loader:
             try:
                 while True:
                     for number in itertools.islice(numbers, AHEAD - len(ahead)):
-                        places = self._order.places(number)
+                        places = self.order.places(number)
                         kept = steps.rows.kept(places)
                         ahead.append(
                             (number, places, reader.submit(steps.rows.fetch, places) if kept is None else kept)

@@ -125,7 +125,7 @@ def _steps(run: TrainingState, checkpoints: Checkpoints | None) -> None:
             while True:
                 if run.validation_is_due():
                     run.validate()
-                if run.step >= trainer.max_iterations or run.is_exhausted():
+                if run.step >= run.total or run.is_exhausted():
                     return
                 if checkpoints is not None and time.monotonic() - saved >= trainer.checkpoint_seconds:
                     checkpoints.save(run.state())

@@ -30,6 +30,12 @@ class Order:
                 f"there is no batch to learn from: {n} rows, batch_size {size}; the trainer needs {remedy}"
             )
 
+    def steps(self, epochs: int, least: int, accumulate: int) -> int:
+        """Return the number of steps in some epochs; a batch of fewer than `least` rows is skipped."""
+        last = self._n % self._options.batch_size
+        skipped = not self._options.drop_last and 0 < last < least and self.per_epoch > 1
+        return math.ceil(epochs * (self.per_epoch - skipped) / accumulate)
+
     def places(self, number: int) -> list[int]:
         """Return the places of a batch's rows."""
         epoch, index = divmod(number, self.per_epoch)

@@ -39,6 +39,7 @@ class TorchTrainer:
     scheduler_cls: a learning-rate schedule's class, its name in torch.optim.lr_scheduler, or a function of the
         optimizer. It is called with scheduler_kwargs too, and moves on once a step.
     max_iterations: the number of steps, unless the training stops early.
+    max_epochs: the number of passes over all rows, which decides in place of max_iterations.
     validation_interval: steps between two validations; the last step is always validated.
     no_improve_then_stop: stop after this many validations in a row without a new best value of `listen`.
     listen: the value that selects the best weights: "dataset/metric", "valid/loss" or "train/loss". The default is the

@@ -91,6 +91,8 @@ class TrainingState:
         normalizes = any(isinstance(part, batch_norm) for part in model.object.modules())
         least = 2 if normalizes and min(options.batch_size, len(self.rows)) > 1 else 1
         self.loader = Loader(self.rows, prepare, options, seed, least=least, device=device, note=self._pass_over)
+        epochs, order = trainer.arguments.max_epochs, self.loader.order
+        self.total = trainer.max_iterations if epochs is None else order.steps(epochs, least, trainer.accumulate)
         self.loss = Loss(model, trainer)
         self.validation = None if self.valid is None else ValidLoss(model, trainer, self.valid, self.loss, self.report)
         self.optimizer = optimizer_of(trainer, model, self.loss)
@@ -156,8 +158,7 @@ class TrainingState:
 
     def validation_is_due(self) -> bool:
         """Return whether this step needs a validation that has not run yet."""
-        trainer = self.trainer
-        due = self.step % trainer.validation_interval == 0 or self.step == trainer.max_iterations
+        due = self.step % self.trainer.validation_interval == 0 or self.step == self.total
         return due and self.step > self.validated
 
     def validate(self) -> None:
@@ -258,7 +259,7 @@ class TrainingState:
     def _progress(self, loss: float) -> dict[str, Any]:
         return {
             "step": self.step,
-            "total": self.trainer.max_iterations,
+            "total": self.total,
             "loss": loss,
             "learning_rate": self._learning_rate,
             "rows_per_second": self.learned_rows / self.seconds if self.seconds else 0.0,

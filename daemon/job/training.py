@@ -136,7 +136,7 @@ class Training:
             f"learns from {len(pins.train)} rows{apart}, beginning with version {parent.number}, on {voice.threads} "
             "threads"
         )
-        voice.doing("training", total=declaration.max_iterations)
+        voice.doing("training", total=None if declaration.max_epochs else declaration.max_iterations)
         started = time.monotonic()
         trained = run(
             model,

@@ -159,6 +159,13 @@ def test_a_trainer_averages_the_weights(db: Datalayer) -> None:
     assert db.load("TorchTrainer", "averaged_trainer").ema == 0.9
 
 
+def test_a_trainer_learns_for_epochs(db: Datalayer) -> None:
+    """300 rows in batches of 32, twice; what is loaded says so too."""
+    db.apply(model(db, "epochs", max_epochs=2))
+    loaded = db.load("TorchTrainer", "epochs_trainer")
+    assert (loaded.max_epochs, loaded.metric_steps[-1]) == (2, 20)
+
+
 def test_a_trainer_passes_over_bad_rows(db: Datalayer) -> None:
     """A transform of the notebook fails on one row; the job's result names it, and what is loaded allows for it too."""
     broken = next(iter(db["points"].limit(1)))["x"]

@@ -208,6 +208,17 @@ def test_the_averages_of_the_weights_are_measured_and_served(play: Any) -> None:
 
 
 @pytest.mark.slow
+def test_a_training_of_epochs_has_the_steps_of_its_passes(play: Any) -> None:
+    """Eighty rows in batches of eight, three times."""
+
+    async def scene(stage: Learning) -> None:
+        job = await stage.end(stage.queue())
+        assert (job["state"], job["result"]["steps"], job["progress"]["total"]) == ("done", 30, 30)
+
+    play(scene, learning(max_epochs=3))
+
+
+@pytest.mark.slow
 def test_bad_rows_are_passed_over_up_to_a_share(play: Any) -> None:
     """One of eighty rows cannot be read: it is in the log and the result; one percent is not enough for it."""
 

@@ -183,6 +183,7 @@ def test_a_torch_model_of_the_configuration_is_built_from_its_class():
 
 ADDED = {
     "gradient_clip",
+    "max_epochs",
     "promote_fall",
     "skip_bad_rows",
     "ema",
@@ -205,6 +206,7 @@ def test_an_argument_that_was_added_later_is_stored_only_if_it_is_given():
         **usual,
         "gradient_clip": 2,
         "accumulate": 3,
+        "max_epochs": 4,
         "ema": 0.9,
         "skip_bad_rows": 0.25,
         "freeze": ["a.*"],
@@ -217,6 +219,7 @@ def test_an_argument_that_was_added_later_is_stored_only_if_it_is_given():
     assert declared.dump()["gradient_clip"] == 2.0
     back = parsed("trainer", "t", travelled(declared.dump()))
     built = build_trainer("t", back, POLICY.resolve)
+    assert built.max_epochs == 4
     assert (built.gradient_clip, built.accumulate, built.freeze, built.skip_bad_rows, built.ema) == (
         2.0,
         3,

@@ -56,6 +56,16 @@ def test_a_run_of_several_batches_a_step_resumes_bit_for_bit(workers, tmp_path):
         assert outcome(trained(checkpoints, several)) == undisturbed
 
 
+def test_a_run_of_epochs_resumes_bit_for_bit(tmp_path):
+    """It ends at the same step."""
+    epochs = {"max_epochs": 2, "validation_interval": 20}
+    undisturbed = trained(None, epochs)
+    assert undisturbed.step == 52
+    with pytest.raises(Killed):
+        trained(Checkpoints(tmp_path), epochs, stopped=killed_at(40))
+    assert outcome(trained(Checkpoints(tmp_path), epochs)) == outcome(undisturbed)
+
+
 def test_a_run_that_is_killed_again_and_again(expected, tmp_path):
     """Each attempt gets no further than a step or two, and the last one ends as expected."""
     checkpoints = Checkpoints(tmp_path)
