@@ -191,6 +191,8 @@ def build_trainer(
             loader_kwargs=_given(f"{at}.loader", declaration.loader, resolve),
             optimizer_cls=_resolved(f"{at}.optimizer", declaration.optimizer, resolve),
             optimizer_kwargs=_given(f"{at}.optimizer_arguments", declaration.optimizer_arguments, resolve),
+            scheduler_cls=_resolved(f"{at}.scheduler", declaration.scheduler, resolve),
+            scheduler_kwargs=_given(f"{at}.scheduler_arguments", declaration.scheduler_arguments, resolve),
             **declaration.arguments,
         )
     except PredictdError as error:
@@ -371,6 +373,8 @@ def _trainer(trainer: Any, codes: _Codes, model: str) -> TrainerDeclaration:
         "loader": codes.given(f"{at}.loader", dict(trainer.loader_kwargs)),
         "optimizer": codes.slot(f"{at}.optimizer", trainer.optimizer_cls),
         "optimizer_arguments": codes.given(f"{at}.optimizer_arguments", dict(trainer.optimizer_kwargs)),
+        "scheduler": codes.slot(f"{at}.scheduler", trainer.scheduler_cls),
+        "scheduler_arguments": codes.given(f"{at}.scheduler_arguments", dict(trainer.scheduler_kwargs)),
         **{name: getattr(trainer, name) for name in TrainerArguments.model_fields},
     }
     return made(TrainerDeclaration, at, declared)

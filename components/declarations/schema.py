@@ -61,7 +61,7 @@ class Declaration(BaseModel):
 
 def absent(value: Any) -> bool:
     """Return whether the dump leaves out a field that the first release did not have."""
-    return value is None
+    return value is None or value in ({}, [])
 
 
 def made(kind: type[D], owner: str, given: Mapping[str, Any], *, stored: bool = False) -> D:

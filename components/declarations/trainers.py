@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -39,6 +39,16 @@ def _usual(value: Any) -> bool:
     return bool(value == USUAL_FALL)
 
 
+def _once(value: Any) -> bool:
+    """Return whether the dump leaves out `accumulate`, which the first release did not have."""
+    return bool(value == 1)
+
+
+def _none(value: Any) -> bool:
+    """Return whether the dump leaves out `skip_bad_rows`, which the first release did not have."""
+    return bool(value == 0)
+
+
 class Keyed(Declaration):
     """The fields of a row that a model learns from or is measured on."""
 
@@ -65,6 +75,14 @@ class TrainerArguments(Declaration):
     max_iterations: int = Field(
         default=1000, ge=1, le=_MOST, description="a whole number of steps, at least 1", examples=[1000]
     )
+    max_epochs: int | None = Field(
+        default=None,
+        ge=1,
+        le=_MOST,
+        exclude_if=absent,
+        description="a whole number of passes over all rows, at least 1",
+        examples=[20],
+    )
     validation_interval: int = Field(
         default=100, ge=1, le=_MOST, description="a whole number of steps, at least 1", examples=[100]
     )
@@ -79,6 +97,36 @@ class TrainerArguments(Declaration):
     )
     gradient_clip: float | None = Field(
         default=None, gt=0, exclude_if=absent, description="a number above 0, the largest norm", examples=[1.0]
+    )
+    ema: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        exclude_if=absent,
+        description="a number between 0 and 1, the part of the average that a step keeps",
+        examples=[0.999],
+    )
+    skip_bad_rows: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        exclude_if=_none,
+        description="a share of the rows, from 0 and below 1",
+        examples=[0.01],
+    )
+    freeze: list[Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=list,
+        exclude_if=absent,
+        description="a list of patterns of names of the model's parameters",
+        examples=[["backbone.*"]],
+    )
+    accumulate: int = Field(
+        default=1,
+        ge=1,
+        le=_MOST,
+        exclude_if=_once,
+        description="a whole number of batches, at least 1",
+        examples=[4],
     )
     seed: int = Field(default=0, ge=0, le=_MOST, description="a whole number from 0, of 63 bits", examples=[0])
     folds: Literal["auto"] | float | None = Field(
@@ -154,6 +202,18 @@ class TrainerSection(TrainerArguments, Keyed):
     optimizer: Code | None = Field(default=None, description=PATH, examples=["torch.optim:AdamW"])
     optimizer_arguments: dict[str, Any] = Field(
         default_factory=dict, description="a section of the optimizer's arguments", examples=[{"lr": 0.001}]
+    )
+    scheduler: Code | None = Field(
+        default=None,
+        exclude_if=absent,
+        description=PATH,
+        examples=["torch.optim.lr_scheduler:CosineAnnealingLR"],
+    )
+    scheduler_arguments: dict[str, Any] = Field(
+        default_factory=dict,
+        exclude_if=absent,
+        description="a section of the schedule's arguments",
+        examples=[{"T_max": 1000}],
     )
 
 

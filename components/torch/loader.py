@@ -13,7 +13,6 @@ Decoded rows are cached up to a limit in bytes. A thread reads the other rows in
 from __future__ import annotations
 
 import itertools
-import math
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -31,9 +30,11 @@ from torch.utils.data import DataLoader, Dataset
 from components.errors import MongoUnavailable, PredictdError, Stopped, TrainingError
 from components.examples import Examples
 from components.torch import batches, randomness
+from components.torch.bad_rows import BadRow
 from components.torch.loader_options import LoaderOptions
+from components.torch.order import Order
 
-__all__ = ["Batch", "Cached", "Loader", "Order", "Pass", "Stop"]
+__all__ = ["Batch", "Cached", "Loader", "Pass", "Stop"]
 
 CACHE_BYTES = 256 * 1024 * 1024
 STOP_SECONDS = 0.2
@@ -42,46 +43,22 @@ AHEAD = 4
 
 Row: TypeAlias = tuple[Any, ...]
 Stop: TypeAlias = Callable[[], str | None]
+Note: TypeAlias = Callable[[tuple[tuple[int, str], ...]], None]
 Prepare: TypeAlias = Callable[[list[tuple[int, Row]]], tuple[Any, Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Batch `number`: the model's input and the objective's target, collated on the CPU from `rows` rows."""
+    """Batch `number`: the model's input and the objective's target, collated on the CPU from `rows` rows.
+
+    bad: the places of rows that were passed over, with the reasons. A batch of no rows cannot be used.
+    """
 
     number: int
     input: Any
     target: Any
     rows: int
-
-
-class Order:
-    """The assignment of `n` rows to batches."""
-
-    def __init__(self, n: int, options: LoaderOptions, seed: int) -> None:
-        self._n = n
-        self._options = options
-        self._seed = seed
-        self._epoch = -1
-        self._places = torch.arange(n)
-        size = options.batch_size
-        self.per_epoch = n // size if options.drop_last else math.ceil(n / size)
-        if self.per_epoch == 0:
-            remedy = "a smaller batch_size, or no drop_last" if n else "rows that match its select and have its key"
-            raise TrainingError(
-                f"there is no batch to learn from: {n} rows, batch_size {size}; the trainer needs {remedy}"
-            )
-
-    def places(self, number: int) -> list[int]:
-        """Return the places of a batch's rows."""
-        epoch, index = divmod(number, self.per_epoch)
-        if self._options.shuffle and epoch != self._epoch:
-            generator = torch.Generator().manual_seed(randomness.derived(self._seed, "epoch", epoch))
-            self._places = torch.randperm(self._n, generator=generator)
-            self._epoch = epoch
-        start = index * self._options.batch_size
-        places: list[int] = self._places[start : start + self._options.batch_size].tolist()
-        return places
+    bad: tuple[tuple[int, str], ...] = ()
 
 
 class Cached:
@@ -128,6 +105,7 @@ class Loader:
     least: a batch of fewer rows is skipped; so is one whose rows are all deleted.
     device: the device to which the batches go, for pin_memory.
     cache: bytes of decoded rows to cache.
+    note: receives the rows that each batch passed over.
     """
 
     def __init__(
@@ -140,12 +118,14 @@ class Loader:
         least: int = 1,
         device: torch.device | None = None,
         cache: int = CACHE_BYTES,
+        note: Note = lambda _: None,
     ) -> None:
-        self._order = Order(len(rows), options, seed)
+        self._note = note
+        self.order = Order(len(rows), options, seed)
         self._options = options
         self._pin = options.pin_memory and device is not None and device.type == "cuda"
         cached = Cached(rows, cache // max(1, options.num_workers))
-        self._steps = _Steps(cached, prepare, self._order, seed, least)
+        self._steps = _Steps(cached, prepare, self.order, seed, least)
 
     def batches(self, start: int = 0, stopped: Stop = lambda: None) -> Generator[Batch]:
         """Yield batch `start` and those after it, without end; calls `stopped` while it waits for a worker process.
@@ -159,24 +139,27 @@ class Loader:
             for outcome in made:
                 if isinstance(outcome, _Failed):
                     raise TrainingError(outcome.message)
-                unusable = 0 if outcome is not None else unusable + 1
-                if outcome is not None:
+                self._note(outcome.bad)
+                unusable = 0 if outcome.rows else unusable + 1
+                if outcome.rows:
                     yield outcome
-                elif unusable >= self._order.per_epoch:
+                elif unusable >= self.order.per_epoch:
                     raise TrainingError(
-                        "there is nothing left to learn from: all rows were deleted, or lost a field of the key"
+                        "there is nothing left to learn from: all rows were deleted, lost a field of the key, or "
+                        "cannot be prepared"
                     )
 
     def once(self) -> Generator[Batch]:
         """Yield the batches of one pass over all rows, made in this process: for a validation's loss."""
-        with closing(self._here(iter(range(self._order.per_epoch)))) as made:
+        with closing(self._here(iter(range(self.order.per_epoch)))) as made:
             for outcome in made:
                 if isinstance(outcome, _Failed):
                     raise TrainingError(outcome.message)
-                if outcome is not None:
+                self._note(outcome.bad)
+                if outcome.rows:
                     yield outcome
 
-    def _here(self, numbers: Iterator[int]) -> Generator[Batch | _Failed | None]:
+    def _here(self, numbers: Iterator[int]) -> Generator[Batch | _Failed]:
         """Yield batches that this thread makes; another thread reads their rows ahead."""
         steps = self._steps
         ahead: deque[tuple[int, list[int], Future[list[Row | None]] | list[Row | None]]] = deque()
@@ -184,7 +167,7 @@ class Loader:
             try:
                 while True:
                     for number in itertools.islice(numbers, AHEAD - len(ahead)):
-                        places = self._order.places(number)
+                        places = self.order.places(number)
                         kept = steps.rows.kept(places)
                         ahead.append(
                             (number, places, reader.submit(steps.rows.fetch, places) if kept is None else kept)
@@ -196,7 +179,7 @@ class Loader:
             finally:
                 reader.shutdown(wait=True, cancel_futures=True)
 
-    def _by_workers(self, start: int, stopped: Stop) -> Generator[Batch | _Failed | None]:
+    def _by_workers(self, start: int, stopped: Stop) -> Generator[Batch | _Failed]:
         """Yield, in order, batches that worker processes of DataLoader make.
 
         If a worker cannot read a batch's rows because MongoDB is unavailable, this process makes the batch, because it
@@ -224,7 +207,7 @@ class Loader:
         finally:
             waited.close()
 
-    def _pinned(self, outcome: Batch | _Failed | None) -> Batch | _Failed | None:
+    def _pinned(self, outcome: Batch | _Failed) -> Batch | _Failed:
         if not self._pin or not isinstance(outcome, Batch):
             return outcome
         from torch.utils.data._utils.pin_memory import pin_memory  # the function of DataLoader's pin thread
@@ -240,10 +223,16 @@ class Pass:
     """
 
     def __init__(
-        self, rows: Examples, prepare: Prepare, options: LoaderOptions, seed: int, cache: int = CACHE_BYTES
+        self,
+        rows: Examples,
+        prepare: Prepare,
+        options: LoaderOptions,
+        seed: int,
+        cache: int = CACHE_BYTES,
+        note: Note = lambda _: None,
     ) -> None:
         options = replace(options, shuffle=False, drop_last=False, num_workers=0, workers={}, pin_memory=False)
-        self._loader = Loader(rows, prepare, options, randomness.derived(seed, "valid"), cache=0)
+        self._loader = Loader(rows, prepare, options, randomness.derived(seed, "valid"), cache=0, note=note)
         self._cache = cache
         self._kept: list[Batch] | None = None
 
@@ -326,26 +315,33 @@ class _Steps(Dataset[Any]):
         self._seed = seed
         self._least = least
 
-    def __getitem__(self, number: int) -> Batch | _Failed | _Unreached | None:
+    def __getitem__(self, number: int) -> Batch | _Failed | _Unreached:
         try:
             return self.here(number)
         except MongoUnavailable:
             return _Unreached(number)
 
-    def here(self, number: int) -> Batch | _Failed | None:
+    def here(self, number: int) -> Batch | _Failed:
         places = self._order.places(number)
         return self.made(number, places, self.rows.fetch(places))
 
-    def made(self, number: int, places: list[int], rows: list[Row | None]) -> Batch | _Failed | None:
-        present = [(place, row) for place, row in zip(places, rows, strict=True) if row is not None]
-        if len(present) < self._least:
-            return None
-        with randomness.seeded(randomness.derived(self._seed, "batch", number)):
-            try:
-                given, target = self._prepare(present)
-            except TrainingError as error:
-                return _Failed(str(error))
-        return Batch(number, given, target, len(present))
+    def made(self, number: int, places: list[int], rows: list[Row | None]) -> Batch | _Failed:
+        bad: list[tuple[int, str]] = []
+        while True:
+            present = [(place, row) for place, row in zip(places, rows, strict=True) if row is not None]
+            if len(present) < self._least:
+                return Batch(number, None, None, 0, tuple(bad))
+            with randomness.seeded(randomness.derived(self._seed, "batch", number)):
+                try:
+                    given, target = self._prepare(present)
+                except BadRow as error:
+                    bad.append((error.place, str(error)))
+                except TrainingError as error:
+                    return _Failed(str(error))
+                else:
+                    return Batch(number, given, target, len(present), tuple(bad))
+            places = [place for place in places if place != bad[-1][0]]
+            rows = self.rows.fetch(places)  # anew, because a transform may have changed them in place
 
 
 def _own(batch: Batch) -> Batch:

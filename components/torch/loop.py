@@ -1,6 +1,6 @@
 """The training loop.
 
-    while step < max_iterations:        batch -> output -> loss -> gradients -> step
+    while step < max_iterations:        `accumulate` batches: output -> loss -> gradients; then a step
         every validation_interval steps, and after the last: validate, and keep the weights if they are the best so far
         every checkpoint_seconds: save a checkpoint
 
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from components.errors import Stopped
 from components.examples import Examples
 from components.torch import randomness
 from components.torch.checkpoints import Checkpoints
+from components.torch.freezing import frozen
 from components.torch.loader import Stop
 from components.torch.module import TorchModule
 from components.torch.optimizer import begun, check_moved
@@ -36,7 +38,8 @@ __all__ = ["Trained", "train"]
 class Trained:
     """The result of a training: `state`, the best weights (of step `best_step`), and the history of `TorchTrainer`.
 
-    `objective` are the parameters and buffers of the objective itself, of the same step.
+    `objective` are the parameters and buffers of the objective itself, of the same step. `bad_rows` are the reasons why
+    rows were passed over, one for each row.
     """
 
     state: dict[str, torch.Tensor]
@@ -46,6 +49,7 @@ class Trained:
     metric_steps: list[int]
     history: list[dict[str, Any]]
     objective: dict[str, torch.Tensor]
+    bad_rows: list[str]
 
 
 def train(
@@ -77,7 +81,8 @@ def train(
     """
     started = randomness.seeded(randomness.derived(trainer.seed, "training"), devices=True)
     # The caller may have turned gradients off.
-    with started, model.in_training(), torch.inference_mode(mode=False), torch.enable_grad():
+    freezing = frozen(model.object, trainer.freeze)
+    with started, freezing as parts, model.in_training(parts), torch.inference_mode(mode=False), torch.enable_grad():
         model.warm()
         before = begun(model)
         run = TrainingState(
@@ -96,13 +101,18 @@ def train(
         if checkpoints is not None:  # if the job is killed while it stores the result, it need not repeat a step
             checkpoints.save(run.state())
         check_moved(model, before, run.step)
-        if run.best_state is not None:
-            model.load_state(run.best_state)
-            run.loss.load_state(run.best_objective or {})
+        run.keep_best()
         run.optimizer.zero_grad(set_to_none=True)
     run.check_weights()  # in the declared precision: a weight that is finite in float32 may not be in float16
     return Trained(
-        model.state(), run.step, run.best_step, run.metric_values, run.metric_steps, run.history, run.loss.state()
+        model.state(),
+        run.step,
+        run.best_step,
+        run.metric_values,
+        run.metric_steps,
+        run.history,
+        run.loss.state(),
+        list(run.bad_rows.values()),
     )
 
 
@@ -115,14 +125,15 @@ def _steps(run: TrainingState, checkpoints: Checkpoints | None) -> None:
             while True:
                 if run.validation_is_due():
                     run.validate()
-                if run.step >= trainer.max_iterations or run.is_exhausted():
+                if run.step >= run.total or run.is_exhausted():
                     return
                 if checkpoints is not None and time.monotonic() - saved >= trainer.checkpoint_seconds:
                     checkpoints.save(run.state())
                     saved = time.monotonic()
                 if (reason := run.stopped()) is not None:
                     raise Stopped(reason)
-                run.learn(next(loaded))
+                # All of them before the step begins: while it waits for one, the loader may raise Stopped.
+                run.learn(list(islice(loaded, trainer.accumulate)))
         except Stopped:
             if checkpoints is not None:  # before closing the loader, which may take as long as one batch
                 checkpoints.save(run.state())

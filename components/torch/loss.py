@@ -12,6 +12,7 @@ import torch
 from components.errors import PredictdError, Stopped, TrainingError
 from components.examples import Examples
 from components.torch import batches, randomness
+from components.torch.bad_rows import BadRows
 from components.torch.loader import Batch, Pass, Stop
 from components.torch.module import TorchModule
 from components.torch.preparation import Preparation
@@ -79,12 +80,20 @@ class Loss:
 class ValidLoss:
     """The mean loss of a model on a fixed set of rows; raises TrainingError if there are none."""
 
-    def __init__(self, model: TorchModule, trainer: TorchTrainer, valid: Examples, loss: Loss) -> None:
+    def __init__(
+        self,
+        model: TorchModule,
+        trainer: TorchTrainer,
+        valid: Examples,
+        loss: Loss,
+        report: Callable[[dict[str, Any]], None] = lambda _: None,
+    ) -> None:
         if not len(valid):
             raise TrainingError("there are no rows to validate the loss on; set folds to None, or to another fraction")
         self._model = model
         self._loss = loss
-        self._pass = Pass(valid, Preparation(model, trainer, valid), trainer.loader, trainer.seed)
+        bad = BadRows(trainer.skip_bad_rows, len(valid), {}, report)
+        self._pass = Pass(valid, Preparation(model, trainer, valid), trainer.loader, trainer.seed, note=bad.note)
 
     def __call__(self, where: str, stopped: Stop, progress: Progress = lambda _: None) -> float:
         """Return the loss of the current weights; raises TrainingError and Stopped.
@@ -128,7 +137,7 @@ def valid_loss(
 
 
 @contextmanager
-def blamed(where: str, batch: Batch, given: Any = None) -> Iterator[None]:
+def blamed(where: str, batch: Batch | None = None, given: Any = None) -> Iterator[None]:
     """Turn an exception within the context into a TrainingError with the place and the batch.
 
     Out-of-memory errors pass unchanged, because a retry may succeed.
@@ -141,6 +150,5 @@ def blamed(where: str, batch: Batch, given: Any = None) -> Iterator[None]:
         if str(error).startswith("DataLoader worker (pid"):  # torch's signal handler may raise it at any instruction
             raise PredictdError(f"a worker of the loader failed: {error}") from error
         on = "" if given is None else f", on {batches.kind(given)}"
-        raise TrainingError(
-            f"{where} raised {type(error).__name__}: {error} (batch {batch.number}, {batch.rows} rows{on})"
-        ) from error
+        at = "" if batch is None else f" (batch {batch.number}, {batch.rows} rows{on})"
+        raise TrainingError(f"{where} raised {type(error).__name__}: {error}{at}") from error

@@ -67,6 +67,7 @@ class TorchModule(Model):
         self.object = object if self.dtype is None else object.to(self.dtype)
         self._device: torch.device | None = None
         self._in_training = False
+        self._frozen: frozenset[torch.nn.Module] = frozenset()  # the parts that a training step leaves as they are
         self._needs_gradients = False
         self._preprocess_needs_gradients = False
         self._contract: batches.Contract | None = None
@@ -217,11 +218,14 @@ class TorchModule(Model):
             self._place()
 
     @contextmanager
-    def in_training(self) -> Iterator[None]:
-        """The context of a whole training, in which a half precision model has its weights in float32."""
+    def in_training(self, frozen: frozenset[torch.nn.Module] = frozenset()) -> Iterator[None]:
+        """The context of a whole training, in which a half precision model has its weights in float32.
+
+        frozen: parts of the module that stay in evaluation mode.
+        """
         narrow = self.dtype if self.dtype in {torch.float16, torch.bfloat16} else None
         with self._turn:
-            self._in_training, self._modules, self._casts = True, None, {}
+            self._in_training, self._modules, self._casts, self._frozen = True, None, {}, frozen
             if narrow is not None:
                 self.object.float()
                 self.dtype = None
@@ -229,14 +233,14 @@ class TorchModule(Model):
             yield
         finally:
             with self._turn:
-                self._in_training, self._modules, self._casts = False, None, {}
+                self._in_training, self._modules, self._casts, self._frozen = False, None, {}, frozenset()
                 if narrow is not None:
                     self.object.to(narrow)
                     self.dtype = narrow
 
     @contextmanager
     def learning(self) -> Iterator[torch.nn.Module]:
-        """The context of one training step: the module is in training mode, on its device, and locked."""
+        """The context of one training step: the module is on its device, locked, and but for frozen parts training."""
         with self._turn:
             self._place(training=True)
             yield self.object
@@ -278,8 +282,10 @@ class TorchModule(Model):
         # Not the root's flag alone: a part may have been trained or evaluated before it got this root.
         if self._modules is None:  # walking them takes longer than a small model's forward
             self._modules = tuple(self.object.modules())
-        if any(module.training is not training for module in self._modules):
+        if any(module.training is not (training and module not in self._frozen) for module in self._modules):
             self.object.train(training)
+            for module in self._frozen:
+                module.eval()
 
     def _outward(self, tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor.detach().cpu()

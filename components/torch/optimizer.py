@@ -1,4 +1,4 @@
-"""The optimizer of a training, and checks that it trains what the loss depends on."""
+"""The optimizer of a training with its schedule, and checks that it trains what the loss depends on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from components.torch.loss import Loss
 from components.torch.module import TorchModule
 from components.torch.trainer import TorchTrainer
 
-__all__ = ["Leaves", "begun", "check_moved", "optimizer_of"]
+__all__ = ["Leaves", "begun", "check_moved", "optimizer_of", "schedule_of"]
 
 
 def optimizer_of(trainer: TorchTrainer, model: TorchModule, loss: Loss) -> torch.optim.Optimizer:
@@ -40,6 +40,26 @@ def optimizer_of(trainer: TorchTrainer, model: TorchModule, loss: Loss) -> torch
     if own:
         optimizer.add_param_group({"params": own})
     return optimizer
+
+
+def schedule_of(trainer: TorchTrainer, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler | None:
+    """Return the schedule of an optimizer's learning rate, or None if there is none; raises TrainingError."""
+    if trainer.scheduler_cls is None:
+        return None
+    try:
+        schedule = trainer.scheduler_cls(optimizer, **trainer.scheduler_kwargs)
+    except Exception as error:  # torch's schedules raise many types, and it may be the user's own
+        raise TrainingError(
+            f"trainer {trainer.identifier!r}: scheduler_kwargs: {type(error).__name__}: {error}"
+        ) from error
+    plateau = isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau)
+    if plateau or not isinstance(schedule, torch.optim.lr_scheduler.LRScheduler) or schedule.optimizer is not optimizer:
+        raise TrainingError(
+            f"trainer {trainer.identifier!r}: scheduler_cls: expected it to make a schedule of "
+            f"torch.optim.lr_scheduler for the optimizer of its argument, one that moves on once a step, got "
+            f"{type(schedule).__name__}"
+        )
+    return schedule
 
 
 class Leaves:

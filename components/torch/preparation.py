@@ -12,6 +12,7 @@ from components.errors import BatchError, TrainingError
 from components.key import Arguments, Key
 from components.shared_memory import Watch
 from components.torch import batches
+from components.torch.bad_rows import BadRow
 
 if TYPE_CHECKING:
     from components.torch.module import TorchModule
@@ -24,7 +25,8 @@ class Preparation:
     """Makes the pair (input, target) of a batch, on the CPU, from the rows' places and values.
 
     A transform receives a row's values in the key's order. Without a transform, the model's `preprocess_batch` or
-    `preprocess` makes the input, and the last value is the target. Raises TrainingError, which names the row.
+    `preprocess` makes the input, and the last value is the target. Raises TrainingError, which names the row; it is a
+    BadRow if the trainer passes over such rows.
     """
 
     def __init__(self, model: TorchModule, trainer: TorchTrainer, rows: object) -> None:
@@ -32,6 +34,7 @@ class Preparation:
         self._model = model
         self._name: Callable[[int], str] = getattr(rows, "name", str)
         self._transform = trainer.transform
+        self._skips = trainer.skip_bad_rows > 0
         self._watch = Watch(32)  # a batch is collated after its last row was transformed
         self._collate = trainer.loader.collate_fn
         key = trainer.key
@@ -39,9 +42,7 @@ class Preparation:
 
     def __call__(self, rows: list[tuple[int, tuple[Any, ...]]]) -> tuple[Any, Any]:
         if self._transform is None and self._collate is None and self._model.prepare_batch:
-            given = self._guarded(
-                rows, "preprocess_batch", lambda: self._model.prepare_many([self._arguments(row) for _, row in rows])
-            )
+            given = self._guarded(rows, "preprocess_batch", lambda: self._many(rows))
             return given, self._guarded(rows, "the targets", lambda: targets([row[-1] for _, row in rows]))
         pairs = [self._pair(place, row) for place, row in rows]
         if self._collate is not None:
@@ -62,12 +63,30 @@ class Preparation:
         except batches.OUT_OF_MEMORY:
             raise
         except Exception as error:  # the user's function may raise anything
-            raise TrainingError(f"{name} failed on row {self._name(place)}: {type(error).__name__}: {error}") from error
+            raise self._failed(place, name, error) from error
         if not isinstance(made, (tuple, list)) or len(made) != 2:
             raise TrainingError(
                 f"transform: expected it to return (input, target), got {_described(made)} for row {self._name(place)}"
             )
         return made[0], made[1]
+
+    def _failed(self, place: int, name: str, error: Exception) -> TrainingError:
+        message = f"{name} failed on row {self._name(place)}: {type(error).__name__}: {error}"
+        return BadRow(place, message) if self._skips else TrainingError(message)
+
+    def _many(self, rows: list[tuple[int, tuple[Any, ...]]]) -> Any:
+        """Return the model's inputs by `preprocess_batch`; raises BadRow if it fails on a row alone."""
+        try:
+            return self._model.prepare_many([self._arguments(row) for _, row in rows])
+        except batches.OUT_OF_MEMORY:
+            raise
+        except Exception as error:  # as above
+            if self._skips and len(rows) > 1:
+                for row in rows:
+                    self._many([row])
+            elif self._skips:
+                raise self._failed(rows[0][0], "preprocess_batch", error) from error
+            raise
 
     def _arguments(self, row: tuple[Any, ...]) -> Arguments:
         if self._inputs is not None:
@@ -79,7 +98,7 @@ class Preparation:
     def _guarded(self, rows: Sequence[tuple[int, Any]], what: str, make: Callable[[], Any]) -> Any:
         try:
             return make()
-        except batches.OUT_OF_MEMORY:
+        except (*batches.OUT_OF_MEMORY, BadRow):
             raise
         except Exception as error:  # as above
             places = ", ".join(self._name(place) for place, _ in rows[:5]) + (" ..." if len(rows) > 5 else "")

@@ -36,12 +36,22 @@ class TorchTrainer:
         prefetch_factor, timeout, worker_init_fn.
     optimizer_cls: an optimizer's class, its name in torch.optim, or a function of the parameters. It is called with
         optimizer_kwargs too.
+    scheduler_cls: a learning-rate schedule's class, its name in torch.optim.lr_scheduler, or a function of the
+        optimizer. It is called with scheduler_kwargs too, and moves on once a step.
     max_iterations: the number of steps, unless the training stops early.
+    max_epochs: the number of passes over all rows, which decides in place of max_iterations.
     validation_interval: steps between two validations; the last step is always validated.
     no_improve_then_stop: stop after this many validations in a row without a new best value of `listen`.
     listen: the value that selects the best weights: "dataset/metric", "valid/loss" or "train/loss". The default is the
         validation's first metric; without one, "valid/loss" if rows are set apart; else the last weights are kept.
     gradient_clip: the largest norm of a step's gradients over all weights; greater ones are scaled down to it.
+    ema: the part that a step keeps of the moving averages of the weights. The averages are what is measured, kept and
+        served.
+    skip_bad_rows: the share of the rows that may be passed over because their preprocess or transform raises; they are
+        named in the log. With more of them, the training fails.
+    freeze: patterns of names of parameters and buffers, such as ["backbone.*"]. Parameters that match are not trained,
+        and a part of the module of which all match is in evaluation mode, so its batch statistics stay too.
+    accumulate: the number of batches of a step, whose gradients are averaged.
     seed: the seed of the rows' order and of all randomness in the transform and the model.
     folds: "auto", a fraction, or None. "auto": if the table has the field `_fold` and `select` does not use it, rows
         with "train" train and rows with "valid" validate. A fraction of the rows is set apart for "valid/loss". None:
@@ -70,6 +80,8 @@ class TorchTrainer:
         loader_kwargs: Mapping[str, Any] | None = None,
         optimizer_cls: Callable[..., Any] | str | None = torch.optim.Adam,
         optimizer_kwargs: Mapping[str, Any] | None = None,
+        scheduler_cls: Callable[..., Any] | str | None = None,
+        scheduler_kwargs: Mapping[str, Any] | None = None,
         **arguments: Any,
     ) -> None:
         check_identifier(identifier, "trainer")
@@ -83,6 +95,10 @@ class TorchTrainer:
         self.loader = check.loader(self.loader_kwargs)
         self.optimizer_cls = check.optimizer(optimizer_cls)
         self.optimizer_kwargs = check.mapping("optimizer_kwargs", optimizer_kwargs)
+        self.scheduler_cls = None if scheduler_cls is None else check.scheduler(scheduler_cls)
+        self.scheduler_kwargs = check.mapping("scheduler_kwargs", scheduler_kwargs)
+        if self.scheduler_kwargs and self.scheduler_cls is None:
+            raise check.refuse("scheduler_kwargs", "there is no scheduler_cls that they are for")
         self.arguments = made(TrainerArguments, f"trainer {identifier!r}", arguments)
         self.metric_values: dict[str, list[float]] = {}
         self.metric_steps: list[int] = []
@@ -96,6 +112,8 @@ class TorchTrainer:
             "loader_kwargs": loader_kwargs,
             "optimizer_cls": optimizer_cls,
             "optimizer_kwargs": optimizer_kwargs,
+            "scheduler_cls": scheduler_cls,
+            "scheduler_kwargs": scheduler_kwargs,
             **arguments,
         }
 
@@ -164,3 +182,22 @@ class _Checks:
             )
         chosen: Callable[..., Any] = make
         return chosen
+
+    def scheduler(self, value: Any) -> Callable[..., Any]:
+        make = getattr(torch.optim.lr_scheduler, value, None) if isinstance(value, str) else value
+        if not callable(make) or (isinstance(value, str) and not _is_schedule(make)):
+            raise self.refuse(
+                "scheduler_cls",
+                "expected a schedule's class, or its name in torch.optim.lr_scheduler ('CosineAnnealingLR'), got "
+                f"{value!r}",
+            )
+        if isinstance(make, type) and issubclass(make, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            raise self.refuse(
+                "scheduler_cls", f"{make.__name__} follows a metric, but a schedule moves on once a step; use another"
+            )
+        chosen: Callable[..., Any] = make
+        return chosen
+
+
+def _is_schedule(make: Any) -> bool:
+    return isinstance(make, type) and issubclass(make, torch.optim.lr_scheduler.LRScheduler)

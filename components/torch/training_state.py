@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -14,11 +15,13 @@ from components.errors import TrainingError
 from components.examples import Examples
 from components.metric_direction import sounds_greater
 from components.torch import randomness
+from components.torch.averages import Averages
+from components.torch.bad_rows import BadRows
 from components.torch.checkpoints import Checkpoints
 from components.torch.loader import Batch, Loader, Stop
 from components.torch.loss import Loss, ValidLoss, blamed
 from components.torch.module import TorchModule
-from components.torch.optimizer import Leaves, optimizer_of
+from components.torch.optimizer import Leaves, optimizer_of, schedule_of
 from components.torch.preparation import Preparation
 from components.torch.trainer import TorchTrainer
 
@@ -45,6 +48,7 @@ _KEPT = (
     "metric_values",
     "metric_steps",
     "history",
+    "bad_rows",
 )
 """The attributes of a run in a checkpoint, beside weights, optimizer and random states."""
 
@@ -76,6 +80,7 @@ class TrainingState:
     metric_values: dict[str, list[float]] = field(default_factory=dict)
     metric_steps: list[int] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
+    bad_rows: dict[int, str] = field(default_factory=dict)  # why a row is passed over, by its place
 
     def __post_init__(self) -> None:
         trainer, model = self.trainer, self.model
@@ -85,43 +90,59 @@ class TrainingState:
         batch_norm = torch.nn.modules.batchnorm._BatchNorm  # noqa: SLF001
         normalizes = any(isinstance(part, batch_norm) for part in model.object.modules())
         least = 2 if normalizes and min(options.batch_size, len(self.rows)) > 1 else 1
-        self.loader = Loader(self.rows, prepare, options, seed, least=least, device=device)
+        self.loader = Loader(self.rows, prepare, options, seed, least=least, device=device, note=self._pass_over)
+        epochs, order = trainer.arguments.max_epochs, self.loader.order
+        self.total = trainer.max_iterations if epochs is None else order.steps(epochs, least, trainer.accumulate)
         self.loss = Loss(model, trainer)
-        self.validation = None if self.valid is None else ValidLoss(model, trainer, self.valid, self.loss)
+        self.validation = None if self.valid is None else ValidLoss(model, trainer, self.valid, self.loss, self.report)
         self.optimizer = optimizer_of(trainer, model, self.loss)
+        self.schedule = schedule_of(trainer, self.optimizer)
+        decay = trainer.arguments.ema
+        self.averages = None if decay is None else Averages(model.object, decay)
         self._leaves = Leaves(model, self.loss)
         self._reported = -math.inf
 
-    def learn(self, batch: Batch) -> None:
-        """Do one training step on a batch."""
+    def _pass_over(self, bad: Iterable[tuple[int, str]]) -> None:
+        BadRows(self.trainer.skip_bad_rows, len(self.rows), self.bad_rows, self.report).note(bad)
+
+    def learn(self, batches: Sequence[Batch]) -> None:
+        """Do one training step on batches, as many as the trainer's `accumulate` says."""
         started = time.perf_counter()
-        step = self.step + 1
+        step, last = self.step + 1, batches[-1]
+        if self.schedule is not None and self.step:  # before the step, so that reports name the rate that it used
+            with blamed(f"step {step}: the schedule"):
+                self.schedule.step()
         with self.model.learning():
             self.optimizer.zero_grad(set_to_none=True)
-            loss = self.loss(batch, f"step {step}")
-            value = loss.item()
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"step {step}: the loss is {value}; try a lower learning rate (it is {self._learning_rate:g}), or "
-                    "look for values in the rows that are not finite"
-                )
-            if not loss.requires_grad:
-                raise TrainingError(
-                    f"step {step}: the loss does not depend on any weight of the model that can be trained"
-                )
-            self._leaves.check(loss, f"step {step}")
-            with blamed(f"step {step}: the backward pass", batch):
-                loss.backward()  # type: ignore[no-untyped-call]
+            value = sum(self._gradients(batch, step) for batch in batches) / len(batches)
             self._clip(step)
-            with blamed(f"step {step}: the optimizer", batch):
+            with blamed(f"step {step}: the optimizer", last):
                 self.optimizer.step()
+            if self.averages is not None:
+                self.averages.update(step)
         self.step = step
-        self.next_batch = batch.number + 1
+        self.next_batch = last.number + 1
         self.loss_sum += value
         self.losses += 1
-        self.learned_rows += batch.rows
+        self.learned_rows += sum(batch.rows for batch in batches)
         self.seconds += time.perf_counter() - started
         self._report_progress(value)
+
+    def _gradients(self, batch: Batch, step: int) -> float:
+        """Add a batch's part to the gradients of a step; returns its loss."""
+        loss = self.loss(batch, f"step {step}")
+        value = loss.item()
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"step {step}: the loss is {value}; try a lower learning rate (it is {self._learning_rate:g}), or "
+                "look for values in the rows that are not finite"
+            )
+        if not loss.requires_grad:
+            raise TrainingError(f"step {step}: the loss does not depend on any weight of the model that can be trained")
+        self._leaves.check(loss, f"step {step}")
+        with blamed(f"step {step}: the backward pass", batch):
+            (loss / self.trainer.arguments.accumulate).backward()  # type: ignore[no-untyped-call]
+        return value
 
     def _clip(self, step: int) -> None:
         """Scale the gradients to the trainer's `gradient_clip`; raises TrainingError if they are not finite."""
@@ -137,15 +158,27 @@ class TrainingState:
 
     def validation_is_due(self) -> bool:
         """Return whether this step needs a validation that has not run yet."""
-        trainer = self.trainer
-        due = self.step % trainer.validation_interval == 0 or self.step == trainer.max_iterations
+        due = self.step % self.trainer.validation_interval == 0 or self.step == self.total
         return due and self.step > self.validated
 
     def validate(self) -> None:
-        """Validate the current weights, and keep them if they are the best so far.
+        """Validate the current weights, or their averages, and keep them if they are the best so far.
 
         An interrupted validation changes nothing.
         """
+        with nullcontext() if self.averages is None else self.averages.applied():
+            metrics = self._measured()
+            self._choose(metrics)
+        for name, value in metrics.items():
+            self.metric_values.setdefault(name, []).append(float(value))
+        self.metric_steps.append(self.step)
+        record = self._progress(metrics["train/loss"]) | {"metrics": metrics}
+        self.history.append({name: value for name, value in record.items() if name != "total"})
+        self.validated = self.step
+        self.loss_sum, self.losses, self.learned_rows, self.seconds = 0.0, 0, 0, 0.0
+        self.report(record)
+
+    def _measured(self) -> dict[str, float]:
         # The randomness of a metric or of the model must not change the rest of the training.
         with randomness.seeded(randomness.derived(self.trainer.seed, "validation"), devices=True):
             metrics = dict(self.evaluate()) if self.evaluate is not None else {}
@@ -156,15 +189,15 @@ class TrainingState:
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise TrainingError(f"step {self.step}: {name} is {value}")
-        self._choose(metrics)
-        for name, value in metrics.items():
-            self.metric_values.setdefault(name, []).append(float(value))
-        self.metric_steps.append(self.step)
-        record = self._progress(metrics["train/loss"]) | {"metrics": metrics}
-        self.history.append({name: value for name, value in record.items() if name != "total"})
-        self.validated = self.step
-        self.loss_sum, self.losses, self.learned_rows, self.seconds = 0.0, 0, 0, 0.0
-        self.report(record)
+        return metrics
+
+    def keep_best(self) -> None:
+        """Give the model its best weights: those of the best validation, else the last ones or their averages."""
+        if self.best_state is not None:
+            self.model.load_state(self.best_state)
+            self.loss.load_state(self.best_objective or {})
+        elif self.averages is not None:
+            self.averages.put_in()
 
     def check_weights(self) -> None:
         """Raise TrainingError if a weight is not finite.
@@ -226,7 +259,7 @@ class TrainingState:
     def _progress(self, loss: float) -> dict[str, Any]:
         return {
             "step": self.step,
-            "total": self.trainer.max_iterations,
+            "total": self.total,
             "loss": loss,
             "learning_rate": self._learning_rate,
             "rows_per_second": self.learned_rows / self.seconds if self.seconds else 0.0,
@@ -246,6 +279,8 @@ class TrainingState:
             "run": self._identity(),
             "model": dict(self.model.object.state_dict()),
             "optimizer": self.optimizer.state_dict(),
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            "averages": None if self.averages is None else self.averages.state(),
             "random": randomness.states(),
             "objective": self.loss.state(),
             **own,
@@ -264,6 +299,10 @@ class TrainingState:
             self.report({"message": "the checkpoint is of another training, this one begins anew"})
             return
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["schedule"])
+        if self.averages is not None:
+            self.averages.load_state(state["averages"])
         self.model.load_state(state["model"])
         self.loss.load_state(state.get("objective", {}))
         for name in _KEPT:  # a checkpoint may be older than a name
@@ -277,6 +316,11 @@ class TrainingState:
         shapes = [
             f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in self.model.object.state_dict().items()
         ]
+        added = {
+            "schedule": None if self.schedule is None else type(self.schedule).__qualname__,
+            "freeze": trainer.freeze,
+            "averages": self.averages is not None,
+        }
         return {
             "seed": trainer.seed,
             "rows": len(self.rows),
@@ -284,4 +328,5 @@ class TrainingState:
             "order": [trainer.loader.shuffle, trainer.loader.drop_last],
             "optimizer": type(self.optimizer).__qualname__,
             "weights": shapes,
+            **{name: value for name, value in added.items() if value},  # a checkpoint may be older than a name
         }

@@ -14,7 +14,13 @@ from daemon.check.code import Imported, described, mismatch
 
 __all__ = ["trainer_problems", "validation_problems"]
 
-_KEYS = {"loader_kwargs": "loader", "optimizer_cls": "optimizer", "optimizer_kwargs": "optimizer_arguments"}
+_KEYS = {
+    "loader_kwargs": "loader",
+    "optimizer_cls": "optimizer",
+    "optimizer_kwargs": "optimizer_arguments",
+    "scheduler_cls": "scheduler",
+    "scheduler_kwargs": "scheduler_arguments",
+}
 
 
 def trainer_problems(
@@ -23,9 +29,9 @@ def trainer_problems(
     """Yield the problems of the trainer of model `name`; `built` is that model, or None if it could not be built."""
     base = f"trainers.{name}"
     imported = Imported(policy)
-    named = {key: getattr(declared, key) for key in ("objective", "transform", "optimizer")}
+    named = {key: getattr(declared, key) for key in ("objective", "transform", "optimizer", "scheduler")}
     code = {key: imported.get(path, f"{base}.{key}") for key, path in named.items() if path}
-    for key in ("loader", "optimizer_arguments"):
+    for key in ("loader", "optimizer_arguments", "scheduler_arguments"):
         for place, path in _among(getattr(declared, key), f"{base}.{key}"):
             imported.get(path, place)
     yield from imported.problems
@@ -43,12 +49,25 @@ def trainer_problems(
         yield _problem(error, base)
         return
     if built is not None:
-        try:
-            trainer.optimizer_cls(list(built.object.parameters()), **trainer.optimizer_kwargs)
-        # Optimizers raise ValueError, TypeError and others; the optimizer may be the user's own.
-        except Exception as error:  # noqa: BLE001
-            message = f"the optimizer cannot be built with these: {described(error)}"
-            yield Problem(f"{base}.optimizer_arguments", message)
+        yield from _unbuilt(trainer, built, base)
+
+
+def _unbuilt(trainer: Any, built: Any, base: str) -> Iterator[Problem]:
+    """Yield a problem for each of freeze, optimizer and schedule that does not fit the model's weights."""
+    from components.torch.freezing import unmatched  # torch is loaded already, with the model
+
+    if problem := unmatched(built.object, trainer.freeze):
+        yield Problem(f"{base}.freeze", problem)
+    key = "optimizer_arguments"
+    try:
+        optimizer = trainer.optimizer_cls(list(built.object.parameters()), **trainer.optimizer_kwargs)
+        key = "scheduler_arguments"
+        if trainer.scheduler_cls is not None:
+            trainer.scheduler_cls(optimizer, **trainer.scheduler_kwargs)
+    # They raise ValueError, TypeError and others, and may be the user's own.
+    except Exception as error:  # noqa: BLE001
+        name = "optimizer" if key == "optimizer_arguments" else "schedule"
+        yield Problem(f"{base}.{key}", f"the {name} cannot be built with these: {described(error)}")
 
 
 def validation_problems(

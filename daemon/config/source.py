@@ -90,7 +90,7 @@ def _is_argument(path: Keys) -> bool:
     match path:
         case ("models", _, "arguments", _, *_):
             return True
-        case ("trainers", _, "loader" | "optimizer_arguments", _, *_):
+        case ("trainers", _, "loader" | "optimizer_arguments" | "scheduler_arguments", _, *_):
             return True
         case ("validations", _, "metrics", _, "arguments", _, *_):
             return True

@@ -53,10 +53,10 @@ def _trainer(name: str, trainer: Mapping[str, Any], source: Source) -> Iterator[
             "model",
         )
     yield from _rows(trainer, base, trainer.get("key"), (*base, "key"), source)
-    for key in ("objective", "transform", "optimizer"):
+    for key in ("objective", "transform", "optimizer", "scheduler"):
         if isinstance(trainer.get(key), str):
             yield from import_path(trainer[key], dotted((*base, key)), source)
-    for key in ("loader", "optimizer_arguments"):
+    for key in ("loader", "optimizer_arguments", "scheduler_arguments"):
         yield from keywords(trainer.get(key), (*base, key))
         yield from _imported(trainer.get(key), (*base, key), source)
     if isinstance(trainer.get("loader"), dict):

@@ -136,7 +136,7 @@ class Training:
             f"learns from {len(pins.train)} rows{apart}, beginning with version {parent.number}, on {voice.threads} "
             "threads"
         )
-        voice.doing("training", total=declaration.max_iterations)
+        voice.doing("training", total=None if declaration.max_epochs else declaration.max_iterations)
         started = time.monotonic()
         trained = run(
             model,
@@ -151,6 +151,10 @@ class Training:
         )
         seconds = time.monotonic() - started
         voice.say(f"{trained.step} steps in {seconds:.1f} s, the best weights are those of step {trained.best_step}")
+        if trained.bad_rows:
+            voice.say(
+                f"{len(trained.bad_rows)} of {len(pins.train)} rows were passed over, because they cannot be prepared"
+            )
         voice.doing("measuring the new weights")
         self._objective = trained.objective
         measured, metrics = self._served(model, rows, evaluation, valid)
@@ -175,6 +179,8 @@ class Training:
         self, pins: Pins, trained: Trained, seconds: float, greater: Mapping[str, bool], compared: Compared
     ) -> dict[str, Any]:
         """The lineage of a version, as it is stored with it."""
+        from components.torch.bad_rows import NAMED
+
         return {
             "query": json.dumps(
                 {name: getattr(self._declaration, name) for name in ("table", "where", "limit", "key", "folds")}
@@ -185,6 +191,8 @@ class Training:
             "steps": trained.step,
             "best_step": trained.best_step,
             "seconds": round(seconds, 3),
+            "bad_rows": len(trained.bad_rows),
+            "first_bad_rows": {str(n): reason for n, reason in enumerate(trained.bad_rows[:NAMED], 1)},
             "threads": self._context.voice.threads,
             "greater": dict(greater),
             "compared": {"version": compared.version, "trained": compared.trained, "metrics": dict(compared.metrics)},
@@ -415,6 +423,7 @@ class Training:
             "live_version": compared.version,
             "live_metrics": dict(compared.metrics),
             "steps": candidate.data["steps"],
+            **{name: found for name in ("bad_rows", "first_bad_rows") if (found := candidate.data.get(name))},
         }
 
 

@@ -119,6 +119,69 @@ def test_a_trainer_limits_the_norm_of_the_gradients(db: Datalayer) -> None:
     assert db.load("TorchTrainer", "limited_trainer").gradient_clip == 0.01
 
 
+def test_a_trainer_follows_a_schedule_that_was_made_in_the_notebook(db: Datalayer) -> None:
+    """A function that is in no file travels; what is loaded has it too."""
+
+    def halved(optimizer: Any, by: float) -> Any:
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: by**step)
+
+    steps = {"max_iterations": 3, "validation_interval": 1}
+    applied = model(db, "scheduled", scheduler_cls=halved, scheduler_kwargs={"by": 0.5}, **steps)
+    db.apply(applied)
+    assert [each["learning_rate"] for each in applied.trainer.history] == pytest.approx([0.1, 0.05, 0.025])
+    assert db.load("TorchTrainer", "scheduled_trainer").scheduler_kwargs == {"by": 0.5}
+
+
+def test_a_trainer_learns_from_several_batches_a_step(db: Datalayer) -> None:
+    """What is loaded says so too."""
+    db.apply(model(db, "several", accumulate=3, max_iterations=2))
+    loaded = db.load("TorchTrainer", "several_trainer")
+    assert (loaded.accumulate, loaded.metric_steps) == (3, [2])
+
+
+def test_a_trainer_freezes_parameters(db: Datalayer) -> None:
+    """Only the bias is learned; what is loaded says so too."""
+    applied = model(db, "frozen", freeze=["weight"])
+    before = applied.state()
+    db.apply(applied)
+    moved = {name for name, tensor in applied.state().items() if not torch.equal(tensor, before[name])}
+    assert moved == {"bias"}
+    assert db.load("TorchTrainer", "frozen_trainer").freeze == ["weight"]
+
+
+def test_a_trainer_averages_the_weights(db: Datalayer) -> None:
+    """The averages are another thing than the last weights; what is loaded says so too."""
+    plain, averaged = (model(db, name, **more) for name, more in (("plain", {}), ("averaged", {"ema": 0.9})))
+    for each in (plain, averaged):
+        db.apply(each)
+    assert not same(plain, averaged)
+    assert same(averaged, db.load("TorchModel", "averaged"))
+    assert db.load("TorchTrainer", "averaged_trainer").ema == 0.9
+
+
+def test_a_trainer_learns_for_epochs(db: Datalayer) -> None:
+    """300 rows in batches of 32, twice; what is loaded says so too."""
+    db.apply(model(db, "epochs", max_epochs=2))
+    loaded = db.load("TorchTrainer", "epochs_trainer")
+    assert (loaded.max_epochs, loaded.metric_steps[-1]) == (2, 20)
+
+
+def test_a_trainer_passes_over_bad_rows(db: Datalayer) -> None:
+    """A transform of the notebook fails on one row; the job's result names it, and what is loaded allows for it too."""
+    broken = next(iter(db["points"].limit(1)))["x"]
+
+    def transform(x: Any, side: Any) -> Any:
+        if list(x) == list(broken):
+            raise ValueError("no such point")
+        return torch.as_tensor(x).float(), side
+
+    db.apply(model(db, "passing", transform=transform, skip_bad_rows=0.5))
+    [job] = db.jobs(kind="train", target="passing")
+    assert job["result"]["bad_rows"] == 1
+    assert "ValueError: no such point" in job["result"]["first_bad_rows"]["1"]
+    assert db.load("TorchTrainer", "passing_trainer").skip_bad_rows == 0.5
+
+
 def test_the_same_thing_twice_does_nothing(db: Datalayer) -> None:
     """Be it the object that was applied, which holds trained weights by now, one that was loaded, or one that was made
     alike.

@@ -147,6 +147,95 @@ def test_the_file_limits_the_norm_of_the_gradients(play: Any) -> None:
     play(scene, learning(gradient_clip=0.25, optimizer_arguments={"lr": 1.0}, max_iterations=1))
 
 
+def test_a_schedule_gives_each_step_its_learning_rate(play: Any) -> None:
+    """The trace of the version has the rates that torch's own schedule gives."""
+
+    async def scene(stage: Learning) -> None:
+        assert (await stage.end(stage.queue()))["state"] == "done"
+        assert [each["learning_rate"] for each in stage.live.history] == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.025])
+
+    given = {"scheduler": "torch.optim.lr_scheduler:StepLR", "scheduler_arguments": {"step_size": 2, "gamma": 0.5}}
+    play(scene, learning(**given, max_iterations=5, validation_interval=1))
+
+
+@pytest.mark.slow
+def test_a_step_may_learn_from_several_batches(play: Any) -> None:
+    """One step of ten batches of eight rows moves the weights by the gradient of the loss of all eighty rows."""
+
+    async def scene(stage: Learning) -> None:
+        job = await stage.end(stage.queue())
+        assert job["state"] == "done", job["error"]
+        xs = [i / 100 for i in range(100) if i % 5]
+        after = weights.load(stage.versions.weights(stage.live))
+        assert after["line.bias"].item() == pytest.approx(0.1 * 2 * sum(2 * x + 1 for x in xs) / 80, rel=1e-5)
+        assert after["line.weight"].item() == pytest.approx(0.1 * 2 * sum(x * (2 * x + 1) for x in xs) / 80, rel=1e-5)
+
+    play(scene, learning(accumulate=10, max_iterations=1))
+
+
+@pytest.mark.slow
+def test_frozen_parameters_stay_in_a_job(play: Any) -> None:
+    """The bias is learned, the weight of the live version stays."""
+
+    async def scene(stage: Learning) -> None:
+        job = await stage.end(stage.queue())
+        assert job["state"] == "done", job["error"]
+        after = weights.load(stage.versions.weights(stage.live))
+        assert after["line.weight"].item() == 0.0
+        assert after["line.bias"].item() > 0.5
+        declare(stage.database, learning(freeze=["lines.*"]))
+        job = await stage.end(stage.queue())
+        assert job["state"] == "failed"
+        assert (
+            "'lines.*' matches no parameter or buffer of the model; the nearest is 'line.*'" in job["error"]["message"]
+        )
+
+    play(scene, learning(freeze=["*.weight"]))
+
+
+@pytest.mark.slow
+def test_the_averages_of_the_weights_are_measured_and_served(play: Any) -> None:
+    """After one step from zero they are at 9 of 11 parts of where the step goes."""
+
+    async def scene(stage: Learning) -> None:
+        job = await stage.end(stage.queue())
+        assert job["state"] == "done", job["error"]
+        bias = weights.load(stage.versions.weights(stage.live))["line.bias"].item()
+        xs = [i / 100 for i in range(100) if i % 5]
+        assert bias == pytest.approx(9 / 11 * 0.1 * 2 * sum(2 * x + 1 for x in xs) / 80, rel=1e-5)
+
+    play(scene, learning(ema=0.999, accumulate=10, max_iterations=1))
+
+
+@pytest.mark.slow
+def test_a_training_of_epochs_has_the_steps_of_its_passes(play: Any) -> None:
+    """Eighty rows in batches of eight, three times."""
+
+    async def scene(stage: Learning) -> None:
+        job = await stage.end(stage.queue())
+        assert (job["state"], job["result"]["steps"], job["progress"]["total"]) == ("done", 30, 30)
+
+    play(scene, learning(max_epochs=3))
+
+
+@pytest.mark.slow
+def test_bad_rows_are_passed_over_up_to_a_share(play: Any) -> None:
+    """One of eighty rows cannot be read: it is in the log and the result; one percent is not enough for it."""
+
+    async def scene(stage: Learning) -> None:
+        job = await stage.end(stage.queue())
+        assert job["state"] == "done", job["error"]
+        reason = "transform failed on row 1: ValueError: no such value"
+        assert (job["result"]["bad_rows"], job["result"]["first_bad_rows"]) == (1, {"1": reason})
+        assert any(f"passed over: {reason}" in line for line in job["log"])
+        declare(stage.database, learning(transform="harness.learners:picky", skip_bad_rows=0.01))
+        job = await stage.end(stage.queue())
+        assert job["state"] == "failed"
+        assert "1 of 80 rows cannot be prepared, which is more than skip_bad_rows = 0.01" in job["error"]["message"]
+
+    play(scene, learning(transform="harness.learners:picky", skip_bad_rows=0.02))
+
+
 @pytest.mark.slow
 def test_a_better_version_replaces_the_live_one_and_a_worse_one_does_not(play: Any, database: Any) -> None:
     """Both are measured on the same rows; the reason stands with the version."""

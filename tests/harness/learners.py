@@ -35,6 +35,13 @@ def transform(x: float, y: float) -> tuple[torch.Tensor, torch.Tensor]:
     return preprocess(x), preprocess(y)
 
 
+def picky(x: float, y: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cannot read the row of 0.01."""
+    if x == 0.01:
+        raise ValueError("no such value")
+    return transform(x, y)
+
+
 def noisy(x: float, y: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Draws from the random state: a resumed training must meet the same draws."""
     return preprocess(x + 0.01 * float(torch.randn(()))), preprocess(y)

@@ -221,6 +221,9 @@ transform = "learns:both"
 loader = { batch_size = 4, collate_fn = { "$import" = "learns:collate" } }
 optimizer = "torch.optim:SGD"
 optimizer_arguments = { lr = 0.1 }
+scheduler = "torch.optim.lr_scheduler:StepLR"
+scheduler_arguments = { step_size = 5 }
+freeze = ["bias"]
 [validations.NAME]
 model = "NAME"
 key = ["a", "b"]
@@ -245,6 +248,11 @@ WRONG = [
     ("torch.optim:SGD", "torch.optim:LBFGS", "trainers.NAME.optimizer", ["closure"]),
     ("{ lr = 0.1 }", "{ rate = 0.1 }", "trainers.NAME.optimizer_arguments", ["'rate'"]),
     ("{ lr = 0.1 }", "{ lr = -1.0 }", "trainers.NAME.optimizer_arguments", ["Invalid learning rate: -1.0"]),
+    ('["bias"]', '["bais"]', "trainers.NAME.freeze", ["'bais' matches no parameter", "nearest is 'bias'"]),
+    (":StepLR", ":StepLr", "trainers.NAME.scheduler", ["did you mean 'StepLR'"]),
+    (":StepLR", ":ReduceLROnPlateau", "trainers.NAME.scheduler", ["follows a metric"]),
+    ("step_size = 5", "step = 5", "trainers.NAME.scheduler_arguments", ["'step'"]),
+    ('scheduler = "torch.optim.lr_scheduler:StepLR"', "", "trainers.NAME.scheduler_arguments", ["no scheduler"]),
     ("learns:agree", "learns:agre", "validations.NAME.metrics.m", ["did you mean 'agree'"]),
     ("learns:agree", "learns:number", "validations.NAME.metrics.m", ["int", "name a function"]),
     ("least = 1", "most = 1", "validations.NAME.metrics.m", ["unexpected keyword argument 'most'", "it takes"]),

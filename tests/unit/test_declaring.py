@@ -181,16 +181,54 @@ def test_a_torch_model_of_the_configuration_is_built_from_its_class():
         assert declare(model).declaration.dump()["device"] == device
 
 
+ADDED = {
+    "gradient_clip",
+    "max_epochs",
+    "promote_fall",
+    "skip_bad_rows",
+    "ema",
+    "freeze",
+    "accumulate",
+    "scheduler",
+    "scheduler_arguments",
+}
+"""The fields of a trainer that the first release did not have."""
+
+
 def test_an_argument_that_was_added_later_is_stored_only_if_it_is_given():
     """So that what was stored before keeps its text and its hashes; the file and the API store the same."""
     from components.torch.trainer import TorchTrainer
 
-    given = {"select": Query("t"), "key": ["x", "y"], "gradient_clip": 2}
+    usual = {"select": Query("t"), "key": ["x", "y"]}
+    plain = declare(TorchTrainer("t", torch.nn.functional.cross_entropy, **usual), model="t").declaration
+    assert not ADDED & set(plain.dump())
+    given = {
+        **usual,
+        "gradient_clip": 2,
+        "accumulate": 3,
+        "max_epochs": 4,
+        "ema": 0.9,
+        "skip_bad_rows": 0.25,
+        "freeze": ["a.*"],
+        "scheduler_cls": "StepLR",
+        "scheduler_kwargs": {"step_size": 3},
+    }
     declared = declare(TorchTrainer("t", torch.nn.functional.cross_entropy, **given), model="t").declaration
-    assert "gradient_clip" not in declared.model_copy(update={"gradient_clip": None}).dump()
+    assert declared.dump()["scheduler"] == "torch.optim.lr_scheduler:StepLR"
+    assert declared.dump()["scheduler_arguments"] == {"step_size": 3}
     assert declared.dump()["gradient_clip"] == 2.0
     back = parsed("trainer", "t", travelled(declared.dump()))
-    assert build_trainer("t", back, POLICY.resolve).gradient_clip == 2.0
+    built = build_trainer("t", back, POLICY.resolve)
+    assert built.max_epochs == 4
+    assert (built.gradient_clip, built.accumulate, built.freeze, built.skip_bad_rows, built.ema) == (
+        2.0,
+        3,
+        ["a.*"],
+        0.25,
+        0.9,
+    )
+    assert built.scheduler_cls is torch.optim.lr_scheduler.StepLR
+    assert built.scheduler_kwargs == {"step_size": 3}
     objective = "torch.nn.functional:cross_entropy"
     section = TrainerConfig(table="t", key=["x", "y"], objective=objective, gradient_clip=2)
     assert section.gradient_clip == declared.gradient_clip
@@ -259,10 +297,7 @@ def test_a_trainer_comes_back_with_everything_it_was_given():
     )
     declared = declare(trainer, model=TorchModel("m", torch.nn.Linear(1, 1)))
     assert (declared.kind, declared.name) == ("trainer", "m")
-    assert set(declared.declaration.dump()) == set(TrainerConfig.model_fields) - {"gradient_clip", "promote_fall"} | {
-        "model",
-        "identifier",
-    }
+    assert set(declared.declaration.dump()) == set(TrainerConfig.model_fields) - ADDED | {"model", "identifier"}
     assert declared.declaration.dump()["objective"] == "torch.nn.functional:cross_entropy"
     assert declared.declaration.dump()["optimizer"] == "torch.optim.adamw:AdamW"
     assert declared.declaration.dump()["when"] == [{"rows": 1000}]

@@ -17,8 +17,9 @@ from PIL import Image
 from components import MongoUnavailable, PredictdError, Stopped, TrainingError
 from components.examples import ListExamples
 from components.torch import randomness
-from components.torch.loader import AHEAD, Cached, Loader, Order, Pass
+from components.torch.loader import AHEAD, Cached, Loader, Pass
 from components.torch.loader_options import LoaderOptions
+from components.torch.order import Order
 
 
 class Counted(ListExamples):

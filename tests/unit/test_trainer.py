@@ -561,10 +561,12 @@ def test_a_model_that_has_predicted_can_be_trained():
         ({"optimizer_kwargs": 3}, "optimizer_kwargs: expected keyword arguments"),
         ({"max_iterations": 0}, "max_iterations: it must be a whole number of steps, at least 1.*got 0"),
         ({"max_iterations": True}, "max_iterations"),
+        ({"max_epochs": 0}, "max_epochs: it must be a whole number of passes over all rows, at least 1.*got 0"),
         ({"validation_interval": 1.5}, "validation_interval: .*got 1.5"),
         ({"no_improve_then_stop": 0}, "no_improve_then_stop: it must be .*got 0"),
         ({"listen": ""}, "listen: it must be .*dataset/metric"),
         ({"gradient_clip": 0}, "gradient_clip: it must be a number above 0.*got 0"),
+        ({"accumulate": 0}, "accumulate: it must be a whole number of batches, at least 1.*got 0"),
         ({"seed": -1}, "seed: it must be a whole number from 0"),
         ({"folds": 1.5}, "folds: it must be .*a fraction"),
         ({"folds": "valid"}, "folds"),
@@ -607,6 +609,50 @@ def test_the_norm_of_the_gradients_is_limited():
     assert moved() > 1
     assert moved(gradient_clip=0.25) == pytest.approx(0.25, rel=1e-3)
     assert moved(gradient_clip=1e6) == moved()
+
+
+def test_several_small_batches_move_the_weights_as_a_large_one():
+    """Eight rows in each step, at once or in two or four batches; ten steps either way."""
+
+    def learned(size, **options):
+        plain = {"optimizer_cls": "SGD", "optimizer_kwargs": {"lr": 0.5}, "gradient_clip": 0.5}
+        result = train(linear(), trainer(loader_kwargs={"batch_size": size}, **plain, **options), line())
+        assert result.step == 10
+        return torch.cat([result.state[name].flatten() for name in result.state]), result.metric_values["train/loss"]
+
+    weights_of_one, losses = learned(8)
+    for size, n in ((4, 2), (2, 4)):
+        found, found_losses = learned(size, accumulate=n)
+        assert torch.allclose(found, weights_of_one, rtol=1e-5)
+        assert found_losses == pytest.approx(losses, rel=1e-5)
+    assert not torch.allclose(learned(4)[0], weights_of_one, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("n", "options", "steps", "times"),
+    [
+        (40, {}, 10, {2}),
+        (39, {}, 10, {2}),
+        (39, {"loader_kwargs": {"batch_size": 8, "drop_last": True}}, 8, {0, 1, 2}),
+        (40, {"accumulate": 5}, 2, {2}),
+        (40, {"accumulate": 4}, 3, {2, 3}),  # the last step begins a third pass
+        (41, {"net": torch.nn.Sequential(torch.nn.BatchNorm1d(1), torch.nn.Linear(1, 1))}, 10, {1, 2}),
+    ],
+)
+def test_epochs_are_passes_over_all_rows(n, options, steps, times):
+    """Each row is learned from as often; `max_iterations` does not count then, and the last step is validated."""
+    net, seen = options.get("net", torch.nn.Linear(1, 1)), []
+    arguments = {name: value for name, value in options.items() if name != "net"}
+
+    def objective(output, target):
+        seen.extend(target.tolist())
+        return squared(output, target)
+
+    model = TorchModel("line", net, preprocess=lambda x: torch.tensor([x]), **CPU)
+    told = []
+    result = train(model, trainer(objective=objective, max_epochs=2, **arguments), line(n), report=told.append)
+    assert (result.step, result.metric_steps[-1], told[-1]["total"]) == (steps, steps, steps)
+    assert {seen.count(target) for target in torch.tensor([y for _, y in line(n).fetch(range(n))]).tolist()} <= times
 
 
 def test_gradients_that_are_not_finite_end_the_training_if_they_are_limited():

@@ -4,32 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from harness.interruptions import Killed, killed_at, outcome
 from harness.training_script import trained
 
 from components import Stopped
-from components.torch import Checkpoints, weights
+from components.torch import Checkpoints
 
 SHORT = {"max_iterations": 9, "validation_interval": 4}
-
-
-class Killed(BaseException):
-    """As a SIGKILL: nobody catches it, nothing is saved on the way out."""
-
-
-def killed_at(call):
-    """A `stopped` that kills at its n-th call."""
-    calls = iter(range(10**9))
-
-    def stopped():
-        if next(calls) == call:
-            raise Killed
-
-    return stopped
-
-
-def outcome(result):
-    """All that must be the same."""
-    return weights.content_hash(result.state), result.metric_values, result.metric_steps, result.best_step, result.step
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +42,28 @@ def test_a_run_with_limited_gradients_resumes_bit_for_bit(tmp_path):
         trained(checkpoints, {**limited, "checkpoint_seconds": 0}, stopped=killed_at(6))
     assert outcome(trained(checkpoints, limited)) == undisturbed
     assert undisturbed != outcome(trained(None, SHORT))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_of_several_batches_a_step_resumes_bit_for_bit(workers, tmp_path):
+    """A checkpoint is always between two steps, also if a stop comes while the loader makes a step's batches."""
+    several = {**SHORT, "accumulate": 3, "loader_kwargs": {"batch_size": 8, "num_workers": workers}}
+    undisturbed = outcome(trained(None, several))
+    for call in (2, 6, 13):
+        checkpoints = Checkpoints(tmp_path / str(call))
+        with pytest.raises(Killed):
+            trained(checkpoints, {**several, "checkpoint_seconds": 0}, stopped=killed_at(call))
+        assert outcome(trained(checkpoints, several)) == undisturbed
+
+
+def test_a_run_of_epochs_resumes_bit_for_bit(tmp_path):
+    """It ends at the same step."""
+    epochs = {"max_epochs": 2, "validation_interval": 20}
+    undisturbed = trained(None, epochs)
+    assert undisturbed.step == 52
+    with pytest.raises(Killed):
+        trained(Checkpoints(tmp_path), epochs, stopped=killed_at(40))
+    assert outcome(trained(Checkpoints(tmp_path), epochs)) == outcome(undisturbed)
 
 
 def test_a_run_that_is_killed_again_and_again(expected, tmp_path):
