@@ -485,3 +485,60 @@ def test_a_listener_on_a_view_is_refused(db: Datalayer, database: Database[dict[
     with pytest.raises(DeclarationError, match="'seen' cannot be served: it is a view"):
         db.apply(Listener("l", table="seen", key="x", model="m"), wait=False)
     assert db.show("listener") == []
+
+
+# ---- keys ---------------------------------------------------------------------------------------------------------
+
+
+class Fitting:
+    """A callable of one argument, with a method that takes two."""
+
+    def __call__(self, img: Any) -> int:
+        return 1
+
+
+def _one(img: Any) -> int:
+    return 1
+
+
+async def _two(img: Any, level: Any) -> int:
+    return 2
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "words"),
+    [
+        (ObjectModel("m", _one), ("img", "class"), "object of model 'm' .*: too many positional arguments"),
+        (ObjectModel("m", Fitting()), {"img": "picture"}, "object of model 'm' .*'img'; it takes"),
+        (ObjectModel("m", len, preprocess=_two), "img", "preprocess of model 'm' .*'level'"),
+        (ObjectModel("m", len, preprocess=os.path.basename), ("img", "class"), "preprocess of model 'm'"),
+    ],
+)
+def test_a_key_that_the_callable_cannot_take_is_refused(mnist: Datalayer, model: Any, key: Any, words: str) -> None:
+    """As `predictd check` does, before anything is stored: whether the listener or the model is applied last, of a
+    listener, of a validation; a key that fits passes.
+    """
+    mnist.apply(model, wait=False)
+    with pytest.raises(DeclarationError, match=rf"^listeners\.digit\.key: {words}"):
+        mnist.apply(Listener("digit", table="mnist", key=key, model="m"), wait=False)
+    assert "digit" not in mnist.show("Listener")
+    mnist.apply(ObjectModel("m", lambda *args, **kwargs: 1), wait=False)
+    mnist.apply(Listener("digit", table="mnist", key=key, model="m"), wait=False)
+    with pytest.raises(DeclarationError, match=rf"^listeners\.digit\.key: {words}.*; remove the listener, then"):
+        mnist.apply(model, wait=False)
+
+
+def test_a_validations_key_must_fit_its_model(mnist: Datalayer) -> None:
+    """Its last field is the target; the others are what the model is called with."""
+    mnist.apply(ObjectModel("m", _one), wait=False)
+    arguments = (Dataset("d", mnist["mnist"]), Metric("acc", lambda xs, ys: float(xs == ys)))
+    with pytest.raises(DeclarationError, match=r"^validations\.v\.key: object of model 'm' .*too many"):
+        mnist.apply(Validation("v", ["img", "_fold", "class"], *arguments, model="m"), wait=False)
+    mnist.apply(Validation("v", ["img", "class"], *arguments, model="m"), wait=False)
+
+
+def test_code_that_is_not_here_is_not_judged(mnist: Datalayer) -> None:
+    """A client without the model's module applies a listener to it: the worker will say what is wrong."""
+    given = {"type": "object", "object": "nowhere_installed:function"}
+    mnist._at.registry().apply([("model", "m", given)])
+    mnist.apply(Listener("digit", table="mnist", key=("img", "class"), model="m"), wait=False)
