@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from typing import Any
 import bson
 import numpy as np
 import pytest
+from harness.daemons import PATIENCE, eventually
 from PIL import Image
 from pymongo.database import Database
 
@@ -35,6 +37,7 @@ from daemon.api import Datalayer, NotServed
 from daemon.config import keyring_folder
 from daemon.health.service_status import ServiceStatus
 from daemon.store.registry.registry import Registry
+from daemon.store.service import notify
 from daemon.store.service.keyring import Keyring
 from daemon.store.service.leases import Holder, Lease
 from daemon.store.service.status import StatusBoard
@@ -485,6 +488,25 @@ def test_a_listener_on_a_view_is_refused(db: Datalayer, database: Database[dict[
     with pytest.raises(DeclarationError, match="'seen' cannot be served: it is a view"):
         db.apply(Listener("l", table="seen", key="x", model="m"), wait=False)
     assert db.show("listener") == []
+
+
+def test_removal_of_a_listener_waits_until_the_daemon_has_acted_on_it(
+    mnist: Datalayer, database: Database[dict[str, Any]]
+) -> None:
+    """Not for a status that was written before, also if it lists no such listener; no longer than that."""
+    board = StatusBoard(database, SERVICE)
+    mnist.apply(ObjectModel("m", len), wait=False)
+    mnist.apply(Listener("digit", table="mnist", key="img", model="m"), wait=False)
+    before = notify.count(database, SERVICE)
+    board.publish(9, ServiceStatus(state="active", notified=before))
+    removal = threading.Thread(target=mnist.remove, args=("Listener", "digit"), daemon=True)
+    removal.start()
+    eventually("the daemon is notified", lambda: notify.count(database, SERVICE) > before)
+    removal.join(0.5)
+    assert removal.is_alive()
+    board.publish(9, ServiceStatus(state="active", notified=before + 1))
+    removal.join(PATIENCE)
+    assert not removal.is_alive()
 
 
 # ---- keys ---------------------------------------------------------------------------------------------------------
