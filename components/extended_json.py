@@ -24,6 +24,9 @@ _OPTIONS = json_util.JSONOptions(tz_aware=True, tzinfo=UTC)
 def encoded(value: Any) -> Any:
     """Return a filter, or a value in one, as JSON; raises DeclarationError if MongoDB cannot store the value."""
     if isinstance(value, Mapping):
+        odd = next((key for key in value if not isinstance(key, str)), None)
+        if odd is not None:
+            raise DeclarationError(f"a filter's key is a field's name or an operator, got {odd!r}; write it as a text")
         return {key: encoded(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [encoded(item) for item in value]

@@ -289,6 +289,13 @@ def test_code_in_a_filter_is_refused():
             declare(Validation("v", ["x", "y"], dataset, metric, model="m"))
 
 
+def test_a_key_of_a_filter_is_a_text():
+    """A number as a key is refused in a sentence, at any depth."""
+    for where in ({1: 2}, {"x": {"$elemMatch": {2: 3}}}):
+        with pytest.raises(DeclarationError, match=r"a filter's key is a field's name or an operator, got [12];"):
+            Listener("l", "t", "x", "m", where=where)
+
+
 def test_a_validation_comes_back_with_its_metrics_and_datasets():
     """Callables by value or path, names of torchmetrics with their arguments."""
     validation = Validation(
