@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from bson import Binary, Decimal128, Int64, ObjectId, json_util
+from bson import Binary, Code, Decimal128, Int64, ObjectId, json_util
 
 from components.errors import DeclarationError
 
@@ -24,12 +24,15 @@ _OPTIONS = json_util.JSONOptions(tz_aware=True, tzinfo=UTC)
 def encoded(value: Any) -> Any:
     """Return a filter, or a value in one, as JSON; raises DeclarationError if MongoDB cannot store the value."""
     if isinstance(value, Mapping):
+        odd = next((key for key in value if not isinstance(key, str)), None)
+        if odd is not None:
+            raise DeclarationError(f"a filter's key is a field's name or an operator, got {odd!r}; write it as a text")
         return {key: encoded(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [encoded(item) for item in value]
     if isinstance(value, Int64):
         return {"$numberLong": str(value)}
-    if value is None or isinstance(value, (str, bool, int)):
+    if value is None or (isinstance(value, (str, bool, int)) and not isinstance(value, Code)):
         return value
     return _scalar(value)
 
@@ -66,6 +69,11 @@ def _scalar(value: Any) -> Any:
     if isinstance(value, re.Pattern) and isinstance(value.pattern, str):
         options = "".join(letter for flag, letter in _FLAGS.items() if value.flags & flag)
         return {"$regex": value.pattern, "$options": options} if options else {"$regex": value.pattern}
+    if isinstance(value, Code):
+        raise DeclarationError(
+            f"a filter cannot hold a Code ({value!r}): it would run code in the server; write the condition with query "
+            "operators, or compute a field when you insert"
+        )
     raise DeclarationError(
         f"a filter cannot hold a {type(value).__name__} ({value!r}); write a value that MongoDB stores: text, a "
         "number, a date, bytes, an ObjectId"

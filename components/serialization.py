@@ -37,6 +37,7 @@ from components.declarations import (
 )
 from components.errors import DeclarationError, PredictdError
 from components.extended_json import decoded
+from components.known_classes import refuse_unknown
 from components.listener import Listener
 from components.metric import Metric
 from components.model import Model, ObjectModel
@@ -86,8 +87,10 @@ def declare(component: Any, allow: Sequence[str] = (), *, model: Model | str | N
     codes = _Codes(allow, getattr(model, "object", None))
     name = model.identifier if isinstance(model, Model) else model
     if isinstance(component, Table):
+        refuse_unknown(f"tables.{component.identifier}", component, Table, "declare a Table")
         return Declared("table", component.identifier, TableDeclaration(fields=dict(component.fields)))
     if isinstance(component, Listener):
+        refuse_unknown(f"listeners.{component.identifier}", component, Listener, "declare a Listener")
         return Declared("listener", component.identifier, component.declaration)
     if isinstance(component, Validation):
         component.check_directions()
@@ -312,13 +315,11 @@ def _given(at: str, value: Any, resolve: Resolve) -> Any:
 def _model(model: Model, codes: _Codes) -> ModelDeclaration:
     at = f"models.{model.identifier}"
     torch_model = getattr(sys.modules.get("components.torch.model"), "TorchModel", None)
-    if type(model) not in (ObjectModel, torch_model):
-        raise DeclarationError(
-            f"{at}: the daemon does not know the class {type(model).__name__}; declare a TorchModel or an ObjectModel, "
-            "with your own code in its object, preprocess and postprocess"
-        )
+    of_torch = torch_model is not None and isinstance(model, torch_model)
+    known = torch_model if torch_model is not None and of_torch else ObjectModel
+    instead = "declare a TorchModel or an ObjectModel, with your own code in its object, preprocess and postprocess"
+    refuse_unknown(at, model, known, instead)
     given: Any = model
-    of_torch = type(model) is not ObjectModel
     # An import path to a class would be built on loading, but this class is itself the callable: store it by value.
     # A torch module is stored by value too, because the user has built it already.
     by_value = of_torch or isinstance(given.object, type)
@@ -358,6 +359,10 @@ def _is_trainer(component: object) -> bool:
 
 def _trainer(trainer: Any, codes: _Codes, model: str) -> TrainerDeclaration:
     at = f"trainers.{model}"
+    from components.torch.trainer import TorchTrainer
+
+    instead = "declare a TorchTrainer, with your own code in its objective, transform and optimizer_cls"
+    refuse_unknown(at, trainer, TorchTrainer, instead)
     for name in ("select", "key"):
         if getattr(trainer, name) is None:
             raise DeclarationError(
@@ -386,6 +391,14 @@ def _rows(select: Query) -> dict[str, Any]:
 
 def _validation(validation: Validation, codes: _Codes, model: str | None) -> ValidationDeclaration:
     at = f"validations.{validation.identifier}"
+    instead = "declare a Validation, with your own code in its metrics: a Metric of any callable"
+    refuse_unknown(at, validation, Validation, instead)
+    for dataset in validation.datasets:
+        refuse_unknown(f"{at}.datasets.{dataset.identifier}", dataset, Dataset, "declare a Dataset of a query")
+    for metric in validation.metrics:
+        refuse_unknown(
+            f"{at}.metrics.{metric.identifier}", metric, Metric, "declare a Metric, with your own code as its object"
+        )
     if model is None:
         raise DeclarationError(
             f"{at}.model: belongs to no model; attach it: model.validation = ..., or give it model='name'"

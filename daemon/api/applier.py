@@ -27,6 +27,7 @@ from components.validation import Validation
 from daemon.api.component_loader import ComponentLoader
 from daemon.api.connection import Connection
 from daemon.api.filter_check import refuse_filters
+from daemon.api.key_check import refuse_keys
 from daemon.api.waiter import wait_for_job, wait_for_listener
 from daemon.store import names
 from daemon.store.connection import reaching
@@ -57,7 +58,7 @@ class Applier:
         elif isinstance(component, (Table, Listener, Validation)):
             declared = declare(component)
             self._refuse_unservable(component)
-            changed = self._publish([declared], force=force)
+            changed = self._publish([declared], None, force=force)
             if isinstance(component, Validation):
                 self._measure(component.identifier, declared.declaration.model, changed, wait=wait)
             if wait and isinstance(component, Listener):
@@ -84,7 +85,7 @@ class Applier:
         name, known = model.identifier, self._at.catalog()
         own = self._as_declared(model, declare(model), known.models.get(name))
         parts = [own, *_attached(model)]
-        changed = self._publish(parts, force=force)
+        changed = self._publish(parts, model, force=force)
         if model.trainer is None:
             if name in known.trainers and known.trainers[name].source == "api":
                 with reaching():
@@ -142,14 +143,15 @@ class Applier:
                     stacklevel=4,
                 )
 
-    def _publish(self, parts: list[Declared], *, force: bool) -> set[str]:
+    def _publish(self, parts: list[Declared], model: Model | None, *, force: bool) -> set[str]:
         """Stores the code, then the declarations that name it, then notifies the daemon. Returns the "kind/name" of
         each changed declaration.
         """
         for part in parts:
             refuse_filters(part)
         registry, blobs = self._at.registry(), Artifacts(self._at.database)
-        self._at.catalog()  # raises before anything is written if the key is another service's
+        known = self._at.catalog()  # raises before anything is written if the key is another service's
+        refuse_keys(parts, known, model, ComponentLoader(self._at).code)
         made: list[Artifact] = [artifact for part in parts for artifact in part.artifacts]
         with reaching():
             blobs.put([blob for artifact in made for blob in artifact.blobs.items()])

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
+from components.declarations import ModelDeclaration
 from components.errors import NotApplied, SignatureRefused
 from components.import_paths import ImportPolicy
 from components.model import Model
@@ -79,6 +80,11 @@ class ComponentLoader:
                 number = (job.result or {}).get("version") if job is not None else None
                 trained = versions.get(number) if isinstance(number, int) else None
                 _give_traces(model.trainer, trained or _traced(live, versions))
+
+    def code(self, component: Component[ModelDeclaration], step: str) -> Any:
+        """The code of one step of a model. Raises what importing it raises."""
+        with reaching():
+            return self._loader(component).resolve(component)(component.declaration.code[step])
 
     def _found(self, known: Catalog, kind: str, identifier: str) -> Component[Any]:
         there = {named(each): each for each in known.of(kind).values()}

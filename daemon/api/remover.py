@@ -8,10 +8,10 @@ from components.errors import DeclarationError, NotApplied
 from daemon.api.connection import Connection
 from daemon.api.kinds import kind_of, named
 from daemon.api.waiter import wait_until_unserved
-from daemon.store import names
 from daemon.store.connection import reaching
 from daemon.store.registry.components import Component
 from daemon.store.registry.versions import Versions
+from daemon.store.rows import left_tables
 from daemon.store.service import notify as bells
 from daemon.store.service.jobs import Jobs
 from daemon.store.service.services import served
@@ -49,18 +49,14 @@ def _take_out(connection: Connection, kind: str, name: str) -> None:
             for job in jobs.listed(model=name, state={"$in": ["queued", "running"]}):
                 jobs.cancel(job.id)
             Versions(connection.database, connection.service, name).remove()
-        bells.ring(connection.database, connection.service)
+        notification = bells.ring(connection.database, connection.service)
     if kind == "listener" and served_now:
-        wait_until_unserved(connection, name)
+        wait_until_unserved(connection, name, notification)
 
 
 def _forget(connection: Connection, listener: Component[Any]) -> None:
     """Removes a listener, and its outputs and dead letters as soon as no worker writes them any more."""
     _take_out(connection, "listener", listener.name)
-    output = f"_outputs.{listener.name}"
-    letters = {"_id.service": connection.service, "_id.listener": listener.name}
     with reaching():
-        connection.database[listener.declaration.table].update_many(
-            {output: {"$exists": True}}, {"$unset": {output: ""}}
-        )
-        connection.database[names.DEAD_LETTERS].delete_many(letters)
+        left_tables.clear(connection.database, connection.service, [listener])
+        left_tables.without(connection.database, connection.service, listener.name, listener.declaration.table, None)

@@ -112,18 +112,23 @@ def wait_for_listener(connection: Connection, listener: str) -> None:
             time.sleep(_PAUSE)
 
 
-def wait_until_unserved(connection: Connection, listener: str) -> None:
-    """Returns once no worker runs the listener any more, so that nothing writes its outputs. Raises NotServed if no
-    daemon is left to report it.
+def wait_until_unserved(connection: Connection, listener: str, notification: int) -> None:
+    """Returns once the daemon has acted on the notification of the listener's removal: its worker has ended, and
+    nothing writes its outputs. Raises NotServed if no daemon is left to act.
     """
     watch = _Watch(connection, f"listener {listener}")
-    asked_at = time.monotonic()
+    board = StatusBoard(connection.database, connection.service)
     while True:
-        there = listener in watch.status().listeners()
-        # The status document may be seconds old, so a first "no" may be from before the listener was applied.
-        if not there and time.monotonic() - asked_at > 2 * _LOOK_SECONDS:
+        status = watch(board.read)
+        if status is not None and _has_acted(status, notification, listener):
             return
         time.sleep(_PAUSE)
+
+
+def _has_acted(status: ServiceStatus, notification: int, listener: str) -> bool:
+    if status.notified is None:  # a daemon of an older release
+        return listener not in status.listeners()
+    return status.notified >= notification
 
 
 class _Watch:
@@ -165,11 +170,6 @@ class _Watch:
                 f"{self._what}: no daemon has been active for the service {connection.service!r} for "
                 f"{PATIENCE_SECONDS:.0f} s; what was applied stays, and takes effect when one runs again"
             )
-
-    def status(self) -> ServiceStatus:
-        """The daemon's status, at most some seconds old."""
-        self(lambda: None)
-        return self._status
 
     def refusals(self, *names_: str) -> None:
         """Raises SignatureRefused if the daemon refuses one of these declarations."""

@@ -9,10 +9,11 @@ from typing import Any
 from components.declarations import ListenerDeclaration, ModelDeclaration
 from components.errors import DeclarationError, Problem
 from components.import_paths import ImportPolicy
+from components.key import Key
 from components.model import ObjectModel
 from daemon.check.code import Imported, described, mismatch
 
-__all__ = ["model_problems"]
+__all__ = ["key_mismatches", "model_problems"]
 
 _DEVICES = ("cuda", "mps", "cpu")
 
@@ -97,16 +98,20 @@ def _key_problems(
     declared: ModelDeclaration, listeners: Mapping[str, ListenerDeclaration], code: Mapping[str, Any]
 ) -> Iterator[Problem]:
     """Yield the listeners whose key does not fit the arguments of the model's first step."""
+    for listener, one in listeners.items():
+        for step, reason in key_mismatches(declared, one.parsed_key, code):
+            yield Problem(
+                f"listeners.{listener}.key", f'"{declared.code[step]}" cannot be called with this key: {reason}'
+            )
+
+
+def key_mismatches(declared: ModelDeclaration, key: Key, code: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield each of the model's first steps that cannot be called with the key's fields, with the reason."""
     steps = ["preprocess", "preprocess_batch"]
     if declared.type == "object" and declared.preprocess is None:
         steps = [] if declared.batched else ["object"]
-    for listener, one in listeners.items():
-        key = one.key
-        args = () if isinstance(key, dict) else (key,) if isinstance(key, str) else tuple(key)
-        kwargs = {argument: field for field, argument in key.items()} if isinstance(key, dict) else {}
-        for step in steps:
-            reason = mismatch(code[step], args, kwargs) if callable(code.get(step)) else ""
-            if reason:
-                yield Problem(
-                    f"listeners.{listener}.key", f'"{declared.code[step]}" cannot be called with this key: {reason}'
-                )
+    arguments = key.arguments(key.fields)
+    for step in steps:
+        reason = mismatch(code[step], *arguments) if callable(code.get(step)) else ""
+        if reason:
+            yield step, reason

@@ -38,6 +38,7 @@ _RAISES = (
 _SEARCH = "it cannot check a single changed row; filter on a stored field"
 _REFUSED = {
     "$where": _CODE,
+    "$code": _CODE,
     "$expr": _RAISES,
     "$sampleRate": _CHANCE,
     "$text": _SEARCH,

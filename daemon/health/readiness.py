@@ -113,7 +113,7 @@ class ServiceState:
 
     `jobs` are those that run; `paused` are the paused listeners; `refused` are declarations in the database that carry
     no signature of this service, each with the reason; `held` are the models whose newest version waits for a person,
-    each with the reason.
+    each with the reason; `notified` is the number of the last notification that was acted on.
     """
 
     service: str
@@ -128,6 +128,7 @@ class ServiceState:
     paused: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
     held: Mapping[str, str] = field(default_factory=dict)
+    notified: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +226,7 @@ def service_status(state: ServiceState, now: float) -> ServiceStatus:
         state.paused,
         state.refused,
         held=state.held,
+        notified=state.notified,
     )
 
 

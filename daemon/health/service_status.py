@@ -73,7 +73,9 @@ class WorkerStatus:
 
 @dataclass(frozen=True, slots=True)
 class ServiceStatus:
-    """A service at one moment. `at` is the server's time of writing, `age_seconds` the time since then."""
+    """A service at one moment. `at` is the server's time of writing, `age_seconds` the time since then. `notified` is
+    the number of the last notification that the daemon has acted on (`daemon.store.service.notify`).
+    """
 
     id: Annotated[str, Field(alias="_id")] = ""
     state: Annotated[str, defaulting("unknown")] = "unknown"
@@ -85,6 +87,7 @@ class ServiceStatus:
     paused: Annotated[tuple[str, ...], defaulting(())] = ()
     refused: Annotated[Mapping[str, str], defaulting({})] = field(default_factory=dict)
     held: Annotated[Mapping[str, str], defaulting({})] = field(default_factory=dict)
+    notified: Annotated[int | None, defaulting(None)] = None
     owner: Annotated[Owner | None, defaulting(None)] = None
     http: _Text = None
     epoch: Annotated[int | None, defaulting(None)] = None

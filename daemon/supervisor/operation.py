@@ -18,7 +18,7 @@ from dataclasses import replace
 
 import structlog
 
-from components.declarations import ModelDeclaration, TrainerDeclaration, ValidationDeclaration
+from components.declarations import ListenerDeclaration, ModelDeclaration, TrainerDeclaration, ValidationDeclaration
 from components.errors import DeclarationError, Fenced, LeaseLost, MongoUnavailable
 from daemon.config import Config
 from daemon.engine.threads import share
@@ -28,11 +28,11 @@ from daemon.health.service_status import RunningJob
 from daemon.store.connection import Data
 from daemon.store.registry import judged
 from daemon.store.registry.artifacts import Artifacts
-from daemon.store.registry.components import Catalog
+from daemon.store.registry.components import Catalog, Component
 from daemon.store.registry.registry import KINDS
 from daemon.store.registry.signed_anew import lead
 from daemon.store.registry.versions import Versions
-from daemon.store.rows import kept_rows
+from daemon.store.rows import kept_rows, left_tables
 from daemon.store.service.jobs import Job
 from daemon.supervisor.desired_state import Desired, desired
 from daemon.supervisor.fleet import Fleet
@@ -68,6 +68,7 @@ class Operation:
         """What was applied when the registry was last read."""
         self.held: Mapping[str, str] = {}
         """The models whose newest version waits for a person, each with the reason."""
+        self._clearing: asyncio.Task[None] | None = None
         self.active = False
         """Whether the workers and jobs run."""
         self.leaving = False
@@ -83,6 +84,7 @@ class Operation:
         for name in self._desired.workers:
             self._start_worker(name)
         self.active = True
+        self._clear_left()
         self._jobs.start(self._context)
         self._scheduling.start(_scheduled(self.known))
 
@@ -128,6 +130,7 @@ class Operation:
             for name in work.coming:
                 self._start_worker(name)
             self._scheduling.change(_scheduled(self.known))
+            self._clear_left()
         self._fleet.nudge()  # the code that a worker failed on may be repaired; no declaration shows that
         return str(work)
 
@@ -147,6 +150,7 @@ class Operation:
         self._desired = after
         for name in work.coming:
             self._start_worker(name)
+        self._clear_left()
         self._scheduling.change(_scheduled(self.known))
         if notified:
             # An artifact that a worker failed on may have been stored again; no declaration shows that
@@ -189,6 +193,16 @@ class Operation:
         except Fenced as error:
             self._context.fenced(str(error))
             raise LeaseLost(str(error)) from None
+
+    def _clear_left(self) -> None:
+        """Removes the outputs in tables that listeners have left. The workers that wrote them have ended."""
+        moved = [each for each in self.known.listeners.values() if each.left]
+        if moved and (self._clearing is None or self._clearing.done()):
+            self._clearing = self._context.spawn(self._clear(moved))
+
+    async def _clear(self, moved: list[Component[ListenerDeclaration]]) -> None:
+        with suppress(MongoUnavailable):  # the next look tries again
+            await self._context.call(lambda data: left_tables.clear(data, self._context.service, moved))
 
     def _learn(self, known: Catalog) -> None:
         """Keeps what the registry holds; each refusal is logged once."""

@@ -46,6 +46,7 @@ class Reporter:
         self._publish = publish
         self._notifier = notifier
         self._changed = asyncio.Event()
+        self._acted = asyncio.Event()
         self._ready_sent = False
         self._stopping = False
         self._ready: dict[str, bool] = {}
@@ -64,6 +65,11 @@ class Reporter:
             line = status_line(state, time.monotonic())
             self._notifier.ready(line)
             log.info("ready", status=line)
+
+    def acted(self) -> None:
+        """The daemon has acted on a notification: `publish_status` publishes it at once, because a client waits."""
+        self._acted.set()
+        self._changed.set()
 
     def reloading(self) -> None:
         """A reload begins; `reloaded` must follow, even if it failed."""
@@ -101,7 +107,8 @@ class Reporter:
                 with suppress(MongoUnavailable):  # `Leadership` logs it
                     await self._publish(status)
                     published, published_at = status, time.monotonic()
-            await asyncio.sleep(PAUSE_SECONDS)
+            await timed_wait(self._acted, PAUSE_SECONDS)
+            self._acted.clear()
 
     def _log_readiness(self) -> None:
         """Logs each listener that has become unready, with the reason, or ready again."""

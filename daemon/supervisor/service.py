@@ -118,6 +118,7 @@ class Supervisor:
         self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
         self._reload_owed = False
+        self._notified = 0
         self._stopping = False
         self._leadership: Leadership
         self._operation: Operation
@@ -220,6 +221,9 @@ class Supervisor:
                     continue
                 async with self._changing:
                     await self._operation.look(notified=seen is not None and count != seen)
+                if count != seen:
+                    self._notified = count
+                    self._reporter.acted()
                 seen, looked = count, time.monotonic()
                 self._changed()
 
@@ -363,6 +367,7 @@ class Supervisor:
             paused=self._operation.paused,
             refused=self._operation.known.refused,
             held=self._operation.held,
+            notified=self._notified,
         )
 
     def _changed(self) -> None:

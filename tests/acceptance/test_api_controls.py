@@ -186,6 +186,31 @@ def test_a_listener_that_another_reads_is_not_removed(db: Datalayer) -> None:
     assert all("chained" not in row["_outputs"] for row in db["rows"])
 
 
+def test_a_listener_that_moves_takes_its_outputs_along(db: Datalayer) -> None:
+    """Applied on another table, also after it was removed there: nothing of it stays, other listeners' outputs do."""
+    db.apply(Table("elsewhere", {"x": "float"}))
+    db["elsewhere"].insert({"x": float(n)} for n in range(3))
+    db.apply(ObjectModel("inverse", lambda x: 1 / x))
+    for table, other in (("rows", "elsewhere"), ("elsewhere", "rows")):
+        with pytest.warns(UserWarning, match="1 rows have an error"):
+            db.apply(Listener("moves", table=table, key="x", model="inverse"))
+        eventually("the other table is cleared", lambda o=other: not any("moves" in _outputs(row) for row in db[o]))
+        assert all("moves" in _outputs(row) for row in db[table])
+        assert len(db.dead_letters("moves")) == 1
+    db.remove("Listener", "moves")
+    assert "moves" not in _served(db)
+    assert any("moves" in _outputs(row) for row in db["elsewhere"])
+    with pytest.warns(UserWarning, match="1 rows have an error"):
+        db.apply(Listener("moves", table="rows", key="x", model="inverse"))
+    eventually("the table is cleared", lambda: not any("moves" in _outputs(row) for row in db["elsewhere"]))
+    assert all("doubled" in _outputs(row) for row in db["rows"])
+    db.remove("Listener", "moves", outputs=True)
+
+
+def _outputs(row: Any) -> Any:
+    return row.get("_outputs", {})
+
+
 def test_models_are_copied_pickled_and_called_by_other_models(db: Datalayer) -> None:
     """The copies have the same outputs; a function that calls two models is a model."""
     line = db.load("TorchModel", "line")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from typing import Any
 import bson
 import numpy as np
 import pytest
+from harness.daemons import PATIENCE, eventually
 from PIL import Image
 from pymongo.database import Database
 
@@ -35,6 +37,7 @@ from daemon.api import Datalayer, NotServed
 from daemon.config import keyring_folder
 from daemon.health.service_status import ServiceStatus
 from daemon.store.registry.registry import Registry
+from daemon.store.service import notify
 from daemon.store.service.keyring import Keyring
 from daemon.store.service.leases import Holder, Lease
 from daemon.store.service.status import StatusBoard
@@ -485,3 +488,79 @@ def test_a_listener_on_a_view_is_refused(db: Datalayer, database: Database[dict[
     with pytest.raises(DeclarationError, match="'seen' cannot be served: it is a view"):
         db.apply(Listener("l", table="seen", key="x", model="m"), wait=False)
     assert db.show("listener") == []
+
+
+def test_removal_of_a_listener_waits_until_the_daemon_has_acted_on_it(
+    mnist: Datalayer, database: Database[dict[str, Any]]
+) -> None:
+    """Not for a status that was written before, also if it lists no such listener; no longer than that."""
+    board = StatusBoard(database, SERVICE)
+    mnist.apply(ObjectModel("m", len), wait=False)
+    mnist.apply(Listener("digit", table="mnist", key="img", model="m"), wait=False)
+    before = notify.count(database, SERVICE)
+    board.publish(9, ServiceStatus(state="active", notified=before))
+    removal = threading.Thread(target=mnist.remove, args=("Listener", "digit"), daemon=True)
+    removal.start()
+    eventually("the daemon is notified", lambda: notify.count(database, SERVICE) > before)
+    removal.join(0.5)
+    assert removal.is_alive()
+    board.publish(9, ServiceStatus(state="active", notified=before + 1))
+    removal.join(PATIENCE)
+    assert not removal.is_alive()
+
+
+# ---- keys ---------------------------------------------------------------------------------------------------------
+
+
+class Fitting:
+    """A callable of one argument, with a method that takes two."""
+
+    def __call__(self, img: Any) -> int:
+        return 1
+
+
+def _one(img: Any) -> int:
+    return 1
+
+
+async def _two(img: Any, level: Any) -> int:
+    return 2
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "words"),
+    [
+        (ObjectModel("m", _one), ("img", "class"), "object of model 'm' .*: too many positional arguments"),
+        (ObjectModel("m", Fitting()), {"img": "picture"}, "object of model 'm' .*'img'; it takes"),
+        (ObjectModel("m", len, preprocess=_two), "img", "preprocess of model 'm' .*'level'"),
+        (ObjectModel("m", len, preprocess=os.path.basename), ("img", "class"), "preprocess of model 'm'"),
+    ],
+)
+def test_a_key_that_the_callable_cannot_take_is_refused(mnist: Datalayer, model: Any, key: Any, words: str) -> None:
+    """As `predictd check` does, before anything is stored: whether the listener or the model is applied last, of a
+    listener, of a validation; a key that fits passes.
+    """
+    mnist.apply(model, wait=False)
+    with pytest.raises(DeclarationError, match=rf"^listeners\.digit\.key: {words}"):
+        mnist.apply(Listener("digit", table="mnist", key=key, model="m"), wait=False)
+    assert "digit" not in mnist.show("Listener")
+    mnist.apply(ObjectModel("m", lambda *args, **kwargs: 1), wait=False)
+    mnist.apply(Listener("digit", table="mnist", key=key, model="m"), wait=False)
+    with pytest.raises(DeclarationError, match=rf"^listeners\.digit\.key: {words}.*; remove the listener, then"):
+        mnist.apply(model, wait=False)
+
+
+def test_a_validations_key_must_fit_its_model(mnist: Datalayer) -> None:
+    """Its last field is the target; the others are what the model is called with."""
+    mnist.apply(ObjectModel("m", _one), wait=False)
+    arguments = (Dataset("d", mnist["mnist"]), Metric("acc", lambda xs, ys: float(xs == ys)))
+    with pytest.raises(DeclarationError, match=r"^validations\.v\.key: object of model 'm' .*too many"):
+        mnist.apply(Validation("v", ["img", "_fold", "class"], *arguments, model="m"), wait=False)
+    mnist.apply(Validation("v", ["img", "class"], *arguments, model="m"), wait=False)
+
+
+def test_code_that_is_not_here_is_not_judged(mnist: Datalayer) -> None:
+    """A client without the model's module applies a listener to it: the worker will say what is wrong."""
+    given = {"type": "object", "object": "nowhere_installed:function"}
+    mnist._at.registry().apply([("model", "m", given)])
+    mnist.apply(Listener("digit", table="mnist", key=("img", "class"), model="m"), wait=False)

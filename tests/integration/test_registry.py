@@ -236,3 +236,11 @@ def test_what_was_altered_beside_the_text_is_refused_until_it_is_applied_again(
     after = data[names.COMPONENTS].find_one({"_id": f"{S}/{kind}/{name}"}) or {}
     assert after.get("model") == before.get("model")
     assert after["generation"] == (7 if change == {"$set": {"generation": 7.0}} else after["generation"])
+
+
+def test_a_component_without_its_state_is_published_again(data: Database[dict[str, Any]]) -> None:
+    """Somebody took the field away; the next start makes it good."""
+    registry(data).publish(declared())
+    data[names.COMPONENTS].update_many({}, {"$unset": {"state": ""}})
+    registry(data, 2).publish(declared())
+    assert set(registry(data).read().listeners) == {"L"}

@@ -325,6 +325,11 @@ BAD = {
         'listeners.digit.where."$where"',
         ["run code", "query operators"],
     ),
+    "code in Extended JSON": (
+        GOOD + 'where = { class = { "$in" = [{ "$code" = "1" }] } }',
+        'listeners.digit.where.class."$in"[0]."$code"',
+        ["run code", "query operators"],
+    ),
     "an expression": (
         GOOD + 'where = { "$expr" = { "$lt" = ["$at", "$$NOW"] } }',
         'listeners.digit.where."$expr"',

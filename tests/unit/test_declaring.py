@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+from bson import Code
 from harness import models
 
 from components import (
@@ -40,7 +41,7 @@ from components.serialization import (
     declare,
     source_hash,
 )
-from components.torch import TorchModel
+from components.torch import TorchModel, TorchTrainer
 from daemon.config.sections import TrainerConfig
 
 POLICY = ImportPolicy(("harness", "examples"))
@@ -249,6 +250,88 @@ def test_what_is_wrong_with_a_declaration_is_named_by_its_key():
         declare(Own("m", len))
     with pytest.raises(DeclarationError, match="expected a Table"):
         declare("mnist")
+
+
+def test_methods_of_ones_own_are_refused_by_name():
+    """In a subclass or assigned: of a trainer, a validation, a metric, a dataset, a table, a listener, a model."""
+
+    class Looped(TorchTrainer):
+        def fit(self, *args: object, **kwargs: object) -> None:
+            raise AssertionError
+
+    class Stepped(TorchTrainer):
+        def training_step(self, batch: object) -> None:
+            raise AssertionError
+
+    class Measured(Validation):
+        def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
+            return {"d/mse": 0.0}
+
+    class Counted(Metric):
+        def __call__(self, predictions: object, targets: object) -> float:
+            return 1.0
+
+    class Chosen(Dataset):
+        pass
+
+    class Bound(Listener):
+        pass
+
+    class Columns(Table):
+        pass
+
+    arguments = {"select": Query("t"), "key": ["x", "y"]}
+    for own, method in ((Looped, "fit"), (Stepped, "training_step")):
+        with pytest.raises(
+            DeclarationError, match=rf"trainers\.m: .* the class {own.__name__}; its own {method} would"
+        ):
+            declare(own("t", torch.nn.functional.cross_entropy, **arguments), model="m")
+    trainer = TorchTrainer("t", torch.nn.functional.cross_entropy, **arguments)
+    assert declare(trainer, model="m")
+    trainer.replaced = print
+    with pytest.raises(DeclarationError, match=r"trainers\.m: .* the replaced that was assigned"):
+        declare(trainer, model="m")
+
+    mse, rows = Metric("mse", "MeanSquaredError"), Dataset("d", Query("t"))
+    with pytest.raises(DeclarationError, match=r"validations\.v: .* Measured; its own evaluate would not run"):
+        declare(Measured("v", ["x", "y"], rows, mse, model="m"))
+    validation = Validation("v", ["x", "y"], rows, mse, model="m")
+    validation.evaluate = print
+    with pytest.raises(DeclarationError, match=r"validations\.v: .* the evaluate that was assigned"):
+        declare(validation)
+    with pytest.raises(DeclarationError, match=r"validations\.v\.metrics\.mse: .* the class Counted"):
+        declare(Validation("v", ["x", "y"], rows, Counted("mse", "MeanSquaredError"), model="m"))
+    with pytest.raises(DeclarationError, match=r"validations\.v\.datasets\.d: .* the class Chosen"):
+        declare(Validation("v", ["x", "y"], Chosen("d", Query("t")), mse, model="m"))
+    with pytest.raises(DeclarationError, match=r"listeners\.l: .* the class Bound"):
+        declare(Bound("l", "t", "x", "m"))
+    with pytest.raises(DeclarationError, match=r"tables\.t: .* the class Columns"):
+        declare(Columns("t", {"x": "int"}))
+    model = ObjectModel("m", len)
+    model.predict = print
+    with pytest.raises(DeclarationError, match=r"models\.m: .* the predict that was assigned"):
+        declare(model)
+
+
+def test_code_in_a_filter_is_refused():
+    """A bson.Code is a str, and would be stored as a text to compare with: at the top, in a list, below an operator."""
+    code = Code("function() { return true }")
+    for where in ({"x": code}, {"x": {"$in": [1, code]}}, {"$and": [{"x": {"$not": {"$eq": code}}}]}):
+        with pytest.raises(DeclarationError, match="cannot hold a Code"):
+            declare(Listener("l", "t", "x", "m", where=where))
+        trainer = TorchTrainer("t", torch.nn.functional.cross_entropy, select=Query("t", where), key=["x", "y"])
+        with pytest.raises(DeclarationError, match="cannot hold a Code"):
+            declare(trainer, model="m")
+        dataset, metric = Dataset("d", Query("t", where)), Metric("mse", "MeanSquaredError")
+        with pytest.raises(DeclarationError, match="cannot hold a Code"):
+            declare(Validation("v", ["x", "y"], dataset, metric, model="m"))
+
+
+def test_a_key_of_a_filter_is_a_text():
+    """A number as a key is refused in a sentence, at any depth."""
+    for where in ({1: 2}, {"x": {"$elemMatch": {2: 3}}}):
+        with pytest.raises(DeclarationError, match=r"a filter's key is a field's name or an operator, got [12];"):
+            Listener("l", "t", "x", "m", where=where)
 
 
 def test_a_validation_comes_back_with_its_metrics_and_datasets():

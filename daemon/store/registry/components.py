@@ -2,8 +2,8 @@
 validation.
 
     {_id: "service/kind/name", service, kind, name, source: "config" | "api", state: "applied" | "removed",
-     declaration: JSON text, sizes: JSON text, revision, mac, signature, generation, model, live, bound, paused, epoch,
-     applied_at}
+     declaration: JSON text, sizes: JSON text, revision, mac, signature, generation, model, table, left, live, bound,
+     paused, epoch, applied_at}
 
 *A declaration names code that will run*, so each is signed: `mac` is a signature with the service's key over the
 database's identity (`daemon.store.registry.trust`), service, kind, name, source, revision, the sizes of its blobs, and
@@ -17,6 +17,9 @@ before its signature is verified.
 the listener's declaration changes, and by each promotion of its `model`, in the transaction that changes `live`
 (`daemon.store.registry.versions`). It never falls. A new listener of a model writes the model's `bound`, so that it is
 added entirely before or entirely after a promotion.
+
+`left` (listeners) are the tables that it was declared on before, until its outputs there are removed
+(`daemon.store.rows.left_tables`). `table` is the present one.
 
 The other fields are not signed, and every client with write access can change them. A document in which they have a
 wrong type is refused like one without a signature, until it is applied again.
@@ -57,6 +60,7 @@ __all__ = [
     "LARGEST",
     "Catalog",
     "Component",
+    "LeftTable",
     "Source",
     "believed",
     "canonical",
@@ -70,6 +74,14 @@ Source = Literal["config", "api"]
 
 
 D_co = TypeVar("D_co", bound=Declaration, covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class LeftTable:
+    """A table that a listener has left with outputs of generations under `below`."""
+
+    table: str
+    below: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +101,7 @@ class Component(Generic[D_co]):
     applied_at: datetime | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
     """Bytes of its blobs, by their SHA-256; an older release has signed none."""
+    left: tuple[LeftTable, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +135,8 @@ _BESIDE: Final[Mapping[str, Any]] = {
     "applied_at": datetime,
 }
 """The types of the fields that are not signed."""
+
+_NO_TABLES: Final = ("system.", "_predictd.")
 
 LARGEST: Final = 4 * 1024 * 1024
 """Bytes of a document of a component."""
@@ -261,7 +276,16 @@ def believed(document: Mapping[str, Any], service: str, trust: Trust) -> Compone
         forced=document["forced"],
         applied_at=document["applied_at"],
         sizes=json.loads(document.get("sizes", "{}")),
+        left=tuple(_left(document.get("left"))) if kind == "listener" else (),
     )
+
+
+def _left(noted: Any) -> Iterator[LeftTable]:
+    """The tables that a listener has left. They are not signed: only rows may be touched, no collection of a server."""
+    for each in noted if isinstance(noted, list) else ():
+        table, below = (each.get("table"), each.get("below")) if isinstance(each, Mapping) else (None, None)
+        if isinstance(table, str) and isinstance(below, int) and table and not table.startswith(_NO_TABLES):
+            yield LeftTable(table, below)
 
 
 def parts_of(document: Mapping[str, Any], service: str) -> tuple[str, ...]:

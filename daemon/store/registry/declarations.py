@@ -116,6 +116,7 @@ class Declarations:
             kept = before is not None and self._is_as(old, before, source, text, own, forced)
             revision = before.revision if before and kept else self._next_revision(f"{kind}/{name}", before)
             changed = {"$ne": ["$signature", identity]}
+            generation = {"$add": [_number_of("$generation"), {"$cond": [changed, 1, 0]}]}
             update = {
                 "service": {"$literal": self._service},
                 "kind": kind,
@@ -126,7 +127,7 @@ class Declarations:
                 "revision": revision,
                 "sizes": {"$literal": own},
                 "mac": self._trust().sign(*signed(self._service, kind, name, source, revision, text, own)),
-                "generation": {"$add": [_number_of("$generation"), {"$cond": [changed, 1, 0]}]},
+                "generation": generation,
                 "signature": identity,
                 "forced": forced,
                 "epoch": {"$max": [_number_of("$epoch"), self._epoch]},
@@ -134,8 +135,7 @@ class Declarations:
                     "$cond": [{"$and": [{"$not": changed}, _is_date("$applied_at")]}, "$applied_at", "$$NOW"]
                 },
                 "paused": {"$eq": ["$paused", True]},
-                # A promotion finds its listeners by this field; it equals the one in the text.
-                **({"model": {"$literal": declaration.model}} if isinstance(declaration, ListenerDeclaration) else {}),
+                **_of_listener(declaration, old, before, generation),
                 **({"live": _whole_or_null("$live")} if kind == "model" else {}),
             }
             # The document must still be as it was read; one of an older release has no revision.
@@ -150,7 +150,7 @@ class Declarations:
     @staticmethod
     def _is_as(old: Mapping[str, Any], before: Component[Any], source: str, text: str, sizes: str, forced: int) -> bool:
         """Whether a document is applied as it is to be written."""
-        found = (old["state"], before.source, before.forced, old["declaration"], old.get("sizes", "{}"))
+        found = (old.get("state"), before.source, before.forced, old["declaration"], old.get("sizes", "{}"))
         return found == ("applied", source, forced, text, sizes)
 
     def _next_revision(self, name: str, before: Component[Any] | None) -> int:
@@ -191,6 +191,24 @@ class Declarations:
                 {"$unset": "mark"},
             ],
         )
+
+
+def _of_listener(
+    declaration: Declaration, old: Mapping[str, Any], before: Component[Any] | None, generation: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The fields that only a listener's document has, also if it was removed meanwhile."""
+    if not isinstance(declaration, ListenerDeclaration):
+        return {}
+    known = old.get("table", before.declaration.table if before is not None else None)  # an older release notes none
+    left: Any = {"$cond": [{"$isArray": "$left"}, "$left", []]}
+    if isinstance(known, str) and known != declaration.table:
+        left = {"$concatArrays": [left, [{"table": {"$literal": known}, "below": generation}]]}
+    return {
+        # A promotion finds its listeners by this field; it equals the one in the text.
+        "model": {"$literal": declaration.model},
+        "table": {"$literal": declaration.table},
+        "left": left,
+    }
 
 
 def _sizes(text: str, sizes: Mapping[str, int], before: Component[Any] | None) -> str:

@@ -24,6 +24,11 @@ def refuse_dangling(kind: str, name: str, declaration: Declaration, known: Catal
         named = getattr(declaration, other, None)
         if named is not None and named not in known.of(other):
             raise DeclarationError(f"{owner}: {other} {named!r} is not applied; apply it first")
+    before = known.listeners[name].declaration.table if kind == "listener" and name in known.listeners else None
+    if before not in (None, getattr(declaration, "table", None)) and (readers := users(known, "listener", name)):
+        raise DeclarationError(
+            f"{owner}: its outputs leave table {before!r}, where {', '.join(readers)} reads them; remove that first"
+        )
     for table, key in _reads(declaration):
         if table not in known.tables:
             near = suggestion(table, known.tables, "table")

@@ -280,6 +280,13 @@ class Registry:
                 continue
             # Another service signs with its own key, so this is not verified: it can only refuse a listener.
             table = json.dumps(listeners[name].table, ensure_ascii=False)
+            left = other.get("left")
+            leaves = {"table": listeners[name].table}.items()
+            if isinstance(left, list) and any(isinstance(each, dict) and leaves <= each.items() for each in left):
+                raise DeclarationError(
+                    f"listeners.{name}: service {service!r} had a listener of this name on this table, and still "
+                    "removes its outputs there; apply it when that is done, or give it another name"
+                )
             if f'"table": {table}' in str(other.get("declaration")):
                 raise DeclarationError(
                     f"listeners.{name}: service {service!r} has a listener of this name on this table, and both would "

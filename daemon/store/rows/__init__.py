@@ -9,4 +9,5 @@ positions.py     how far each change stream is
 oplog_window.py  how much of the oplog is left behind a position
 scans.py         how far each scan is
 datasets.py      the rows of a training or a validation
+left_tables.py   the tables that a listener has left, until its outputs there are removed
 """

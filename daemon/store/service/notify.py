@@ -3,14 +3,15 @@
     _predictd.bells: {_id: service, count}
 
 A process that changes what a service should do (queues or cancels a job, promotes a version) raises the count. The
-daemon compares it with the count that it saw last, and looks again if it differs. What there is to do is in other
-collections, so a lost notification delays it but loses nothing.
+daemon compares it with the count that it saw last, and looks again if it differs; then its status holds that count.
+What there is to do is in other collections, so a lost notification delays it but loses nothing.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from pymongo import ReturnDocument
 from pymongo.database import Database
 
 from daemon.store import names
@@ -19,11 +20,14 @@ from daemon.store.documents import read_one
 __all__ = ["count", "ring"]
 
 
-def ring(database: Database[dict[str, Any]], service: str) -> None:
-    """Notifies the service's daemon."""
+def ring(database: Database[dict[str, Any]], service: str) -> int:
+    """Notifies the service's daemon; returns the notification's number."""
     whole = {"$and": [{"$in": [{"$type": "$count"}, ["int", "long"]]}, {"$lt": ["$count", 1 << 53]}]}
     raised = {"$add": [{"$cond": [whole, "$count", 0]}, 1]}
-    database[names.BELLS].update_one({"_id": service}, [{"$set": {"count": raised}}], upsert=True)
+    bell = database[names.BELLS].find_one_and_update(
+        {"_id": service}, [{"$set": {"count": raised}}], {"count": 1}, upsert=True, return_document=ReturnDocument.AFTER
+    )
+    return int((bell or {})["count"])
 
 
 def count(database: Database[dict[str, Any]], service: str) -> int:
