@@ -61,7 +61,7 @@ def test_each_step_has_the_rate_that_the_schedule_gives_it():
 
 
 @pytest.mark.parametrize("kill", [5, 14])
-@pytest.mark.parametrize(("schedule", "arguments"), [*SCHEDULES.items(), (warmed, {"first": 3}), (halved, {})], ids=str)
+@pytest.mark.parametrize(("schedule", "arguments"), [*SCHEDULES.items(), (warmed, {"first": 3}), (halved, {})])
 def test_a_schedule_goes_on_bit_for_bit_after_a_kill(schedule, arguments, kill, tmp_path):
     """Its state is in the checkpoint, for each of torch's classes and for a function that makes one."""
     changes = {**SHORT, "scheduler_cls": schedule, "scheduler_kwargs": arguments}
