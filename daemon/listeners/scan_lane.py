@@ -85,6 +85,7 @@ class ScanLane:
         self._held = held
         self._wake = threading.Condition()
         self._orders = 1  # the first one makes `run` look whether a scan is due
+        self._served = 0
         self._stopped = False
         self._scan: _Scan | None = None
         self.owed_since: float | None = None
@@ -117,6 +118,7 @@ class ScanLane:
             else:
                 self._paid(seen)
             self._scan = None
+            self._served = seen
 
     def stop(self) -> None:
         with self._wake:
@@ -124,9 +126,11 @@ class ScanLane:
             self._wake.notify_all()
 
     def report(self) -> ScanReport | None:
-        """How far the scan is; None if none is running."""
+        """How far the scan is; None if none is running or due. Until the first look it is not known whether one is."""
         scan = self._scan
-        return None if scan is None else scan.report()
+        if scan is not None:
+            return scan.report()
+        return ScanReport(0, reason="a scan is due, or may be") if self._served != self._orders else None
 
     def save(self) -> None:
         """Saves how far the scan is. `PositionSaver` calls it."""
