@@ -63,6 +63,7 @@ __all__ = ["Supervisor", "serve"]
 log = structlog.get_logger(__name__)
 
 _NOTIFIED_SECONDS = 1.0  # one document is read, by its _id
+END_SECONDS = 2.0  # the last status is published within them, or not at all
 _LOOK_SECONDS = 30.0  # a client may end between its change and its notification
 _LEFT_AT_ONCE = 1
 
@@ -325,7 +326,9 @@ class Supervisor:
         draining = asyncio.ensure_future(self._operation.stop())
         await self._operation.hand_over(draining)
         await _cancel(leading)
-        await self._reporter.publish_end()
+        with suppress(TimeoutError):  # the lease must be given back before it expires, also if MongoDB is slow
+            async with asyncio.timeout(END_SECONDS):
+                await self._reporter.publish_end()
         await self._leadership.release()
         await draining
         self._web.stop()

@@ -132,15 +132,15 @@ def test_a_clone_stands_by_and_says_why(tmp_path: Path, mongo_uri: str, database
 def test_a_daemon_that_is_stopped_while_it_starts_gives_the_lease_back(
     tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]], block: dict[str, Any], moment: str
 ) -> None:
-    """Its commands take two seconds each, and it is asked to stop in the middle."""
+    """Its commands take a second each, and it is asked to stop in the middle."""
     admin = database.client.admin
-    data = {"appName": "predictd", "blockConnection": True, "blockTimeMS": 2_000, **block}
+    data = {"appName": "predictd", "blockConnection": True, "blockTimeMS": 1_000, **block}
     admin.command({"configureFailPoint": "failCommand", "mode": "alwaysOn", "data": data})
     try:
         with Site(tmp_path / "s", mongo_uri, database, TEXT) as site:
             daemon = site.start(ready=False)
             eventually(moment, lambda: f'"{moment}"' in site.log)
-            time.sleep(1)
+            time.sleep(0.5)
             assert daemon.stop() == 0, site.log
             found = lease(database)
             assert found is None or found["left"] <= 0
