@@ -85,7 +85,7 @@ def test_a_worker_comes_back_as_soon_as_its_file_is_mended(daemon: Daemon, datab
     good = file.read_text()
     file.write_text("def f(text) return text\n")
     os.kill(next(iter(worker_pids(daemon))), signal.SIGKILL)
-    eventually("it is told", lambda: "worker cannot run what is declared" in daemon.log.read_text())
+    eventually("the log has it", lambda: "worker cannot run what is declared" in daemon.log.read_text())
     database.texts.insert_one({"_id": 1, "text": "a"})
     file.write_text(good)
     eventually("the output", lambda: outputs(database) == ["a1"], patience=20)
@@ -96,5 +96,5 @@ def test_a_name_of_two_modules_says_so_at_the_start(tmp_path: Path, mongo_uri: s
     (tmp_path / "queue.py").write_text("def f(text): return text\n")
     write(tmp_path, mongo_uri, database.name, path="queue:f", allow='"queue"')
     with Daemon(tmp_path, command=RUN) as daemon:
-        eventually("it is told", lambda: "the name of two modules" in str(daemon.readyz()))
+        eventually("the log has it", lambda: "the name of two modules" in str(daemon.readyz()))
         assert str(tmp_path / "queue.py") in str(daemon.readyz())

@@ -74,7 +74,7 @@ def test_a_silent_file_system_is_not_waited_for(tmp_path: Path, monkeypatch: pyt
         try:
             fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         except OSError:
-            pytest.skip("this file system has no leases")
+            (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("this file system has no leases")
         with pytest.raises(TimeoutError):
             bounded_read.content(path)
         fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)

@@ -211,7 +211,7 @@ class TestRows:
             assert jobs(data) == []
             inserted(data, 1)
             [job] = eventually("the thousandth", lambda: jobs(data))
-            eventually("it is told", lambda: second.told == 1)
+            eventually("the log has it", lambda: second.told == 1)
         assert job.trigger == {"rows": 1000, "new": 1000}
         assert (job.kind, job.target) == ("train", "m")
 
@@ -378,7 +378,7 @@ class TestRunning:
             [job] = eventually("the first run", lambda: jobs(data))
             late = job.created_at - job.trigger["due"]
             assert timedelta() <= late < timedelta(seconds=3)
-            eventually("it is told", lambda: service.told == 1)
+            eventually("the log has it", lambda: service.told == 1)
 
     def test_a_change_is_followed_at_once_and_keeps_the_count(self, data: Data) -> None:
         with Service(data, declared({"rows": 1000})) as service:

@@ -376,7 +376,7 @@ def test_a_batch_with_too_few_or_too_many_outputs_is_refused_whole() -> None:
 
 
 class Stored:
-    """A datatype that notes what is decoded, and fails as it is told."""
+    """A datatype that notes what is decoded, and fails if it is set to."""
 
     def __init__(self, steps: list[str], size: int = 1, fails: Callable[[Any], BaseException | None] | None = None):
         self._steps, self._size, self._fails = steps, size, fails or (lambda _: None)
