@@ -39,6 +39,7 @@ from daemon.supervisor.fleet import Fleet
 from daemon.supervisor.job_runner import JobRunner
 from daemon.supervisor.leader_context import LeaderContext
 from daemon.supervisor.leadership import in_thread
+from daemon.supervisor.rehearser import Rehearser
 from daemon.supervisor.scheduler import Scheduler
 from daemon.worker.assignment import WorkerAssignment
 
@@ -62,6 +63,7 @@ class Operation:
         self._worker_module = worker_module
         self._fleet = Fleet(context.engine, context.spawn, context.changed, context.fenced)
         self._jobs = JobRunner(self._finished, module=job_module)
+        self.rehearser = Rehearser()
         self._scheduling = Scheduler(context.call, context.service, context.spawn, self._jobs.nudge)
         self._desired = Desired(context.config.workers())
         self.known = Catalog()
@@ -86,13 +88,15 @@ class Operation:
         self.active = True
         self._clear_left()
         self._jobs.start(self._context)
+        self.rehearser.start(self._context)
         self._scheduling.start(_scheduled(self.known))
 
     async def stop(self) -> None:
         """Stops workers and jobs together, each in the time that it has."""
         self.active = False
         await self._scheduling.stop()
-        await asyncio.gather(self._jobs.stop(JOB_STOP_SECONDS), self._stop_workers(self._fleet.names))
+        jobs, workers = self._jobs.stop(JOB_STOP_SECONDS), self._stop_workers(self._fleet.names)
+        await asyncio.gather(self.rehearser.stop(), jobs, workers)
 
     async def hand_over(self, stopping: asyncio.Future[None]) -> None:
         """Returns when another leader may begin: everything has ended, or no job runs and only batches are in flight.
@@ -108,6 +112,7 @@ class Operation:
         """Ends everything at once."""
         self._fleet.kill()
         self._jobs.kill()
+        self.rehearser.kill()
 
     async def change(self, config: Config) -> str:
         """Applies `config` and returns what was done, in words. Raises as `start` does; then what ran goes on.
@@ -126,6 +131,7 @@ class Operation:
                 raise
         self._context, self._desired = replace(self._context, config=config), after
         self._jobs.configure(self._context)
+        self.rehearser.configure(self._context)
         if self.active:
             for name in work.coming:
                 self._start_worker(name)
@@ -212,6 +218,7 @@ class Operation:
         believed = {f"{each.kind}/{each.name}": each.revision for kind in KINDS for each in known.of(kind).values()}
         self._context.pins.learn(believed, known.there)
         self.known = known
+        self.rehearser.torch = any(each.declaration.type == "torch" for each in known.models.values())
 
     def _start_worker(self, name: str) -> None:
         if self.leaving:  # a reload was under way when the daemon was stopped

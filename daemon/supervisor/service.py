@@ -218,6 +218,8 @@ class Supervisor:
                 continue
             with suppress(MongoUnavailable):
                 count = await self._leadership.call(lambda data: notify.count(data, self._config.service.name))
+                if count != seen:
+                    self._operation.rehearser.nudge()
                 if count == seen and time.monotonic() - looked < _LOOK_SECONDS:
                     continue
                 async with self._changing:
@@ -277,7 +279,22 @@ class Supervisor:
                 problems = [Problem(changed[0], f"the check of whether this can be built did not start: {error}")]
             if problems:
                 raise ConfigurationError(problems)
+        if self._operation.active:
+            await self._rehearse(config, changed)
         return built
+
+    async def _rehearse(self, config: Config, changed: list[str]) -> None:
+        """Has what `config` changes predict a few rows. Raises ConfigurationError if that must not go live."""
+        try:
+            result = await self._operation.rehearser.of_config(config, self._operation.known, changed)
+        except MongoUnavailable as error:
+            self._owe_reload(str(error))
+        problems = [Problem(*each) for each in result.problems]
+        if result.failed is not None:
+            how = "repeat `predictd reload`, or restart the daemon to apply it without a rehearsal"
+            problems.append(Problem("listeners", f"the rehearsal could not take place: {result.failed}; {how}"))
+        if problems:
+            raise ConfigurationError(problems)
 
     async def _apply(self, config: Config) -> str:
         """Applies the whole `config`, or nothing of it."""

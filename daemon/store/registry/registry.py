@@ -180,12 +180,7 @@ class Registry:
         for kind, name, given in declared:
             declaration, known = parsed(kind, name, given), self.read()
             other = known.of(kind).get(name)
-            if other is not None and other.source == "config":
-                raise DeclarationError(taken(kind, name, "api"))
-            refuse_dangling(kind, name, declaration, known)
-            self._refuse_filters(kind, name, declaration)
-            if kind == "listener":
-                self._refuse_foreign({name: declaration})
+            self.refuse(kind, name, declaration, known)
             if other is not None and not force and canonical(other.declaration) == canonical(declaration):
                 continue
             forced = (other.forced if other else 0) + force
@@ -203,6 +198,16 @@ class Registry:
                             "listener", reader.name, reader.declaration, reader.source, again, reader.forced
                         )
         return changed
+
+    def refuse(self, kind: str, name: str, declaration: Declaration, known: Catalog) -> None:
+        """Raises DeclarationError if the API cannot apply this declaration beside what is applied."""
+        other = known.of(kind).get(name)
+        if other is not None and other.source == "config":
+            raise DeclarationError(taken(kind, name, "api"))
+        refuse_dangling(kind, name, declaration, known)
+        self._refuse_filters(kind, name, declaration)
+        if isinstance(declaration, ListenerDeclaration):
+            self._refuse_foreign({name: declaration})
 
     def remove(self, kind: str, name: str) -> None:
         """Removes a component that was applied through the API; a model with its trainer and its validations.
