@@ -142,7 +142,8 @@ class ListenerRun:
                 self._unloadable = None
                 raise
             self._unloadable = None
-            before, self.corridor.live = self.corridor.live, newer
+            before = self.corridor.live
+            self.corridor.swap(newer)
             self.triage.mended()
         log.info(
             "swapped",
