@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from harness.daemons import TESTS, Daemon, NotifySocket, eventually
-from harness.trainings import Site
+from harness.trainings import LEARNING, Site
 from pymongo import MongoClient
 from pymongo.database import Database
 
@@ -107,24 +107,8 @@ def test_the_unit_says_what_else_is_kept_out() -> None:
         assert line in lines
 
 
-TRAINED = """
-[tables.rows]
-fields = { x = "str", y = "float" }
-[models.m]
-object = "harness.torch_models:Answer"
-preprocess = "harness.torch_models:number"
-postprocess = "harness.torch_models:plain"
-[listeners.m]
-table = "rows"
-key = "x"
-model = "m"
-[trainers.m]
-table = "rows"
-key = ["x", "y"]
-objective = "harness.learning:squares"
-transform = "harness.learning:example"
-optimizer = "torch.optim:SGD"
-loader = { batch_size = 8, num_workers = 1 }
+TRAINED = f"""{LEARNING}
+loader = {{ batch_size = 8, num_workers = 1 }}
 max_iterations = 3000
 promote = "always"
 """
