@@ -98,18 +98,22 @@ BAD = {
     "a key of lists": (
         changed(KEY, 'key = [["img"], ["class"]]\nobjective'),
         "trainers.lenet.key",
-        ["at least two different fields"],
+        ["a list of fields"],
     ),
-    "a key of one": (changed(KEY, 'key = ["img"]\nobjective'), "trainers.lenet.key", ["at least two different fields"]),
-    "a key of the same": (
-        changed(KEY, 'key = ["img", "img"]\nobjective'),
+    "a key with an input twice": (
+        changed(KEY, 'key = ["img", "img", "class"]\nobjective'),
         "trainers.lenet.key",
-        ["at least two different fields"],
+        ["a field occurs twice"],
     ),
-    "a key that is a string": (
-        changed(KEY, 'key = "img"\nobjective'),
+    "a key of one unknown field": (
+        changed(KEY, 'key = "image"\nobjective'),
         "trainers.lenet.key",
-        ["a list of at least two"],
+        ["declares no field `image`", "did you mean `img`?"],
+    ),
+    "weights of an unknown field": (
+        GOOD + 'weighted_by = "wieght"',
+        "trainers.lenet.weighted_by",
+        ["declares no field `wieght`"],
     ),
     "a filter that runs code": (GOOD + 'where = { "$where" = "1" }', 'trainers.lenet.where."$where"', ["run code"]),
     "an objective outside": (
