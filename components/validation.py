@@ -9,7 +9,7 @@ from typing import Any
 from components.dataset import Dataset
 from components.declarations import ValidationArguments, When, made
 from components.errors import DeclarationError, MetricError, Stopped
-from components.examples import Examples
+from components.examples import Examples, paired
 from components.key import Arguments, KeySpec
 from components.metric import Metric
 from components.model import Model
@@ -110,7 +110,8 @@ class Validation:
         while start < len(rows):
             if stopped is not None and (reason := stopped()) is not None:
                 raise Stopped(reason)
-            fetched = [row for row in rows.fetch(range(start, min(start + size, len(rows)))) if row is not None]
+            places = range(start, min(start + size, len(rows)))
+            fetched = [paired(row) for row in rows.fetch(places) if row is not None]
             began = time.monotonic()
             predictions += model.predict_batches([self._arguments(row) for row in fetched], batch_size=size)
             targets += [row[-1] for row in fetched]

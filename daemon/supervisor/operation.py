@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 import structlog
+from pymongo.client_session import ClientSession
 
 from components.declarations import ListenerDeclaration, ModelDeclaration, TrainerDeclaration, ValidationDeclaration
 from components.errors import DeclarationError, Fenced, LeaseLost, MongoUnavailable
@@ -76,11 +77,11 @@ class Operation:
         self.leaving = False
         """The daemon is stopping: nothing is started any more."""
 
-    async def start(self, config: Config, epoch: int, uri: str) -> None:
+    async def start(self, config: Config, epoch: int, uri: str, session: ClientSession | None = None) -> None:
         """Raises MongoUnavailable, DeclarationError, or LeaseLost if a newer leader has published; then nothing
         runs.
         """
-        self._context = replace(self._context, config=config, epoch=epoch, uri=uri)
+        self._context = replace(self._context, config=config, epoch=epoch, uri=uri, session=session)
         await self._publish(config)
         self._desired = await self._asked_for(config)
         for name in self._desired.workers:
@@ -186,7 +187,7 @@ class Operation:
 
     async def _publish(self, config: Config) -> None:
         def publish(data: Data) -> Catalog:
-            lead(data, self._context.service, self._context.pins)
+            lead(data, self._context.service, self._context.pins, self._context.session)
             registry = self._context.registry(data)
             registry.publish(config.declarations())
             Artifacts(data).prune()

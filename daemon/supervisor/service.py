@@ -203,7 +203,8 @@ class Supervisor:
     async def _begin(self, epoch: int) -> None:
         async with self._changing:
             try:
-                await self._operation.start(self._config, epoch, self._leadership.uri)
+                leadership = self._leadership
+                await self._operation.start(self._config, epoch, leadership.uri, leadership.session)
             except DeclarationError as error:
                 raise ConfigurationError([Problem("listeners", str(error))]) from None
         self._changed()
@@ -343,10 +344,10 @@ class Supervisor:
         draining = asyncio.ensure_future(self._operation.stop())
         await self._operation.hand_over(draining)
         await _cancel(leading)
-        with suppress(TimeoutError):  # the lease must be given back before it expires, also if MongoDB is slow
+        await self._leadership.release()
+        with suppress(TimeoutError):
             async with asyncio.timeout(END_SECONDS):
                 await self._reporter.publish_end()
-        await self._leadership.release()
         await draining
         self._web.stop()
         await asyncio.wait([web])

@@ -38,6 +38,29 @@ def test_several_inputs_are_several_arguments():
     assert named.evaluate(minus, lambda _: rows) == {"small/first": 1.0}
 
 
+@pytest.mark.parametrize("key", ["x", ["x"], ["x", "x"], {"x": "given"}])
+def test_one_field_may_be_input_and_target(key):
+    """The target is as the row has it, also if the model works in place on its input."""
+    validation = Validation("v", key, [SMALL], [Metric("targets", lambda _p, t: t[0][0])])
+    row = ([1.0, 2.0],) * (2 if key == ["x", "x"] else 1)
+    rows = ListExamples([tuple(list(value) for value in row)])
+
+    def broken(given):
+        given[0] = 5.0
+        return given
+
+    assert validation.evaluate(ObjectModel("m", broken), lambda _: rows) == {"small/targets": 1.0}
+
+
+def test_a_metric_without_a_value_has_nan():
+    """The others have theirs."""
+    none = Metric("none", lambda _p, _t: float("nan"), greater_is_better=True)
+    values = Validation("v", ["x", "y"], [SMALL], [none, ACC]).evaluate(
+        ObjectModel("m", lambda x: x), lambda _: ListExamples([(1, 1)])
+    )
+    assert values == {"small/none": pytest.approx(float("nan"), nan_ok=True), "small/acc": 1.0}
+
+
 def test_an_empty_dataset_is_an_error_that_says_so():
     """Also one all of whose rows are gone."""
     validation = Validation("v", ["x", "y"], [BIG], [ACC])
@@ -81,7 +104,7 @@ def test_the_batches_of_a_slow_model_stay_small(monkeypatch, quick, batches):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"key": "x"}, "key: it must be a list of at least two"),
+        ({"key": []}, "key: names no field"),
         ({"datasets": []}, "datasets: there is none"),
         ({"metrics": [ACC, ACC]}, "metrics: 'acc' occurs twice"),
         ({"metrics": [len]}, "expected a list of Metric"),

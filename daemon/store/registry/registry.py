@@ -19,6 +19,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, Final
 
+from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 from pymongo.database import Database
 from pymongo.errors import CollectionInvalid, OperationFailure
@@ -80,14 +81,23 @@ class Registry:
     none).
     """
 
-    def __init__(self, database: Database[dict[str, Any]], service: str, epoch: int, key: SigningKey | Trust) -> None:
-        """`key`: what the process believes; a key alone makes the identity of a database that has none."""
+    def __init__(
+        self,
+        database: Database[dict[str, Any]],
+        service: str,
+        epoch: int,
+        key: SigningKey | Trust,
+        session: ClientSession | None = None,
+    ) -> None:
+        """`key`: what the process believes; a key alone makes the identity of a database that has none. `session`: the
+        one that transactions are made in; by default one of their own.
+        """
         self._database = database
         self._components: Collection[dict[str, Any]] = database[names.COMPONENTS]
         self._service = service
         self._epoch = epoch
         self._key = key
-        self._declarations = Declarations(database, service, epoch, lambda: self.trust)
+        self._declarations = Declarations(database, service, epoch, lambda: self.trust, session)
 
     @cached_property
     def trust(self) -> Trust:
