@@ -219,7 +219,8 @@ class Versions:
         before = component.get("live")
         if live not in (ANY, before):
             return False
-        version = self._promotable(number, component.get("signature"), session)
+        of = {component.get("signature"), component.get("live_signature") if component.get("serving") else None}
+        version = self._promotable(number, of, session)
         if job is not None:
             running = {"_id": job[0], "epoch": job[1], "state": "running"}
             if (
@@ -230,7 +231,8 @@ class Versions:
                 raise Fenced(
                     f"job {job[0]} is no longer this process's; {self._model} version {number} is not promoted"
                 )
-        self._components.update_one({"_id": self._component}, {"$set": {"live": number}}, session=session)
+        now = {"live": number, "live_signature": version.signature}
+        self._components.update_one({"_id": self._component}, {"$set": now}, session=session)
         if before is not None and before != number:
             self._collection.update_one(
                 {"_id": self._id(before), "state": "live"}, {"$set": {"state": "retired"}}, session=session
@@ -249,7 +251,7 @@ class Versions:
         requests.reload(self._database, self._service, [str(each.get("name")) for each in applied], session)
         return True
 
-    def _promotable(self, number: int, signature: Any, session: ClientSession) -> Version:
+    def _promotable(self, number: int, signatures: set[Any], session: ClientSession) -> Version:
         found = read_one(self._collection, {"_id": self._id(number)}, session=session)
         if found is None:
             raise NotApplied(
@@ -260,7 +262,7 @@ class Versions:
             raise DeclarationError(
                 f"{self._model} version {number}: its weights are no longer stored (trainer's keep = N)"
             )
-        if version.signature != signature:
+        if version.signature not in signatures:
             raise DeclarationError(
                 f"{self._model} version {number} was made for another declaration of the model (its code or its "
                 "arguments); restore that declaration, and it is promoted with it"
