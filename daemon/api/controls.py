@@ -1,6 +1,7 @@
 """What an operator does with what is applied, as calls: each has the name of its command, and does the same.
 
-With `wait` (the default) a call returns when its work is done, with a progress bar on a terminal.
+With `wait` (the default) a call returns when its work is done, with a progress bar on a terminal. A promotion is signed
+with the service's key.
 """
 
 from __future__ import annotations
@@ -72,17 +73,14 @@ class Controls(ABC):
         """Makes a version the live one; returns when every output of the model's listeners follows it."""
         at = self._open()
         with reaching():
-            versions = Versions(at.database, at.service, model)
-            live = versions.live()
-            if live is None or live.number != number:
-                versions.promote(number, reason="promoted by hand")
+            Versions(at.database, at.service, model, at.registry().trust).make_live(number)
         self._followed(model, wait=wait)
 
     def rollback(self, model: str, wait: bool = True) -> int:
         """Makes the previous live version live again; returns its number when every output follows it."""
         at = self._open()
         with reaching():
-            now = Versions(at.database, at.service, model).rollback("rolled back by hand")
+            now = Versions(at.database, at.service, model, at.registry().trust).rollback("rolled back by hand")
         self._followed(model, wait=wait)
         return now.number
 
