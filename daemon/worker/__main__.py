@@ -50,7 +50,9 @@ def main() -> None:
     assignment = WorkerAssignment.read(sys.stdin.buffer.readline())
     configure(**assignment.log, stream=channel.log)  # type: ignore[arg-type]
     structlog.contextvars.bind_contextvars(worker=assignment.worker)
-    threading.Thread(target=leave_with_parent, name="parent", daemon=True).start()
+    threading.Thread(
+        target=leave_with_parent, kwargs={"answered": channel.answered}, name="parent", daemon=True
+    ).start()
     threads.limit(assignment.threads)
     worker = Worker(assignment, channel)
     signal.signal(signal.SIGTERM, lambda *_: worker.stopping.set())
