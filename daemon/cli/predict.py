@@ -16,7 +16,7 @@ from typing import Any, Final
 from bson import json_util
 from bson.json_util import JSONOptions
 
-from components import images
+from components import images_apart
 from components.datatypes import Datatype, datatype
 from components.errors import DecodeError, NotApplied, PredictdError, SignatureRefused
 from components.import_folder import ImportFolder
@@ -42,7 +42,7 @@ def answer(here: Place, model: str, file: Path, number: int | None) -> dict[str,
     Raises NotApplied, DeclarationError, DecodeError, OutputError, and PredictdError if the file cannot be read or
     the model raises.
     """
-    images.narrow(here.config.security.formats)
+    images_apart.use(here.config.security.formats, here.config.security.decode)
     registry = here.registry(signing_key(here.config))
     known = registry.read()
     component = known.models.get(model)

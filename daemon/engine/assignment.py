@@ -41,6 +41,8 @@ class Assignment:
     allow_imports: tuple[str, ...] = ()
     formats: tuple[str, ...] = ()
     """The formats of images that it decodes; none means all."""
+    images: str = "here"
+    """Where it decodes images: "here", or "apart" (`components.images_apart`)."""
     log: Mapping[str, str] = field(default_factory=dict)
     threads: int | None = None
     """The threads of its libraries; None: they choose."""

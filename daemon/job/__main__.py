@@ -13,7 +13,7 @@ from typing import Final
 
 import structlog
 
-from components import images
+from components import images_apart
 from components.errors import DeclarationError, Fenced, MetricError, NotApplied, Stopped, TrainingError
 from components.import_folder import ImportFolder
 from daemon.engine import Ending
@@ -61,7 +61,7 @@ def work(assignment: JobAssignment, reporter: JobReporter, patience: MongoRetry,
     """Does the job and reports its end; the exit code."""
     try:
         ImportFolder(assignment.import_root, assignment.allow_imports).open()
-        images.narrow(assignment.formats)
+        images_apart.use(assignment.formats, assignment.images)
         context = Context(assignment, reporter, patience, stopping)
         job = context.job()
         warn_in(reporter)

@@ -85,5 +85,6 @@ class LeaderContext:
             "trust": self.pins.trust.encoded(),
             "allow_imports": tuple(config.security.allow_imports),
             "formats": tuple(config.security.formats),
+            "images": config.security.decode,
             "log": config.log.model_dump(),
         }
