@@ -115,8 +115,8 @@ class Training:
 
     def stored(self) -> Version | None:
         """The candidate of an earlier attempt."""
-        mine = self._context.patience("versions", lambda: self._versions.listed(job=self._job.id))
-        return mine[-1] if mine else None
+        mine = self._context.patience("versions", lambda: self._versions.believed(job=self._job.id))
+        return mine[-1][0] if mine else None
 
     # ---- learning -------------------------------------------------------------------------------------------------
 

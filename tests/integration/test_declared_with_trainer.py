@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from harness.keys import KEY
+from harness.keys import KEY, trust
 from harness.processes import LISTENER, SERVICE, TABLE, WORKER, declarations
 from harness.torch_models import stored
 from pymongo.database import Database
@@ -32,7 +32,7 @@ class Declared:
     def __init__(self, database: Database[dict[str, Any]]) -> None:
         self.data = open_database(database.client, database.name)
         self.registry = Registry(self.data, SERVICE, 1, KEY)
-        self.versions = Versions(self.data, SERVICE, "a")
+        self.versions = Versions(self.data, SERVICE, "a", trust(self.data, SERVICE))
 
     def declare(self, answer: float, *, trainer: bool = True, key: Any = "x", **about: Any) -> None:
         model = {"type": "torch", "object": f"{CODE}:Answer", "preprocess": f"{CODE}:number", **about}
@@ -46,7 +46,7 @@ class Declared:
 
     def serves(self) -> tuple[Version, int]:
         """The version that a worker that starts now runs, and its generation."""
-        loader = ModelLoader(self.data, SERVICE, ImportPolicy(("harness",)))
+        loader = ModelLoader(self.data, SERVICE, ImportPolicy(("harness",)), trust(self.data, SERVICE))
         declared, live = loader.live(lambda: self.registry.listener(LISTENER), fresh=True)
         found = self.versions.get(live.version)
         assert found is not None
@@ -57,7 +57,7 @@ class Declared:
         """A candidate of the declaration as it is now, as a training makes it."""
         component = self.registry.read().models["a"]
         data, digest = stored(answer)
-        loader = ModelLoader(self.data, SERVICE, ImportPolicy(("harness",)))
+        loader = ModelLoader(self.data, SERVICE, ImportPolicy(("harness",)), trust(self.data, SERVICE))
         return self.versions.add(
             data, digest, signature=component.signature, source=loader.source(component), object_signature="o",
             origin="a test", trained=True,
@@ -103,7 +103,7 @@ def test_an_older_version_of_what_serves_can_be_promoted_meanwhile(declared: Dec
     declared.declare(2.0)
     assert declared.versions.rollback("by hand").number == first.number
     assert declared.serves()[0].number == first.number
-    loader = ModelLoader(declared.data, SERVICE, ImportPolicy(("harness",)))
+    loader = ModelLoader(declared.data, SERVICE, ImportPolicy(("harness",)), trust(declared.data, SERVICE))
     known = declared.registry.read()
     for version in (first, declared.candidate(5.0)):
         (found,) = of_version(known, "a", version.number, loader)
@@ -151,21 +151,16 @@ def test_a_trainer_that_is_removed_while_the_version_before_serves_ends_the_wait
     assert (after.number > before.number, after.trained) == (True, False)
 
 
-@pytest.mark.parametrize("field", ["serving", "live_signature"])
-def test_nobody_without_the_key_can_exchange_what_serves(declared: Declared, field: str) -> None:
-    """The declaration before is signed with the present one. What names the live one can only choose between both."""
+def test_nobody_without_the_key_can_exchange_what_serves(declared: Declared) -> None:
+    """The declaration before is signed with the present one."""
     declared.trained(7.0)
     declared.declare(2.0)
     components = declared.data[names.COMPONENTS]
     component = {"_id": f"{SERVICE}/model/a"}
-    text = components.find_one(component)[field]
-    forged = text.replace("harness.torch_models:Answer", "os:system") if field == "serving" else "none"
-    components.update_one(component, {"$set": {field: forged}})
-    known = declared.registry.read()
-    if field == "serving":
-        assert "it is not run" in known.refused["model/a"]
-    else:
-        assert known.models["a"].served.declaration.arguments == {"answer": 2.0}
+    text = components.find_one(component)["serving"]
+    for forged in (text.replace("harness.torch_models:Answer", "os:system"), "", "[", 5):
+        components.update_one(component, {"$set": {"serving": forged}})
+        assert "it is not run" in declared.registry.read().refused["model/a"]
 
 
 def test_a_version_of_a_third_declaration_is_refused(declared: Declared) -> None:

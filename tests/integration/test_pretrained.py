@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness.keys import KEY
+from harness.keys import KEY, trust
 from harness.processes import SERVICE, declarations
 from harness.torch_models import Answer, stored
 from pymongo.database import Database
@@ -26,7 +26,8 @@ from daemon.store.registry.registry import Registry
 
 
 def loaded(database: Database[dict[str, Any]], registry: Registry) -> Loaded:
-    loader = ModelLoader(open_database(database.client, database.name), SERVICE, ImportPolicy(("harness",)))
+    data = open_database(database.client, database.name)
+    loader = ModelLoader(data, SERVICE, ImportPolicy(("harness",)), trust(data, SERVICE))
     for _ in range(2):
         if (found := loader.loaded(registry.read().models["a"])) is not None:
             return found

@@ -3,7 +3,7 @@ validation.
 
     {_id: "service/kind/name", service, kind, name, source: "config" | "api", state: "applied" | "removed",
      declaration: JSON text, sizes: JSON text, revision, serving: JSON text, mac, signature, generation, model, table,
-     left, live, live_signature, bound, paused, epoch, applied_at}
+     left, live, bound, paused, epoch, applied_at}
 
 *A declaration names code that will run*, so each is signed: `mac` is a signature with the service's key over the
 database's identity (`daemon.store.registry.trust`), service, kind, name, source, revision, the sizes of its blobs, and
@@ -19,8 +19,8 @@ the listener's declaration changes, and by each promotion of its `model`, in the
 added entirely before or entirely after a promotion.
 
 `serving` (models) is the declaration before, as long as its version serves: until a candidate of the present one passes
-the gate. It is signed together with the present one. `live_signature` is the signature of the declaration that
-the live version was made for, so a promotion decides in its transaction which of the two is served.
+the gate. It is signed together with the present one. The live version says for which of the two it was made, so a
+promotion decides in its transaction which is served.
 
 `left` (listeners) are the tables that it was declared on before, until its outputs there are removed
 (`daemon.store.rows.left_tables`). `table` is the present one.
@@ -34,7 +34,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import NoneType
 from typing import Any, Final, Generic, Literal, TypeVar
@@ -57,7 +57,7 @@ from components.errors import DeclarationError, SignatureRefused
 from components.secrets import unsealed
 from daemon.logs.text import escaped
 from daemon.store import names
-from daemon.store.documents import read
+from daemon.store.documents import read, read_one
 from daemon.store.registry.trust import Trust
 
 __all__ = [
@@ -73,6 +73,7 @@ __all__ = [
     "object_signature",
     "parts_of",
     "signature",
+    "signatures",
     "signed",
     "written",
 ]
@@ -132,6 +133,8 @@ class Catalog:
     refused: Mapping[str, str] = field(default_factory=dict)
     there: frozenset[str] = frozenset()
     """The "kind/name" of what is applied or refused, among those whose revision was seen before."""
+    exchanged: Mapping[str, str] = field(default_factory=dict)
+    """As "version/MODEL", why what the database calls live is not believed; only the leader looks."""
 
     def of(self, kind: str) -> Mapping[str, Component[Any]]:
         """The components of a kind."""
@@ -144,7 +147,6 @@ _BESIDE: Final[Mapping[str, Any]] = {
     "signature": str,
     "generation": int,
     "live": (int, NoneType),
-    "live_signature": (str, NoneType),
     "forced": int,
     "paused": (bool, NoneType),
     "applied_at": datetime,
@@ -226,6 +228,7 @@ def catalog(database: Database[dict[str, Any]], service: str, trust: Trust) -> C
                     refused[_shown(document)] = str(error)
             else:
                 found[component.kind][component.name] = component
+        found["model"] = {name: _as_live(database, each, service, session) for name, each in found["model"].items()}
         for document in collection.aggregate([{"$match": large}, *_NAMED], session=session):
             refused[_shown(document)] = f"it is larger than {LARGEST:,} bytes; it is not read. Apply a smaller one"
     for each in (*found["listener"].values(), *found["trainer"].values(), *found["validation"].values()):
@@ -238,6 +241,17 @@ def catalog(database: Database[dict[str, Any]], service: str, trust: Trust) -> C
     shown = dict(sorted(refused.items())[:REFUSED_SHOWN])
     kinds: dict[str, Any] = {f"{kind}s": named for kind, named in found.items()}
     return Catalog(**kinds, refused=shown, there=frozenset(there))
+
+
+def _as_live(
+    database: Database[dict[str, Any]], model: Component[Any], service: str, session: ClientSession
+) -> Component[Any]:
+    """The model with the declaration before only if the live version was made for that."""
+    if model.serving is None:
+        return model
+    live = {"_id": f"{service}/{model.name}/{model.live}"}
+    version = read_one(database[names.VERSIONS], live, {"signature": 1}, session=session) or {}
+    return model if version.get("signature") == model.serving.signature else replace(model, serving=None)
 
 
 def _bounded(
@@ -311,6 +325,15 @@ def believed(document: Mapping[str, Any], service: str, trust: Trust) -> Compone
     )
 
 
+def signatures(document: Mapping[str, Any]) -> frozenset[Any]:
+    """The signatures of the declarations that a model's document holds: the present one, and the one before."""
+    try:
+        before = json.loads(document.get("serving") or "[null]")[-1]
+    except (ValueError, TypeError, LookupError):  # the document is refused elsewhere
+        before = None
+    return frozenset({document.get("signature"), before if isinstance(before, str) else None})
+
+
 def written(component: Component[Any]) -> str:
     """A component as the `serving` of the one that follows it."""
     sizes = {name: component.sizes[name] for name in sorted(component.sizes)}
@@ -319,12 +342,10 @@ def written(component: Component[Any]) -> str:
 
 
 def _serving(document: Mapping[str, Any]) -> Component[Any] | None:
-    """The declaration before, if its version is live. The document's signature covers it."""
+    """The declaration before. The document's signature covers it."""
     if not document.get("serving"):
         return None
     text, sizes, revision, source, own = json.loads(document["serving"])
-    if document.get("live_signature") != own or document["signature"] == own:
-        return None
     try:
         declaration = parsed(document["kind"], document["name"], json.loads(text))
     except (DeclarationError, ValueError):  # another release wrote it: the present declaration goes live

@@ -160,7 +160,6 @@ class Declarations:
                 "paused": {"$eq": ["$paused", True]},
                 **_of_listener(declaration, old, before, generation),
                 **({"live": _whole_or_null("$live"), "serving": {"$literal": goes_on}} if kind == "model" else {}),
-                **({} if serving is None else {"live_signature": serving.signature}),
             }
             # The document must still be as it was read; one of an older release has no revision.
             still = {each: {"$eq": old.get(each)} for each in ("revision", "epoch", "source", "state")}
