@@ -29,6 +29,8 @@ from daemon.api.connection import Connection
 from daemon.api.filter_check import refuse_filters
 from daemon.api.key_check import refuse_keys
 from daemon.api.waiter import wait_for_job, wait_for_listener
+from daemon.plan.judge import judged_part
+from daemon.plan.plan import PlanHeld
 from daemon.store import names
 from daemon.store.connection import reaching
 from daemon.store.registry.artifacts import Artifacts
@@ -43,6 +45,7 @@ from daemon.store.service.jobs import Jobs
 __all__ = ["Applier"]
 
 _TRIGGER: Final = {"by": "apply"}
+_GO_ON: Final = "Nothing is applied. To apply it all the same: db.apply(..., confirm={!r})"
 
 
 class Applier:
@@ -50,9 +53,11 @@ class Applier:
 
     def __init__(self, connection: Connection) -> None:
         self._at = connection
+        self._confirm = ""
 
-    def apply(self, component: Any, *, force: bool, wait: bool) -> None:
+    def apply(self, component: Any, *, force: bool, wait: bool, confirm: str = "") -> None:
         """See `Datalayer.apply`."""
+        self._confirm = confirm
         if isinstance(component, Model):
             self._apply_model(component, force=force, wait=wait)
         elif isinstance(component, (Table, Listener, Validation)):
@@ -154,8 +159,11 @@ class Applier:
         refuse_keys(parts, known, model, ComponentLoader(self._at).code)
         made: list[Artifact] = [artifact for part in parts for artifact in part.artifacts]
         with reaching():
-            blobs.put([blob for artifact in made for blob in artifact.blobs.items()])
             declared = [(part.kind, part.name, part.declaration) for part in parts]
+            plan = judged_part(self._at.database, registry, declared)
+            if plan.held and plan.name != self._confirm:
+                raise PlanHeld(plan, f"{plan.name} is held: {'; '.join(plan.held)}. {_GO_ON.format(plan.name)}")
+            blobs.put([blob for artifact in made for blob in artifact.blobs.items()])
             sizes = {digest: len(data) for artifact in made for digest, data in artifact.blobs.items()}
             changed = registry.apply(declared, force=force, sizes=sizes)
             bells.ring(self._at.database, self._at.service)  # also if only a damaged blob was repaired

@@ -58,9 +58,11 @@ class Channel:
         self._lock = threading.Lock()
 
 
-def leave_with_parent(last: Callable[[], object] = lambda: None) -> None:
+def leave_with_parent(
+    last: Callable[[], object] = lambda: None, told: Callable[[bytes], object] = lambda _: None
+) -> None:
     """Waits for the end of standard input, which comes when the parent has ended for any reason. Then calls `last`,
-    ends the processes that this one has started, and ends this process.
+    ends the processes that this one has started, and ends this process. Until then, calls `told` with each line.
 
     For user code, standard input is /dev/null.
     """
@@ -68,8 +70,11 @@ def leave_with_parent(last: Callable[[], object] = lambda: None) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    while os.read(held, 4096):  # unbuffered: the interpreter's end must not wait for the lock of a buffer
-        pass
+    begun = b""
+    while chunk := os.read(held, 4096):  # unbuffered: the interpreter's end must not wait for the lock of a buffer
+        *lines, begun = (begun + chunk).split(b"\n")
+        for line in lines:
+            told(line)
     last()
     if mark := os.environ.get(MARK):
         end_family(mark, os.getpid())

@@ -2,7 +2,7 @@
 
 | the process's | leads to |
 |---|---|
-| standard input | the assignment, one line; then nothing, until the supervisor ends |
+| standard input | the assignment, one line; to a worker, a line for each change of its settings |
 | standard output, standard error | the supervisor's log, a line at a time, bounded, under the process's name |
 | descriptor for reports | one JSON object a line |
 | descriptor for log lines | the supervisor's standard error |
