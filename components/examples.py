@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from typing import Any, Protocol
 
-__all__ = ["Examples", "ListExamples"]
+__all__ = ["Examples", "ListExamples", "paired"]
 
 
 class Examples(Protocol):
@@ -16,6 +17,13 @@ class Examples(Protocol):
     def fetch(self, places: Sequence[int]) -> list[tuple[Any, ...] | None]:
         """Return, for each place, the decoded values in the order of the key's fields; None for a deleted row."""
         ...
+
+
+def paired(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return a row of inputs and a target. The only value of a row is both, as copies: the model may change its input
+    in place.
+    """
+    return row if len(row) > 1 else (row[0], deepcopy(row[0]))
 
 
 class ListExamples:

@@ -36,16 +36,18 @@ class Key:
 
     fields: tuple[str, ...]
     names: tuple[str, ...] | None = None
+    target: bool = False
+    """Whether the last field is a target: it may be one of the other fields too."""
 
     @classmethod
-    def parse(cls, spec: KeySpec) -> Key:
+    def parse(cls, spec: KeySpec, *, target: bool = False) -> Key:
         """Return the key of a declaration; raises DeclarationError."""
         if isinstance(spec, str):
-            return cls((spec,))
+            return cls((spec,), None, target)
         if isinstance(spec, Mapping):
-            return cls(tuple(spec), tuple(spec.values()))
+            return cls(tuple(spec), tuple(spec.values()), target)
         if isinstance(spec, (list, tuple)):
-            return cls(tuple(spec))
+            return cls(tuple(spec), None, target)
         raise DeclarationError(f"key: expected a field, a list of fields or a table field = 'argument', got {spec!r}")
 
     def __post_init__(self) -> None:
@@ -66,7 +68,8 @@ class Key:
             raise DeclarationError(f"key: two fields go to one argument in {list(self.names)}")
 
     def _check_overlap(self) -> None:
-        if len(set(self.fields)) < len(self.fields):
+        once = self.inputs.fields if self.target and len(self.fields) > 1 else self.fields
+        if len(set(once)) < len(once):
             raise DeclarationError(f"key: a field occurs twice in {list(self.fields)}")
         for path in self.fields:
             inside = [other for other in self.fields if other.startswith(f"{path}.")]
@@ -79,6 +82,13 @@ class Key:
         if self.names is not None:
             return dict(zip(self.fields, self.names, strict=True))
         return self.fields[0] if len(self.fields) == 1 else list(self.fields)
+
+    @property
+    def inputs(self) -> Key:
+        """The part of a key with a target that holds the model's arguments. A single field is both."""
+        if len(self.fields) == 1:
+            return Key(self.fields, self.names)
+        return Key(self.fields[:-1], None if self.names is None else self.names[:-1])
 
     @property
     def upstream(self) -> tuple[str, ...]:

@@ -92,7 +92,9 @@ class Metric:
         return self._function
 
     def __call__(self, predictions: list[Any], targets: list[Any]) -> float:
-        """Return the value, a finite number; raises MetricError if it is not one, or if computing it raises."""
+        """Return the value; NaN means that there is none. Raises MetricError if it is no number, if it is infinite, or
+        if computing it raises.
+        """
         try:
             if _of_torchmetrics(self.function):
                 from components.torch import metrics  # torch is loaded already: torchmetrics needs it
@@ -116,9 +118,10 @@ class Metric:
                 f"metric {self.identifier!r} returned {type(value).__name__} {str(value)[:100]!r}; it must return one "
                 "number"
             ) from None
-        if not math.isfinite(number):
+        if math.isinf(number):
             raise MetricError(
-                f"metric {self.identifier!r} is {number} on {len(targets)} rows; it must be a finite number"
+                f"metric {self.identifier!r} is {number} on {len(targets)} rows; it must be a finite number, or NaN if "
+                "it has no value"
             )
         return number
 

@@ -164,28 +164,26 @@ def _filter(value: Any, info: Info) -> Any:
         raise ValueError(str(error)) from error
 
 
-def _key(value: Any) -> Any:
-    """Check a listener's key, without the table."""
+def _key(value: Any, *, target: bool = False) -> Any:
+    """Check a key, without the table."""
     if not isinstance(value, str | list | tuple | Mapping):
         raise ValueError("")  # noqa: TRY004 (pydantic turns only this one into a message)
     try:
-        Key.parse(value)
+        Key.parse(value, target=target)
     except DeclarationError as error:
         raise ValueError(str(error).removeprefix("key: ")) from error
     return list(value) if isinstance(value, tuple) else value
 
 
 def _example_key(value: Any, info: Info) -> Any:
-    """Check a trainer's or validation's key: the model's inputs and, last, the target."""
-    mapping = isinstance(value, Mapping) and not (info.context or {}).get(IN_FILE)
-    fields = list(value) if isinstance(value, list | tuple) or mapping else []
-    if len(fields) < 2 or any(field in fields[:place] for place, field in enumerate(fields)):
+    """Check a trainer's or validation's key: the model's inputs and, last, the target, which may be one of them."""
+    if isinstance(value, Mapping) and (info.context or {}).get(IN_FILE):
         raise ValueError("")
-    return _key(value)
+    return _key(value, target=True)
 
 
 Duration = Annotated[float, BeforeValidator(_seconds)]
 Code = Annotated[str | dict[str, Any], PlainValidator(_code)]
 Filter = Annotated[dict[str, Any], PlainValidator(_filter)]
 KeyShape = Annotated[str | list[str] | dict[str, str], PlainValidator(_key)]
-ExampleKey = Annotated[list[str] | dict[str, str], PlainValidator(_example_key)]
+ExampleKey = Annotated[str | list[str] | dict[str, str], PlainValidator(_example_key)]

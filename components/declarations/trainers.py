@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -53,20 +53,19 @@ class Keyed(Declaration):
     """The fields of a row that a model learns from or is measured on."""
 
     key: ExampleKey = Field(
-        description="a list of at least two different fields, the model's inputs and last the target",
-        examples=[["img", "class"]],
+        description="a list of fields, the model's inputs and last the target, or a single field that is both",
+        examples=[["img", "class"], "text"],
     )
 
     @property
     def parsed_key(self) -> Key:
         """The key's fields: all but the last are the model's arguments, the last is the target."""
-        return Key.parse(self.key)
+        return Key.parse(self.key, target=True)
 
     @property
     def inputs(self) -> Key:
         """The part of the key with the model's arguments."""
-        key = self.parsed_key
-        return Key(key.fields[:-1], None if key.names is None else key.names[:-1])
+        return self.parsed_key.inputs
 
 
 class TrainerArguments(Declaration):
@@ -128,6 +127,23 @@ class TrainerArguments(Declaration):
         description="a whole number of batches, at least 1",
         examples=[4],
     )
+    mixed_precision: Literal["float16", "bfloat16"] | None = Field(
+        default=None, exclude_if=absent, description='"float16" or "bfloat16"', examples=["bfloat16"]
+    )
+    weighted_by: str | None = Field(
+        default=None,
+        min_length=1,
+        exclude_if=absent,
+        description="a field with a number from 0 for each row: how often it is drawn",
+        examples=["weight"],
+    )
+    balanced_by: str | None = Field(
+        default=None,
+        min_length=1,
+        exclude_if=absent,
+        description="a field, each value of which is drawn equally often",
+        examples=["class"],
+    )
     seed: int = Field(default=0, ge=0, le=_MOST, description="a whole number from 0, of 63 bits", examples=[0])
     folds: Literal["auto"] | float | None = Field(
         default="auto",
@@ -162,6 +178,17 @@ class TrainerArguments(Declaration):
     checkpoint_seconds: Duration = Field(
         default=30.0, ge=0, description="a duration, 0 for a checkpoint after each step", examples=["1m"]
     )
+
+    @property
+    def drawn_by(self) -> str | None:
+        """The field by which rows are drawn, more often or less; None if each row is drawn once an epoch."""
+        return self.weighted_by or self.balanced_by
+
+    @model_validator(mode="after")
+    def _drawn_one_way(self) -> Self:
+        if self.weighted_by and self.balanced_by:
+            raise ValueError("weighted_by and balanced_by are two ways to draw rows; name one of the two")
+        return self
 
     @field_validator("promote_fall", mode="before")
     @classmethod

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from components.errors import DeclarationError
-from components.examples import Examples, ListExamples
+from components.examples import Examples, ListExamples, paired
 from components.key import Arguments
 from components.torch import randomness
 from components.torch.loop import train
 from components.torch.module import TorchModule
+from components.torch.sampling import chances
 from components.torch.trainer import TorchTrainer
 
 __all__ = ["fit"]
@@ -30,6 +31,7 @@ def fit(model: TorchModule, X: Any, y: Any, valid: tuple[Any, Any] | None, optio
         trainer,
         rows,
         apart,
+        chances=_chances(trainer, rows),
         evaluate=None if apart is None or model.validation is None else lambda: _metrics(model, apart),
         greater_is_better=_greater(model).__getitem__,
     )
@@ -71,8 +73,20 @@ def _split(rows: Examples, fraction: float, seed: int) -> tuple[Examples, Exampl
     return ListExamples(rows.fetch(sorted(places[apart:]))), ListExamples(rows.fetch(sorted(places[:apart])))
 
 
+def _chances(trainer: TorchTrainer, rows: Examples) -> list[float] | None:
+    """Return how often to draw each row, by a field of the trainer's key."""
+    field, key = trainer.arguments.drawn_by, trainer.key
+    if field is None:
+        return None
+    if key is None or field not in key.fields:
+        raise DeclarationError(f"fit: the rows have no field {field!r} to draw them by; give the trainer a key with it")
+    place = key.fields.index(field)
+    values = [None if row is None else row[place] for row in rows.fetch(range(len(rows)))]
+    return chances(values, classes=trainer.arguments.balanced_by is not None, field=field)
+
+
 def _metrics(model: TorchModule, rows: Examples) -> dict[str, float]:
-    fetched = [row for row in rows.fetch(range(len(rows))) if row is not None]
+    fetched = [paired(row) for row in rows.fetch(range(len(rows))) if row is not None]
     inputs = [row[0] if isinstance(row[0], Arguments) else Arguments(tuple(row[:-1])) for row in fetched]
     predictions, targets = model.predict_batches(inputs), [row[-1] for row in fetched]
     assert model.validation is not None

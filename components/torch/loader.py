@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -88,14 +88,19 @@ class Cached:
 
     def fetch(self, places: Sequence[int]) -> list[Row | None]:
         """Return the rows at these places."""
-        missing = [place for place in places if place not in self._kept]
+        missing = [place for place in dict.fromkeys(places) if place not in self._kept]
         fresh = dict(zip(missing, self._rows.fetch(missing), strict=True)) if missing else {}
         for place, row in fresh.items():
             size = _bytes(row)
             if size <= self._room:
                 self._room -= size
                 self._kept[place] = row
-        return [_copied(self._kept[place]) if place in self._kept else fresh[place] for place in places]
+        drawn = Counter(places)  # a row may be drawn twice, and each time is transformed by itself
+        rows = [self._kept[place] if place in self._kept else fresh[place] for place in places]
+        return [
+            _copied(row) if place in self._kept or drawn[place] > 1 else row
+            for place, row in zip(places, rows, strict=True)
+        ]
 
 
 class Loader:
@@ -106,6 +111,7 @@ class Loader:
     device: the device to which the batches go, for pin_memory.
     cache: bytes of decoded rows to cache.
     note: receives the rows that each batch passed over.
+    chances: how often to draw each row, as for `Order`.
     """
 
     def __init__(
@@ -119,9 +125,10 @@ class Loader:
         device: torch.device | None = None,
         cache: int = CACHE_BYTES,
         note: Note = lambda _: None,
+        chances: Sequence[float] | None = None,
     ) -> None:
         self._note = note
-        self.order = Order(len(rows), options, seed)
+        self.order = Order(len(rows), options, seed, chances)
         self._options = options
         self._pin = options.pin_memory and device is not None and device.type == "cuda"
         cached = Cached(rows, cache // max(1, options.num_workers))

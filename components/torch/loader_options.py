@@ -15,7 +15,8 @@ __all__ = ["LoaderOptions"]
 
 _REFUSED = {
     "dataset": "the trainer's select and key choose the rows",
-    "sampler": "the trainer sets the order, so that a run can be resumed; shuffle=False keeps the order of the rows",
+    "sampler": "the trainer sets the order, so that a run can be resumed; shuffle=False keeps the order of the rows, "
+    "weighted_by and balanced_by draw some of them more often",
     "batch_sampler": "the trainer sets the order, so that a run can be resumed; use batch_size and drop_last",
     "generator": "the trainer's seed determines the order",
     "multiprocessing_context": "workers are forked: a transform may be a lambda",

@@ -12,7 +12,7 @@ changes neither. On the CPU the result is identical bit for bit, with the same n
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -63,6 +63,7 @@ def train(
     report: Report | None = None,
     stopped: Stop | None = None,
     greater_is_better: Callable[[str], bool] | None = None,
+    chances: Sequence[float] | None = None,
 ) -> Trained:
     """Train `model` on `rows`; afterwards it has the best weights, on its declared device and with its declared dtype.
 
@@ -75,6 +76,8 @@ def train(
         validation also `metrics`. Some reports hold only a `message` in words.
     stopped: called before each step and each batch of a validation. If it returns a reason, the run saves a checkpoint
         and raises Stopped.
+
+    chances: how often to draw each of `rows` in relation to the others; None means each of them once an epoch.
 
     A model in half precision is trained in float32. Raises TrainingError, Stopped, DeclarationError (no such device),
     and the exceptions of `evaluate` and `rows.fetch`.
@@ -94,6 +97,7 @@ def train(
             report or (lambda _: None),
             stopped or (lambda: None),
             greater_is_better,
+            chances,
         )
         if checkpoints is not None:
             run.resume(checkpoints)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -11,18 +13,18 @@ from components.torch.loss import Loss
 from components.torch.module import TorchModule
 from components.torch.trainer import TorchTrainer
 
-__all__ = ["Leaves", "begun", "check_moved", "optimizer_of", "schedule_of"]
+__all__ = ["Leaves", "begun", "check_moved", "made_optimizer", "optimizer_of", "schedule_of"]
 
 
 def optimizer_of(trainer: TorchTrainer, model: TorchModule, loss: Loss) -> torch.optim.Optimizer:
     """Return the optimizer of the model's weights and of the objective's own parameters; raises TrainingError."""
-    weights = [weight for weight in model.object.parameters() if weight.requires_grad]
-    if not weights:
+    named = [(name, weight) for name, weight in model.object.named_parameters() if weight.requires_grad]
+    if not named:
         raise TrainingError(
             f"model {model.identifier!r} has no weights to train: none of its parameters requires a gradient"
         )
     try:
-        optimizer = trainer.optimizer_cls(weights, **trainer.optimizer_kwargs)
+        optimizer = made_optimizer(trainer, named)
     except (TypeError, ValueError) as error:
         raise TrainingError(f"trainer {trainer.identifier!r}: optimizer_kwargs: {error}") from error
     if not isinstance(optimizer, torch.optim.Optimizer):
@@ -40,6 +42,20 @@ def optimizer_of(trainer: TorchTrainer, model: TorchModule, loss: Loss) -> torch
     if own:
         optimizer.add_param_group({"params": own})
     return optimizer
+
+
+def made_optimizer(trainer: TorchTrainer, named: Sequence[tuple[str, torch.nn.Parameter]]) -> Any:
+    """Return what the trainer's `optimizer_cls` makes of parameters; raises what it raises.
+
+    It gets the parameters; if its first parameter is called `named_parameters`, pairs of name and parameter.
+    """
+    make = trainer.optimizer_cls
+    try:
+        first = next(iter(inspect.signature(make).parameters), "")
+    except (TypeError, ValueError):  # a callable of an extension
+        first = ""
+    given = named if first == "named_parameters" else [weight for _, weight in named]
+    return make(given, **trainer.optimizer_kwargs)
 
 
 def schedule_of(trainer: TorchTrainer, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -14,10 +15,15 @@ __all__ = ["Order"]
 
 
 class Order:
-    """The assignment of `n` rows to batches."""
+    """The assignment of `n` rows to batches.
 
-    def __init__(self, n: int, options: LoaderOptions, seed: int) -> None:
+    chances: how often to draw each row in relation to the others. Then an epoch has `n` draws, in which a row may occur
+        several times, or not at all.
+    """
+
+    def __init__(self, n: int, options: LoaderOptions, seed: int, chances: Sequence[float] | None = None) -> None:
         self._n = n
+        self._sums = None if chances is None else torch.tensor(chances, dtype=torch.float64).cumsum(0)
         self._options = options
         self._seed = seed
         self._epoch = -1
@@ -41,8 +47,15 @@ class Order:
         epoch, index = divmod(number, self.per_epoch)
         if self._options.shuffle and epoch != self._epoch:
             generator = torch.Generator().manual_seed(randomness.derived(self._seed, "epoch", epoch))
-            self._places = torch.randperm(self._n, generator=generator)
+            self._places = self._drawn(generator)
             self._epoch = epoch
         start = index * self._options.batch_size
         places: list[int] = self._places[start : start + self._options.batch_size].tolist()
         return places
+
+    def _drawn(self, generator: torch.Generator) -> torch.Tensor:
+        if self._sums is None:
+            return torch.randperm(self._n, generator=generator)
+        # Not torch.multinomial, which takes at most 2**24 rows.
+        points = torch.rand(self._n, generator=generator, dtype=torch.float64) * self._sums[-1]
+        return torch.searchsorted(self._sums, points, right=True).clamp(max=self._n - 1)

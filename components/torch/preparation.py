@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from components.errors import BatchError, TrainingError
-from components.key import Arguments, Key
+from components.examples import paired
+from components.key import Arguments
 from components.shared_memory import Watch
 from components.torch import batches
 from components.torch.bad_rows import BadRow
@@ -38,9 +39,11 @@ class Preparation:
         self._watch = Watch(32)  # a batch is collated after its last row was transformed
         self._collate = trainer.loader.collate_fn
         key = trainer.key
-        self._inputs = None if key is None else Key(key.fields[:-1], None if key.names is None else key.names[:-1])
+        self._inputs = None if key is None else key.inputs
 
     def __call__(self, rows: list[tuple[int, tuple[Any, ...]]]) -> tuple[Any, Any]:
+        if self._transform is None:
+            rows = [(place, paired(row)) for place, row in rows]
         if self._transform is None and self._collate is None and self._model.prepare_batch:
             given = self._guarded(rows, "preprocess_batch", lambda: self._many(rows))
             return given, self._guarded(rows, "the targets", lambda: targets([row[-1] for _, row in rows]))

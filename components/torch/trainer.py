@@ -35,7 +35,8 @@ class TorchTrainer:
         True), num_workers, collate_fn (takes a list of (input, target), returns a pair of batches), pin_memory,
         prefetch_factor, timeout, worker_init_fn.
     optimizer_cls: an optimizer's class, its name in torch.optim, or a function of the parameters. It is called with
-        optimizer_kwargs too.
+        optimizer_kwargs too. A function whose first parameter is called `named_parameters` gets pairs of name and
+        parameter.
     scheduler_cls: a learning-rate schedule's class, its name in torch.optim.lr_scheduler, or a function of the
         optimizer. It is called with scheduler_kwargs too, and moves on once a step.
     max_iterations: the number of steps, unless the training stops early.
@@ -52,6 +53,9 @@ class TorchTrainer:
     freeze: patterns of names of parameters and buffers, such as ["backbone.*"]. Parameters that match are not trained,
         and a part of the module of which all match is in evaluation mode, so its batch statistics stay too.
     accumulate: the number of batches of a step, whose gradients are averaged.
+    mixed_precision: "float16" or "bfloat16": steps compute in it where torch's autocast does. The weights stay float32.
+    weighted_by: the field with a row's weight: how often it is drawn. balanced_by: the field whose values are classes,
+        each of which is drawn equally often. Either way an epoch has as many draws as there are rows.
     seed: the seed of the rows' order and of all randomness in the transform and the model.
     folds: "auto", a fraction, or None. "auto": if the table has the field `_fold` and `select` does not use it, rows
         with "train" train and rows with "valid" validate. A fraction of the rows is set apart for "valid/loss". None:
@@ -100,6 +104,9 @@ class TorchTrainer:
         if self.scheduler_kwargs and self.scheduler_cls is None:
             raise check.refuse("scheduler_kwargs", "there is no scheduler_cls that they are for")
         self.arguments = made(TrainerArguments, f"trainer {identifier!r}", arguments)
+        if self.arguments.drawn_by is not None and not self.loader.shuffle:
+            way = "weighted_by" if self.arguments.weighted_by else "balanced_by"
+            raise check.refuse(way, "rows are drawn at random, so shuffle cannot be False")
         self.metric_values: dict[str, list[float]] = {}
         self.metric_steps: list[int] = []
         self.history: list[dict[str, Any]] = []

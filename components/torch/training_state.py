@@ -22,6 +22,7 @@ from components.torch.loader import Batch, Loader, Stop
 from components.torch.loss import Loss, ValidLoss, blamed
 from components.torch.module import TorchModule
 from components.torch.optimizer import Leaves, optimizer_of, schedule_of
+from components.torch.precision import Precision
 from components.torch.preparation import Preparation
 from components.torch.trainer import TorchTrainer
 
@@ -65,6 +66,7 @@ class TrainingState:
     report: Report
     stopped: Stop
     greater_is_better: Callable[[str], bool] | None
+    chances: Sequence[float] | None = None
     step: int = 0
     next_batch: int = 0
     validated: int = 0  # the step of the last validation
@@ -90,7 +92,9 @@ class TrainingState:
         batch_norm = torch.nn.modules.batchnorm._BatchNorm  # noqa: SLF001
         normalizes = any(isinstance(part, batch_norm) for part in model.object.modules())
         least = 2 if normalizes and min(options.batch_size, len(self.rows)) > 1 else 1
-        self.loader = Loader(self.rows, prepare, options, seed, least=least, device=device, note=self._pass_over)
+        self.loader = Loader(
+            self.rows, prepare, options, seed, least=least, device=device, note=self._pass_over, chances=self.chances
+        )
         epochs, order = trainer.arguments.max_epochs, self.loader.order
         self.total = trainer.max_iterations if epochs is None else order.steps(epochs, least, trainer.accumulate)
         self.loss = Loss(model, trainer)
@@ -99,6 +103,7 @@ class TrainingState:
         self.schedule = schedule_of(trainer, self.optimizer)
         decay = trainer.arguments.ema
         self.averages = None if decay is None else Averages(model.object, decay)
+        self.precision = Precision(trainer.arguments.mixed_precision, device)
         self._leaves = Leaves(model, self.loss)
         self._reported = -math.inf
 
@@ -117,7 +122,7 @@ class TrainingState:
             value = sum(self._gradients(batch, step) for batch in batches) / len(batches)
             self._clip(step)
             with blamed(f"step {step}: the optimizer", last):
-                self.optimizer.step()
+                self.precision.step(self.optimizer, f"step {step}")
             if self.averages is not None:
                 self.averages.update(step)
         self.step = step
@@ -130,7 +135,8 @@ class TrainingState:
 
     def _gradients(self, batch: Batch, step: int) -> float:
         """Add a batch's part to the gradients of a step; returns its loss."""
-        loss = self.loss(batch, f"step {step}")
+        with self.precision.computing():
+            loss = self.loss(batch, f"step {step}")
         value = loss.item()
         if not math.isfinite(value):
             raise TrainingError(
@@ -141,7 +147,8 @@ class TrainingState:
             raise TrainingError(f"step {step}: the loss does not depend on any weight of the model that can be trained")
         self._leaves.check(loss, f"step {step}")
         with blamed(f"step {step}: the backward pass", batch):
-            (loss / self.trainer.arguments.accumulate).backward()  # type: ignore[no-untyped-call]
+            part = self.precision.scaled(loss / self.trainer.arguments.accumulate)
+            part.backward()  # type: ignore[no-untyped-call]
         return value
 
     def _clip(self, step: int) -> None:
@@ -149,8 +156,9 @@ class TrainingState:
         largest = self.trainer.arguments.gradient_clip
         if largest is None:
             return
+        left_out = self.precision.unscale(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.object.parameters(), largest).item()
-        if not math.isfinite(norm):
+        if not math.isfinite(norm) and not left_out:
             raise TrainingError(
                 f"step {step}: the norm of the gradients is {norm}; try a lower learning rate (it is "
                 f"{self._learning_rate:g}), or look for values in the rows that are not finite"
@@ -187,7 +195,7 @@ class TrainingState:
                 where = f"the validation after step {self.step}"
                 metrics["valid/loss"] = self.validation(where, self.stopped, self._report_progress)
         for name, value in metrics.items():
-            if not math.isfinite(value):
+            if math.isinf(value) or (math.isnan(value) and name in LOSSES):
                 raise TrainingError(f"step {self.step}: {name} is {value}")
         return metrics
 
@@ -221,7 +229,9 @@ class TrainingState:
             self.best_step = self.step
             return
         value, best = metrics[name], self.best_value
-        if math.isnan(best) or (value > best if self._greater(name) else value < best):
+        if math.isnan(best):
+            self.best_step = self.step  # as long as there is no value, the last weights count
+        if not math.isnan(value) and (math.isnan(best) or (value > best if self._greater(name) else value < best)):
             self.best_step, self.best_value, self.unimproved = self.step, value, 0
             self.best_state, self.best_objective = self.model.state(), self.loss.state()
         else:
@@ -281,6 +291,7 @@ class TrainingState:
             "optimizer": self.optimizer.state_dict(),
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
             "averages": None if self.averages is None else self.averages.state(),
+            "precision": self.precision.state(),
             "random": randomness.states(),
             "objective": self.loss.state(),
             **own,
@@ -303,6 +314,7 @@ class TrainingState:
             self.schedule.load_state_dict(state["schedule"])
         if self.averages is not None:
             self.averages.load_state(state["averages"])
+        self.precision.load_state(state.get("precision", {}))
         self.model.load_state(state["model"])
         self.loss.load_state(state.get("objective", {}))
         for name in _KEPT:  # a checkpoint may be older than a name
@@ -320,6 +332,8 @@ class TrainingState:
             "schedule": None if self.schedule is None else type(self.schedule).__qualname__,
             "freeze": trainer.freeze,
             "averages": self.averages is not None,
+            "precision": trainer.arguments.mixed_precision,
+            "chances": None if self.chances is None else randomness.derived(*self.chances),
         }
         return {
             "seed": trainer.seed,

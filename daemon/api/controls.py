@@ -12,6 +12,7 @@ from typing import Any, Literal
 from components.errors import JobFailed, NotApplied
 from components.raw_value import identity
 from daemon.api.connection import Connection
+from daemon.api.rehearsal import rehearse_version
 from daemon.api.waiter import wait_for_job, wait_for_listener
 from daemon.store.connection import reaching
 from daemon.store.registry.registry import Registry
@@ -69,12 +70,16 @@ class Controls(ABC):
     # ---- versions -------------------------------------------------------------------------------------------------
 
     def promote(self, model: str, number: int, wait: bool = True) -> None:
-        """Makes a version the live one; returns when every output of the model's listeners follows it."""
+        """Makes a version the live one; returns when every output of the model's listeners follows it. Raises
+        DeclarationError, with the reason, if it cannot predict rows of these listeners.
+        """
         at = self._open()
         with reaching():
             versions = Versions(at.database, at.service, model)
             live = versions.live()
-            if live is None or live.number != number:
+        if live is None or live.number != number:
+            rehearse_version(at.database, at.service, model, number)
+            with reaching():
                 versions.promote(number, reason="promoted by hand")
         self._followed(model, wait=wait)
 

@@ -10,7 +10,8 @@ from components.errors import PredictdError, Problem
 from components.import_paths import ImportPolicy
 from components.metric import Metric
 from components.serialization import build_trainer, build_validation
-from daemon.check.code import Imported, described, mismatch
+from daemon.check.code import Imported, mismatch
+from daemon.logs.text import described
 
 __all__ = ["trainer_problems", "validation_problems"]
 
@@ -42,7 +43,7 @@ def trainer_problems(
     if "transform" in code:
         yield from _called(declared.transform, code["transform"], declared.parsed_key.fields, f"{base}.transform")
     else:
-        yield from _fits(model, declared.parsed_key.fields, imported, f"{base}.key")
+        yield from _fits(model, declared.inputs.fields, imported, f"{base}.key")
     try:
         trainer = build_trainer(name, declared, lambda path: imported.get(path, base))
     except PredictdError as error:
@@ -55,12 +56,13 @@ def trainer_problems(
 def _unbuilt(trainer: Any, built: Any, base: str) -> Iterator[Problem]:
     """Yield a problem for each of freeze, optimizer and schedule that does not fit the model's weights."""
     from components.torch.freezing import unmatched  # torch is loaded already, with the model
+    from components.torch.optimizer import made_optimizer
 
     if problem := unmatched(built.object, trainer.freeze):
         yield Problem(f"{base}.freeze", problem)
     key = "optimizer_arguments"
     try:
-        optimizer = trainer.optimizer_cls(list(built.object.parameters()), **trainer.optimizer_kwargs)
+        optimizer = made_optimizer(trainer, list(built.object.named_parameters()))
         key = "scheduler_arguments"
         if trainer.scheduler_cls is not None:
             trainer.scheduler_cls(optimizer, **trainer.scheduler_kwargs)
@@ -81,7 +83,7 @@ def validation_problems(
         function = imported.get(str(given.object), at)
         if callable(function):
             yield from _metric(given, function, at)
-    yield from _fits(model, declared.parsed_key.fields, imported, f"{base}.key")
+    yield from _fits(model, declared.inputs.fields, imported, f"{base}.key")
     yield from imported.problems
     if not imported.problems:
         try:
@@ -117,12 +119,12 @@ def _metric(given: MetricDeclaration, function: Any, at: str) -> Iterator[Proble
 
 
 def _fits(model: ModelDeclaration, key: Sequence[str], imported: Imported, at: str) -> Iterator[Problem]:
-    """Yield a problem if the model's first step does not take the key's fields without the last, the target."""
+    """Yield a problem if the model's first step does not take these fields."""
     for step in ("preprocess", "preprocess_batch"):
         if step in model.code:
             function = imported.get(model.code[step], at)
             if callable(function):
-                yield from _called(model.code[step], function, key[:-1], at)
+                yield from _called(model.code[step], function, key, at)
 
 
 def _called(

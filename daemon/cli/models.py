@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from daemon.api.rehearsal import rehearse_version
 from daemon.cli import screens
 from daemon.cli.command import ConfigFile, Json, ModelName, Place, hint, place, say, show
 from daemon.cli.follow import follow, unserved, wait_for_job
@@ -63,6 +64,7 @@ def promote(
         if before is not None and before.number == number:
             say(f"{model}: version {number} is live already")
         else:
+            rehearse_version(here.database, here.service, model, number)
             versions.promote(number, reason="promoted by hand")
             say(f"{model}: {_named(versions.get(number), number)} is live{_instead(before)}")
         _followed(here, model, wait=wait)

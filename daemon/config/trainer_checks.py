@@ -53,6 +53,9 @@ def _trainer(name: str, trainer: Mapping[str, Any], source: Source) -> Iterator[
             "model",
         )
     yield from _rows(trainer, base, trainer.get("key"), (*base, "key"), source)
+    for way in ("weighted_by", "balanced_by"):
+        if isinstance(trainer.get(way), str):
+            yield from key_field(trainer[way], dotted((*base, way)), trainer, source)
     for key in ("objective", "transform", "optimizer", "scheduler"):
         if isinstance(trainer.get(key), str):
             yield from import_path(trainer[key], dotted((*base, key)), source)
@@ -70,9 +73,9 @@ def _rows(query: Mapping[str, Any], base: Path, key: Any, at: Path, source: Sour
     yield from reference(query.get("table"), "tables", (*base, "table"), source)
     if isinstance(query.get("where"), dict):
         yield from filter_problems(query["where"], (*base, "where"))
-    for place, field in enumerate(key if isinstance(key, list) else ()):
+    for place, field in enumerate(key if isinstance(key, list) else [key]):
         if isinstance(field, str) and field:
-            yield from key_field(field, dotted((*at, place)), query, source)
+            yield from key_field(field, dotted((*at, place) if isinstance(key, list) else at), query, source)
 
 
 def _imported(value: Any, path: Path, source: Source) -> Iterator[Problem]:

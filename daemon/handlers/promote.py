@@ -19,7 +19,8 @@ the first one at all. There a candidate may not be worse than that version was, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -89,10 +90,12 @@ def _better(trainer: TrainerArguments, live: Measured, candidate: Measured) -> D
         return Decision(
             False, "candidate", f"{missing} to compare it by (there is {has}); it waits for `predictd promote`", wanted
         )
-    if name not in live.metrics:
+    new, old = candidate.metrics[name], live.metrics.get(name, math.nan)
+    if math.isnan(new):
+        return Decision(False, "candidate", f"{name} has no value; it waits for `predictd promote`", name)
+    if math.isnan(old):
         reason = f"{name} of version {live.version}, which is live, is not known; it waits for `predictd promote`"
         return Decision(False, "candidate", reason, name)
-    new, old = candidate.metrics[name], live.metrics[name]
     greater = candidate.greater.get(name, True)
     gain = new - old if greater else old - new
     comparison = f"{name} {new:.6g} against {old:.6g} of version {live.version}"
@@ -105,21 +108,29 @@ def _better(trainer: TrainerArguments, live: Measured, candidate: Measured) -> D
 
 
 def better_of(one: Mapping[str, float], other: Mapping[str, float], greater: Mapping[str, bool]) -> dict[str, float]:
-    """The metrics of `one`, each the better of the two if `other` has it as well."""
+    """The metrics of `one`, each the better of the two if `other` has it as well. NaN, which is no value, is never
+    better.
+    """
     return {
-        name: (max if greater.get(name, True) else min)(value, other.get(name, value)) for name, value in one.items()
+        name: _best((value, other.get(name, value)), max if greater.get(name, True) else min)
+        for name, value in one.items()
     }
+
+
+def _best(values: Iterable[float], best: Callable[[Iterable[float]], float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return best(known) if known else math.nan
 
 
 def _fallen(trainer: TrainerArguments, live: Measured, candidate: Measured, on: str) -> str | None:
     """Why a person must decide: what the candidate lost on kept rows; None if nothing counts."""
     most, wanted = trainer.promote_fall, trainer.promote_metric
     name = next(iter(live.kept), None) if wanted is None else named(wanted, list(live.kept))
-    if most == "any" or name is None:
+    if most == "any" or name is None or math.isnan(old := live.kept[name]):
         return None
-    if name not in candidate.kept:
+    new = candidate.kept.get(name, math.nan)
+    if math.isnan(new):
         return f"{name} cannot be measured {on}"
-    new, old = candidate.kept[name], live.kept[name]
     fall = old - new if candidate.greater.get(name, True) else new - old
     if fall <= most:
         return None

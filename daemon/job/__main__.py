@@ -9,8 +9,6 @@ import signal
 import sys
 import threading
 import traceback
-from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
 import structlog
@@ -20,7 +18,7 @@ from components.errors import DeclarationError, Fenced, MetricError, NotApplied,
 from components.import_folder import ImportFolder
 from daemon.engine import Ending
 from daemon.engine.child import Channel, leave_with_parent
-from daemon.engine.threads import limit
+from daemon.engine.politeness import be_polite
 from daemon.health.job_report import JobError
 from daemon.job.assignment import JobAssignment
 from daemon.job.context import Context
@@ -34,8 +32,6 @@ from daemon.store.mongo_retry import MongoRetry, Stopping
 log = structlog.get_logger(__name__)
 
 BROKEN: Final = 1
-NICENESS: Final = 10
-OOM_SCORE: Final = "500"
 TRACEBACK_CHARACTERS: Final = 8000
 
 
@@ -113,19 +109,6 @@ def described(error: BaseException) -> JobError:
     if len(trace) > TRACEBACK_CHARACTERS:
         trace = f"{trace[: TRACEBACK_CHARACTERS // 2]}\n...\n{trace[-TRACEBACK_CHARACTERS // 2 :]}"
     return JobError(type(error).__name__, readable(str(error)), trace)
-
-
-def be_polite(threads: int | None) -> int:
-    """Yields to the live lane: in time on a core, in cores, and in who is killed first where memory runs out. How many
-    threads torch may use.
-    """
-    with suppress(OSError):
-        os.nice(NICENESS)
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
-    number = threads or max(1, len(os.sched_getaffinity(0)) // 2)
-    limit(number)
-    return number
 
 
 if __name__ == "__main__":

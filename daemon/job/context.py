@@ -21,7 +21,7 @@ from daemon.store.registry.components import Catalog, Component
 from daemon.store.registry.model_loader import Loaded, ModelLoader, until_live
 from daemon.store.registry.registry import Registry
 from daemon.store.registry.trust import Trust
-from daemon.store.rows.datasets import RowExamples
+from daemon.store.rows.datasets import Fields, RowExamples
 from daemon.store.service.jobs import Job, Jobs
 
 __all__ = ["Context"]
@@ -77,12 +77,12 @@ class Context:
             self, RowExamples(self.assignment.uri, self.database.name, table, self.fields(table, key, known), ids)
         )
 
-    def fields(self, table: str, key: Any, known: Catalog) -> dict[str, str | None]:
-        """The fields of a key with their datatypes. Raises NotApplied if the table is not applied."""
+    def fields(self, table: str, key: Any, known: Catalog) -> Fields:
+        """The fields of a key of examples with their datatypes. Raises NotApplied if the table is not applied."""
         if table not in known.tables:
             raise NotApplied(known.refused.get(f"table/{table}") or self.registry.absent("table", table))
         types = known.tables[table].declaration.fields
-        return {path: types.get(path) for path in Key.parse(key).fields}
+        return [(path, types.get(path)) for path in Key.parse(key, target=True).fields]
 
     def stopped(self) -> str | None:
         """Why the job is to stop now, else None. Each call counts as progress."""

@@ -102,7 +102,7 @@ def contents(
     dataset, key = validation.declaration.datasets[name], validation.declaration.key
     if not dataset.pin:
         return None
-    fields = list(context.fields(dataset.table, key, known))
+    fields = list(dict(context.fields(dataset.table, key, known)))
     of = pin_key(context.assignment.service, validation.name, name, dataset.dump(), fields)
     found = context.patience("rows", lambda: kept_rows.contents(context.database, of, dataset.table, fields, ids))
     if found is None and ids:
@@ -143,7 +143,7 @@ def chosen(
     ids: dict[str, list[Any]] = {}
     for each in validations:
         for name, dataset in each.declaration.datasets.items():
-            fields = list(context.fields(dataset.table, each.declaration.key, known))
+            fields = list(dict(context.fields(dataset.table, each.declaration.key, known)))
             pinned = context.patience(
                 "datasets",
                 # Called at once

@@ -103,7 +103,7 @@ class Judges:
         context = self._context
         rows: dict[str, str] = {}
         for place, (table, key, ids) in self._read(pins).items():
-            fields = list(context.fields(table, key, self._known))
+            fields = list(dict(context.fields(table, key, self._known)))
             validation, _, dataset = place.partition("/")
             pinned = next((each for each in self._validations if dataset and each.name == validation), None)
             name = None if pinned is None else contents(context, pinned, dataset, self._known, ids)

@@ -30,6 +30,8 @@ class Pins:
     """`_id`s of the rows to learn from, of those for the validation's loss (None: there are none apart), and of each
     dataset by "validation/dataset".
 
+    `chances`: how often to draw each row to learn from, empty if each is drawn once an epoch.
+
     `declared` identifies the declaration, `parent` is the version that the training begins with, `at` the cluster time
     of its rows.
     """
@@ -40,6 +42,7 @@ class Pins:
     valid: Sequence[Any] | None
     datasets: Mapping[str, Sequence[Any]]
     at: Timestamp | None
+    chances: Sequence[float] = ()
 
 
 def load(folder: Path, declared: str) -> Pins | None:

@@ -5,6 +5,7 @@
     measure    the candidate, loaded anew from its weights, and the live version, on the same rows
     store      the candidate, with its lineage and all traces                                      -> a version
     decide     `daemon.handlers.promote`; promote, reject, or leave it to a person                 -> the result
+               one that would be promoted is rehearsed first
 
 A second attempt of the same job does not repeat a training whose candidate is stored, nor a decision that was made.
 """
@@ -31,11 +32,12 @@ from daemon.job.context import Context
 from daemon.job.evaluation import Evaluation, Measured, chosen, of_model
 from daemon.job.judges import LOSS, Judges
 from daemon.job.pins import Pins
+from daemon.job.rehearsal import refusal
 from daemon.store.mongo_retry import Stopping
 from daemon.store.registry.components import signature
 from daemon.store.registry.model_loader import Loaded, object_signature, packed
 from daemon.store.registry.versions import Version
-from daemon.store.rows.datasets import Pinned, pinned
+from daemon.store.rows.datasets import NAME_SHOWN, Pinned, pinned
 from daemon.store.service.jobs import Job
 
 if TYPE_CHECKING:
@@ -148,6 +150,7 @@ class Training:
             report=self._take_report,
             stopped=context.stopped,
             greater_is_better=lambda name: evaluation.greater.get(name, not name.endswith("/loss")),
+            chances=pins.chances or None,
         )
         seconds = time.monotonic() - started
         voice.say(f"{trained.step} steps in {seconds:.1f} s, the best weights are those of step {trained.best_step}")
@@ -208,25 +211,36 @@ class Training:
     def _pin(self) -> Pins:
         context, declaration = self._context, self._declaration
         context.voice.doing("choosing the rows")
-        fields = list(context.fields(declaration.table, declaration.key, self._known))
+        fields = list(dict(context.fields(declaration.table, declaration.key, self._known)))
         parts = folds(declaration, self._known.tables[declaration.table].declaration.fields)
 
-        def choose(where: Mapping[str, Any], limit: int | None) -> Pinned:
-            return context.patience("rows", lambda: pinned(context.database, declaration.table, where, fields, limit))
+        def choose(where: Mapping[str, Any], limit: int | None, valued: str | None = None) -> Pinned:
+            return context.patience(
+                "rows", lambda: pinned(context.database, declaration.table, where, fields, limit, valued)
+            )
 
-        found = choose(parts.train, declaration.limit)
-        train_ids, valid_ids = list(found.ids), None
+        found = choose(parts.train, declaration.limit, declaration.drawn_by)
+        places, valid_ids = list(range(len(found.ids))), None
         if parts.fraction is not None:
-            train_ids, valid_ids = split(found.ids, parts.fraction, declaration.seed)
+            places, apart = split(places, parts.fraction, declaration.seed)
+            valid_ids = [found.ids[place] for place in apart]
         elif parts.valid is not None:
             valid_ids = list(choose(parts.valid, None).ids) or None
+        train_ids = [found.ids[place] for place in places]
         if not train_ids:
             raise TrainingError(
                 f"there is nothing to learn from: no row of table {declaration.table!r} matches "
-                f"{json.dumps(parts.train)} and has {', '.join(fields)}"
+                f"{json.dumps(parts.train)} and has {', '.join(filter(None, [*fields, declaration.drawn_by]))}"
             )
         datasets = chosen(context, self._validations, self._known)
-        return Pins(self._identity, self._live.version.number, train_ids, valid_ids, datasets, found.at)
+        chances = self._chances(train_ids, [found.values[place] for place in places]) if declaration.drawn_by else []
+        return Pins(self._identity, self._live.version.number, train_ids, valid_ids, datasets, found.at, chances)
+
+    def _chances(self, ids: Sequence[Any], values: Sequence[Any]) -> list[float]:
+        from components.torch.sampling import chances
+
+        classes, field = self._declaration.balanced_by is not None, str(self._declaration.drawn_by)
+        return chances(values, classes=classes, field=field, name=lambda place: repr(ids[place])[:NAME_SHOWN])
 
     def _begun_with(self, parent: int) -> tuple[Any, Version]:
         loaded = self._live
@@ -272,6 +286,7 @@ class Training:
             f"{name} is {kept[name]:.6g} after the training and {value:.6g} after loading its weights"
             for name, value in metrics.items()
             if not math.isclose(value, kept[name], rel_tol=0.01, abs_tol=0.001)
+            and not (math.isnan(value) and math.isnan(kept[name]))
         ]
         found = apart[0] if apart else difference(model, fresh, self._trainer, rows)
         if found is not None:
@@ -356,6 +371,8 @@ class Training:
                 voice.say(f"version {live.number} went live in the meantime")
                 compared = self._compare(*self._judges(self._pins()))
             decision = self._decided(candidate, compared)
+            if decision.promote and (breach := refusal(self._context, self._model, self._model_of(candidate.number))):
+                decision = promote.Decision(False, "rejected", f"it must not go live: {breach}", decision.metric)
             if self._done(candidate, decision, compared):
                 break
         voice.say(f"version {candidate.number} is {'live' if decision.promote else decision.state}: {decision.reason}")

@@ -7,6 +7,8 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from pymongo.client_session import ClientSession
+
 from daemon.config import Config
 from daemon.engine import Engine
 from daemon.store.connection import Data
@@ -31,7 +33,8 @@ class LeaderContext:
 
     `pins` is what this daemon believes. `call` reaches MongoDB (`Leadership.call`). `spawn` runs a task; an error in it
     ends the daemon. `changed` is called when the status has news. `fenced` is called with the reason when another
-    leader owns the service. `epoch` and `uri` (where processes find MongoDB) are known once the lease is held.
+    leader owns the service. `epoch`, `uri` (where processes find MongoDB) and `session` (of its transactions) are known
+    once the lease is held.
     """
 
     config: Config
@@ -43,6 +46,7 @@ class LeaderContext:
     fenced: Callable[[str], None]
     epoch: int = 0
     uri: str = field(default="", repr=False)
+    session: ClientSession | None = None
 
     @property
     def service(self) -> str:
@@ -51,7 +55,7 @@ class LeaderContext:
 
     def registry(self, data: Data) -> Registry:
         """The service's declarations, as this leader reads and publishes them."""
-        return Registry(data, self.service, self.epoch, self.pins.trust)
+        return Registry(data, self.service, self.epoch, self.pins.trust, self.session)
 
     def assignment(self) -> dict[str, Any]:
         """The fields of an `Assignment` that are the same for all processes of the service."""

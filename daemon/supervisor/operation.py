@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 import structlog
+from pymongo.client_session import ClientSession
 
 from components.declarations import ListenerDeclaration, ModelDeclaration, TrainerDeclaration, ValidationDeclaration
 from components.errors import DeclarationError, Fenced, LeaseLost, MongoUnavailable
@@ -44,6 +45,7 @@ from daemon.supervisor.fleet import Fleet
 from daemon.supervisor.job_runner import JobRunner
 from daemon.supervisor.leader_context import LeaderContext
 from daemon.supervisor.leadership import in_thread
+from daemon.supervisor.rehearser import Rehearser
 from daemon.supervisor.scheduler import Scheduler
 from daemon.worker.assignment import WorkerAssignment
 
@@ -67,6 +69,7 @@ class Operation:
         self._worker_module = worker_module
         self._fleet = Fleet(context.engine, context.spawn, context.changed, context.fenced)
         self._jobs = JobRunner(self._finished, module=job_module)
+        self.rehearser = Rehearser()
         self._scheduling = Scheduler(context.call, context.service, context.spawn, self._jobs.nudge)
         self._desired = Desired(context.config.workers())
         self.known = Catalog()
@@ -79,13 +82,15 @@ class Operation:
         self.leaving = False
         """The daemon is stopping: nothing is started any more."""
 
-    async def start(self, config: Config, epoch: int, uri: str) -> tuple[Config, Plan]:
+    async def start(
+        self, config: Config, epoch: int, uri: str, session: ClientSession | None = None
+    ) -> tuple[Config, Plan]:
         """Returns the configuration that runs, and what `config` changes of the one that was accepted last: if that is
         held, the accepted one runs.
 
         Raises MongoUnavailable, DeclarationError, or LeaseLost if a newer leader has published; then nothing runs.
         """
-        self._context = replace(self._context, config=config, epoch=epoch, uri=uri)
+        self._context = replace(self._context, config=config, epoch=epoch, uri=uri, session=session)
         config, changed = await self._context.call(lambda data: self._accepted(data, config))
         self._context = replace(self._context, config=config)
         await self._publish(config)
@@ -95,11 +100,12 @@ class Operation:
         self.active = True
         self._clear_left()
         self._jobs.start(self._context)
+        self.rehearser.start(self._context)
         self._scheduling.start(_scheduled(self.known))
         return config, changed
 
     def _accepted(self, data: Data, config: Config) -> tuple[Config, Plan]:
-        trust = lead(data, self._context.service, self._context.pins)
+        trust = lead(data, self._context.service, self._context.pins, self._context.session)
         registry = self._context.registry(data)
         changed, settings = judged_at_start(data, registry, config, trust)
         return (accepted(config, registry.read(), settings) if changed.held else config), changed
@@ -121,7 +127,8 @@ class Operation:
         """Stops workers and jobs together, each in the time that it has."""
         self.active = False
         await self._scheduling.stop()
-        await asyncio.gather(self._jobs.stop(JOB_STOP_SECONDS), self._stop_workers(self._fleet.names))
+        jobs, workers = self._jobs.stop(JOB_STOP_SECONDS), self._stop_workers(self._fleet.names)
+        await asyncio.gather(self.rehearser.stop(), jobs, workers)
 
     async def hand_over(self, stopping: asyncio.Future[None]) -> None:
         """Returns when another leader may begin: everything has ended, or no job runs and only batches are in flight.
@@ -137,6 +144,7 @@ class Operation:
         """Ends everything at once."""
         self._fleet.kill()
         self._jobs.kill()
+        self.rehearser.kill()
 
     async def change(self, config: Config) -> WorkersPlan:
         """Applies `config` and returns which workers that concerned. Raises as `start` does; then what ran goes on.
@@ -155,6 +163,7 @@ class Operation:
                 raise
         self._context, self._desired = replace(self._context, config=config), after
         self._jobs.configure(self._context)
+        self.rehearser.configure(self._context)
         if self.active:
             for name in work.coming:
                 self._start_worker(name)
@@ -211,7 +220,7 @@ class Operation:
 
     async def _publish(self, config: Config) -> None:
         def publish(data: Data) -> Catalog:
-            lead(data, self._context.service, self._context.pins)
+            lead(data, self._context.service, self._context.pins, self._context.session)
             registry = self._context.registry(data)
             registry.publish(config.declarations())
             keep_settings(data, self._context.service, self._context.pins.trust, storable(config))
@@ -244,6 +253,7 @@ class Operation:
         believed = {f"{each.kind}/{each.name}": each.revision for kind in KINDS for each in known.of(kind).values()}
         self._context.pins.learn(believed, known.there)
         self.known = known
+        self.rehearser.torch = any(each.declaration.type == "torch" for each in known.models.values())
 
     def _start_worker(self, name: str) -> None:
         if self.leaving:  # a reload was under way when the daemon was stopped

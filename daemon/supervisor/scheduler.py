@@ -10,6 +10,7 @@ target waits in the queue, a due run is noted without another job, since the wai
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -183,7 +184,7 @@ def judge(
     """Queues what waits for one of these metrics of the validation `target` to fall below its bound; returns
     what was queued.
     """
-    values = {f"{target}/{name}": value for name, value in metrics.items()}
+    values = {f"{target}/{name}": value for name, value in metrics.items() if not math.isnan(value)}
     waiting = [each for each in known if each.trigger == "below" and each.metric[0] in values]
     if not waiting:
         return ()

@@ -120,7 +120,7 @@ def test_of_two_who_choose_at_once_the_first_counts(
 @pytest.fixture
 def images(mongo_uri: str, database: Database[dict[str, Any]]) -> Iterator[RowExamples]:
     database[TABLE].insert_many({"_id": n, "img": png(n), "meta": {"class": n % 3}} for n in range(20))
-    rows = RowExamples(mongo_uri, database.name, TABLE, {"img": "pil_image", "meta.class": "int"}, list(range(20)))
+    rows = RowExamples(mongo_uri, database.name, TABLE, [("img", "pil_image"), ("meta.class", "int")], list(range(20)))
     yield rows
     rows.close()
 
@@ -150,7 +150,7 @@ def test_ids_of_every_type_find_their_rows(mongo_uri: str, database: Database[di
     """1 and True are not one row, nor is the order of a document's keys all the same."""
     ids: list[Any] = [*SEVERAL, 1, {"a": 1, "b": 2}, {"b": 2, "a": 1}]
     database[TABLE].insert_many({"_id": key, "x": n} for n, key in enumerate(ids))
-    rows = RowExamples(mongo_uri, database.name, TABLE, {"x": None}, pinned(database, TABLE, {}, ["x"]).ids)
+    rows = RowExamples(mongo_uri, database.name, TABLE, [("x", None)], pinned(database, TABLE, {}, ["x"]).ids)
     found = rows.fetch(range(len(ids)))
     rows.close()
     assert sorted(row[0] for row in found if row is not None) == list(range(len(ids)))

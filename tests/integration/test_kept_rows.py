@@ -38,7 +38,7 @@ def test_what_was_kept_stays_whatever_becomes_of_the_rows(database: Database[dic
     database.rows.delete_one({"_id": 1})
     rows = kept(database, name)
     assert rows is not None
-    examples = KeptExamples("rows", FIELDS, rows)
+    examples = KeptExamples("rows", list(FIELDS.items()), rows)
     assert {*examples.fetch(range(len(examples)))} == {(str(n), n) for n in range(len(keys))}
     assert all(row.keys() == {"_id", "x", "y"} for row in rows)
 

@@ -241,7 +241,7 @@ def test_the_formats_may_be_narrowed():
         for name in ("WEBP", "GIF", "BMP", "TIFF"):
             with pytest.raises(DecodeError, match=r"known format \(PNG, JPEG\)"):
                 images.decode(samples[name])
-        packed = pickle.dumps(RowExamples("mongodb://h", "d", "t", {"x": "pil_image"}, []))
+        packed = pickle.dumps(RowExamples("mongodb://h", "d", "t", [("x", "pil_image")], []))
         images.narrow([])
         assert images.accepted() == images.FORMATS
         pickle.loads(packed)

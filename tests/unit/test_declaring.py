@@ -183,7 +183,10 @@ def test_a_torch_model_of_the_configuration_is_built_from_its_class():
 
 
 ADDED = {
+    "balanced_by",
     "gradient_clip",
+    "mixed_precision",
+    "weighted_by",
     "max_epochs",
     "promote_fall",
     "skip_bad_rows",

@@ -92,6 +92,7 @@ title = "str"
 img = "pil_image"
 class = "int"
 _fold = "str"
+weight = "float"
 [trainers.lenet]
 table = "mnist"
 key = ["img", "class"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import subprocess
 import sys
 
@@ -64,7 +65,12 @@ def test_which_way_is_up(metric, greater):
     assert metric.greater_is_better is greater
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), None, "many"])
+def test_a_metric_may_have_no_value():
+    """NaN says so, as that of a recall without positives."""
+    assert math.isnan(Metric("m", lambda _p, _t: float("nan"))([1], [1]))
+
+
+@pytest.mark.parametrize("value", [float("-inf"), float("inf"), None, "many"])
 def test_a_value_that_is_no_finite_number_is_an_error(value):
     """Such a value can neither be compared nor stored."""
     with pytest.raises(MetricError, match="metric 'm'"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +36,30 @@ def test_a_trained_candidate_always_replaces_an_untrained_version(promote: str) 
 
 def test_where_nothing_is_live_the_candidate_is() -> None:
     assert decide(trainer(), None, judged(1, None)).promote
+
+
+def test_a_metric_without_a_value_decides_nothing() -> None:
+    """NaN is no value: neither version is better by it, and no other metric takes its place."""
+    for old, new, why in ((0.9, math.nan, "v/acc has no value"), (math.nan, 0.9, "v/acc of version 1")):
+        for greater in (UP, DOWN):
+            before, after = judged(1, old, greater=greater), judged(2, new, greater=greater)
+            more = replace(after, metrics={**after.metrics, "v/other": 1.0})
+            decision = decide(trainer(), before, more)
+            assert (decision.promote, decision.state) == (False, "candidate")
+            assert decision.reason.startswith(why)
+
+
+def test_a_metric_without_a_value_on_kept_rows() -> None:
+    """There is nothing that could have fallen; but a value that was there and is gone holds the candidate."""
+    before, after = judged(1, 0.9), judged(2, 0.95)
+    for old, new, held in ((math.nan, 0.1, False), (math.nan, math.nan, False), (0.9, math.nan, True)):
+        kept = replace(before, kept={"v/acc": old}), replace(after, kept={"v/acc": new})
+        assert decide(trainer("always"), *kept).held is held
+    assert better_of({"a": math.nan, "b": 1.0, "c": 2.0}, {"a": 3.0, "b": math.nan}, {}) == {
+        "a": 3.0,
+        "b": 1.0,
+        "c": 2.0,
+    }
 
 
 def test_always_and_manual_do_not_compare() -> None:

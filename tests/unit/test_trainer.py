@@ -4,6 +4,7 @@ wrong.
 
 from __future__ import annotations
 
+import math
 import random
 
 import numpy as np
@@ -194,10 +195,30 @@ def test_weights_that_the_last_step_broke_are_refused():
         train(linear(), broken, line())
 
 
-def test_a_metric_that_is_not_finite_stops_the_run():
+def test_a_metric_that_is_infinite_stops_the_run():
     """What was chosen by it would be nothing."""
-    with pytest.raises(TrainingError, match="step 3: v/acc is nan"):
-        train(linear(), trainer(), line(), evaluate=lambda: {"v/acc": float("nan")})
+    with pytest.raises(TrainingError, match="step 3: v/acc is inf"):
+        train(linear(), trainer(), line(), evaluate=lambda: {"v/acc": float("inf")})
+
+
+@pytest.mark.parametrize(
+    ("values", "best", "stops"),
+    [
+        (["nan", 0.5, "nan", 0.4], 6, None),
+        ([0.5, "nan", 0.6, "nan"], 9, None),
+        (["nan"] * 4, 12, None),  # the last weights, as without a metric
+        ([0.5, "nan", "nan", 0.9], 3, 9),  # no new best value twice in a row
+    ],
+)
+def test_a_metric_without_a_value_is_never_the_best(values, best, stops):
+    """NaN is no value: the weights of the best real one are kept."""
+    measured = iter(map(float, values))
+    chosen = trainer(max_iterations=12, validation_interval=3, no_improve_then_stop=2 if stops else None)
+    result = train(linear(), chosen, line(), evaluate=lambda: {"v/acc": next(measured)})
+    assert (result.best_step, result.step) == (best, stops or 12)
+    assert [math.isnan(value) for value in result.metric_values["v/acc"]] == [
+        value == "nan" for value in values[: len(result.metric_steps)]
+    ]
 
 
 def test_without_rows_there_is_nothing_to_learn():
@@ -538,8 +559,8 @@ def test_a_model_that_has_predicted_can_be_trained():
     [
         ({"objective": 3}, "objective: expected a callable, got 3"),
         ({"select": {"_fold": "train"}}, r"select: expected a query"),
-        ({"key": "img"}, r"key: it must be a list of at least two different fields.*got 'img'"),
-        ({"key": ["img", "img"]}, r"key: it must be a list of at least two different fields"),
+        ({"key": 3}, r"key: it must be a list of fields.*got 3"),
+        ({"key": ["img", "img", "y"]}, r"key: a field occurs twice"),
         ({"transform": 1}, "transform: expected a callable"),
         ({"loader_kwargs": [1]}, "loader_kwargs: expected keyword arguments"),
         (

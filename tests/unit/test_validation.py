@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import components.validation as validation_module
 from components import Dataset, DeclarationError, ListExamples, Metric, MetricError, ObjectModel, Query, Validation
 from components.errors import Stopped
 
@@ -37,6 +38,29 @@ def test_several_inputs_are_several_arguments():
     assert named.evaluate(minus, lambda _: rows) == {"small/first": 1.0}
 
 
+@pytest.mark.parametrize("key", ["x", ["x"], ["x", "x"], {"x": "given"}])
+def test_one_field_may_be_input_and_target(key):
+    """The target is as the row has it, also if the model works in place on its input."""
+    validation = Validation("v", key, [SMALL], [Metric("targets", lambda _p, t: t[0][0])])
+    row = ([1.0, 2.0],) * (2 if key == ["x", "x"] else 1)
+    rows = ListExamples([tuple(list(value) for value in row)])
+
+    def broken(given):
+        given[0] = 5.0
+        return given
+
+    assert validation.evaluate(ObjectModel("m", broken), lambda _: rows) == {"small/targets": 1.0}
+
+
+def test_a_metric_without_a_value_has_nan():
+    """The others have theirs."""
+    none = Metric("none", lambda _p, _t: float("nan"), greater_is_better=True)
+    values = Validation("v", ["x", "y"], [SMALL], [none, ACC]).evaluate(
+        ObjectModel("m", lambda x: x), lambda _: ListExamples([(1, 1)])
+    )
+    assert values == {"small/none": pytest.approx(float("nan"), nan_ok=True), "small/acc": 1.0}
+
+
 def test_an_empty_dataset_is_an_error_that_says_so():
     """Also one all of whose rows are gone."""
     validation = Validation("v", ["x", "y"], [BIG], [ACC])
@@ -65,10 +89,22 @@ def test_an_evaluation_can_be_stopped():
         validation.evaluate(ObjectModel("m", str), lambda _: ListExamples([(1, 1)] * 1000), stopped=stopped)
 
 
+@pytest.mark.parametrize(("quick", "batches"), [(3600.0, 7), (0.0, 250)], ids=["quick", "slow"])
+def test_the_batches_of_a_slow_model_stay_small(monkeypatch, quick, batches):
+    """It is asked between two batches whether to go on; each time counts as progress."""
+    monkeypatch.setattr(validation_module, "QUICK_SECONDS", quick)
+    asked = []
+    validation = Validation("v", ["x", "y"], [SMALL], [ACC])
+    rows = ListExamples([(n, n) for n in range(1000)])
+    model = ObjectModel("m", lambda xs: xs, batched=True)
+    assert validation.evaluate(model, lambda _: rows, stopped=lambda: asked.append(1)) == {"small/acc": 1.0}
+    assert len(asked) == batches
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"key": "x"}, "key: it must be a list of at least two"),
+        ({"key": []}, "key: names no field"),
         ({"datasets": []}, "datasets: there is none"),
         ({"metrics": [ACC, ACC]}, "metrics: 'acc' occurs twice"),
         ({"metrics": [len]}, "expected a list of Metric"),

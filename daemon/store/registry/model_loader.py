@@ -156,6 +156,12 @@ class ModelLoader:
             self._give(model, versions, version)
         return Loaded(model, version)
 
+    def proposed(self, component: Component[ModelDeclaration]) -> Model:
+        """The model as it would be served if `component` were applied: with the weights that its version would get."""
+        model, versions = self.built(component), self.versions(component.name)
+        self._given_alike(component, model, versions, None if component.live is None else versions.get(component.live))
+        return model
+
     def built(self, component: Component[ModelDeclaration]) -> Model:
         """A new model, as declared, with its initial weights."""
         resolve = self.resolve(component)

@@ -33,12 +33,14 @@ def refuse_dangling(kind: str, name: str, declaration: Declaration, known: Catal
         if table not in known.tables:
             near = suggestion(table, known.tables, "table")
             raise DeclarationError(f"{owner}: table {table!r} is not applied; {near}")
-        for field in key.fields:
+        drawn = declaration.drawn_by if isinstance(declaration, TrainerDeclaration) else None
+        for field in filter(None, (*key.fields, drawn)):
             if field.split(".")[0] == "_outputs":
                 _refuse_upstream(owner, name if kind == "listener" else "", field.split(".")[1], table, known)
             elif field not in (fields := known.tables[table].declaration.fields):
                 near = suggestion(field, fields, "field")
-                raise DeclarationError(f"{owner}: key: table {table!r} declares no field {field!r}; {near}")
+                where = "key: " if field in key.fields else ""
+                raise DeclarationError(f"{owner}: {where}table {table!r} declares no field {field!r}; {near}")
 
 
 def _refuse_upstream(owner: str, listener: str, upstream: str, table: str, known: Catalog) -> None:

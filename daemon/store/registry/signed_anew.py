@@ -15,7 +15,7 @@ from pymongo.database import Database
 
 from components.errors import SignatureRefused
 from daemon.store import names
-from daemon.store.connection import TRANSACTION
+from daemon.store.connection import in_transaction
 from daemon.store.registry.components import LARGEST, parts_of
 from daemon.store.registry.trust import Pins, Trust, store_identity, stored_identity
 
@@ -24,12 +24,11 @@ __all__ = ["lead"]
 log = structlog.get_logger(__name__)
 
 
-def lead(database: Database[dict[str, Any]], service: str, pins: Pins) -> Trust:
+def lead(database: Database[dict[str, Any]], service: str, pins: Pins, session: ClientSession | None = None) -> Trust:
     """What this daemon believes, once what the database holds is signed with its key. Returns `pins.trust`."""
     new = pins.open(database, service)
     trust = pins.trust
-    with database.client.start_session() as session:
-        count = session.with_transaction(lambda _: _lead(session, database, service, pins, new=new), **TRANSACTION)
+    count = in_transaction(database, session, lambda own: _lead(own, database, service, pins, new=new))
     pins.keep()
     if count:
         log.info("declarations are signed anew, with the key of this daemon, for this database", n=count)

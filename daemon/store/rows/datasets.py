@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import bson
 import structlog
@@ -34,7 +34,7 @@ from daemon.store.connection import ROW_CODEC, make_client, open_database
 from daemon.store.registry.components import signature
 from daemon.store.rows.row_reader import value_at
 
-__all__ = ["Pinned", "RowDecoder", "RowExamples", "kept", "pin_key", "pinned"]
+__all__ = ["Fields", "Pinned", "RowDecoder", "RowExamples", "kept", "pin_key", "pinned"]
 
 log = structlog.get_logger(__name__)
 
@@ -42,15 +42,19 @@ PART_BYTES: Final = 4 * 1024 * 1024
 FETCH_ROWS: Final = 2000
 NAME_SHOWN: Final = 100
 
+Fields: TypeAlias = Sequence[tuple[str, str | None]]
+"""Paths with their datatypes' specs, in a key's order."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pinned:
     """The `_id`s of the matching rows, in the order of `_id`, and the cluster time of the snapshot (None if there is no
-    such table).
+    such table). `values` are those of one more field, if asked for.
     """
 
     ids: Sequence[Any]
     at: Timestamp | None
+    values: Sequence[Any] = ()
 
 
 def pinned(
@@ -59,16 +63,18 @@ def pinned(
     where: Mapping[str, Any],
     fields: Sequence[str],
     limit: int | None = None,
+    valued: str | None = None,
 ) -> Pinned:
     """The first `limit` rows of `table`, at one snapshot, that match `where` (as a declaration stores it) and have all
-    of `fields`.
+    of `fields`, and of the field `valued` too, if one is named.
     """
-    conditions: list[Mapping[str, Any]] = [{field: {"$exists": True}} for field in fields]
+    every = [*fields, *([valued] if valued else [])]
+    conditions: list[Mapping[str, Any]] = [{field: {"$exists": True}} for field in every]
     conditions += [decoded(where)] if where else []
     command: dict[str, Any] = {
         "find": table,
         "filter": {"$and": conditions} if conditions else {},
-        "projection": {"_id": 1},
+        "projection": {"_id": 1, **({valued: 1} if valued else {})},
         "sort": {"_id": 1},
         "readConcern": {"level": "snapshot"},
         **({"limit": limit} if limit else {}),
@@ -76,12 +82,12 @@ def pinned(
     with database.client.start_session(causal_consistency=False) as session:
         cursor = database.command(command, session=session, codec_options=ROW_CODEC)["cursor"]
         at = cursor.get("atClusterTime")
-        ids = [row["_id"] for row in cursor["firstBatch"]]
+        rows = list(cursor["firstBatch"])
         while cursor["id"]:
             more = {"getMore": cursor["id"], "collection": table}
             cursor = database.command(more, session=session, codec_options=ROW_CODEC)["cursor"]
-            ids += [row["_id"] for row in cursor["nextBatch"]]
-    return Pinned(ids, at)
+            rows += cursor["nextBatch"]
+    return Pinned([row["_id"] for row in rows], at, [value_at(row, valued) for row in rows] if valued else ())
 
 
 def kept(
@@ -158,13 +164,13 @@ def _parts(ids: Sequence[Any]) -> Iterator[list[Any]]:
 
 class RowDecoder:
     """Decodes the fields of a table's rows. `fields` are the paths with their datatypes' specs (None: the value as the
-    driver decodes it). The first value that its datatype cannot decode is logged.
+    driver decodes it); a path may occur twice. The first value that its datatype cannot decode is logged.
     """
 
-    def __init__(self, table: str, fields: Mapping[str, str | None]) -> None:
+    def __init__(self, table: str, fields: Fields) -> None:
         self._table = table
         self._datatypes: list[tuple[str, Datatype | None]] = [
-            (path, datatype(spec) if spec else None) for path, spec in fields.items()
+            (path, datatype(spec) if spec else None) for path, spec in fields
         ]
         self._told = False
 
@@ -196,13 +202,11 @@ class RowExamples:
     It can be pickled, and used after a fork: each process opens a client of its own at its first fetch.
     """
 
-    def __init__(
-        self, uri: str, database: str, table: str, fields: Mapping[str, str | None], ids: Sequence[Any]
-    ) -> None:
+    def __init__(self, uri: str, database: str, table: str, fields: Fields, ids: Sequence[Any]) -> None:
         self._uri = uri
         self._database = database
         self._table = table
-        self._fields = dict(fields)
+        self._fields = fields
         self._ids = ids
         self._decoded = RowDecoder(table, self._fields)
         self._client: tuple[int, Database[dict[str, Any]]] | None = None
@@ -227,7 +231,7 @@ class RowExamples:
         """
         ids = [self._ids[place] for place in places]
         found: dict[Any, tuple[Any, ...] | None] = {}
-        projection = dict.fromkeys(self._fields, 1)
+        projection = dict.fromkeys(dict(self._fields), 1)
         for start in range(0, len(ids), FETCH_ROWS):
             query = {"_id": {"$in": ids[start : start + FETCH_ROWS]}}
             for document in self._open()[self._table].find(query, projection):

@@ -28,7 +28,7 @@ from pymongo.errors import DuplicateKeyError
 from daemon.handlers.predict.dirty_keys import identity
 from daemon.store import names
 from daemon.store.connection import ROW_CODEC
-from daemon.store.rows.datasets import RowDecoder
+from daemon.store.rows.datasets import Fields, RowDecoder
 
 __all__ = ["KeptExamples", "contents", "keep", "kept", "sweep"]
 
@@ -45,7 +45,7 @@ YOUNG_SECONDS: Final = 24 * 3600
 class KeptExamples:
     """Kept rows as `components.examples.Examples`."""
 
-    def __init__(self, table: str, fields: Mapping[str, str | None], rows: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, table: str, fields: Fields, rows: Sequence[Mapping[str, Any]]) -> None:
         self._decoded = RowDecoder(table, fields)
         self._rows = rows
 
