@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from components.declarations.models import ListenerDeclaration, ModelDeclaration, TableDeclaration
+from components.declarations.models import TUNED, ListenerDeclaration, ModelDeclaration, TableDeclaration
 from components.declarations.schema import Declaration, documented, made
 from components.declarations.trainers import (
     TORCHMETRICS,
@@ -34,6 +34,7 @@ from components.errors import DeclarationError
 __all__ = [
     "KINDS",
     "TORCHMETRICS",
+    "TUNED",
     "DatasetDeclaration",
     "Declaration",
     "Keyed",

@@ -14,7 +14,10 @@ from components.errors import DeclarationError
 from components.key import Key
 from components.names import check_field
 
-__all__ = ["ListenerDeclaration", "ModelDeclaration", "RetryDeclaration", "TableDeclaration"]
+__all__ = ["TUNED", "ListenerDeclaration", "ModelDeclaration", "RetryDeclaration", "TableDeclaration"]
+
+TUNED = frozenset({"latency_budget", "max_batch", "scan_order", "scan_rate", "retry"})
+"""Keys of a listener that a running worker takes up."""
 
 _DEVICE = re.compile(r"(cpu|mps|cuda)(:\d+)?|auto")
 

@@ -78,8 +78,7 @@ class ScanLane:
         """`order`: the end of the table that comes first; `rate`: the most rows a second, 0 for as many as the live
         lane leaves room for; `held`: whether no scan may begin now.
         """
-        self._order, self._rate = order, rate
-        self._page = PAGE if not rate else max(1, min(PAGE, int(rate)))
+        self.tune(order, rate)
         self._table, self._listener, self._dead = table, listener, dead
         self._dirty, self._scans, self._mark, self._patience = dirty, scans, mark, patience
         self._held = held
@@ -90,6 +89,11 @@ class ScanLane:
         self._scan: _Scan | None = None
         self.owed_since: float | None = None
         """When (monotonic seconds) the oldest row changed that only a scan will find; None if there is none."""
+
+    def tune(self, order: Order, rate: float) -> None:
+        """Takes up another rate at once, and another order for the next scan."""
+        self._order, self._rate = order, rate
+        self._page = PAGE if not rate else max(1, min(PAGE, int(rate)))
 
     def request(self, reason: str, owed_since: float | None = None) -> None:
         """Orders a scan from the beginning. The order is stored when this returns, so the stream's position may then

@@ -27,7 +27,14 @@ from typing import Any, NoReturn
 
 import structlog
 
-from components.errors import ConfigurationError, DeclarationError, LeaseLost, MongoUnavailable, Problem
+from components.errors import (
+    ConfigurationError,
+    DeclarationError,
+    LeaseLost,
+    MongoUnavailable,
+    PredictdError,
+    Problem,
+)
 from components.signing_key import SigningKey
 from daemon import config as configuration
 from daemon.check import build
@@ -40,6 +47,7 @@ from daemon.health.readiness import ServiceState
 from daemon.health.service_status import ConfigState, Owner, ServiceStatus
 from daemon.listeners.config_file import changes
 from daemon.logs.setup import configure
+from daemon.plan.plan import Plan, PlanHeld
 from daemon.store.registry.trust import Pins
 from daemon.store.service import notify
 from daemon.store.service.keyring import Keyring
@@ -115,6 +123,7 @@ class Supervisor:
         self._modules = (worker_module, job_module)
         self._config_state = ConfigState(loaded_at=_now())
         self._reloading = asyncio.Lock()  # one reload at a time
+        self._planning = asyncio.Lock()  # whoever asks has rows counted
         self._changing = asyncio.Lock()  # one start, stop or change of what runs at a time
         self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -204,9 +213,15 @@ class Supervisor:
         async with self._changing:
             try:
                 leadership = self._leadership
-                await self._operation.start(self._config, epoch, leadership.uri, leadership.session)
+                config, plan = await self._operation.start(self._config, epoch, leadership.uri, leadership.session)
             except DeclarationError as error:
                 raise ConfigurationError([Problem("listeners", str(error))]) from None
+            if plan.held:
+                self._hold(plan)
+                self._config, self._built = config, await in_thread(lambda: built_from(config))
+                configure(config.log.format, config.log.level)
+            elif plan.steps:
+                log.info("service.toml has changed since it was last accepted", done=plan.done(()))
         self._changed()
 
     async def _listen(self) -> None:
@@ -236,23 +251,40 @@ class Supervisor:
             await self._reload_quietly()
 
     async def _reload_quietly(self) -> None:
-        with suppress(ConfigurationError):  # `reload` reports it
+        with suppress(ConfigurationError, PlanHeld):  # `reload` reports it
             await self.reload()
 
-    async def reload(self) -> str:
+    async def plan(self) -> dict[str, Any]:
+        """What service.toml as it is now changes of what runs: the document of a `Plan`, and the file's path. Raises
+        ConfigurationError if it is invalid, PredictdError if nothing runs here.
+        """
+        async with self._planning:
+            config = await in_thread(lambda: configuration.load(self._path, self._environ))
+            plan = await self._planned(config, await in_thread(lambda: built_from(config)))
+        if plan is None:
+            raise PredictdError(
+                "this daemon is not active: the active one, or the next one, judges its own service.toml"
+            )
+        return {"file": str(self._path.absolute()), **plan.document()}
+
+    async def reload(self, confirm: str = "") -> str:
         """Reads service.toml and applies the difference; returns what was done, in words. If the file is invalid,
-        raises ConfigurationError and changes nothing.
+        raises ConfigurationError and changes nothing. So does PlanHeld if its plan waits, unless `confirm` names it.
         """
         async with self._reloading:
             self._reporter.reloading()
             try:
                 config = await in_thread(lambda: configuration.load(self._path, self._environ))
+                plan = await self._judged(config, confirm)
                 built = await self._proven(config)
                 async with self._changing:
-                    done = await self._apply(config)
+                    done = await self._apply(config, plan)
                 self._built = built
+            except PlanHeld as held:
+                self._hold(held.plan)
+                raise
             except ConfigurationError as error:
-                self._config_state = replace(self._config_state, ok=False, error=str(error))
+                self._config_state = replace(self._config_state, ok=False, error=str(error), held=None)
                 problems = [str(problem) for problem in error.problems]
                 # A person's mistake
                 log.error("service.toml is refused, the configuration that runs stays", problems=problems)  # noqa: TRY400
@@ -260,7 +292,41 @@ class Supervisor:
             finally:
                 self._reporter.reloaded()
             log.info("service.toml is applied", done=done)
-            return done
+            return "\n".join(done)
+
+    async def _judged(self, config: Config, confirm: str) -> Plan | None:
+        """What `config` changes; None while nothing runs here. Raises ConfigurationError if only a restart can change
+        that, PlanHeld if it waits.
+        """
+        refused = frozen_changes(self._config, config)
+        if refused:
+            raise ConfigurationError(refused)
+        plan = await self._planned(config, await in_thread(lambda: built_from(config)))
+        if plan is not None and plan.held and plan.name != confirm:
+            raise PlanHeld(plan)
+        return plan
+
+    async def _planned(self, config: Config, built: Mapping[str, Any]) -> Plan | None:
+        files = {name: parts[-1] for name, parts in self._built.items()}
+        code = [
+            name.removeprefix("models.") for name, parts in built.items() if files.get(name, parts[-1]) != parts[-1]
+        ]
+        try:
+            return await self._operation.plan(config, code)
+        except MongoUnavailable as error:
+            self._owe_reload(str(error))
+        except DeclarationError as error:
+            raise ConfigurationError([Problem("listeners", str(error))]) from None
+
+    def _hold(self, plan: Plan) -> None:
+        """The file waits for a person; what was accepted last goes on."""
+        self._config_state = replace(self._config_state, ok=False, error=plan.waits, held=plan.name)
+        log.warning(
+            "service.toml is held, the configuration that was accepted last goes on",
+            plan=plan.name,
+            reasons=list(plan.held),
+            changes=plan.lines(),
+        )
 
     async def _proven(self, config: Config) -> dict[str, Any]:
         """What the sections of `config` are built from. Raises ConfigurationError if a section that has changed cannot
@@ -268,9 +334,6 @@ class Supervisor:
 
         That may take long; nothing else waits for it.
         """
-        refused = frozen_changes(self._config, config)
-        if refused:
-            raise ConfigurationError(refused)
         built = await in_thread(lambda: built_from(config))
         changed = [section for section, parts in built.items() if self._built.get(section) != parts]
         if changed and self._operation.active:  # what cannot be built must not replace what runs
@@ -297,20 +360,20 @@ class Supervisor:
         if problems:
             raise ConfigurationError(problems)
 
-    async def _apply(self, config: Config) -> str:
+    async def _apply(self, config: Config, plan: Plan | None) -> list[str]:
         """Applies the whole `config`, or nothing of it."""
         self._reload_owed = False
         if self._operation.active and self._leadership.mongo is not None:
             self._owe_reload(self._leadership.mongo)
         try:
-            done = await self._operation.change(config)
+            work = await self._operation.change(config)
         except (LeaseLost, MongoUnavailable) as error:
             self._owe_reload(str(error))
         except DeclarationError as error:
             raise ConfigurationError([Problem("listeners", str(error))]) from None
         self._config, self._config_state = config, ConfigState(loaded_at=_now())
         configure(config.log.format, config.log.level)
-        return done
+        return ["it is valid; it takes effect when this daemon is active"] if plan is None else plan.done(work.coming)
 
     def _owe_reload(self, reason: str) -> NoReturn:
         self._reload_owed = True

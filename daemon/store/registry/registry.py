@@ -94,7 +94,7 @@ class Registry:
         """
         self._database = database
         self._components: Collection[dict[str, Any]] = database[names.COMPONENTS]
-        self._service = service
+        self.service = service
         self._epoch = epoch
         self._key = key
         self._declarations = Declarations(database, service, epoch, lambda: self.trust, session)
@@ -103,13 +103,13 @@ class Registry:
     def trust(self) -> Trust:
         """What this process believes."""
         key = self._key
-        return key if isinstance(key, Trust) else trust_of(self._database, self._service, key, make=True)
+        return key if isinstance(key, Trust) else trust_of(self._database, self.service, key, make=True)
 
     # ---- reading --------------------------------------------------------------------------------------------------
 
     def read(self) -> Catalog:
         """Everything that is applied now, at one snapshot."""
-        return catalog(self._database, self._service, self.trust)
+        return catalog(self._database, self.service, self.trust)
 
     def worker(self, worker: str) -> dict[str, Declared]:
         """The listeners that a worker serves, without paused and refused ones."""
@@ -146,7 +146,7 @@ class Registry:
         }
         self._refuse_foreign({name: each for (kind, name), each in wanted.items() if kind == "listener"})
         for (kind, name), declaration in wanted.items():
-            self._refuse_filters(kind, name, declaration)
+            self.refuse_filters(kind, name, declaration)
         self._declarations.mend_epochs()
         known = self.read()
         for kind, name in wanted:
@@ -162,7 +162,7 @@ class Registry:
 
     def _remove_all_but(self, kept: list[str]) -> None:
         gone = {
-            "service": self._service,
+            "service": self.service,
             "state": "applied",
             "source": {"$ne": "api"},
             "_id": {"$nin": kept},
@@ -221,7 +221,7 @@ class Registry:
         if other is not None and other.source == "config":
             raise DeclarationError(taken(kind, name, "api"))
         refuse_dangling(kind, name, declaration, known)
-        self._refuse_filters(kind, name, declaration)
+        self.refuse_filters(kind, name, declaration)
         if isinstance(declaration, ListenerDeclaration):
             self._refuse_foreign({name: declaration})
 
@@ -258,7 +258,7 @@ class Registry:
                 f"{kind} {name!r} was removed at {document['removed_at']:%Y-%m-%d %H:%M:%S} UTC; "
                 "apply it again to use it"
             )
-        applied = {"service": self._service, "kind": kind, "state": "applied"}
+        applied = {"service": self.service, "kind": kind, "state": "applied"}
         known = [each.get("name") for each in read(self._components, applied, {"name": 1})]
         there = sorted(name for name in known if isinstance(name, str))
         return f"there is no {kind} {name!r}; there is {', '.join(there) if there else f'no {kind} at all'}"
@@ -268,7 +268,7 @@ class Registry:
     def resync(self, listener: str) -> None:
         """Has every row of the listener predicted again. Raises NotApplied."""
         self._listener(listener, {"$inc": {"generation": 1}})
-        requests.reload(self._database, self._service, [listener])
+        requests.reload(self._database, self.service, [listener])
 
     def pause(self, listener: str) -> None:
         """Stops updating the listener's outputs until `resume`. Raises NotApplied."""
@@ -293,7 +293,7 @@ class Registry:
             "kind": "listener",
             "state": "applied",
             "name": {"$in": list(listeners)},
-            "service": {"$ne": self._service},
+            "service": {"$ne": self.service},
         }
         for other in read(self._components, query):
             service, name = other.get("service"), other.get("name")
@@ -314,7 +314,7 @@ class Registry:
                     "write the same outputs; give one of them another name"
                 )
 
-    def _refuse_filters(self, kind: str, name: str, declaration: Declaration) -> None:
+    def refuse_filters(self, kind: str, name: str, declaration: Declaration) -> None:
         """Asks the server whether it accepts a declaration's filters: a worker would retry a refused filter
         endlessly.
         """
