@@ -15,7 +15,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from components.declarations.models import TUNED, ListenerDeclaration, ModelDeclaration, TableDeclaration
+from components.declarations.models import (
+    TUNED,
+    ListenerDeclaration,
+    ModelDeclaration,
+    TableDeclaration,
+    output_types,
+)
 from components.declarations.schema import Declaration, documented, made
 from components.declarations.trainers import (
     TORCHMETRICS,
@@ -50,6 +56,7 @@ __all__ = [
     "When",
     "documented",
     "made",
+    "output_types",
     "parsed",
     "queries",
 ]

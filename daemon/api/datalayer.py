@@ -223,4 +223,5 @@ class Datalayer(Controls):
         return self._at
 
     def _datatypes(self, table: str) -> dict[str, Datatype]:
-        return {path: datatype(spec) for path, spec in self._open().fields(table).items()}
+        at = self._open()
+        return {path: datatype(spec) for path, spec in {**at.fields(table), **at.outputs(table)}.items()}

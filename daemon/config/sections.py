@@ -328,7 +328,8 @@ class Config(Declaration):
             for name in sorted(names):
                 listener = self.listeners[name]
                 declared = listener.dump()
-                fields = self.tables[listener.table].fields
+                outputs = {f"_outputs.{other}.value": each.output for other, each in self.listeners.items()}
+                fields = {**self.tables[listener.table].fields, **outputs}
                 parts[f"listeners/{name}"] = {key: value for key, value in declared.items() if key not in TUNED}
                 parts[f"key/{name}"] = {path: fields.get(path) for path in listener.parsed_key.fields}
                 parts[f"models/{listener.model}"] = single[f"models/{listener.model}"]

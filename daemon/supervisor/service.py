@@ -37,12 +37,10 @@ from components.errors import (
 )
 from components.signing_key import SigningKey
 from daemon import config as configuration
-from daemon.check import build
 from daemon.config import Config
 from daemon.engine import Engine
 from daemon.engine.local import LocalEngine
 from daemon.engine.nursery import Nursery
-from daemon.handlers.reload import frozen_changes
 from daemon.health.readiness import ServiceState
 from daemon.health.service_status import ConfigState, Owner, ServiceStatus
 from daemon.listeners.config_file import changes
@@ -55,6 +53,7 @@ from daemon.store.service.leases import Holder
 from daemon.store.service.state_directory import StateDirectory
 from daemon.store.service.status import StatusBoard
 from daemon.supervisor import signals
+from daemon.supervisor.acceptance import Acceptance
 from daemon.supervisor.desired_state import built_from
 from daemon.supervisor.fleet import Backoff
 from daemon.supervisor.leader_context import LeaderContext
@@ -116,7 +115,6 @@ class Supervisor:
     ) -> None:
         self._path = path
         self._config = config
-        self._built = built_from(config)
         self._environ = environ
         self._notifier = notifier
         self._engine = engine
@@ -132,6 +130,7 @@ class Supervisor:
         self._stopping = False
         self._leadership: Leadership
         self._operation: Operation
+        self._acceptance: Acceptance
         self._reporter: Reporter
         self._web: WebServer
 
@@ -164,6 +163,7 @@ class Supervisor:
             self._config, pins, self._engine, leadership.call, self._spawn, self._changed, leadership.lose
         )
         self._operation = Operation(context, *self._modules)
+        self._acceptance = Acceptance(self._operation, built_from(self._config), self._owe_reload)
         http = self._config.http
         access = Access(http.loopback, frozenset(http.hosts), http.token())
         self._web = WebServer(application(self, access), http.host, http.port)
@@ -218,7 +218,7 @@ class Supervisor:
                 raise ConfigurationError([Problem("listeners", str(error))]) from None
             if plan.held:
                 self._hold(plan)
-                self._config, self._built = config, await in_thread(lambda: built_from(config))
+                self._config, self._acceptance.built = config, await in_thread(lambda: built_from(config))
                 configure(config.log.format, config.log.level)
             elif plan.steps:
                 log.info("service.toml has changed since it was last accepted", done=plan.done(()))
@@ -260,7 +260,7 @@ class Supervisor:
         """
         async with self._planning:
             config = await in_thread(lambda: configuration.load(self._path, self._environ))
-            plan = await self._planned(config, await in_thread(lambda: built_from(config)))
+            plan = await self._acceptance.planned(config)
         if plan is None:
             raise PredictdError(
                 "this daemon is not active: the active one, or the next one, judges its own service.toml"
@@ -275,11 +275,11 @@ class Supervisor:
             self._reporter.reloading()
             try:
                 config = await in_thread(lambda: configuration.load(self._path, self._environ))
-                plan = await self._judged(config, confirm)
-                built = await self._proven(config)
+                plan = await self._acceptance.judged(config, self._config, confirm)
+                built = await self._acceptance.proven(config)
                 async with self._changing:
                     done = await self._apply(config, plan)
-                self._built = built
+                self._acceptance.built = built
             except PlanHeld as held:
                 self._hold(held.plan)
                 raise
@@ -294,30 +294,6 @@ class Supervisor:
             log.info("service.toml is applied", done=done)
             return "\n".join(done)
 
-    async def _judged(self, config: Config, confirm: str) -> Plan | None:
-        """What `config` changes; None while nothing runs here. Raises ConfigurationError if only a restart can change
-        that, PlanHeld if it waits.
-        """
-        refused = frozen_changes(self._config, config)
-        if refused:
-            raise ConfigurationError(refused)
-        plan = await self._planned(config, await in_thread(lambda: built_from(config)))
-        if plan is not None and plan.held and plan.name != confirm:
-            raise PlanHeld(plan)
-        return plan
-
-    async def _planned(self, config: Config, built: Mapping[str, Any]) -> Plan | None:
-        files = {name: parts[-1] for name, parts in self._built.items()}
-        code = [
-            name.removeprefix("models.") for name, parts in built.items() if files.get(name, parts[-1]) != parts[-1]
-        ]
-        try:
-            return await self._operation.plan(config, code)
-        except MongoUnavailable as error:
-            self._owe_reload(str(error))
-        except DeclarationError as error:
-            raise ConfigurationError([Problem("listeners", str(error))]) from None
-
     def _hold(self, plan: Plan) -> None:
         """The file waits for a person; what was accepted last goes on."""
         self._config_state = replace(self._config_state, ok=False, error=plan.waits, held=plan.name)
@@ -327,38 +303,6 @@ class Supervisor:
             reasons=list(plan.held),
             changes=plan.lines(),
         )
-
-    async def _proven(self, config: Config) -> dict[str, Any]:
-        """What the sections of `config` are built from. Raises ConfigurationError if a section that has changed cannot
-        be built.
-
-        That may take long; nothing else waits for it.
-        """
-        built = await in_thread(lambda: built_from(config))
-        changed = [section for section, parts in built.items() if self._built.get(section) != parts]
-        if changed and self._operation.active:  # what cannot be built must not replace what runs
-            try:
-                problems = await in_thread(lambda: build(config, only=changed))
-            except OSError as error:
-                problems = [Problem(changed[0], f"the check of whether this can be built did not start: {error}")]
-            if problems:
-                raise ConfigurationError(problems)
-        if self._operation.active:
-            await self._rehearse(config, changed)
-        return built
-
-    async def _rehearse(self, config: Config, changed: list[str]) -> None:
-        """Has what `config` changes predict a few rows. Raises ConfigurationError if that must not go live."""
-        try:
-            result = await self._operation.rehearser.of_config(config, self._operation.known, changed)
-        except MongoUnavailable as error:
-            self._owe_reload(str(error))
-        problems = [Problem(*each) for each in result.problems]
-        if result.failed is not None:
-            how = "repeat `predictd reload`, or restart the daemon to apply it without a rehearsal"
-            problems.append(Problem("listeners", f"the rehearsal could not take place: {result.failed}; {how}"))
-        if problems:
-            raise ConfigurationError(problems)
 
     async def _apply(self, config: Config, plan: Plan | None) -> list[str]:
         """Applies the whole `config`, or nothing of it."""

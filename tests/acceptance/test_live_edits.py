@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from harness import commands
-from harness.commands import answer, metric, predictd, save
+from harness.commands import UNGUARDED, answer, metric, predictd, save
 from harness.daemons import Daemon, eventually
 from harness.edits import ALL, BEFORE, MARKED, PLAIN, Writer, file, holds, oracle, until_ready, until_workers
 from pymongo.database import Database
@@ -21,7 +21,6 @@ from daemon.store import names
 
 CONFIG_OK = "predictd_config_last_reload_successful"
 SLOW = pytest.mark.slow
-UNGUARDED = "[guard]\nunset_share = 1.0\n"
 
 
 @pytest.fixture

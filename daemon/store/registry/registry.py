@@ -29,6 +29,7 @@ from components.declarations import (
     ListenerDeclaration,
     ModelDeclaration,
     TableDeclaration,
+    output_types,
     parsed,
     queries,
 )
@@ -154,9 +155,12 @@ class Registry:
             if other is not None and other.source == "api":
                 raise DeclarationError(taken(kind, name, "config"))
         tables = {name: declaration for (kind, name), declaration in wanted.items() if kind == "table"}
+        listeners = {name: each.declaration for name, each in known.listeners.items() if each.source == "api"}
+        listeners |= {name: declaration for (kind, name), declaration in wanted.items() if kind == "listener"}
         for (kind, name), declaration in wanted.items():
             trained = kind == "model" and ("trainer", name) in wanted and _keys_stay(name, wanted, known)
-            self._declarations.put(kind, name, declaration, "config", _identity(declaration, tables), trained=trained)
+            identity = _identity(declaration, tables, listeners)
+            self._declarations.put(kind, name, declaration, "config", identity, trained=trained)
         self._remove_all_but([self._declarations.id(kind, name) for kind, name in wanted])
         self._create(tables)
 
@@ -200,19 +204,22 @@ class Registry:
             tables = {table: each.declaration for table, each in known.tables.items()} | (
                 {name: declaration} if kind == "table" else {}
             )
-            identity = _identity(declaration, tables)
+            listeners = {other: each.declaration for other, each in known.listeners.items()} | (
+                {name: declaration} if kind == "listener" else {}
+            )
+            identity = _identity(declaration, tables, listeners)
             self._declarations.put(
                 kind, name, declaration, "api", identity, forced, sizes, trained=kind == "model" and name in trained
             )
             changed.append(f"{kind}/{name}")
             if kind == "table":
                 self._create([name])
-                for reader in known.listeners.values():  # the same bytes may decode to another input now
-                    if reader.declaration.table == name:
-                        again = _identity(reader.declaration, tables)
-                        self._declarations.put(
-                            "listener", reader.name, reader.declaration, reader.source, again, reader.forced
-                        )
+            for reader in known.listeners.values():  # the same bytes may decode to another input now
+                if name in _reads(reader.declaration, kind):
+                    again = _identity(reader.declaration, tables, listeners)
+                    self._declarations.put(
+                        "listener", reader.name, reader.declaration, reader.source, again, reader.forced
+                    )
         return changed
 
     def refuse(self, kind: str, name: str, declaration: Declaration, known: Catalog) -> None:
@@ -363,13 +370,22 @@ def _declared(name: str, known: Catalog) -> Declared:
         name=name,
         listener=own.declaration,
         model=known.models[own.declaration.model].served,
-        fields=known.tables[own.declaration.table].declaration.fields,
+        fields=known.fields(own.declaration.table),
         generation=own.generation,
         signature=own.signature,
     )
 
 
-def _identity(declaration: Declaration, tables: Mapping[str, TableDeclaration]) -> str:
+def _reads(listener: ListenerDeclaration, kind: str) -> tuple[str, ...]:
+    """The tables, or the listeners, whose values the listener reads."""
+    return {"table": (listener.table,), "listener": listener.parsed_key.upstream}.get(kind, ())
+
+
+def _identity(
+    declaration: Declaration,
+    tables: Mapping[str, TableDeclaration],
+    listeners: Mapping[str, ListenerDeclaration],
+) -> str:
     """A hash of those parts of a declaration that determine outputs. A model's device and threads are not among them,
     nor are a listener's limits.
     """
@@ -378,5 +394,7 @@ def _identity(declaration: Declaration, tables: Mapping[str, TableDeclaration]) 
     if not isinstance(declaration, ListenerDeclaration):
         return signature(declaration)
     fields = tables[declaration.table].fields if declaration.table in tables else {}
+    fields = {**fields, **output_types(listeners, declaration.table)}
     types = {path: fields.get(path) for path in declaration.parsed_key.fields}
-    return signature([declaration.table, declaration.key, declaration.model, types])
+    output = [] if declaration.output is None else [declaration.output]  # an older release had none
+    return signature([declaration.table, declaration.key, declaration.model, types, *output])
