@@ -18,13 +18,16 @@ from typing import Any, Final
 from components.declarations.models import ListenerDeclaration, ModelDeclaration, TableDeclaration
 from components.declarations.schema import Declaration, documented, made
 from components.declarations.trainers import (
-    TORCHMETRICS,
-    DatasetDeclaration,
     Keyed,
-    MetricDeclaration,
+    LoopArguments,
     TrainerArguments,
     TrainerDeclaration,
     TrainerSection,
+)
+from components.declarations.validations import (
+    TORCHMETRICS,
+    DatasetDeclaration,
+    MetricDeclaration,
     ValidationArguments,
     ValidationDeclaration,
 )
@@ -38,6 +41,7 @@ __all__ = [
     "Declaration",
     "Keyed",
     "ListenerDeclaration",
+    "LoopArguments",
     "MetricDeclaration",
     "ModelDeclaration",
     "TableDeclaration",
