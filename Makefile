@@ -10,7 +10,7 @@ NODES ?= 1
 PYTEST := $(BIN)/python -m pytest --numprocesses $(TESTS_AT_ONCE) --dist worksteal
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup check test acceptance soak fuzz demo bench clean
+.PHONY: help setup check test acceptance again soak fuzz demo bench clean
 
 help:  ## what there is to do
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,9 @@ test: $(STAMP)  ## pure and integration tests, and one acceptance test of each k
 
 acceptance: $(STAMP)  ## every kill, fault, client and systemd test
 	$(PYTEST) -m slow tests
+
+again: $(STAMP)  ## the tests that failed in the last run, one at a time
+	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none -m "not soak" tests
 
 soak: $(STAMP)  ## load and random faults for MINUTES=5, then the oracle; SEED=1 repeats one, NODES=3 takes three nodes
 	PYTHONPATH=tests $(BIN)/python -m faults.soak --minutes $(MINUTES) --nodes $(NODES) $(if $(SEED),--seed $(SEED))

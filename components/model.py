@@ -163,6 +163,10 @@ class Model(ABC):
         """Do the work that would delay the first batch."""
         return
 
+    def in_training_mode(self) -> str | None:
+        """Return the part of the model that is in training mode between two predictions; None if there is none."""
+        return None
+
 
 class ObjectModel(Model):
     """Any callable as a model: called once per row, or, with `batched`, once per batch with the list of inputs.

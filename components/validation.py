@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,8 +17,10 @@ from components.names import check_identifier
 
 __all__ = ["Validation"]
 
-BATCH = 256
-"""The number of rows that are read and predicted at once."""
+FIRST, GROWTH, BATCH = 4, 4, 256
+"""The number of rows that are read and predicted at once: at first, by what it grows, and at most."""
+QUICK_SECONDS = 2.0
+"""A batch that takes longer does not grow, because `stopped` is asked between two: a model may take seconds a row."""
 
 
 class Validation:
@@ -103,13 +106,17 @@ class Validation:
     ) -> tuple[list[Any], list[Any]]:
         predictions: list[Any] = []
         targets: list[Any] = []
-        for start in range(0, len(rows), BATCH):
+        start, size = 0, FIRST
+        while start < len(rows):
             if stopped is not None and (reason := stopped()) is not None:
                 raise Stopped(reason)
-            places = range(start, min(start + BATCH, len(rows)))
+            places = range(start, min(start + size, len(rows)))
             fetched = [paired(row) for row in rows.fetch(places) if row is not None]
-            predictions += model.predict_batches([self._arguments(row) for row in fetched], batch_size=BATCH)
+            began = time.monotonic()
+            predictions += model.predict_batches([self._arguments(row) for row in fetched], batch_size=size)
             targets += [row[-1] for row in fetched]
+            start += size
+            size = min(BATCH, size * GROWTH) if time.monotonic() - began < QUICK_SECONDS else size
         if not targets:
             raise MetricError(
                 f"validation {self.identifier!r}: dataset {dataset.identifier!r} is empty: no row of table "

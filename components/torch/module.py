@@ -250,6 +250,11 @@ class TorchModule(Model):
         with self._turn:
             self._place()
 
+    def in_training_mode(self) -> str | None:
+        """See `Model`."""
+        wrong = next((name for name, module in self.object.named_modules() if module.training), None)
+        return None if wrong is None else f"its part {wrong!r}" if wrong else "the module"
+
     @contextmanager
     def in_training(self, frozen: frozenset[torch.nn.Module] = frozenset()) -> Iterator[None]:
         """The context of a whole training, in which a half precision model has its weights in float32.

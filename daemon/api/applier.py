@@ -28,7 +28,8 @@ from daemon.api.component_loader import ComponentLoader
 from daemon.api.connection import Connection
 from daemon.api.filter_check import refuse_filters
 from daemon.api.key_check import refuse_keys
-from daemon.api.waiter import wait_for_job, wait_for_listener
+from daemon.api.rehearsal import rehearse
+from daemon.api.waiter import say, wait_for_job, wait_for_listener, wait_for_swap
 from daemon.store import names
 from daemon.store.connection import reaching
 from daemon.store.registry.artifacts import Artifacts
@@ -63,6 +64,8 @@ class Applier:
                 self._measure(component.identifier, declared.declaration.model, changed, wait=wait)
             if wait and isinstance(component, Listener):
                 wait_for_listener(self._at, component.identifier)
+                if changed:
+                    say(f"listener {component.identifier!r}: all rows of {component.table!r} are judged")
                 self._tell_of_dead(component)
         else:
             kind = type(component).__name__
@@ -93,6 +96,7 @@ class Applier:
             if model.validation is not None:
                 self._measure(model.validation.identifier, name, changed, wait=wait)
             if wait:
+                self._swapped(name, known.models.get(name), anew=True)
                 ComponentLoader(self._at).refresh(model)
             return
         job = self._training(name, asked=not changed.isdisjoint({f"model/{name}", f"trainer/{name}"}))
@@ -104,7 +108,16 @@ class Applier:
             ended = None if job is None else wait_for_job(self._at, job)
         except JobFailed as failed:
             raise JobFailed(f"{failed}{self._meanwhile(name)}") from None
+        self._swapped(name, known.models.get(name), anew=False)
         ComponentLoader(self._at).refresh(model, job=ended)
+
+    def _swapped(self, model: str, before: Component[ModelDeclaration] | None, *, anew: bool) -> None:
+        """Waits until the model's listeners run its live version, and tells of it if that is another than before."""
+        live = wait_for_swap(self._at, model, anew=anew)
+        old = None if before is None else before.live
+        if live is not None and live.number != old:
+            instead = "" if old is None else f", in place of version {old}"
+            say(f"model {model!r}: version {live.number} is live{instead} ({live.reason or live.origin})")
 
     def _measure(self, validation: str, model: str, changed: set[str], *, wait: bool) -> None:
         """Runs a new or changed validation once, if its model has a live version that it can measure."""
@@ -155,6 +168,11 @@ class Applier:
         made: list[Artifact] = [artifact for part in parts for artifact in part.artifacts]
         with reaching():
             blobs.put([blob for artifact in made for blob in artifact.blobs.items()])
+            for part in parts:
+                if part.kind in ("table", "model", "listener"):  # a trainer may name what comes with it
+                    registry.refuse(part.kind, part.name, part.declaration, known)
+        rehearse(self._at, parts, known, force=force)
+        with reaching():
             declared = [(part.kind, part.name, part.declaration) for part in parts]
             sizes = {digest: len(data) for artifact in made for digest, data in artifact.blobs.items()}
             changed = registry.apply(declared, force=force, sizes=sizes)

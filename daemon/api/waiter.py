@@ -6,6 +6,7 @@ user a question. An interrupt (Ctrl-C) ends the waiting; the daemon goes on.
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from collections.abc import Callable
@@ -21,18 +22,20 @@ from daemon.logs.text import escaped
 from daemon.store import names
 from daemon.store.connection import reaching
 from daemon.store.documents import read_one
+from daemon.store.registry.components import Catalog
+from daemon.store.registry.versions import Version, Versions
 from daemon.store.rows.scans import Mark
 from daemon.store.service.jobs import Job, Jobs
 from daemon.store.service.services import served
 from daemon.store.service.status import StatusBoard
 
-__all__ = ["wait_for_job", "wait_for_listener", "wait_until_unserved"]
+__all__ = ["say", "shown", "wait_for_job", "wait_for_listener", "wait_for_swap", "wait_until_unserved"]
 
 PATIENCE_SECONDS: Final = 60.0
 """How long to wait without an active daemon; a restart takes less."""
 
 _PAUSE: Final = 0.1
-_LOOK_SECONDS: Final = 2.0
+_LOOK_SECONDS: Final = 1.0
 _LINE_SECONDS: Final = 5.0
 
 
@@ -44,7 +47,7 @@ def wait_for_job(connection: Connection, identifier: str, more: str = "db.logs({
     """
     jobs = Jobs(connection.database, connection.service)
     watch = _Watch(connection, f"job {identifier}")
-    with _shown(f"{identifier.split('/')[1]} {identifier.split('/')[2]}") as show:
+    with shown(f"{identifier.split('/')[1]} {identifier.split('/')[2]}") as show:
         while True:
             job: Job | None = watch(lambda: jobs.get(identifier))
             if job is None:
@@ -82,7 +85,7 @@ def wait_for_listener(connection: Connection, listener: str) -> None:
     """
     scans, registry = connection.database[names.SCANS], connection.registry()
     watch = _Watch(connection, f"listener {listener}")
-    with _shown(f"backfill {listener}") as show:
+    with shown(f"backfill {listener}") as show:
         while True:
             own = watch(connection.catalog).listeners.get(listener)
             if own is None:
@@ -110,6 +113,41 @@ def wait_for_listener(connection: Connection, listener: str) -> None:
                 "" if current else "its worker starts",
             )
             time.sleep(_PAUSE)
+
+
+def wait_for_swap(connection: Connection, model: str, *, anew: bool) -> Version | None:
+    """The live version, once every worker of the model's listeners runs it; None if there is none yet and no listener
+    that needs one. `anew`: it is one of the present declaration.
+
+    Paused and failing listeners are not waited for. Raises as `wait_for_listener` does.
+    """
+    versions = Versions(connection.database, connection.service, model)
+    watch = _Watch(connection, f"model {model}")
+    with shown(f"swap {model}") as show:
+        while True:
+            known: Catalog = watch(connection.catalog)
+            component = known.models.get(model)
+            if component is None:
+                raise NotApplied(f"model {model!r} was removed while it was waited for")
+            live: Version | None = watch(versions.live)
+            users = [each for each in known.listeners.values() if each.declaration.model == model and not each.paused]
+            current = live is not None and (not anew or live.signature == component.signature)
+            behind = [each for each in users if not current or not watch.runs(each.name, live)]
+            if not behind:
+                return live
+            watch.refusals(f"model/{model}", *(f"listener/{each.name}" for each in behind))
+            for each in behind:
+                watch.worker(each.declaration.worker)
+            show(len(users) - len(behind), len(users), "its workers take it up")
+            time.sleep(_PAUSE)
+
+
+def say(text: str) -> None:
+    """Tells what has changed: on a terminal, in a notebook, and in the program's log ("predictd", INFO)."""
+    logging.getLogger("predictd").info(text)
+    console = Terminal(stderr=True, highlight=False)
+    if console.is_terminal or console.is_jupyter:
+        console.print(escaped(text), markup=False)
 
 
 def wait_until_unserved(connection: Connection, listener: str, notification: int) -> None:
@@ -189,13 +227,20 @@ class _Watch:
         report = self._status.listeners().get(listener)
         return report.reason if report and (report.state, report.generation) == ("failing", generation) else None
 
+    def runs(self, listener: str, live: Version | None) -> bool:
+        """Whether a worker runs this version for the listener, or the listener is failing."""
+        report = self._status.listeners().get(listener)
+        return report is not None and (
+            report.state == "failing" or (live is not None and report.version == live.number)
+        )
+
     def total(self, listener: str) -> float | None:
         """The number of rows that the listener's scan has to judge; None until its worker has reported it."""
         report = self._status.listeners().get(listener)
         return None if report is None or report.scan is None else report.scan.total
 
 
-def _shown(label: str) -> AbstractContextManager[Bar]:
+def shown(label: str) -> AbstractContextManager[Bar]:
     """A bar on a terminal, lines in a notebook, nothing elsewhere."""
     console = Terminal(stderr=True, highlight=False)
     return nullcontext(_lines(label)) if console.is_jupyter else bar(console, label)

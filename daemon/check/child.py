@@ -15,15 +15,17 @@ from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
+from components import images_apart
 from components.declarations import parsed
 from components.errors import ImportRefused, Problem
 from components.import_folder import ImportFolder
 from components.import_paths import ImportPolicy
 from components.secrets import expanded
 from daemon.check.models import model_problems
-from daemon.check.rehearsal import Note, rehearsed
 from daemon.check.trainers import trainer_problems, validation_problems
 from daemon.logs.text import masked
+from daemon.rehearsal.rules import Note, rehearsed
+from daemon.rehearsal.sample import made_up
 
 __all__ = ["main"]
 
@@ -42,6 +44,7 @@ def main() -> None:
         except ImportRefused as error:
             _report(reports, "problem", "security.allow_imports", str(error))
             return
+        images_apart.use(*order["images"])
         policy = ImportPolicy(tuple(order["allow_imports"]))
         declared = {
             kind: {name: parsed(kind.removesuffix("s"), name, one) for name, one in named.items()}
@@ -74,8 +77,10 @@ def _problems(
         listeners = {key: one for key, one in declared["listeners"].items() if one.model == name}
         yield from model_problems(name, declaration, listeners, policy, built)
         for listener in listeners.keys() & rows.keys() if name in built else ():
-            fields = declared["tables"][listeners[listener].table].fields
-            yield from rehearsed(listener, listeners[listener], fields, built[name], rows[listener])
+            one, found = listeners[listener], rows[listener]
+            fields = declared["tables"][one.table].fields
+            given = found or made_up(one, fields)
+            yield from rehearsed(listener, one, fields, built[name], given, made_up=not found)
     elif kind == "trainers":
         yield from trainer_problems(name, declaration, declared["models"][name], policy, built.get(name))
     else:

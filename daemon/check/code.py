@@ -1,4 +1,4 @@
-"""Checks the code that a declaration names: imports it, checks its signature, and describes errors in one line."""
+"""Checks the code that a declaration names: imports it, and checks its signature."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 from components.errors import ImportRefused, Problem
 from components.import_paths import ImportPolicy
+from daemon.logs.text import described
 
-__all__ = ["Imported", "described", "mismatch"]
+__all__ = ["Imported", "mismatch"]
 
 
 class Imported:
@@ -53,13 +54,3 @@ def mismatch(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     except TypeError as error:
         return f"{error}; it takes {signature}"
     return ""
-
-
-def described(error: BaseException) -> str:
-    """Return an exception in one line, with the place in the user's code."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    place = f" ({trace.tb_frame.f_code.co_filename} line {trace.tb_lineno})" if trace is not None else ""
-    lines = str(error).strip().splitlines()
-    return type(error).__name__ + (f": {lines[0]}" if lines else "") + place

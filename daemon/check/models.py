@@ -12,7 +12,8 @@ from components.estimators import learns
 from components.import_paths import ImportPolicy
 from components.key import Key
 from components.model import ObjectModel
-from daemon.check.code import Imported, described, mismatch
+from daemon.check.code import Imported, mismatch
+from daemon.logs.text import described
 
 __all__ = ["key_mismatches", "model_problems"]
 

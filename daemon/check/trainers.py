@@ -11,7 +11,8 @@ from components.fitting import Fit
 from components.import_paths import ImportPolicy
 from components.metric import Metric
 from components.serialization import build_trainer, build_validation
-from daemon.check.code import Imported, described, mismatch
+from daemon.check.code import Imported, mismatch
+from daemon.logs.text import described
 
 __all__ = ["trainer_problems", "validation_problems"]
 

@@ -124,6 +124,7 @@ def check(
 ) -> None:
     """Check service.toml, and print all of its problems."""
     from daemon import check as checking
+    from daemon.rehearsal.sample import rows_of
 
     path = configuration.find(config, os.environ)
     settings = loaded(path)
@@ -131,7 +132,7 @@ def check(
     sample: dict[str, list[bytes]] = {}
     if rows:
         with place(config) as here:
-            sample = checking.rows_of(settings, here.database)
+            sample = {name: rows_of(each, here.database) for name, each in settings.listeners.items()}
     if build or rows:
         with err.status("importing and building the code that the file names"):
             checked = checking.rehearse(settings, sample)

@@ -11,6 +11,7 @@ another machine, with another engine.
     assignment.py   the fields of every process's assignment
     child.py        the child's side: the descriptors for reports and log lines, the end of the parent
     pipes.py        the pipes between the two, and the lines that come through them
+    politeness.py   how a process yields to those that serve rows
     threads.py      how many threads the numerical libraries of a process use
     family.py       finds the processes that a process started, by its mark, and ends them with it
 """
@@ -55,6 +56,9 @@ class Spec(Protocol[R_co]):
 
     def decode(self, line: bytes) -> R_co:
         """The report in a line of its standard output. Raises ReportRefused."""
+
+    def sign(self, *parts: str) -> str:
+        """The signature that it asks for. Raises SignatureRefused."""
 
 
 class WorkerProcess(Protocol[R_co]):

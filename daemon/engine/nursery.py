@@ -34,7 +34,7 @@ __all__ = ["Forked", "Nursery"]
 
 log = structlog.get_logger(__name__)
 
-PROGRAMS: Final = ("daemon.worker.__main__", "daemon.job.__main__")
+PROGRAMS: Final = ("daemon.worker.__main__", "daemon.job.__main__", "daemon.rehearsal.__main__")
 TORCH: Final = ("components.torch",)
 LATER: Final = ("torchvision",)  # it takes as long as torch, and not every model needs it
 IMPORT_SECONDS: Final = 20.0

@@ -227,6 +227,7 @@ def service_status(state: ServiceState, now: float) -> ServiceStatus:
         state.refused,
         held=state.held,
         notified=state.notified,
+        rehearses=True,
     )
 
 

@@ -74,7 +74,8 @@ class WorkerStatus:
 @dataclass(frozen=True, slots=True)
 class ServiceStatus:
     """A service at one moment. `at` is the server's time of writing, `age_seconds` the time since then. `notified` is
-    the number of the last notification that the daemon has acted on (`daemon.store.service.notify`).
+    the number of the last notification that the daemon has acted on (`daemon.store.service.notify`). `rehearses`: it
+    answers requests for rehearsals; a daemon of an older release does not.
     """
 
     id: Annotated[str, Field(alias="_id")] = ""
@@ -88,6 +89,7 @@ class ServiceStatus:
     refused: Annotated[Mapping[str, str], defaulting({})] = field(default_factory=dict)
     held: Annotated[Mapping[str, str], defaulting({})] = field(default_factory=dict)
     notified: Annotated[int | None, defaulting(None)] = None
+    rehearses: Annotated[bool, defaulting(False)] = False
     owner: Annotated[Owner | None, defaulting(None)] = None
     http: _Text = None
     epoch: Annotated[int | None, defaulting(None)] = None

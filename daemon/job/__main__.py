@@ -9,18 +9,16 @@ import signal
 import sys
 import threading
 import traceback
-from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
 import structlog
 
-from components import images
+from components import images_apart
 from components.errors import DeclarationError, Fenced, MetricError, NotApplied, Stopped, TrainingError
 from components.import_folder import ImportFolder
 from daemon.engine import Ending
 from daemon.engine.child import Channel, leave_with_parent
-from daemon.engine.threads import limit
+from daemon.engine.politeness import be_polite
 from daemon.health.job_report import JobError
 from daemon.job.assignment import JobAssignment
 from daemon.job.context import Context
@@ -34,8 +32,6 @@ from daemon.store.mongo_retry import MongoRetry, Stopping
 log = structlog.get_logger(__name__)
 
 BROKEN: Final = 1
-NICENESS: Final = 10
-OOM_SCORE: Final = "500"
 TRACEBACK_CHARACTERS: Final = 8000
 
 
@@ -51,7 +47,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     patience = MongoRetry(stopping)
     reporter = JobReporter.over(channel, patience)
-    threading.Thread(target=leave_with_parent, name="parent", daemon=True).start()
+    threading.Thread(
+        target=leave_with_parent, kwargs={"answered": channel.answered}, name="parent", daemon=True
+    ).start()
     reporter.threads = be_polite(assignment.threads)
     threading.Thread(target=reporter.report_on, name="reporter", daemon=True).start()
     os._exit(
@@ -63,7 +61,7 @@ def work(assignment: JobAssignment, reporter: JobReporter, patience: MongoRetry,
     """Does the job and reports its end; the exit code."""
     try:
         ImportFolder(assignment.import_root, assignment.allow_imports).open()
-        images.narrow(assignment.formats)
+        images_apart.use(assignment.formats, assignment.images)
         context = Context(assignment, reporter, patience, stopping)
         job = context.job()
         warn_in(reporter)
@@ -113,19 +111,6 @@ def described(error: BaseException) -> JobError:
     if len(trace) > TRACEBACK_CHARACTERS:
         trace = f"{trace[: TRACEBACK_CHARACTERS // 2]}\n...\n{trace[-TRACEBACK_CHARACTERS // 2 :]}"
     return JobError(type(error).__name__, readable(str(error)), trace)
-
-
-def be_polite(threads: int | None) -> int:
-    """Yields to the live lane: in time on a core, in cores, and in who is killed first where memory runs out. How many
-    threads torch may use.
-    """
-    with suppress(OSError):
-        os.nice(NICENESS)
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
-    number = threads or max(1, len(os.sched_getaffinity(0)) // 2)
-    limit(number)
-    return number
 
 
 if __name__ == "__main__":

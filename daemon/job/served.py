@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from copy import deepcopy
 from typing import Any, Final
 
@@ -10,11 +9,11 @@ from components.examples import Examples, paired
 from components.loop_trainer import LoopTrainer
 from components.model import Model
 from components.outputs import storable
+from daemon.rehearsal.likeness import alike
 
 __all__ = ["difference"]
 
 ROWS: Final = 16
-TOLERANCE: Final = 1e-3
 
 
 def difference(trained: Model, fresh: Model, trainer: Any, rows: Examples) -> str | None:
@@ -27,7 +26,7 @@ def difference(trained: Model, fresh: Model, trainer: Any, rows: Examples) -> st
         assert isinstance(fresh, TorchModel)
         return fresh_load.difference(trained, fresh, trainer, rows)
     one, other = (_outputs(model, trainer, rows) for model in (trained, fresh))
-    if len(one) == len(other) and all(map(_near, one, other)):
+    if len(one) == len(other) and all(map(alike, one, other)):
         return None
     return "its outputs on rows of the training are others after what it has learned is loaded"
 
@@ -44,13 +43,3 @@ def _outputs(model: Model, trainer: LoopTrainer, rows: Examples) -> list[Any]:
             return [storable(output) for output in model.predict_batches(given)]
         except Exception:  # noqa: BLE001 - user code may raise anything; the validations judge it
             return []
-
-
-def _near(one: Any, other: Any) -> bool:
-    if isinstance(one, dict):
-        return isinstance(other, dict) and one.keys() == other.keys() and all(_near(one[k], other[k]) for k in one)
-    if isinstance(one, list):
-        return isinstance(other, list) and len(one) == len(other) and all(map(_near, one, other))
-    if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=1e-6) or (math.isnan(one) and math.isnan(other))
-    return bool(one == other)

@@ -5,6 +5,7 @@
     measure    the candidate, loaded anew from its weights, and the live version, on the same rows
     store      the candidate, with its lineage and all traces                                      -> a version
     decide     `daemon.handlers.promote`; promote, reject, or leave it to a person                 -> the result
+               one that would be promoted is rehearsed first
 
 A second attempt of the same job does not repeat a training whose candidate is stored, nor a decision that was made.
 """
@@ -33,6 +34,7 @@ from daemon.job.context import Context
 from daemon.job.evaluation import Evaluation, Measured, chosen, of_model
 from daemon.job.judges import LOSS, Judges
 from daemon.job.pins import Pins
+from daemon.job.rehearsal import refusal
 from daemon.job.served import difference
 from daemon.store.mongo_retry import Stopping
 from daemon.store.registry.components import signature
@@ -108,8 +110,8 @@ class Training:
 
     def stored(self) -> Version | None:
         """The candidate of an earlier attempt."""
-        mine = self._context.patience("versions", lambda: self._versions.listed(job=self._job.id))
-        return mine[-1] if mine else None
+        mine = self._context.patience("versions", lambda: self._versions.believed(job=self._job.id))
+        return mine[-1][0] if mine else None
 
     # ---- learning -------------------------------------------------------------------------------------------------
 
@@ -369,6 +371,8 @@ class Training:
                 voice.say(f"version {live.number} went live in the meantime")
                 compared = self._compare(*self._judges(self._pins()))
             decision = self._decided(candidate, compared)
+            if decision.promote and (breach := refusal(self._context, self._model, self._model_of(candidate.number))):
+                decision = promote.Decision(False, "rejected", f"it must not go live: {breach}", decision.metric)
             if self._done(candidate, decision, compared):
                 break
         voice.say(f"version {candidate.number} is {'live' if decision.promote else decision.state}: {decision.reason}")

@@ -126,11 +126,14 @@ class ScanLane:
             self._wake.notify_all()
 
     def report(self) -> ScanReport | None:
-        """How far the scan is; None if none is running or due. Until the first look it is not known whether one is."""
+        """How far the scan is; None if none is running."""
         scan = self._scan
-        if scan is not None:
-            return scan.report()
-        return ScanReport(0, reason="a scan is due, or may be") if self._served != self._orders else None
+        return None if scan is None else scan.report()
+
+    @property
+    def due(self) -> bool:
+        """Whether a scan is running or due. Until the first look it is not known, and this is true."""
+        return self._served != self._orders
 
     def save(self) -> None:
         """Saves how far the scan is. `PositionSaver` calls it."""

@@ -58,6 +58,19 @@ def escaped_lines(text: str) -> str:
     return "\n".join(map(escaped, text.split("\n")))
 
 
+def described(error: BaseException) -> str:
+    """An exception on one line, with the place in the user's code."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = f" ({trace.tb_frame.f_code.co_filename} line {trace.tb_lineno})" if trace is not None else ""
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:  # noqa: BLE001 - an error class of the user's may fail in __str__
+        lines = []
+    return type(error).__name__ + (f": {lines[0]}" if lines else "") + place
+
+
 def clean(value: Any, depth: int = 0) -> Any:
     """`value` with every text in it masked and escaped, at any depth; below `DEEPEST` it is one text."""
     if value is None or isinstance(value, (bool, int, float)):

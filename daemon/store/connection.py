@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import unquote_plus
 
+from bson import Binary
 from bson.codec_options import CodecOptions, DatetimeConversion
 from pymongo import MongoClient, ReadPreference, WriteConcern
+from pymongo.client_session import ClientSession
 from pymongo.database import Database
 from pymongo.errors import (
     ConfigurationError as DriverConfigurationError,
@@ -37,6 +39,8 @@ __all__ = [
     "Client",
     "Data",
     "check",
+    "end_sessions",
+    "in_transaction",
     "make_client",
     "open_client",
     "open_database",
@@ -46,6 +50,7 @@ __all__ = [
 
 Client = MongoClient[dict[str, Any]]
 Data = Database[dict[str, Any]]
+T = TypeVar("T")
 
 OPERATION_SECONDS = 5.0
 CONNECT_MS: Final = 5000
@@ -225,6 +230,22 @@ def open_database(client: MongoClient[dict[str, Any]], name: str) -> Database[di
         read_concern=ReadConcern(),  # a level from the URI would be refused by snapshots and streams
         write_concern=WriteConcern("majority"),
     )
+
+
+def in_transaction(database: Data, session: ClientSession | None, work: Callable[[ClientSession], T]) -> T:
+    """Runs `work` in a transaction, in this session or in one of its own, and again while it meets other writers."""
+    with nullcontext(session) if session is not None else database.client.start_session() as own:
+        return own.with_transaction(work, **TRANSACTION)
+
+
+def end_sessions(database: Data, sessions: Iterable[Any]) -> None:
+    """Ends the sessions of a process that is gone, with the transactions that it left open.
+
+    A transaction keeps its documents from every other write until MongoDB ends it, after a minute or more.
+    """
+    ids = [{"id": each} for each in sessions if isinstance(each, Binary) and each.subtype == 4]
+    if ids:
+        database.command({"killSessions": ids})
 
 
 @contextmanager

@@ -17,6 +17,7 @@ SCHEDULES: Final = "_predictd.schedules"
 DATASETS: Final = "_predictd.datasets"
 BELLS: Final = "_predictd.bells"
 REQUESTS: Final = "_predictd.requests"
+REHEARSALS: Final = "_predictd.rehearsals"
 LEASES: Final = "_predictd.leases"
 STATUS: Final = "_predictd.status"
 

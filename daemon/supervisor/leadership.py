@@ -15,11 +15,12 @@ import asyncio
 import itertools
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import structlog
+from pymongo.client_session import ClientSession
 
 from components.errors import ConfigurationError, LeaseLost, MongoUnavailable, Problem
 from daemon.config import Config
@@ -27,7 +28,7 @@ from daemon.embedded import server as embedded
 from daemon.health.backoff import backoff
 from daemon.health.readiness import Role
 from daemon.logs.text import masked
-from daemon.store.connection import Client, Data, check, open_client, reaching
+from daemon.store.connection import Client, Data, check, end_sessions, open_client, reaching
 from daemon.store.service.leases import TTL_SECONDS, AnotherDaemon, Holder, Lease
 from daemon.supervisor.timed_wait import timed_wait
 
@@ -39,7 +40,8 @@ RENEW_SECONDS = TTL_SECONDS / 3
 STANDBY_SECONDS = 0.5
 """How often a daemon that stands by asks for the lease; rows wait meanwhile."""
 
-RELEASE_SECONDS = 3.0
+_RELEASE_PAUSE_SECONDS = 0.2
+_END_SECONDS = 2.0
 _RETRY_SECONDS = (0.5, 5.0)
 _SAY_SECONDS = (5.0, 300.0)
 
@@ -70,8 +72,12 @@ class Leadership:
         )
         self.mongo_back_at = time.monotonic()
         self.epoch: int | None = None
+        self.session: ClientSession | None = None
+        """The session of this leader's transactions."""
         self._met = False
         self._asking: asyncio.Future[int] | None = None
+        self._runs_until = 0.0
+        self._calls: set[object] = set()
 
     async def connect(self, wait: float | None) -> None:
         """Waits until MongoDB answers: forever, or for `wait` seconds, then raises MongoUnavailable with the
@@ -89,7 +95,8 @@ class Leadership:
         """
         while True:
             try:
-                self._asking = asyncio.ensure_future(self.call(lambda data: self._lease(data).acquire()))
+                self._runs_until = time.monotonic() + TTL_SECONDS
+                self._asking = asyncio.ensure_future(self.call(self._take))
                 self.epoch = await asyncio.shield(self._asking)
                 break
             except AnotherDaemon as error:
@@ -117,7 +124,9 @@ class Leadership:
             try:
                 if self._lost.is_set() or epoch is None:
                     raise LeaseLost(self._lost_reason)
+                begun = time.monotonic()
                 await self._renew(epoch)
+                self._runs_until = begun + TTL_SECONDS
                 renewed, warned = time.monotonic(), False
             except MongoUnavailable:
                 if not warned and time.monotonic() - renewed > TTL_SECONDS:
@@ -142,7 +151,7 @@ class Leadership:
             raise MongoUnavailable(self.mongo or "not connected")
 
         def work() -> T:
-            with reaching():
+            with self._under_way(), reaching():
                 return function(client[self._config.mongo.database])
 
         try:
@@ -154,23 +163,34 @@ class Leadership:
         return result
 
     async def release(self) -> None:
-        """Releases the lease if it is ours, or may be because a request for it was interrupted. If MongoDB does not
-        answer soon, it expires.
+        """Releases the lease if it is ours, or may be because a request for it was interrupted. It tries until the
+        lease has expired.
         """
-        epoch, self.epoch = self.epoch, None
         asking = self._asking is not None and not self._asking.done()
-        if epoch is None and not asking:
+        if self.epoch is None and not asking:
             return
-        with suppress(MongoUnavailable, AnotherDaemon, TimeoutError):
-            async with asyncio.timeout(RELEASE_SECONDS):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._runs_until - time.monotonic()):
                 if asking and self._asking is not None:
                     await asyncio.gather(self._asking, return_exceptions=True)
-                await self.call(lambda data: self._lease(data).release(epoch))
+                while True:
+                    with suppress(MongoUnavailable):
+                        await self.call(lambda data: self._lease(data).release(self.epoch))
+                        return
+                    await asyncio.sleep(_RELEASE_PAUSE_SECONDS)
 
     async def close(self) -> None:
-        """Closes the connection, then stops the embedded server if this daemon started it."""
+        """Closes the connection, then stops the embedded server if this daemon started it.
+
+        A call that was interrupted goes on in its thread up to its next request, which is refused. The transaction that
+        it may leave open would keep the next leader from publishing.
+        """
         if self._client is not None:
             self._client.close()
+            if self._calls and self.session is not None:
+                with suppress(MongoUnavailable, TimeoutError):
+                    async with asyncio.timeout(_END_SECONDS):
+                        await in_thread(self._end_session)
         if self._embedded is not None:
             await in_thread(self._embedded.close)
 
@@ -215,6 +235,26 @@ class Leadership:
         moved, self.uri, self._client = self._client is not None, uri, fresh
         if moved and self.epoch is not None:
             self.lose("the embedded MongoDB is on another port now")
+
+    def _take(self, data: Data) -> int:
+        session = data.client.start_session()
+        epoch = self._lease(data).acquire(session.session_id["id"])
+        self.session = session
+        return epoch
+
+    def _end_session(self) -> None:
+        assert self.session is not None
+        with reaching(), open_client(self.uri) as client:
+            end_sessions(client[self._config.mongo.database], [self.session.session_id["id"]])
+
+    @contextmanager
+    def _under_way(self) -> Iterator[None]:
+        call = object()
+        self._calls.add(call)
+        try:
+            yield
+        finally:
+            self._calls.discard(call)
 
     async def _renew(self, epoch: int) -> None:
         await self.call(lambda data: self._lease(data).renew(epoch))

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 import structlog
+from pymongo.client_session import ClientSession
 
 from components.declarations import ListenerDeclaration, ModelDeclaration, TrainerDeclaration, ValidationDeclaration
 from components.errors import DeclarationError, Fenced, LeaseLost, MongoUnavailable
@@ -29,6 +30,7 @@ from daemon.store.connection import Data
 from daemon.store.registry import judged
 from daemon.store.registry.artifacts import Artifacts
 from daemon.store.registry.components import Catalog, Component
+from daemon.store.registry.live_versions import watch
 from daemon.store.registry.registry import KINDS
 from daemon.store.registry.signed_anew import lead
 from daemon.store.registry.versions import Versions
@@ -39,6 +41,7 @@ from daemon.supervisor.fleet import Fleet
 from daemon.supervisor.job_runner import JobRunner
 from daemon.supervisor.leader_context import LeaderContext
 from daemon.supervisor.leadership import in_thread
+from daemon.supervisor.rehearser import Rehearser
 from daemon.supervisor.scheduler import Scheduler
 from daemon.worker.assignment import WorkerAssignment
 
@@ -62,6 +65,7 @@ class Operation:
         self._worker_module = worker_module
         self._fleet = Fleet(context.engine, context.spawn, context.changed, context.fenced)
         self._jobs = JobRunner(self._finished, module=job_module)
+        self.rehearser = Rehearser()
         self._scheduling = Scheduler(context.call, context.service, context.spawn, self._jobs.nudge)
         self._desired = Desired(context.config.workers())
         self.known = Catalog()
@@ -74,11 +78,11 @@ class Operation:
         self.leaving = False
         """The daemon is stopping: nothing is started any more."""
 
-    async def start(self, config: Config, epoch: int, uri: str) -> None:
+    async def start(self, config: Config, epoch: int, uri: str, session: ClientSession | None = None) -> None:
         """Raises MongoUnavailable, DeclarationError, or LeaseLost if a newer leader has published; then nothing
         runs.
         """
-        self._context = replace(self._context, config=config, epoch=epoch, uri=uri)
+        self._context = replace(self._context, config=config, epoch=epoch, uri=uri, session=session)
         await self._publish(config)
         self._desired = await self._asked_for(config)
         for name in self._desired.workers:
@@ -86,13 +90,15 @@ class Operation:
         self.active = True
         self._clear_left()
         self._jobs.start(self._context)
+        self.rehearser.start(self._context)
         self._scheduling.start(_scheduled(self.known))
 
     async def stop(self) -> None:
         """Stops workers and jobs together, each in the time that it has."""
         self.active = False
         await self._scheduling.stop()
-        await asyncio.gather(self._jobs.stop(JOB_STOP_SECONDS), self._stop_workers(self._fleet.names))
+        jobs, workers = self._jobs.stop(JOB_STOP_SECONDS), self._stop_workers(self._fleet.names)
+        await asyncio.gather(self.rehearser.stop(), jobs, workers)
 
     async def hand_over(self, stopping: asyncio.Future[None]) -> None:
         """Returns when another leader may begin: everything has ended, or no job runs and only batches are in flight.
@@ -108,6 +114,7 @@ class Operation:
         """Ends everything at once."""
         self._fleet.kill()
         self._jobs.kill()
+        self.rehearser.kill()
 
     async def change(self, config: Config) -> str:
         """Applies `config` and returns what was done, in words. Raises as `start` does; then what ran goes on.
@@ -126,6 +133,7 @@ class Operation:
                 raise
         self._context, self._desired = replace(self._context, config=config), after
         self._jobs.configure(self._context)
+        self.rehearser.configure(self._context)
         if self.active:
             for name in work.coming:
                 self._start_worker(name)
@@ -140,7 +148,7 @@ class Operation:
         """
         if not self.active:
             return
-        self._learn(await self._context.call(lambda data: self._context.registry(data).read()))
+        self._learn(await self._context.call(self._watched))
         await self._look_at_versions()
         after = await self._asked_for(self._context.config)
         work = plan(self._desired.fingerprints, after.fingerprints)
@@ -180,19 +188,24 @@ class Operation:
 
     async def _publish(self, config: Config) -> None:
         def publish(data: Data) -> Catalog:
-            lead(data, self._context.service, self._context.pins)
+            lead(data, self._context.service, self._context.pins, self._context.session)
             registry = self._context.registry(data)
             registry.publish(config.declarations())
             Artifacts(data).prune()
             Versions.sweep(data)
             kept_rows.sweep(data, judged.named(data))
-            return registry.read()
+            return self._watched(data)
 
         try:
             self._learn(await self._context.call(publish))
         except Fenced as error:
             self._context.fenced(str(error))
             raise LeaseLost(str(error)) from None
+
+    def _watched(self, data: Data) -> Catalog:
+        """What the registry holds, once what is live is as it was promoted."""
+        known = self._context.registry(data).read()
+        return replace(known, exchanged=watch(data, self._context.service, self._context.pins, known))
 
     def _clear_left(self) -> None:
         """Removes the outputs in tables that listeners have left. The workers that wrote them have ended."""
@@ -209,9 +222,13 @@ class Operation:
         for name, reason in known.refused.items():
             if self.known.refused.get(name) != reason:
                 log.error("a declaration in the database is refused", declaration=name, reason=reason)
+        for name, reason in known.exchanged.items():
+            if self.known.exchanged.get(name) != reason:
+                log.error("the live version in the database is refused", version=name, reason=reason)
         believed = {f"{each.kind}/{each.name}": each.revision for kind in KINDS for each in known.of(kind).values()}
         self._context.pins.learn(believed, known.there)
         self.known = known
+        self.rehearser.torch = any(each.declaration.type == "torch" for each in known.models.values())
 
     def _start_worker(self, name: str) -> None:
         if self.leaving:  # a reload was under way when the daemon was stopped
@@ -225,17 +242,17 @@ class Operation:
             stage_seconds=config.limits.stage_seconds,
             memory=config.limits.worker_memory,
             module=self._worker_module,
-            **self._context.assignment(),
-            torch=any(model.type == "torch" for model in models),
-            threads=share(len(self._desired.workers), [model.threads for model in models], os.environ),
+            **self._context.assignment(models),
+            torch=any(model.type == "torch" for model in models.values()),
+            threads=share(len(self._desired.workers), [model.threads for model in models.values()], os.environ),
         )
         self._fleet.start(spec, self._desired.workers[name])
 
-    def _models(self, worker: str) -> list[ModelDeclaration]:
+    def _models(self, worker: str) -> dict[str, ModelDeclaration]:
         known = self.known
         there = [known.listeners[name] for name in self._desired.workers[worker] if name in known.listeners]
         models = {listener.declaration.model for listener in there} & known.models.keys()
-        return [known.models[name].declaration for name in models]
+        return {name: known.models[name].declaration for name in sorted(models)}
 
     async def _stop_workers(self, names: tuple[str, ...]) -> None:
         await self._fleet.stop(names, self._context.config.service.stop_timeout + KILL_GRACE_SECONDS)

@@ -203,7 +203,8 @@ class Supervisor:
     async def _begin(self, epoch: int) -> None:
         async with self._changing:
             try:
-                await self._operation.start(self._config, epoch, self._leadership.uri)
+                leadership = self._leadership
+                await self._operation.start(self._config, epoch, leadership.uri, leadership.session)
             except DeclarationError as error:
                 raise ConfigurationError([Problem("listeners", str(error))]) from None
         self._changed()
@@ -218,6 +219,8 @@ class Supervisor:
                 continue
             with suppress(MongoUnavailable):
                 count = await self._leadership.call(lambda data: notify.count(data, self._config.service.name))
+                if count != seen:
+                    self._operation.rehearser.nudge()
                 if count == seen and time.monotonic() - looked < _LOOK_SECONDS:
                     continue
                 async with self._changing:
@@ -277,7 +280,22 @@ class Supervisor:
                 problems = [Problem(changed[0], f"the check of whether this can be built did not start: {error}")]
             if problems:
                 raise ConfigurationError(problems)
+        if self._operation.active:
+            await self._rehearse(config, changed)
         return built
+
+    async def _rehearse(self, config: Config, changed: list[str]) -> None:
+        """Has what `config` changes predict a few rows. Raises ConfigurationError if that must not go live."""
+        try:
+            result = await self._operation.rehearser.of_config(config, self._operation.known, changed)
+        except MongoUnavailable as error:
+            self._owe_reload(str(error))
+        problems = [Problem(*each) for each in result.problems]
+        if result.failed is not None:
+            how = "repeat `predictd reload`, or restart the daemon to apply it without a rehearsal"
+            problems.append(Problem("listeners", f"the rehearsal could not take place: {result.failed}; {how}"))
+        if problems:
+            raise ConfigurationError(problems)
 
     async def _apply(self, config: Config) -> str:
         """Applies the whole `config`, or nothing of it."""
@@ -326,10 +344,10 @@ class Supervisor:
         draining = asyncio.ensure_future(self._operation.stop())
         await self._operation.hand_over(draining)
         await _cancel(leading)
-        with suppress(TimeoutError):  # the lease must be given back before it expires, also if MongoDB is slow
+        await self._leadership.release()
+        with suppress(TimeoutError):
             async with asyncio.timeout(END_SECONDS):
                 await self._reporter.publish_end()
-        await self._leadership.release()
         await draining
         self._web.stop()
         await asyncio.wait([web])
@@ -368,7 +386,7 @@ class Supervisor:
             config=self._config_state,
             jobs=self._operation.jobs(),
             paused=self._operation.paused,
-            refused=self._operation.known.refused,
+            refused={**self._operation.known.refused, **self._operation.known.exchanged},
             held=self._operation.held,
             notified=self._notified,
         )

@@ -77,6 +77,7 @@ FAMILIES = (
         "predictd_config_last_reload_successful", "gauge", "1 if service.toml as it was last read is the one that runs."
     ),
     Family("predictd_mongo_up", "gauge", "1 while MongoDB answers the supervisor."),
+    Family("predictd_refused", "gauge", "Declarations and live versions in the database that are not believed."),
     Family("predictd_version_held", "gauge", "1 while a trained version waits for a person.", ("model",)),
     Family("predictd_leader", "gauge", "1 while this daemon holds the lease of its service."),
 )
@@ -118,6 +119,7 @@ def _own(state: ServiceState) -> Series:
         ("predictd_config_last_reload_successful", ()): float(state.config.ok),
         ("predictd_mongo_up", ()): float(state.mongo is None),
         ("predictd_leader", ()): float(state.epoch is not None),
+        ("predictd_refused", ()): float(len(state.refused)),
     }
     now = time.monotonic()
     for name, verdict in readiness(state, now).listeners.items():

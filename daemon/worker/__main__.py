@@ -11,7 +11,7 @@ from typing import Final
 
 import structlog
 
-from components import images
+from components import images_apart
 from components.errors import DeclarationError, Fenced, PredictdError
 from components.import_folder import ImportFolder
 from daemon.engine import Ending, threads
@@ -50,7 +50,9 @@ def main() -> None:
     assignment = WorkerAssignment.read(sys.stdin.buffer.readline())
     configure(**assignment.log, stream=channel.log)  # type: ignore[arg-type]
     structlog.contextvars.bind_contextvars(worker=assignment.worker)
-    threading.Thread(target=leave_with_parent, name="parent", daemon=True).start()
+    threading.Thread(
+        target=leave_with_parent, kwargs={"answered": channel.answered}, name="parent", daemon=True
+    ).start()
     threads.limit(assignment.threads)
     worker = Worker(assignment, channel)
     signal.signal(signal.SIGTERM, lambda *_: worker.stopping.set())
@@ -58,7 +60,7 @@ def main() -> None:
     threading.Thread(target=worker.report_on, name="reporter", daemon=True).start()
     try:
         ImportFolder(assignment.import_root, assignment.allow_imports).open()
-        images.narrow(assignment.formats)
+        images_apart.use(assignment.formats, assignment.images)
         worker.start()
         gc.freeze()  # imported modules and models stay: collections need not walk through them
         gc.set_threshold(GC_OBJECTS, 20, 100)

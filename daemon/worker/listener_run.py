@@ -142,7 +142,8 @@ class ListenerRun:
                 self._unloadable = None
                 raise
             self._unloadable = None
-            before, self.corridor.live = self.corridor.live, newer
+            before = self.corridor.live
+            self.corridor.swap(newer)
             self.triage.mended()
         log.info(
             "swapped",
@@ -200,7 +201,7 @@ class ListenerRun:
             state, reason = self.triage.state
             if state != "failing" and waits is not None:
                 state, reason = "waiting", waits
-            elif state == "running" and scan is not None:
+            elif state == "running" and self.scan.due:
                 state = "backfilling"
         live = self.corridor.live
         return ListenerReport(

@@ -78,11 +78,12 @@ class Worker:
         """Loads and starts everything. Raises DeclarationError if the user's code cannot be built."""
         assignment = self.assignment
         self.database = self.patience("mongodb", self._connect)
+        trust, policy = Trust.decoded(assignment.trust, self._channel), ImportPolicy(assignment.allow_imports)
         self.shared = Shared(
             assignment,
             self.database,
-            Registry(self.database, assignment.service, assignment.epoch, Trust.decoded(assignment.trust)),
-            ModelLoader(self.database, assignment.service, ImportPolicy(assignment.allow_imports), self._model_threads),
+            Registry(self.database, assignment.service, assignment.epoch, trust),
+            ModelLoader(self.database, assignment.service, policy, trust, self._model_threads),
             self.patience,
             self.measures,
             self.fail,

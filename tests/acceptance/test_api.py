@@ -249,14 +249,19 @@ def test_a_training_that_fails_says_why_and_is_tried_again_when_asked(db: Datala
 
 
 def test_a_listener_whose_rows_have_errors_is_told_of(db: Datalayer) -> None:
-    """On every row: the listener is failing, and its rows wait."""
+    """On every row: it is refused; applied by force, it is failing, and its rows wait."""
 
     def fussy(x: Any) -> Any:
         raise ValueError("not this one")
 
     db.apply(ObjectModel("fussy", fussy))
-    with pytest.warns(UserWarning, match=r"listener 'fussy' is failing: .*ValueError: not this one"):
+    with pytest.raises(DeclarationError, match=r"listeners\.fussy: none of 8 rows can be .*ValueError: not this one"):
         db.apply(Listener("fussy", table="points", key="x", model="fussy"))
+    with (
+        pytest.warns(UserWarning, match=r"listener 'fussy' is failing: .*ValueError: not this one"),
+        pytest.warns(UserWarning, match=r"none of 8 rows can be predicted"),
+    ):
+        db.apply(Listener("fussy", table="points", key="x", model="fussy"), force=True)
     db.remove("Listener", "fussy", outputs=True)
 
 
@@ -356,9 +361,17 @@ def test_a_listener_whose_model_cannot_be_made_by_the_daemon_says_so(db: Datalay
         def __call__(self, x: Any) -> int:
             return self.pid
 
-    db.apply(ObjectModel("homebody", OnlyHere()))
-    with pytest.raises(DeclarationError, match=r"worker homebody: .*it lives in one process only"):
-        db.apply(Listener("away", table="points", key="x", model="homebody"))
+    with pytest.raises(
+        DeclarationError, match=r"models\.homebody: it cannot be loaded: .*it lives in one process only"
+    ):
+        db.apply(ObjectModel("homebody", OnlyHere()))
+    with pytest.warns(UserWarning, match="it lives in one process only"):
+        db.apply(ObjectModel("homebody", OnlyHere()), force=True)
+    with (
+        pytest.raises(DeclarationError, match=r"worker homebody: .*it lives in one process only"),
+        pytest.warns(UserWarning, match="it cannot be loaded"),
+    ):
+        db.apply(Listener("away", table="points", key="x", model="homebody"), force=True)
 
 
 def test_code_beside_the_script_travels_with_it(tmp_path: Path) -> None:

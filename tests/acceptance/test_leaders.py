@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,24 @@ def leads(site: Site) -> bool:
     """Whether its daemon holds the lease."""
     assert site.daemon is not None
     return (lease(site.data) or {}).get("pid") == site.daemon.process.pid
+
+
+@contextmanager
+def slow(database: Database[dict[str, Any]], milliseconds: int, mode: Any = "alwaysOn", **block: Any) -> Iterator[None]:
+    """Within the block these commands of a supervisor take so long."""
+    admin = database.client.admin
+    data = {"appName": "predictd", "blockConnection": True, "blockTimeMS": milliseconds, **block}
+    admin.command({"configureFailPoint": "failCommand", "mode": mode, "data": data})
+    try:
+        yield
+    finally:
+        admin.command({"configureFailPoint": "failCommand", "mode": "off"})
+
+
+def open_transactions(database: Database[dict[str, Any]]) -> list[Any]:
+    """The transactions of a supervisor that are about to commit."""
+    query = {"appName": "predictd", "command.commitTransaction": 1}
+    return list(database.client.admin.aggregate([{"$currentOp": {"allUsers": True}}, {"$match": query}]))
 
 
 def flows(site: Site, key: Any) -> Callable[[], Any]:
@@ -132,12 +151,9 @@ def test_a_clone_stands_by_and_says_why(tmp_path: Path, mongo_uri: str, database
 def test_a_daemon_that_is_stopped_while_it_starts_gives_the_lease_back(
     tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]], block: dict[str, Any], moment: str
 ) -> None:
-    """Its commands take a second each, and it is asked to stop in the middle."""
-    admin = database.client.admin
-    data = {"appName": "predictd", "blockConnection": True, "blockTimeMS": 1_000, **block}
-    admin.command({"configureFailPoint": "failCommand", "mode": "alwaysOn", "data": data})
-    try:
-        with Site(tmp_path / "s", mongo_uri, database, TEXT) as site:
+    """Its commands take two seconds each, and it is asked to stop in the middle. The next one serves at once."""
+    with Site(tmp_path / "s", mongo_uri, database, TEXT) as site:
+        with slow(database, 2_000, **block):
             daemon = site.start(ready=False)
             eventually(moment, lambda: f'"{moment}"' in site.log)
             time.sleep(0.5)
@@ -145,8 +161,20 @@ def test_a_daemon_that_is_stopped_while_it_starts_gives_the_lease_back(
             found = lease(database)
             assert found is None or found["left"] <= 0
             assert "Traceback" not in site.log
-    finally:
-        admin.command({"configureFailPoint": "failCommand", "mode": "off"})
+        site.start()
+        eventually("a row is predicted", flows(site, 1), AT_SIGTERM)
+
+
+@pytest.mark.slow
+def test_a_leader_that_is_killed_while_it_publishes_keeps_nobody_from_publishing(pair: tuple[Site, Site]) -> None:
+    """Its open transaction is ended by its successor; MongoDB would keep it for a minute."""
+    leader, other = pair
+    assert leader.daemon is not None
+    with slow(leader.data, 100_000, {"times": 1}, failCommands=["commitTransaction"]):
+        leader.write(TEXT.replace('key = "x"', 'key = "x"\nmax_batch = 7'))
+        eventually("it commits", lambda: open_transactions(leader.data))
+        leader.kill()
+        eventually("the other one serves", flows(other, 1), AT_SIGKILL)
 
 
 # ---- a state directory without room ---------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from harness.commands import free_port, predictd
 from harness.daemons import eventually
-from harness.trainings import Site
+from harness.trainings import LEARNING, Site
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
@@ -23,24 +23,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 PAGE = (Path(__file__).parents[2] / "docs" / "security.md").read_text(encoding="utf-8")
 DATABASE = "narrow"
-TEXT = """
-[tables.rows]
-fields = { x = "str", y = "float" }
-[models.m]
-object = "harness.torch_models:Answer"
-preprocess = "harness.torch_models:number"
-postprocess = "harness.torch_models:plain"
-[listeners.m]
-table = "rows"
-key = "x"
-model = "m"
-[trainers.m]
-table = "rows"
-key = ["x", "y"]
-objective = "harness.learning:squares"
-transform = "harness.learning:example"
-optimizer = "torch.optim:SGD"
-loader = { batch_size = 8 }
+TEXT = f"""{LEARNING}
+loader = {{ batch_size = 8 }}
 max_iterations = 20
 folds = 0.2
 """

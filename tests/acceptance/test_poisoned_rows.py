@@ -9,28 +9,13 @@ from typing import Any
 
 import pytest
 from harness.daemons import eventually
-from harness.trainings import Site
+from harness.trainings import LEARNING, Site
 from pymongo.database import Database
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-TEXT = """
-[tables.rows]
-fields = {{ x = "str", y = "float", _fold = "str" }}
-[models.m]
-object = "harness.torch_models:Answer"
-preprocess = "harness.torch_models:number"
-postprocess = "harness.torch_models:plain"
-[listeners.m]
-table = "rows"
-key = "x"
-model = "m"
-[trainers.m]
-table = "rows"
-key = ["x", "y"]
-objective = "harness.learning:squares"
-transform = "harness.learning:example"
-optimizer = "torch.optim:SGD"
+FOLDED = LEARNING.replace('y = "float"', 'y = "float", _fold = "str"')
+JUDGED = """
 optimizer_arguments = {{ lr = 0.1 }}
 loader = {{ batch_size = 16 }}
 max_iterations = 120
@@ -61,7 +46,7 @@ def rows(first: int, count: int, answer: float) -> list[dict[str, Any]]:
 def honest(tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]], request: Any) -> Any:
     """A service whose version 2 has learned from 200 honest rows."""
     promote, fall = getattr(request, "param", ("better", ""))
-    with Site(tmp_path / "site", mongo_uri, database, TEXT.format(promote=promote, fall=fall)) as site:
+    with Site(tmp_path / "site", mongo_uri, database, FOLDED + JUDGED.format(promote=promote, fall=fall)) as site:
         site.rows.insert_many(rows(0, 200, RIGHT))
         site.start()
         assert site.ended(site.asked("train", "m"))["result"]["promoted"]
@@ -148,7 +133,9 @@ def test_small_steps_do_not_add_up(honest: Site) -> None:
 
 def test_a_pinned_dataset_measures_what_its_rows_held(tmp_path: Path, mongo_uri: str, database: Any) -> None:
     """Two validations with an edit of every row, and the removal of most, in between: the same values."""
-    text = TEXT.format(promote="manual", fall="").replace('_fold = "valid" } }', '_fold = "valid" }, pin = true }')
+    text = (FOLDED + JUDGED.format(promote="manual", fall="")).replace(
+        '_fold = "valid" } }', '_fold = "valid" }, pin = true }'
+    )
     with Site(tmp_path / "site", mongo_uri, database, text) as site:
         site.rows.insert_many(rows(0, 60, RIGHT))
         site.start()

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from components.errors import SignatureRefused
 from daemon.engine import threads
 from daemon.engine.child import Channel, leave_with_parent
 from daemon.health.report import ReportRefused
@@ -37,6 +38,9 @@ class Program:
 
     def order(self) -> dict[str, Any]:
         return {"does": self.does, **self.more}
+
+    def sign(self, *parts: str) -> str:
+        raise SignatureRefused(f"not {parts}")
 
     def decode(self, line: bytes) -> dict[str, Any]:
         """Every object with a state is a report."""
@@ -132,6 +136,8 @@ def tells_about_itself(channel: Channel, order: Mapping[str, Any]) -> None:
     import numpy as np
 
     threads.limit(order.get("threads"))
+    while _null() != [0]:  # the thread that waits for the parent's end opens one more and closes it
+        time.sleep(0.01)
     told: dict[str, Any] = {
         "torch_threads": threads.in_use(),
         "random": [random.random(), float(np.random.rand())],  # noqa: NPY002  # the legacy generator is the shared one
@@ -162,6 +168,11 @@ def tells_about_itself(channel: Channel, order: Mapping[str, Any]) -> None:
     told["inherited"] = json.loads(child.stdout)
     channel.report(json.dumps({"state": "running", "told": told}))
     threading.Event().wait()
+
+
+def _null() -> list[int]:
+    """The descriptors that are /dev/null."""
+    return [each for each in _descriptors() if Path(f"/proc/self/fd/{each}").resolve() == Path(os.devnull)]
 
 
 def _descriptors() -> list[int]:

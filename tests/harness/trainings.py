@@ -24,7 +24,7 @@ from harness.commands import predictd
 from harness.daemons import PATIENCE, Daemon, eventually
 from harness.torch_models import answered
 
-__all__ = ["SERVICE", "TABLE", "Site"]
+__all__ = ["LEARNING", "SERVICE", "TABLE", "Site"]
 
 SERVICE, TABLE = "s", "rows"
 
@@ -45,6 +45,26 @@ jobs = 2
 [log]
 format = "json"
 """
+
+LEARNING = """
+[tables.rows]
+fields = { x = "str", y = "float" }
+[models.m]
+object = "harness.torch_models:Answer"
+preprocess = "harness.torch_models:number"
+postprocess = "harness.torch_models:plain"
+[listeners.m]
+table = "rows"
+key = "x"
+model = "m"
+[trainers.m]
+table = "rows"
+key = ["x", "y"]
+objective = "harness.learning:squares"
+transform = "harness.learning:example"
+optimizer = "torch.optim:SGD"
+"""
+"""A model that learns one number from the rows of `rows`; the trainer's other keys may follow."""
 
 
 class Site:
@@ -150,7 +170,7 @@ class Site:
         return Jobs(self.data, SERVICE)
 
     def versions(self, model: str) -> Versions:
-        return Versions(self.data, SERVICE, model)
+        return Versions(self.data, SERVICE, model, self.registry.trust)
 
     def live(self, model: str) -> Version:
         live = self.versions(model).live()

@@ -386,6 +386,28 @@ def test_the_first_batch_is_small() -> None:
     assert BatchCap(0.1, 2).value == 2
 
 
+def test_a_quick_preprocess_does_not_make_the_batches_of_an_unknown_model_large() -> None:
+    """A batch of 256 rows of a model of 0.2 s a row would keep every new row waiting for 51 s."""
+    cap = BatchCap(0.1, 256)
+    for _ in range(2):
+        cap.observe(4, 0.0001, "prepare")
+        assert cap.value == BatchCap.FIRST
+        cap.observe(4, 0.8)
+    assert cap.value == 1
+
+
+def test_another_version_begins_with_a_small_batch() -> None:
+    """It may be slower; a batch that ran out of memory is still never as large again."""
+    cap = BatchCap(0.1, 256)
+    for _ in range(2):
+        cap.observe(100, 0.001)
+    cap.halve(6)
+    assert cap.value == 3
+    cap.begin()
+    assert cap.value == 3
+    assert BatchCap(0.1, 256).value == BatchCap.FIRST
+
+
 def test_the_slower_stage_decides() -> None:
     """However quick the other one is."""
     cap = BatchCap(0.1, 256)

@@ -10,32 +10,14 @@ from uuid import UUID
 
 import pytest
 from bson import Binary, Decimal128, Int64, ObjectId
+from harness.configurations import GOOD, changed, problems, read
 
 from components.errors import ConfigurationError, DeclarationError
 from components.extended_json import decoded as decoded_filter
 from components.extended_json import encoded as encoded_filter
-from daemon.config import Config, load
+from daemon.config import load
 
 ROOT = Path(__file__).parents[2]
-
-GOOD = """
-[service]
-name = "mnist"
-[mongo]
-uri = "embedded"
-database = "mnist"
-[security]
-allow_imports = ["examples"]
-[tables.mnist]
-fields = { img = "pil_image", class = "int", "meta.title" = "str" }
-[models.lenet]
-object = "examples.mnist:LeNet5"
-arguments = { num_classes = 10 }
-[listeners.digit]
-table = "mnist"
-key = "img"
-model = "lenet"
-"""
 
 CHAIN = """
 [listeners.a]
@@ -51,26 +33,6 @@ table = "mnist"
 key = "_outputs.a.value.deep"
 model = "lenet"
 """
-
-
-def read(tmp_path: Path, text: str, environ: dict[str, str] | None = None) -> Config:
-    """Return the configuration that is this text."""
-    file = tmp_path / "service.toml"
-    file.write_text(text, encoding="utf-8")
-    return load(file, environ or {})
-
-
-def problems(tmp_path: Path, text: str) -> list[tuple[str, str]]:
-    """Return the problems that this text is refused with."""
-    with pytest.raises(ConfigurationError) as refused:
-        read(tmp_path, text)
-    return [(problem.path, problem.message) for problem in refused.value.problems]
-
-
-def changed(old: str, new: str) -> str:
-    """Return the good file with one thing changed."""
-    assert old in GOOD
-    return GOOD.replace(old, new, 1)
 
 
 KEY = 'key = "img"'

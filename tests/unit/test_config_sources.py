@@ -12,48 +12,10 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from harness.configurations import GOOD, changed, problems, read
 
 from components.errors import ConfigurationError
-from daemon.config import Config, find, load
-
-GOOD = """
-[service]
-name = "mnist"
-[mongo]
-uri = "embedded"
-database = "mnist"
-[security]
-allow_imports = ["examples"]
-[tables.mnist]
-fields = { img = "pil_image", class = "int", "meta.title" = "str" }
-[models.lenet]
-object = "examples.mnist:LeNet5"
-arguments = { num_classes = 10 }
-[listeners.digit]
-table = "mnist"
-key = "img"
-model = "lenet"
-"""
-
-
-def read(tmp_path: Path, text: str | bytes, environ: dict[str, str] | None = None) -> Config:
-    """Return the configuration that is this text."""
-    file = tmp_path / "service.toml"
-    file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return load(file, environ or {})
-
-
-def problems(tmp_path: Path, text: str | bytes, environ: dict[str, str] | None = None) -> list[tuple[str, str]]:
-    """Return the problems that this text is refused with."""
-    with pytest.raises(ConfigurationError) as refused:
-        read(tmp_path, text, environ)
-    return [(problem.path, problem.message) for problem in refused.value.problems]
-
-
-def changed(old: str, new: str) -> str:
-    """Return the good file with one thing changed."""
-    assert old in GOOD
-    return GOOD.replace(old, new, 1)
+from daemon.config import find, load
 
 
 class TestEnvironment:

@@ -7,9 +7,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from harness.configurations import problems, read
 
-from components.errors import ConfigurationError
-from daemon.config import Config, load
+from daemon.config import load
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,18 +50,6 @@ objective = "torch.nn.functional:cross_entropy"
 METRICS = 'metrics = { acc = "examples.mnist:accuracy" }'
 KEY = 'key = ["img", "class"]\nobjective'
 VALIDATION = GOOD[GOOD.index("[validations.v]") : GOOD.index("[trainers.lenet]")]
-
-
-def read(tmp_path: Path, text: str, environ: dict[str, str] | None = None) -> Config:
-    file = tmp_path / "service.toml"
-    file.write_text(text, encoding="utf-8")
-    return load(file, environ or {})
-
-
-def problems(tmp_path: Path, text: str) -> list[tuple[str, str]]:
-    with pytest.raises(ConfigurationError) as refused:
-        read(tmp_path, text)
-    return [(problem.path, problem.message) for problem in refused.value.problems]
 
 
 def changed(old: str, new: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import components.validation as validation_module
 from components import Dataset, DeclarationError, ListExamples, Metric, MetricError, ObjectModel, Query, Validation
 from components.errors import Stopped
 
@@ -86,6 +87,18 @@ def test_an_evaluation_can_be_stopped():
     validation = Validation("v", ["x", "y"], [SMALL], [ACC])
     with pytest.raises(Stopped, match="cancelled"):
         validation.evaluate(ObjectModel("m", str), lambda _: ListExamples([(1, 1)] * 1000), stopped=stopped)
+
+
+@pytest.mark.parametrize(("quick", "batches"), [(3600.0, 7), (0.0, 250)], ids=["quick", "slow"])
+def test_the_batches_of_a_slow_model_stay_small(monkeypatch, quick, batches):
+    """It is asked between two batches whether to go on; each time counts as progress."""
+    monkeypatch.setattr(validation_module, "QUICK_SECONDS", quick)
+    asked = []
+    validation = Validation("v", ["x", "y"], [SMALL], [ACC])
+    rows = ListExamples([(n, n) for n in range(1000)])
+    model = ObjectModel("m", lambda xs: xs, batched=True)
+    assert validation.evaluate(model, lambda _: rows, stopped=lambda: asked.append(1)) == {"small/acc": 1.0}
+    assert len(asked) == batches
 
 
 @pytest.mark.parametrize(

@@ -17,16 +17,21 @@ class BatchCap:
     def __init__(self, budget: float, ceiling: int) -> None:
         self._budget = budget
         self._ceiling = ceiling
+        self.begin()
+
+    def begin(self) -> None:
+        """Nothing is known of the cost: another version, which may be slower, is live."""
         self._sums = dict.fromkeys(("prepare", "predict"), (0.0, 0.0, 0.0, 0.0, 0.0))  # of 1, n, t, n*n, n*t
         self._warm = False
 
     @property
     def value(self) -> int:
-        """Rows, at least 1 and at most the ceiling; at most `FIRST` before the first measurement, because a row may
-        take seconds.
+        """Rows, at least 1 and at most the ceiling; at most `FIRST` before the model itself was measured, however quick
+        its preprocess is, because a row may take seconds.
         """
-        known = [sums for sums in self._sums.values() if sums[0]]
-        return min((self._fitting(*sums) for sums in known), default=min(self._ceiling, self.FIRST))
+        if not self._sums["predict"][0]:
+            return min(self._ceiling, self.FIRST)
+        return min(self._fitting(*sums) for sums in self._sums.values() if sums[0])
 
     def _fitting(self, w: float, n: float, t: float, nn: float, nt: float) -> int:
         spread = w * nn - n * n

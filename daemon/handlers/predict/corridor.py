@@ -105,6 +105,11 @@ class Corridor:
         self.triage = triage or Triage(listener)
         self.triage.known_good, self.triage.wake = self._known_good, dirty.wake
 
+    def swap(self, live: Live) -> None:
+        """Runs this version from the next batch on; batches in flight keep theirs. Its cost is not known yet."""
+        self.live = live
+        self.cap.begin()
+
     def read(self, batch: Batch) -> Judged:
         """Reads the batch's rows at one snapshot and decides what each needs."""
         after = max((t for t in (batch.after, self._floor) if t is not None), default=None)  # R3a
@@ -131,7 +136,8 @@ class Corridor:
         room = ROOM * self._batch_bytes
         with PROCESS.kept(judged.live.model.identifier):
             prepared = preprocess.run(prepare, judged, self.triage.suspects.guilt, room, self.cap.halve)
-        self.cap.observe(len(prepared.rows), time.perf_counter() - began, "prepare")
+        if judged.live is self.live:  # else it is the cost of a version before
+            self.cap.observe(len(prepared.rows), time.perf_counter() - began, "prepare")
         left = {identity(row.key) for row in prepared.left}
         for key in judged.batch.keys if left else ():
             if identity(key.key) in left:
@@ -144,7 +150,8 @@ class Corridor:
         live = prepared.judged.live
         with PROCESS.kept(live.model.identifier):
             predicted = live.threads.model.run(predict, prepared, self.cap.halve)
-        self.cap.observe(len(prepared.rows), time.perf_counter() - began)
+        if live is self.live:
+            self.cap.observe(len(prepared.rows), time.perf_counter() - began)
         predicted = self.triage.decide(predicted)
         if predicted.predicted:
             self._well.append(predicted.writes[-1].key if not predicted.letters else predicted.judged.rows[-1].key)

@@ -6,5 +6,6 @@ components.py    reads and verifies the signed declarations
 artifacts.py     the code that declarations name, as blobs
 version.py       one version, as it is stored
 versions.py      the versions of a model: weights, lineage, metrics; promotion and rollback
+rehearsals.py    requests for rehearsals of what is to go live
 model_loader.py  builds a model with the weights of a version
 """

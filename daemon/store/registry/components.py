@@ -118,6 +118,8 @@ class Catalog:
     refused: Mapping[str, str] = field(default_factory=dict)
     there: frozenset[str] = frozenset()
     """The "kind/name" of what is applied or refused, among those whose revision was seen before."""
+    exchanged: Mapping[str, str] = field(default_factory=dict)
+    """As "version/MODEL", why what the database calls live is not believed; only the leader looks."""
 
     def of(self, kind: str) -> Mapping[str, Component[Any]]:
         """The components of a kind."""

@@ -22,7 +22,7 @@ from pymongo.errors import DuplicateKeyError
 from components.declarations import Declaration, ListenerDeclaration
 from components.errors import DeclarationError, Fenced, SignatureRefused
 from daemon.store import names
-from daemon.store.connection import TRANSACTION
+from daemon.store.connection import in_transaction
 from daemon.store.documents import read, read_one
 from daemon.store.registry.components import LARGEST, Component, Source, believed, canonical, signature, signed
 from daemon.store.registry.trust import Trust
@@ -37,13 +37,19 @@ class Declarations:
     """Writes the declarations of one service, as a process of `epoch`."""
 
     def __init__(
-        self, database: Database[dict[str, Any]], service: str, epoch: int, trust: Callable[[], Trust]
+        self,
+        database: Database[dict[str, Any]],
+        service: str,
+        epoch: int,
+        trust: Callable[[], Trust],
+        session: ClientSession | None = None,
     ) -> None:
         self._database = database
         self._components: Collection[dict[str, Any]] = database[names.COMPONENTS]
         self._service = service
         self._epoch = epoch
         self._trust = trust
+        self._session = session
 
     def id(self, kind: str, name: str) -> str:
         """The `_id` of a component's document."""
@@ -78,13 +84,12 @@ class Declarations:
         # A promotion of the model raises the generation of all its listeners in one transaction. A listener that is
         # added at the same time must be added entirely before or entirely after it, so both write the model's document.
         model = {"_id": self.id("model", declaration.model)}
-        with self._database.client.start_session() as session:
 
-            def bind(session: ClientSession) -> None:
-                self._components.update_one(model, {"$set": {"bound": ObjectId()}}, session=session)
-                self._write(kind, name, declaration, source, identity, forced, sizes or {}, session)
+        def bind(session: ClientSession) -> None:
+            self._components.update_one(model, {"$set": {"bound": ObjectId()}}, session=session)
+            self._write(kind, name, declaration, source, identity, forced, sizes or {}, session)
 
-            session.with_transaction(bind, **TRANSACTION)
+        in_transaction(self._database, self._session, bind)
 
     def _write(
         self,

@@ -19,6 +19,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, Final
 
+from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 from pymongo.database import Database
 from pymongo.errors import CollectionInvalid, OperationFailure
@@ -80,14 +81,23 @@ class Registry:
     none).
     """
 
-    def __init__(self, database: Database[dict[str, Any]], service: str, epoch: int, key: SigningKey | Trust) -> None:
-        """`key`: what the process believes; a key alone makes the identity of a database that has none."""
+    def __init__(
+        self,
+        database: Database[dict[str, Any]],
+        service: str,
+        epoch: int,
+        key: SigningKey | Trust,
+        session: ClientSession | None = None,
+    ) -> None:
+        """`key`: what the process believes; a key alone makes the identity of a database that has none. `session`: the
+        one that transactions are made in; by default one of their own.
+        """
         self._database = database
         self._components: Collection[dict[str, Any]] = database[names.COMPONENTS]
         self._service = service
         self._epoch = epoch
         self._key = key
-        self._declarations = Declarations(database, service, epoch, lambda: self.trust)
+        self._declarations = Declarations(database, service, epoch, lambda: self.trust, session)
 
     @cached_property
     def trust(self) -> Trust:
@@ -180,12 +190,7 @@ class Registry:
         for kind, name, given in declared:
             declaration, known = parsed(kind, name, given), self.read()
             other = known.of(kind).get(name)
-            if other is not None and other.source == "config":
-                raise DeclarationError(taken(kind, name, "api"))
-            refuse_dangling(kind, name, declaration, known)
-            self._refuse_filters(kind, name, declaration)
-            if kind == "listener":
-                self._refuse_foreign({name: declaration})
+            self.refuse(kind, name, declaration, known)
             if other is not None and not force and canonical(other.declaration) == canonical(declaration):
                 continue
             forced = (other.forced if other else 0) + force
@@ -203,6 +208,16 @@ class Registry:
                             "listener", reader.name, reader.declaration, reader.source, again, reader.forced
                         )
         return changed
+
+    def refuse(self, kind: str, name: str, declaration: Declaration, known: Catalog) -> None:
+        """Raises DeclarationError if the API cannot apply this declaration beside what is applied."""
+        other = known.of(kind).get(name)
+        if other is not None and other.source == "config":
+            raise DeclarationError(taken(kind, name, "api"))
+        refuse_dangling(kind, name, declaration, known)
+        self._refuse_filters(kind, name, declaration)
+        if isinstance(declaration, ListenerDeclaration):
+            self._refuse_foreign({name: declaration})
 
     def remove(self, kind: str, name: str) -> None:
         """Removes a component that was applied through the API; a model with its trainer and its validations.

@@ -21,7 +21,7 @@ from pymongo.errors import DuplicateKeyError
 from components.errors import Fenced
 from components.raw_value import RAW, fields, readable
 from daemon.store import names
-from daemon.store.rows.transactions import end
+from daemon.store.connection import end_sessions
 from daemon.store.service.epochs import mended
 
 T = TypeVar("T")
@@ -82,7 +82,7 @@ class Positions:
         )
         before = {} if raw is None else readable(fields(raw.raw))
         left = before.get("sessions")
-        end(self._database, left if isinstance(left, list) else ())
+        end_sessions(self._database, left if isinstance(left, list) else ())
         time = before.get("cluster_time")
         if not isinstance(time, Timestamp):
             return None

@@ -15,7 +15,7 @@ transaction *from V* begins at a snapshot of now, not before V, and its updates 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -23,14 +23,13 @@ from bson import Binary
 from bson.timestamp import Timestamp
 from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
-from pymongo.database import Database
 from pymongo.errors import DocumentTooLarge, OperationFailure
 from pymongo.read_concern import ReadConcern
 
 from components.raw_value import RAW, UNDECODABLE, fields
 from daemon.store.connection import TRANSACTION
 
-__all__ = ["SESSIONS", "Aborted", "ConflictShare", "Transactions", "Update", "end"]
+__all__ = ["SESSIONS", "Aborted", "ConflictShare", "Transactions", "Update"]
 
 SESSIONS: Final = 32
 """Enough that the oldest is older than V: the transactions of the batches between their read and their write."""
@@ -146,13 +145,3 @@ class Transactions:
             raise Aborted("MongoDB refuses an update", row=True)
         if reply["n"].value() != len(updates):
             raise Aborted("a row is not there")
-
-
-def end(database: Database[dict[str, Any]], sessions: Iterable[Any]) -> None:
-    """Ends the sessions of a process that is gone, with the transactions that it left open.
-
-    A transaction keeps its rows from every other write until MongoDB ends it, after a minute or more.
-    """
-    ids = [{"id": each} for each in sessions if isinstance(each, Binary) and each.subtype == 4]
-    if ids:
-        database.command({"killSessions": ids})

@@ -1,6 +1,6 @@
 """Which daemon is active for a service name: one document, decided by the server's clock alone.
 
-    _predictd.leases: {_id: service, owner, host, place, pid, expires, acquired_at, epoch}
+    _predictd.leases: {_id: service, owner, host, place, pid, expires, acquired_at, epoch, session, before}
 
 * Acquiring is one `findOneAndUpdate` by pipeline on `$$NOW`: if the lease has expired, or is ours from before, it
   becomes ours.
@@ -10,6 +10,8 @@
   it. Only one process at a time holds that lock, so a daemon that was killed takes its own lease back at once. A copy
   of the directory, or of the whole machine, has the same id and another place: it waits as any other daemon.
 * A release only lets it expire: the document stays, because the epoch must never start again.
+* `session` is that of the leader's transactions. Its successor ends it: what a leader that was killed within a
+  transaction has written could be written by nobody else for a minute or more.
 
 Times are the server's; no local clock decides anything.
 """
@@ -17,17 +19,19 @@ Times are the server's; no local clock decides anything.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from bson import Binary
 from pymongo import ReturnDocument, WriteConcern
 from pymongo.collection import Collection
 from pymongo.database import Database
 
-from components.errors import LeaseLost, PredictdError
+from components.errors import LeaseLost, MongoUnavailable, PredictdError
 from components.raw_value import RAW
 from daemon.store import names
-from daemon.store.connection import reaching
+from daemon.store.connection import end_sessions, reaching
 from daemon.store.documents import decoded, read_one
 
 __all__ = ["TTL_SECONDS", "AnotherDaemon", "Holder", "Lease"]
@@ -67,6 +71,7 @@ class Lease:
     def __init__(
         self, database: Database[dict[str, Any]], service: str, holder: Holder, ttl: float = TTL_SECONDS
     ) -> None:
+        self._database = database
         self._collection: Collection[dict[str, Any]] = database.get_collection(
             names.LEASES, write_concern=WriteConcern("majority")
         )
@@ -74,8 +79,11 @@ class Lease:
         self._holder = holder
         self._ttl = ttl
 
-    def acquire(self) -> int:
-        """Acquires the lease and returns its new epoch. Raises AnotherDaemon, which names the holder, if it is held."""
+    def acquire(self, session: Binary | None = None) -> int:
+        """Acquires the lease and returns its new epoch. Raises AnotherDaemon, which names the holder, if it is held.
+
+        `session` is that of this leader's transactions; its predecessor's is ended.
+        """
         identity = self._holder.identity()
         free = {
             "$or": [
@@ -94,6 +102,8 @@ class Lease:
             "pid": {"$literal": self._holder.pid},
             "expires": self._expiry(),
             "acquired_at": "$$NOW",
+            "session": {"$literal": session},
+            "before": "$session",
             "epoch": {"$add": [{"$cond": [real, {"$toLong": {"$floor": "$epoch"}}, 0]}, 1]},
         }
         with reaching():
@@ -108,13 +118,13 @@ class Lease:
         if any(document.get(name) != own for name, own in identity.items()):
             copy = ", from a copy of this state directory" if document.get("owner") == self._holder.instance else ""
             raise AnotherDaemon(f"{_named(document)} is active for the service {self._service!r}{copy}")
+        with suppress(MongoUnavailable), reaching():  # else the server ends it, later
+            end_sessions(self._database, [document.get("before")])
         return int(document["epoch"])
 
     def renew(self, epoch: int) -> None:
         """Keeps the lease for another term. Raises LeaseLost if another daemon, or another epoch, holds it."""
-        with reaching():
-            result = self._collection.update_one(self._ours(epoch), [{"$set": {"expires": self._expiry()}}])
-        if result.matched_count == 0:
+        if not self._set_expiry(self._ours(epoch), self._expiry()):
             raise LeaseLost(f"the lease of {self._service!r} was taken over by {self.holder()}")
 
     def release(self, epoch: int | None) -> None:
@@ -122,14 +132,19 @@ class Lease:
         this process was given: the answer may have been lost.
         """
         ours = self._ours(epoch) if epoch is not None else {**self._held(), "pid": self._holder.pid}
-        with reaching():
-            self._collection.update_one(ours, [{"$set": {"expires": "$$NOW"}}])
+        self._set_expiry(ours, "$$NOW")
 
     def holder(self) -> str:
         """The holder of the lease, in words."""
         with reaching():
             document = read_one(self._collection, {"_id": self._service})
         return "nobody" if document is None else _named(document)
+
+    def _set_expiry(self, ours: Mapping[str, Any], expires: Any) -> bool:
+        # Not `update_one`, which the driver would retry: the server then first looks up the session, twice, and a slow
+        # one takes three times as long. The caller repeats it.
+        with reaching():
+            return self._collection.update_many(ours, [{"$set": {"expires": expires}}]).matched_count > 0
 
     def _ours(self, epoch: int) -> dict[str, Any]:
         return {**self._held(), "epoch": epoch}

@@ -1,0 +1,28 @@
+"""The assignment of a rehearsal's process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from daemon.engine.assignment import Assignment
+from daemon.health.rehearsal_report import RehearsalReport
+
+__all__ = ["RehearsalAssignment"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RehearsalAssignment(Assignment):
+    """What the process reads first. `rehearsal` is the request's id; a prediction may take `stage_seconds`."""
+
+    rehearsal: str
+    stage_seconds: float
+    module: str = "daemon.rehearsal"
+
+    @property
+    def name(self) -> str:
+        """Its name in the log."""
+        return f"rehearsal {self.rehearsal}"
+
+    def decode(self, line: bytes) -> RehearsalReport:
+        """See `daemon.engine.Spec`."""
+        return RehearsalReport.from_json(line)

@@ -1,0 +1,195 @@
+"""Predicts a few rows of a listener by its model, alone and in batches, as a worker would, and judges the outputs.
+
+A model must give a row the same output alone as in any batch, in evaluation mode, and an output that can be stored.
+
+| what is found | it is |
+|---|---|
+| an output of the wrong shape, one that depends on the other rows, a batch that fails, training mode | a problem |
+| no real row can be predicted | a problem; a warning if an estimator has not been fitted yet |
+| one bad row among good ones, a random model, too little memory for a second copy | a warning |
+| a made-up row that cannot be predicted | a warning |
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import bson
+
+from components.datatypes import Datatype, datatype
+from components.declarations import ListenerDeclaration
+from components.errors import OutputShapeError, Problem
+from components.key import Key
+from components.model import Model
+from daemon.handlers.predict.decoding import arguments_of, is_out_of_memory
+from daemon.handlers.predict.records import Row, Seen
+from daemon.logs.text import described, row_id
+from daemon.rehearsal.likeness import alike
+from daemon.store.rows.row_reader import value_at
+
+__all__ = ["Note", "Passed", "rehearsed"]
+
+SHOWN: Final = 80
+ENOUGH: Final = 2
+ALONE_SECONDS: Final = 4.0
+"""After so long no further row is predicted alone, if `ENOUGH` rows have passed: a model may take seconds a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Note(Problem):
+    """Something to know that is no problem. `warns`: a person should look at it."""
+
+    warns: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Passed(Note):
+    """The listener's rows were predicted: how many, in how many seconds and with how many more bytes a row."""
+
+    rows: int = 0
+    seconds: float = 0.0
+    memory: int = 0
+
+
+def rehearsed(
+    name: str,
+    declared: ListenerDeclaration,
+    fields: Mapping[str, str],
+    model: Model,
+    rows: Sequence[bytes],
+    *,
+    made_up: bool = False,
+    calling: Callable[[], None] = lambda: None,
+) -> Iterator[Problem]:
+    """Yield the problems and notes of one listener. `rows` are documents in BSON; `calling` is called before each call
+    of user code.
+    """
+    at, code = f"listeners.{name}", f"models.{declared.model}.object"
+    if not rows:
+        yield Note(at, f"table `{declared.table}` has no row that matches; nothing was predicted")
+        return
+    stage = Stage(model, declared.parsed_key, fields, calling)
+    good: list[tuple[Row, Any]] = []
+    bad: list[str] = []
+    end = time.monotonic() + ALONE_SECONDS
+    for row in map(stage.row, rows):
+        try:
+            good.append((row, stage.outputs([row])[0]))
+        except OutputShapeError as error:
+            yield Note(at, f"a made-up row: {error}", warns=True) if made_up else Problem(code, str(error))
+            return
+        except BaseException as error:  # noqa: BLE001 - user code may raise any
+            if is_out_of_memory(error):
+                yield Note(at, f"there is no memory to rehearse it beside what serves: {described(error)}", warns=True)
+                return
+            bad.append(f"row {row_id(row.key)}: {described(error)}")
+        if time.monotonic() > end and len(good) >= ENOUGH:
+            break
+    tried = len(good) + len(bad)
+    if made_up:
+        what = f"cannot be predicted; {bad[0].partition(': ')[2]}" if bad else "was predicted"
+        yield Note(at, f"table `{declared.table}` has no row that matches; a made-up one {what}", warns=bool(bad))
+    elif not good:
+        yield _none(at, bad)
+    else:
+        if bad:
+            yield Note(at, f"{len(bad)} of {tried} rows would become dead letters; {bad[0]}", warns=True)
+        yield from _in_batches(at, code, stage, good)
+
+
+def _none(at: str, bad: Sequence[str]) -> Problem:
+    if all("NotFittedError" in each for each in bad):
+        return Note(at, "its model has learned nothing yet: rows wait for its first training", warns=True)
+    return Problem(at, f"none of {len(bad)} rows can be predicted; {bad[0]}")
+
+
+class Stage:
+    """A model with the key of one listener."""
+
+    def __init__(self, model: Model, key: Key, fields: Mapping[str, str], calling: Callable[[], None]) -> None:
+        self._model = model
+        self._key = key
+        self._datatypes: list[Datatype | None] = [
+            datatype(fields[path]) if path in fields else None for path in key.fields
+        ]
+        self._calling = calling
+
+    def row(self, document: bytes) -> Row:
+        """The row of a document in BSON."""
+        found = bson.decode(document)
+        return Row(found["_id"], tuple(value_at(found, path) for path in self._key.fields), b"", Seen())
+
+    def outputs(self, rows: Sequence[Row]) -> list[Any]:
+        """Return what would be stored for each row. The model gets new arguments each time, as it may change them."""
+        model, given = self._model, [arguments_of(row, self._key, self._datatypes) for row in rows]
+        if model.by_row and len(rows) > 1:
+            return [value for row in rows for value in self.outputs([row])]
+        self._calling()
+        with model.predicting():
+            many = model.watch_batch.own(model.prepare_many(given)) if model.prepare_batch else None
+            each = [] if model.prepare_batch else [model.watch.own(model.prepare(arguments)) for arguments in given]
+        outputs = model.infer_many(many, len(rows)) if model.prepare_batch else model.infer(each)
+        with model.predicting():
+            values = [model.finish(output) for output in outputs]
+        for value in values:
+            bson.encode({"": value})
+        return values
+
+    @property
+    def in_training(self) -> str | None:
+        """The part of the model that is in training mode after a prediction."""
+        return self._model.in_training_mode()
+
+
+def _in_batches(at: str, code: str, stage: Stage, rows: Sequence[tuple[Row, Any]]) -> Iterator[Problem]:
+    if (part := stage.in_training) is not None:
+        yield Problem(
+            code, f"{part} is in training mode while it predicts (dropout, batch statistics): do not call train() there"
+        )
+        return
+    first, alone = rows[0]
+    began, memory = time.perf_counter(), _peak()
+    again = stage.outputs([first])[0]
+    seconds = time.perf_counter() - began
+    if not alike(alone, again):
+        shown = f"row {row_id(first.key)} gives {_short(alone)}, then {_short(again)}"
+        yield Note(at, f"{shown}: the model is random", warns=True)
+        return
+    for size in sorted({2, len(rows)}):
+        if size > len(rows):
+            continue
+        began = time.perf_counter()
+        try:
+            found = stage.outputs([row for row, _ in rows[:size]])
+        except BaseException as error:  # noqa: BLE001 - user code may raise any
+            if is_out_of_memory(error):
+                yield Note(at, f"a batch of {size} rows does not fit into memory: {described(error)}", warns=True)
+                break
+            yield Problem(code, f"a batch of {size} rows fails, and each of them alone passes: {described(error)}")
+            return
+        seconds = (time.perf_counter() - began) / size
+        for (row, expected), value in zip(rows, found, strict=False):
+            if not alike(expected, value):
+                yield Problem(
+                    code,
+                    f"row {row_id(row.key)} gives {_short(expected)} alone, and {_short(value)} in a batch of {size}: "
+                    "the rows of a batch must not depend on each other",
+                )
+                return
+    more = max(0, _peak() - memory) // max(1, len(rows))
+    words = f"{len(rows)} rows were predicted" + (f", {1000 * seconds:.3g} ms a row" if len(rows) > 1 else "")
+    yield Passed(at, words, rows=len(rows), seconds=seconds, memory=more)
+
+
+def _peak() -> int:
+    """The most memory that this process has had, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."

@@ -1,0 +1,106 @@
+"""Models of which each breaks the contract in one way. Named in declarations as `harness.faulty_models:...`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import torch
+
+
+def raises(x: Any) -> Any:
+    raise ValueError("never any")
+
+
+def unstorable(x: Any) -> Any:
+    return object()
+
+
+def not_a_number(x: Any) -> float:
+    return float("nan")
+
+
+def of_its_batch(xs: list[Any]) -> list[float]:
+    return [len(x) - sum(map(len, xs)) / len(xs) for x in xs]
+
+
+def not_for_two(xs: list[Any]) -> list[Any]:
+    if len(xs) == 2:
+        raise RuntimeError("two is company")
+    return xs
+
+
+def too_few(xs: list[Any]) -> list[Any]:
+    return xs[:-1] if len(xs) > 1 else xs
+
+
+def exits(x: Any) -> Any:
+    os._exit(3)
+
+
+def crashes(x: Any) -> Any:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def is_killed(x: Any) -> Any:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hangs(x: Any) -> Any:
+    time.sleep(600)
+
+
+def random(x: Any) -> float:
+    return torch.rand(()).item()
+
+
+def picky(x: Any) -> Any:
+    if x == "x3":
+        raise ValueError("three is too many")
+    return x
+
+
+class Missing:
+    """Cannot be built where it is served."""
+
+    def __init__(self) -> None:
+        import a_package_that_is_not_here  # noqa: F401
+
+    def __call__(self, x: Any) -> Any:
+        return x
+
+
+class Trains(torch.nn.Module):
+    """Switches itself to training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = torch.nn.Dropout(0.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.drop.train()
+        return self.drop(x)
+
+
+class Norm(torch.nn.Module):
+    """Takes the statistics of each batch."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x - x.mean()) / (x.std(unbiased=False) + 1)
+
+
+class Heads(torch.nn.Module):
+    """Its first dimension is not the batch."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([x, x])
+
+
+def one(x: Any) -> torch.Tensor:
+    return torch.tensor([float(len(x))])
+
+
+def listed(output: torch.Tensor) -> Any:
+    return output.tolist()
