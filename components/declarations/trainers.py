@@ -6,6 +6,7 @@ import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from components.declarations.schema import PATH, Code, Declaration, Duration, ExampleKey, Filter, absent
 from components.declarations.when import WHEN, Occasions
@@ -252,7 +253,7 @@ class TrainerSection(TrainerArguments, Keyed):
     @classmethod
     def _needed(cls, value: Any, info: ValidationInfo) -> Any:
         if value is None and info.data.get("type") == "torch":
-            raise ValueError(f'type = "torch" needs it: {PATH}')
+            raise PydanticCustomError("missing", "Field required")
         return value
 
     @model_validator(mode="after")

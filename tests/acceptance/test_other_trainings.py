@@ -152,7 +152,7 @@ model = "line"
 [trainers.line]
 type = "loop"
 loop = "harness.loops:Epochs"
-loop_arguments = { epochs = 400 }
+loop_arguments = { epochs = 60, pause = 0.02 }
 table = "rows"
 key = ["x", "y"]
 promote = "always"

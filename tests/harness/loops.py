@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import torch
 from torch.nn.functional import mse_loss
@@ -13,9 +15,10 @@ from components import Training, TrainingLoop
 class Epochs(TrainingLoop):
     """A plain loop of torch."""
 
-    def __init__(self, epochs: int = 20, lr: float = 0.05) -> None:
+    def __init__(self, epochs: int = 20, lr: float = 0.05, pause: float = 0.0) -> None:
         self.epochs = epochs
         self.lr = lr
+        self.pause = pause
 
     def run(self, training: Training) -> None:
         optimizer = torch.optim.Adam(training.module.parameters(), self.lr)
@@ -29,6 +32,7 @@ class Epochs(TrainingLoop):
                 loss.backward()
                 optimizer.step()
                 training.report(loss=loss.item())
+                time.sleep(self.pause)
             training.measure()
             training.checkpoint({"epoch": epoch + 1, "optimizer": optimizer.state_dict()})
 
