@@ -23,7 +23,7 @@ from pymongo.collection import Collection
 from bench.straight_loop import FIELD, Order
 from components.signing_key import SigningKey
 from daemon import config
-from daemon.engine.child import CHANNEL
+from daemon.engine.child import CHANNEL, REQUEST, answer
 from daemon.store.registry.registry import Registry
 from daemon.worker.assignment import WorkerAssignment
 
@@ -98,9 +98,15 @@ class Side:
         return self._process.pid
 
     def _listen(self, reports: int) -> None:
-        with os.fdopen(reports) as lines:
+        stdin = self._process.stdin
+        assert stdin is not None
+        with os.fdopen(reports, "rb") as lines:
             for line in lines:
-                self.said = [line]  # each report is whole: only the latest counts
+                if line.startswith(REQUEST):
+                    stdin.write(answer(line.removeprefix(REQUEST), KEY.sign))
+                    stdin.flush()
+                else:
+                    self.said = [line.decode()]  # each report is whole: only the latest counts
 
     def started(self) -> bool:
         """Whether its stream is open."""

@@ -7,7 +7,7 @@ functions are thread-safe: calls share no state.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from io import BytesIO
 from typing import Any
 
@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError, features
 
 from components.errors import DecodeError, EncodeError
 
-__all__ = ["EXPECTED", "FORMATS", "MAX_BYTES", "MAX_PIXELS", "accepted", "decode", "encode", "narrow"]
+__all__ = ["EXPECTED", "FORMATS", "MAX_BYTES", "MAX_PIXELS", "accepted", "decode", "encode", "narrow", "settings"]
 
 # Without JPEG 2000: its decoder is not made for untrusted bytes.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", *(("AVIF",) if features.check("avif") else ()))
@@ -31,18 +31,27 @@ _FORMAT_OF = {
 _ORIENTATION = 0x0112
 _COLOURS = 3 * 256
 _accepted: tuple[str, ...] = FORMATS
+_elsewhere: Callable[[bytes], Image.Image] | None = None
 
 
-def narrow(formats: Iterable[str]) -> None:
-    """From now on, decode only these formats of `FORMATS` in this process; none means all of them."""
-    global _accepted  # noqa: PLW0603 - the setting of a whole process
+def narrow(formats: Iterable[str], elsewhere: Callable[[bytes], Image.Image] | None = None) -> None:
+    """From now on, decode only these formats of `FORMATS` in this process; none means all of them. If a function
+    `elsewhere` is given (`images_apart.decode`), it decodes.
+    """
+    global _accepted, _elsewhere  # noqa: PLW0603 - the setting of a whole process
     wanted = {name.upper() for name in formats} or FORMATS
     _accepted = tuple(name for name in FORMATS if name in wanted)
+    _elsewhere = elsewhere
 
 
 def accepted() -> tuple[str, ...]:
     """Return the formats that this process decodes."""
     return _accepted
+
+
+def settings() -> tuple[tuple[str, ...], Callable[[bytes], Image.Image] | None]:
+    """Return what `narrow` was called with, for another process."""
+    return _accepted, _elsewhere
 
 
 def decode(value: object) -> Image.Image:
@@ -56,6 +65,8 @@ def decode(value: object) -> Image.Image:
         raise DecodeError(f"expected {EXPECTED}, got {type(value).__name__}")
     if len(value) > MAX_BYTES:
         raise DecodeError(f"image of {len(value):,} bytes; at most {MAX_BYTES:,} are decoded")
+    if _elsewhere is not None:
+        return _elsewhere(value)
     image = _open(value)
     width, height = image.size
     if width * height > MAX_PIXELS:

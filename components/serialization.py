@@ -162,6 +162,7 @@ def build_model(name: str, declaration: ModelDeclaration, resolve: Resolve) -> M
                 forward_method=declaration.forward_method,
                 dtype=declaration.dtype,
                 threads=declaration.threads,
+                pretrained=declaration.pretrained,
             )
             model.origin = None if module is built else built
             return model
@@ -336,6 +337,7 @@ def _model(model: Model, codes: _Codes) -> ModelDeclaration:
             "device": _device(given.preferred_devices),
             "dtype": dtype,
             "forward_method": given.forward_method,
+            "pretrained": given.pretrained,
         }
     else:
         declared["batched"] = given.batched

@@ -64,7 +64,7 @@ class ComponentLoader:
         training that these weights come from.
         """
         with reaching():
-            versions = Versions(self._at.database, self._at.service, model.identifier)
+            versions = self._versions(model.identifier)
             live = versions.live()
             component = self._at.catalog().models.get(model.identifier)
             if (
@@ -110,27 +110,30 @@ class ComponentLoader:
         """The model with its live version's weights. If there is no version yet, it is made, so that every loader gets
         the same initial weights.
         """
-        versions = Versions(self._at.database, self._at.service, component.name)
+        versions = self._versions(component.name)
 
         def load(declared: Component[Any]) -> Loaded | None:
-            live, loader = versions.live(), self._loader(declared)
+            live, loader = versions.served(declared), self._loader(declared)
             if live is not None and live.loadable and live.signature == declared.signature:
                 return loader.version(declared, live.number)
             return loader.loaded(declared)
 
-        return until_live(lambda: self._found(self._at.catalog(), "model", component.name), load)[1].model
+        return until_live(lambda: self._found(self._at.catalog(), "model", component.name).served, load)[1].model
 
     def _trainer(self, component: Component[Any], model: Callable[[], Model]) -> Any:
         resolve = self._loader(component).resolve(component)
         trainer = build_trainer(component.name, component.declaration, resolve, model)
-        versions = Versions(self._at.database, self._at.service, component.name)
+        versions = self._versions(component.name)
         _give_traces(trainer, _traced(versions.live(), versions))
         return trainer
 
     def _loader(self, component: Component[Any]) -> ModelLoader:
         """A new loader, so that the caller shares no built object with others."""
         roots = tuple({path.partition(":")[0] for path in _paths(component.declaration.dump())})
-        return ModelLoader(self._at.database, self._at.service, ImportPolicy(roots))
+        return ModelLoader(self._at.database, self._at.service, ImportPolicy(roots), self._at.registry().trust)
+
+    def _versions(self, model: str) -> Versions:
+        return Versions(self._at.database, self._at.service, model, self._at.registry().trust)
 
 
 def _traced(live: Version | None, versions: Versions) -> Version | None:

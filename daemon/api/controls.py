@@ -1,6 +1,7 @@
 """What an operator does with what is applied, as calls: each has the name of its command, and does the same.
 
-With `wait` (the default) a call returns when its work is done, with a progress bar on a terminal.
+With `wait` (the default) a call returns when its work is done, with a progress bar on a terminal. A promotion is signed
+with the service's key.
 """
 
 from __future__ import annotations
@@ -75,9 +76,9 @@ class Controls(ABC):
         """
         at = self._open()
         with reaching():
-            versions = Versions(at.database, at.service, model)
-            live = versions.live()
-        if live is None or live.number != number:
+            versions = Versions(at.database, at.service, model, at.registry().trust)
+            due = not versions.is_live(number)
+        if due:
             rehearse_version(at.database, at.service, model, number)
             with reaching():
                 versions.promote(number, reason="promoted by hand")
@@ -87,7 +88,7 @@ class Controls(ABC):
         """Makes the previous live version live again; returns its number when every output follows it."""
         at = self._open()
         with reaching():
-            now = Versions(at.database, at.service, model).rollback("rolled back by hand")
+            now = Versions(at.database, at.service, model, at.registry().trust).rollback("rolled back by hand")
         self._followed(model, wait=wait)
         return now.number
 

@@ -70,6 +70,7 @@ def rehearse(
         order = {
             "import_root": str(config.service.import_root),
             "allow_imports": config.security.allow_imports,
+            "images": [config.security.formats, config.security.decode],
             "declared": declared,
             "order": left,
             "rows": {name: [b64encode(row).decode() for row in some] for name, some in rows.items()},

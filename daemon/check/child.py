@@ -15,6 +15,7 @@ from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
+from components import images_apart
 from components.declarations import output_types, parsed
 from components.errors import ImportRefused, Problem
 from components.import_folder import ImportFolder
@@ -43,6 +44,7 @@ def main() -> None:
         except ImportRefused as error:
             _report(reports, "problem", "security.allow_imports", str(error))
             return
+        images_apart.use(*order["images"])
         policy = ImportPolicy(tuple(order["allow_imports"]))
         declared = {
             kind: {name: parsed(kind.removesuffix("s"), name, one) for name, one in named.items()}

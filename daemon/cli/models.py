@@ -9,7 +9,7 @@ import typer
 
 from daemon.api.rehearsal import rehearse_version
 from daemon.cli import screens
-from daemon.cli.command import ConfigFile, Json, ModelName, Place, hint, place, say, show
+from daemon.cli.command import ConfigFile, Json, ModelName, Place, hint, place, say, show, signing_key
 from daemon.cli.follow import follow, unserved, wait_for_job
 from daemon.store.registry.versions import Version, Versions
 from daemon.store.service import overview
@@ -59,9 +59,9 @@ def promote(
 ) -> None:
     """Make a version the live one; every output follows."""
     with place(config) as here:
-        versions = Versions(here.database, here.service, model)
-        before = versions.live()
-        if before is not None and before.number == number:
+        before = Versions(here.database, here.service, model).live()
+        versions = _signing(here, model)
+        if versions.is_live(number):
             say(f"{model}: version {number} is live already")
         else:
             rehearse_version(here.database, here.service, model, number)
@@ -73,11 +73,16 @@ def promote(
 def rollback(model: ModelName, config: ConfigFile = None, wait: WaitForRows = False) -> None:
     """Make the previous live version live again; every output follows."""
     with place(config) as here:
-        versions = Versions(here.database, here.service, model)
+        versions = _signing(here, model)
         before = versions.live()
         now = versions.rollback("rolled back by hand")
         say(f"{model}: {_named(now, now.number)} is live again{_instead(before)}")
         _followed(here, model, wait=wait)
+
+
+def _signing(here: Place, model: str) -> Versions:
+    """The versions of a model, by a person who has the service's key."""
+    return Versions(here.database, here.service, model, here.registry(signing_key(here.config)).trust)
 
 
 def _named(version: Version | None, number: int) -> str:

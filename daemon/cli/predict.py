@@ -16,7 +16,7 @@ from typing import Any, Final
 from bson import json_util
 from bson.json_util import JSONOptions
 
-from components import images
+from components import images_apart
 from components.datatypes import Datatype, datatype
 from components.errors import DecodeError, NotApplied, PredictdError, SignatureRefused
 from components.import_folder import ImportFolder
@@ -26,6 +26,8 @@ from components.outputs import storable
 from daemon.cli.command import Place, signing_key, warn
 from daemon.logs.setup import configure
 from daemon.store.registry.components import Catalog, Component
+from daemon.store.registry.trust import Trust
+from daemon.store.registry.versions import Versions
 
 __all__ = ["answer", "arguments", "reading"]
 
@@ -40,7 +42,7 @@ def answer(here: Place, model: str, file: Path, number: int | None) -> dict[str,
     Raises NotApplied, DeclarationError, DecodeError, OutputError, and PredictdError if the file cannot be read or
     the model raises.
     """
-    images.narrow(here.config.security.formats)
+    images_apart.use(here.config.security.formats, here.config.security.decode)
     registry = here.registry(signing_key(here.config))
     known = registry.read()
     component = known.models.get(model)
@@ -48,11 +50,13 @@ def answer(here: Place, model: str, file: Path, number: int | None) -> dict[str,
         if f"model/{model}" in known.refused:
             raise SignatureRefused(f"model {model!r}: {known.refused[f'model/{model}']}")
         raise NotApplied(registry.absent("model", model))
-    wanted = component.live if number is None else number
+    versions = Versions(here.database, here.service, model, registry.trust)
+    live = versions.served(component.served) if number is None else None
+    wanted = live.number if live is not None else number
     if wanted is None:
         raise NotApplied(f"model {model!r} has no live version yet: the daemon makes the first one (`predictd run`)")
     given = arguments(file, *reading(known, component))
-    output = _predicted(here, component, wanted, given)
+    output = _predicted(here, component, wanted, given, registry.trust)
     return {"model": model, "version": wanted, "output": storable(output)}
 
 
@@ -167,13 +171,13 @@ def _name(kind: Datatype) -> str:
     return kind.spec.partition("[")[0]
 
 
-def _predicted(here: Place, component: Component[Any], number: int, given: Arguments) -> Any:
+def _predicted(here: Place, component: Component[Any], number: int, given: Arguments, trust: Trust) -> Any:
     from daemon.store.registry.model_loader import ModelLoader
 
     configure("console", "warning")
     allow = tuple(here.config.security.allow_imports)
     ImportFolder(here.config.service.import_root, allow).open()
-    loader = ModelLoader(here.database, here.service, ImportPolicy(allow))
+    loader = ModelLoader(here.database, here.service, ImportPolicy(allow), trust)
     loaded = loader.version(component, number)
     if loaded.version.source and loaded.version.source != loader.source(component):
         warn(

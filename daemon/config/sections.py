@@ -166,6 +166,11 @@ class SecurityConfig(Declaration):
         description=f"a list of formats of images: {', '.join(name.lower() for name in FORMATS)}",
         examples=[["png", "jpeg"]],
     )
+    decode: Literal["here", "apart"] = Field(
+        default="here",
+        description='"here" (in workers and jobs) or "apart" (in a process without key, address and network)',
+        examples=["apart"],
+    )
     signing_key_file: FileName | None = Field(
         default=None,
         description="the name of a file that only the service's user may read, relative to service.toml",

@@ -57,6 +57,9 @@ class Spec(Protocol[R_co]):
     def decode(self, line: bytes) -> R_co:
         """The report in a line of its standard output. Raises ReportRefused."""
 
+    def sign(self, *parts: str) -> str:
+        """The signature that it asks for. Raises SignatureRefused."""
+
 
 class WorkerProcess(Protocol[R_co]):
     """A worker, or the process of a job, that was started."""

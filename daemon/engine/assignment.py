@@ -7,15 +7,22 @@ declared once; `order` writes the JSON value that `read` reads.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Self
 
+from components.errors import SignatureRefused
+
 __all__ = ["Assignment"]
 
-HERE: Final = frozenset({"module", "torch"})
+HERE: Final = frozenset({"module", "torch", "signing"})
 """Fields that only the engine needs; they are not sent."""
+
+
+def _nothing_signed(*_: str) -> str:
+    """Signs nothing."""
+    raise SignatureRefused("this process may have nothing signed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,11 +41,19 @@ class Assignment:
     allow_imports: tuple[str, ...] = ()
     formats: tuple[str, ...] = ()
     """The formats of images that it decodes; none means all."""
+    images: str = "here"
+    """Where it decodes images: "here", or "apart" (`components.images_apart`)."""
     log: Mapping[str, str] = field(default_factory=dict)
     threads: int | None = None
     """The threads of its libraries; None: they choose."""
     torch: bool = True
     """Whether it will import torch."""
+    signing: Callable[..., str] = field(default=_nothing_signed, repr=False, compare=False)
+    """Signs what it may have signed. Raises SignatureRefused."""
+
+    def sign(self, *parts: str) -> str:
+        """See `daemon.engine.Spec`."""
+        return self.signing(*parts)
 
     def order(self) -> dict[str, Any]:
         """The assignment as JSON values."""

@@ -1,30 +1,40 @@
 """The child's side of the local engine: the process's connection to its parent.
 
 Standard output and standard error belong to user code. The process gets three more descriptors: standard input, which
-brings the assignment and stays open as long as the parent lives; one for reports; one for log lines. `Channel.open`
-moves them to high numbers that close on exec, so that user code does not use them by accident and its children inherit
-none.
+brings the assignment, then answers and changed settings, and stays open as long as the parent lives; one for reports
+and requests; one for log lines. `Channel.open` moves them to high numbers that close on exec, so that user code does
+not use them by accident and its children inherit none.
 """
 
 from __future__ import annotations
 
 import fcntl
+import itertools
+import json
 import os
+import queue
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final, Self, TextIO
+from typing import Any, Final, Self, TextIO
 
+from components.errors import MongoUnavailable, SignatureRefused
 from daemon.engine.family import MARK, end_family
+from daemon.health.report import ReportRefused
 
-__all__ = ["CHANNEL", "PARENT_GONE", "Channel", "leave_with_parent"]
+__all__ = ["CHANNEL", "PARENT_GONE", "REQUEST", "Channel", "answer", "leave_with_parent"]
 
 CHANNEL: Final = "_PREDICTD_CHANNEL"
 """The variable that names the descriptors for reports and for log lines: "7,8"."""
 
 PARENT_GONE: Final = 70
 """The exit code of a process that ended because its parent had ended."""
+
+REQUEST: Final = b"?"
+"""A line that begins with it is no report, but asks for a signature."""
+
+ANSWER_SECONDS: Final = 30.0
 
 _FIRST_NUMBER: Final = 100  # above the numbers that user code closes when it makes itself a daemon
 
@@ -36,6 +46,8 @@ class Channel:
         self.log = log
         self._reports = reports
         self._lock = threading.Lock()
+        self._numbers = itertools.count(1)
+        self._asked: dict[int, queue.SimpleQueue[dict[str, Any]]] = {}
         # A child that user code forks while another thread reports must not wait for that thread.
         os.register_at_fork(after_in_child=self._forked)
 
@@ -49,13 +61,54 @@ class Channel:
         """Sends one report, a line of JSON. Does nothing if the parent is gone or user code has closed the
         descriptor.
         """
-        line = memoryview(report.encode() + b"\n")
+        self._send(report.encode())
+
+    def sign(self, *parts: str) -> str:
+        """The signature of these texts, for which the supervisor is asked. Raises SignatureRefused if it refuses, and
+        MongoUnavailable, which is tried again, if it does not answer.
+        """
+        number, answers = next(self._numbers), queue.SimpleQueue[dict[str, Any]]()
+        self._asked[number] = answers
+        try:
+            self._send(REQUEST + json.dumps({"number": number, "sign": parts}).encode())
+            answer = answers.get(timeout=ANSWER_SECONDS)
+        except queue.Empty:
+            raise MongoUnavailable(f"the supervisor has signed nothing in {ANSWER_SECONDS:g} s") from None
+        finally:
+            del self._asked[number]
+        if "signature" not in answer:
+            raise SignatureRefused(str(answer.get("refused")))
+        return str(answer["signature"])
+
+    def answered(self, line: bytes) -> bool:
+        """Takes a line of the supervisor's; False if it is no answer to a request."""
+        answer = json.loads(line)
+        if (answers := self._asked.get(answer.get("number"))) is not None:
+            answers.put(answer)
+        return "number" in answer
+
+    def _send(self, text: bytes) -> None:
+        line = memoryview(text + b"\n")
         with self._lock, suppress(OSError):
             while line:
                 line = line[os.write(self._reports, line) :]
 
     def _forked(self) -> None:
         self._lock = threading.Lock()
+
+
+def answer(request: bytes, sign: Callable[..., str]) -> bytes:
+    """The supervisor's answer, a line, to what follows REQUEST. Raises ReportRefused if that cannot be read."""
+    try:
+        asked = json.loads(request)
+        number, parts = int(asked["number"]), tuple(map(str, asked["sign"]))
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise ReportRefused(f"a request cannot be read: {error}") from None
+    try:
+        found = {"number": number, "signature": sign(*parts)}
+    except SignatureRefused as error:
+        found = {"number": number, "refused": str(error)}
+    return json.dumps(found).encode() + b"\n"
 
 
 def leave_with_parent(

@@ -1,7 +1,8 @@
 """The local engine: runs workers and jobs as child processes of the supervisor.
 
 * A child's stdin stays open as long as the supervisor lives. Its end tells the child that the supervisor is gone, for
-  any reason. Its first line is the child's assignment, so that no password is in a command line or an environment.
+  any reason. Its first line is the child's assignment, so that no password is in a command line or an environment; the
+  others answer its requests for signatures.
 * Reports come through a descriptor of their own. Standard output and standard error belong to user code
   (`daemon.engine.pipes`).
 * It leads a session of its own, so that a terminal's Ctrl-C reaches only the supervisor, which then stops its workers
@@ -28,7 +29,7 @@ from typing import Any, Final, Generic, TypeVar
 import structlog
 
 from daemon.engine import Spec, WorkerProcess
-from daemon.engine.child import CHANNEL
+from daemon.engine.child import CHANNEL, answer
 from daemon.engine.family import MARK, Orphans, become_subreaper, end_family, new_mark
 from daemon.engine.nursery import Forked, Nursery
 from daemon.engine.pipes import ChildEnds, Output, Pipes, Reports
@@ -144,6 +145,7 @@ class _LocalProcess(Generic[R]):
         self.report: R | None = None
         self.reported_at: float | None = None
         self._name = spec.name
+        self._sign = spec.sign
         self._process = process
         self._mark = mark
         self._pipes = pipes
@@ -152,7 +154,7 @@ class _LocalProcess(Generic[R]):
         loop = asyncio.get_running_loop()
         self._code: asyncio.Future[int] = loop.create_future()
         self._readers = (
-            Reports(pipes.reports, spec.name, spec.decode, self._take),
+            Reports(pipes.reports, spec.name, spec.decode, self._take, self._answer),
             Output(pipes.stdout, spec.name, "stdout"),
             Output(pipes.stderr, spec.name, "stderr"),
         )
@@ -214,6 +216,12 @@ class _LocalProcess(Generic[R]):
             )
         self._code.set_result(code)
         self._on_end(self, self._family)
+
+    def _answer(self, request: bytes) -> None:
+        """Answers a request for a signature. Raises ReportRefused."""
+        line = answer(request, self._sign)
+        with suppress(BrokenPipeError, BlockingIOError):  # it ended, or it asks faster than it reads
+            os.write(self._pipes.stdin, line)
 
     def _take(self, report: R) -> None:
         self.report = report

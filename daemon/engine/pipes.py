@@ -2,9 +2,9 @@
 
 | the process's | leads to |
 |---|---|
-| standard input | the assignment, one line; to a worker, a line for each change of its settings |
+| standard input | the assignment, one line; then answers to requests and, to a worker, changed settings, a line each |
 | standard output, standard error | the supervisor's log, a line at a time, bounded, under the process's name |
-| descriptor for reports | one JSON object a line |
+| descriptor for reports | one JSON object a line; after `?`, a request for a signature |
 | descriptor for log lines | the supervisor's standard error |
 """
 
@@ -20,6 +20,7 @@ from typing import Final, Generic, Self, TypeVar
 
 import structlog
 
+from daemon.engine.child import REQUEST
 from daemon.health.report import ReportRefused
 
 __all__ = ["ChildEnds", "Output", "Pipes", "Reports"]
@@ -153,13 +154,21 @@ class _Lines:
 
 
 class Reports(_Lines, Generic[R]):
-    """The reports of a process. A line that `decode` refuses is logged and changes nothing."""
+    """The reports of a process, and its requests. A line that `decode` refuses is logged and changes nothing."""
 
-    def __init__(self, descriptor: int, name: str, decode: Callable[[bytes], R], take: Callable[[R], None]) -> None:
+    def __init__(
+        self,
+        descriptor: int,
+        name: str,
+        decode: Callable[[bytes], R],
+        take: Callable[[R], None],
+        answer: Callable[[bytes], None],
+    ) -> None:
         super().__init__(descriptor, REPORT_BYTES)
         self._name = name
         self._decode = decode
         self._take = take
+        self._answer = answer
         self._refused = 0
         self._said = -SAY_SECONDS
 
@@ -167,6 +176,9 @@ class Reports(_Lines, Generic[R]):
         try:
             if cut:
                 raise ReportRefused(f"it is longer than {self._limit} bytes")
+            if text.startswith(REQUEST):
+                self._answer(text.removeprefix(REQUEST))
+                return
             report = self._decode(text)
         except ReportRefused as error:
             self._refuse(str(error))

@@ -13,7 +13,7 @@ from typing import Final
 
 import structlog
 
-from components import images
+from components import images_apart
 from components.errors import DeclarationError, Fenced, MetricError, NotApplied, Stopped, TrainingError
 from components.import_folder import ImportFolder
 from daemon.engine import Ending
@@ -47,7 +47,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     patience = MongoRetry(stopping)
     reporter = JobReporter.over(channel, patience)
-    threading.Thread(target=leave_with_parent, name="parent", daemon=True).start()
+    threading.Thread(target=leave_with_parent, kwargs={"told": channel.answered}, name="parent", daemon=True).start()
     reporter.threads = be_polite(assignment.threads)
     threading.Thread(target=reporter.report_on, name="reporter", daemon=True).start()
     os._exit(
@@ -59,7 +59,7 @@ def work(assignment: JobAssignment, reporter: JobReporter, patience: MongoRetry,
     """Does the job and reports its end; the exit code."""
     try:
         ImportFolder(assignment.import_root, assignment.allow_imports).open()
-        images.narrow(assignment.formats)
+        images_apart.use(assignment.formats, assignment.images)
         context = Context(assignment, reporter, patience, stopping)
         job = context.job()
         warn_in(reporter)

@@ -40,8 +40,9 @@ class Context:
         self.patience = patience
         self._stopping = stopping
         self.database: Database[dict[str, Any]] = patience("mongodb", self._connect)
-        self.registry = Registry(self.database, assignment.service, assignment.epoch, Trust.decoded(assignment.trust))
-        self.loader = ModelLoader(self.database, assignment.service, ImportPolicy(assignment.allow_imports))
+        trust = Trust.decoded(assignment.trust, voice.signer)
+        self.registry = Registry(self.database, assignment.service, assignment.epoch, trust)
+        self.loader = ModelLoader(self.database, assignment.service, ImportPolicy(assignment.allow_imports), trust)
 
     @property
     def fence(self) -> tuple[str, int]:
@@ -67,7 +68,7 @@ class Context:
     def live(self, model: str) -> tuple[Component[Any], Loaded]:
         """A model with its live version's weights; its first version is made here, where nobody has yet."""
         return until_live(
-            lambda: self.declared("model", model)[0],
+            lambda: self.declared("model", model)[0].served,
             lambda component: self.patience("model", lambda: self.loader.loaded(component)),
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,7 +42,7 @@ class Pins:
     valid: Sequence[Any] | None
     datasets: Mapping[str, Sequence[Any]]
     at: Timestamp | None
-    chances: Sequence[float] = ()
+    chances: Sequence[float] = field(default_factory=list)
 
 
 def load(folder: Path, declared: str) -> Pins | None:

@@ -52,6 +52,11 @@ class JobReporter:
         self._over = threading.Event()
 
     @property
+    def signer(self) -> Channel:
+        """What has the supervisor sign."""
+        return self._channel
+
+    @property
     def threads(self) -> int | None:
         """How many threads the work may use."""
         return self._report.threads

@@ -15,7 +15,7 @@ from components.declarations import ModelDeclaration
 from components.extended_json import decoded
 from daemon.plan.declared import Declared
 from daemon.plan.effects import Effect
-from daemon.store.registry.model_loader import object_signature
+from daemon.store.registry.components import object_signature
 from daemon.store.registry.versions import Versions
 
 __all__ = ["Count", "Facts", "count"]
@@ -134,7 +134,7 @@ class _Counting:
         alike = [each for each in known if each.object_signature == wanted]
         number = live.number if live is not None else None
         best = max(alike, key=lambda each: (each.number == number, each.promoted_at or _LONG_AGO), default=None)
-        return best is not None and best.trained
+        return declared.begins_trained if best is None else best.trained
 
 
 def _count(table: Table[dict[str, Any]], query: Mapping[str, Any]) -> Count | None:

@@ -7,7 +7,8 @@
 | `allow_imports`, `formats` | restarts every worker |
 | a model's `device`, `threads` | restarts its workers |
 | a model's code, also in its files | restarts, scans, predicts anew, with the weights as they are |
-| a model's `object`, `arguments`, `type`; a listener's `model` | the same, and may start untrained |
+| a model's `object`, `arguments`, `weights`, `type`; a listener's `model` | the same, and may start untrained |
+| the same of a model with a trainer, with the keys of its listeners as they are | the version before serves on |
 | a key field's datatype; a listener's `key` | restarts, scans, predicts anew |
 | a listener's `where` | restarts, scans; rows that no longer match lose their output |
 | a listener's `table` | the same, and all outputs on the old table go |
@@ -25,21 +26,32 @@ from typing import Final, Literal
 from components.declarations import TUNED, ListenerDeclaration
 from daemon.plan.changes import Change
 from daemon.plan.declared import FROZEN, Declared
+from daemon.store.registry.components import object_signature
 
 __all__ = ["Effect", "Kind", "effects"]
 
 Kind = Literal[
-    "live", "restarts", "starts", "scans", "removes", "predicts", "stops", "untrained", "no_input", "service"
+    "live",
+    "restarts",
+    "starts",
+    "scans",
+    "removes",
+    "predicts",
+    "stops",
+    "untrained",
+    "serves",
+    "no_input",
+    "service",
 ]
 
 _WHERE_IT_RUNS: Final = ("device", "threads")
-_WEIGHTS: Final = ("object", "arguments", "type")
+_WEIGHTS: Final = ("object", "arguments", "weights", "type")
 
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """One consequence of a change: `target` is a worker ("restarts", "starts"), else a listener. `all_rows`: also rows
-    with an output are predicted.
+    """One consequence of a change: `target` is a worker ("restarts", "starts") or a model ("serves"), else a listener.
+    `all_rows`: also rows with an output are predicted.
     """
 
     kind: Kind
@@ -71,6 +83,9 @@ def _of_table(change: Change, before: Declared, after: Declared) -> Iterator[Eff
 
 
 def _of_model(change: Change, before: Declared, after: Declared) -> Iterator[Effect]:
+    if change.field not in _WHERE_IT_RUNS and change.part and _serves_on(change.name, before, after):
+        yield Effect("serves", change.name)
+        return
     for name, listener in _kept(before, after):
         if listener.model != change.name or before.listeners[name].model != change.name:
             continue
@@ -80,6 +95,14 @@ def _of_model(change: Change, before: Declared, after: Declared) -> Iterator[Eff
             yield from _anew(name, listener, before, after)
             if change.field in _WEIGHTS:
                 yield Effect("untrained", name)
+
+
+def _serves_on(model: str, before: Declared, after: Declared) -> bool:
+    """Whether the version before serves, as it was declared, until a new one passes the gate (decision 0050)."""
+    old, new = before.models.get(model), after.models.get(model)
+    if old is None or new is None or model not in after.trainers or object_signature(old) == object_signature(new):
+        return False
+    return all(each.key == before.listeners[name].key for name, each in _kept(before, after) if each.model == model)
 
 
 def _of_listener(change: Change, before: Declared, after: Declared) -> Iterator[Effect]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from components.errors import PredictdError
 from daemon.plan.changes import ABSENT, Change
@@ -17,6 +17,12 @@ from daemon.plan.effects import Effect, Kind, effects
 __all__ = ["Consequence", "Plan", "PlanHeld", "Step", "planned"]
 
 Verdict = Literal["unchanged", "good", "held", "refused"]
+
+_UNCOUNTED: Final = {
+    "serves": "model {} serves as it was declared until a new version passes the gate",
+    "no_input": "leaves {} without input",
+    "service": "needs a restart of the service",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +60,8 @@ class Consequence:
             case "untrained":
                 follow = f"; {outputs} of {self.target} follow it" if self.rows != 0 else ""
                 return f"model {self.table} starts untrained{follow}"
-            case "no_input":
-                return f"leaves {self.target} without input"
-            case "service":
-                return "needs a restart of the service"
+            case kind:
+                return _UNCOUNTED[kind].format(self.target)
 
     @property
     def _share(self) -> str:

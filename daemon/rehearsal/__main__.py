@@ -83,7 +83,7 @@ class Rehearsal:
         database = self._patience("mongodb", self._connect)
         trust = Trust.decoded(assignment.trust)
         registry = Registry(database, assignment.service, assignment.epoch, trust)
-        loader = ModelLoader(database, assignment.service, ImportPolicy(assignment.allow_imports))
+        loader = ModelLoader(database, assignment.service, ImportPolicy(assignment.allow_imports), trust)
         requests = Rehearsals(database, assignment.service)
         known = self._patience("registry", registry.read)
         version = self._patience("request", lambda: requests.version(assignment.rehearsal))

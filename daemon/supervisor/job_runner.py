@@ -176,7 +176,7 @@ class JobRunner:
             threads=attempt.terms.threads,
             torch=attempt.terms.torch,
             module=self._module,
-            **self._context.assignment(),
+            **self._context.assignment([attempt.job.model]),
         )
 
     async def _relay(self, attempt: Attempt) -> bool:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+import structlog
 from pymongo.client_session import ClientSession
 
+from components.errors import SignatureRefused
 from daemon.config import Config
 from daemon.engine import Engine
 from daemon.store.connection import Data
 from daemon.store.registry.registry import Registry
+from daemon.store.registry.signed_versions import unsignable
 from daemon.store.registry.trust import Pins
+
+log = structlog.get_logger(__name__)
 
 __all__ = ["Call", "LeaderContext", "Spawn"]
 
@@ -57,10 +62,20 @@ class LeaderContext:
         """The service's declarations, as this leader reads and publishes them."""
         return Registry(data, self.service, self.epoch, self.pins.trust, self.session)
 
-    def assignment(self) -> dict[str, Any]:
-        """The fields of an `Assignment` that are the same for all processes of the service."""
-        config = self.config
+    def assignment(self, models: Iterable[str]) -> dict[str, Any]:
+        """The fields of an `Assignment` that every process has; this one makes versions of these models."""
+        config, own = self.config, frozenset(models)
+
+        def signing(identity: str = "", *parts: str) -> str:
+            trust = self.pins.trust
+            why = unsignable(parts, self.service, own, trust.lives)
+            if why is not None or identity != trust.identity:
+                log.error("a process asks for a signature that it may not have", reason=why or "of another database")
+                raise SignatureRefused(why or "it is for another database")
+            return trust.sign(*parts)
+
         return {
+            "signing": signing,
             "uri": self.uri,
             "database": config.mongo.database,
             "service": self.service,
@@ -70,5 +85,6 @@ class LeaderContext:
             "trust": self.pins.trust.encoded(),
             "allow_imports": tuple(config.security.allow_imports),
             "formats": tuple(config.security.formats),
+            "images": config.security.decode,
             "log": config.log.model_dump(),
         }

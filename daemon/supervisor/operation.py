@@ -35,6 +35,7 @@ from daemon.store.registry import judged
 from daemon.store.registry.accepted import keep_settings
 from daemon.store.registry.artifacts import Artifacts
 from daemon.store.registry.components import Catalog, Component
+from daemon.store.registry.live_versions import watch
 from daemon.store.registry.registry import KINDS
 from daemon.store.registry.signed_anew import lead
 from daemon.store.registry.versions import Versions
@@ -180,7 +181,7 @@ class Operation:
         """
         if not self.active:
             return
-        self._learn(await self._context.call(lambda data: self._context.registry(data).read()))
+        self._learn(await self._context.call(self._watched))
         await self._look_at_versions()
         after = await self._asked_for(self._context.config)
         work = workers_plan(self._desired.fingerprints, after.fingerprints)
@@ -227,13 +228,18 @@ class Operation:
             Artifacts(data).prune()
             Versions.sweep(data)
             kept_rows.sweep(data, judged.named(data))
-            return registry.read()
+            return self._watched(data)
 
         try:
             self._learn(await self._context.call(publish))
         except Fenced as error:
             self._context.fenced(str(error))
             raise LeaseLost(str(error)) from None
+
+    def _watched(self, data: Data) -> Catalog:
+        """What the registry holds, once what is live is as it was promoted."""
+        known = self._context.registry(data).read()
+        return replace(known, exchanged=watch(data, self._context.service, self._context.pins, known))
 
     def _clear_left(self) -> None:
         """Removes the outputs in tables that listeners have left. The workers that wrote them have ended."""
@@ -250,8 +256,18 @@ class Operation:
         for name, reason in known.refused.items():
             if self.known.refused.get(name) != reason:
                 log.error("a declaration in the database is refused", declaration=name, reason=reason)
+        for name, reason in known.exchanged.items():
+            if self.known.exchanged.get(name) != reason:
+                log.error("the live version in the database is refused", version=name, reason=reason)
         believed = {f"{each.kind}/{each.name}": each.revision for kind in KINDS for each in known.of(kind).values()}
         self._context.pins.learn(believed, known.there)
+        for name, each in known.models.items():
+            if each.serving is not None and (name not in self.known.models or self.known.models[name].serving is None):
+                log.info(
+                    "a model is declared anew: the version before serves until a candidate passes the gate",
+                    model=name,
+                    live=each.live,
+                )
         self.known = known
         self.rehearser.torch = any(each.declaration.type == "torch" for each in known.models.values())
 
@@ -270,16 +286,16 @@ class Operation:
             stage_seconds=config.limits.stage_seconds,
             memory=config.limits.worker_memory,
             module=self._worker_module,
-            **self._context.assignment(),
-            torch=any(model.type == "torch" for model in models),
-            threads=share(len(self._desired.workers), [model.threads for model in models], os.environ),
+            **self._context.assignment(models),
+            torch=any(model.type == "torch" for model in models.values()),
+            threads=share(len(self._desired.workers), [model.threads for model in models.values()], os.environ),
         )
 
-    def _models(self, worker: str) -> list[ModelDeclaration]:
+    def _models(self, worker: str) -> dict[str, ModelDeclaration]:
         known = self.known
         there = [known.listeners[name] for name in self._desired.workers[worker] if name in known.listeners]
         models = {listener.declaration.model for listener in there} & known.models.keys()
-        return [known.models[name].declaration for name in models]
+        return {name: known.models[name].declaration for name in sorted(models)}
 
     async def _stop_workers(self, names: tuple[str, ...]) -> None:
         await self._fleet.stop(names, self._context.config.service.stop_timeout + KILL_GRACE_SECONDS)

@@ -173,7 +173,7 @@ class Rehearser:
             stage_seconds=config.limits.stage_seconds,
             module=self._module,
             torch=self.torch or any(model.type == "torch" for model in config.models.values()),
-            **context.assignment(),
+            **context.assignment(()),
         )
         room = config.limits.worker_memory or await asyncio.to_thread(_free)
         process = await context.engine.start(spec, lambda: None)

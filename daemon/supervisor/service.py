@@ -393,7 +393,7 @@ class Supervisor:
             config=self._config_state,
             jobs=self._operation.jobs(),
             paused=self._operation.paused,
-            refused=self._operation.known.refused,
+            refused={**self._operation.known.refused, **self._operation.known.exchanged},
             held=self._operation.held,
             notified=self._notified,
         )

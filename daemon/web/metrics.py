@@ -78,6 +78,7 @@ FAMILIES = (
     ),
     Family("predictd_config_held", "gauge", "1 while service.toml as it was last read waits for a person."),
     Family("predictd_mongo_up", "gauge", "1 while MongoDB answers the supervisor."),
+    Family("predictd_refused", "gauge", "Declarations and live versions in the database that are not believed."),
     Family("predictd_version_held", "gauge", "1 while a trained version waits for a person.", ("model",)),
     Family("predictd_leader", "gauge", "1 while this daemon holds the lease of its service."),
 )
@@ -120,6 +121,7 @@ def _own(state: ServiceState) -> Series:
         ("predictd_config_held", ()): float(state.config.held is not None),
         ("predictd_mongo_up", ()): float(state.mongo is None),
         ("predictd_leader", ()): float(state.epoch is not None),
+        ("predictd_refused", ()): float(len(state.refused)),
     }
     now = time.monotonic()
     for name, verdict in readiness(state, now).listeners.items():

@@ -12,7 +12,7 @@ from typing import Final
 
 import structlog
 
-from components import images
+from components import images_apart
 from components.errors import DeclarationError, Fenced, PredictdError
 from components.import_folder import ImportFolder
 from daemon.engine import Ending, threads
@@ -52,7 +52,7 @@ def main() -> None:
     configure(**assignment.log, stream=channel.log)  # type: ignore[arg-type]
     structlog.contextvars.bind_contextvars(worker=assignment.worker)
     worker = Worker(assignment, channel)
-    parent = partial(leave_with_parent, told=worker.tune)
+    parent = partial(leave_with_parent, told=worker.told)
     threading.Thread(target=parent, name="parent", daemon=True).start()
     threads.limit(assignment.threads)
     signal.signal(signal.SIGTERM, lambda *_: worker.stopping.set())
@@ -60,7 +60,7 @@ def main() -> None:
     threading.Thread(target=worker.report_on, name="reporter", daemon=True).start()
     try:
         ImportFolder(assignment.import_root, assignment.allow_imports).open()
-        images.narrow(assignment.formats)
+        images_apart.use(assignment.formats, assignment.images)
         worker.start()
         gc.freeze()  # imported modules and models stay: collections need not walk through them
         gc.set_threshold(GC_OBJECTS, 20, 100)

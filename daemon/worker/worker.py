@@ -81,11 +81,12 @@ class Worker:
         """Loads and starts everything. Raises DeclarationError if the user's code cannot be built."""
         assignment = self.assignment
         self.database = self.patience("mongodb", self._connect)
+        trust, policy = Trust.decoded(assignment.trust, self._channel), ImportPolicy(assignment.allow_imports)
         self.shared = Shared(
             assignment,
             self.database,
-            Registry(self.database, assignment.service, assignment.epoch, Trust.decoded(assignment.trust)),
-            ModelLoader(self.database, assignment.service, ImportPolicy(assignment.allow_imports), self._model_threads),
+            Registry(self.database, assignment.service, assignment.epoch, trust),
+            ModelLoader(self.database, assignment.service, policy, trust, self._model_threads),
             self.patience,
             self.measures,
             self.fail,
@@ -128,8 +129,12 @@ class Worker:
         if self._tuned:  # while it started
             self._tune()
 
-    def tune(self, line: bytes) -> None:
-        """Takes up changed settings; each listener looks at its own in the registry."""
+    def told(self, line: bytes) -> None:
+        """Takes a line of the supervisor's: an answer, or changed settings. Each listener looks at its own in the
+        registry.
+        """
+        if self._channel.answered(line):
+            return
         self.assignment = assignment = self.assignment.tuned(line)
         configure(**assignment.log, stream=self._channel.log)  # type: ignore[arg-type]
         self._memory.limit = assignment.memory

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from components import Listener, Metric, Table, Validation
 from components.dataset import Dataset
-from components.errors import JobFailed
+from components.errors import DeclarationError, JobFailed
 from components.torch import TorchModel, TorchTrainer
 from daemon import connect
 from daemon.api import Datalayer
@@ -199,10 +199,14 @@ def test_no_row_gets_another_rows_values(db: Datalayer, rows: int) -> None:
         expected = [head(torch.as_tensor(row["x"])[None])[0].tolist() for head in (heads.a, heads.b)]
         value = row["_outputs"][f"heads{rows}"]["value"]
         assert [value[0], value[1]] == [pytest.approx(each, rel=1e-4) for each in expected]
+    db.apply(TorchModel(f"layers{rows}", Layered(), preprocess=torch.as_tensor))
+    layers = Listener(f"layers{rows}", table, "x", f"layers{rows}")
+    with pytest.raises(DeclarationError, match=r"is not applied.*dimension 1: return it with \.transpose"):
+        db.apply(layers)
     if rows == 8:
         return  # so many failures open the breaker: no row gets anything
-    db.apply(TorchModel(f"layers{rows}", Layered(), preprocess=torch.as_tensor))
-    db.apply(Listener(f"layers{rows}", table, "x", f"layers{rows}"), wait=False)
+    with pytest.warns(UserWarning, match=r"dimension 1: return it with \.transpose"):
+        db.apply(layers, force=True, wait=False)
     outputs = eventually("all rows are refused", lambda: _all_errors(db, table, f"layers{rows}"))
     assert all("dimension 1: return it with .transpose(0, 1)" in output["error"]["message"] for output in outputs)
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from harness.daemons import TESTS
 from harness.jobs import MODEL, VALIDATION, Stage, declare, training
+from harness.keys import trust
 from harness.processes import SERVICE, TABLE
 from pymongo.database import Database
 
@@ -63,7 +64,7 @@ class Learning(Stage):
 
     @property
     def versions(self) -> Versions:
-        return Versions(self.database, SERVICE, MODEL)
+        return Versions(self.database, SERVICE, MODEL, trust(self.database, SERVICE))
 
     @property
     def live(self) -> Version:

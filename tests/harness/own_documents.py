@@ -97,7 +97,7 @@ class Stocked:
             '[security]\nsigning_key_file = "key"\n'
         )
         self.registry = Registry(self.database, SERVICE, EPOCH, KEY)
-        self.versions = Versions(self.database, SERVICE, MODEL)
+        self.versions = Versions(self.database, SERVICE, MODEL, self.registry.trust)
         self.jobs = Jobs(self.database, SERVICE)
         self._fill()
         self.documents = {

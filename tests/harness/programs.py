@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from components.errors import SignatureRefused
 from daemon.engine import threads
 from daemon.engine.child import Channel, leave_with_parent
 from daemon.health.report import ReportRefused
@@ -37,6 +38,9 @@ class Program:
 
     def order(self) -> dict[str, Any]:
         return {"does": self.does, **self.more}
+
+    def sign(self, *parts: str) -> str:
+        raise SignatureRefused(f"not {parts}")
 
     def decode(self, line: bytes) -> dict[str, Any]:
         """Every object with a state is a report."""

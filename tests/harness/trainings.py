@@ -170,7 +170,7 @@ class Site:
         return Jobs(self.data, SERVICE)
 
     def versions(self, model: str) -> Versions:
-        return Versions(self.data, SERVICE, model)
+        return Versions(self.data, SERVICE, model, self.registry.trust)
 
     def live(self, model: str) -> Version:
         live = self.versions(model).live()

@@ -104,7 +104,7 @@ class Place:
         return Jobs(self.data, S)
 
     def versions(self, model: str = "net") -> Versions:
-        return Versions(self.data, S, model)
+        return Versions(self.data, S, model, self.registry.trust)
 
     def component(self, model: str = "net") -> Component:
         return self.registry.read().models[model]

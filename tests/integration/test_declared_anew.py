@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from harness.daemons import eventually
-from harness.keys import KEY
+from harness.keys import KEY, sign_versions, trust
 from harness.processes import LISTENER, SERVICE, TABLE, WORKER, Workplace, declarations
 from harness.torch_models import answered, stored
 from pymongo.database import Database
@@ -51,7 +51,7 @@ class Declared:
     def __init__(self, database: Database[dict[str, Any]]) -> None:
         self.data = open_database(database.client, database.name)
         self.registry = Registry(self.data, SERVICE, 1, KEY)
-        self.versions = Versions(self.data, SERVICE, "a")
+        self.versions = Versions(self.data, SERVICE, "a", trust(self.data, SERVICE))
 
     def declare(self, **about: Any) -> Version:
         """Declares model a anew; what a process that starts then finds live."""
@@ -59,7 +59,7 @@ class Declared:
         return self.loaded()
 
     def loaded(self, model: str = "a") -> Version:
-        loader = ModelLoader(self.data, SERVICE, ImportPolicy(("harness",)))
+        loader = ModelLoader(self.data, SERVICE, ImportPolicy(("harness",)), trust(self.data, SERVICE))
         for _ in range(3):
             loaded = loader.loaded(self.registry.read().models[model])
             if loaded is not None:
@@ -196,6 +196,7 @@ def test_a_rollback_after_a_change_of_a_file_goes_back_to_other_weights(declared
     declared.trained(10.0)
     declared.trained(20.0)
     declared.data["_predictd.versions"].update_many({"model": "a"}, {"$set": {"source": "another file"}})
+    sign_versions(declared.data, SERVICE)
     changed = declared.loaded()
     assert (changed.number, declared.answer(changed)) == (4, 20.0)
     assert declared.versions.rollback("by hand").number == 2
@@ -209,7 +210,7 @@ def test_models_that_name_one_module_do_not_share_its_weights(declared: Declared
     declared.registry.publish(
         declarations({}, {"a": model(object=f"{CODE}:shared"), "b": model(object=f"{CODE}:shared")}, {})
     )
-    loader = ModelLoader(declared.data, SERVICE, ImportPolicy(("harness",)))
+    loader = ModelLoader(declared.data, SERVICE, ImportPolicy(("harness",)), trust(declared.data, SERVICE))
 
     def built(name: str) -> Any:
         return loader.built(declared.registry.read().models[name])
@@ -221,7 +222,7 @@ def test_models_that_name_one_module_do_not_share_its_weights(declared: Declared
 
 def test_a_module_that_cannot_be_copied_is_taken_as_it_is(declared: Declared) -> None:
     declared.registry.publish(declarations({}, {"a": model(object=f"{CODE}:locked")}, {}))
-    loader = ModelLoader(declared.data, SERVICE, ImportPolicy(("harness",)))
+    loader = ModelLoader(declared.data, SERVICE, ImportPolicy(("harness",)), trust(declared.data, SERVICE))
     assert loader.built(declared.registry.read().models["a"]).predict("x") == answered("x", 43.0)
 
 
@@ -232,7 +233,9 @@ def test_what_is_random_in_a_model_is_the_same_in_every_process(declared: Declar
     )
     known = declared.registry.read().models
     values = [
-        ModelLoader(declared.data, SERVICE, ImportPolicy(("harness",))).built(known[name]).predict("x")
+        ModelLoader(declared.data, SERVICE, ImportPolicy(("harness",)), trust(declared.data, SERVICE))
+        .built(known[name])
+        .predict("x")
         for name in "aab"
     ]
     assert values[0] == values[1]

@@ -17,6 +17,7 @@ import psutil
 import pytest
 from harness.daemons import TESTS
 from harness.jobs import MODEL, VALIDATION, Stage, declare, training
+from harness.keys import trust
 from harness.processes import SERVICE
 from pymongo.database import Database
 
@@ -266,7 +267,7 @@ def test_a_cancelled_job_ends_and_leaves_neither_candidate_nor_checkpoint(play: 
         folder = checkpoint_folder(stage.folder, identifier)
         folder.mkdir(parents=True)
         (folder / "state").write_bytes(b"...")
-        versions = Versions(stage.database, SERVICE, MODEL)
+        versions = Versions(stage.database, SERVICE, MODEL, trust(stage.database, SERVICE))
         versions.add(None, None, signature="", object_signature="", source="", origin="a test", job=identifier)
         versions.add(None, None, signature="", object_signature="", source="", origin="of another", job="another")
         assert stage.jobs.cancel(identifier)

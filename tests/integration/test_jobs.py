@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from harness.jobs import MODEL, VALIDATION, declare, training
+from harness.keys import trust
 from harness.processes import SERVICE
 from pymongo.database import Database
 
@@ -276,7 +277,7 @@ def test_a_cancelled_job_counts_as_such_at_once(jobs: Jobs) -> None:
 
 
 def candidate(database: Any, job: str | None) -> tuple[Versions, int]:
-    versions = Versions(database, SERVICE, MODEL)
+    versions = Versions(database, SERVICE, MODEL, trust(database, SERVICE))
     component = database[names.COMPONENTS].find_one({"_id": f"{SERVICE}/model/{MODEL}"})
     made = versions.add(
         None,

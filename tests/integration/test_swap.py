@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from bson.timestamp import Timestamp
 from harness.daemons import eventually
-from harness.keys import KEY
+from harness.keys import KEY, trust
 from harness.processes import LISTENER, SERVICE, TABLE, WORKER, Worker, Workplace, declarations
 from harness.torch_models import answered, stored
 from pymongo.database import Database
@@ -43,7 +43,7 @@ class Answers:
 
     def __init__(self, database: Database[dict[str, Any]]) -> None:
         self.data = open_database(database.client, database.name)
-        self.versions = Versions(self.data, SERVICE, MODEL)
+        self.versions = Versions(self.data, SERVICE, MODEL, trust(self.data, SERVICE))
 
     def add(self) -> Version:
         """A candidate like the live version, but for its answer."""

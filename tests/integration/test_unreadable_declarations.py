@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from harness.jobs import MODEL, VALIDATION, declare
+from harness.keys import trust
 from harness.processes import SERVICE
 from pymongo.database import Database
 
@@ -52,7 +53,7 @@ def test_a_promotion_and_the_overviews_pass_over_what_cannot_be_read(data: Datab
     signature = data[names.COMPONENTS].find_one({"_id": f"{SERVICE}/model/{MODEL}"})["signature"]  # type: ignore[index]
     for kind in ("table", "model", "listener"):
         spoil(data, kind, "rubbish", text)
-    versions = Versions(data, SERVICE, MODEL)
+    versions = Versions(data, SERVICE, MODEL, trust(data, SERVICE))
     made = versions.add(None, None, signature=signature, source="", object_signature="", origin="a test")
     assert versions.promote(made.number, reason="a test")
     assert [each["name"] for each in overview.models(data, SERVICE)] == [MODEL]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from gridfs import GridFSBucket
-from harness.keys import KEY
+from harness.keys import KEY, trust
 from harness.processes import LISTENER, declared
 from pymongo.database import Database
 from pymongo.errors import DocumentTooLarge
@@ -32,7 +32,7 @@ def data(database: Database[dict[str, Any]]) -> Database[dict[str, Any]]:
 
 @pytest.fixture
 def versions(data: Database[dict[str, Any]]) -> Versions:
-    return Versions(data, S, MODEL)
+    return Versions(data, S, MODEL, trust(data, S))
 
 
 def registry(data: Database[dict[str, Any]]) -> Registry:
@@ -42,7 +42,7 @@ def registry(data: Database[dict[str, Any]]) -> Registry:
 def added(data: Database[dict[str, Any]], content: bytes = b"weights", **about: Any) -> Version:
     signature = registry(data).read().models[MODEL].signature
     given = {"signature": signature, "source": "", "object_signature": "", "origin": "a test", "trained": True, **about}
-    return Versions(data, S, MODEL).add(content, "hash", **given)
+    return Versions(data, S, MODEL, trust(data, S)).add(content, "hash", **given)
 
 
 def promoted(data: Database[dict[str, Any]], versions: Versions, count: int) -> list[int]:

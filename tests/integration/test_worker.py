@@ -302,7 +302,8 @@ def test_the_letter_of_a_row_that_was_deleted_unseen_goes_too(place: Workplace) 
     Oracle(place.database).settle()
 
 
-def test_values_of_the_wrong_type_and_broken_images_are_dead_letters(place: Workplace) -> None:
+@pytest.mark.parametrize("where", ["here", "apart"])
+def test_values_of_the_wrong_type_and_broken_images_are_dead_letters(place: Workplace, where: str) -> None:
     """Each with words that a person can act on; null is one of them, an absent field is not."""
     place.declare(declared("harness.models:size", fields={"x": "pil_image"}))
 
@@ -322,7 +323,7 @@ def test_values_of_the_wrong_type_and_broken_images_are_dead_letters(place: Work
             {"_id": "absent"},
         ]
     )
-    place.run()
+    place.run(images=where)
     Oracle(
         place.database,
         lambda row: None if row["_id"] == "absent" else Output([3, 2]) if row["_id"] == "good" else Dead("DecodeError"),

@@ -284,17 +284,21 @@ EDITS: dict[str, tuple[str, dict[str, Facts], str, str]] = {
     ),
     "ten classes to eleven": (
         replaced(("num_classes = 10", "num_classes = 11")),
-        {"digit": WORSE, "spelled": ANEW},
-        "held",
+        {},
+        "good",
         (
-            "models.lenet.arguments.num_classes: 10 -> 11; restarts worker lenet; scans 3,000 rows of mnist; predicts "
-            "1,254 rows of digit anew; predicts 1,254 rows of spelled anew; model lenet starts untrained; 1,254 "
-            "outputs of "
-            "digit follow it"
+            "models.lenet.arguments.num_classes: 10 -> 11; model lenet serves as it was declared until a new version "
+            "passes the gate"
         ),
     ),
-    "ten classes to eleven, of a model that nobody has trained": (
-        replaced(("num_classes = 10", "num_classes = 11")),
+    "ten classes to eleven, and another key of its listener": (
+        replaced(("num_classes = 10", "num_classes = 11"), ('key = "img"', 'key = "title"')),
+        {"digit": WORSE, "spelled": ANEW},
+        "held",
+        "model lenet starts untrained; 1,254 outputs of digit follow it",
+    ),
+    "the same of a model that nobody has trained": (
+        replaced(("num_classes = 10", "num_classes = 11"), ('key = "img"', 'key = "title"')),
         {"digit": Facts(Count(3000), Count(1254), Count(0), Count(1254), untrained=True), "spelled": ANEW},
         "good",
         "model lenet starts untrained; 1,254 outputs of digit follow it",
@@ -526,7 +530,7 @@ def test_a_secret_is_not_told(tmp_path: Path) -> None:
         patch.setenv("B", "second-secret")
         before, after = (with_file(Catalog(), each, lambda text: f"sealed {len(text)}") for each in declared)
     made = planned(changes(before, after), before, after, {}, share=SHARE)
-    assert made.lines()[0].startswith("models.lenet.arguments.token: ${A} -> ${B}; restarts worker lenet")
+    assert made.lines()[0].startswith("models.lenet.arguments.token: ${A} -> ${B}; model lenet serves")
     assert "secret" not in str(made.document()).replace("$secret", "")
 
 

@@ -14,7 +14,7 @@ So every process that serves the model, and every restart, computes the same.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -25,15 +25,16 @@ from components import artifacts
 from components import serialization as declaring
 from components.datatypes import datatype
 from components.declarations import ModelDeclaration
-from components.errors import DeclarationError, PredictdError
+from components.errors import DeclarationError, PredictdError, SignatureRefused
 from components.import_paths import ImportPolicy, imported
 from components.model import Model
-from components.secrets import expanded, unsealed
+from components.secrets import expanded
 from daemon.handlers.predict.model_threads import ModelThreads
 from daemon.handlers.predict.stages import Live
 from daemon.store.registry.artifacts import Artifacts
-from daemon.store.registry.components import Component, signature
+from daemon.store.registry.components import Component, object_signature
 from daemon.store.registry.registry import Declared
+from daemon.store.registry.trust import Trust
 from daemon.store.registry.versions import Version, Versions
 
 __all__ = ["CodeChanged", "Loaded", "ModelLoader", "resolver", "until_live"]
@@ -84,9 +85,13 @@ class ModelLoader:
         database: Database[dict[str, Any]],
         service: str,
         policy: ImportPolicy,
+        trust: Trust,
         threads: Callable[[str], ModelThreads] = lambda _: ModelThreads(),
     ) -> None:
-        """`threads(name)` returns the threads of a model that is about to be built."""
+        """`trust` believes and signs versions; `threads(name)` returns the threads of a model that is about to be
+        built.
+        """
+        self._trust = trust
         self._threads = threads
         self._database = database
         self._service = service
@@ -101,7 +106,7 @@ class ModelLoader:
 
     def versions(self, model: str) -> Versions:
         """The versions of a model."""
-        return Versions(self._database, self._service, model)
+        return Versions(self._database, self._service, model, self._trust)
 
     def live(self, read: Callable[[], Declared], *, fresh: bool) -> tuple[Declared, Live]:
         """What a listener runs now: the model with its live version's weights, and the generation that belongs to it.
@@ -128,7 +133,12 @@ class ModelLoader:
         threads = self._threads(component.name)
         model = threads.model.run(self.built, component)
         versions = self.versions(component.name)
-        version = None if component.live is None else versions.get(component.live)
+        try:
+            version = versions.served(component)
+        except SignatureRefused:
+            if threads.model.run(model.state) is not None:
+                raise
+            version = None  # a model without weights is what is declared: another version serves the same
         if version is None or not version.loadable or version.signature != component.signature:
             self._make(component, model, versions, version)
             return None
@@ -153,6 +163,8 @@ class ModelLoader:
         version = versions.get(number)
         if version is None or not version.loadable:
             raise DeclarationError(f"models.{component.name}: there is no version {number}, or its weights were pruned")
+        if component.serving is not None and version.signature == component.serving.signature:
+            component = component.serving
         model = self.built(component)
         if version.weights is not None:
             self._give(model, versions, version)
@@ -161,8 +173,23 @@ class ModelLoader:
     def proposed(self, component: Component[ModelDeclaration]) -> Model:
         """The model as it would be served if `component` were applied: with the weights that its version would get."""
         model, versions = self.built(component), self.versions(component.name)
-        self._given_alike(component, model, versions, None if component.live is None else versions.get(component.live))
+        live = None if component.live is None else versions.get(component.live)
+        if self._given_alike(component, model, versions, live) is None:
+            self._begin(component, model)
         return model
+
+    def initial(self, component: Component[ModelDeclaration]) -> Model:
+        """A new model with the weights that its declaration begins with. Raises WeightsError if a file has none."""
+        model = self.built(component)
+        self._begin(component, model)
+        return model
+
+    @staticmethod
+    def _begin(component: Component[ModelDeclaration], model: Model) -> None:
+        if component.declaration.weights is not None:
+            from components.torch import weights
+
+            model.load_state(weights.read(component.declaration.weights))
 
     def built(self, component: Component[ModelDeclaration]) -> Model:
         """A new model, as declared, with its initial weights."""
@@ -191,7 +218,11 @@ class ModelLoader:
             reason = f"it is what is declared again, as before version {component.live}"
             self._promote(component, versions, alike, reason)
             return
-        origin, trained = "initial weights of the declaration (untrained)", False
+        origin, trained = "initial weights of the declaration (untrained)", component.declaration.begins_trained
+        if trained:
+            origin = f"pretrained weights: {component.declaration.weights or 'those that the object is built with'}"
+        if alike is None:
+            self._begin(component, model)
         if alike is not None and alike.weights is not None:
             origin, trained = f"the weights of version {alike.number}, with the code as it is now", alike.trained
         data, digest = packed(model)
@@ -217,7 +248,8 @@ class ModelLoader:
         that version, None if there is none.
 
         It prefers the version that equals the present declaration and has the live weights, then the live version, then
-        the one that was live last. A version whose weights are damaged, or do not fit, is skipped.
+        the one that was live last. A version that is not signed, or whose weights are damaged or do not fit, is
+        skipped.
         """
         own = component.declaration
         # An older release stored secrets in clear, and hashed them.
@@ -225,12 +257,14 @@ class ModelLoader:
         wanted = {object_signature(own), object_signature(in_clear)}
         now = (component.signature, self._sources[component.signature], before.content_hash if before else None)
 
-        def preference(each: Version) -> tuple[bool, bool, Any]:
+        def preference(found: tuple[Version, int]) -> tuple[bool, bool, int]:
+            each, promoted = found
             same = (each.signature, each.source, each.content_hash) == now
-            return same, each.number == component.live, each.promoted_at
+            return same, each.number == component.live, promoted
 
-        known = [each for each in versions.listed(traces=False) if each.loadable and each.promoted_at is not None]
-        for each in sorted((each for each in known if each.object_signature in wanted), key=preference, reverse=True):
+        known = [each for each in versions.believed(promoted=True) if each[0].loadable]
+        alike = [each for each in known if each[0].object_signature in wanted]
+        for each, _ in sorted(alike, key=preference, reverse=True):
             try:
                 if each.weights is not None:
                     self._give(model, versions, each)
@@ -281,15 +315,3 @@ def packed(model: Model) -> tuple[bytes | None, str | None]:
     from components.torch import weights
 
     return weights.save(state), weights.content_hash(state)
-
-
-def object_signature(declaration: ModelDeclaration) -> str:
-    """A hash of everything that determines a model's initial weights. While it stays the same, trained weights survive
-    a change of the rest of the declaration.
-
-    The versions of Python and torch that an artifact was made with are not part of it, nor are the values of secrets.
-    """
-    made_from = declaration.object
-    if isinstance(made_from, Mapping):
-        made_from = {name: made_from.get(name) for name in ("$artifact", "tensors")}
-    return signature({"type": declaration.type, "object": made_from, "arguments": unsealed(declaration.arguments)})

@@ -1,6 +1,8 @@
-"""What a process believes declarations by: the service's keys, the database's identity, and the revisions seen so far.
+"""What a process believes declarations and versions by: the service's keys, the database's identity, and the revisions
+seen so far.
 
-    _predictd.services: {_id: service, identity}     32 random hexadecimal digits, made with the service
+    _predictd.services: {_id: service, identity, versions}     identity: 32 random hexadecimal digits, made with the
+                                                               service; versions: a signature, once versions are signed
 
 *A signature covers the identity*, so a declaration is believed in this database only, whatever is called the same
 elsewhere. *A signature covers the revision*, which only grows, so an older declaration can be told from a newer one.
@@ -8,7 +10,9 @@ elsewhere. *A signature covers the revision*, which only grows, so an older decl
 Whoever writes to the database can change the identity there, and put old documents back. So the daemon keeps both in
 its state directory, and its word counts:
 
-    STATE_DIR/trust.json    {"DATABASE/SERVICE": {"identity": ..., "revisions": {"KIND/NAME": [lowest, is it applied]}}}
+    STATE_DIR/trust.json    {"DATABASE/SERVICE": {"identity": ..., "revisions": {"KIND/NAME": [lowest, is it applied]},
+                             "lives": {MODEL: [revision of the last promotion, version]}, "generations": {LISTENER: n},
+                             "versions": whether they are signed}}
 
 Workers and jobs get it with their assignment; programs on the daemon's machine read it there. What is not pinned yet is
 taken from the database: at the first start of a state directory, and by programs on other machines.
@@ -20,9 +24,9 @@ import json
 import re
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 import structlog
 from pymongo.client_session import ClientSession
@@ -33,7 +37,7 @@ from components.errors import ConfigurationError, DeclarationError, Problem, Sig
 from components.signing_key import SigningKey, VerifyKey
 from daemon.store import names
 
-__all__ = ["Pins", "Trust", "pinned", "store_identity", "stored_identity", "trust_of"]
+__all__ = ["Pins", "Signer", "Trust", "pinned", "store_identity", "stored_identity", "trust_of"]
 
 log = structlog.get_logger(__name__)
 
@@ -41,17 +45,25 @@ _IDENTITY: Final = re.compile("[0-9a-f]{32}", re.ASCII)
 _MOST: Final = 64 * 1024 * 1024
 
 
+class Signer(Protocol):
+    """The key itself; or, in a worker or job, the supervisor, which signs what the process may have signed."""
+
+    def sign(self, *parts: str) -> str:
+        """The signature of these texts. Raises SignatureRefused."""
+
+
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """What declarations are believed by. `revisions` is the lowest revision of each "kind/name" that is believed.
-
-    Only a process that writes declarations has a `signer`.
+    """What declarations and versions are believed by. `revisions` is the lowest revision of each "kind/name" that is
+    believed, `lives` that of each model's promotion; `seen` are the later promotions that this process has seen.
     """
 
     keys: tuple[VerifyKey, ...]
     identity: str
     revisions: Mapping[str, int] = field(default_factory=dict)
-    signer: SigningKey | None = field(default=None, repr=False)
+    lives: Mapping[str, int] = field(default_factory=dict)
+    signer: Signer | None = field(default=None, repr=False)
+    seen: dict[str, int] = field(default_factory=dict, compare=False)
 
     def verifies(self, signature: object, *parts: str) -> bool:
         """Whether one of the keys has signed these texts for this database."""
@@ -64,43 +76,56 @@ class Trust:
 
     def seal(self, text: str) -> str:
         """A hash of a secret, salted with the key."""
-        assert self.signer is not None, "this process verifies only"
+        assert isinstance(self.signer, SigningKey), "this process verifies only"
         return self.signer.seal(text)
 
     def encoded(self) -> dict[str, Any]:
         """As JSON values, without what can sign."""
         keys = [key.hex() for key in self.keys]
-        return {"keys": keys, "identity": self.identity, "revisions": dict(self.revisions)}
+        return {
+            "keys": keys,
+            "identity": self.identity,
+            "revisions": dict(self.revisions),
+            "lives": dict(self.lives),
+        }
 
     @classmethod
-    def decoded(cls, values: Mapping[str, Any]) -> Self:
+    def decoded(cls, values: Mapping[str, Any], signer: Signer | None = None) -> Self:
         """What `encoded` made."""
-        return cls(tuple(map(VerifyKey.parse, values["keys"])), values["identity"], values["revisions"])
+        keys = tuple(map(VerifyKey.parse, values["keys"]))
+        return cls(keys, values["identity"], values["revisions"], values["lives"], signer)
 
 
 @dataclass
 class _Pinned:
     """One service in one database. `revisions`: the lowest that is believed, and whether it was applied when last
-    seen.
+    seen. `lives`: of each model's last promotion its revision and its version. `versions`: whether they are signed.
     """
 
     identity: str
     revisions: dict[str, tuple[int, bool]] = field(default_factory=dict)
+    lives: dict[str, tuple[int, int]] = field(default_factory=dict)
+    generations: dict[str, int] = field(default_factory=dict)
+    versions: bool = False
 
     @property
     def lowest(self) -> dict[str, int]:
         return {name: lowest for name, (lowest, _) in self.revisions.items()}
 
+    @property
+    def promoted(self) -> dict[str, int]:
+        return {model: revision for model, (revision, _) in self.lives.items()}
 
-def pinned(path: Path, database: str, service: str) -> tuple[str, dict[str, int]] | None:
-    """The identity and the lowest revisions that a daemon has pinned in its state directory; None if there are none
-    that can be read.
+
+def pinned(path: Path, database: str, service: str) -> tuple[str, dict[str, int], dict[str, int]] | None:
+    """The identity and the lowest revisions, of declarations and of promotions, that a daemon has pinned in its state
+    directory; None if there are none that can be read.
     """
     try:
         found = _read(path).get(f"{database}/{service}")
     except (OSError, DeclarationError):
         return None
-    return None if found is None else (found.identity, found.lowest)
+    return None if found is None else (found.identity, found.lowest, found.promoted)
 
 
 def trust_of(
@@ -123,7 +148,7 @@ def trust_of(
                 f"the database has no identity for service {service!r}: the daemon that serves it is of an older "
                 "release. Upgrade it, and start it once"
             )
-        known = identity, {}
+        known = identity, {}, {}
     return Trust((key.public,), *known, signer=key)
 
 
@@ -152,7 +177,26 @@ class Pins:
         """What is believed now; `open` comes first."""
         own = self._known[self._name]
         keys = tuple(key.public for key in (self.key, *self.former))
-        return Trust(keys, own.identity, own.lowest, self.key)
+        return Trust(keys, own.identity, own.lowest, own.promoted, self.key)
+
+    @property
+    def lives(self) -> Mapping[str, tuple[int, int]]:
+        """Of each model's last promotion that was seen, its revision and its version."""
+        return self._known[self._name].lives
+
+    @property
+    def generations(self) -> Mapping[str, int]:
+        """The highest generation of each listener that was seen."""
+        return self._known[self._name].generations
+
+    @property
+    def versions_signed(self) -> bool:
+        """Whether this daemon has found the versions of this database signed, or has signed them."""
+        return self._known[self._name].versions
+
+    @versions_signed.setter
+    def versions_signed(self, signed: bool) -> None:
+        self._known[self._name].versions = signed
 
     def open(self, database: Database[dict[str, Any]], service: str) -> bool:
         """Begins to lead a service. Whether its identity is new: then the database has none yet, and no declaration
@@ -175,7 +219,8 @@ class Pins:
     def keep(self) -> None:
         """Saves what is believed."""
         document = {
-            name: {"identity": own.identity, "revisions": own.revisions} for name, own in sorted(self._known.items())
+            name: {each.name: getattr(own, each.name) for each in fields(own)}
+            for name, own in sorted(self._known.items())
         }
         try:
             private_files.write(self.path, json.dumps(document).encode(), durable=True)
@@ -199,6 +244,16 @@ class Pins:
             own.revisions = known
             self.keep()
 
+    def learn_lives(self, lives: Mapping[str, tuple[int, int]], generations: Mapping[str, int]) -> None:
+        """Notes the promotions that are believed, and the generations of the listeners; lower ones change nothing."""
+        own = self._known[self._name]
+        newer = {model: max(live, own.lives.get(model, (0, 0))) for model, live in lives.items()}
+        higher = {name: max(each, own.generations.get(name, 0)) for name, each in generations.items()}
+        after = {**own.lives, **newer}, {**own.generations, **higher}
+        if after != (own.lives, own.generations):
+            own.lives, own.generations = after
+            self.keep()
+
 
 def _read(path: Path) -> dict[str, _Pinned]:
     """Raises OSError, and DeclarationError if it is not this user's own, or is damaged."""
@@ -206,7 +261,11 @@ def _read(path: Path) -> dict[str, _Pinned]:
     try:
         return {
             name: _Pinned(
-                own["identity"], {each: (int(lowest), bool(was)) for each, (lowest, was) in own["revisions"].items()}
+                own["identity"],
+                {each: (int(lowest), bool(was)) for each, (lowest, was) in own["revisions"].items()},
+                {each: (int(revision), int(number)) for each, (revision, number) in own.get("lives", {}).items()},
+                {each: int(number) for each, number in own.get("generations", {}).items()},
+                own.get("versions") is True,
             )
             for name, own in json.loads(raw).items()
         }
@@ -232,4 +291,5 @@ def store_identity(
     database: Database[dict[str, Any]], service: str, identity: str, session: ClientSession | None = None
 ) -> None:
     """Has the database state this identity."""
-    database[names.SERVICES].replace_one({"_id": service}, {"identity": identity}, upsert=True, session=session)
+    change = {"$set": {"identity": identity}}
+    database[names.SERVICES].update_one({"_id": service}, change, upsert=True, session=session)

@@ -212,10 +212,10 @@ class RowExamples:
         self._client: tuple[int, Database[dict[str, Any]]] | None = None
 
     def __getstate__(self) -> tuple[Any, ...]:
-        return images.accepted(), self._uri, self._database, self._table, self._fields, self._ids
+        return images.settings(), self._uri, self._database, self._table, self._fields, self._ids
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        images.narrow(state[0])  # a spawned process has the setting of its parent
+        images.narrow(*state[0])  # a spawned process has the setting of its parent
         self.__init__(*state[1:])  # type: ignore[misc]  # the same arguments
 
     def __len__(self) -> int:

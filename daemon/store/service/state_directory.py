@@ -3,7 +3,8 @@
     STATE_DIR/lock         held by flock while a daemon runs; contains its process id
     STATE_DIR/instance     the stable id of this directory's daemon, which takes its own lease back after a kill
     STATE_DIR/signing.key  the key that signs this service's declarations; made at the first start, private to its owner
-    STATE_DIR/trust.json   the identity of its database, and the revisions seen (`daemon.store.registry.trust`)
+    STATE_DIR/trust.json   the identity of its database, the revisions and promotions seen
+                           (`daemon.store.registry.trust`)
     STATE_DIR/http         the address of the daemon's HTTP server while it runs ("127.0.0.1:9477")
 
 The kernel releases the lock when the process ends, so no stale lock remains. The daemon needs the lock and the key, and
