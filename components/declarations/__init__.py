@@ -24,13 +24,16 @@ from components.declarations.models import (
 )
 from components.declarations.schema import Declaration, documented, made
 from components.declarations.trainers import (
-    TORCHMETRICS,
-    DatasetDeclaration,
     Keyed,
-    MetricDeclaration,
+    LoopArguments,
     TrainerArguments,
     TrainerDeclaration,
     TrainerSection,
+)
+from components.declarations.validations import (
+    TORCHMETRICS,
+    DatasetDeclaration,
+    MetricDeclaration,
     ValidationArguments,
     ValidationDeclaration,
 )
@@ -45,6 +48,7 @@ __all__ = [
     "Declaration",
     "Keyed",
     "ListenerDeclaration",
+    "LoopArguments",
     "MetricDeclaration",
     "ModelDeclaration",
     "TableDeclaration",

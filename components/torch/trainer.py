@@ -11,12 +11,13 @@ from typing import Any, Self
 
 import torch
 
-from components.declarations import Keyed, TrainerArguments, documented, made
+from components.declarations import TrainerArguments, documented, made
 from components.errors import DeclarationError
 from components.key import Key, KeySpec
 from components.names import check_identifier
 from components.query import Query
 from components.torch.loader_options import LoaderOptions
+from components.trainer_arguments import Checks
 
 __all__ = ["TorchTrainer"]
 
@@ -138,35 +139,8 @@ class TorchTrainer:
         return f"{type(self).__name__}({self.identifier!r})"
 
 
-class _Checks:
-    """Checks of one trainer's arguments: each returns the value, or raises DeclarationError with the argument."""
-
-    def __init__(self, identifier: str) -> None:
-        self.identifier = identifier
-
-    def refuse(self, argument: str, why: str) -> DeclarationError:
-        return DeclarationError(f"trainer {self.identifier!r}: {argument}: {why}")
-
-    def callable(self, argument: str, value: Any) -> Callable[..., Any]:
-        if not callable(value):
-            raise self.refuse(argument, f"expected a callable, got {value!r}")
-        function: Callable[..., Any] = value
-        return function
-
-    def query(self, select: Any) -> Query | None:
-        if select is not None and not isinstance(select, Query):
-            raise self.refuse("select", f"expected a query such as db['mnist'], got {select!r}")
-        return select
-
-    def key(self, key: Any) -> Key | None:
-        if key is None or isinstance(key, Key):
-            return key
-        return made(Keyed, f"trainer {self.identifier!r}", {"key": key}).parsed_key
-
-    def mapping(self, argument: str, value: Any) -> dict[str, Any]:
-        if value is not None and not (isinstance(value, Mapping) and all(isinstance(name, str) for name in value)):
-            raise self.refuse(argument, f"expected keyword arguments by name, got {value!r}")
-        return dict(value or {})
+class _Checks(Checks):
+    """Checks of what torch's trainer has alone."""
 
     def loader(self, options: Mapping[str, Any]) -> LoaderOptions:
         try:

@@ -73,9 +73,7 @@ class ComponentLoader:
                 and component is not None
                 and live.signature == component.signature
             ):
-                from components.torch import weights
-
-                model.load_state(weights.load(versions.weights(live)))
+                model.unpack(versions.weights(live))
             if model.trainer is not None:
                 number = (job.result or {}).get("version") if job is not None else None
                 trained = versions.get(number) if isinstance(number, int) else None

@@ -8,6 +8,7 @@ from typing import Any
 
 from components.declarations import ListenerDeclaration, ModelDeclaration
 from components.errors import DeclarationError, Problem, WeightsError
+from components.estimators import learns
 from components.import_paths import ImportPolicy
 from components.key import Key
 from components.model import ObjectModel
@@ -64,7 +65,8 @@ def _object_problems(
     steps = {key: code[key] for key in declared.code if callable(code.get(key)) or key == "object"}
     try:
         if declared.type == "object":
-            built[name] = ObjectModel(name, batched=declared.batched, **steps)
+            method = declared.forward_method
+            built[name] = ObjectModel(name, batched=declared.batched, forward_method=method, **steps)
         else:
             built[name] = _torch_model(name, declared, steps)
     except DeclarationError as error:
@@ -117,7 +119,7 @@ def key_mismatches(declared: ModelDeclaration, key: Key, code: Mapping[str, Any]
     """Yield each of the model's first steps that cannot be called with the key's fields, with the reason."""
     steps = ["preprocess", "preprocess_batch"]
     if declared.type == "object" and declared.preprocess is None:
-        steps = [] if declared.batched else ["object"]
+        steps = [] if declared.batched or learns(code.get("object")) else ["object"]
     arguments = key.arguments(key.fields)
     for step in steps:
         reason = mismatch(code[step], *arguments) if callable(code.get(step)) else ""

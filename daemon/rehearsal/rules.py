@@ -5,7 +5,7 @@ A model must give a row the same output alone as in any batch, in evaluation mod
 | what is found | it is |
 |---|---|
 | an output of the wrong shape, one that depends on the other rows, a batch that fails, training mode | a problem |
-| no real row can be predicted | a problem |
+| no real row can be predicted | a problem; a warning if an estimator has not been fitted yet |
 | one bad row among good ones, a random model, too little memory for a second copy | a warning |
 | a made-up row that cannot be predicted | a warning |
 """
@@ -94,11 +94,17 @@ def rehearsed(
         what = f"cannot be predicted; {bad[0].partition(': ')[2]}" if bad else "was predicted"
         yield Note(at, f"table `{declared.table}` has no row that matches; a made-up one {what}", warns=bool(bad))
     elif not good:
-        yield Problem(at, f"none of {tried} rows can be predicted; {bad[0]}")
+        yield _none(at, bad)
     else:
         if bad:
             yield Note(at, f"{len(bad)} of {tried} rows would become dead letters; {bad[0]}", warns=True)
         yield from _in_batches(at, code, stage, good)
+
+
+def _none(at: str, bad: Sequence[str]) -> Problem:
+    if all("NotFittedError" in each for each in bad):
+        return Note(at, "its model has learned nothing yet: rows wait for its first training", warns=True)
+    return Problem(at, f"none of {len(bad)} rows can be predicted; {bad[0]}")
 
 
 class Stage:

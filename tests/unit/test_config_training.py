@@ -74,8 +74,8 @@ BAD = {
         GOOD
         + '[trainers.words]\ntable = "mnist"\n'
         + 'key = ["img", "class"]\nobjective = "torch.nn:MSELoss"\npromote = "always"',
-        "trainers.words",
-        ['type = "object"', "remove this section"],
+        "trainers.words.type",
+        ['type = "object"', 'type = "loop"'],
     ),
     "an unknown key": (GOOD + "max_iteration = 3", "trainers.lenet.max_iteration", ["did you mean `max_iterations`?"]),
     "no objective": (
@@ -109,6 +109,21 @@ BAD = {
         changed(KEY, 'key = "image"\nobjective'),
         "trainers.lenet.key",
         ["declares no field `image`", "did you mean `img`?"],
+    ),
+    "an objective for a loop": (
+        GOOD + 'type = "loop"',
+        "trainers.lenet",
+        ["objective", 'type = "loop" has no use for it'],
+    ),
+    "a loop for torch": (
+        GOOD + 'loop = "examples.mine:Loop"',
+        "trainers.lenet",
+        ["loop", 'type = "torch" has no use for it'],
+    ),
+    "a loop outside": (
+        GOOD.replace('objective = "torch.nn.functional:cross_entropy"', 'type = "loop"\nloop = "os:system"'),
+        "trainers.lenet.loop",
+        ["outside security.allow_imports"],
     ),
     "weights of an unknown field": (
         GOOD + 'weighted_by = "wieght"',

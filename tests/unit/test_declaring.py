@@ -185,6 +185,8 @@ def test_a_torch_model_of_the_configuration_is_built_from_its_class():
 ADDED = {
     "balanced_by",
     "gradient_clip",
+    "loop",
+    "loop_arguments",
     "mixed_precision",
     "weighted_by",
     "max_epochs",

@@ -291,9 +291,7 @@ class ModelLoader:
 
     @staticmethod
     def _give(model: Model, versions: Versions, version: Version) -> None:
-        from components.torch import weights  # a process that loads weights has torch; the supervisor loads none
-
-        model.load_state(weights.load(versions.weights(version)))
+        model.unpack(versions.weights(version))
 
 
 def until_live(read: Callable[[], S], load: Callable[[S], T | None]) -> tuple[S, T]:
@@ -308,10 +306,5 @@ def until_live(read: Callable[[], S], load: Callable[[S], T | None]) -> tuple[S,
 
 
 def packed(model: Model) -> tuple[bytes | None, str | None]:
-    """A model's weights as stored, and their hash; (None, None) if it has none."""
-    state = model.state()
-    if state is None:
-        return None, None
-    from components.torch import weights
-
-    return weights.save(state), weights.content_hash(state)
+    """A model's initial weights as stored, and their hash; (None, None) for an object, which begins as declared."""
+    return (None, None) if model.state() is None else model.packed()
