@@ -133,7 +133,7 @@ class _Counting:
         alike = [each for each in known if each.object_signature == wanted]
         number = live.number if live is not None else None
         best = max(alike, key=lambda each: (each.number == number, each.promoted_at or _LONG_AGO), default=None)
-        return best is not None and best.trained
+        return declared.begins_trained if best is None else best.trained
 
 
 def _count(table: Table[dict[str, Any]], query: Mapping[str, Any]) -> Count | None:
