@@ -172,6 +172,7 @@ def build_model(name: str, declaration: ModelDeclaration, resolve: Resolve) -> M
                 forward_method=declaration.forward_method,
                 dtype=declaration.dtype,
                 threads=declaration.threads,
+                pretrained=declaration.pretrained,
             )
             model.origin = None if module is built else built
             return model
@@ -368,6 +369,7 @@ def _model(model: Model, codes: _Codes) -> ModelDeclaration:
         declared |= {
             "device": _device(given.preferred_devices),
             "dtype": dtype,
+            "pretrained": given.pretrained,
         }
     else:
         declared["batched"] = given.batched

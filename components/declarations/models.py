@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, PlainValidator, field_validator, model_validator
+from pydantic import AfterValidator, Field, PlainValidator, ValidationInfo, field_validator, model_validator
 
 from components.datatypes import datatype
 from components.declarations.schema import PATH, Code, Declaration, Duration, Filter, KeyShape, absent
@@ -34,6 +35,11 @@ def _datatype(spec: str) -> str:
     except DeclarationError as error:
         raise ValueError(str(error)) from error
     return spec
+
+
+def _no(value: bool) -> bool:
+    """Return whether the dump leaves out a flag that the first release did not have."""
+    return not value
 
 
 def _device(value: Any) -> Any:
@@ -95,6 +101,31 @@ class ModelDeclaration(Declaration):
         description="a whole number of threads, from 1 to 1024",
         examples=[1],
     )
+    weights: str | None = Field(
+        default=None,
+        exclude_if=absent,
+        pattern=r"\.(safetensors|pt|pth)$",
+        description="the name of a file that ends with .safetensors, .pt or .pth, relative to service.toml",
+        examples=["resnet18.safetensors"],
+    )
+    pretrained: bool = Field(
+        default=False,
+        exclude_if=_no,
+        description="true or false: whether the weights that the object is built with count as trained",
+        examples=[True],
+    )
+
+    @field_validator("weights")
+    @classmethod
+    def _from_the_file(cls, value: str | None, info: ValidationInfo) -> str | None:
+        """Resolve from the folder of service.toml."""
+        root: Path | None = (info.context or {}).get("root")
+        return str((root / Path(value).expanduser()).absolute()) if root is not None and value else value
+
+    @property
+    def begins_trained(self) -> bool:
+        """Whether the initial weights count as trained."""
+        return self.pretrained or self.weights is not None
 
     @property
     def code(self) -> dict[str, Any]:

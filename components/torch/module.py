@@ -47,8 +47,10 @@ class TorchModule(Model):
         dtype: str | None = None,
         *,
         threads: int | None = None,
+        pretrained: bool = False,
     ) -> None:
         super().__init__(identifier, preprocess, postprocess, threads)
+        self.pretrained = pretrained
         if not isinstance(object, torch.nn.Module):
             got = object.__name__ if isinstance(object, type) else type(object).__name__
             raise DeclarationError(f"model {identifier!r}: object: expected an instance of torch.nn.Module, got {got}")

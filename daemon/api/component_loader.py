@@ -116,7 +116,7 @@ class ComponentLoader:
                 return loader.version(declared, live.number)
             return loader.loaded(declared)
 
-        return until_live(lambda: self._found(self._at.catalog(), "model", component.name), load)[1].model
+        return until_live(lambda: self._found(self._at.catalog(), "model", component.name).served, load)[1].model
 
     def _trainer(self, component: Component[Any], model: Callable[[], Model]) -> Any:
         resolve = self._loader(component).resolve(component)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from components.declarations import ListenerDeclaration, ModelDeclaration
-from components.errors import DeclarationError, Problem
+from components.errors import DeclarationError, Problem, WeightsError
 from components.estimators import learns
 from components.import_paths import ImportPolicy
 from components.key import Key
@@ -94,6 +94,13 @@ def _torch_model(name: str, declared: ModelDeclaration, steps: Mapping[str, Any]
         dtype=declared.dtype,
     )
     str(model.device)
+    if declared.weights is not None:
+        from components.torch import weights
+
+        try:
+            model.load_state(weights.read(declared.weights))
+        except WeightsError as error:
+            raise DeclarationError(f"weights: {error}") from None
     return model
 
 

@@ -51,7 +51,7 @@ def answer(here: Place, model: str, file: Path, number: int | None) -> dict[str,
             raise SignatureRefused(f"model {model!r}: {known.refused[f'model/{model}']}")
         raise NotApplied(registry.absent("model", model))
     versions = Versions(here.database, here.service, model, registry.trust)
-    live = versions.served(component) if number is None else None
+    live = versions.served(component.served) if number is None else None
     wanted = live.number if live is not None else number
     if wanted is None:
         raise NotApplied(f"model {model!r} has no live version yet: the daemon makes the first one (`predictd run`)")

@@ -68,7 +68,7 @@ class Context:
     def live(self, model: str) -> tuple[Component[Any], Loaded]:
         """A model with its live version's weights; its first version is made here, where nobody has yet."""
         return until_live(
-            lambda: self.declared("model", model)[0],
+            lambda: self.declared("model", model)[0].served,
             lambda component: self.patience("model", lambda: self.loader.loaded(component)),
         )
 

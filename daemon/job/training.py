@@ -37,8 +37,8 @@ from daemon.job.pins import Pins
 from daemon.job.rehearsal import refusal
 from daemon.job.served import difference
 from daemon.store.mongo_retry import Stopping
-from daemon.store.registry.components import signature
-from daemon.store.registry.model_loader import Loaded, object_signature
+from daemon.store.registry.components import object_signature, signature
+from daemon.store.registry.model_loader import Loaded
 from daemon.store.registry.versions import Version
 from daemon.store.rows.datasets import NAME_SHOWN, Pinned, pinned
 from daemon.store.service.jobs import Job
@@ -80,7 +80,9 @@ class Training:
         context.voice.doing("building the model")
         self._declared, self._known = context.declared("trainer", job.target)
         self._declaration: TrainerDeclaration = self._declared.declaration
-        self._component, self._live = context.live(self._model)
+        served, self._live = context.live(self._model)
+        self._component = context.declared("model", self._model)[0]
+        """The model as it is declared. While the version before serves, a training begins with its initial weights."""
         kind = self._component.declaration.type
         if kind != "torch" and self._declaration.type == "torch":
             raise DeclarationError(
@@ -88,7 +90,11 @@ class Training:
                 '"loop" (in Python: a LoopTrainer)'
             )
         self._versions = context.loader.versions(self._model)
-        self._trainer = self._trainer_of(self._live.model)
+        self._base = self._live.model
+        """The model that a training begins with, as it is declared."""
+        if served.signature != self._component.signature:
+            self._base = context.patience("model", lambda: context.loader.initial(self._component))
+        self._trainer = self._trainer_of(self._base)
         self._validations = of_model(context, self._known, self._model)
         self._objective: Mapping[str, Any] = {}
         """The parameters of the objective itself that the training has learned."""
@@ -98,7 +104,7 @@ class Training:
             self._declaration,
             self._validations,
             self._known,
-            self._live.model,
+            self._base,
             lambda model, evaluation, valid: self._measured(model, evaluation, valid)[1],
         )
 
@@ -250,6 +256,8 @@ class Training:
         loaded = self._live
         if parent != loaded.version.number:  # another version was live when the training began
             loaded = self._version(parent)
+        if loaded.version.signature != self._component.signature:  # its weights are of another declaration
+            return self._base, loaded.version
         return loaded.model, loaded.version
 
     def _version(self, number: int) -> Loaded:
@@ -390,7 +398,7 @@ class Training:
         valid = (
             None if pins.valid is None else context.rows(declaration.table, declaration.key, pins.valid, self._known)
         )
-        return Evaluation(context, self._validations, self._known, pins.datasets, self._live.model), valid
+        return Evaluation(context, self._validations, self._known, pins.datasets, self._base), valid
 
     def _decided(self, candidate: Version, compared: Compared) -> promote.Decision:
         """The decision; before a promotion that it allows, both are measured on the rows of the last one too."""

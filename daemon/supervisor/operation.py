@@ -227,6 +227,13 @@ class Operation:
                 log.error("the live version in the database is refused", version=name, reason=reason)
         believed = {f"{each.kind}/{each.name}": each.revision for kind in KINDS for each in known.of(kind).values()}
         self._context.pins.learn(believed, known.there)
+        for name, each in known.models.items():
+            if each.serving is not None and (name not in self.known.models or self.known.models[name].serving is None):
+                log.info(
+                    "a model is declared anew: the version before serves until a candidate passes the gate",
+                    model=name,
+                    live=each.live,
+                )
         self.known = known
         self.rehearser.torch = any(each.declaration.type == "torch" for each in known.models.values())
 

@@ -155,7 +155,8 @@ class Registry:
                 raise DeclarationError(taken(kind, name, "config"))
         tables = {name: declaration for (kind, name), declaration in wanted.items() if kind == "table"}
         for (kind, name), declaration in wanted.items():
-            self._declarations.put(kind, name, declaration, "config", _identity(declaration, tables))
+            trained = kind == "model" and ("trainer", name) in wanted and _keys_stay(name, wanted, known)
+            self._declarations.put(kind, name, declaration, "config", _identity(declaration, tables), trained=trained)
         self._remove_all_but([self._declarations.id(kind, name) for kind, name in wanted])
         self._create(tables)
 
@@ -187,6 +188,8 @@ class Registry:
         DeclarationError if service.toml declares the name, or if a component that a declaration names is not applied.
         """
         changed = []
+        declared = list(declared)
+        trained = {name for kind, name, _ in declared if kind == "trainer"}
         for kind, name, given in declared:
             declaration, known = parsed(kind, name, given), self.read()
             other = known.of(kind).get(name)
@@ -197,7 +200,10 @@ class Registry:
             tables = {table: each.declaration for table, each in known.tables.items()} | (
                 {name: declaration} if kind == "table" else {}
             )
-            self._declarations.put(kind, name, declaration, "api", _identity(declaration, tables), forced, sizes)
+            identity = _identity(declaration, tables)
+            self._declarations.put(
+                kind, name, declaration, "api", identity, forced, sizes, trained=kind == "model" and name in trained
+            )
             changed.append(f"{kind}/{name}")
             if kind == "table":
                 self._create([name])
@@ -341,12 +347,22 @@ def served(known: Catalog) -> list[str]:
     ]
 
 
+def _keys_stay(model: str, wanted: Mapping[tuple[str, str], Declaration], known: Catalog) -> bool:
+    """Whether each listener of a model is as it was: another key is for the model as it is declared now."""
+    for (kind, name), declaration in wanted.items():
+        if kind == "listener" and isinstance(declaration, ListenerDeclaration) and declaration.model == model:
+            before = known.listeners.get(name)
+            if before is None or (before.declaration.key, before.declaration.model) != (declaration.key, model):
+                return False
+    return True
+
+
 def _declared(name: str, known: Catalog) -> Declared:
     own = known.listeners[name]
     return Declared(
         name=name,
         listener=own.declaration,
-        model=known.models[own.declaration.model],
+        model=known.models[own.declaration.model].served,
         fields=known.tables[own.declaration.table].declaration.fields,
         generation=own.generation,
         signature=own.signature,
