@@ -21,10 +21,11 @@ from typing import Any, Self
 
 from components import estimators, object_state
 from components.awaited import awaited
+from components.datatypes import Datatype
 from components.errors import DeclarationError, OutputShapeError
 from components.key import Arguments
 from components.names import check_identifier
-from components.outputs import storable
+from components.outputs import storable, typed
 from components.shared_memory import Watch
 
 __all__ = ["Arguments", "Model", "ObjectModel"]
@@ -99,9 +100,12 @@ class Model(ABC):
         """Return the `n` outputs of the batch that `prepare_many` returned."""
         return checked(self.infer(batch), n)
 
-    def finish(self, output: Any) -> Any:
-        """Return the BSON value to store; raises OutputError if the output is not finite or BSON cannot hold it."""
-        return storable(self.postprocessed(output))
+    def finish(self, output: Any, kind: Datatype | None = None) -> Any:
+        """Return the BSON value to store, as this datatype if one is given; raises OutputError if the output is not
+        finite, or BSON or the datatype cannot hold it.
+        """
+        value = self.postprocessed(output)
+        return storable(value) if kind is None else typed(value, kind)
 
     def postprocessed(self, output: Any) -> Any:
         """Return one output after the user's `postprocess`."""

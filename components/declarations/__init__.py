@@ -15,7 +15,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from components.declarations.models import ListenerDeclaration, ModelDeclaration, TableDeclaration
+from components.declarations.models import (
+    TUNED,
+    ListenerDeclaration,
+    ModelDeclaration,
+    TableDeclaration,
+    output_types,
+)
 from components.declarations.schema import Declaration, documented, made
 from components.declarations.trainers import (
     Keyed,
@@ -37,6 +43,7 @@ from components.errors import DeclarationError
 __all__ = [
     "KINDS",
     "TORCHMETRICS",
+    "TUNED",
     "DatasetDeclaration",
     "Declaration",
     "Keyed",
@@ -53,6 +60,7 @@ __all__ = [
     "When",
     "documented",
     "made",
+    "output_types",
     "parsed",
     "queries",
 ]

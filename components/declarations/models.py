@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -14,7 +15,10 @@ from components.errors import DeclarationError
 from components.key import Key
 from components.names import check_field
 
-__all__ = ["ListenerDeclaration", "ModelDeclaration", "RetryDeclaration", "TableDeclaration"]
+__all__ = ["TUNED", "ListenerDeclaration", "ModelDeclaration", "RetryDeclaration", "TableDeclaration", "output_types"]
+
+TUNED = frozenset({"latency_budget", "max_batch", "scan_order", "scan_rate", "retry"})
+"""Keys of a listener that a running worker takes up."""
 
 _DEVICE = re.compile(r"(cpu|mps|cuda)(:\d+)?|auto")
 
@@ -169,6 +173,12 @@ class ListenerDeclaration(Declaration):
     scan_rate: float = Field(
         default=0.0, ge=0, description="a number of rows a second, 0 for as many as the machine takes", examples=[500]
     )
+    output: Annotated[str, AfterValidator(_datatype)] | None = Field(
+        default=None,
+        exclude_if=absent,
+        description="the datatype of its outputs",
+        examples=["array[float32,384]"],
+    )
     retry: RetryDeclaration | None = Field(
         default=None,
         exclude_if=absent,
@@ -192,3 +202,12 @@ class ListenerDeclaration(Declaration):
     def parsed_key(self) -> Key:
         """The key's fields, and the arguments as which they are passed."""
         return Key.parse(self.key)
+
+
+def output_types(listeners: Mapping[str, ListenerDeclaration], table: str) -> dict[str, str]:
+    """Return the datatypes of the outputs in a table, by path."""
+    return {
+        f"_outputs.{name}.value": each.output
+        for name, each in listeners.items()
+        if each.table == table and each.output is not None
+    }

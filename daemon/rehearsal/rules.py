@@ -72,7 +72,7 @@ def rehearsed(
     if not rows:
         yield Note(at, f"table `{declared.table}` has no row that matches; nothing was predicted")
         return
-    stage = Stage(model, declared.parsed_key, fields, calling)
+    stage = Stage(model, declared.parsed_key, fields, calling, declared.output)
     good: list[tuple[Row, Any]] = []
     bad: list[str] = []
     end = time.monotonic() + ALONE_SECONDS
@@ -110,13 +110,16 @@ def _none(at: str, bad: Sequence[str]) -> Problem:
 class Stage:
     """A model with the key of one listener."""
 
-    def __init__(self, model: Model, key: Key, fields: Mapping[str, str], calling: Callable[[], None]) -> None:
+    def __init__(
+        self, model: Model, key: Key, fields: Mapping[str, str], calling: Callable[[], None], output: str | None = None
+    ) -> None:
         self._model = model
         self._key = key
         self._datatypes: list[Datatype | None] = [
             datatype(fields[path]) if path in fields else None for path in key.fields
         ]
         self._calling = calling
+        self._output = None if output is None else datatype(output)
 
     def row(self, document: bytes) -> Row:
         """The row of a document in BSON."""
@@ -134,7 +137,7 @@ class Stage:
             each = [] if model.prepare_batch else [model.watch.own(model.prepare(arguments)) for arguments in given]
         outputs = model.infer_many(many, len(rows)) if model.prepare_batch else model.infer(each)
         with model.predicting():
-            values = [model.finish(output) for output in outputs]
+            values = [model.finish(output, self._output) for output in outputs]
         for value in values:
             bson.encode({"": value})
         return values

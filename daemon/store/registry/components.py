@@ -51,6 +51,7 @@ from components.declarations import (
     TableDeclaration,
     TrainerDeclaration,
     ValidationDeclaration,
+    output_types,
     parsed,
 )
 from components.errors import DeclarationError, SignatureRefused
@@ -140,6 +141,11 @@ class Catalog:
         """The components of a kind."""
         found: Mapping[str, Component[Any]] = getattr(self, f"{kind}s")
         return found
+
+    def fields(self, table: str) -> dict[str, str]:
+        """The datatypes of a table's fields, and of the outputs that have one, by path."""
+        listeners = {name: each.declaration for name, each in self.listeners.items()}
+        return {**self.tables[table].declaration.fields, **output_types(listeners, table)}
 
 
 _BESIDE: Final[Mapping[str, Any]] = {

@@ -118,7 +118,9 @@ class ModelLoader:
         declared, loaded = until_live(read, lambda declared: self.loaded(declared.model, fresh=fresh))
         key = declared.listener.parsed_key
         types = tuple(datatype(declared.fields[path]) if path in declared.fields else None for path in key.fields)
-        return declared, Live(loaded.model, loaded.version.number, declared.generation, key, types, loaded.threads)
+        output = None if declared.listener.output is None else datatype(declared.listener.output)
+        number, threads = loaded.version.number, loaded.threads
+        return declared, Live(loaded.model, number, declared.generation, key, types, threads, output)
 
     def loaded(self, component: Component[ModelDeclaration], *, fresh: bool = True) -> Loaded | None:
         """The model with the weights of `component`'s live version; the listeners of one process share it.
