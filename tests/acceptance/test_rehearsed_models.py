@@ -105,8 +105,7 @@ class Series(torch.nn.Module):
         self.lstm = torch.nn.LSTM(1, 8, batch_first=True)
         self.layer = torch.nn.Linear(8, 1)
 
-    def forward(self, pair: Any) -> torch.Tensor:
-        padded, length = pair
+    def forward(self, padded: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
         states, _ = self.lstm(padded.unsqueeze(-1))
         return self.layer(states[torch.arange(len(length)), length - 1]).squeeze(1)
 
