@@ -186,7 +186,7 @@ def kinds() -> dict[str, tuple[Model, Any]]:
 
 
 def test_ten_good_models_pass(db: Datalayer) -> None:
-    """Each with its listener, whose rows all have outputs when the call returns; then each again with other code."""
+    """Each with its listener, whose rows all have outputs when the call returns."""
     log = Path(str(db._at.shown)) / "daemon.log"
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
