@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 import pytest
@@ -40,6 +43,9 @@ key = "x"
 model = "sure"
 worker = "w"
 """
+SLOW = TWO.replace('model = "deadly"', 'model = "deadly"\nmax_batch = 64').replace(
+    'object = "harness.deadly_models:deadly"', 'object = "harness.deadly_models:slow_and_deadly"\nbatched = true'
+)
 ONE = """
 [tables.rows]
 fields = { x = "str" }
@@ -103,6 +109,61 @@ def test_a_row_that_crashes_and_one_that_hangs_become_dead_letters(two: Site, ro
     assert 3 <= restarts(two) <= 8
     assert two.daemon is not None
     assert (two.daemon.process.pid, two.daemon.process.poll()) == (pid, None)
+
+
+@pytest.mark.slow
+def test_a_slow_model_loses_no_more_rows_and_holds_up_its_neighbour_no_longer(
+    tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of two seconds: one row crashes, one hangs, all others have outputs after at most four restarts each; the
+    other listener of the worker is late by less than 30 s meanwhile.
+    """
+    monkeypatch.setenv("PREDICTD_LIMITS__STAGE_SECONDS", "8")
+    rows = 600
+    bad = {rows // 3: "segfault", rows // 2: "hang"}
+    with Site(tmp_path / "site", mongo_uri, database, SLOW) as site:
+        daemon = site.start()
+        site.rows.insert_many([{"_id": n, "x": bad.get(n, f"x{n}")} for n in range(rows)])
+        with Trickle(site.data["others"], "_outputs.sure") as trickle:
+            eventually("every row is judged", lambda: has_all(site, "rows", "deadly", rows), 420)
+        assert letters(site) == {rows // 3: "WorkerDied", rows // 2: "TimedOut"}
+        for row in site.rows.find({"_id": {"$nin": list(bad)}}):
+            assert row["_outputs"]["deadly"]["value"] == digest(row["x"])
+        assert 3 <= restarts(site) <= 8
+        assert daemon.process.poll() is None
+        lags = sorted(trickle.lags)
+        assert lags[int(0.99 * len(lags))] < 30, lags[-20:]
+
+
+class Trickle:
+    """Inserts a row every quarter of a second and measures how long each takes to have its output."""
+
+    def __init__(self, table: Any, output: str) -> None:
+        self._table, self._output = table, output
+        self._waiting: dict[int, float] = {}
+        self.lags: list[float] = []
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        for n in itertools.count():
+            if not self._done.is_set():
+                self._waiting[n] = time.monotonic()
+                self._table.insert_one({"_id": n, "x": f"y{n}"})
+            elif not self._waiting:
+                return
+            time.sleep(0.25)
+            query = {"_id": {"$in": list(self._waiting)}, self._output: {"$exists": True}}
+            for row in self._table.find(query, {"_id": 1}):
+                self.lags.append(time.monotonic() - self._waiting.pop(row["_id"]))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join(60)
 
 
 def test_a_row_that_kills_its_process_becomes_a_dead_letter_once(two: Site) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -197,10 +197,10 @@ def mounts() -> None:
     pytest.skip(f"no mount namespace: {reason}")
 
 
-def on_a_disk(site: Site, script: str) -> Daemon:
+def on_a_disk(site: Site, script: str, size: str = "16k") -> Daemon:
     """`predictd run` whose state directory is a tiny file system of its own, prepared by this script."""
     (site.folder / ".predictd").mkdir(exist_ok=True)
-    mount = "mount -t tmpfs -o size=16k,mode=700 none .predictd"
+    mount = f"mount -t tmpfs -o size={size},mode=700 none .predictd"
     fill = "(head -c 1000000 /dev/zero > .predictd/fill; true) 2> /dev/null"
     text = f"{mount} && {script.format(fill=fill)} && exec {PREDICTD} run -c service.toml"
     environ = {"PYTHONPATH": str(Path(__file__).parent.parent)}
@@ -245,6 +245,33 @@ def test_on_a_full_disk_it_runs_with_a_key_from_elsewhere(
             assert site.log.count("a file of the state directory cannot be written") == 2
             assert "the state directory cannot be written: a row that kills" in site.log
             assert "Traceback" not in site.log
+
+
+def fill(disk: Path) -> None:
+    """Takes all the room that is left."""
+    with suppress(OSError), (disk / "fill").open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("mounts")
+def test_a_row_that_kills_is_found_on_a_disk_that_becomes_full(
+    tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]]
+) -> None:
+    """One dead letter, all others have outputs, and the daemon goes on: what it needs to note has its room already."""
+    with Site(tmp_path / "s", mongo_uri, database, TEXT.replace("naps", "deadly")) as site:
+        with on_a_disk(site, "true", "512k") as daemon:
+            eventually("a row is predicted", flows(site, 1), 90)
+            fill(Path(f"/proc/{daemon.process.pid}/root{site.folder}/.predictd"))
+            site.rows.insert_many([{"_id": f"x{n}", "x": "segfault" if n == 7 else f"x{n}"} for n in range(20)])
+            letters = database[names.DEAD_LETTERS]
+            eventually("the row has its letter", lambda: letters.find_one({"error.type": "WorkerDied"}), 90)
+            query = {"_outputs.m.value": {"$exists": True}}
+            eventually("all others have outputs", lambda: site.rows.count_documents(query) == 20)
+            assert letters.count_documents({}) == 1
+            assert daemon.stop() == 0
+        assert "Traceback" not in site.log
 
 
 def test_a_state_directory_behind_a_link_works(tmp_path: Path, mongo_uri: str, database: Any) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 
 def does(x: str) -> str:
-    """`prints`, `closes`, `exits CODE`, `starts FILE` (programs that would run for ten minutes), or nothing."""
+    """`prints`, `closes`, `exits CODE`, `runs CODE`, `starts FILE` (programs that would run for ten minutes), or
+    nothing.
+    """
     what, _, rest = x.partition(" ")
     if what == "prints":
         for number in (1, 2):
@@ -20,6 +22,8 @@ def does(x: str) -> str:
             os.close(number)
     if what == "exits":
         os._exit(int(rest))
+    if what == "runs":
+        exec(rest, {})
     if what == "starts":
         sleep = ["sleep", "600"]
         children = [subprocess.Popen(sleep), subprocess.Popen(sleep, start_new_session=True)]

@@ -73,6 +73,76 @@ def test_a_model_that_prints_reports_and_closes_its_streams_changes_nothing(
     assert service.stop() == 0
 
 
+RAISED = {
+    "SystemExit": "raise SystemExit(0)",
+    "KeyboardInterrupt": "raise KeyboardInterrupt",
+    "RecursionError": "def f(): f()\nf()",
+    "StopIteration": "raise StopIteration",
+    "GeneratorExit": "raise GeneratorExit",
+    "CancelledError": "import asyncio\nraise asyncio.CancelledError",
+    "Silent": "class Silent(BaseException):\n def __str__(self): raise SystemExit(3)\nraise Silent",
+    "ValueError": "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)",
+}
+CHANGED = (
+    "import sys, threading\nt = threading.Thread(target=sys.exit, args=(3,))\nt.start()\nt.join()",
+    "import os\nos.chdir('/')",
+    "import os\nos.environ.clear()",
+    "import os\nos.fork() or os._exit(3)",
+    "import socket\nsocket.setdefaulttimeout(0.0001)",
+    "import warnings\nwarnings.simplefilter('error')",
+    "import logging, sys\nlogging.disable(100)\nsys.stdout = sys.stderr = None",
+    "import sys\nsys.setrecursionlimit(60)",
+    "import time\ntime.sleep = lambda s: None",
+    "import random, decimal\nrandom.seed(1)\ndecimal.getcontext().prec = 1",
+)
+
+
+def test_what_a_model_raises_costs_its_row_and_what_it_changes_nothing(
+    service: Service, database: Database[dict[str, Any]]
+) -> None:
+    """Whatever can be raised is one dead letter; the process works on, with the same worker and epoch."""
+    workers, table = service.worker_pids(), database[TABLE]
+    table.insert_one({"_id": "before", "x": "nothing"})
+    predicted(database, "before", "nothing")  # so that it is known that the model works
+    for name, code in RAISED.items():
+        table.insert_one({"_id": name, "x": f"runs {code}"})
+        query = {"_id": name, f"_outputs.{LISTENER}.error.type": name}
+        eventually(f"{name} is a letter", lambda: table.find_one(query))  # noqa: B023  # called right here
+    for number, code in enumerate(CHANGED):
+        table.insert_one({"_id": number, "x": f"runs {code}"})
+        predicted(database, number, "runs")
+    table.insert_one({"_id": "after", "x": "nothing"})
+    predicted(database, "after", "nothing")
+    assert (service.worker_pids(), epoch(database)) == (workers, 1)
+    assert service.stop() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os, signal\nos.kill(os.getpid(), signal.SIGUSR1)",
+        "import sys\nsys.modules.clear()",
+        "import os, threading\nthreading.Timer(0.001, os._exit, (0,)).start()",
+    ],
+    ids=["signal", "modules", "thread"],
+)
+def test_a_row_that_damages_the_interpreter_costs_itself(
+    service: Service, database: Database[dict[str, Any]], code: str
+) -> None:
+    """Also if predictd's own code fails because of it, once the model has returned. What a thread does later may be too
+    late: then the row has its output.
+    """
+    database[TABLE].insert_many([{"_id": n, "x": f"runs {code}" if n == 5 else "nothing"} for n in range(10)])
+    query = {"_id": 5, f"_outputs.{LISTENER}": {"$exists": True}}
+    row = eventually("it has an output or an error", lambda: database[TABLE].find_one(query), 90)
+    for n in {*range(10)} - {5}:
+        predicted(database, n, "nothing")
+    output = row["_outputs"][LISTENER]
+    assert output.get("value") == "did runs" or output["error"]["type"] == "WorkerDied"
+    assert database[names.DEAD_LETTERS].distinct("_id.row") == ([5] if "error" in output else [])
+
+
 @pytest.mark.parametrize("code", [0, 64, 65, 76])
 def test_an_exit_code_of_user_code_is_a_crash(service: Service, database: Database[dict[str, Any]], code: int) -> None:
     """It starts no epoch and no minute of waiting: the worker is started again, and runs once the row is mended."""

@@ -452,6 +452,17 @@ def test_batches_of_one_size_are_enough_to_know_a_cost() -> None:
     assert cap.value == 50
 
 
+@pytest.mark.parametrize(("seconds", "after"), [(2.0, 256), (4.0, 1)])
+def test_single_rows_do_not_keep_batches_at_one_row(seconds: float, after: int) -> None:
+    """They cannot tell whether a row costs two seconds, or a batch of any size: two rows can."""
+    cap = BatchCap(0.1, 256)
+    for _ in range(300):
+        cap.observe(1, 2.0)
+    assert cap.value == 2
+    cap.observe(2, seconds)
+    assert cap.value == after
+
+
 def test_a_batch_that_ran_out_of_memory_is_never_as_large_again() -> None:
     """Whatever the cost says, and down to one row."""
     cap = BatchCap(10.0, 256)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bson import ObjectId
 
+from components import private_files
+from components.errors import MongoUnavailable
+from daemon.handlers.predict import suspects as suspects_module
 from daemon.handlers.predict.records import Row, Seen
-from daemon.handlers.predict.suspects import Ended, Suspects
+from daemon.handlers.predict.suspects import Ended, Suspects, fewest_first
 
 GENERATION = 3
 NEVER_LEFT: list[Any] = []
@@ -54,6 +58,37 @@ def test_what_is_finished_is_not_suspected(tmp_path: Path) -> None:
     assert len(Suspects(tmp_path, "l", "crashed", 16)) == 0
 
 
+def test_suspects_that_die_together_are_tried_alone(tmp_path: Path) -> None:
+    """Those that died in a batch of anything may be tried together once."""
+    known = dies(tmp_path, *(row(n) for n in range(9)), ended="crashed")
+    assert fewest_first(known, range(9), 3) == [0, 1, 2]
+    assert fewest_first(known, range(9), 1) == [0]
+    known.close()
+    known = dies(tmp_path, row(3), row(4), row(5), ended="crashed")
+    assert [known.narrowed(n) for n in (2, 3, 4, 5, 6)] == [False, True, True, True, False]
+    assert fewest_first(known, range(3, 9), 4) == [6, 7, 8]
+    assert fewest_first(known, range(3, 6), 4) == [3]
+
+
+def test_acquittals_are_saved_as_time_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow model has few of them; the next death must not lose them."""
+    known = dies(tmp_path, *(row(n) for n in range(3)), ended="crashed")
+    monkeypatch.setattr(suspects_module, "SAVE_SECONDS", 0.0)
+    known.passed(0)
+    assert len(Suspects(tmp_path, "l", "", 16)) == 2
+
+
+@pytest.mark.parametrize(("error", "suspects"), [(AttributeError, 1), (MongoUnavailable, 0)])
+def test_rows_are_suspected_of_errors_that_end_the_process(
+    tmp_path: Path, error: type[Exception], suspects: int
+) -> None:
+    """User code may damage what it shares with predictd; errors of predictd itself are not about rows."""
+    before = Suspects(tmp_path, "l", "", 16)
+    with pytest.raises(error), before.working("predict", [row(1)], GENERATION, alone=False):
+        raise error("x")
+    assert len(Suspects(tmp_path, "l", "crashed", 16)) == suspects
+
+
 @pytest.mark.parametrize(("ended", "deaths"), [("crashed", 2), ("timed_out", 2), ("killed", 4), ("", 4)])
 def test_a_row_is_guilty_after_its_deaths_alone(tmp_path: Path, ended: Ended, deaths: int) -> None:
     """A SIGKILL of anybody counts half; the letter says what happened."""
@@ -67,6 +102,19 @@ def test_a_row_is_guilty_after_its_deaths_alone(tmp_path: Path, ended: Ended, de
     assert guilt is not None
     assert guilt.type == ("TimedOut" if ended == "timed_out" else "WorkerDied")
     assert known.guilt(row(2), GENERATION) is None
+
+
+def test_deaths_are_counted_on_a_disk_that_has_become_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The notes of rows at work have their room already; nothing else can be saved."""
+    Suspects(tmp_path, "l", "", 16).close()
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(private_files, "write", full)
+    known = dies(tmp_path, row(1), ended="crashed", alone=True)
+    enters(known, row(1), alone=True)
+    assert Suspects(tmp_path, "l", "crashed", 16).guilt(row(1), GENERATION) is not None
 
 
 def test_a_guilty_row_is_tried_again_alone_if_it_holds_something_else(tmp_path: Path) -> None:

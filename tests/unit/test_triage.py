@@ -32,6 +32,10 @@ class Suspected(NoSuspects):
 
     def __init__(self, *keys: Any) -> None:
         self.keys = dict.fromkeys(keys, 0.0)
+        self.alone: set[Any] = set()
+
+    def narrowed(self, key: Any) -> bool:
+        return key in self.alone
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -41,6 +45,12 @@ class Suspected(NoSuspects):
 
     def passed(self, key: Any) -> None:
         self.keys.pop(key, None)
+
+
+def taken(triage: Triage, **options: Any) -> list[Any]:
+    """The keys of the next batch."""
+    batch = triage.next(**options)
+    return [] if batch is None else [key.key for key in batch.keys]
 
 
 def fails(*kinds: type[BaseException]) -> Callable[[Any], Any]:
@@ -84,6 +94,66 @@ def test_suspects_leave_their_batch_and_come_alone_when_nothing_else_waits() -> 
     assert ([key.key for key in first.keys], first.purpose) == ([2], "alone")
     triage.decide(predicted(str, of=first))
     assert list(suspects.keys) == [1]
+
+
+def test_suspects_of_a_slow_model_come_together() -> None:
+    """One by one they would take minutes; those that died together once more come alone."""
+    suspects = Suspected(*range(100))
+    suspects.alone = {98, 99}
+    triage = Triage("l", suspects=suspects)
+    triage.sort(Batch(tuple(DirtyKey(key, "live") for key in range(100))))
+    for cap, rows in ((2, 2), (256, 9), (1, 1)):
+        batch = triage.next(idle=True, cap=cap, seconds=2.0)
+        assert batch is not None
+        assert (len(batch.keys), batch.purpose) == (rows, "alone")
+    assert len(taken(triage, idle=True, cap=256, seconds=0.01)) == 1
+    rest = [taken(triage, idle=True, cap=256, seconds=60.0) for _ in range(20)]
+    assert [98] in rest
+    assert [99] in rest
+    assert sorted(key for batch in rest for key in batch) == list(range(13, 100))
+
+
+def test_suspects_take_turns_with_other_rows() -> None:
+    """Also once they have waited for long: what came later is not starved."""
+    clock = Clock()
+    triage = Triage("l", suspects=Suspected(1, 2), clock=clock)
+    triage.sort(Batch((DirtyKey(1, "live"), DirtyKey(2, "live"))))
+    clock.now += 100
+    assert taken(triage, idle=False) == [1]
+    assert triage.next(idle=False) is None
+    triage.sort(Batch((DirtyKey(3, "live"),)))
+    assert taken(triage, idle=False) == [2]
+
+
+def test_suspects_of_a_process_that_hung_wait_for_the_others() -> None:
+    """The next hang stops the whole worker: first its other listeners catch up."""
+    clock, suspects = Clock(), Suspected(1)
+    suspects.hung = True
+    triage = Triage("l", suspects=suspects, clock=clock)
+    triage.sort(Batch((DirtyKey(1, "live"),)))
+    assert triage.next(idle=True) is None
+    pause = triage.pause()
+    assert pause is not None
+    clock.now += pause + 0.1
+    assert taken(triage, idle=True) == [1]
+
+
+def test_a_suspect_that_lives_is_treated_as_any_row() -> None:
+    """A passing fault is tried again, and an opening breaker lets go of the suspects that wait."""
+    triage, progress = Triage("l", suspects=Suspected(0)), Progress[int]()
+    triage.sort(Batch((DirtyKey(0, "live"),)))
+    batch = triage.next(idle=True)
+    assert triage.decide(predicted(fails(Retry), of=batch)).letters == ()
+    triage = Triage("l", suspects=Suspected(*range(50)))
+    triage.sort(Batch(tuple(DirtyKey(n, "live", stretches=[progress.begin()]) for n in range(50))))
+    progress.close(1)
+    for _ in range(TRIP_ROWS + 1):
+        if not triage.failing:
+            batch = triage.next(idle=True)
+            assert batch is not None
+            assert triage.decide(predicted(fails(ValueError), of=batch)).letters == ()
+    assert triage.failing
+    assert progress.idle()
 
 
 def test_a_passing_fault_waits_and_becomes_a_letter_after_its_attempts() -> None:

@@ -9,6 +9,8 @@ class BatchCap:
     The line is fitted by least squares with fading weights (each observation weighs `FADING` of its successor), so it
     follows a machine that becomes slow. If the fixed cost b alone exceeds the budget, small batches would not help: the
     cap is then the n at which a*n equals b, so that rows take half of the time.
+
+    Batches of one row cannot tell a from b: after them the cap is at least 2.
     """
 
     FADING = 0.9
@@ -35,10 +37,17 @@ class BatchCap:
 
     def _fitting(self, w: float, n: float, t: float, nn: float, nt: float) -> int:
         spread = w * nn - n * n
-        a = (w * nt - n * t) / spread if spread > 1e-9 * w * nn else t / n
+        alike = spread <= 1e-9 * w * nn
+        a = t / n if alike else (w * nt - n * t) / spread
         a = max(min(a, t / n), 1e-9)
         b = max((t - a * n) / w, 0.0)
-        return int(max(1.0, min(self._ceiling, max((self._budget - b) / a, b / a))))
+        least = 2 if alike and n < 2 * w else 1
+        return min(self._ceiling, max(least, int(min(max((self._budget - b) / a, b / a), self._ceiling))))
+
+    @property
+    def mean_seconds(self) -> float:
+        """The recent time of a batch; 0 if none was measured."""
+        return sum(t / w for w, _, t, _, _ in self._sums.values() if w)
 
     def tune(self, budget: float, ceiling: int) -> None:
         """Takes up another budget and ceiling. A ceiling that is as it was stays halved."""

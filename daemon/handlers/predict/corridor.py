@@ -251,6 +251,8 @@ class CorridorThreads:
         self._prepared: queue.Queue[Prepared | None] = queue.Queue(WAITING_BATCHES)
         self._predicted: queue.Queue[Predicted | None] = queue.Queue(WAITING_BATCHES)
         self._busy: dict[str, float] = {}
+        self._moved = threading.Condition()
+        self._inside = 0
         self._threads = [
             threading.Thread(
                 target=self._guarded, args=(stage,), name=f"{corridor.listener}.{stage.__name__}", daemon=True
@@ -280,14 +282,21 @@ class CorridorThreads:
     def read(self) -> None:
         corridor, triage, dirty = self._corridor, self._corridor.triage, self._corridor.dirty
         while True:
-            batch = triage.next(idle=not any(dirty.depth().values())) if triage.waits else None
+            batch = None
+            if triage.waits:
+                cap = corridor.cap
+                batch = triage.next(idle=not any(dirty.depth().values()), cap=cap.value, seconds=cap.mean_seconds)
             if batch is None:
                 drained = dirty.take(corridor.cap.value, triage.pause() if triage.waits else None)
                 if drained is None:
                     break
                 batch = triage.sort(drained)
             if batch.keys:
-                self._judged.put(self._timed("read", corridor.read, batch))
+                self._emptied(batch)
+                judged = self._timed("read", corridor.read, batch)
+                self._passed(1)
+                self._judged.put(judged)
+                self._emptied(batch)
         self._judged.put(None)
 
     def prepare(self) -> None:
@@ -301,8 +310,26 @@ class CorridorThreads:
         self._predicted.put(None)
 
     def write(self) -> None:
+        triage = self._corridor.triage
         while (predicted := self._predicted.get()) is not None:
-            self._timed("write", self._corridor.write, predicted)
+            judged = predicted.judged
+            alone = judged.batch.purpose == "alone" and len(judged.rows) == 1
+            with triage.suspects.working("write", judged.rows, judged.live.generation, alone=alone):
+                self._timed("write", self._corridor.write, predicted)
+            self._passed(-1)
+
+    def _passed(self, batches: int) -> None:
+        with self._moved:
+            self._inside += batches
+            self._moved.notify_all()
+
+    def _emptied(self, batch: Batch) -> None:
+        """Waits until the corridor is empty if the batch must be alone: it is blamed for the process's end, also for
+        one that comes a moment after the model has returned.
+        """
+        if batch.purpose == "alone":
+            with self._moved:
+                self._moved.wait_for(lambda: not self._inside)
 
     def _timed(self, stage: str, step: Callable[[B], T], batch: B) -> T:
         began = time.perf_counter()
@@ -324,7 +351,7 @@ class CorridorThreads:
         suspects = self._corridor.triage.suspects
         with self._turnstile.entered(alone=alone):
             self._busy[stage] = time.monotonic()
-            with suspects.working(stage, rows, judged.live.generation, alone=alone):
+            with suspects.working(stage, rows, judged.live.generation, alone=alone and len(rows) == 1):
                 return step(batch)
 
     def _guarded(self, stage: Callable[[], None]) -> None:

@@ -180,7 +180,7 @@ class Batch:
 
     keys: tuple[DirtyKey, ...]
     purpose: Literal["", "alone", "probe"] = ""
-    """"alone": its one row is suspected of killing processes; "probe": it tests whether a failing model works again."""
+    """"alone": its rows are suspected of killing processes; "probe": it tests whether a failing model works again."""
 
     @property
     def after(self) -> Timestamp | None:

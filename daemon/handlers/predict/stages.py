@@ -152,7 +152,8 @@ def prepare(
         if guilty is None:
             todo.append(row)
         else:
-            letters.append(replace(letter(row, live, "predict", RuntimeError(guilty.message)), type=guilty.type))
+            dead = letter(row, live, "predict", RuntimeError(guilty.message))
+            letters.append(replace(dead, type=guilty.type, cause="row"))
     held = place = 0
     while place < len(todo):
         chunk = decode(todo[place : place + CHUNK_ROWS], live.key, live.datatypes)

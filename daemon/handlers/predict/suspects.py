@@ -1,12 +1,16 @@
 """Records which rows the model works on, in a file that outlives the process, and finds the row that killed it.
 
-    FOLDER/LISTENER.flight     a slot for each stage that runs user code: the rows that it works on now, 16 bytes each
+    FOLDER/LISTENER.flight     a slot for each stage: the rows that it works on now, 16 bytes each; also for the stage
+                               that writes, because a thread that the model has left behind may kill a moment later
     FOLDER/LISTENER.suspects   JSON: the rows that were at work when a process died, and how often each died *alone*
 
 The file is mapped into memory, so a note costs only a copy of bytes, and the kernel keeps it if the process is killed.
+A note of a row that is alone holds its deaths so far: they are counted also on a disk that has become full.
 The next process reads the notes of the previous one:
 
-* rows of a batch become *suspects*, which are predicted alone from then on;
+* rows of a batch become *suspects*, which are predicted alone from then on. If that would take long, because the model
+  takes long whatever it gets, some of them are predicted together, but with no other row; of those that die together
+  each is then predicted alone;
 * a row that was alone counts one death more. After two deaths alone it is *guilty*: it gets a dead letter without
   another attempt. A SIGKILL that the supervisor did not send may have any reason, so it counts half;
 * a guilty row that is judged again (another input, another version, `retry`) is tried alone; one more death suffices.
@@ -21,6 +25,7 @@ import json
 import mmap
 import os
 import struct
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -32,6 +37,7 @@ import structlog
 from bson import ObjectId
 
 from components import private_files
+from components.errors import PredictdError
 from daemon.handlers.predict.dirty_keys import identity
 from daemon.handlers.predict.records import Guilt, Row
 
@@ -43,15 +49,19 @@ Ended = Literal["", "crashed", "killed", "timed_out"]
 """How the previous process ended: "" in order, or unknown; "killed" by a SIGKILL that the supervisor did not send."""
 
 UserStage = Literal["prepare", "predict"]
+NotedStage = Literal["prepare", "predict", "write"]
 
 GUILTY_DEATHS: Final = 2.0
 KNOWN_ROWS: Final = 5_000
 USUAL_ROWS: Final = 4_096
 """There is room for so many rows, so that `max_batch` may grow while the process runs."""
+SAVE_SECONDS: Final = 1.0
+"""If the process dies, what was acquitted for so long is predicted alone once more."""
+
 _WEIGHTS: Final[dict[Ended, float]] = {"": 0.5, "killed": 0.5, "crashed": 1.0, "timed_out": 1.0}
-_STAGES: Final[tuple[UserStage, ...]] = ("prepare", "predict")
+_STAGES: Final[tuple[NotedStage, ...]] = ("prepare", "predict", "write")
 _HEADER: Final = struct.Struct("<IB3x")
-_ALONE: Final = struct.Struct("<16sq")
+_ALONE: Final = struct.Struct("<16sqd")
 _NAME: Final = 16
 
 
@@ -64,19 +74,23 @@ class _Suspect:
     generation: int = 0
     guilty: bool = False
     offender: bool = False
+    narrowed: bool = False
+    """It died among suspects only."""
 
 
 class NoSuspects:
     """Suspects no row and notes nothing."""
 
     cap: int | None = None
+    hung = False
+    """Whether the previous process was ended because it hung."""
 
     def __len__(self) -> int:
         return 0
 
     def working(
         self,
-        stage: UserStage,  # noqa: ARG002
+        stage: NotedStage,  # noqa: ARG002
         rows: Sequence[Row],  # noqa: ARG002
         generation: int,  # noqa: ARG002
         *,
@@ -88,6 +102,10 @@ class NoSuspects:
     def deaths(self, key: Any) -> float | None:  # noqa: ARG002
         """How often the row died alone; None if it is not suspected."""
         return None
+
+    def narrowed(self, key: Any) -> bool:  # noqa: ARG002
+        """Whether a suspect must be predicted alone, and not among others."""
+        return True
 
     def guilt(self, row: Row, generation: int) -> Guilt | None:  # noqa: ARG002
         """The row's guilt, if it must not be predicted again; else None."""
@@ -115,6 +133,8 @@ class Suspects(NoSuspects):
         self._slot = _HEADER.size + max(rows, USUAL_ROWS) * _NAME
         self._notes = folder / f"{listener}.suspects"
         self._known, self.cap = self._read()
+        self.hung = ended == "timed_out"
+        self._saved_at = 0.0
         flight = folder / f"{listener}.flight"
         self._learn(flight, ended)
         self._map = _mapped(flight, self._slot * len(_STAGES))
@@ -124,23 +144,39 @@ class Suspects(NoSuspects):
         return len(self._known)
 
     @contextmanager
-    def working(self, stage: UserStage, rows: Sequence[Row], generation: int, *, alone: bool) -> Iterator[None]:
-        """User code works on these rows within the block. If the process dies in it, the next process suspects them."""
+    def working(self, stage: NotedStage, rows: Sequence[Row], generation: int, *, alone: bool) -> Iterator[None]:
+        """A stage works on these rows within the block. If the process dies in it, the next process suspects them.
+
+        An error that leaves the block ends the process too: what the rows themselves raise is caught within it, so user
+        code has damaged what it shares with predictd.
+        """
         at = _STAGES.index(stage) * self._slot
         names = b"".join([_name(row.key) for row in rows])[: self._slot - _HEADER.size]
         if alone and rows:
-            names = names[:_NAME] + _ALONE.pack(_digest(rows[0].input), generation)
+            deaths = self.deaths(rows[0].key) or 0.0
+            names = names[:_NAME] + _ALONE.pack(_digest(rows[0].input), generation, deaths)
         self._map[at + _HEADER.size : at + _HEADER.size + len(names)] = names
         self._map[at : at + _HEADER.size] = _HEADER.pack(1 if alone else len(names) // _NAME, alone)  # written last
+        blamed = True
         try:
             yield
+            blamed = False
+        except PredictdError:  # such as a stop
+            blamed = False
+            raise
         finally:
-            self._map[at : at + _HEADER.size] = _HEADER.pack(0, 0)
+            if not blamed:
+                self._map[at : at + _HEADER.size] = _HEADER.pack(0, 0)
 
     def deaths(self, key: Any) -> float | None:
         """How often the row died alone; None if it is not suspected."""
         suspect = self._known.get(_name(key))
         return None if suspect is None else suspect.deaths
+
+    def narrowed(self, key: Any) -> bool:
+        """Whether a suspect must be predicted alone, and not among others."""
+        suspect = self._known.get(_name(key))
+        return suspect is None or suspect.narrowed or suspect.deaths > 0 or suspect.guilty or suspect.offender
 
     def guilt(self, row: Row, generation: int) -> Guilt | None:
         """The row's guilt, if this input was guilty under this generation and has no dead letter yet."""
@@ -158,7 +194,8 @@ class Suspects(NoSuspects):
 
     def passed(self, key: Any) -> None:
         """The row was predicted alone, and the process lives."""
-        if self._known.pop(_name(key), None) is not None and (not self._known or len(self._known) % 64 == 0):
+        passed = self._known.pop(_name(key), None)
+        if passed is not None and (not self._known or time.monotonic() - self._saved_at > SAVE_SECONDS):
             self._save()
 
     def sentenced(self, key: Any) -> None:
@@ -176,9 +213,12 @@ class Suspects(NoSuspects):
         """Adds the rows that were at work when the previous process ended."""
         for stage, alone, names, about in _left(flight):
             for name in names:
+                before = name in self._known
                 known = self._known.setdefault(name, _Suspect())
                 if not alone:
+                    known.narrowed = before
                     continue
+                known.deaths = max(known.deaths, min(about[2], GUILTY_DEATHS))
                 known.deaths += GUILTY_DEATHS if known.offender and _WEIGHTS[ended] == 1.0 else _WEIGHTS[ended]
                 known.stage, known.cause = stage, ended
                 known.input, known.generation = about[0].hex(), about[1]
@@ -208,6 +248,7 @@ class Suspects(NoSuspects):
             return {}, None
 
     def _save(self) -> None:
+        self._saved_at = time.monotonic()
         document = {"cap": self.cap, "rows": {name.hex(): asdict(known) for name, known in self._known.items()}}
         try:
             private_files.write(self._notes, json.dumps(document).encode())
@@ -218,16 +259,18 @@ class Suspects(NoSuspects):
 def _mapped(path: Path, size: int) -> mmap.mmap:
     descriptor = private_files.create(path, os.O_RDWR)
     try:
-        os.ftruncate(descriptor, 0)
+        os.ftruncate(descriptor, size)
         os.posix_fallocate(descriptor, 0, size)  # without room on the disk for a page, a later write would be a SIGBUS
-        return mmap.mmap(descriptor, size)
+        mapped = mmap.mmap(descriptor, size)
+        mapped[:] = bytes(size)  # not cut off before: a full disk may give its room to somebody else
+        return mapped
     finally:
         os.close(descriptor)
 
 
-def _left(flight: Path) -> Iterator[tuple[UserStage, bool, list[bytes], tuple[bytes, int]]]:
-    """The rows each stage had at work: the stage, whether its row was alone, the rows' names, a lone row's input and
-    generation.
+def _left(flight: Path) -> Iterator[tuple[NotedStage, bool, list[bytes], tuple[bytes, int, float]]]:
+    """The rows each stage had at work: the stage, whether its row was alone, the rows' names; of a lone row its input,
+    its generation, and how often it had died before.
     """
     try:
         data = flight.read_bytes()
@@ -260,8 +303,10 @@ def _digest(data: bytes) -> bytes:
     return blake2b(data, digest_size=_NAME).digest()
 
 
-def fewest_first(suspects: NoSuspects, keys: Iterable[Any]) -> Any:
-    """The key with the fewest deaths: a row is tried again only after all others, so that a killer delays as few as
-    possible.
+def fewest_first(suspects: NoSuspects, keys: Iterable[Any], together: int) -> list[Any]:
+    """The keys to try next: some that may be tried together, else the one with the fewest deaths. A row is tried again
+    only after all others, so that a killer delays as few as possible.
     """
-    return min(keys, key=lambda key: suspects.deaths(key) or 0.0)
+    keys = list(keys)
+    some = [key for key in keys if not suspects.narrowed(key)][:together] if together > 1 else []
+    return some or [min(keys, key=lambda key: (suspects.deaths(key) or 0.0, suspects.narrowed(key)))]

@@ -3,7 +3,7 @@
 | state | when | what happens to rows |
 |---|---|---|
 | running | | they are predicted as they come |
-| careful | rows were at work when the process died | these suspects are predicted one at a time, the others as usual |
+| careful | rows were at work when the process died | these suspects are predicted apart, the others as usual |
 | failing | the model fails on (nearly) every row: the breaker is open | a scan will find them; probes test the model |
 
 *Retry.* A row with a transient error (connection refused, a timeout, no memory, `Retry`) waits and is tried again, with
@@ -18,6 +18,7 @@ row of a probe gets an output. A version that goes live is probed at once.
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -42,7 +43,12 @@ MOSTLY: Final = 9
 """The model fails on nearly every row if more than so many rows fail for each row with an output."""
 
 ALONE_SECONDS: Final = 5.0
-"""A suspect waits until no other row waits, but at most so long."""
+"""A suspect waits until no other row waits, but at most so long. If the process hung, it waits as long: until then
+the other listeners of the worker catch up.
+"""
+
+LONG_SECONDS: Final = 30.0
+"""If it would take longer to predict the suspects one by one, some are predicted together."""
 
 ROWS_ARE_BAD_SECONDS: Final = 5.0
 PROBE_SECONDS: Final = (1.0, 60.0)
@@ -94,6 +100,7 @@ class Triage:
         self._alone: dict[Hashable, _Waiting] = {}
         self._later: dict[Hashable, _Waiting] = {}
         self._attempts: dict[Hashable, tuple[int, float]] = {}
+        self._others_turn = False
         self._failed_rows = 0
         self._rows_bad_until = 0.0
         self._why: str | None = None
@@ -129,8 +136,9 @@ class Triage:
 
     def sort(self, batch: Batch) -> Batch:
         """The batch without its suspects; an empty batch while the breaker is open."""
+        self._others_turn = False
         if self.failing:
-            self._sample.extend(key.key for key in batch.keys[-2:])
+            self._sample.extend(key.key for key in batch.keys[-2:] if self.suspects.deaths(key.key) is None)
             for key in batch.keys:
                 key.finish()  # the ordered scan will find it
             return Batch(())
@@ -142,8 +150,10 @@ class Triage:
         names = {id(key) for key in apart}
         return Batch(tuple(key for key in batch.keys if id(key) not in names)) if apart else batch
 
-    def next(self, *, idle: bool) -> Batch | None:
-        """A batch that is due now, None if there is none; `idle` if no other row waits."""
+    def next(self, *, idle: bool, cap: int = 1, seconds: float = 0.0) -> Batch | None:
+        """A batch that is due now, None if there is none; `idle` if no other row waits. A batch may hold `cap` rows,
+        and takes about so many `seconds`.
+        """
         now = self._clock()
         if self.failing:
             if now < self._probe_at or not self._sample:
@@ -155,10 +165,17 @@ class Triage:
             due = [name for name, waiting in self._later.items() if waiting.due <= now]
             if due:
                 return Batch(tuple(self._later.pop(name).key for name in due))
-            if self._alone and (idle or now - min(each.since for each in self._alone.values()) > ALONE_SECONDS):
-                key = fewest_first(self.suspects, [each.key.key for each in self._alone.values()])
-                return Batch((self._alone.pop(identity(key)).key,), "alone")
+            if self._alone and self._may_be_alone(now, idle=idle):
+                self._others_turn = True
+                left = len(self._alone)
+                together = min(cap, math.isqrt(left)) if left * seconds > LONG_SECONDS else 1
+                keys = fewest_first(self.suspects, [each.key.key for each in self._alone.values()], together)
+                return Batch(tuple(self._alone.pop(identity(key)).key for key in keys), "alone")
         return None
+
+    def _may_be_alone(self, now: float, *, idle: bool) -> bool:
+        waited = now - min(each.since for each in self._alone.values()) > ALONE_SECONDS
+        return (waited or not self.suspects.hung) if idle else (waited and not self._others_turn)
 
     def pause(self) -> float | None:
         """Seconds until a batch may be due; None if nothing waits here."""
@@ -166,7 +183,8 @@ class Triage:
         with self._lock:
             times = [waiting.due for waiting in self._later.values()]
             if self._alone:
-                times.append(now)
+                since = min(each.since for each in self._alone.values())
+                times.append(since + ALONE_SECONDS if self.suspects.hung else now)
         if self.failing:
             times.append(self._probe_at)
         return max(0.0, min(times) - now) if times else None
@@ -184,7 +202,6 @@ class Triage:
             for row in predicted.judged.rows:
                 if self.suspects.guilt(row, predicted.judged.live.generation) is None:
                     self.suspects.passed(row.key)
-            return predicted
         if self.failing:
             return self.released(predicted)
         failed = [letter for letter in predicted.letters if letter.cause != "row"]
@@ -234,9 +251,10 @@ class Triage:
         self._probe_pause = PROBE_SECONDS[0]
         self._probe_at = self._clock() + self._probe_pause
         with self._lock:
-            for waiting in self._later.values():
+            for waiting in (*self._later.values(), *self._alone.values()):
                 waiting.key.finish()
             self._later.clear()
+            self._alone.clear()
             self._attempts.clear()
         self.wake()
         log.error("listener is failing: its rows wait until the model works again", listener=self._listener,
