@@ -71,7 +71,7 @@ def beside(config: Config, path: Path) -> int:
     except PredictdError as error:
         hint(f"what it would change is not known: {error}")
         return 0
-    for line in _screen(found).splitlines():
+    for line in _screen(found).splitlines() if found["verdict"] != "unchanged" else ():
         say(line)
     return _code(found)
 

@@ -10,11 +10,14 @@ import pytest
 from harness.daemons import eventually
 from harness.processes import SERVICE, TABLE, WORKER, Workplace, declarations
 from PIL import Image
+from pymongo import MongoClient
 from pymongo.database import Database
 
 from components.errors import OutputError
 from components.model import ObjectModel
 from components.outputs import typed
+from daemon.api.connection import Connection
+from daemon.api.datalayer import Datalayer
 from daemon.store import names
 from daemon.store.rows import dead_letters
 
@@ -61,6 +64,19 @@ def test_a_chained_listener_gets_what_the_datatype_says(
     eventually("all are described", lambda: place.rows.count_documents(done) == 10)
     assert worker.stop() == 0
     assert place.database[names.DEAD_LETTERS].count_documents({}) == 0
+
+
+def test_a_client_reads_what_the_datatype_says(place: Workplace) -> None:
+    """`db[table]`; what does not fit, as an output from before the datatype, stays as it is."""
+    place.rows.insert_many({"_id": n, "x": n} for n in range(3))
+    place.declare(chain("array[float32,2x2]", "grid"))
+    place.run().stop()
+    place.rows.insert_one({"_id": "before", "x": 1, "_outputs": {"first": {"value": "old"}}})
+    with MongoClient[dict[str, Any]](place.uri) as client:
+        at = Connection(client, client[place.database.name], SERVICE, SERVICE, place.uri)
+        rows = {row["_id"]: row["_outputs"]["first"]["value"] for row in Datalayer(at)[TABLE]}
+    assert rows["before"] == "old"
+    assert (rows[2].dtype, rows[2].tolist()) == (np.float32, [[2.0, 2.0], [2.0, 2.0]])
 
 
 def test_another_datatype_predicts_every_row_anew(place: Workplace) -> None:
