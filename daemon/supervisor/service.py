@@ -275,7 +275,7 @@ class Supervisor:
         changed = [section for section, parts in built.items() if self._built.get(section) != parts]
         if changed and self._operation.active:  # what cannot be built must not replace what runs
             try:
-                problems = await in_thread(lambda: build(config, only=changed))
+                problems = await in_thread(lambda: build(config, only=changed, without=self._uri_variables()))
             except OSError as error:
                 problems = [Problem(changed[0], f"the check of whether this can be built did not start: {error}")]
             if problems:
@@ -296,6 +296,9 @@ class Supervisor:
             problems.append(Problem("listeners", f"the rehearsal could not take place: {result.failed}; {how}"))
         if problems:
             raise ConfigurationError(problems)
+
+    def _uri_variables(self) -> frozenset[str]:
+        return configuration.uri_variables(self._path, self._environ)
 
     async def _apply(self, config: Config) -> str:
         """Applies the whole `config`, or nothing of it."""
