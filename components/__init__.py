@@ -35,15 +35,18 @@ from components.errors import (
     WeightsError,
 )
 from components.examples import Examples, ListExamples
+from components.fitting import Fit
 from components.hashing import hash_item
 from components.import_paths import ImportPolicy
 from components.key import Arguments, Key
 from components.listener import Listener
+from components.loop_trainer import LoopTrainer
 from components.metric import Metric
 from components.model import Model, ObjectModel
 from components.query import Condition, Field, Query
 from components.signing_key import SigningKey
 from components.table import Table
+from components.training_loop import Training, TrainingLoop
 from components.validation import Validation
 
 __all__ = [
@@ -60,6 +63,7 @@ __all__ = [
     "Examples",
     "Fenced",
     "Field",
+    "Fit",
     "ImportPolicy",
     "ImportRefused",
     "JobFailed",
@@ -67,6 +71,7 @@ __all__ = [
     "LeaseLost",
     "ListExamples",
     "Listener",
+    "LoopTrainer",
     "Metric",
     "MetricError",
     "Model",
@@ -83,7 +88,9 @@ __all__ = [
     "SigningKey",
     "Stopped",
     "Table",
+    "Training",
     "TrainingError",
+    "TrainingLoop",
     "UnknownDatatype",
     "Validation",
     "WeightsError",

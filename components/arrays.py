@@ -40,6 +40,11 @@ _INT8_VECTOR = b"\x03\x00"
 _BITS = b"\x10"
 
 
+def isfinite_array(array: Any) -> bool:
+    """Return whether all numbers of an array, a tensor or an image are finite."""
+    return bool(np.isfinite(np.asarray(array)).all())
+
+
 @dataclass(frozen=True, slots=True)
 class ArrayLayout:
     """The dtype and shape of a field's arrays, and their conversion to and from BSON."""

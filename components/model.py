@@ -17,13 +17,15 @@ from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from itertools import islice
 from threading import Lock
-from typing import Any
+from typing import Any, Self
 
+from components import estimators, object_state
 from components.awaited import awaited
+from components.datatypes import Datatype
 from components.errors import DeclarationError, OutputShapeError
 from components.key import Arguments
 from components.names import check_identifier
-from components.outputs import storable
+from components.outputs import storable, typed
 from components.shared_memory import Watch
 
 __all__ = ["Arguments", "Model", "ObjectModel"]
@@ -98,9 +100,12 @@ class Model(ABC):
         """Return the `n` outputs of the batch that `prepare_many` returned."""
         return checked(self.infer(batch), n)
 
-    def finish(self, output: Any) -> Any:
-        """Return the BSON value to store; raises OutputError if the output is not finite or BSON cannot hold it."""
-        return storable(self.postprocessed(output))
+    def finish(self, output: Any, kind: Datatype | None = None) -> Any:
+        """Return the BSON value to store, as this datatype if one is given; raises OutputError if the output is not
+        finite, or BSON or the datatype cannot hold it.
+        """
+        value = self.postprocessed(output)
+        return storable(value) if kind is None else typed(value, kind)
 
     def postprocessed(self, output: Any) -> Any:
         """Return one output after the user's `postprocess`."""
@@ -129,7 +134,7 @@ class Model(ABC):
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002  # the subclass defines the arguments
         """Train the model in this process; raises DeclarationError if this kind of model cannot be trained."""
-        raise DeclarationError(f"model {self.identifier!r}: {type(self).__name__} cannot be trained; TorchModel can")
+        raise DeclarationError(f"model {self.identifier!r}: {type(self).__name__} cannot be trained; it has no fit")
 
     def state(self) -> dict[str, Any] | None:
         """Return a copy of the weights by name; None if the model has no weights."""
@@ -139,6 +144,24 @@ class Model(ABC):
         """Load the weights of a version; raises WeightsError if they do not fit."""
         if state:
             raise DeclarationError(f"model {self.identifier!r}: {type(self).__name__} has no weights to load")
+
+    def packed(self) -> tuple[bytes | None, str | None]:
+        """Return what the model has learned, as it is stored, and its hash; (None, None) if it cannot learn."""
+        return None, None
+
+    def unpack(self, data: bytes) -> None:
+        """Take over what `packed` returned; raises WeightsError if it does not fit, or is damaged."""
+        raise DeclarationError(
+            f"model {self.identifier!r}: {type(self).__name__} has no weights to load ({len(data)} bytes)"
+        )
+
+    def own_training(self) -> AbstractContextManager[object]:
+        """Return the context of a training by an own loop."""
+        return nullcontext()
+
+    def as_it_was(self) -> AbstractContextManager[object]:
+        """Return the context of a measurement within a training, after which the model is in its mode of before."""
+        return nullcontext()
 
     def warm(self) -> None:
         """Do the work that would delay the first batch."""
@@ -152,6 +175,10 @@ class Model(ABC):
 class ObjectModel(Model):
     """Any callable as a model: called once per row, or, with `batched`, once per batch with the list of inputs.
 
+    An object with `fit` or `partial_fit`, such as an estimator of scikit-learn, is called by its method
+    `forward_method` ("predict" by default) with the inputs of a batch: an array with a row for each, a list of texts,
+    or, if the inputs are named, a pandas.DataFrame. A LoopTrainer trains it.
+
     Without `preprocess` the callable receives the row's arguments; with it, the result of `preprocess`. In the list
     that a batched callable receives, a row is its only argument, a tuple of several, or a dict of named ones. The
     callable returns a sequence with one output per row.
@@ -160,19 +187,64 @@ class ObjectModel(Model):
     def __init__(
         self,
         identifier: str,
-        object: Callable[..., Any],  # noqa: A002  # the reference tutorial's name
+        object: Any,  # noqa: A002  # the reference tutorial's name
         preprocess: Callable[..., Any] | None = None,
         postprocess: Callable[[Any], Any] | None = None,
         *,
         batched: bool = False,
         threads: int | None = None,
+        forward_method: str = "__call__",
     ) -> None:
         super().__init__(identifier, preprocess, postprocess, threads)
-        if not callable(object):
+        if forward_method == "__call__" and not callable(object) and estimators.learns(object):
+            forward_method = "predict"
+        if forward_method == "__call__" and not callable(object):
             raise DeclarationError(f"model {identifier!r}: object: expected a callable, got {type(object).__name__}")
+        if not callable(getattr(object, forward_method, None)):
+            raise DeclarationError(
+                f"model {identifier!r}: forward_method: {type(object).__name__} has no method {forward_method!r}"
+            )
         self.object = object
-        self.batched = batched
+        self.forward_method = forward_method
+        self._stacks = forward_method != "__call__" and estimators.learns(object)
+        self.batched = batched or self._stacks
         self._by_row = False
+        self._loaded: tuple[Any, str] | None = None
+        """The object as it was declared, and the hash of the state that was loaded into a copy of it."""
+
+    @property
+    def declared(self) -> Any:
+        """The object to declare: without what the daemon has trained, as long as nobody has changed that."""
+        if self._loaded is None or object_state.digest(self.object) != self._loaded[1]:
+            return self.object
+        return self._loaded[0]
+
+    def packed(self) -> tuple[bytes | None, str | None]:
+        """Return what the object has learned, as it is stored, and its hash."""
+        return object_state.dump(self.object), object_state.digest(self.object)
+
+    def unpack(self, data: bytes) -> None:
+        """Replace the object by a copy that has learned what `packed` returned."""
+        with self._turn:
+            declared = self.object if self._loaded is None else self._loaded[0]
+            self.object = object_state.load(declared, data)
+            self._loaded = declared, object_state.digest(self.object)
+
+    def fit(self, X: Any, y: Any = None, *, method: str = "fit", **options: Any) -> Self:  # noqa: N803  # scikit-learn's names
+        """Train the object in this process by its method `fit` or `partial_fit`; returns the model.
+
+        X: the rows' inputs, one item per row (an `Arguments` for several), which the model's preprocess prepares. An
+            array or a DataFrame is given to the object as it is, if there is no preprocess. y: their targets.
+        options: passed on to the method.
+        """
+        if not callable(getattr(self.object, method, None)):
+            return super().fit()  # type: ignore[no-any-return]
+        if self.preprocess is not None or not hasattr(X, "shape"):
+            given = [x if isinstance(x, Arguments) else Arguments((x,)) for x in X]
+            X = estimators.stacked([self.prepare(arguments) for arguments in given])  # noqa: N806
+        with self._turn:
+            getattr(self.object, method)(X, y, **options)
+        return self
 
     def prepare(self, arguments: Arguments) -> Any:
         """Return the preprocessed row; without a `preprocess`, its arguments."""
@@ -189,9 +261,19 @@ class ObjectModel(Model):
         """Call the object, in one thread at a time."""
         with self._turn:
             if self.batched:
-                return self._rows(xs, awaited(self.object(xs)))
+                return self._rows(xs, self._called(xs))
             given = [x if isinstance(x, Arguments) else Arguments((x,)) for x in xs]
-            return [awaited(self.object(*x.args, **x.kwargs)) for x in given]
+            return [awaited(self._call(*x.args, **x.kwargs)) for x in given]
+
+    @property
+    def _call(self) -> Callable[..., Any]:
+        method: Callable[..., Any] = getattr(self.object, self.forward_method)
+        return self.object if self.forward_method == "__call__" else method
+
+    def _called(self, xs: list[Any]) -> Any:
+        if self._stacks:
+            return estimators.rows_of_output(self._call(estimators.stacked(xs)))
+        return awaited(self._call(xs))
 
     def _rows(self, xs: list[Any], outputs: Any) -> list[Any]:
         """Return the outputs of a batch, one for each row.
@@ -203,7 +285,7 @@ class ObjectModel(Model):
         if self._by_row or not all(_length(row) == n for row in rows):
             return rows
         rows = deepcopy(rows)  # the next call may write into the same memory
-        another = awaited(self.object([*deepcopy(xs), deepcopy(xs[0])]))
+        another = self._called([*deepcopy(xs), deepcopy(xs[0])])
         if _length(another) != n + 1:
             raise OutputShapeError(
                 f"the model returned {n} sequences of {n} for {n} rows, and {_length(another)} for {n + 1} rows; "

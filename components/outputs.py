@@ -45,10 +45,11 @@ from bson.timestamp import Timestamp
 from PIL import Image
 
 from components import images
-from components.datatypes import datatype
-from components.errors import EncodeError, OutputError
+from components.arrays import isfinite_array
+from components.datatypes import Datatype, datatype
+from components.errors import EncodeError, OutputError, RowError
 
-__all__ = ["storable"]
+__all__ = ["storable", "typed"]
 
 MAX_DEPTH = 90
 """BSON nests at most 100 levels; the value is a few levels deep in its row."""
@@ -76,6 +77,18 @@ _Place: TypeAlias = "tuple[_Place, str | int] | None"
 def storable(value: object) -> object:
     """Return a model's output as BSON; raises OutputError with the place and the reason if BSON cannot hold it."""
     return _convert(value, None, 0)
+
+
+def typed(value: object, kind: Datatype) -> object:
+    """Return a model's output as its declared datatype stores it; raises OutputError if it does not fit."""
+    try:
+        stored = kind.encode(value)
+        array = kind.decode(stored) if isinstance(stored, Binary) else None
+    except RowError as error:
+        raise OutputError(f"output: {error} (the listener's `output`)") from error
+    if hasattr(array, "__array__") and not isfinite_array(array):
+        raise OutputError("output holds nan or an infinity; outputs must be finite numbers")
+    return storable(stored)
 
 
 def _convert(value: Any, at: _Place, depth: int) -> object:

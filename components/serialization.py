@@ -28,6 +28,7 @@ from components.dataset import Dataset
 from components.declarations import (
     DatasetDeclaration,
     ListenerDeclaration,
+    LoopArguments,
     ModelDeclaration,
     TableDeclaration,
     TrainerArguments,
@@ -37,8 +38,10 @@ from components.declarations import (
 )
 from components.errors import DeclarationError, PredictdError
 from components.extended_json import decoded
+from components.fitting import Fit
 from components.known_classes import refuse_unknown
 from components.listener import Listener
+from components.loop_trainer import LoopTrainer
 from components.metric import Metric
 from components.model import Model, ObjectModel
 from components.query import Query
@@ -104,7 +107,7 @@ def declare(component: Any, allow: Sequence[str] = (), *, model: Model | str | N
             raise DeclarationError(
                 f"trainer {component.identifier!r}: belongs to no model; attach it: model.trainer = ..."
             )
-        codes = _Codes(allow, getattr(model, "object", None), component.objective)
+        codes = _Codes(allow, getattr(model, "object", None), getattr(component, "objective", None))
         return Declared("trainer", name, _trainer(component, codes, name), codes.artifacts)
     raise DeclarationError(f"expected a Table, Model, Listener, Trainer or Validation, got {type(component).__name__}")
 
@@ -151,7 +154,14 @@ def build_model(name: str, declaration: ModelDeclaration, resolve: Resolve) -> M
                 }
             if not of_torch:
                 code.pop("preprocess_batch", None)
-                return ObjectModel(name, module, **code, batched=declaration.batched, threads=declaration.threads)
+                return ObjectModel(
+                    name,
+                    module,
+                    **code,
+                    batched=declaration.batched,
+                    forward_method=declaration.forward_method,
+                    threads=declaration.threads,
+                )
             from components.torch import TorchModel  # imported here, because the supervisor must not import torch
 
             model = TorchModel(
@@ -162,6 +172,7 @@ def build_model(name: str, declaration: ModelDeclaration, resolve: Resolve) -> M
                 forward_method=declaration.forward_method,
                 dtype=declaration.dtype,
                 threads=declaration.threads,
+                pretrained=declaration.pretrained,
             )
             model.origin = None if module is built else built
             return model
@@ -174,16 +185,18 @@ def build_model(name: str, declaration: ModelDeclaration, resolve: Resolve) -> M
 def build_trainer(
     name: str, declaration: TrainerDeclaration, resolve: Resolve, model: Callable[[], Model] | None = None
 ) -> Any:
-    """Return the TorchTrainer of a declaration; raises DeclarationError with the key ("trainers.lenet.objective").
+    """Return the trainer of a declaration; raises DeclarationError with the key ("trainers.lenet.objective").
 
     model: returns the model that is trained. It is called if code of the trainer may refer to that model's module.
     """
-    from components.torch.trainer import TorchTrainer
-
     at = f"trainers.{name}"
     roots = Roots(model)
     resolve = roots.resolving(resolve)
     try:
+        if declaration.type == "loop":
+            return _loop_trainer(at, declaration, resolve)
+        from components.torch.trainer import TorchTrainer
+
         roots.objective = _resolved(f"{at}.objective", declaration.objective, resolve)
         return TorchTrainer(
             declaration.identifier,
@@ -200,6 +213,26 @@ def build_trainer(
         )
     except PredictdError as error:
         raise error if str(error).startswith(at) else DeclarationError(f"{at}: {error}") from error
+
+
+def _loop_trainer(at: str, declaration: TrainerDeclaration, resolve: Resolve) -> LoopTrainer:
+    loop = _resolved(f"{at}.loop", declaration.loop, resolve) or Fit
+    if isinstance(loop, type):
+        arguments = _given(f"{at}.loop_arguments", declaration.loop_arguments, resolve)
+        try:
+            loop = loop(**arguments)
+        except PredictdError:
+            raise
+        except Exception as error:  # the user's constructor may raise anything
+            raise DeclarationError(f"{at}.loop: building it raised {type(error).__name__}: {error}") from error
+    return LoopTrainer(
+        declaration.identifier,
+        loop,
+        select=_query(declaration),
+        key=declaration.key,
+        transform=_resolved(f"{at}.transform", declaration.transform, resolve),
+        **declaration.arguments,
+    )
 
 
 def build_validation(
@@ -326,16 +359,17 @@ def _model(model: Model, codes: _Codes) -> ModelDeclaration:
     steps = ("preprocess", "preprocess_batch", "postprocess")
     declared: dict[str, Any] = {
         "type": "torch" if of_torch else "object",
-        "object": codes.slot(f"{at}.object", given.object, by_value=by_value),
+        "object": codes.slot(f"{at}.object", given.object if of_torch else given.declared, by_value=by_value),
         **{step: codes.slot(f"{at}.{step}", getattr(given, step, None)) for step in steps},
         "threads": given.threads,
     }
+    declared["forward_method"] = given.forward_method
     if of_torch:
         dtype = None if given.dtype is None else str(given.dtype).removeprefix("torch.")
         declared |= {
             "device": _device(given.preferred_devices),
             "dtype": dtype,
-            "forward_method": given.forward_method,
+            "pretrained": given.pretrained,
         }
     else:
         declared["batched"] = given.batched
@@ -353,16 +387,15 @@ def _devices(device: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _is_trainer(component: object) -> bool:
+    if isinstance(component, LoopTrainer):
+        return True
     kind = getattr(sys.modules.get("components.torch.trainer"), "TorchTrainer", None)
     return kind is not None and isinstance(component, kind)
 
 
 def _trainer(trainer: Any, codes: _Codes, model: str) -> TrainerDeclaration:
     at = f"trainers.{model}"
-    from components.torch.trainer import TorchTrainer
-
-    instead = "declare a TorchTrainer, with your own code in its objective, transform and optimizer_cls"
-    refuse_unknown(at, trainer, TorchTrainer, instead)
+    refuse_unknown(at, trainer, _trainer_class(trainer), _OWN_LOOP)
     for name in ("select", "key"):
         if getattr(trainer, name) is None:
             raise DeclarationError(
@@ -373,6 +406,22 @@ def _trainer(trainer: Any, codes: _Codes, model: str) -> TrainerDeclaration:
         "identifier": trainer.identifier,
         **_rows(trainer.select),
         "key": trainer.key.spec,
+    }
+    if isinstance(trainer, LoopTrainer):
+        by_method = type(trainer.loop) is Fit
+        return made(
+            TrainerDeclaration,
+            at,
+            declared
+            | {
+                "type": "loop",
+                "loop": None if by_method else codes.slot(f"{at}.loop", trainer.loop),
+                "loop_arguments": codes.given(f"{at}.loop_arguments", dict(vars(trainer.loop))) if by_method else {},
+                "transform": codes.slot(f"{at}.transform", trainer.transform),
+                **{name: getattr(trainer, name) for name in LoopArguments.model_fields},
+            },
+        )
+    declared |= {
         "objective": codes.slot(f"{at}.objective", trainer.objective),
         "transform": codes.slot(f"{at}.transform", trainer.transform),
         "loader": codes.given(f"{at}.loader", dict(trainer.loader_kwargs)),
@@ -383,6 +432,20 @@ def _trainer(trainer: Any, codes: _Codes, model: str) -> TrainerDeclaration:
         **{name: getattr(trainer, name) for name in TrainerArguments.model_fields},
     }
     return made(TrainerDeclaration, at, declared)
+
+
+_OWN_LOOP = (
+    "declare a TorchTrainer, with your own code in its objective, transform and optimizer_cls; or a LoopTrainer, with "
+    "an own loop in a subclass of TrainingLoop"
+)
+
+
+def _trainer_class(trainer: object) -> type:
+    if isinstance(trainer, LoopTrainer):
+        return LoopTrainer
+    from components.torch.trainer import TorchTrainer
+
+    return TorchTrainer
 
 
 def _rows(select: Query) -> dict[str, Any]:

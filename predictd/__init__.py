@@ -12,11 +12,12 @@ from components import *  # noqa: F403 - all of it, and mypy follows its `__all_
 if TYPE_CHECKING:
     from daemon.api import Datalayer as Datalayer
     from daemon.api import NotServed as NotServed
+    from daemon.api import PlanHeld as PlanHeld
     from daemon.api import TableHandle as TableHandle
     from daemon.api import VersionList as VersionList
     from daemon.api import connect as connect
 
-_API = ("Datalayer", "NotServed", "TableHandle", "VersionList", "connect")
+_API = ("Datalayer", "NotServed", "PlanHeld", "TableHandle", "VersionList", "connect")
 
 
 def __getattr__(name: str) -> Any:

@@ -15,16 +15,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from components.declarations.models import ListenerDeclaration, ModelDeclaration, TableDeclaration
+from components.declarations.models import (
+    TUNED,
+    ListenerDeclaration,
+    ModelDeclaration,
+    TableDeclaration,
+    output_types,
+)
 from components.declarations.schema import Declaration, documented, made
 from components.declarations.trainers import (
-    TORCHMETRICS,
-    DatasetDeclaration,
     Keyed,
-    MetricDeclaration,
+    LoopArguments,
     TrainerArguments,
     TrainerDeclaration,
     TrainerSection,
+)
+from components.declarations.validations import (
+    TORCHMETRICS,
+    DatasetDeclaration,
+    MetricDeclaration,
     ValidationArguments,
     ValidationDeclaration,
 )
@@ -34,10 +43,12 @@ from components.errors import DeclarationError
 __all__ = [
     "KINDS",
     "TORCHMETRICS",
+    "TUNED",
     "DatasetDeclaration",
     "Declaration",
     "Keyed",
     "ListenerDeclaration",
+    "LoopArguments",
     "MetricDeclaration",
     "ModelDeclaration",
     "TableDeclaration",
@@ -49,6 +60,7 @@ __all__ = [
     "When",
     "documented",
     "made",
+    "output_types",
     "parsed",
     "queries",
 ]

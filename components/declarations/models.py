@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, PlainValidator, field_validator, model_validator
+from pydantic import AfterValidator, Field, PlainValidator, ValidationInfo, field_validator, model_validator
 
 from components.datatypes import datatype
 from components.declarations.schema import PATH, Code, Declaration, Duration, Filter, KeyShape, absent
@@ -13,7 +15,10 @@ from components.errors import DeclarationError
 from components.key import Key
 from components.names import check_field
 
-__all__ = ["ListenerDeclaration", "ModelDeclaration", "RetryDeclaration", "TableDeclaration"]
+__all__ = ["TUNED", "ListenerDeclaration", "ModelDeclaration", "RetryDeclaration", "TableDeclaration", "output_types"]
+
+TUNED = frozenset({"latency_budget", "max_batch", "scan_order", "scan_rate", "retry"})
+"""Keys of a listener that a running worker takes up."""
 
 _DEVICE = re.compile(r"(cpu|mps|cuda)(:\d+)?|auto")
 
@@ -34,6 +39,11 @@ def _datatype(spec: str) -> str:
     except DeclarationError as error:
         raise ValueError(str(error)) from error
     return spec
+
+
+def _no(value: bool) -> bool:
+    """Return whether the dump leaves out a flag that the first release did not have."""
+    return not value
 
 
 def _device(value: Any) -> Any:
@@ -95,6 +105,31 @@ class ModelDeclaration(Declaration):
         description="a whole number of threads, from 1 to 1024",
         examples=[1],
     )
+    weights: str | None = Field(
+        default=None,
+        exclude_if=absent,
+        pattern=r"\.(safetensors|pt|pth)$",
+        description="the name of a file that ends with .safetensors, .pt or .pth, relative to service.toml",
+        examples=["resnet18.safetensors"],
+    )
+    pretrained: bool = Field(
+        default=False,
+        exclude_if=_no,
+        description="true or false: whether the weights that the object is built with count as trained",
+        examples=[True],
+    )
+
+    @field_validator("weights")
+    @classmethod
+    def _from_the_file(cls, value: str | None, info: ValidationInfo) -> str | None:
+        """Resolve from the folder of service.toml."""
+        root: Path | None = (info.context or {}).get("root")
+        return str((root / Path(value).expanduser()).absolute()) if root is not None and value else value
+
+    @property
+    def begins_trained(self) -> bool:
+        """Whether the initial weights count as trained."""
+        return self.pretrained or self.weights is not None
 
     @property
     def code(self) -> dict[str, Any]:
@@ -138,6 +173,12 @@ class ListenerDeclaration(Declaration):
     scan_rate: float = Field(
         default=0.0, ge=0, description="a number of rows a second, 0 for as many as the machine takes", examples=[500]
     )
+    output: Annotated[str, AfterValidator(_datatype)] | None = Field(
+        default=None,
+        exclude_if=absent,
+        description="the datatype of its outputs",
+        examples=["array[float32,384]"],
+    )
     retry: RetryDeclaration | None = Field(
         default=None,
         exclude_if=absent,
@@ -161,3 +202,12 @@ class ListenerDeclaration(Declaration):
     def parsed_key(self) -> Key:
         """The key's fields, and the arguments as which they are passed."""
         return Key.parse(self.key)
+
+
+def output_types(listeners: Mapping[str, ListenerDeclaration], table: str) -> dict[str, str]:
+    """Return the datatypes of the outputs in a table, by path."""
+    return {
+        f"_outputs.{name}.value": each.output
+        for name, each in listeners.items()
+        if each.table == table and each.output is not None
+    }

@@ -1,32 +1,20 @@
-"""The declarations that a job runs: trainers and validations."""
+"""The declarations of trainers."""
 
 from __future__ import annotations
 
 import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from components.declarations.schema import PATH, Code, Declaration, Duration, ExampleKey, Filter, absent
 from components.declarations.when import WHEN, Occasions
 from components.key import Key
 
-__all__ = [
-    "TORCHMETRICS",
-    "DatasetDeclaration",
-    "Keyed",
-    "MetricDeclaration",
-    "TrainerArguments",
-    "TrainerDeclaration",
-    "TrainerSection",
-    "ValidationArguments",
-    "ValidationDeclaration",
-]
+__all__ = ["MOST", "Keyed", "LoopArguments", "TrainerArguments", "TrainerDeclaration", "TrainerSection"]
 
-TORCHMETRICS = "torchmetrics"
-"""The package that a metric's name without a module comes from."""
-
-_MOST = 2**63 - 1
+MOST = 2**63 - 1
 """The largest whole number that MongoDB stores."""
 
 
@@ -68,31 +56,86 @@ class Keyed(Declaration):
         return self.parsed_key.inputs
 
 
-class TrainerArguments(Declaration):
-    """The plain arguments of a training, which service.toml and TorchTrainer share."""
+class LoopArguments(Declaration):
+    """The plain arguments of every training, which service.toml and the trainers of the API share."""
 
-    max_iterations: int = Field(
-        default=1000, ge=1, le=_MOST, description="a whole number of steps, at least 1", examples=[1000]
-    )
-    max_epochs: int | None = Field(
-        default=None,
-        ge=1,
-        le=_MOST,
-        exclude_if=absent,
-        description="a whole number of passes over all rows, at least 1",
-        examples=[20],
-    )
-    validation_interval: int = Field(
-        default=100, ge=1, le=_MOST, description="a whole number of steps, at least 1", examples=[100]
-    )
-    no_improve_then_stop: int | None = Field(
-        default=None, ge=1, le=_MOST, description="a whole number of validations, at least 1", examples=[5]
-    )
     listen: str | None = Field(
         default=None,
         min_length=1,
         description='"dataset/metric" of a validation of this model, "train/loss" or "valid/loss"',
         examples=["valid/loss"],
+    )
+    seed: int = Field(default=0, ge=0, le=MOST, description="a whole number from 0, of 63 bits", examples=[0])
+    folds: Literal["auto"] | float | None = Field(
+        default="auto",
+        description='"auto", "none", or a fraction between 0 and 1 of the rows, kept apart to validate on',
+        examples=[0.1],
+    )
+    promote: Literal["better", "always", "manual"] = Field(
+        default="always", description='"better", "always" or "manual"', examples=["always"]
+    )
+    promote_metric: str | None = Field(
+        default=None,
+        min_length=1,
+        description='"dataset/metric" of a validation of this model',
+        examples=["valid/acc"],
+    )
+    promote_margin: float = Field(default=0.0, ge=0, description="a number, at least 0", examples=[0.005])
+    promote_fall: Literal["any"] | float = Field(
+        default=USUAL_FALL,
+        exclude_if=_usual,
+        description='a number, at least 0, or "any"',
+        examples=[0.05],
+    )
+    keep: int = Field(default=5, ge=1, le=MOST, description="a whole number of versions, at least 1", examples=[5])
+    when: Occasions = Field(default_factory=list, description=WHEN, examples=[[{"every": "6h"}]])
+    time_limit: Duration | None = Field(
+        default=None, gt=0, description='a duration above 0, such as "2h"', examples=["2h"]
+    )
+    retries: int = Field(default=2, ge=0, le=MOST, description="a whole number, at least 0", examples=[2])
+    threads: int | None = Field(
+        default=None, ge=1, le=MOST, description="a whole number of threads, at least 1", examples=[1]
+    )
+
+    @field_validator("promote_fall", mode="before")
+    @classmethod
+    def _fall(cls, value: Any) -> Any:
+        """Accept a number or a word, with one error message instead of one for each type."""
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value != "any" and not (number and 0 <= value < math.inf):
+            raise ValueError("")
+        return float(value) if number else value
+
+    @field_validator("folds", mode="before")
+    @classmethod
+    def _fraction(cls, value: Any) -> Any:
+        """Accept a word or a fraction between 0 and 1, with one error message instead of one for each type."""
+        if value == "none":
+            return None
+        if not (value is None or value == "auto" or (isinstance(value, float) and 0 < value < 1)):
+            raise ValueError("")
+        return value
+
+
+class TrainerArguments(LoopArguments):
+    """The plain arguments of a training by torch's loop, which service.toml and TorchTrainer share."""
+
+    max_iterations: int = Field(
+        default=1000, ge=1, le=MOST, description="a whole number of steps, at least 1", examples=[1000]
+    )
+    max_epochs: int | None = Field(
+        default=None,
+        ge=1,
+        le=MOST,
+        exclude_if=absent,
+        description="a whole number of passes over all rows, at least 1",
+        examples=[20],
+    )
+    validation_interval: int = Field(
+        default=100, ge=1, le=MOST, description="a whole number of steps, at least 1", examples=[100]
+    )
+    no_improve_then_stop: int | None = Field(
+        default=None, ge=1, le=MOST, description="a whole number of validations, at least 1", examples=[5]
     )
     gradient_clip: float | None = Field(
         default=None, gt=0, exclude_if=absent, description="a number above 0, the largest norm", examples=[1.0]
@@ -122,7 +165,7 @@ class TrainerArguments(Declaration):
     accumulate: int = Field(
         default=1,
         ge=1,
-        le=_MOST,
+        le=MOST,
         exclude_if=_once,
         description="a whole number of batches, at least 1",
         examples=[4],
@@ -144,37 +187,6 @@ class TrainerArguments(Declaration):
         description="a field, each value of which is drawn equally often",
         examples=["class"],
     )
-    seed: int = Field(default=0, ge=0, le=_MOST, description="a whole number from 0, of 63 bits", examples=[0])
-    folds: Literal["auto"] | float | None = Field(
-        default="auto",
-        description='"auto", "none", or a fraction between 0 and 1 of the rows, kept apart to validate on',
-        examples=[0.1],
-    )
-    promote: Literal["better", "always", "manual"] = Field(
-        default="always", description='"better", "always" or "manual"', examples=["always"]
-    )
-    promote_metric: str | None = Field(
-        default=None,
-        min_length=1,
-        description='"dataset/metric" of a validation of this model',
-        examples=["valid/acc"],
-    )
-    promote_margin: float = Field(default=0.0, ge=0, description="a number, at least 0", examples=[0.005])
-    promote_fall: Literal["any"] | float = Field(
-        default=USUAL_FALL,
-        exclude_if=_usual,
-        description='a number, at least 0, or "any"',
-        examples=[0.05],
-    )
-    keep: int = Field(default=5, ge=1, le=_MOST, description="a whole number of versions, at least 1", examples=[5])
-    when: Occasions = Field(default_factory=list, description=WHEN, examples=[[{"every": "6h"}]])
-    time_limit: Duration | None = Field(
-        default=None, gt=0, description='a duration above 0, such as "2h"', examples=["2h"]
-    )
-    retries: int = Field(default=2, ge=0, le=_MOST, description="a whole number, at least 0", examples=[2])
-    threads: int | None = Field(
-        default=None, ge=1, le=_MOST, description="a whole number of threads, at least 1", examples=[1]
-    )
     checkpoint_seconds: Duration = Field(
         default=30.0, ge=0, description="a duration, 0 for a checkpoint after each step", examples=["1m"]
     )
@@ -190,36 +202,30 @@ class TrainerArguments(Declaration):
             raise ValueError("weighted_by and balanced_by are two ways to draw rows; name one of the two")
         return self
 
-    @field_validator("promote_fall", mode="before")
-    @classmethod
-    def _fall(cls, value: Any) -> Any:
-        """Accept a number or a word, with one error message instead of one for each type."""
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if value != "any" and not (number and 0 <= value < math.inf):
-            raise ValueError("")
-        return float(value) if number else value
-
-    @field_validator("folds", mode="before")
-    @classmethod
-    def _fraction(cls, value: Any) -> Any:
-        """Accept a word or a fraction between 0 and 1, with one error message instead of one for each type."""
-        if value == "none":
-            return None
-        if not (value is None or value == "auto" or (isinstance(value, float) and 0 < value < 1)):
-            raise ValueError("")
-        return value
-
 
 class TrainerSection(TrainerArguments, Keyed):
     """How a model learns from a table."""
 
-    type: Literal["torch"] = Field(default="torch", description='"torch"', examples=["torch"])
+    type: Literal["torch", "loop"] = Field(default="torch", description='"torch" or "loop"', examples=["loop"])
     table: str = Field(description="the name of a table", examples=["mnist"])
     where: Filter = Field(default_factory=dict, description="a MongoDB filter document", examples=[{"_fold": "train"}])
     limit: int | None = Field(
-        default=None, ge=1, le=_MOST, description="a whole number of rows, at least 1", examples=[50_000]
+        default=None, ge=1, le=MOST, description="a whole number of rows, at least 1", examples=[50_000]
     )
-    objective: Code = Field(description=PATH, examples=["torch.nn.functional:cross_entropy"])
+    loop: Code | None = Field(default=None, exclude_if=absent, description=PATH, examples=["mine:Loop"])
+    loop_arguments: dict[str, Any] = Field(
+        default_factory=dict,
+        exclude_if=absent,
+        description="a section of the loop's arguments",
+        examples=[{"epochs": 3}],
+    )
+    objective: Code | None = Field(
+        default=None,
+        validate_default=True,
+        exclude_if=absent,
+        description=PATH,
+        examples=["torch.nn.functional:cross_entropy"],
+    )
     transform: Code | None = Field(default=None, description=PATH, examples=["examples.mnist:transform"])
     loader: dict[str, Any] = Field(
         default_factory=dict,
@@ -243,6 +249,34 @@ class TrainerSection(TrainerArguments, Keyed):
         examples=[{"T_max": 1000}],
     )
 
+    @field_validator("objective")
+    @classmethod
+    def _needed(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is None and info.data.get("type") == "torch":
+            raise PydanticCustomError("missing", "Field required")
+        return value
+
+    @model_validator(mode="after")
+    def _of_its_type(self) -> Self:
+        """Refuse what only the other type has."""
+        other = ("loop", "loop_arguments") if self.type == "torch" else OF_TORCH
+        for name in other:
+            if getattr(self, name) != type(self).model_fields[name].get_default(call_default_factory=True):
+                raise ValueError(f'{name}: type = "{self.type}" has no use for it; remove it')
+        return self
+
+
+OF_TORCH = (
+    "objective",
+    "loader",
+    "optimizer",
+    "optimizer_arguments",
+    "scheduler",
+    "scheduler_arguments",
+    *(name for name in TrainerArguments.model_fields if name not in LoopArguments.model_fields),
+)
+"""The fields that a trainer of type "loop" has no use for."""
+
 
 class TrainerDeclaration(TrainerSection):
     """A trainer as it is stored, with its model and its own name."""
@@ -252,64 +286,6 @@ class TrainerDeclaration(TrainerSection):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The arguments that TorchTrainer takes unchanged."""
-        return {name: getattr(self, name) for name in TrainerArguments.model_fields}
-
-
-class MetricDeclaration(Declaration):
-    """A metric of a validation; `"examples.mnist:accuracy"` is short for `{ object = "examples.mnist:accuracy" }`."""
-
-    object: Code = Field(
-        description=f"{PATH}, or the name of a class of torchmetrics", examples=["examples.mnist:accuracy"]
-    )
-    arguments: dict[str, Any] = Field(
-        default_factory=dict,
-        description="a section of keyword arguments that a class is built with",
-        examples=[{"task": "multiclass", "num_classes": 10}],
-    )
-    greater_is_better: bool | None = Field(
-        default=None, description="true or false: whether more of it is better", examples=[False]
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _spelled_out(cls, value: Any) -> Any:
-        return {"object": value} if isinstance(value, str) else value
-
-    @field_validator("object")
-    @classmethod
-    def _path(cls, value: Any) -> Any:
-        return f"{TORCHMETRICS}:{value}" if isinstance(value, str) and ":" not in value else value
-
-
-class DatasetDeclaration(Declaration):
-    """The rows on which a model is measured."""
-
-    table: str = Field(description="the name of a table", examples=["mnist"])
-    where: Filter = Field(default_factory=dict, description="a MongoDB filter document", examples=[{"_fold": "valid"}])
-    limit: int | None = Field(
-        default=None, ge=1, le=_MOST, description="a whole number of rows, at least 1", examples=[1000]
-    )
-    pin: bool = Field(default=False, description="true or false", examples=[True])
-
-
-class ValidationArguments(Keyed):
-    """The plain arguments of a validation."""
-
-    when: Occasions = Field(default_factory=list, description=WHEN, examples=[[{"every": "10m"}]])
-
-
-class ValidationDeclaration(ValidationArguments):
-    """A validation: measures a model by metrics on datasets."""
-
-    model: str = Field(description="the name of a model", examples=["lenet"])
-    datasets: dict[str, DatasetDeclaration] = Field(
-        min_length=1,
-        description="a section of names with a table and a filter each",
-        examples=[{"valid": {"table": "mnist", "where": {"_fold": "valid"}}}],
-    )
-    metrics: dict[str, MetricDeclaration] = Field(
-        min_length=1,
-        description="a section of names with an import path each",
-        examples=[{"acc": "examples.mnist:accuracy"}],
-    )
+        """The arguments that the trainer of the API takes unchanged."""
+        kind = TrainerArguments if self.type == "torch" else LoopArguments
+        return {name: getattr(self, name) for name in kind.model_fields}

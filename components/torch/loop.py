@@ -14,9 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import torch
 
@@ -27,29 +25,12 @@ from components.torch.checkpoints import Checkpoints
 from components.torch.freezing import frozen
 from components.torch.loader import Stop
 from components.torch.module import TorchModule
-from components.torch.optimizer import begun, check_moved
+from components.torch.moved import begun, check_moved
 from components.torch.trainer import TorchTrainer
 from components.torch.training_state import Report, TrainingState
+from components.trained import Trained
 
 __all__ = ["Trained", "train"]
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """The result of a training: `state`, the best weights (of step `best_step`), and the history of `TorchTrainer`.
-
-    `objective` are the parameters and buffers of the objective itself, of the same step. `bad_rows` are the reasons why
-    rows were passed over, one for each row.
-    """
-
-    state: dict[str, torch.Tensor]
-    step: int
-    best_step: int
-    metric_values: dict[str, list[float]]
-    metric_steps: list[int]
-    history: list[dict[str, Any]]
-    objective: dict[str, torch.Tensor]
-    bad_rows: list[str]
 
 
 def train(
@@ -87,7 +68,7 @@ def train(
     freezing = frozen(model.object, trainer.freeze)
     with started, freezing as parts, model.in_training(parts), torch.inference_mode(mode=False), torch.enable_grad():
         model.warm()
-        before = begun(model)
+        before = begun(model.object)
         run = TrainingState(
             model,
             trainer,
@@ -104,17 +85,17 @@ def train(
         _steps(run, checkpoints)
         if checkpoints is not None:  # if the job is killed while it stores the result, it need not repeat a step
             checkpoints.save(run.state())
-        check_moved(model, before, run.step)
+        check_moved(model.object, before, run.step)
         run.keep_best()
         run.optimizer.zero_grad(set_to_none=True)
     run.check_weights()  # in the declared precision: a weight that is finite in float32 may not be in float16
     return Trained(
-        model.state(),
         run.step,
         run.best_step,
         run.metric_values,
         run.metric_steps,
         run.history,
+        model.state(),
         run.loss.state(),
         list(run.bad_rows.values()),
     )

@@ -21,6 +21,7 @@ class TorchModel(TorchModule):
     dtype: "float16", "bfloat16"...: the module's floating-point weights and inputs are converted to it; outputs are
         converted back to float32.
     threads: how many threads the daemon's worker computes with; None for its share of the cores.
+    pretrained: the module has trained weights: they serve, and the first training's are compared with them.
 
     Raises DeclarationError if an argument is invalid.
     """

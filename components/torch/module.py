@@ -13,12 +13,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from components.awaited import awaited
 from components.errors import DeclarationError, WeightsError
 from components.key import Arguments
 from components.model import Model, bundled, check_callable
-from components.torch import batches, randomness, weights
+from components.torch import batches, moved, randomness, weights
 
 __all__ = ["TorchModule"]
 
@@ -47,12 +48,20 @@ class TorchModule(Model):
         dtype: str | None = None,
         *,
         threads: int | None = None,
+        pretrained: bool = False,
     ) -> None:
         super().__init__(identifier, preprocess, postprocess, threads)
+        self.pretrained = pretrained
         if not isinstance(object, torch.nn.Module):
             got = object.__name__ if isinstance(object, type) else type(object).__name__
             raise DeclarationError(f"model {identifier!r}: object: expected an instance of torch.nn.Module, got {got}")
         check_callable(identifier, "preprocess_batch", preprocess_batch)
+        lazy = [name for name, one in object.named_parameters() if is_lazy(one)]
+        if lazy:
+            raise DeclarationError(
+                f"model {identifier!r}: object: {lazy[0]} has no shape yet (a lazy module); call the module with a "
+                "batch first"
+            )
         if not callable(getattr(object, forward_method, None)):
             raise DeclarationError(
                 f"model {identifier!r}: forward_method: {type(object).__name__} has no method {forward_method!r}"
@@ -211,6 +220,39 @@ class TorchModule(Model):
                     f"model {self.identifier!r}: the weights do not fit: {'; '.join(problems[:5])}{more}"
                 )
             self.object.load_state_dict(given)
+
+    def packed(self) -> tuple[bytes | None, str | None]:
+        """Return the weights as a version holds them, and their hash."""
+        state = self.state()
+        return weights.save(state), weights.content_hash(state)
+
+    def unpack(self, data: bytes) -> None:
+        """Load the weights that `packed` returned; raises WeightsError."""
+        self.load_state(weights.load(data))
+
+    @contextmanager
+    def own_training(self) -> Iterator[None]:
+        """The context of a training by an own loop: the module is on its device, in float32 if it is in half precision.
+
+        Raises TrainingError if the loop changes no weight, or one is no longer finite.
+        """
+        with self.in_training(), torch.inference_mode(mode=False), torch.enable_grad():
+            self.warm()
+            self.object.train()
+            before = moved.begun(self.object)
+            yield
+            moved.check_moved(self.object, before)
+        moved.check_finite(self.object, "the training")
+
+    @contextmanager
+    def as_it_was(self) -> Iterator[None]:
+        """The context of a measurement within a training, after which each part is in its mode of before."""
+        modes = [(part, part.training) for part in self.object.modules()]
+        try:
+            yield
+        finally:
+            for part, mode in modes:
+                part.training = mode
 
     def warm(self) -> None:
         """Move the module to its device; this starts CUDA if the device needs it."""

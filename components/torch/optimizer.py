@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,9 +11,9 @@ import torch
 from components.errors import TrainingError
 from components.torch.loss import Loss
 from components.torch.module import TorchModule
-from components.torch.trainer import TorchTrainer
+from components.torch.trainer import TorchTrainer, asks_again
 
-__all__ = ["Leaves", "begun", "check_moved", "made_optimizer", "optimizer_of", "schedule_of"]
+__all__ = ["Leaves", "made_optimizer", "optimizer_of", "schedule_of"]
 
 
 def optimizer_of(trainer: TorchTrainer, model: TorchModule, loss: Loss) -> torch.optim.Optimizer:
@@ -31,6 +31,11 @@ def optimizer_of(trainer: TorchTrainer, model: TorchModule, loss: Loss) -> torch
         raise TrainingError(
             f"trainer {trainer.identifier!r}: optimizer_cls: expected it to make an optimizer of torch, got "
             f"{type(optimizer).__name__}"
+        )
+    if asks_again(optimizer):
+        raise TrainingError(
+            f"trainer {trainer.identifier!r}: optimizer_cls: {type(optimizer).__name__} evaluates the loss several "
+            "times in a step (closure); use another"
         )
     held = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
     if not held & {id(weight) for weight in model.object.parameters()}:
@@ -119,22 +124,3 @@ def _leaves(loss: torch.Tensor) -> list[torch.Tensor]:
             leaves.append(node.variable)
         waiting += [following for following, _ in node.next_functions]
     return leaves
-
-
-def begun(model: TorchModule) -> dict[str, torch.Tensor]:
-    """Return a copy of the parameters that a training may change."""
-    return {
-        name: weight.detach().to("cpu", copy=True)
-        for name, weight in model.object.named_parameters()
-        if weight.requires_grad
-    }
-
-
-def check_moved(model: TorchModule, before: Mapping[str, torch.Tensor], steps: int) -> None:
-    """Raise TrainingError if every parameter still is as `begun` returned it."""
-    now = dict(model.object.named_parameters())
-    if all(torch.equal(weight, now[name].detach().to("cpu", weight.dtype)) for name, weight in before.items()):
-        raise TrainingError(
-            f"the training changed no weight in {steps} steps: the optimizer does not hold the weights that the loss "
-            "depends on, or its learning rate is 0"
-        )

@@ -21,6 +21,7 @@ from components.torch.checkpoints import Checkpoints
 from components.torch.loader import Batch, Loader, Stop
 from components.torch.loss import Loss, ValidLoss, blamed
 from components.torch.module import TorchModule
+from components.torch.moved import check_finite
 from components.torch.optimizer import Leaves, optimizer_of, schedule_of
 from components.torch.precision import Precision
 from components.torch.preparation import Preparation
@@ -212,11 +213,7 @@ class TrainingState:
 
         Without a validation, no loss was computed after the last step.
         """
-        for name, weight in self.model.object.named_parameters():
-            if weight.requires_grad and not torch.isfinite(weight).all():
-                raise TrainingError(
-                    f"after step {self.best_step}: weight {name!r} is no longer finite; try a lower learning rate"
-                )
+        check_finite(self.model.object, f"step {self.best_step}")
 
     def is_exhausted(self) -> bool:
         """Return whether `no_improve_then_stop` validations in a row brought no new best value."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from safetensors.torch import save as save_tensors
 
 from components.errors import WeightsError
 
-__all__ = ["content_hash", "copied", "load", "save"]
+__all__ = ["content_hash", "copied", "load", "read", "save"]
 
 _ALIASES = "predictd.tied"
 
@@ -55,6 +56,26 @@ def load(data: bytes) -> dict[str, torch.Tensor]:
     except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{len(data):,} bytes that are no weights of predictd: {error}") from error
     return state
+
+
+def read(path: str) -> dict[str, torch.Tensor]:
+    """Return the state in a file of safetensors or of torch (.pt, .pth), of which nothing but tensors is unpickled.
+
+    Raises WeightsError, which names the file.
+    """
+    try:
+        if path.endswith(".safetensors"):
+            return load(Path(path).read_bytes())
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise WeightsError(f"the weights in {path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError and others for a file that is none of its
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise WeightsError(f"the weights in {path} cannot be loaded safely: {said}") from error
+    state = found.get("state_dict", found) if isinstance(found, Mapping) else found
+    if not isinstance(state, Mapping):
+        raise WeightsError(f"{path} holds a {type(state).__name__}; save the module's state_dict() there")
+    return dict(state)
 
 
 def content_hash(state: Mapping[str, Any]) -> str:

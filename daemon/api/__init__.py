@@ -6,5 +6,6 @@ from daemon.api.connection import NotServed
 from daemon.api.datalayer import Datalayer, connect
 from daemon.api.table import TableHandle
 from daemon.api.versions import VersionList
+from daemon.plan.plan import PlanHeld
 
-__all__ = ["Datalayer", "NotServed", "TableHandle", "VersionList", "connect"]
+__all__ = ["Datalayer", "NotServed", "PlanHeld", "TableHandle", "VersionList", "connect"]

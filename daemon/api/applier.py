@@ -30,11 +30,14 @@ from daemon.api.filter_check import refuse_filters
 from daemon.api.key_check import refuse_keys
 from daemon.api.rehearsal import rehearse
 from daemon.api.waiter import say, wait_for_job, wait_for_listener, wait_for_swap
+from daemon.plan.judge import judged_part
+from daemon.plan.plan import PlanHeld
 from daemon.store import names
 from daemon.store.connection import reaching
 from daemon.store.registry.artifacts import Artifacts
 from daemon.store.registry.components import Component
 from daemon.store.registry.model_loader import packed
+from daemon.store.registry.registry import Registry
 from daemon.store.registry.versions import Versions
 from daemon.store.rows import dead_letters
 from daemon.store.rows.table_kind import refusal
@@ -44,6 +47,7 @@ from daemon.store.service.jobs import Jobs
 __all__ = ["Applier"]
 
 _TRIGGER: Final = {"by": "apply"}
+_GO_ON: Final = "Nothing is applied. To apply it all the same: db.apply(..., confirm={!r})"
 
 
 class Applier:
@@ -51,9 +55,11 @@ class Applier:
 
     def __init__(self, connection: Connection) -> None:
         self._at = connection
+        self._confirm = ""
 
-    def apply(self, component: Any, *, force: bool, wait: bool) -> None:
+    def apply(self, component: Any, *, force: bool, wait: bool, confirm: str = "") -> None:
         """See `Datalayer.apply`."""
+        self._confirm = confirm
         if isinstance(component, Model):
             self._apply_model(component, force=force, wait=wait)
         elif isinstance(component, (Table, Listener, Validation)):
@@ -167,10 +173,11 @@ class Applier:
         refuse_keys(parts, known, model, ComponentLoader(self._at).code)
         made: list[Artifact] = [artifact for part in parts for artifact in part.artifacts]
         with reaching():
-            blobs.put([blob for artifact in made for blob in artifact.blobs.items()])
             for part in parts:
                 if part.kind in ("table", "model", "listener"):  # a trainer may name what comes with it
                     registry.refuse(part.kind, part.name, part.declaration, known)
+            self._refuse_unconfirmed(registry, parts)
+            blobs.put([blob for artifact in made for blob in artifact.blobs.items()])
         rehearse(self._at, parts, known, force=force)
         with reaching():
             declared = [(part.kind, part.name, part.declaration) for part in parts]
@@ -178,6 +185,13 @@ class Applier:
             changed = registry.apply(declared, force=force, sizes=sizes)
             bells.ring(self._at.database, self._at.service)  # also if only a damaged blob was repaired
         return set(changed)
+
+    def _refuse_unconfirmed(self, registry: Registry, parts: list[Declared]) -> None:
+        """Raises PlanHeld if these parts would destroy outputs, and nobody has confirmed that."""
+        declared = [(part.kind, part.name, part.declaration) for part in parts]
+        plan = judged_part(self._at.database, registry, declared)
+        if plan.held and plan.name != self._confirm:
+            raise PlanHeld(plan, f"{plan.name} is held: {'; '.join(plan.held)}. {_GO_ON.format(plan.name)}")
 
     def _as_declared(self, model: Model, own: Declared, before: Component[ModelDeclaration] | None) -> Declared:
         """The declaration; if the model holds the weights of one of its versions, with the weights it was applied with

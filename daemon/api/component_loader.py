@@ -73,9 +73,7 @@ class ComponentLoader:
                 and component is not None
                 and live.signature == component.signature
             ):
-                from components.torch import weights
-
-                model.load_state(weights.load(versions.weights(live)))
+                model.unpack(versions.weights(live))
             if model.trainer is not None:
                 number = (job.result or {}).get("version") if job is not None else None
                 trained = versions.get(number) if isinstance(number, int) else None
@@ -118,7 +116,7 @@ class ComponentLoader:
                 return loader.version(declared, live.number)
             return loader.loaded(declared)
 
-        return until_live(lambda: self._found(self._at.catalog(), "model", component.name), load)[1].model
+        return until_live(lambda: self._found(self._at.catalog(), "model", component.name).served, load)[1].model
 
     def _trainer(self, component: Component[Any], model: Callable[[], Model]) -> Any:
         resolve = self._loader(component).resolve(component)

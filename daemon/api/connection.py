@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from pymongo.errors import ConfigurationError as DriverConfigurationError
 
+from components.declarations import output_types
 from components.errors import (
     ConfigurationError,
     DeclarationError,
@@ -144,6 +145,14 @@ class Connection:
             except DeclarationError as error:
                 raise SignatureRefused(str(error)) from None
         return self._key
+
+    def outputs(self, table: str) -> dict[str, str]:
+        """The datatypes of the outputs in a table, by path; not verified, as those of `fields`."""
+        query = {"service": self.service, "kind": "listener", "state": "applied", "name": {"$type": "string"}}
+        with reaching():
+            found = [(each["name"], each.get("declaration")) for each in read(self.database[names.COMPONENTS], query)]
+        listeners = {name: overview.declared("listener", name, text) for name, text in found}
+        return output_types({name: each for name, each in listeners.items() if each is not None}, table)
 
     def fields(self, table: str) -> Mapping[str, str]:
         """The declared fields of a table with their datatypes. Raises NotApplied if the table is not applied.

@@ -70,7 +70,7 @@ class Datalayer(Controls):
     def __init__(self, connection: Connection) -> None:
         self._at = connection
 
-    def apply(self, component: T, force: bool = False, wait: bool = True) -> T:
+    def apply(self, component: T, force: bool = False, wait: bool = True, confirm: str = "") -> T:
         """Puts a Table, a model (with its trainer and its validation), a Listener or a Validation into service, and
         returns it.
 
@@ -80,10 +80,11 @@ class Datalayer(Controls):
         listener it returns when all rows have their outputs.
 
         Raises DeclarationError if it cannot be applied (service.toml has the name, it cannot be serialized, it names a
-        component that is not applied), SignatureRefused if the service's key cannot be read, and JobFailed, with the
-        job's reason, if the training fails.
+        component that is not applied), PlanHeld if it would take away a large part of a listener's outputs, or replace
+        them by an untrained model's (its `plan` says what it costs; `confirm` is the plan's name), SignatureRefused if
+        the service's key cannot be read, and JobFailed, with the job's reason, if the training fails.
         """
-        Applier(self._open()).apply(component, force=force, wait=wait)
+        Applier(self._open()).apply(component, force=force, wait=wait, confirm=confirm)
         return component
 
     def load(self, type: str | type[Any], identifier: str) -> Any:  # noqa: A002 - as in the reference tutorial
@@ -222,4 +223,5 @@ class Datalayer(Controls):
         return self._at
 
     def _datatypes(self, table: str) -> dict[str, Datatype]:
-        return {path: datatype(spec) for path, spec in self._open().fields(table).items()}
+        at = self._open()
+        return {path: datatype(spec) for path, spec in {**at.fields(table), **at.outputs(table)}.items()}

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 from components import images_apart
-from components.declarations import parsed
+from components.declarations import output_types, parsed
 from components.errors import ImportRefused, Problem
 from components.import_folder import ImportFolder
 from components.import_paths import ImportPolicy
@@ -78,7 +78,7 @@ def _problems(
         yield from model_problems(name, declaration, listeners, policy, built)
         for listener in listeners.keys() & rows.keys() if name in built else ():
             one, found = listeners[listener], rows[listener]
-            fields = declared["tables"][one.table].fields
+            fields = {**declared["tables"][one.table].fields, **output_types(declared["listeners"], one.table)}
             given = found or made_up(one, fields)
             yield from rehearsed(listener, one, fields, built[name], given, made_up=not found)
     elif kind == "trainers":

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from components.declarations import ListenerDeclaration, ModelDeclaration
-from components.errors import DeclarationError, Problem
+from components.errors import DeclarationError, Problem, WeightsError
+from components.estimators import learns
 from components.import_paths import ImportPolicy
 from components.key import Key
 from components.model import ObjectModel
@@ -64,7 +65,8 @@ def _object_problems(
     steps = {key: code[key] for key in declared.code if callable(code.get(key)) or key == "object"}
     try:
         if declared.type == "object":
-            built[name] = ObjectModel(name, batched=declared.batched, **steps)
+            method = declared.forward_method
+            built[name] = ObjectModel(name, batched=declared.batched, forward_method=method, **steps)
         else:
             built[name] = _torch_model(name, declared, steps)
     except DeclarationError as error:
@@ -92,6 +94,13 @@ def _torch_model(name: str, declared: ModelDeclaration, steps: Mapping[str, Any]
         dtype=declared.dtype,
     )
     str(model.device)
+    if declared.weights is not None:
+        from components.torch import weights
+
+        try:
+            model.load_state(weights.read(declared.weights))
+        except WeightsError as error:
+            raise DeclarationError(f"weights: {error}") from None
     return model
 
 
@@ -110,7 +119,7 @@ def key_mismatches(declared: ModelDeclaration, key: Key, code: Mapping[str, Any]
     """Yield each of the model's first steps that cannot be called with the key's fields, with the reason."""
     steps = ["preprocess", "preprocess_batch"]
     if declared.type == "object" and declared.preprocess is None:
-        steps = [] if declared.batched else ["object"]
+        steps = [] if declared.batched or learns(code.get("object")) else ["object"]
     arguments = key.arguments(key.fields)
     for step in steps:
         reason = mismatch(code[step], *arguments) if callable(code.get(step)) else ""

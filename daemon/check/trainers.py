@@ -7,6 +7,7 @@ from typing import Any
 
 from components.declarations import MetricDeclaration, ModelDeclaration, TrainerDeclaration, ValidationDeclaration
 from components.errors import PredictdError, Problem
+from components.fitting import Fit
 from components.import_paths import ImportPolicy
 from components.metric import Metric
 from components.serialization import build_trainer, build_validation
@@ -30,15 +31,15 @@ def trainer_problems(
     """Yield the problems of the trainer of model `name`; `built` is that model, or None if it could not be built."""
     base = f"trainers.{name}"
     imported = Imported(policy)
-    named = {key: getattr(declared, key) for key in ("objective", "transform", "optimizer", "scheduler")}
-    code = {key: imported.get(path, f"{base}.{key}") for key, path in named.items() if path}
-    for key in ("loader", "optimizer_arguments", "scheduler_arguments"):
+    named = {key: getattr(declared, key) for key in ("loop", "objective", "transform", "optimizer", "scheduler")}
+    code = {key: imported.get(path, f"{base}.{key}", called=key != "loop") for key, path in named.items() if path}
+    for key in ("loop_arguments", "loader", "optimizer_arguments", "scheduler_arguments"):
         for place, path in _among(getattr(declared, key), f"{base}.{key}"):
             imported.get(path, place)
     yield from imported.problems
     if imported.problems:
         return
-    if not isinstance(code["objective"], type):  # a class is built first
+    if not isinstance(code.get("objective"), type | None):  # a class is built first
         yield from _called(declared.objective, code["objective"], ("output", "target"), f"{base}.objective")
     if "transform" in code:
         yield from _called(declared.transform, code["transform"], declared.parsed_key.fields, f"{base}.transform")
@@ -49,8 +50,10 @@ def trainer_problems(
     except PredictdError as error:
         yield _problem(error, base)
         return
-    if built is not None:
+    if built is not None and declared.type == "torch":
         yield from _unbuilt(trainer, built, base)
+    elif built is not None and isinstance(trainer.loop, Fit) and (problem := trainer.loop.refuse(built.object)):
+        yield Problem(f"{base}.loop", problem)
 
 
 def _unbuilt(trainer: Any, built: Any, base: str) -> Iterator[Problem]:

@@ -1,7 +1,8 @@
 """The command line. Every command prints what it did, or what is wrong and what to do; in a pipe and with `--json` the
 output is plain.
 
-    run.py           the daemon itself: run, reload, check, init, demo, mongod, uri
+    run.py           the daemon itself: run, check, init, demo, mongod, uri
+    edits.py         a changed service.toml: plan, apply, reload
     show.py          the state of the service: status, tables, models, versions
     models.py        commands about a model: train, validate, promote, rollback, predict
     listeners.py     commands about a listener: pause, resume, resync
@@ -12,7 +13,7 @@ output is plain.
     follow.py        waiting for a job or a scan
 
 Exit codes: 0 done, 1 failed, 2 usage, 69 MongoDB cannot be reached, 75 another daemon is active, 78 the configuration
-is wrong.
+is wrong, 79 a changed configuration is held.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import typer
 
 from components.errors import PredictdError
 from daemon.cli import dead_letters as letters
-from daemon.cli import jobs, listeners, models
+from daemon.cli import edits, jobs, listeners, models
 from daemon.cli import run as serving
 from daemon.cli import show as looking
 from daemon.cli.command import FAILED, INTERRUPTED, leave, out
@@ -46,7 +47,8 @@ app = typer.Typer(
 )
 
 _COMMANDS: Final[dict[str, tuple[Callable[..., Any], ...]]] = {
-    "The daemon": (serving.run, serving.reload, serving.check, serving.init, serving.demo, serving.mongod, serving.uri),
+    "The daemon": (serving.run, serving.check, serving.init, serving.demo, serving.mongod, serving.uri),
+    "A changed service.toml": (edits.plan, edits.apply, edits.reload),
     "What there is": (looking.status, looking.tables, looking.models, looking.versions),
     "Models": (models.train, models.validate, models.promote, models.rollback, models.predict),
     "Listeners": (listeners.pause, listeners.resume, listeners.resync),

@@ -31,7 +31,7 @@ from daemon.store.service import services
 from daemon.store.service.leases import AnotherDaemon
 from daemon.store.service.state_directory import StateDirectory
 
-FAILED, USAGE, UNAVAILABLE, ANOTHER, CONFIGURATION, INTERRUPTED = 1, 2, 69, 75, 78, 130
+FAILED, USAGE, UNAVAILABLE, ANOTHER, CONFIGURATION, HELD, INTERRUPTED = 1, 2, 69, 75, 78, 79, 130
 PIPE_WIDTH: Final = 10_000  # into a pipe, a row of a table is one line: for grep
 NEEDED: Final = ("service", "mongo", "security")  # the sections that a command needs to reach the service
 

@@ -8,18 +8,19 @@ from typing import Annotated, Any
 import typer
 
 from components.errors import PredictdError
-from components.raw_value import identity
 from daemon.cli import screens
 from daemon.cli.command import ConfigFile, Json, Place, place, say, show
-from daemon.logs.text import row_id, row_key, shown_id
+from daemon.logs.text import names_row, row_id, shown_id
 from daemon.store.connection import Data
 from daemon.store.rows import dead_letters
 
 app = typer.Typer(no_args_is_help=True, help="List, inspect, retry and discard rows that cannot be predicted.")
 
 ListenerName = Annotated[str | None, typer.Option("--listener", help="Only this listener's.")]
-RowId = Annotated[str, typer.Argument(help="The row, as `list` shows it: LISTENER/ID.")]
-RowIds = Annotated[list[str] | None, typer.Argument(help="Rows, as `list` shows them: LISTENER/ID.")]
+RowId = Annotated[str, typer.Argument(help="The row, as `list` shows it: LISTENER/ID, or LISTENER/...END.")]
+RowIds = Annotated[
+    list[str] | None, typer.Argument(help="Rows, as `list` shows them: LISTENER/ID, or LISTENER/...END.")
+]
 Every = Annotated[bool, typer.Option("--all", help="All of them (with --listener: all of its).")]
 
 
@@ -28,7 +29,7 @@ def listed(config: ConfigFile = None, listener: ListenerName = None, limit: int 
     """The dead letters with their reasons, oldest first."""
     with place(config) as here:
         query = {"_id.listener": listener} if listener else {}
-        letters = [_for_json(each) if json else each for each in _letters(here, query, limit)]
+        letters = [_for_json(each, cut=True) if json else each for each in _letters(here, query, limit)]
         show(letters, screens.letters, json=json)
 
 
@@ -81,10 +82,8 @@ def _chosen(here: Place, rows: list[str], *, every: bool, listener: str | None) 
         return
     for row in rows:
         name, _, identifier = row.partition("/")
-        key = identity(row_key(identifier))
         of_listener = _letters(here, {"_id.listener": name})
-        names = ((letter, letter["_id"]["row"]) for letter in of_listener)
-        found = next((letter for letter, own in names if identity(own) == key or row_id(own) == identifier), None)
+        found = next((letter for letter in of_listener if names_row(identifier, letter["_id"]["row"])), None)
         if found is None:
             raise PredictdError(f"there is no dead letter {row!r}; `predictd dead-letters list` shows all of them")
         yield found
@@ -94,5 +93,8 @@ def _letters(here: Place, query: dict[str, Any], limit: int = 0) -> list[dict[st
     return list(dead_letters.listed(here.database, here.service, query, limit))
 
 
-def _for_json(letter: dict[str, Any]) -> dict[str, Any]:
-    return {**letter, "_id": {**letter["_id"], "row": shown_id(letter["_id"]["row"])}}
+def _for_json(letter: dict[str, Any], *, cut: bool = False) -> dict[str, Any]:
+    """The letter as JSON; `name` is what every command takes."""
+    about = letter["_id"]
+    name = f"{about['listener']}/{row_id(about['row'])}"
+    return {**letter, "_id": {**about, "row": shown_id(about["row"], cut=cut)}, "name": name}

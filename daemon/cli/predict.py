@@ -51,7 +51,7 @@ def answer(here: Place, model: str, file: Path, number: int | None) -> dict[str,
             raise SignatureRefused(f"model {model!r}: {known.refused[f'model/{model}']}")
         raise NotApplied(registry.absent("model", model))
     versions = Versions(here.database, here.service, model, registry.trust)
-    live = versions.served(component) if number is None else None
+    live = versions.served(component.served) if number is None else None
     wanted = live.number if live is not None else number
     if wanted is None:
         raise NotApplied(f"model {model!r} has no live version yet: the daemon makes the first one (`predictd run`)")
@@ -64,10 +64,10 @@ def reading(known: Catalog, model: Component[Any]) -> tuple[Key | None, Mapping[
     """The key that a model reads, and the datatypes of its table: of a listener, else of its trainer, else None."""
     for listener in sorted(known.listeners.values(), key=lambda each: each.name):
         if listener.declaration.model == model.name and listener.declaration.table in known.tables:
-            return listener.declaration.parsed_key, known.tables[listener.declaration.table].declaration.fields
+            return listener.declaration.parsed_key, known.fields(listener.declaration.table)
     trainer = known.trainers.get(model.name)
     if trainer is not None and trainer.declaration.table in known.tables:
-        return trainer.declaration.inputs, known.tables[trainer.declaration.table].declaration.fields
+        return trainer.declaration.inputs, known.fields(trainer.declaration.table)
     return None, {}
 
 

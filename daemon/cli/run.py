@@ -1,27 +1,23 @@
-"""Commands about the daemon itself: run, reload, check, init, demo, mongod."""
+"""Commands about the daemon itself: run, check, init, demo, mongod."""
 
 from __future__ import annotations
 
 import asyncio
-import http.client
 import os
 import signal
 import threading
 from importlib.metadata import packages_distributions
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
 from components.errors import ConfigurationError, MongoUnavailable, PredictdError, Problem
 from daemon import config as configuration
+from daemon.cli import edits
 from daemon.cli.command import ConfigFile, address, err, hint, loaded, located, out, place, say
 from daemon.embedded import server as embedded
-from daemon.store.service.state_directory import http_address
 from daemon.supervisor import signals
-
-RELOAD_SECONDS: Final = 180.0
-"""Workers that are restarted drain first, for `service.stop_timeout` at most."""
 
 
 def run(
@@ -41,42 +37,6 @@ def run(
     from daemon.supervisor.service import serve
 
     asyncio.run(serve(configuration.find(config, os.environ), os.environ, wait=wait, standby=standby))
-
-
-def reload(config: ConfigFile = None) -> None:
-    """Reload service.toml in the running daemon, and print the result. Exit 78 if the file is invalid."""
-    settings = located(config, quietly=True)  # the daemon reports what is wrong
-    address = http_address(settings.service.state_dir)
-    if address is None:
-        raise PredictdError(
-            f"no daemon runs in {settings.service.state_dir}; `predictd run` reads service.toml when it starts"
-        )
-    token = settings.http.token()
-    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-    host, _, port = address.rpartition(":")
-    # Not by a URL: a proxy of the environment must not come between.
-    connection = http.client.HTTPConnection(_reachable(host.strip("[]")), int(port), timeout=RELOAD_SECONDS)
-    try:
-        with err.status("the daemon reads service.toml"):
-            connection.request("POST", "/-/reload", headers=headers)
-            answer = connection.getresponse()
-            text = answer.read().decode(errors="replace").strip()
-    except OSError as error:
-        raise PredictdError(
-            f"the daemon of {settings.service.state_dir} does not answer on {address} ({error.strerror or error}); "
-            "does it still run?"
-        ) from None
-    finally:
-        connection.close()
-    if answer.status == http.client.BAD_REQUEST:
-        raise ConfigurationError([Problem("", line) for line in text.splitlines()])
-    if answer.status != http.client.OK:
-        raise PredictdError(f"{address} answers {answer.status}: {text}")
-    say(text)
-
-
-def _reachable(host: str) -> str:
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - listening everywhere includes this machine
 
 
 def mongod(config: ConfigFile = None) -> None:
@@ -122,7 +82,7 @@ def check(
         typer.Option("--rows", help="Predict up to 8 real rows of each listener; store nothing."),
     ] = False,
 ) -> None:
-    """Check service.toml, and print all of its problems."""
+    """Check service.toml, and print all of its problems; beside a running daemon, also what it would change."""
     from daemon import check as checking
     from daemon.rehearsal.sample import rows_of
 
@@ -149,6 +109,7 @@ def check(
     always = ("table", "model", "listener")
     summary = ", ".join(f"{n} {what}{'' if n == 1 else 's'}" for what, n in counts if n or what in always)
     say(f"{path}: good ({summary})")
+    raise typer.Exit(edits.beside(settings, path))
 
 
 def init(

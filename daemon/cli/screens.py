@@ -148,7 +148,9 @@ def status(shown: ServiceStatus, waiting: Mapping[str, int | None]) -> Renderabl
         parts.append(Text(f"model {escaped(name)}: {escaped(why)}", style="yellow"))
     for name, why in shown.refused.items():
         parts.append(Text(f"{escaped(name)} is refused: {escaped(why)}", style="red"))
-    if not shown.config.ok:
+    if shown.config.held is not None:
+        parts.append(Text(f"service.toml: {escaped(str(shown.config.error))}", style="yellow"))
+    elif not shown.config.ok:
         parts.append(Text(f"service.toml is refused: {escaped(str(shown.config.error))}", style="red"))
     return Group(*parts)
 

@@ -17,6 +17,7 @@ from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 
 from components import private_files
 from components.declarations import (
+    TUNED,
     Declaration,
     ListenerDeclaration,
     ModelDeclaration,
@@ -234,6 +235,18 @@ class LimitsConfig(Declaration):
     jobs: int = Field(default=1, ge=1, le=64, description="a whole number of jobs from 1 to 64", examples=[1])
 
 
+class GuardConfig(Declaration):
+    """[guard]: which changes of declarations wait for a person."""
+
+    unset_share: float = Field(
+        default=0.1,
+        ge=0.0,
+        le=1.0,
+        description="a share of a listener's outputs, from 0 to 1",
+        examples=[0.1],
+    )
+
+
 class TrainerConfig(TrainerSection):
     """[trainers.NAME]: how the model NAME is trained. In a file, the default of `promote` is "better"."""
 
@@ -251,6 +264,7 @@ class Config(Declaration):
     security: SecurityConfig = Field(default_factory=SecurityConfig)
     log: LogConfig = Field(default_factory=LogConfig)
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
+    guard: GuardConfig = Field(default_factory=GuardConfig)
     tables: dict[str, TableDeclaration] = Field(default_factory=dict)
     models: dict[str, ModelDeclaration] = Field(default_factory=dict)
     listeners: dict[str, ListenerDeclaration] = Field(default_factory=dict)
@@ -298,14 +312,14 @@ class Config(Declaration):
 
     @property
     def worker_fingerprints(self) -> dict[str, str]:
-        """SHA-256 of each worker's configuration: its listeners, their tables and models, and the settings.
+        """SHA-256 of each worker's configuration: its listeners, their key fields and models, and the settings.
 
         A worker whose fingerprint changed is restarted; the others keep running. Trainers and validations do not count,
-        because workers do not use them. MongoDB's address counts and may hold a password: keep these fingerprints in
-        memory, never in a document or a log.
+        because workers do not use them, nor do the log, the limits and the keys that a running worker takes up.
+        MongoDB's address counts and may hold a password: keep these fingerprints in memory, never in a document or a
+        log.
         """
-        settings = self.model_dump(mode="json", include={"service", "mongo", "security", "log", "limits"})
-        del settings["limits"]["jobs"]
+        settings = self.model_dump(mode="json", include={"service", "mongo", "security"})
         settings["import_root"] = str(self.service.import_root)
         single = self.fingerprints
         result: dict[str, str] = {}
@@ -313,8 +327,12 @@ class Config(Declaration):
             parts: dict[str, Any] = {"settings": settings}
             for name in sorted(names):
                 listener = self.listeners[name]
-                for part in (f"listeners/{name}", f"tables/{listener.table}", f"models/{listener.model}"):
-                    parts[part] = single[part]
+                declared = listener.dump()
+                outputs = {f"_outputs.{other}.value": each.output for other, each in self.listeners.items()}
+                fields = {**self.tables[listener.table].fields, **outputs}
+                parts[f"listeners/{name}"] = {key: value for key, value in declared.items() if key not in TUNED}
+                parts[f"key/{name}"] = {path: fields.get(path) for path in listener.parsed_key.fields}
+                parts[f"models/{listener.model}"] = single[f"models/{listener.model}"]
             result[worker] = _digest(parts)
         return result
 

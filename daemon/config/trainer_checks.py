@@ -46,20 +46,20 @@ def _trainer(name: str, trainer: Mapping[str, Any], source: Source) -> Iterator[
         near = suggestion(name, sections(source, "models"), "model")
         message = f"a trainer has the name of the model that it trains; there is no model `{name}` in this file; {near}"
         yield Problem(dotted(base), message)
-    elif model.get("type", "torch") == "object":
+    elif model.get("type", "torch") == "object" and trainer.get("type", "torch") == "torch":
         yield Problem(
-            dotted(base),
-            f'model `{name}` is of type = "object" and cannot be trained; remove this section, or make it a torch '
-            "model",
+            dotted((*base, "type")),
+            f'model `{name}` is of type = "object"; it is trained by type = "loop", if its object has fit or '
+            "partial_fit, or by a loop of your own",
         )
     yield from _rows(trainer, base, trainer.get("key"), (*base, "key"), source)
     for way in ("weighted_by", "balanced_by"):
         if isinstance(trainer.get(way), str):
             yield from key_field(trainer[way], dotted((*base, way)), trainer, source)
-    for key in ("objective", "transform", "optimizer", "scheduler"):
+    for key in ("loop", "objective", "transform", "optimizer", "scheduler"):
         if isinstance(trainer.get(key), str):
             yield from import_path(trainer[key], dotted((*base, key)), source)
-    for key in ("loader", "optimizer_arguments", "scheduler_arguments"):
+    for key in ("loop_arguments", "loader", "optimizer_arguments", "scheduler_arguments"):
         yield from keywords(trainer.get(key), (*base, key))
         yield from _imported(trainer.get(key), (*base, key), source)
     if isinstance(trainer.get("loader"), dict):
@@ -141,6 +141,8 @@ def _keeps_rows_apart(trainer: Mapping[str, Any], source: Source) -> bool:
     """Return whether rows are set apart to compute a training's "valid/loss": a fraction of the rows, or a fold."""
     folds, where = trainer.get("folds", "auto"), trainer.get("where", {})
     fields = sections(source, "tables").get(str(trainer.get("table")), {}).get("fields", {})
+    if trainer.get("type", "torch") == "loop":  # it knows no loss
+        return False
     by_field = isinstance(fields, dict) and "_fold" in fields and "_fold" not in mentioned(where)
     return isinstance(folds, float) or (folds == "auto" and by_field)
 

@@ -19,7 +19,7 @@ another machine, with another engine.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
 from daemon.health.report import Ending
@@ -79,6 +79,9 @@ class WorkerProcess(Protocol[R_co]):
     @property
     def reported_at(self) -> float | None:
         """When the latest report came, by the monotonic clock."""
+
+    def tell(self, order: Mapping[str, Any]) -> None:
+        """Sends it one more order, once it has reported."""
 
     async def wait(self) -> int:
         """Waits until it has ended and its last report is read; the exit code, negative for a signal."""

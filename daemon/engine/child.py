@@ -1,9 +1,9 @@
 """The child's side of the local engine: the process's connection to its parent.
 
 Standard output and standard error belong to user code. The process gets three more descriptors: standard input, which
-brings the assignment, then answers, and stays open as long as the parent lives; one for reports and requests; one for
-log lines. `Channel.open` moves them to high numbers that close on exec, so that user code does not use them by accident
-and its children inherit none.
+brings the assignment, then answers and changed settings, and stays open as long as the parent lives; one for reports
+and requests; one for log lines. `Channel.open` moves them to high numbers that close on exec, so that user code does
+not use them by accident and its children inherit none.
 """
 
 from __future__ import annotations
@@ -80,11 +80,12 @@ class Channel:
             raise SignatureRefused(str(answer.get("refused")))
         return str(answer["signature"])
 
-    def answered(self, line: bytes) -> None:
-        """Takes one line of the supervisor's."""
+    def answered(self, line: bytes) -> bool:
+        """Takes a line of the supervisor's; False if it is no answer to a request."""
         answer = json.loads(line)
-        if (answers := self._asked.get(answer["number"])) is not None:
+        if (answers := self._asked.get(answer.get("number"))) is not None:
             answers.put(answer)
+        return "number" in answer
 
     def _send(self, text: bytes) -> None:
         line = memoryview(text + b"\n")
@@ -111,10 +112,10 @@ def answer(request: bytes, sign: Callable[..., str]) -> bytes:
 
 
 def leave_with_parent(
-    last: Callable[[], object] = lambda: None, answered: Callable[[bytes], object] = lambda _: None
+    last: Callable[[], object] = lambda: None, told: Callable[[bytes], object] = lambda _: None
 ) -> None:
     """Waits for the end of standard input, which comes when the parent has ended for any reason. Then calls `last`,
-    ends the processes that this one has started, and ends this process. `answered` is called with each line before.
+    ends the processes that this one has started, and ends this process. Until then, calls `told` with each line.
 
     For user code, standard input is /dev/null.
     """
@@ -126,7 +127,7 @@ def leave_with_parent(
     while chunk := os.read(held, 4096):  # unbuffered: the interpreter's end must not wait for the lock of a buffer
         *lines, begun = (begun + chunk).split(b"\n")
         for line in lines:
-            answered(line)
+            told(line)
     last()
     if mark := os.environ.get(MARK):
         end_family(mark, os.getpid())

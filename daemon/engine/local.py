@@ -170,6 +170,11 @@ class _LocalProcess(Generic[R]):
                 log.error("the assignment of a process is too long for a pipe", worker=self._name, bytes=len(line))
                 self.kill()
 
+    def tell(self, order: Mapping[str, object]) -> None:
+        if not self._code.done():  # its pipe is open
+            with suppress(BrokenPipeError, BlockingIOError):  # it has ended, or has not read for long and is ended soon
+                os.write(self._pipes.stdin, json.dumps(order).encode() + b"\n")
+
     async def wait(self) -> int:
         return await asyncio.shield(self._code)
 

@@ -2,7 +2,7 @@
 
 | the process's | leads to |
 |---|---|
-| standard input | the assignment, one line; then the answers to requests, until the supervisor ends |
+| standard input | the assignment, one line; then answers to requests and, to a worker, changed settings, a line each |
 | standard output, standard error | the supervisor's log, a line at a time, bounded, under the process's name |
 | descriptor for reports | one JSON object a line; after `?`, a request for a signature |
 | descriptor for log lines | the supervisor's standard error |

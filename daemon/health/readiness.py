@@ -203,13 +203,17 @@ def status_line(state: ServiceState, now: float) -> str:
     verdict = readiness(state, now)
     good = sum(listener.ready for listener in verdict.listeners.values())
     total = len(verdict.listeners)
-    suffix = "" if state.config.ok else "; the new service.toml is refused"
+    suffix = "" if state.config.ok else f"; the new service.toml is {_not_taken(state.config)}"
     if not verdict.ready and (state.role != "active" or state.mongo is not None):
         return f"{verdict.reason}{suffix}"
     if not verdict.ready:
         return f"{good} of {total} listeners ready: {verdict.reason}{suffix}"
     lag = max((listener.lag_seconds for listener in verdict.listeners.values()), default=0.0)
     return f"{total} listener{'' if total == 1 else 's'} running, lag {lag:.1f} s{suffix}"
+
+
+def _not_taken(config: ConfigState) -> str:
+    return "refused" if config.held is None else f"held: {config.held}"
 
 
 def service_status(state: ServiceState, now: float) -> ServiceStatus:

@@ -24,11 +24,14 @@ _Text = Annotated[str | None, defaulting(None)]
 
 @dataclass(frozen=True, slots=True)
 class ConfigState:
-    """Whether service.toml as it was last read is valid. If not, the configuration before it stays."""
+    """Whether service.toml as it was last read is the one that runs. If not, the configuration before it stays: the
+    file is invalid, or is `held`: this is the name of its plan.
+    """
 
     ok: bool = True
     error: str | None = None
     loaded_at: str = ""
+    held: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,9 +47,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     patience = MongoRetry(stopping)
     reporter = JobReporter.over(channel, patience)
-    threading.Thread(
-        target=leave_with_parent, kwargs={"answered": channel.answered}, name="parent", daemon=True
-    ).start()
+    threading.Thread(target=leave_with_parent, kwargs={"told": channel.answered}, name="parent", daemon=True).start()
     reporter.threads = be_polite(assignment.threads)
     threading.Thread(target=reporter.report_on, name="reporter", daemon=True).start()
     os._exit(

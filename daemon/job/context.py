@@ -68,7 +68,7 @@ class Context:
     def live(self, model: str) -> tuple[Component[Any], Loaded]:
         """A model with its live version's weights; its first version is made here, where nobody has yet."""
         return until_live(
-            lambda: self.declared("model", model)[0],
+            lambda: self.declared("model", model)[0].served,
             lambda component: self.patience("model", lambda: self.loader.loaded(component)),
         )
 
@@ -82,7 +82,7 @@ class Context:
         """The fields of a key of examples with their datatypes. Raises NotApplied if the table is not applied."""
         if table not in known.tables:
             raise NotApplied(known.refused.get(f"table/{table}") or self.registry.absent("table", table))
-        types = known.tables[table].declaration.fields
+        types = known.fields(table)
         return [(path, types.get(path)) for path in Key.parse(key, target=True).fields]
 
     def stopped(self) -> str | None:

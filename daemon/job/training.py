@@ -1,7 +1,7 @@
 """A training: train on pinned rows, measure, store a candidate, decide, promote.
 
     pin        the live version (the first one is made here if needed), the rows, the validations  -> pins, on disk
-    train      `components.torch.loop`, from its checkpoint if there is one                        -> the best weights
+    train      `components.torch.loop`, or an own loop, from its checkpoint if there is one        -> the best weights
     measure    the candidate, loaded anew from its weights, and the live version, on the same rows
     store      the candidate, with its lineage and all traces                                      -> a version
     decide     `daemon.handlers.promote`; promote, reject, or leave it to a person                 -> the result
@@ -15,16 +15,18 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from components.declarations import TrainerDeclaration
 from components.errors import DeclarationError, NotApplied, PredictdError, Stopped, TrainingError
 from components.examples import Examples
 from components.model import Model
 from components.serialization import build_trainer
+from components.trained import Trained
+from components.training_loop import run as run_own
 from daemon.handlers import promote
 from daemon.handlers.train import checkpoint_folder, folds, split
 from daemon.job import pins as pinning
@@ -33,15 +35,13 @@ from daemon.job.evaluation import Evaluation, Measured, chosen, of_model
 from daemon.job.judges import LOSS, Judges
 from daemon.job.pins import Pins
 from daemon.job.rehearsal import refusal
+from daemon.job.served import difference
 from daemon.store.mongo_retry import Stopping
-from daemon.store.registry.components import signature
-from daemon.store.registry.model_loader import Loaded, object_signature, packed
+from daemon.store.registry.components import object_signature, signature
+from daemon.store.registry.model_loader import Loaded
 from daemon.store.registry.versions import Version
 from daemon.store.rows.datasets import NAME_SHOWN, Pinned, pinned
 from daemon.store.service.jobs import Job
-
-if TYPE_CHECKING:
-    from components.torch.loop import Trained
 
 __all__ = ["train"]
 
@@ -82,14 +82,21 @@ class Training:
         self._declaration: TrainerDeclaration = self._declared.declaration
         if self._declaration.model != job.model:  # the job's document is not signed
             raise NotApplied(f"trainer {job.target!r} is of model {self._declaration.model!r}, not {job.model!r}")
-        self._component, self._live = context.live(self._model)
-        if self._component.declaration.type != "torch":
+        served, self._live = context.live(self._model)
+        self._component = context.declared("model", self._model)[0]
+        """The model as it is declared. While the version before serves, a training begins with its initial weights."""
+        kind = self._component.declaration.type
+        if kind != "torch" and self._declaration.type == "torch":
             raise DeclarationError(
-                f"trainers.{self._model}: the model is of type {self._component.declaration.type!r}; only one of type "
-                "'torch' can be trained"
+                f"trainers.{self._model}: a model of type {kind!r} cannot be trained by torch's loop; set type = "
+                '"loop" (in Python: a LoopTrainer)'
             )
         self._versions = context.loader.versions(self._model)
-        self._trainer = self._trainer_of(self._live.model)
+        self._base = self._live.model
+        """The model that a training begins with, as it is declared."""
+        if served.signature != self._component.signature:
+            self._base = context.patience("model", lambda: context.loader.initial(self._component))
+        self._trainer = self._trainer_of(self._base)
         self._validations = of_model(context, self._known, self._model)
         self._objective: Mapping[str, Any] = {}
         """The parameters of the objective itself that the training has learned."""
@@ -99,7 +106,7 @@ class Training:
             self._declaration,
             self._validations,
             self._known,
-            self._live.model,
+            self._base,
             lambda model, evaluation, valid: self._measured(model, evaluation, valid)[1],
         )
 
@@ -120,7 +127,6 @@ class Training:
         """Trains, measures, and stores the candidate."""
         from components.torch.checkpoints import Checkpoints
         from components.torch.loader import Cached
-        from components.torch.loop import train as run
 
         context, declaration, voice = self._context, self._declaration, self._context.voice
         folder = checkpoint_folder(context.assignment.state_dir, self._job.id)
@@ -142,7 +148,12 @@ class Training:
         )
         voice.doing("training", total=None if declaration.max_epochs else declaration.max_iterations)
         started = time.monotonic()
-        trained = run(
+        loop: Callable[..., Trained] = run_own
+        if declaration.type == "torch":
+            from components.torch.loop import train as loop_of_torch
+
+            loop = partial(loop_of_torch, chances=pins.chances or None)
+        trained = loop(
             model,
             self._trainer,
             rows,
@@ -152,7 +163,6 @@ class Training:
             report=self._take_report,
             stopped=context.stopped,
             greater_is_better=lambda name: evaluation.greater.get(name, not name.endswith("/loss")),
-            chances=pins.chances or None,
         )
         seconds = time.monotonic() - started
         voice.say(f"{trained.step} steps in {seconds:.1f} s, the best weights are those of step {trained.best_step}")
@@ -168,7 +178,7 @@ class Training:
         data = self._data(pins, trained, time.monotonic() - started, evaluation.greater, compared)
         points = max(2, TRACE_KEPT // (len(trained.metric_values) + 1))
         candidate = self._store(
-            *packed(model),
+            *model.packed(),
             parent=parent.number,
             data=data,
             metrics=metrics,
@@ -248,6 +258,8 @@ class Training:
         loaded = self._live
         if parent != loaded.version.number:  # another version was live when the training began
             loaded = self._version(parent)
+        if loaded.version.signature != self._component.signature:  # its weights are of another declaration
+            return self._base, loaded.version
         return loaded.model, loaded.version
 
     def _version(self, number: int) -> Loaded:
@@ -275,15 +287,10 @@ class Training:
         Raises TrainingError if the trained model itself gives something else: then the training changed something that
         is not stored with the weights.
         """
-        from components.torch.fresh_load import difference
-        from components.torch.model import TorchModel
-
         _, kept = self._measured(model, evaluation, valid)
         fresh = self._context.patience("model", lambda: self._context.loader.built(self._component))
-        fresh.load_state(model.state() or {})
+        fresh.unpack(model.packed()[0] or b"")
         measured, metrics = self._measured(fresh, evaluation, valid)
-        assert isinstance(model, TorchModel)
-        assert isinstance(fresh, TorchModel)
         apart = [
             f"{name} is {kept[name]:.6g} after the training and {value:.6g} after loading its weights"
             for name, value in metrics.items()
@@ -304,13 +311,14 @@ class Training:
     ) -> tuple[Measured, dict[str, float]]:
         """Measures a model; a random one draws the same numbers each time."""
         from components.torch import randomness
-        from components.torch.loss import valid_loss
-        from components.torch.model import TorchModel
 
         with randomness.seeded(randomness.derived(self._trainer.seed, "validation"), devices=True):
             measured = evaluation(model)
         metrics = dict(measured.metrics)
-        if valid is not None:
+        if valid is not None and self._declaration.type == "torch":
+            from components.torch.loss import valid_loss
+            from components.torch.model import TorchModel
+
             assert isinstance(model, TorchModel)
             trainer = self._trainer_of(model)
             metrics[LOSS] = valid_loss(model, trainer, valid, self._context.stopped, self._objective)
@@ -392,7 +400,7 @@ class Training:
         valid = (
             None if pins.valid is None else context.rows(declaration.table, declaration.key, pins.valid, self._known)
         )
-        return Evaluation(context, self._validations, self._known, pins.datasets, self._live.model), valid
+        return Evaluation(context, self._validations, self._known, pins.datasets, self._base), valid
 
     def _decided(self, candidate: Version, compared: Compared) -> promote.Decision:
         """The decision; before a promotion that it allows, both are measured on the rows of the last one too."""

@@ -89,6 +89,7 @@ DEEPEST: Final = 20
 
 
 LONGEST_ID: Final = 200
+_CUT: Final = "..."
 _RAW: Final = "$bson"
 
 
@@ -97,13 +98,21 @@ def row_id(key: Any) -> str:
 
     An ObjectId is its digits, a string is itself unless it reads as another value, and every other value is extended
     JSON. A value that extended JSON cannot represent is {"$bson": "HEX"}, with the byte of its BSON type first. A long
-    text is cut, and ends with a hash.
+    text is cut, and ends with a hash; `names_row` knows it by that end.
     """
     name = _row_id(key)
-    if len(name) <= LONGEST_ID:
-        return name
-    digest = hashlib.blake2b(RawValue.of(key), digest_size=8).hexdigest()
-    return f"{name[:60]}...{digest}"
+    return name if len(name) <= LONGEST_ID else f"{name[:60]}{_end(key)}"
+
+
+def names_row(name: str, key: Any) -> bool:
+    """Whether this text names the row: as `row_id` shows it, in full, or by the end of a cut name ("...HASH")."""
+    if identity(row_key(name)) == identity(key) or row_id(key) == name:
+        return True
+    return name.startswith(_CUT) and len(RawValue.of(key)) > LONGEST_ID // 2 and name == _end(key)
+
+
+def _end(key: Any) -> str:
+    return _CUT + hashlib.blake2b(RawValue.of(key), digest_size=8).hexdigest()
 
 
 def row_key(name: str) -> Any:
@@ -117,9 +126,11 @@ def row_key(name: str) -> Any:
         return name
 
 
-def shown_id(key: Any) -> Any:
-    """A row's `_id` for extended JSON."""
+def shown_id(key: Any, *, cut: bool = False) -> Any:
+    """A row's `_id` for extended JSON; a long one, if it is to be `cut`, as `row_id` shows it."""
     value: Any = key
+    if cut and len(RawValue.of(key)) > LONGEST_ID and len(name := row_id(key)) <= LONGEST_ID:
+        return name
     if isinstance(key, RawValue):
         try:
             value = key.value()

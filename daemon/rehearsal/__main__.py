@@ -106,7 +106,7 @@ class Rehearsal:
             return
         for name in candidate.listeners:
             listener = known.listeners[name].declaration
-            fields = known.tables[listener.table].declaration.fields
+            fields = known.fields(listener.table)
             self._doing("", MONGODB_SECONDS)
             at = f"listeners.{name}"
             try:

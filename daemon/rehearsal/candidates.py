@@ -34,7 +34,7 @@ def declared_anew(known: Catalog, parts: Sequence[Part], loader: ModelLoader) ->
     return after, (
         Candidate(
             name,
-            lambda name=name: loader.proposed(after.models[name]),  # type: ignore[misc]
+            lambda name=name: loader.proposed(after.models[name].served),  # type: ignore[misc]
             [each for each in listeners if after.listeners[each].declaration.model == name],
         )
         for name in models
@@ -46,14 +46,11 @@ def of_version(known: Catalog, model: str, number: int, loader: ModelLoader) -> 
     declaration or there is no such version.
     """
     stored = loader.versions(model).get(number)
-    if (
-        model in known.models
-        and stored is not None
-        and stored.loadable
-        and stored.signature == known.models[model].signature
-    ):
+    if model not in known.models or stored is None or not stored.loadable:
+        return
+    component = known.models[model]
+    if stored.signature in (component.signature, component.served.signature):
         listeners = [name for name, each in known.listeners.items() if each.declaration.model == model]
-        component = known.models[model]
         yield Candidate(model, lambda: loader.version(component, number).model, listeners)
 
 

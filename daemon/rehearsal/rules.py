@@ -5,7 +5,7 @@ A model must give a row the same output alone as in any batch, in evaluation mod
 | what is found | it is |
 |---|---|
 | an output of the wrong shape, one that depends on the other rows, a batch that fails, training mode | a problem |
-| no real row can be predicted | a problem |
+| no real row can be predicted | a problem; a warning if an estimator has not been fitted yet |
 | one bad row among good ones, a random model, too little memory for a second copy | a warning |
 | a made-up row that cannot be predicted | a warning |
 """
@@ -72,7 +72,7 @@ def rehearsed(
     if not rows:
         yield Note(at, f"table `{declared.table}` has no row that matches; nothing was predicted")
         return
-    stage = Stage(model, declared.parsed_key, fields, calling)
+    stage = Stage(model, declared.parsed_key, fields, calling, declared.output)
     good: list[tuple[Row, Any]] = []
     bad: list[str] = []
     end = time.monotonic() + ALONE_SECONDS
@@ -94,23 +94,32 @@ def rehearsed(
         what = f"cannot be predicted; {bad[0].partition(': ')[2]}" if bad else "was predicted"
         yield Note(at, f"table `{declared.table}` has no row that matches; a made-up one {what}", warns=bool(bad))
     elif not good:
-        yield Problem(at, f"none of {tried} rows can be predicted; {bad[0]}")
+        yield _none(at, bad)
     else:
         if bad:
             yield Note(at, f"{len(bad)} of {tried} rows would become dead letters; {bad[0]}", warns=True)
         yield from _in_batches(at, code, stage, good)
 
 
+def _none(at: str, bad: Sequence[str]) -> Problem:
+    if all("NotFittedError" in each for each in bad):
+        return Note(at, "its model has learned nothing yet: rows wait for its first training", warns=True)
+    return Problem(at, f"none of {len(bad)} rows can be predicted; {bad[0]}")
+
+
 class Stage:
     """A model with the key of one listener."""
 
-    def __init__(self, model: Model, key: Key, fields: Mapping[str, str], calling: Callable[[], None]) -> None:
+    def __init__(
+        self, model: Model, key: Key, fields: Mapping[str, str], calling: Callable[[], None], output: str | None = None
+    ) -> None:
         self._model = model
         self._key = key
         self._datatypes: list[Datatype | None] = [
             datatype(fields[path]) if path in fields else None for path in key.fields
         ]
         self._calling = calling
+        self._output = None if output is None else datatype(output)
 
     def row(self, document: bytes) -> Row:
         """The row of a document in BSON."""
@@ -128,7 +137,7 @@ class Stage:
             each = [] if model.prepare_batch else [model.watch.own(model.prepare(arguments)) for arguments in given]
         outputs = model.infer_many(many, len(rows)) if model.prepare_batch else model.infer(each)
         with model.predicting():
-            values = [model.finish(output) for output in outputs]
+            values = [model.finish(output, self._output) for output in outputs]
         for value in values:
             bson.encode({"": value})
         return values

@@ -2,6 +2,7 @@
 
 service.py        the daemon: wires everything, starts, follows service.toml, stops
 leadership.py     connects to MongoDB and holds the lease: one active daemon for each service
+acceptance.py     whether a changed service.toml is accepted: what it costs, whether it can be built
 operation.py      what runs while this daemon leads: workers, jobs, schedules
 desired_state.py  which workers should run, with which listeners
 fleet.py          keeps workers running: one keeper for each

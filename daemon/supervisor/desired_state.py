@@ -53,9 +53,7 @@ def desired(config: Config, known: Catalog) -> Desired:
 
 def _settings(config: Config) -> str:
     """What every worker is started with."""
-    settings = config.model_dump(mode="json", include={"service", "mongo", "security", "log"})
-    limits = config.limits.model_dump(exclude={"jobs"})  # the one limit that is no worker's
-    return _digest([settings, limits])
+    return _digest(config.model_dump(mode="json", include={"service", "mongo", "security"}))
 
 
 def _identity(component: Component[Any]) -> list[Any]:

@@ -92,6 +92,7 @@ class WorkerKeeper:
         self._overdue: str | None = None
         self._reason: str | None = None
         self._caught_up = dict.fromkeys(listeners, time.monotonic())
+        self._untold = False
 
     async def run(self) -> None:
         """Starts the worker, again and again, until `stop` or until it is fenced."""
@@ -136,6 +137,17 @@ class WorkerKeeper:
         """Something has changed: a worker that waits to be started again is started now."""
         self._nudged.set()
 
+    def tune(self, spec: WorkerAssignment) -> None:
+        """The worker takes up what has changed in its settings; the next one starts with all of them."""
+        self._untold = True
+        self._spec = spec
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._untold and self._process is not None and self._process.report is not None:
+            self._untold = False  # it reports once it has read its assignment
+            self._process.tell(self._spec.tuning())
+
     def state(self) -> WorkerState:
         """What is known of the worker."""
         process = self._process
@@ -154,7 +166,8 @@ class WorkerKeeper:
     async def _run_once(self) -> float | None:
         """One life of the worker; seconds until the next, None where there is to be none."""
         try:
-            self._process = process = await self._engine.start(replace(self._spec, ended=self._before), self._changed)
+            spec, self._untold = replace(self._spec, ended=self._before), False
+            self._process = process = await self._engine.start(spec, self._changed)
         except OSError as error:
             delay = self._backoff.delay(0.0)
             self._reason = f"it cannot be started: {error}"
@@ -169,6 +182,7 @@ class WorkerKeeper:
         looked = time.monotonic()
         while not end.done():
             await asyncio.wait({end}, timeout=LOOK_SECONDS)
+            self._tell()
             before, looked = looked, time.monotonic()
             if looked - before > LOOK_SECONDS + self._spec.stage_seconds / 2:
                 continue  # it was this process that stood still: what workers reported meanwhile is not yet read
@@ -249,6 +263,11 @@ class Fleet:
         keeper = WorkerKeeper(self._engine, spec, listeners, self._changed, self._fenced)
         self._keepers[spec.worker] = keeper
         self._spawn(keeper.run())
+
+    def tune(self, spec: WorkerAssignment) -> None:
+        """See `WorkerKeeper.tune`."""
+        if spec.worker in self._keepers:
+            self._keepers[spec.worker].tune(spec)
 
     async def stop(self, names: Iterable[str], seconds: float) -> None:
         """Stops these workers together, in `seconds` at most."""

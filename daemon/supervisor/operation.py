@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
@@ -23,11 +23,16 @@ from components.declarations import ListenerDeclaration, ModelDeclaration, Train
 from components.errors import DeclarationError, Fenced, LeaseLost, MongoUnavailable
 from daemon.config import Config
 from daemon.engine.threads import share
-from daemon.handlers.reload import plan
+from daemon.handlers.reload import Plan as WorkersPlan
+from daemon.handlers.reload import plan as workers_plan
 from daemon.health.readiness import WorkerState
 from daemon.health.service_status import RunningJob
+from daemon.plan.declared import storable
+from daemon.plan.judge import accepted, judged_at_start, judged_file, rates
+from daemon.plan.plan import Plan
 from daemon.store.connection import Data
 from daemon.store.registry import judged
+from daemon.store.registry.accepted import keep_settings
 from daemon.store.registry.artifacts import Artifacts
 from daemon.store.registry.components import Catalog, Component
 from daemon.store.registry.live_versions import watch
@@ -78,11 +83,17 @@ class Operation:
         self.leaving = False
         """The daemon is stopping: nothing is started any more."""
 
-    async def start(self, config: Config, epoch: int, uri: str, session: ClientSession | None = None) -> None:
-        """Raises MongoUnavailable, DeclarationError, or LeaseLost if a newer leader has published; then nothing
-        runs.
+    async def start(
+        self, config: Config, epoch: int, uri: str, session: ClientSession | None = None
+    ) -> tuple[Config, Plan]:
+        """Returns the configuration that runs, and what `config` changes of the one that was accepted last: if that is
+        held, the accepted one runs.
+
+        Raises MongoUnavailable, DeclarationError, or LeaseLost if a newer leader has published; then nothing runs.
         """
         self._context = replace(self._context, config=config, epoch=epoch, uri=uri, session=session)
+        config, changed = await self._context.call(lambda data: self._accepted(data, config))
+        self._context = replace(self._context, config=config)
         await self._publish(config)
         self._desired = await self._asked_for(config)
         for name in self._desired.workers:
@@ -92,6 +103,26 @@ class Operation:
         self._jobs.start(self._context)
         self.rehearser.start(self._context)
         self._scheduling.start(_scheduled(self.known))
+        return config, changed
+
+    def _accepted(self, data: Data, config: Config) -> tuple[Config, Plan]:
+        trust = lead(data, self._context.service, self._context.pins, self._context.session)
+        registry = self._context.registry(data)
+        changed, settings = judged_at_start(data, registry, config, trust)
+        return (accepted(config, registry.read(), settings) if changed.held else config), changed
+
+    async def plan(self, config: Config, code: Collection[str] = ()) -> Plan | None:
+        """What `config` changes of the one that runs; None while nothing does. `code`: the models whose files have
+        changed. Raises MongoUnavailable, and DeclarationError if the server refuses a filter.
+        """
+        if not self.active:
+            return None
+        before, measured = self._context.config, rates(self.workers())
+
+        def judge(data: Data) -> Plan:
+            return judged_file(data, self._context.registry(data), config, before, code=code, rates=measured)
+
+        return await self._context.call(judge)
 
     async def stop(self) -> None:
         """Stops workers and jobs together, each in the time that it has."""
@@ -116,13 +147,13 @@ class Operation:
         self._jobs.kill()
         self.rehearser.kill()
 
-    async def change(self, config: Config) -> str:
-        """Applies `config` and returns what was done, in words. Raises as `start` does; then what ran goes on.
+    async def change(self, config: Config) -> WorkersPlan:
+        """Applies `config` and returns which workers that concerned. Raises as `start` does; then what ran goes on.
 
         The workers that differ stop before it is published, so that none reads parts of both.
         """
         after = await self._asked_for(config)
-        work = plan(self._desired.fingerprints, after.fingerprints)
+        work = workers_plan(self._desired.fingerprints, after.fingerprints)
         if self.active:
             await self._stop_workers(work.leaving)
             try:
@@ -137,10 +168,12 @@ class Operation:
         if self.active:
             for name in work.coming:
                 self._start_worker(name)
+            for name in after.workers.keys() - set(work.coming):
+                self._fleet.tune(self._assignment(name))
             self._scheduling.change(_scheduled(self.known))
             self._clear_left()
         self._fleet.nudge()  # the code that a worker failed on may be repaired; no declaration shows that
-        return str(work)
+        return work
 
     async def look(self, *, notified: bool) -> None:
         """Runs what the registry holds now; `notified`: a client has changed something. Raises
@@ -151,7 +184,7 @@ class Operation:
         self._learn(await self._context.call(self._watched))
         await self._look_at_versions()
         after = await self._asked_for(self._context.config)
-        work = plan(self._desired.fingerprints, after.fingerprints)
+        work = workers_plan(self._desired.fingerprints, after.fingerprints)
         if work.leaving or work.coming:
             log.info("what is applied has changed", done=str(work))
         await self._stop_workers(work.leaving)
@@ -191,6 +224,7 @@ class Operation:
             lead(data, self._context.service, self._context.pins, self._context.session)
             registry = self._context.registry(data)
             registry.publish(config.declarations())
+            keep_settings(data, self._context.service, self._context.pins.trust, storable(config))
             Artifacts(data).prune()
             Versions.sweep(data)
             kept_rows.sweep(data, judged.named(data))
@@ -227,14 +261,24 @@ class Operation:
                 log.error("the live version in the database is refused", version=name, reason=reason)
         believed = {f"{each.kind}/{each.name}": each.revision for kind in KINDS for each in known.of(kind).values()}
         self._context.pins.learn(believed, known.there)
+        for name, each in known.models.items():
+            if each.serving is not None and (name not in self.known.models or self.known.models[name].serving is None):
+                log.info(
+                    "a model is declared anew: the version before serves until a candidate passes the gate",
+                    model=name,
+                    live=each.live,
+                )
         self.known = known
         self.rehearser.torch = any(each.declaration.type == "torch" for each in known.models.values())
 
     def _start_worker(self, name: str) -> None:
         if self.leaving:  # a reload was under way when the daemon was stopped
             return
+        self._fleet.start(self._assignment(name), self._desired.workers[name])
+
+    def _assignment(self, name: str) -> WorkerAssignment:
         config, models = self._context.config, self._models(name)
-        spec = WorkerAssignment(
+        return WorkerAssignment(
             worker=name,
             stop_timeout=config.service.stop_timeout,
             queue_rows=config.limits.queue_rows,
@@ -246,7 +290,6 @@ class Operation:
             torch=any(model.type == "torch" for model in models.values()),
             threads=share(len(self._desired.workers), [model.threads for model in models.values()], os.environ),
         )
-        self._fleet.start(spec, self._desired.workers[name])
 
     def _models(self, worker: str) -> dict[str, ModelDeclaration]:
         known = self.known

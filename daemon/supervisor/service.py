@@ -27,19 +27,25 @@ from typing import Any, NoReturn
 
 import structlog
 
-from components.errors import ConfigurationError, DeclarationError, LeaseLost, MongoUnavailable, Problem
+from components.errors import (
+    ConfigurationError,
+    DeclarationError,
+    LeaseLost,
+    MongoUnavailable,
+    PredictdError,
+    Problem,
+)
 from components.signing_key import SigningKey
 from daemon import config as configuration
-from daemon.check import build
 from daemon.config import Config
 from daemon.engine import Engine
 from daemon.engine.local import LocalEngine
 from daemon.engine.nursery import Nursery
-from daemon.handlers.reload import frozen_changes
 from daemon.health.readiness import ServiceState
 from daemon.health.service_status import ConfigState, Owner, ServiceStatus
 from daemon.listeners.config_file import changes
 from daemon.logs.setup import configure
+from daemon.plan.plan import Plan, PlanHeld
 from daemon.store.registry.trust import Pins
 from daemon.store.service import notify
 from daemon.store.service.keyring import Keyring
@@ -47,6 +53,7 @@ from daemon.store.service.leases import Holder
 from daemon.store.service.state_directory import StateDirectory
 from daemon.store.service.status import StatusBoard
 from daemon.supervisor import signals
+from daemon.supervisor.acceptance import Acceptance
 from daemon.supervisor.desired_state import built_from
 from daemon.supervisor.fleet import Backoff
 from daemon.supervisor.leader_context import LeaderContext
@@ -108,13 +115,13 @@ class Supervisor:
     ) -> None:
         self._path = path
         self._config = config
-        self._built = built_from(config)
         self._environ = environ
         self._notifier = notifier
         self._engine = engine
         self._modules = (worker_module, job_module)
         self._config_state = ConfigState(loaded_at=_now())
         self._reloading = asyncio.Lock()  # one reload at a time
+        self._planning = asyncio.Lock()  # whoever asks has rows counted
         self._changing = asyncio.Lock()  # one start, stop or change of what runs at a time
         self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -123,6 +130,7 @@ class Supervisor:
         self._stopping = False
         self._leadership: Leadership
         self._operation: Operation
+        self._acceptance: Acceptance
         self._reporter: Reporter
         self._web: WebServer
 
@@ -155,6 +163,12 @@ class Supervisor:
             self._config, pins, self._engine, leadership.call, self._spawn, self._changed, leadership.lose
         )
         self._operation = Operation(context, *self._modules)
+        self._acceptance = Acceptance(
+            self._operation,
+            built_from(self._config),
+            self._owe_reload,
+            lambda: configuration.uri_variables(self._path, self._environ),
+        )
         http = self._config.http
         access = Access(http.loopback, frozenset(http.hosts), http.token())
         self._web = WebServer(application(self, access), http.host, http.port)
@@ -204,9 +218,15 @@ class Supervisor:
         async with self._changing:
             try:
                 leadership = self._leadership
-                await self._operation.start(self._config, epoch, leadership.uri, leadership.session)
+                config, plan = await self._operation.start(self._config, epoch, leadership.uri, leadership.session)
             except DeclarationError as error:
                 raise ConfigurationError([Problem("listeners", str(error))]) from None
+            if plan.held:
+                self._hold(plan)
+                self._config, self._acceptance.built = config, await in_thread(lambda: built_from(config))
+                configure(config.log.format, config.log.level)
+            elif plan.steps:
+                log.info("service.toml has changed since it was last accepted", done=plan.done(()))
         self._changed()
 
     async def _listen(self) -> None:
@@ -236,23 +256,40 @@ class Supervisor:
             await self._reload_quietly()
 
     async def _reload_quietly(self) -> None:
-        with suppress(ConfigurationError):  # `reload` reports it
+        with suppress(ConfigurationError, PlanHeld):  # `reload` reports it
             await self.reload()
 
-    async def reload(self) -> str:
+    async def plan(self) -> dict[str, Any]:
+        """What service.toml as it is now changes of what runs: the document of a `Plan`, and the file's path. Raises
+        ConfigurationError if it is invalid, PredictdError if nothing runs here.
+        """
+        async with self._planning:
+            config = await in_thread(lambda: configuration.load(self._path, self._environ))
+            plan = await self._acceptance.planned(config)
+        if plan is None:
+            raise PredictdError(
+                "this daemon is not active: the active one, or the next one, judges its own service.toml"
+            )
+        return {"file": str(self._path.absolute()), **plan.document()}
+
+    async def reload(self, confirm: str = "") -> str:
         """Reads service.toml and applies the difference; returns what was done, in words. If the file is invalid,
-        raises ConfigurationError and changes nothing.
+        raises ConfigurationError and changes nothing. So does PlanHeld if its plan waits, unless `confirm` names it.
         """
         async with self._reloading:
             self._reporter.reloading()
             try:
                 config = await in_thread(lambda: configuration.load(self._path, self._environ))
-                built = await self._proven(config)
+                plan = await self._acceptance.judged(config, self._config, confirm)
+                built = await self._acceptance.proven(config)
                 async with self._changing:
-                    done = await self._apply(config)
-                self._built = built
+                    done = await self._apply(config, plan)
+                self._acceptance.built = built
+            except PlanHeld as held:
+                self._hold(held.plan)
+                raise
             except ConfigurationError as error:
-                self._config_state = replace(self._config_state, ok=False, error=str(error))
+                self._config_state = replace(self._config_state, ok=False, error=str(error), held=None)
                 problems = [str(problem) for problem in error.problems]
                 # A person's mistake
                 log.error("service.toml is refused, the configuration that runs stays", problems=problems)  # noqa: TRY400
@@ -260,60 +297,32 @@ class Supervisor:
             finally:
                 self._reporter.reloaded()
             log.info("service.toml is applied", done=done)
-            return done
+            return "\n".join(done)
 
-    async def _proven(self, config: Config) -> dict[str, Any]:
-        """What the sections of `config` are built from. Raises ConfigurationError if a section that has changed cannot
-        be built.
+    def _hold(self, plan: Plan) -> None:
+        """The file waits for a person; what was accepted last goes on."""
+        self._config_state = replace(self._config_state, ok=False, error=plan.waits, held=plan.name)
+        log.warning(
+            "service.toml is held, the configuration that was accepted last goes on",
+            plan=plan.name,
+            reasons=list(plan.held),
+            changes=plan.lines(),
+        )
 
-        That may take long; nothing else waits for it.
-        """
-        refused = frozen_changes(self._config, config)
-        if refused:
-            raise ConfigurationError(refused)
-        built = await in_thread(lambda: built_from(config))
-        changed = [section for section, parts in built.items() if self._built.get(section) != parts]
-        if changed and self._operation.active:  # what cannot be built must not replace what runs
-            try:
-                problems = await in_thread(lambda: build(config, only=changed, without=self._uri_variables()))
-            except OSError as error:
-                problems = [Problem(changed[0], f"the check of whether this can be built did not start: {error}")]
-            if problems:
-                raise ConfigurationError(problems)
-        if self._operation.active:
-            await self._rehearse(config, changed)
-        return built
-
-    async def _rehearse(self, config: Config, changed: list[str]) -> None:
-        """Has what `config` changes predict a few rows. Raises ConfigurationError if that must not go live."""
-        try:
-            result = await self._operation.rehearser.of_config(config, self._operation.known, changed)
-        except MongoUnavailable as error:
-            self._owe_reload(str(error))
-        problems = [Problem(*each) for each in result.problems]
-        if result.failed is not None:
-            how = "repeat `predictd reload`, or restart the daemon to apply it without a rehearsal"
-            problems.append(Problem("listeners", f"the rehearsal could not take place: {result.failed}; {how}"))
-        if problems:
-            raise ConfigurationError(problems)
-
-    def _uri_variables(self) -> frozenset[str]:
-        return configuration.uri_variables(self._path, self._environ)
-
-    async def _apply(self, config: Config) -> str:
+    async def _apply(self, config: Config, plan: Plan | None) -> list[str]:
         """Applies the whole `config`, or nothing of it."""
         self._reload_owed = False
         if self._operation.active and self._leadership.mongo is not None:
             self._owe_reload(self._leadership.mongo)
         try:
-            done = await self._operation.change(config)
+            work = await self._operation.change(config)
         except (LeaseLost, MongoUnavailable) as error:
             self._owe_reload(str(error))
         except DeclarationError as error:
             raise ConfigurationError([Problem("listeners", str(error))]) from None
         self._config, self._config_state = config, ConfigState(loaded_at=_now())
         configure(config.log.format, config.log.level)
-        return done
+        return ["it is valid; it takes effect when this daemon is active"] if plan is None else plan.done(work.coming)
 
     def _owe_reload(self, reason: str) -> NoReturn:
         self._reload_owed = True

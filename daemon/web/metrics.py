@@ -76,6 +76,7 @@ FAMILIES = (
     Family(
         "predictd_config_last_reload_successful", "gauge", "1 if service.toml as it was last read is the one that runs."
     ),
+    Family("predictd_config_held", "gauge", "1 while service.toml as it was last read waits for a person."),
     Family("predictd_mongo_up", "gauge", "1 while MongoDB answers the supervisor."),
     Family("predictd_refused", "gauge", "Declarations and live versions in the database that are not believed."),
     Family("predictd_version_held", "gauge", "1 while a trained version waits for a person.", ("model",)),
@@ -117,6 +118,7 @@ def _own(state: ServiceState) -> Series:
     """The supervisor's own figures."""
     series: Series = {
         ("predictd_config_last_reload_successful", ()): float(state.config.ok),
+        ("predictd_config_held", ()): float(state.config.held is not None),
         ("predictd_mongo_up", ()): float(state.mongo is None),
         ("predictd_leader", ()): float(state.epoch is not None),
         ("predictd_refused", ()): float(len(state.refused)),

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from functools import partial
 from typing import Final
 
 import structlog
@@ -50,11 +51,10 @@ def main() -> None:
     assignment = WorkerAssignment.read(sys.stdin.buffer.readline())
     configure(**assignment.log, stream=channel.log)  # type: ignore[arg-type]
     structlog.contextvars.bind_contextvars(worker=assignment.worker)
-    threading.Thread(
-        target=leave_with_parent, kwargs={"answered": channel.answered}, name="parent", daemon=True
-    ).start()
-    threads.limit(assignment.threads)
     worker = Worker(assignment, channel)
+    parent = partial(leave_with_parent, told=worker.told)
+    threading.Thread(target=parent, name="parent", daemon=True).start()
+    threads.limit(assignment.threads)
     signal.signal(signal.SIGTERM, lambda *_: worker.stopping.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=worker.report_on, name="reporter", daemon=True).start()

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from daemon.engine.assignment import Assignment
 from daemon.handlers.predict.suspects import Ended
 from daemon.health.worker_report import WorkerReport
 
 __all__ = ["WorkerAssignment"]
+
+
+TUNED = ("log", "queue_rows", "queue_bytes", "memory")
+"""What a running worker takes up when it changes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +36,14 @@ class WorkerAssignment(Assignment):
     def name(self) -> str:
         """The worker's name."""
         return self.worker
+
+    def tuning(self) -> dict[str, Any]:
+        """What a running worker takes up, as JSON values. What its listeners' limits are it reads in the registry."""
+        return {name: getattr(self, name) for name in TUNED}
+
+    def tuned(self, line: bytes) -> Self:
+        """The assignment with what `tuning` of a later one gave."""
+        return replace(self, **{name: value for name, value in json.loads(line).items() if name in TUNED})
 
     def decode(self, line: bytes) -> WorkerReport:
         """See `daemon.engine.Spec`."""

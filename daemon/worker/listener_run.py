@@ -14,6 +14,7 @@ import structlog
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
+from components.declarations import ListenerDeclaration
 from components.errors import DeclarationError, PredictdError
 from components.extended_json import decoded
 from daemon.handlers.predict.batch_cap import BatchCap
@@ -76,8 +77,7 @@ class ListenerRun:
         self.outputs = outputs = Outputs(table, name, live.key.fields, decoded(listener.where))
         dirty = DirtyKeys(assignment.queue_rows)
         self.suspects = _suspects(assignment, name, listener.max_batch)
-        retry = None if listener.retry is None else RetryPolicy(listener.retry.attempts, listener.retry.within)
-        self.triage = Triage(name, suspects=self.suspects, retry=retry, owe=self._owe_scan)
+        self.triage = Triage(name, suspects=self.suspects, retry=_retry(listener), owe=self._owe_scan)
         self.corridor = Corridor(
             name,
             live=live,
@@ -85,7 +85,7 @@ class ListenerRun:
             outputs=outputs,
             letters=self.letters,
             dirty=dirty,
-            cap=BatchCap(listener.latency_budget, min(listener.max_batch, self.suspects.cap or listener.max_batch)),
+            cap=BatchCap(listener.latency_budget, _ceiling(listener, self.suspects)),
             measures=self.measures,
             batch_bytes=assignment.queue_bytes // BATCHES_HELD,
             triage=self.triage,
@@ -181,7 +181,21 @@ class ListenerRun:
             raise DeclarationChanged(str(error)) from error
         if now.identity != self.declared.identity:
             raise DeclarationChanged(f"listeners.{self.declared.name}: its declaration has changed")
+        if now.listener != self.declared.listener:
+            self._tune(now)
         return now
+
+    def _tune(self, now: Declared) -> None:
+        """Takes up the listener's limits."""
+        self.declared, listener = now, now.listener
+        self.corridor.cap.tune(listener.latency_budget, _ceiling(listener, self.suspects))
+        self.scan.tune(listener.scan_order, listener.scan_rate)
+        self.triage.retry = _retry(listener) or RetryPolicy()
+
+    def limit(self, assignment: WorkerAssignment) -> None:
+        """Takes up the worker's limits."""
+        self.corridor.dirty.limit = assignment.queue_rows
+        self.corridor.batch_bytes = assignment.queue_bytes // BATCHES_HELD
 
     def lag(self) -> float:
         """Seconds since the oldest change that is not yet written."""
@@ -215,6 +229,14 @@ class ListenerRun:
             rows=dict(self.measures.totals),
             dead_letters=len(self.letters),
         )
+
+
+def _retry(listener: ListenerDeclaration) -> RetryPolicy | None:
+    return None if listener.retry is None else RetryPolicy(listener.retry.attempts, listener.retry.within)
+
+
+def _ceiling(listener: ListenerDeclaration, suspects: NoSuspects) -> int:
+    return min(listener.max_batch, suspects.cap or listener.max_batch)
 
 
 def _suspects(assignment: WorkerAssignment, listener: str, rows: int) -> NoSuspects:

@@ -32,21 +32,21 @@ class MemoryLimit:
     """Says when the worker is to be replaced; `limit` is in bytes, 0 for none."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._next = time.monotonic() + FIRST_SECONDS
 
     def exceeded(self) -> str | None:
         """Why the worker is to be replaced; None if it is not. Looks at most every two seconds."""
         now = time.monotonic()
-        if not self._limit or now < self._next:
+        if not self.limit or now < self._next:
             return None
         self._next = now + LOOK_SECONDS
         try:
             used = private_bytes()
         except OSError as error:
             log.warning("the worker's memory cannot be read; it has no limit", reason=str(error))
-            self._limit = 0
+            self.limit = 0
             return None
-        if used <= self._limit:
+        if used <= self.limit:
             return None
-        return f"it uses {used >> 20} MiB of memory, more than limits.worker_memory ({self._limit >> 20} MiB)"
+        return f"it uses {used >> 20} MiB of memory, more than limits.worker_memory ({self.limit >> 20} MiB)"

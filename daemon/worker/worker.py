@@ -25,6 +25,7 @@ from daemon.health.measures import WorkerMeasures
 from daemon.health.worker_report import StreamReport, WorkerPhase, WorkerReport
 from daemon.listeners.change_stream import Subscription
 from daemon.listeners.intake import PositionSaver, StreamIntake
+from daemon.logs.setup import configure
 from daemon.logs.text import brief, readable
 from daemon.store.connection import make_client, open_database
 from daemon.store.mongo_retry import MongoRetry, Stopping
@@ -53,6 +54,8 @@ class Worker:
     def __init__(self, assignment: WorkerAssignment, channel: Channel) -> None:
         self.assignment = assignment
         self._channel = channel
+        self._memory = MemoryLimit(assignment.memory)
+        self._tuned = False
         self._ending: Ending | None = None
         self.stopping = threading.Event()
         self.patience = MongoRetry(self.stopping)
@@ -123,6 +126,26 @@ class Worker:
         self._thread(self.intake.run, "stream")
         self._thread(self.keeper.run, "keeper")
         self.state = "running"
+        if self._tuned:  # while it started
+            self._tune()
+
+    def told(self, line: bytes) -> None:
+        """Takes a line of the supervisor's: an answer, or changed settings. Each listener looks at its own in the
+        registry.
+        """
+        if self._channel.answered(line):
+            return
+        self.assignment = assignment = self.assignment.tuned(line)
+        configure(**assignment.log, stream=self._channel.log)  # type: ignore[arg-type]
+        self._memory.limit = assignment.memory
+        self._tuned = True
+        self._tune()
+        log.info("settings are taken up", level=assignment.log.get("level"))
+
+    def _tune(self) -> None:
+        for run in list(self.runs):
+            run.limit(self.assignment)
+            self.shared.swaps.put(run)
 
     def _connect(self) -> Database[dict[str, Any]]:
         client = make_client(
@@ -192,10 +215,9 @@ class Worker:
 
     def report_on(self) -> None:
         """Reports from the start of the process until its end, so that a start that waits for MongoDB is visible."""
-        limit = MemoryLimit(self.assignment.memory)
         while not self.reported_all.wait(REPORT_SECONDS):
             self.report()
-            if self.state == "running" and (reason := limit.exceeded()) is not None:
+            if self.state == "running" and (reason := self._memory.exceeded()) is not None:
                 self.outgrown = reason
                 self.stopping.set()
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from fuzz.target import Target
 from hypothesis import strategies as st
@@ -20,7 +21,21 @@ from daemon.web.server import WebServer
 ASCII = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=20)
 METHODS = st.sampled_from(["GET", "HEAD", "POST", "PUT", "OPTIONS", "CONNECT", "TRACE", "get", "", "X" * 300]) | ASCII
 TARGETS = st.sampled_from(
-    ["/", "/readyz", "/metrics", "/healthz", "/-/reload", "*", "http://evil/readyz", "//", "/%00", "/%ff", "/a?b=%zz"]
+    [
+        "/",
+        "/readyz",
+        "/metrics",
+        "/healthz",
+        "/-/reload",
+        "/-/reload?confirm=%ff",
+        "/-/plan",
+        "*",
+        "http://evil/readyz",
+        "//",
+        "/%00",
+        "/%ff",
+        "/a?b=%zz",
+    ]
 )
 HEADERS = st.sampled_from(
     ["Host", "Origin", "Content-Length", "Transfer-Encoding", "Connection", "Expect", "Upgrade", "Accept",
@@ -53,8 +68,11 @@ class _Service:
     def state(self) -> ServiceState:
         return ServiceState("s")
 
-    async def reload(self) -> str:
-        return "nothing to do"
+    async def reload(self, confirm: str = "") -> str:
+        return f"nothing has changed {confirm}"
+
+    async def plan(self) -> dict[str, Any]:
+        return {"verdict": "unchanged"}
 
 
 @contextmanager

@@ -57,13 +57,24 @@ def start(folder: Path, *arguments: str, environ: Mapping[str, str] | None = Non
     return Daemon(folder, *arguments, environ=environ, command=(PREDICTD, "run", "-c"))
 
 
+UNGUARDED = "[guard]\nunset_share = 1.0\n"
+"""For a service.toml whose edits may take outputs away: nothing waits for a person."""
+
+
 def write_service(
-    folder: Path, uri: str, database: str, declarations: Mapping[str, Any], imports: tuple[str, ...] = ("harness",)
+    folder: Path,
+    uri: str,
+    database: str,
+    declarations: Mapping[str, Any],
+    imports: tuple[str, ...] = ("harness",),
+    more: str = "",
 ) -> Path:
-    """Writes a service.toml in the folder as an editor does: into a new file that replaces the old one."""
+    """Writes a service.toml in the folder as an editor does: into a new file that replaces the old one. `more` is added
+    to it as it is.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     listed = ", ".join(f'"{name}"' for name in imports)
-    return save(folder, toml(uri, database, declarations).replace('["harness"]', f"[{listed}]"))
+    return save(folder, toml(uri, database, declarations).replace('["harness"]', f"[{listed}]") + more)
 
 
 def save(folder: Path, text: str) -> Path:

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 from harness import commands
-from harness.commands import worker_pids, write_service
+from harness.commands import UNGUARDED, worker_pids, write_service
 from harness.daemons import eventually
 from harness.models import digest
 from pymongo import MongoClient
@@ -69,7 +69,7 @@ class Service:
             "models": {"changes": model, "stays": GOOD},
             "listeners": {"L": {**about, "model": "changes", **listener}, "K": {**about, "model": "stays"}},
         }
-        write_service(self._folder, self._uri, self._database.name, declared)
+        write_service(self._folder, self._uri, self._database.name, declared, more=UNGUARDED)
 
     def reload(self) -> tuple[int, str]:
         answer = self.daemon.reload()

@@ -32,6 +32,8 @@ database = "{database}"
 listen = "127.0.0.1:0"
 [security]
 allow_imports = ["harness"]
+[guard]
+unset_share = 1.0
 [tables.mnist]
 fields = {{ img = "pil_image", text = "str", _fold = "str" }}
 [models.one]

@@ -586,7 +586,7 @@ def test_fingerprints_tell_what_changed(tmp_path: Path) -> None:
     same = read(tmp_path, two.replace("[models.lenet]", "# a comment\n[models.lenet]"))
     assert same.fingerprint == before.fingerprint
     assert same.worker_fingerprints == before.worker_fingerprints
-    after = read(tmp_path, two.replace('key = "class"', 'key = "class"\nmax_batch = 3'))
+    after = read(tmp_path, two.replace('key = "class"', 'key = "class"\nwhere = { class = 3 }'))
     assert after.fingerprint != before.fingerprint
     assert {name for name, digest in after.fingerprints.items() if before.fingerprints[name] != digest} == {
         "listeners/second"

@@ -74,8 +74,8 @@ BAD = {
         GOOD
         + '[trainers.words]\ntable = "mnist"\n'
         + 'key = ["img", "class"]\nobjective = "torch.nn:MSELoss"\npromote = "always"',
-        "trainers.words",
-        ['type = "object"', "remove this section"],
+        "trainers.words.type",
+        ['type = "object"', 'type = "loop"'],
     ),
     "an unknown key": (GOOD + "max_iteration = 3", "trainers.lenet.max_iteration", ["did you mean `max_iterations`?"]),
     "no objective": (
@@ -109,6 +109,21 @@ BAD = {
         changed(KEY, 'key = "image"\nobjective'),
         "trainers.lenet.key",
         ["declares no field `image`", "did you mean `img`?"],
+    ),
+    "an objective for a loop": (
+        GOOD + 'type = "loop"',
+        "trainers.lenet",
+        ["objective", 'type = "loop" has no use for it'],
+    ),
+    "a loop for torch": (
+        GOOD + 'loop = "examples.mine:Loop"',
+        "trainers.lenet",
+        ["loop", 'type = "torch" has no use for it'],
+    ),
+    "a loop outside": (
+        GOOD.replace('objective = "torch.nn.functional:cross_entropy"', 'type = "loop"\nloop = "os:system"'),
+        "trainers.lenet.loop",
+        ["outside security.allow_imports"],
     ),
     "weights of an unknown field": (
         GOOD + 'weighted_by = "wieght"',
@@ -485,7 +500,7 @@ def test_training_is_no_worker_s_business(tmp_path: Path) -> None:
         assert after.worker_fingerprints == before.worker_fingerprints
         assert after.workers() == before.workers()
     assert read(tmp_path, GOOD + "max_iterations = 5").fingerprint != before.fingerprint
-    assert read(tmp_path, GOOD + "[limits]\nqueue_rows = 1000").worker_fingerprints != before.worker_fingerprints
+    assert read(tmp_path, GOOD + "[limits]\nqueue_rows = 1000").worker_fingerprints == before.worker_fingerprints
 
 
 def test_reading_imports_neither_torch_nor_the_clock() -> None:

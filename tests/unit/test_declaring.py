@@ -73,7 +73,7 @@ def test_a_table_and_a_listener_come_back_the_same():
 
     listener = Listener("digit", "mnist", ("img",), "lenet", where={"n": {"$gt": float("inf")}}, scan_rate=50)
     declared = declare(listener)
-    assert set(declared.declaration.dump()) == set(ListenerDeclaration.model_fields) - {"retry"}
+    assert set(declared.declaration.dump()) == set(ListenerDeclaration.model_fields) - {"output", "retry"}
     assert declared.declaration.dump()["worker"] == "lenet"
     back = build_listener("digit", parsed("listener", "digit", travelled(declared.declaration.dump())))
     assert (back.where, back.parsed_key, back.scan_order, back.scan_rate) == (
@@ -98,7 +98,7 @@ def test_a_torch_model_made_here_comes_back_with_its_weights():
     )
     declared = declare(model)
     assert (declared.kind, declared.name) == ("model", "m")
-    assert set(declared.declaration.dump()) == set(ModelDeclaration.model_fields)
+    assert set(declared.declaration.dump()) == set(ModelDeclaration.model_fields) - {"weights", "pretrained"}
     assert declared.declaration.dump()["device"] == "cpu"
     assert declared.declaration.dump()["threads"] == 2
     assert len(declared.artifacts) == len({artifact.slot["$artifact"] for artifact in declared.artifacts})
@@ -185,6 +185,8 @@ def test_a_torch_model_of_the_configuration_is_built_from_its_class():
 ADDED = {
     "balanced_by",
     "gradient_clip",
+    "loop",
+    "loop_arguments",
     "mixed_precision",
     "weighted_by",
     "max_epochs",

@@ -24,7 +24,7 @@ from components.raw_value import (
     readable,
     size,
 )
-from daemon.logs.text import LONGEST_ID, row_id, row_key
+from daemon.logs.text import LONGEST_ID, names_row, row_id, row_key, shown_id
 
 VALUES: list[Any] = [
     1,
@@ -140,6 +140,23 @@ def test_long_names_are_cut_and_still_differ() -> None:
     first, second = row_id("x" * 100_000 + "a"), row_id("x" * 100_000 + "b")
     assert first != second
     assert max(len(first), len(second)) <= LONGEST_ID
+
+
+@pytest.mark.parametrize(
+    "key", ["x" * 100_000, "\0" * 3000, "é" * 500, {"a": ["b" * 400]}, b"c" * 400], ids=lambda key: repr(key)[:9]
+)
+def test_a_long_name_is_given_back_by_its_end(key: Any) -> None:
+    """As it is shown, in full, or by "..." and its hash; that of another row is not it, and JSON lists stay short."""
+    raw = RawValue.of(key)
+    name = row_id(raw)
+    assert len(name) <= LONGEST_ID
+    assert names_row(name, raw)
+    assert names_row(name[60:], raw)
+    assert not names_row(name[60:], RawValue.of("y" * 100_000))
+    assert not names_row(name[61:], raw)
+    assert shown_id(raw, cut=True) == name
+    assert shown_id(5, cut=True) == 5
+    assert shown_id("x" * 199, cut=True) == "x" * 199
 
 
 def test_chunks_are_bounded_by_rows_and_bytes() -> None:

@@ -71,7 +71,9 @@ def replaced(old: str, new: str) -> str:
             Plan(start=("extra",)),
         ),
         (FILE[: FILE.index("[listeners.count]")], Plan(stop=("words",))),
-        (FILE + "[limits]\nqueue_rows = 500\n", Plan(restart=("lenet", "words"))),
+        (FILE + '[limits]\nqueue_rows = 500\n[log]\nlevel = "debug"\n', Plan()),
+        (replaced('key = "img"', 'key = "img"\nmax_batch = 4\nlatency_budget = "1s"\nscan_rate = 5'), Plan()),
+        (replaced('_fold = "str"', '_fold = "int"'), Plan()),
         (replaced('["examples"]', '["examples", "mine"]'), Plan(restart=("lenet", "words"))),
     ],
 )

@@ -14,7 +14,7 @@ from components.serialization import build_model
 from components.signing_key import SigningKey
 from daemon import config as configuration
 from daemon.logs.text import masked
-from daemon.store.registry.model_loader import object_signature
+from daemon.store.registry.components import object_signature
 
 TOML = """
 [service]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from components.datatypes import Datatype
 from components.errors import OutputShapeError
 from components.model import Model
 from daemon.handlers.predict.decoding import ANYTHING
@@ -36,6 +37,8 @@ class Attempts:
     prepare_many: Callable[[list[Any]], Any]
     store: Callable[[Any], None]
     failed: Callable[[BaseException, int], None]
+    output: Datatype | None = None
+    """The datatype of the outputs, if the listener declares one."""
 
     def outcomes(self, inputs: Sequence[Any], many: Any) -> list[Outcome]:
         """Return one outcome for each row."""
@@ -88,7 +91,7 @@ class Attempts:
     def _finished(self, output: Any) -> Outcome:
         stage = "postprocess"
         try:
-            value = self.model.finish(output)
+            value = self.model.finish(output) if self.output is None else self.model.finish(output, self.output)
             stage = "store"
             self.store(value)
         except ANYTHING as error:

@@ -16,7 +16,7 @@ class BatchCap:
 
     def __init__(self, budget: float, ceiling: int) -> None:
         self._budget = budget
-        self._ceiling = ceiling
+        self._declared = self._ceiling = ceiling
         self.begin()
 
     def begin(self) -> None:
@@ -39,6 +39,12 @@ class BatchCap:
         a = max(min(a, t / n), 1e-9)
         b = max((t - a * n) / w, 0.0)
         return int(max(1.0, min(self._ceiling, max((self._budget - b) / a, b / a))))
+
+    def tune(self, budget: float, ceiling: int) -> None:
+        """Takes up another budget and ceiling. A ceiling that is as it was stays halved."""
+        self._budget = budget
+        if ceiling != self._declared:
+            self._declared = self._ceiling = ceiling
 
     def observe(self, rows: int, seconds: float, stage: str = "predict") -> None:
         """Records the seconds that a batch of so many rows took in a stage. The slower of the two stages sets the

@@ -96,7 +96,7 @@ class Corridor:
         self.dirty = dirty
         self.cap = cap
         self.measures = measures
-        self._batch_bytes = batch_bytes
+        self.batch_bytes = batch_bytes
         self._reload = reload
         self._outputs = outputs
         self._letters = letters
@@ -113,7 +113,7 @@ class Corridor:
     def read(self, batch: Batch) -> Judged:
         """Reads the batch's rows at one snapshot and decides what each needs."""
         after = max((t for t in (batch.after, self._floor) if t is not None), default=None)  # R3a
-        snapshot = self._outputs.read([key.key for key in batch.keys], after, self._batch_bytes)
+        snapshot = self._outputs.read([key.key for key in batch.keys], after, self.batch_bytes)
         if snapshot.unread:
             unread = {identity(key) for key in snapshot.unread}
             for key in batch.keys:
@@ -133,7 +133,7 @@ class Corridor:
             return Prepared(judged, (), (), None, ())
         began = time.perf_counter()
         preprocess = judged.live.threads.preprocess
-        room = ROOM * self._batch_bytes
+        room = ROOM * self.batch_bytes
         with PROCESS.kept(judged.live.model.identifier):
             prepared = preprocess.run(prepare, judged, self.triage.suspects.guilt, room, self.cap.halve)
         if judged.live is self.live:  # else it is the cost of a version before
@@ -159,7 +159,7 @@ class Corridor:
 
     def _known_good(self) -> bool | None:
         """Whether a row that had an output before gets one now too; None if no such row exists."""
-        snapshot = self._outputs.known_good(list(self._well), PROBE_ROWS, self._batch_bytes)
+        snapshot = self._outputs.known_good(list(self._well), PROBE_ROWS, self.batch_bytes)
         if snapshot is None or not snapshot.rows:
             return None
         judged = Judged(Batch(()), snapshot.at, self.live, snapshot.rows, (), frozenset())

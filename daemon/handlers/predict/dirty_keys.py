@@ -208,7 +208,7 @@ class DirtyKeys:
     """Coalesced dirty keys in two lanes; `take` drains the waiting keys, live ones first."""
 
     def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._limit = limit
+        self.limit = limit
         self._clock = clock
         self._live_at = -math.inf
         self._ready = threading.Condition()
@@ -249,7 +249,7 @@ class DirtyKeys:
         live, scan = self._lanes["live"], self._lanes["scan"]
         known = live.get(name) or scan.get(name)
         if known is None:
-            if lane == "live" and (len(live) >= self._limit or self._live_bytes >= WAITING_BYTES):
+            if lane == "live" and (len(live) >= self.limit or self._live_bytes >= WAITING_BYTES):
                 return False
             known = DirtyKey(key, lane)
             self._wait(name, known)

@@ -36,8 +36,8 @@ PASSING: Final = frozenset({"TransportError", "Timeout", "ConnectionError", "URL
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """What a corridor runs: a version of a model, its generation, and how stored values become the model's
-    arguments.
+    """What a corridor runs: a version of a model, its generation, how stored values become the model's arguments, and
+    the datatype of its outputs, if they have one.
     """
 
     model: Model
@@ -46,6 +46,7 @@ class Live:
     key: Key
     datatypes: tuple[Datatype | None, ...]
     threads: ModelThreads = field(default_factory=ModelThreads, compare=False)
+    output: Datatype | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +234,7 @@ def predict(prepared: Prepared, out_of_memory: Callable[[int], None]) -> Predict
     def prepare_many(inputs: list[Any]) -> Any:
         return live.threads.preprocess.run(live.model.prepare_many, inputs)
 
-    attempts = Attempts(live.model, fresh, prepare_many, _storable, failed)
+    attempts = Attempts(live.model, fresh, prepare_many, _storable, failed, live.output)
     outcomes = attempts.outcomes(prepared.inputs, prepared.many) if prepared.rows else []
     writes = list(judged.writes)
     letters = list(prepared.letters)

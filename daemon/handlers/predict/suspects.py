@@ -46,6 +46,8 @@ UserStage = Literal["prepare", "predict"]
 
 GUILTY_DEATHS: Final = 2.0
 KNOWN_ROWS: Final = 5_000
+USUAL_ROWS: Final = 4_096
+"""There is room for so many rows, so that `max_batch` may grow while the process runs."""
 _WEIGHTS: Final[dict[Ended, float]] = {"": 0.5, "killed": 0.5, "crashed": 1.0, "timed_out": 1.0}
 _STAGES: Final[tuple[UserStage, ...]] = ("prepare", "predict")
 _HEADER: Final = struct.Struct("<IB3x")
@@ -103,14 +105,14 @@ class NoSuspects:
 
 class Suspects(NoSuspects):
     """The suspects of one listener. `rows` is the largest number of rows of a batch; `ended` is how the previous
-    process ended.
+    process ended. Of a batch that is larger than it, and than USUAL_ROWS, the first rows are noted.
     """
 
     def __init__(self, folder: Path, listener: str, ended: Ended, rows: int) -> None:
         """Raises OSError if the file cannot be written in the folder."""
         private_files.make_folder(folder)
         self._listener = listener
-        self._slot = _HEADER.size + max(rows * _NAME, _NAME + _ALONE.size)
+        self._slot = _HEADER.size + max(rows, USUAL_ROWS) * _NAME
         self._notes = folder / f"{listener}.suspects"
         self._known, self.cap = self._read()
         flight = folder / f"{listener}.flight"

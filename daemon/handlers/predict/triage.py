@@ -87,7 +87,7 @@ class Triage:
         self.known_good: Callable[[], bool | None] = lambda: None
         self.wake: Callable[[], None] = lambda: None
         self._listener = listener
-        self._retry = retry or RetryPolicy()
+        self.retry = retry or RetryPolicy()
         self._owe = owe
         self._clock = clock
         self._lock = threading.Lock()
@@ -264,9 +264,9 @@ class Triage:
         for letter in predicted.letters:
             name = identity(letter.key)
             attempts, first = self._attempts.pop(name, (0, now))
-            most = {"transient": self._retry.attempts, "model": 2 if doubtful else 1, "row": 1}[letter.cause]
+            most = {"transient": self.retry.attempts, "model": 2 if doubtful else 1, "row": 1}[letter.cause]
             attempts += 1
-            if len(self._later) < WAITING_ROWS and attempts < most and now - first < self._retry.within:
+            if len(self._later) < WAITING_ROWS and attempts < most and now - first < self.retry.within:
                 self._attempts[name] = attempts, first
                 names.add(name)
                 pause = min(RETRY_SECONDS[1], RETRY_SECONDS[0] * 2.0 ** (attempts - 1))

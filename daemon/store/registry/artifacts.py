@@ -99,8 +99,8 @@ class Artifacts:
         declaration.
         """
         named: set[str] = set()
-        for component in self._components.find({"state": "applied"}, {"declaration": 1}):
-            named.update(_HASH.findall(str(component.get("declaration"))))
+        for component in self._components.find({"state": "applied"}, {"declaration": 1, "serving": 1}):
+            named.update(_HASH.findall(f"{component.get('declaration')}{component.get('serving')}"))
         old = {"$expr": {"$lt": ["$uploadDate", {"$subtract": ["$$NOW", YOUNG_SECONDS * 1000]}]}}
         surplus = list(self._files.find({"filename": {"$nin": list(named)}, **old}, {"_id": 1}))
         for found in surplus:

@@ -2,8 +2,8 @@
 validation.
 
     {_id: "service/kind/name", service, kind, name, source: "config" | "api", state: "applied" | "removed",
-     declaration: JSON text, sizes: JSON text, revision, mac, signature, generation, model, table, left, live, bound,
-     paused, epoch, applied_at}
+     declaration: JSON text, sizes: JSON text, revision, serving: JSON text, mac, signature, generation, model, table,
+     left, live, bound, paused, epoch, applied_at}
 
 *A declaration names code that will run*, so each is signed: `mac` is a signature with the service's key over the
 database's identity (`daemon.store.registry.trust`), service, kind, name, source, revision, the sizes of its blobs, and
@@ -18,6 +18,10 @@ the listener's declaration changes, and by each promotion of its `model`, in the
 (`daemon.store.registry.versions`). It never falls. A new listener of a model writes the model's `bound`, so that it is
 added entirely before or entirely after a promotion.
 
+`serving` (models) is the declaration before, as long as its version serves: until a candidate of the present one passes
+the gate. It is signed together with the present one. The live version says for which of the two it was made, so a
+promotion decides in its transaction which is served.
+
 `left` (listeners) are the tables that it was declared on before, until its outputs there are removed
 (`daemon.store.rows.left_tables`). `table` is the present one.
 
@@ -30,7 +34,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import NoneType
 from typing import Any, Final, Generic, Literal, TypeVar
@@ -47,12 +51,14 @@ from components.declarations import (
     TableDeclaration,
     TrainerDeclaration,
     ValidationDeclaration,
+    output_types,
     parsed,
 )
 from components.errors import DeclarationError, SignatureRefused
+from components.secrets import unsealed
 from daemon.logs.text import escaped
 from daemon.store import names
-from daemon.store.documents import read
+from daemon.store.documents import read, read_one
 from daemon.store.registry.trust import Trust
 
 __all__ = [
@@ -65,9 +71,12 @@ __all__ = [
     "believed",
     "canonical",
     "catalog",
+    "object_signature",
     "parts_of",
     "signature",
+    "signatures",
     "signed",
+    "written",
 ]
 
 Source = Literal["config", "api"]
@@ -102,6 +111,13 @@ class Component(Generic[D_co]):
     sizes: Mapping[str, int] = field(default_factory=dict)
     """Bytes of its blobs, by their SHA-256; an older release has signed none."""
     left: tuple[LeftTable, ...] = ()
+    serving: Component[D_co] | None = None
+    """Of a model that is declared anew: the declaration before, while its version is live."""
+
+    @property
+    def served(self) -> Component[D_co]:
+        """The declaration that the live version was made for, as far as it is one of the two."""
+        return self.serving or self
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +141,11 @@ class Catalog:
         """The components of a kind."""
         found: Mapping[str, Component[Any]] = getattr(self, f"{kind}s")
         return found
+
+    def fields(self, table: str) -> dict[str, str]:
+        """The datatypes of a table's fields, and of the outputs that have one, by path."""
+        listeners = {name: each.declaration for name, each in self.listeners.items()}
+        return {**self.tables[table].declaration.fields, **output_types(listeners, table)}
 
 
 _BESIDE: Final[Mapping[str, Any]] = {
@@ -171,9 +192,24 @@ def _dumped(declaration: Any) -> Any:
     return [_dumped(each) for each in declaration] if isinstance(declaration, list) else declaration
 
 
-def signed(service: str, kind: str, name: str, source: str, revision: int, text: str, sizes: str) -> tuple[str, ...]:
+def signed(
+    service: str, kind: str, name: str, source: str, revision: int, text: str, sizes: str, serving: str = ""
+) -> tuple[str, ...]:
     """What the signature of a declaration covers, beside the database's identity."""
-    return ("declaration", service, kind, name, source, str(revision), sizes, text)
+    return ("declaration", service, kind, name, source, str(revision), *filter(None, [serving]), sizes, text)
+
+
+def object_signature(declaration: ModelDeclaration) -> str:
+    """A hash of everything that determines a model's initial weights. While it stays the same, trained weights survive
+    a change of the rest of the declaration.
+
+    The versions of Python and torch that an artifact was made with are not part of it, nor are the values of secrets.
+    """
+    made_from = declaration.object
+    if isinstance(made_from, Mapping):
+        made_from = {name: made_from.get(name) for name in ("$artifact", "tensors")}
+    parts = {"type": declaration.type, "object": made_from, "arguments": unsealed(declaration.arguments)}
+    return signature(parts | ({"weights": declaration.weights} if declaration.weights else {}))
 
 
 def catalog(database: Database[dict[str, Any]], service: str, trust: Trust) -> Catalog:
@@ -198,6 +234,7 @@ def catalog(database: Database[dict[str, Any]], service: str, trust: Trust) -> C
                     refused[_shown(document)] = str(error)
             else:
                 found[component.kind][component.name] = component
+        found["model"] = {name: _as_live(database, each, service, session) for name, each in found["model"].items()}
         for document in collection.aggregate([{"$match": large}, *_NAMED], session=session):
             refused[_shown(document)] = f"it is larger than {LARGEST:,} bytes; it is not read. Apply a smaller one"
     for each in (*found["listener"].values(), *found["trainer"].values(), *found["validation"].values()):
@@ -210,6 +247,17 @@ def catalog(database: Database[dict[str, Any]], service: str, trust: Trust) -> C
     shown = dict(sorted(refused.items())[:REFUSED_SHOWN])
     kinds: dict[str, Any] = {f"{kind}s": named for kind, named in found.items()}
     return Catalog(**kinds, refused=shown, there=frozenset(there))
+
+
+def _as_live(
+    database: Database[dict[str, Any]], model: Component[Any], service: str, session: ClientSession
+) -> Component[Any]:
+    """The model with the declaration before only if the live version was made for that."""
+    if model.serving is None:
+        return model
+    live = {"_id": f"{service}/{model.name}/{model.live}"}
+    version = read_one(database[names.VERSIONS], live, {"signature": 1}, session=session) or {}
+    return model if version.get("signature") == model.serving.signature else replace(model, serving=None)
 
 
 def _bounded(
@@ -279,7 +327,37 @@ def believed(document: Mapping[str, Any], service: str, trust: Trust) -> Compone
         applied_at=document["applied_at"],
         sizes=json.loads(document.get("sizes", "{}")),
         left=tuple(_left(document.get("left"))) if kind == "listener" else (),
+        serving=_serving(document),
     )
+
+
+def signatures(document: Mapping[str, Any]) -> frozenset[Any]:
+    """The signatures of the declarations that a model's document holds: the present one, and the one before."""
+    try:
+        before = json.loads(document.get("serving") or "[null]")[-1]
+    except (ValueError, TypeError, LookupError):  # the document is refused elsewhere
+        before = None
+    return frozenset({document.get("signature"), before if isinstance(before, str) else None})
+
+
+def written(component: Component[Any]) -> str:
+    """A component as the `serving` of the one that follows it."""
+    sizes = {name: component.sizes[name] for name in sorted(component.sizes)}
+    parts = [canonical(component.declaration), sizes, component.revision, component.source, component.signature]
+    return json.dumps(parts)
+
+
+def _serving(document: Mapping[str, Any]) -> Component[Any] | None:
+    """The declaration before. The document's signature covers it."""
+    if not document.get("serving"):
+        return None
+    text, sizes, revision, source, own = json.loads(document["serving"])
+    try:
+        declaration = parsed(document["kind"], document["name"], json.loads(text))
+    except (DeclarationError, ValueError):  # another release wrote it: the present declaration goes live
+        return None
+    beside = {"generation": document["generation"], "live": document.get("live"), "sizes": sizes}
+    return Component(document["kind"], document["name"], source, declaration, revision, own, **beside)
 
 
 def _left(noted: Any) -> Iterator[LeftTable]:
@@ -294,10 +372,12 @@ def parts_of(document: Mapping[str, Any], service: str) -> tuple[str, ...]:
     """What the signature of a document must cover. Raises SignatureRefused if it carries none of this service."""
     kind, name, source, text = (document.get(each) for each in ("kind", "name", "source", "declaration"))
     sizes, revision = document.get("sizes", "{}"), document.get("revision")
-    texts = (kind, name, source, text, sizes, document.get("mac"))
+    serving = document.get("serving", "")
+    texts = (kind, name, source, text, sizes, serving, document.get("mac"))
     if not all(isinstance(each, str) for each in texts) or document.get("_id") != f"{service}/{kind}/{name}":
         raise SignatureRefused("it carries no signature of this service; it is not run. Apply it again")
-    return signed(service, str(kind), str(name), str(source), revision, str(text), str(sizes))  # type: ignore[arg-type]
+    about = (service, str(kind), str(name), str(source), revision, str(text), str(sizes), str(serving))
+    return signed(*about)  # type: ignore[arg-type]
 
 
 def _altered(name: str) -> str:

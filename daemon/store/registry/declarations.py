@@ -19,12 +19,22 @@ from pymongo.collection import Collection
 from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
 
-from components.declarations import Declaration, ListenerDeclaration
+from components.declarations import Declaration, ListenerDeclaration, ModelDeclaration
 from components.errors import DeclarationError, Fenced, SignatureRefused
 from daemon.store import names
 from daemon.store.connection import in_transaction
 from daemon.store.documents import read, read_one
-from daemon.store.registry.components import LARGEST, Component, Source, believed, canonical, signature, signed
+from daemon.store.registry.components import (
+    LARGEST,
+    Component,
+    Source,
+    believed,
+    canonical,
+    object_signature,
+    signature,
+    signed,
+    written,
+)
 from daemon.store.registry.trust import Trust
 from daemon.store.service.epochs import mended
 
@@ -71,15 +81,19 @@ class Declarations:
         identity: str,
         forced: int = 0,
         sizes: Mapping[str, int] | None = None,
+        *,
+        trained: bool = False,
     ) -> None:
         """Writes one declaration; two writers at the same time write one after the other. `sizes`: bytes of its blobs.
+        `trained`: a model that has a trainer; while it is declared with other weights than before, the declaration
+        before goes on serving, until a candidate of this one passes the gate.
 
         `forced` counts how often it was applied by force; each time an equal declaration counts as changed. Raises
         Fenced, and DeclarationError if the name was declared from the other source meanwhile.
         """
         identity = signature([identity, forced]) if forced else identity
         if not isinstance(declaration, ListenerDeclaration):
-            self._write(kind, name, declaration, source, identity, forced, sizes or {})
+            self._write(kind, name, declaration, source, identity, forced, sizes or {}, trained=trained)
             return
         # A promotion of the model raises the generation of all its listeners in one transaction. A listener that is
         # added at the same time must be added entirely before or entirely after it, so both write the model's document.
@@ -101,6 +115,8 @@ class Declarations:
         forced: int,
         sizes: Mapping[str, int],
         session: ClientSession | None = None,
+        *,
+        trained: bool = False,
     ) -> None:
         identifier, text = self.id(kind, name), canonical(declaration)
         if len(text.encode()) > LARGEST // 2:
@@ -120,6 +136,8 @@ class Declarations:
             own = _sizes(text, sizes, before)
             kept = before is not None and self._is_as(old, before, source, text, own, forced)
             revision = before.revision if before and kept else self._next_revision(f"{kind}/{name}", before)
+            serving = self._serving(old, before, declaration, identity, session) if trained else None
+            goes_on = "" if serving is None else written(serving)
             changed = {"$ne": ["$signature", identity]}
             generation = {"$add": [_number_of("$generation"), {"$cond": [changed, 1, 0]}]}
             update = {
@@ -131,7 +149,7 @@ class Declarations:
                 "declaration": {"$literal": text},
                 "revision": revision,
                 "sizes": {"$literal": own},
-                "mac": self._trust().sign(*signed(self._service, kind, name, source, revision, text, own)),
+                "mac": self._trust().sign(*signed(self._service, kind, name, source, revision, text, own, goes_on)),
                 "generation": generation,
                 "signature": identity,
                 "forced": forced,
@@ -141,16 +159,39 @@ class Declarations:
                 },
                 "paused": {"$eq": ["$paused", True]},
                 **_of_listener(declaration, old, before, generation),
-                **({"live": _whole_or_null("$live")} if kind == "model" else {}),
+                **({"live": _whole_or_null("$live"), "serving": {"$literal": goes_on}} if kind == "model" else {}),
             }
             # The document must still be as it was read; one of an older release has no revision.
             still = {each: {"$eq": old.get(each)} for each in ("revision", "epoch", "source", "state")}
             with suppress(DuplicateKeyError):
-                written = self._components.update_one(
+                done = self._components.update_one(
                     {"_id": identifier, **still}, [{"$set": update}], upsert=not old, session=session
                 )
-                if written.matched_count or not old:
+                if done.matched_count or not old:
                     return
+
+    def _serving(
+        self,
+        old: Mapping[str, Any],
+        before: Component[Any] | None,
+        declaration: Declaration,
+        identity: str,
+        session: ClientSession | None,
+    ) -> Component[Any] | None:
+        """The declaration of the live version, if that is another one, with other weights. None if that is unknown, or
+        if it is too large for one document with the present one.
+        """
+        if before is None or old.get("state") != "applied" or before.live is None:
+            return None
+        live = {"_id": f"{self._service}/{before.name}/{before.live}"}
+        version = read_one(self._database[names.VERSIONS], live, {"signature": 1}, session=session)
+        of_live = (version or {}).get("signature")
+        found = next((each for each in (before, before.serving) if each and each.signature == of_live), None)
+        if found is None or of_live == identity or not isinstance(declaration, ModelDeclaration):
+            return None
+        if object_signature(found.declaration) == object_signature(declaration) or len(written(found)) > LARGEST // 4:
+            return None
+        return found
 
     @staticmethod
     def _is_as(old: Mapping[str, Any], before: Component[Any], source: str, text: str, sizes: str, forced: int) -> bool:

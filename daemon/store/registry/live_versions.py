@@ -36,7 +36,7 @@ def watch(database: Database[dict[str, Any]], service: str, pins: Pins, known: C
     for model in known.models.values():
         versions = Versions(database, service, model.name, trust)
         try:
-            if versions.served(model) is not None and model.live is not None:
+            if versions.served(model.served) is not None and model.live is not None:
                 lives[model.name] = trust.seen[model.name], model.live
         except SignatureRefused as error:
             if _put_back(database, service, pins, known, versions, model):

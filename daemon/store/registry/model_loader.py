@@ -14,7 +14,7 @@ So every process that serves the model, and every restart, computes the same.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -28,11 +28,11 @@ from components.declarations import ModelDeclaration
 from components.errors import DeclarationError, PredictdError, SignatureRefused
 from components.import_paths import ImportPolicy, imported
 from components.model import Model
-from components.secrets import expanded, unsealed
+from components.secrets import expanded
 from daemon.handlers.predict.model_threads import ModelThreads
 from daemon.handlers.predict.stages import Live
 from daemon.store.registry.artifacts import Artifacts
-from daemon.store.registry.components import Component, signature
+from daemon.store.registry.components import Component, object_signature
 from daemon.store.registry.registry import Declared
 from daemon.store.registry.trust import Trust
 from daemon.store.registry.versions import Version, Versions
@@ -118,7 +118,9 @@ class ModelLoader:
         declared, loaded = until_live(read, lambda declared: self.loaded(declared.model, fresh=fresh))
         key = declared.listener.parsed_key
         types = tuple(datatype(declared.fields[path]) if path in declared.fields else None for path in key.fields)
-        return declared, Live(loaded.model, loaded.version.number, declared.generation, key, types, loaded.threads)
+        output = None if declared.listener.output is None else datatype(declared.listener.output)
+        number, threads = loaded.version.number, loaded.threads
+        return declared, Live(loaded.model, number, declared.generation, key, types, threads, output)
 
     def loaded(self, component: Component[ModelDeclaration], *, fresh: bool = True) -> Loaded | None:
         """The model with the weights of `component`'s live version; the listeners of one process share it.
@@ -161,6 +163,8 @@ class ModelLoader:
         version = versions.get(number)
         if version is None or not version.loadable:
             raise DeclarationError(f"models.{component.name}: there is no version {number}, or its weights were pruned")
+        if component.serving is not None and version.signature == component.serving.signature:
+            component = component.serving
         model = self.built(component)
         if version.weights is not None:
             self._give(model, versions, version)
@@ -169,8 +173,23 @@ class ModelLoader:
     def proposed(self, component: Component[ModelDeclaration]) -> Model:
         """The model as it would be served if `component` were applied: with the weights that its version would get."""
         model, versions = self.built(component), self.versions(component.name)
-        self._given_alike(component, model, versions, None if component.live is None else versions.get(component.live))
+        live = None if component.live is None else versions.get(component.live)
+        if self._given_alike(component, model, versions, live) is None:
+            self._begin(component, model)
         return model
+
+    def initial(self, component: Component[ModelDeclaration]) -> Model:
+        """A new model with the weights that its declaration begins with. Raises WeightsError if a file has none."""
+        model = self.built(component)
+        self._begin(component, model)
+        return model
+
+    @staticmethod
+    def _begin(component: Component[ModelDeclaration], model: Model) -> None:
+        if component.declaration.weights is not None:
+            from components.torch import weights
+
+            model.load_state(weights.read(component.declaration.weights))
 
     def built(self, component: Component[ModelDeclaration]) -> Model:
         """A new model, as declared, with its initial weights."""
@@ -199,7 +218,11 @@ class ModelLoader:
             reason = f"it is what is declared again, as before version {component.live}"
             self._promote(component, versions, alike, reason)
             return
-        origin, trained = "initial weights of the declaration (untrained)", False
+        origin, trained = "initial weights of the declaration (untrained)", component.declaration.begins_trained
+        if trained:
+            origin = f"pretrained weights: {component.declaration.weights or 'those that the object is built with'}"
+        if alike is None:
+            self._begin(component, model)
         if alike is not None and alike.weights is not None:
             origin, trained = f"the weights of version {alike.number}, with the code as it is now", alike.trained
         data, digest = packed(model)
@@ -268,9 +291,7 @@ class ModelLoader:
 
     @staticmethod
     def _give(model: Model, versions: Versions, version: Version) -> None:
-        from components.torch import weights  # a process that loads weights has torch; the supervisor loads none
-
-        model.load_state(weights.load(versions.weights(version)))
+        model.unpack(versions.weights(version))
 
 
 def until_live(read: Callable[[], S], load: Callable[[S], T | None]) -> tuple[S, T]:
@@ -285,22 +306,5 @@ def until_live(read: Callable[[], S], load: Callable[[S], T | None]) -> tuple[S,
 
 
 def packed(model: Model) -> tuple[bytes | None, str | None]:
-    """A model's weights as stored, and their hash; (None, None) if it has none."""
-    state = model.state()
-    if state is None:
-        return None, None
-    from components.torch import weights
-
-    return weights.save(state), weights.content_hash(state)
-
-
-def object_signature(declaration: ModelDeclaration) -> str:
-    """A hash of everything that determines a model's initial weights. While it stays the same, trained weights survive
-    a change of the rest of the declaration.
-
-    The versions of Python and torch that an artifact was made with are not part of it, nor are the values of secrets.
-    """
-    made_from = declaration.object
-    if isinstance(made_from, Mapping):
-        made_from = {name: made_from.get(name) for name in ("$artifact", "tensors")}
-    return signature({"type": declaration.type, "object": made_from, "arguments": unsealed(declaration.arguments)})
+    """A model's initial weights as stored, and their hash; (None, None) for an object, which begins as declared."""
+    return (None, None) if model.state() is None else model.packed()

@@ -29,6 +29,7 @@ from components.declarations import (
     ListenerDeclaration,
     ModelDeclaration,
     TableDeclaration,
+    output_types,
     parsed,
     queries,
 )
@@ -94,7 +95,7 @@ class Registry:
         """
         self._database = database
         self._components: Collection[dict[str, Any]] = database[names.COMPONENTS]
-        self._service = service
+        self.service = service
         self._epoch = epoch
         self._key = key
         self._declarations = Declarations(database, service, epoch, lambda: self.trust, session)
@@ -103,13 +104,13 @@ class Registry:
     def trust(self) -> Trust:
         """What this process believes."""
         key = self._key
-        return key if isinstance(key, Trust) else trust_of(self._database, self._service, key, make=True)
+        return key if isinstance(key, Trust) else trust_of(self._database, self.service, key, make=True)
 
     # ---- reading --------------------------------------------------------------------------------------------------
 
     def read(self) -> Catalog:
         """Everything that is applied now, at one snapshot."""
-        return catalog(self._database, self._service, self.trust)
+        return catalog(self._database, self.service, self.trust)
 
     def worker(self, worker: str) -> dict[str, Declared]:
         """The listeners that a worker serves, without paused and refused ones."""
@@ -146,7 +147,7 @@ class Registry:
         }
         self._refuse_foreign({name: each for (kind, name), each in wanted.items() if kind == "listener"})
         for (kind, name), declaration in wanted.items():
-            self._refuse_filters(kind, name, declaration)
+            self.refuse_filters(kind, name, declaration)
         self._declarations.mend_epochs()
         known = self.read()
         for kind, name in wanted:
@@ -154,14 +155,18 @@ class Registry:
             if other is not None and other.source == "api":
                 raise DeclarationError(taken(kind, name, "config"))
         tables = {name: declaration for (kind, name), declaration in wanted.items() if kind == "table"}
+        listeners = {name: each.declaration for name, each in known.listeners.items() if each.source == "api"}
+        listeners |= {name: declaration for (kind, name), declaration in wanted.items() if kind == "listener"}
         for (kind, name), declaration in wanted.items():
-            self._declarations.put(kind, name, declaration, "config", _identity(declaration, tables))
+            trained = kind == "model" and ("trainer", name) in wanted and _keys_stay(name, wanted, known)
+            identity = _identity(declaration, tables, listeners)
+            self._declarations.put(kind, name, declaration, "config", identity, trained=trained)
         self._remove_all_but([self._declarations.id(kind, name) for kind, name in wanted])
         self._create(tables)
 
     def _remove_all_but(self, kept: list[str]) -> None:
         gone = {
-            "service": self._service,
+            "service": self.service,
             "state": "applied",
             "source": {"$ne": "api"},
             "_id": {"$nin": kept},
@@ -187,6 +192,8 @@ class Registry:
         DeclarationError if service.toml declares the name, or if a component that a declaration names is not applied.
         """
         changed = []
+        declared = list(declared)
+        trained = {name for kind, name, _ in declared if kind == "trainer"}
         for kind, name, given in declared:
             declaration, known = parsed(kind, name, given), self.read()
             other = known.of(kind).get(name)
@@ -197,16 +204,22 @@ class Registry:
             tables = {table: each.declaration for table, each in known.tables.items()} | (
                 {name: declaration} if kind == "table" else {}
             )
-            self._declarations.put(kind, name, declaration, "api", _identity(declaration, tables), forced, sizes)
+            listeners = {other: each.declaration for other, each in known.listeners.items()} | (
+                {name: declaration} if kind == "listener" else {}
+            )
+            identity = _identity(declaration, tables, listeners)
+            self._declarations.put(
+                kind, name, declaration, "api", identity, forced, sizes, trained=kind == "model" and name in trained
+            )
             changed.append(f"{kind}/{name}")
             if kind == "table":
                 self._create([name])
-                for reader in known.listeners.values():  # the same bytes may decode to another input now
-                    if reader.declaration.table == name:
-                        again = _identity(reader.declaration, tables)
-                        self._declarations.put(
-                            "listener", reader.name, reader.declaration, reader.source, again, reader.forced
-                        )
+            for reader in known.listeners.values():  # the same bytes may decode to another input now
+                if name in _reads(reader.declaration, kind):
+                    again = _identity(reader.declaration, tables, listeners)
+                    self._declarations.put(
+                        "listener", reader.name, reader.declaration, reader.source, again, reader.forced
+                    )
         return changed
 
     def refuse(self, kind: str, name: str, declaration: Declaration, known: Catalog) -> None:
@@ -215,7 +228,7 @@ class Registry:
         if other is not None and other.source == "config":
             raise DeclarationError(taken(kind, name, "api"))
         refuse_dangling(kind, name, declaration, known)
-        self._refuse_filters(kind, name, declaration)
+        self.refuse_filters(kind, name, declaration)
         if isinstance(declaration, ListenerDeclaration):
             self._refuse_foreign({name: declaration})
 
@@ -252,7 +265,7 @@ class Registry:
                 f"{kind} {name!r} was removed at {document['removed_at']:%Y-%m-%d %H:%M:%S} UTC; "
                 "apply it again to use it"
             )
-        applied = {"service": self._service, "kind": kind, "state": "applied"}
+        applied = {"service": self.service, "kind": kind, "state": "applied"}
         known = [each.get("name") for each in read(self._components, applied, {"name": 1})]
         there = sorted(name for name in known if isinstance(name, str))
         return f"there is no {kind} {name!r}; there is {', '.join(there) if there else f'no {kind} at all'}"
@@ -262,7 +275,7 @@ class Registry:
     def resync(self, listener: str) -> None:
         """Has every row of the listener predicted again. Raises NotApplied."""
         self._listener(listener, {"$inc": {"generation": 1}})
-        requests.reload(self._database, self._service, [listener])
+        requests.reload(self._database, self.service, [listener])
 
     def pause(self, listener: str) -> None:
         """Stops updating the listener's outputs until `resume`. Raises NotApplied."""
@@ -287,7 +300,7 @@ class Registry:
             "kind": "listener",
             "state": "applied",
             "name": {"$in": list(listeners)},
-            "service": {"$ne": self._service},
+            "service": {"$ne": self.service},
         }
         for other in read(self._components, query):
             service, name = other.get("service"), other.get("name")
@@ -308,7 +321,7 @@ class Registry:
                     "write the same outputs; give one of them another name"
                 )
 
-    def _refuse_filters(self, kind: str, name: str, declaration: Declaration) -> None:
+    def refuse_filters(self, kind: str, name: str, declaration: Declaration) -> None:
         """Asks the server whether it accepts a declaration's filters: a worker would retry a refused filter
         endlessly.
         """
@@ -341,19 +354,38 @@ def served(known: Catalog) -> list[str]:
     ]
 
 
+def _keys_stay(model: str, wanted: Mapping[tuple[str, str], Declaration], known: Catalog) -> bool:
+    """Whether each listener of a model is as it was: another key is for the model as it is declared now."""
+    for (kind, name), declaration in wanted.items():
+        if kind == "listener" and isinstance(declaration, ListenerDeclaration) and declaration.model == model:
+            before = known.listeners.get(name)
+            if before is None or (before.declaration.key, before.declaration.model) != (declaration.key, model):
+                return False
+    return True
+
+
 def _declared(name: str, known: Catalog) -> Declared:
     own = known.listeners[name]
     return Declared(
         name=name,
         listener=own.declaration,
-        model=known.models[own.declaration.model],
-        fields=known.tables[own.declaration.table].declaration.fields,
+        model=known.models[own.declaration.model].served,
+        fields=known.fields(own.declaration.table),
         generation=own.generation,
         signature=own.signature,
     )
 
 
-def _identity(declaration: Declaration, tables: Mapping[str, TableDeclaration]) -> str:
+def _reads(listener: ListenerDeclaration, kind: str) -> tuple[str, ...]:
+    """The tables, or the listeners, whose values the listener reads."""
+    return {"table": (listener.table,), "listener": listener.parsed_key.upstream}.get(kind, ())
+
+
+def _identity(
+    declaration: Declaration,
+    tables: Mapping[str, TableDeclaration],
+    listeners: Mapping[str, ListenerDeclaration],
+) -> str:
     """A hash of those parts of a declaration that determine outputs. A model's device and threads are not among them,
     nor are a listener's limits.
     """
@@ -362,5 +394,7 @@ def _identity(declaration: Declaration, tables: Mapping[str, TableDeclaration]) 
     if not isinstance(declaration, ListenerDeclaration):
         return signature(declaration)
     fields = tables[declaration.table].fields if declaration.table in tables else {}
+    fields = {**fields, **output_types(listeners, declaration.table)}
     types = {path: fields.get(path) for path in declaration.parsed_key.fields}
-    return signature([declaration.table, declaration.key, declaration.model, types])
+    output = [] if declaration.output is None else [declaration.output]  # an older release had none
+    return signature([declaration.table, declaration.key, declaration.model, types, *output])

@@ -51,7 +51,10 @@ def remember(
     lives = {}
     for model in known.models.values():
         with suppress(SignatureRefused):
-            if Versions(database, service, model.name, trust).served(model) is not None and model.live is not None:
+            if (
+                Versions(database, service, model.name, trust).served(model.served) is not None
+                and model.live is not None
+            ):
                 lives[model.name] = trust.seen[model.name], model.live
     believed = {f"{each.kind}/{each.name}": each.revision for kind in KINDS for each in known.of(kind).values()}
     try:

@@ -17,6 +17,7 @@ from components.errors import DeclarationError, Fenced, NotApplied, PredictdErro
 from daemon.store import names
 from daemon.store.connection import TRANSACTION
 from daemon.store.documents import read_one
+from daemon.store.registry.components import signatures
 from daemon.store.registry.stored_versions import StoredVersions
 from daemon.store.registry.version import Version
 from daemon.store.service import notify as bells
@@ -72,7 +73,7 @@ class Versions(StoredVersions):
         before = component.get("live")
         if live not in (ANY, before):
             return False
-        found = self._promotable(number, component.get("signature"), session)
+        found = self._promotable(number, signatures(component), session)
         if job is not None:
             running = {"_id": job[0], "epoch": job[1], "state": "running"}
             if (
@@ -101,7 +102,7 @@ class Versions(StoredVersions):
         requests.reload(self._database, self._service, [str(each.get("name")) for each in applied], session)
         return True
 
-    def _promotable(self, number: int, signature: Any, session: ClientSession) -> dict[str, Any]:
+    def _promotable(self, number: int, of: frozenset[Any], session: ClientSession) -> dict[str, Any]:
         found = read_one(self._collection, {"_id": self._id(number)}, session=session)
         if found is None:
             raise NotApplied(
@@ -112,7 +113,7 @@ class Versions(StoredVersions):
             raise DeclarationError(
                 f"{self._model} version {number}: its weights are no longer stored (trainer's keep = N)"
             )
-        if version.signature != signature:
+        if version.signature not in of:
             raise DeclarationError(
                 f"{self._model} version {number} was made for another declaration of the model (its code or its "
                 "arguments); restore that declaration, and it is promoted with it"

@@ -5,6 +5,9 @@ A worker that starts scans if the stored mark is not its own (R9a). The mark cou
 and only the leader's mark counts (R9c: fenced by the epoch). A killed scan goes on behind `last`, the end of its
 finished prefix.
 
+A scan may stand in for rows that changed, because the stream's position has moved past them: `owed` is the cluster time
+of the first. It outlives the process, so that the lag goes on growing in the next one.
+
 Each order of a scan is a *run* with an id of its own. A write of an older run finds no document with its id, so it can
 neither move nor end the newer run.
 """
@@ -16,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bson import ObjectId
+from bson.timestamp import Timestamp
 from pymongo.collection import Collection
 from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
@@ -23,6 +27,7 @@ from pymongo.errors import DuplicateKeyError
 from components.errors import Fenced
 from components.raw_value import RAW, document, fields, readable
 from daemon.store import names
+from daemon.store.documents import read_one
 from daemon.store.service.epochs import mended
 
 
@@ -80,8 +85,16 @@ class Scans:
             return self.begin(mark, reason, order)
         return Run(run, reason, "last" in found, found.get("last"), done)
 
-    def begin(self, mark: Mark, reason: str, order: str) -> Run:
-        """Orders a scan from the beginning; it supersedes the run that goes on. Raises Fenced."""
+    def owed(self) -> Timestamp | None:
+        """Since when rows wait that only a scan will find; None if there are none."""
+        found = read_one(self._collection, {"_id": self._id}, {"owed": 1}) or {}
+        owed = found.get("owed")
+        return owed if isinstance(owed, Timestamp) else None
+
+    def begin(self, mark: Mark, reason: str, order: str, owed: Timestamp | None = None) -> Run:
+        """Orders a scan from the beginning; it supersedes the run that goes on. `owed`: it stands in for rows that
+        changed since then. Raises Fenced.
+        """
         run = Run(ObjectId(), reason)
         about = {
             "mark": mark.document(),
@@ -92,22 +105,23 @@ class Scans:
             "order": order,
         }
         try:
-            self._begin(about)
+            self._begin(about, owed)
         except DuplicateKeyError:
             if not mended(self._collection, self._id, self._service, self._epoch):
                 raise Fenced(
                     f"another daemon, with a higher epoch than {self._epoch}, owns the scan of {self._id}"
                 ) from None
-            self._begin(about)
+            self._begin(about, owed)
         return run
 
-    def _begin(self, about: Mapping[str, Any]) -> None:
+    def _begin(self, about: Mapping[str, Any], owed: Timestamp | None) -> None:
         self._collection.update_one(
             {"_id": self._id, "epoch": {"$not": {"$gt": self._epoch}}},
             {
                 "$set": {**about, "epoch": self._epoch},
                 "$unset": {"last": "", "finished_at": ""},
                 "$currentDate": {"started_at": True},
+                **({} if owed is None else {"$min": {"owed": owed}}),
             },
             upsert=True,
         )
@@ -123,6 +137,10 @@ class Scans:
         """All rows are judged: the mark counts from now on. False if the run was superseded."""
         result = self._collection.update_one(
             {"_id": self._id, "run": run.id},
-            {"$set": {"state": "done", "done": done}, "$unset": {"last": ""}, "$currentDate": {"finished_at": True}},
+            {
+                "$set": {"state": "done", "done": done},
+                "$unset": {"last": "", "owed": ""},
+                "$currentDate": {"finished_at": True},
+            },
         )
         return bool(result.matched_count)

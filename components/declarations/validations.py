@@ -1,0 +1,75 @@
+"""The declarations of validations: metrics of a model on datasets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from components.declarations.schema import PATH, Code, Declaration, Filter
+from components.declarations.trainers import MOST, Keyed
+from components.declarations.when import WHEN, Occasions
+
+__all__ = ["TORCHMETRICS", "DatasetDeclaration", "MetricDeclaration", "ValidationArguments", "ValidationDeclaration"]
+
+TORCHMETRICS = "torchmetrics"
+"""The package that a metric's name without a module comes from."""
+
+
+class MetricDeclaration(Declaration):
+    """A metric of a validation; `"examples.mnist:accuracy"` is short for `{ object = "examples.mnist:accuracy" }`."""
+
+    object: Code = Field(
+        description=f"{PATH}, or the name of a class of torchmetrics", examples=["examples.mnist:accuracy"]
+    )
+    arguments: dict[str, Any] = Field(
+        default_factory=dict,
+        description="a section of keyword arguments that a class is built with",
+        examples=[{"task": "multiclass", "num_classes": 10}],
+    )
+    greater_is_better: bool | None = Field(
+        default=None, description="true or false: whether more of it is better", examples=[False]
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled_out(cls, value: Any) -> Any:
+        return {"object": value} if isinstance(value, str) else value
+
+    @field_validator("object")
+    @classmethod
+    def _path(cls, value: Any) -> Any:
+        return f"{TORCHMETRICS}:{value}" if isinstance(value, str) and ":" not in value else value
+
+
+class DatasetDeclaration(Declaration):
+    """The rows on which a model is measured."""
+
+    table: str = Field(description="the name of a table", examples=["mnist"])
+    where: Filter = Field(default_factory=dict, description="a MongoDB filter document", examples=[{"_fold": "valid"}])
+    limit: int | None = Field(
+        default=None, ge=1, le=MOST, description="a whole number of rows, at least 1", examples=[1000]
+    )
+    pin: bool = Field(default=False, description="true or false", examples=[True])
+
+
+class ValidationArguments(Keyed):
+    """The plain arguments of a validation."""
+
+    when: Occasions = Field(default_factory=list, description=WHEN, examples=[[{"every": "10m"}]])
+
+
+class ValidationDeclaration(ValidationArguments):
+    """A validation: measures a model by metrics on datasets."""
+
+    model: str = Field(description="the name of a model", examples=["lenet"])
+    datasets: dict[str, DatasetDeclaration] = Field(
+        min_length=1,
+        description="a section of names with a table and a filter each",
+        examples=[{"valid": {"table": "mnist", "where": {"_fold": "valid"}}}],
+    )
+    metrics: dict[str, MetricDeclaration] = Field(
+        min_length=1,
+        description="a section of names with an import path each",
+        examples=[{"acc": "examples.mnist:accuracy"}],
+    )

@@ -1,0 +1,90 @@
+"""What an object has learned, as bytes that are safe to load: a file of skops, which holds data and no code.
+
+    state of a trained object -> dump -> bytes;   the object as it is declared, bytes -> load -> a trained object
+
+The class of the object comes from its declaration, which is signed. In the file, only these types are accepted: those
+that skops knows, the classes of scikit-learn, and those that the declared object holds as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from copy import deepcopy
+from importlib import import_module
+from typing import Any
+
+import cloudpickle
+
+from components.errors import DeclarationError, WeightsError
+from components.stable_pickle import canonical
+
+__all__ = ["digest", "dump", "load"]
+
+
+def dump(trained: object) -> bytes:
+    """Return the state of a trained object; raises WeightsError if skops cannot store it."""
+    try:
+        return bytes(_skops().dumps(_state(trained)))
+    except (WeightsError, DeclarationError):
+        raise
+    except Exception as error:  # skops calls methods of the user's objects, which may raise anything
+        raise WeightsError(f"what {type(trained).__name__} has learned cannot be stored by skops: {error}") from error
+
+
+def load(declared: object, data: bytes) -> Any:
+    """Return a copy of the declared object with a state that `dump` wrote; raises WeightsError."""
+    skops = _skops()
+    trained: Any = deepcopy(declared)
+    try:
+        own = skops.get_untrusted_types(data=skops.dumps(_state(declared)))
+        found = skops.get_untrusted_types(data=data)
+        foreign = [name for name in found if name not in own and not _of_sklearn(name)]
+        if foreign:
+            raise WeightsError(
+                f"what {type(declared).__name__} has learned holds {', '.join(foreign)}, and only types that skops "
+                "knows, those of scikit-learn and those in the declared object are loaded"
+            )
+        state = skops.loads(data, trusted=found)
+        vars(trained).clear()
+        if hasattr(trained, "__setstate__"):
+            trained.__setstate__(state)
+        else:
+            vars(trained).update(state)
+    except (WeightsError, DeclarationError):
+        raise
+    except Exception as error:  # as above
+        raise WeightsError(f"{len(data):,} bytes that are no state of {type(declared).__name__}: {error}") from error
+    return trained
+
+
+def digest(trained: object) -> str:
+    """Return a SHA-256 of a state; it stays the same as long as the object learns nothing."""
+    return hashlib.sha256(canonical(cloudpickle.dumps(_state(trained)))).hexdigest()
+
+
+def _state(trained: Any) -> dict[str, Any]:
+    state = trained.__getstate__()
+    if not isinstance(state, dict):
+        raise WeightsError(f"{type(trained).__name__} keeps no state in attributes, so it cannot be stored")
+    return state
+
+
+def _of_sklearn(name: str) -> bool:
+    module, _, cls = name.rpartition(".")
+    if module.split(".")[0] != "sklearn":
+        return False
+    try:
+        return isinstance(getattr(sys.modules.get(module) or import_module(module), cls, None), type)
+    except ImportError:
+        return False
+
+
+def _skops() -> Any:
+    try:
+        return import_module("skops.io")
+    except ImportError as error:
+        raise DeclarationError(
+            f"models with fit or partial_fit are stored by skops, which cannot be imported ({error}); "
+            "pip install 'predictd[sklearn]'"
+        ) from error
