@@ -42,6 +42,7 @@ from daemon.store.connection import (
 from daemon.store.documents import read, read_one
 from daemon.store.registry.components import FOREIGN, Catalog
 from daemon.store.registry.registry import KINDS, Registry
+from daemon.store.registry.seen import remember, seen_file
 from daemon.store.registry.trust import trust_of
 from daemon.store.service import overview
 from daemon.store.service.keyring import Keyring
@@ -64,7 +65,7 @@ class NotServed(PredictdError):
 @dataclass(eq=False)
 class Connection:
     """A database that a daemon serves. `key_file` is the path of its signing key, `pins` of what it has pinned; None if
-    unknown on this machine.
+    unknown on this machine. Then `seen` is the folder of what this user's programs have seen.
     """
 
     client: Client = field(repr=False)
@@ -76,6 +77,7 @@ class Connection:
     pins: Path | None = None
     release: Callable[[], None] = field(default=lambda: None, repr=False)
     closed: bool = False
+    seen: Path | None = None
     _key: SigningKey | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -93,7 +95,9 @@ class Connection:
         """The registry, opened with the service's key. Raises SignatureRefused if that key cannot be read."""
         key = self.key()
         with reaching():
-            return Registry(self.database, self.service, 0, trust_of(self.database, self.service, key, self.pins))
+            pins = self.pins or self._seen_file()
+            trust = trust_of(self.database, self.service, key, pins, strict=self.pins is None)
+            return Registry(self.database, self.service, 0, trust)
 
     def catalog(self) -> Catalog:
         """Everything that is applied. Raises SignatureRefused if no declaration carries the key's signature."""
@@ -106,7 +110,16 @@ class Connection:
                 f"no declaration of service {self.service!r} is signed with the key at hand: is it another service's? "
                 "Name the right key: connect(..., signing_key_file=...)"
             )
+        seen = self._seen_file()
+        if seen is not None:
+            with reaching():
+                remember(self.database, self.service, self.key(), registry.trust, known, seen)
         return known
+
+    def _seen_file(self) -> Path | None:
+        if self.seen is None:
+            return None
+        return seen_file(self.seen, self.uri, self.database.name, self.service, self.key())
 
     def key(self) -> SigningKey:
         """The service's key, from the file that this user named, or that a daemon of this user noted on this machine.
@@ -232,7 +245,11 @@ def _remote(uri: str, service: str | None, database: str | None, key_file: Path 
     keyring = _keyring()
     key_file = key_file or keyring.key_file(found.owner)
     pins = keyring.pins(found.owner)
-    return Connection(client, _database(client, found.database), found.service, masked(uri), uri, key_file, pins)
+    keys = keyring_folder(os.environ)
+    seen = None if pins is not None or keys is None else keys.with_name("seen")
+    return Connection(
+        client, _database(client, found.database), found.service, masked(uri), uri, key_file, pins, seen=seen
+    )
 
 
 def _keyring() -> Keyring:

@@ -46,12 +46,19 @@ class Checked:
     notes: list[Problem] = field(default_factory=list)
 
 
-def build(config: Config, *, seconds: float = BUILD_SECONDS, only: Collection[str] | None = None) -> list[Problem]:
+def build(
+    config: Config,
+    *,
+    seconds: float = BUILD_SECONDS,
+    only: Collection[str] | None = None,
+    without: Collection[str] = (),
+) -> list[Problem]:
     """Import and build all models, trainers and validations; returns their problems, each with its key.
 
     only: the sections ("models.lenet") to build; None means all.
+    without: the variables that the user's code is not to find in its environment.
     """
-    return rehearse(config, {}, seconds=seconds, only=only).problems
+    return rehearse(config, {}, seconds=seconds, only=only, without=without).problems
 
 
 def rehearse(
@@ -60,6 +67,7 @@ def rehearse(
     *,
     seconds: float = BUILD_SECONDS,
     only: Collection[str] | None = None,
+    without: Collection[str] = (),
 ) -> Checked:
     """Build as `build` does, and predict these rows (documents in BSON) of each listener."""
     declared = config.declarations()
@@ -76,14 +84,14 @@ def rehearse(
             "rows": {name: [b64encode(row).decode() for row in some] for name, some in rows.items()},
             "seconds": seconds,
         }
-        done = _child(order, seconds, checked)
+        done = _child(order, seconds, checked, without)
         if not done:
             break
         left = [path for path in left if path not in done]
     return checked
 
 
-def _child(order: dict[str, Any], seconds: float, checked: Checked) -> list[str]:
+def _child(order: dict[str, Any], seconds: float, checked: Checked, without: Collection[str]) -> list[str]:
     """Run one child; returns the paths that are finished. No path means that no child could run."""
     wanted = order["order"]
     # Files, not pipes: a process that the user's code leaves running would hold a pipe open.
@@ -93,6 +101,7 @@ def _child(order: dict[str, Any], seconds: float, checked: Checked) -> list[str]
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=errors,
+            env={name: value for name, value in os.environ.items() if name not in without},
             start_new_session=True,
         )
         try:

@@ -25,6 +25,7 @@ from daemon.logs.text import masked
 from daemon.store.connection import ROW_CODEC, Client, Data, open_client, open_database, reaching
 from daemon.store.connection import check as meet
 from daemon.store.registry.registry import Registry
+from daemon.store.registry.seen import remember, seen_file
 from daemon.store.registry.trust import trust_of
 from daemon.store.service import services
 from daemon.store.service.leases import AnotherDaemon
@@ -68,8 +69,18 @@ class Place:
         """
         if key is None:
             return Registry(self.database, self.service, 0, SigningKey.fresh())
-        pins = StateDirectory(self.config.service.state_dir).trust_file
-        return Registry(self.database, self.service, 0, trust_of(self.database, self.service, key, pins))
+        pins, seen = StateDirectory(self.config.service.state_dir).trust_file, self._seen_file(key)
+        here = seen is None or pins.exists()
+        trust = trust_of(self.database, self.service, key, pins if here else seen, strict=not here)
+        if seen is not None and not here:
+            known = Registry(self.database, self.service, 0, trust).read()
+            remember(self.database, self.service, key, trust, known, seen)
+        return Registry(self.database, self.service, 0, trust)
+
+    def _seen_file(self, key: SigningKey) -> Path | None:
+        keys = configuration.keyring_folder(os.environ)
+        uri, database = self.config.mongo.uri, self.config.mongo.database
+        return None if keys is None else seen_file(keys.with_name("seen"), uri, database, self.service, key)
 
 
 def loaded(path: Path | None) -> Config:

@@ -95,7 +95,8 @@ def check(
             sample = {name: rows_of(each, here.database) for name, each in settings.listeners.items()}
     if build or rows:
         with err.status("importing and building the code that the file names"):
-            checked = checking.rehearse(settings, sample)
+            without = configuration.uri_variables(path, os.environ)
+            checked = checking.rehearse(settings, sample, without=without)
         problems += checked.problems
         for note in checked.notes:
             say(f"note: {note}")

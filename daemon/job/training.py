@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from components.declarations import TrainerDeclaration
-from components.errors import DeclarationError, PredictdError, Stopped, TrainingError
+from components.errors import DeclarationError, NotApplied, PredictdError, Stopped, TrainingError
 from components.examples import Examples
 from components.model import Model
 from components.serialization import build_trainer
@@ -80,6 +80,8 @@ class Training:
         context.voice.doing("building the model")
         self._declared, self._known = context.declared("trainer", job.target)
         self._declaration: TrainerDeclaration = self._declared.declaration
+        if self._declaration.model != job.model:  # the job's document is not signed
+            raise NotApplied(f"trainer {job.target!r} is of model {self._declaration.model!r}, not {job.model!r}")
         served, self._live = context.live(self._model)
         self._component = context.declared("model", self._model)[0]
         """The model as it is declared. While the version before serves, a training begins with its initial weights."""

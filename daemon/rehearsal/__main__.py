@@ -17,7 +17,7 @@ import structlog
 from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
-from components import images
+from components import images_apart
 from components.declarations import ListenerDeclaration
 from components.errors import DeclarationError, PredictdError, Problem
 from components.import_folder import ImportFolder
@@ -79,7 +79,7 @@ class Rehearsal:
     def _all(self) -> None:
         assignment = self._assignment
         ImportFolder(assignment.import_root, assignment.allow_imports).open()
-        images.narrow(assignment.formats)
+        images_apart.use(assignment.formats, assignment.images)
         database = self._patience("mongodb", self._connect)
         trust = Trust.decoded(assignment.trust)
         registry = Registry(database, assignment.service, assignment.epoch, trust)

@@ -8,7 +8,7 @@ Then `Operation.change` publishes it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NoReturn
 
 from components.errors import ConfigurationError, DeclarationError, MongoUnavailable, Problem
@@ -25,12 +25,19 @@ __all__ = ["Acceptance"]
 
 class Acceptance:
     """Judges and proves new configurations. `built` is what the running one is built from; `owe` raises
-    ConfigurationError, because MongoDB is away.
+    ConfigurationError, because MongoDB is away; `without` names the variables that are kept from the user's code.
     """
 
-    def __init__(self, operation: Operation, built: Mapping[str, Any], owe: Callable[[str], NoReturn]) -> None:
+    def __init__(
+        self,
+        operation: Operation,
+        built: Mapping[str, Any],
+        owe: Callable[[str], NoReturn],
+        without: Callable[[], Collection[str]],
+    ) -> None:
         self._operation = operation
         self._owe = owe
+        self._without = without
         self.built = built
 
     async def judged(self, config: Config, runs: Config, confirm: str) -> Plan | None:
@@ -67,7 +74,7 @@ class Acceptance:
         changed = [section for section, parts in built.items() if self.built.get(section) != parts]
         if changed and self._operation.active:  # what cannot be built must not replace what runs
             try:
-                problems = await in_thread(lambda: build(config, only=changed))
+                problems = await in_thread(lambda: build(config, only=changed, without=self._without()))
             except OSError as error:
                 problems = [Problem(changed[0], f"the check of whether this can be built did not start: {error}")]
             if problems:

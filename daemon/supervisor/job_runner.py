@@ -140,6 +140,8 @@ class JobRunner:
         if declared is None or job.model not in known.models:
             missing = (kind, job.target) if declared is None else ("model", job.model)
             return Terms(refused=known.refused.get("/".join(missing)) or registry.absent(*missing))
+        if declared.declaration.model != job.model:  # a job's document is not signed; the declaration is
+            return Terms(refused=f"{kind} {job.target!r} is of model {declared.declaration.model!r}, not {job.model!r}")
         torch = known.models[job.model].declaration.type == "torch"
         if not isinstance(declared.declaration, TrainerDeclaration):
             return Terms(RETRIES, torch=torch)

@@ -163,7 +163,12 @@ class Supervisor:
             self._config, pins, self._engine, leadership.call, self._spawn, self._changed, leadership.lose
         )
         self._operation = Operation(context, *self._modules)
-        self._acceptance = Acceptance(self._operation, built_from(self._config), self._owe_reload)
+        self._acceptance = Acceptance(
+            self._operation,
+            built_from(self._config),
+            self._owe_reload,
+            lambda: configuration.uri_variables(self._path, self._environ),
+        )
         http = self._config.http
         access = Access(http.loopback, frozenset(http.hosts), http.token())
         self._web = WebServer(application(self, access), http.host, http.port)

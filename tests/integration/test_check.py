@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness.commands import free_port
+from harness.commands import free_port, predictd
 from pymongo import MongoClient
 
 from components.errors import Problem
@@ -56,6 +56,12 @@ class LeavesAChild:
 
 def one(x): return x
 def factory(n): return lambda x: x * n
+
+class Looks:
+    def __init__(self, file):
+        with open(file, "w") as found: found.write(repr(sorted(os.environ.items())))
+    def __call__(self, x): return x
+
 number = 3
 """
 
@@ -84,6 +90,20 @@ def written(folder: Path, models: dict[str, str], listener: str = "") -> Config:
 def told(problems: list[Problem]) -> dict[str, str]:
     """Return the messages by path."""
     return {problem.path: problem.message for problem in problems}
+
+
+def test_user_code_does_not_find_the_address_in_its_environment(tmp_path: Path) -> None:
+    """Neither where the command builds it nor where the daemon does; what an object is built with stays."""
+    written(tmp_path, {"m": 'object = "mycode:Fine"'})
+    file = tmp_path / "service.toml"
+    model = f'object = "mycode:Looks"\narguments = {{ file = "{tmp_path}/${{SEEN}}" }}'
+    text = file.read_text().replace('database = "t"', 'database = "t"\nuri = "${ADDRESS}${SEEN}"')
+    file.write_text(text.replace('object = "mycode:Fine"', model))
+    environ = {"ADDRESS": "mongodb://u:s3cret@127.0.0.1/?x=", "SEEN": "seen"}
+    ran = predictd("check", "-c", str(file), cwd=tmp_path, environ=environ)
+    assert ran.returncode == 0, ran.stderr
+    assert "s3cret" not in (tmp_path / "seen").read_text()
+    assert "('SEEN', 'seen')" in (tmp_path / "seen").read_text()
 
 
 def test_the_demo_has_no_problem() -> None:

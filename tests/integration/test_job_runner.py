@@ -89,6 +89,20 @@ def test_a_job_whose_reports_cannot_be_read_is_ended_as_one_that_hangs(play: Any
     play(scene, declared=training(retries=0))
 
 
+def test_a_job_of_another_model_than_its_trainer_s_is_refused(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever writes a job's document would have one model trained, and promoted, as another's trainer says."""
+
+    async def scene(stage: Stage) -> None:
+        stage.behave("done")
+        monkeypatch.setattr(Jobs, "_model", lambda *_: "g")
+        job = await stage.until_state(stage.queue(), "failed")
+        assert job["error"]["message"] == "trainer 'f' is of model 'f', not 'g'"
+        assert stage.history("started") == []
+
+    whole = training()
+    play(scene, declared={**whole, "models": {**whole["models"], "g": whole["models"][MODEL]}})
+
+
 def test_an_error_of_the_driver_about_one_job_is_not_the_daemon_s_end(
     play: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -363,6 +363,9 @@ def test_versions_are_signed_anew_while_keys_are_exchanged(place: Place) -> None
 )
 def test_a_process_has_versions_of_its_own_models_signed_only(parts: tuple[str, ...]) -> None:
     assert unsignable(parts, SERVICE, frozenset({MODEL}), {MODEL: 7}) is not None
+    ahead = 1 << 50  # of a clock that was wrong once
+    later = ("live", SERVICE, MODEL, "1", "0", str(ahead + 1), "None", "1")
+    assert unsignable(later, SERVICE, frozenset({MODEL}), {MODEL: ahead}) is None
     assert unsignable(("version", SERVICE, MODEL, "1", "0"), SERVICE, frozenset({MODEL}), {MODEL: 7}) is None
     assert unsignable(("live", SERVICE, MODEL, "1", "0", "8", "None", "1"), SERVICE, frozenset({MODEL}), {}) is None
 

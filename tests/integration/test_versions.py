@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -126,6 +128,22 @@ def test_altered_weights_are_not_handed_out(data: Database[dict[str, Any]], vers
     chunks.update_one({"files_id": version.weights}, {"$set": {"data": b"weightz"}})
     with pytest.raises(PredictdError, match="SHA-256 differs"):
         versions.weights(version)
+
+
+def test_weights_that_unpack_to_more_are_not_held(data: Database[dict[str, Any]], versions: Versions) -> None:
+    """As large ones of zeros are, which the server stores compressed."""
+    version = added(data, b"weights")
+    files = GridFSBucket(data, bucket_name=names.WEIGHTS)
+    huge = files.upload_from_stream("huge", bytes(96 * 1024 * 1024))
+    for forged in (replace(version, weights=huge), replace(version, weights=huge, size=None)):
+        tracemalloc.start()
+        try:
+            with pytest.raises(PredictdError, match="SHA-256 differs"):
+                versions.weights(forged)
+            assert tracemalloc.get_traced_memory()[1] < 48 * 1024 * 1024
+        finally:
+            tracemalloc.stop()
+    assert versions.weights(replace(version, size=None)) == versions.weights(version) == b"weights"
 
 
 def test_retention_keeps_the_newest_the_live_one_its_parent_and_the_way_back(

@@ -110,7 +110,7 @@ def test_errors_are_the_same() -> None:
     images_apart.use(["jpeg"], "apart")
     images_apart._replace()
     with pytest.raises(DecodeError, match=r"no image of a known format \(JPEG\)"):
-        images.decode(next(data for name, data in files() if name.startswith("PNG")))
+        images.decode(png())
 
 
 def png() -> bytes:

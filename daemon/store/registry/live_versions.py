@@ -9,7 +9,7 @@ be changed back, such as an altered version, is refused: workers go on with the 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 import structlog
 from pymongo.database import Database
@@ -23,6 +23,9 @@ from daemon.store.registry.versions import Versions
 from daemon.store.service import requests
 
 __all__ = ["watch"]
+
+HIGHEST: Final = 1 << 31
+"""No service promotes this often: a generation above was written by somebody else."""
 
 log = structlog.get_logger(__name__)
 
@@ -42,7 +45,8 @@ def watch(database: Database[dict[str, Any]], service: str, pins: Pins, known: C
                 refused[f"version/{model.name}"] = str(error)
     for listener in known.listeners.values():
         _raise(database, service, pins, listener)
-    pins.learn_lives(lives, {each.name: each.generation for each in known.listeners.values()})
+    seen = {each.name: each.generation for each in known.listeners.values() if each.generation < HIGHEST}
+    pins.learn_lives(lives, seen)
     return refused
 
 

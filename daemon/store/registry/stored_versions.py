@@ -1,7 +1,7 @@
 """The versions of one model as they are stored: immutable, each with the hash of its tensors, its lineage, its metrics.
 
     {_id: "service/model/number", state: "candidate" | "live" | "retired" | "rejected" | "removed" | "discarded",
-    weights (GridFS), sha256, content_hash,
+    weights (GridFS), sha256, size, content_hash,
      signature, source, parent, replaced, origin, trained, data, metrics, metric_values, metric_steps, history,
      validations, reason, mac, promotion, ...}
 
@@ -165,20 +165,35 @@ class StoredVersions:
         return [version for version in map(Version.from_document, found) if version is not None]
 
     def weights(self, version: Version) -> bytes:
-        """The stored weights. Raises PredictdError if they were altered or pruned."""
+        """The stored weights. Raises PredictdError if they were altered or pruned. No more than their size is held, as
+        the server may unpack a small file to a large one; an older release has stored no size.
+        """
+        data = bytearray()
         try:
-            with self._bucket.open_download_stream(version.weights) as stored:
-                data = bytes(stored.read())
+            if version.size is not None or self._digest(version) == version.sha256:
+                with self._bucket.open_download_stream(version.weights) as stored:
+                    for chunk in iter(stored.readchunk, b""):
+                        data += chunk
+                        if version.size is not None and len(data) > version.size:
+                            break
         except NoFile:
             raise PredictdError(f"the weights of {self._model} version {version.number} are no longer stored") from None
         except DAMAGED_FILE:
-            data = b""
+            data.clear()
         if hashlib.sha256(data).hexdigest() != version.sha256:
             raise PredictdError(
                 f"the weights of {self._model} version {version.number} in GridFS bucket {names.WEIGHTS} are not those "
                 "that were stored (SHA-256 differs); restore them from a backup"
             )
-        return data
+        return bytes(data)
+
+    def _digest(self, version: Version) -> str:
+        """The hash of the stored weights, of which only one chunk is held."""
+        digest = hashlib.sha256()
+        with self._bucket.open_download_stream(version.weights) as stored:
+            for chunk in iter(stored.readchunk, b""):
+                digest.update(chunk)
+        return digest.hexdigest()
 
     # ---- writing --------------------------------------------------------------------------------------------------
 
@@ -208,6 +223,7 @@ class StoredVersions:
             "content_hash": content_hash,
             "weights": stored,
             "sha256": digest,
+            "size": None if weights is None else len(weights),
             "parent": parent,
             "origin": origin,
             "trained": trained,

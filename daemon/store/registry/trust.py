@@ -129,12 +129,19 @@ def pinned(path: Path, database: str, service: str) -> tuple[str, dict[str, int]
 
 
 def trust_of(
-    database: Database[dict[str, Any]], service: str, key: SigningKey, pins: Path | None = None, *, make: bool = False
+    database: Database[dict[str, Any]],
+    service: str,
+    key: SigningKey,
+    pins: Path | None = None,
+    *,
+    make: bool = False,
+    strict: bool = False,
 ) -> Trust:
     """What a program believes that has the service's key: as pinned in `pins`, else as the database says.
 
-    A database without declarations gets its identity here, if no daemon has given it one yet; with `make` any. Else the
-    declarations are an older release's: raises SignatureRefused, because a daemon has to sign them anew.
+    With `strict`, raises SignatureRefused if the database states another identity than is pinned. A database without
+    declarations gets its identity here, if no daemon has given it one yet; with `make` any. Else the declarations are
+    an older release's: raises SignatureRefused, because a daemon has to sign them anew.
     """
     known = None if pins is None else pinned(pins, database.name, service)
     if known is None:
@@ -149,6 +156,11 @@ def trust_of(
                 "release. Upgrade it, and start it once"
             )
         known = identity, {}, {}
+    elif strict and stored_identity(database, service) not in (None, known[0]):
+        raise SignatureRefused(
+            f"database {database.name!r} is not the one that this user has seen under this name: somebody has changed "
+            f"its identity, or it was made anew; then delete {pins}"
+        )
     return Trust((key.public,), *known, signer=key)
 
 

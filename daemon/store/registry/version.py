@@ -21,8 +21,8 @@ _Moment = Annotated[Annotated[datetime, Strict()] | None, defaulting(None)]
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One version of a model. `weights` is None if the model has none, or if they were pruned. `held`: it fell on kept
-    rows (`daemon.store.registry.judged`).
+    """One version of a model. `weights` is None if the model has none, or if they were pruned; `size` is their bytes.
+    `held`: it fell on kept rows (`daemon.store.registry.judged`).
 
     Of a stored document, a field whose value has another type reads as its default, except the first three.
     """
@@ -34,6 +34,7 @@ class Version:
     content_hash: _TextOrNone = None
     weights: Any = None
     sha256: _TextOrNone = None
+    size: _Number = None
     object_signature: _Text = ""
     parent: _Number = None
     replaced: _Number = None
