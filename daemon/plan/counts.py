@@ -120,8 +120,7 @@ class _Counting:
         live = None if old is None else Versions(self.database, self.service, old.model).live()
         if old is None or live is None:
             return name in self.after.trainers, False
-        was = self.before.models.get(old.model)
-        waits = was is not None and was.type == "torch" and not live.trained and old.model in self.before.trainers
+        waits = not live.trained and old.model in self.before.trainers  # it has not learned yet either
         untrained = live.trained or name in self.after.trainers
         return untrained, untrained and not waits
 
