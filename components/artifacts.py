@@ -252,6 +252,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         return None if self._tensors is None else self._tensors.reference(obj)
 
     def reducer_override(self, obj: Any) -> Any:
+        torch_half = _torch_half()
+        if torch_half is not None and (archive := torch_half.archived(obj)) is not None:
+            return archive
         reduced = super().reducer_override(obj)
         if isinstance(reduced, tuple) and reduced[0] in _SKELETONS:
             random = internals._DYNAMIC_CLASS_TRACKER_BY_CLASS.get(obj)  # noqa: SLF001

@@ -11,7 +11,10 @@ with the module that is served or trained.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping
+from copy import deepcopy
+from io import BytesIO
 from typing import Any
 
 import torch
@@ -21,7 +24,7 @@ from safetensors.torch import save as save_tensors
 
 from components.errors import ArtifactRefused, DeclarationError
 
-__all__ = ["Names", "Reader", "Writer", "evaluated", "names_of", "part"]
+__all__ = ["Names", "Reader", "Writer", "archived", "evaluated", "names_of", "part"]
 
 _KINDS: Mapping[type, str] = {torch.Tensor: "tensor", torch.nn.Parameter: "parameter"}
 
@@ -164,6 +167,23 @@ def names_of(module: Any) -> dict[int, str]:
     if not isinstance(module, torch.nn.Module):
         return {}
     return {id(tensor): name for name, tensor in module.state_dict(keep_vars=True).items()}
+
+
+def archived(obj: Any) -> tuple[Any, ...] | None:
+    """Return the reduced form of a TorchScript module, an archive in evaluation mode; None for any other object."""
+    if not isinstance(obj, torch.jit.ScriptModule):
+        return None
+    file = BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch recommends other formats
+        torch.jit.save(deepcopy(obj).eval(), file)
+    return _of_archive, (file.getvalue(),)
+
+
+def _of_archive(data: bytes) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return torch.jit.load(BytesIO(data), map_location="cpu")  # type: ignore[no-untyped-call]
 
 
 def evaluated(reduced: Any) -> Any:

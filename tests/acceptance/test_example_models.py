@@ -171,5 +171,5 @@ def test_a_file_and_a_program_and_a_command_agree(site: Site, db: Datalayer, exa
     if example == "forest":
         model.trainer = LoopTrainer(f"t-{name}", select=db["things"], key=("values", "size"))
     db.apply(model)
-    db.apply(Listener(name, "things", key, name, worker="examples-api"))
+    db.apply(Listener(name, "things", key, name))
     agree(site, db, name, model, key)
