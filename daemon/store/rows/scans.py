@@ -7,13 +7,17 @@ finished prefix.
 
 Each order of a scan is a *run* with an id of its own. A write of an older run finds no document with its id, so it can
 neither move nor end the newer run.
+
+All partitions of a listener are in one document (`daemon.store.partition`), each with a mark and a run of its own.
+If their number has changed, a scan that all had finished stays finished; any other begins again in each new one, and
+rows that it had judged before are only touched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from bson import ObjectId
 from pymongo.collection import Collection
@@ -23,7 +27,11 @@ from pymongo.errors import DuplicateKeyError
 from components.errors import Fenced
 from components.raw_value import RAW, document, fields, readable
 from daemon.store import names
+from daemon.store.partition import WHOLE, Partition, combined, lay_out
 from daemon.store.service.epochs import mended
+
+_PARTS: Final = ("mark", "state", "reason", "done", "run", "order", "last", "started_at", "finished_at")
+"""The fields of each share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +61,15 @@ class Run:
 class Scans:
     """The scan of one listener in `_predictd.scans`."""
 
-    def __init__(self, database: Database[dict[str, Any]], service: str, listener: str, epoch: int) -> None:
+    def __init__(
+        self,
+        database: Database[dict[str, Any]],
+        service: str,
+        listener: str,
+        epoch: int,
+        partition: Partition = WHOLE,
+    ) -> None:
+        self._partition = partition
         self._collection: Collection[dict[str, Any]] = database[names.SCANS]
         self._service, self._id = service, f"{service}/{listener}"
         self._epoch = epoch
@@ -68,11 +84,11 @@ class Scans:
         """
         run = ObjectId()
         raw = self._collection.with_options(codec_options=RAW).find_one_and_update(
-            {"_id": self._id, "epoch": {"$not": {"$gt": self._epoch}}}, {"$set": {"epoch": self._epoch, "run": run}}
+            self._own, {"$set": {"epoch": self._epoch, self._partition.path("run"): run}}
         )
-        found = None if raw is None else readable(fields(raw.raw), "last")
-        if found is None or found.get("mark") != mark.document():
-            return self.begin(mark, "first start" if found is None else "the listener changed", order)
+        found = {} if raw is None else readable(self._partition.own(fields(raw.raw)), "last")
+        if found.get("mark") != mark.document():
+            return self.begin(mark, "the listener changed" if found else "first start", order)
         if found.get("state") == "done":
             return None
         reason, done = str(found.get("reason")), found.get("done")
@@ -91,6 +107,7 @@ class Scans:
             "run": run.id,
             "order": order,
         }
+        about = {self._partition.path(name): value for name, value in about.items()}
         try:
             self._begin(about)
         except DuplicateKeyError:
@@ -102,12 +119,13 @@ class Scans:
         return run
 
     def _begin(self, about: Mapping[str, Any]) -> None:
+        path = self._partition.path
         self._collection.update_one(
-            {"_id": self._id, "epoch": {"$not": {"$gt": self._epoch}}},
+            self._own,
             {
                 "$set": {**about, "epoch": self._epoch},
-                "$unset": {"last": "", "finished_at": ""},
-                "$currentDate": {"started_at": True},
+                "$unset": {path("last"): "", path("finished_at"): ""},
+                "$currentDate": {path("started_at"): True},
             },
             upsert=True,
         )
@@ -116,13 +134,34 @@ class Scans:
         """Notes that every row up to and with the `_id` `last` is judged and acknowledged; nothing for a superseded
         run.
         """
-        place = document({"done": done}, {"last": last})
-        self._collection.update_one({"_id": self._id, "run": run.id}, {"$set": place})
+        path = self._partition.path
+        place = document({path("done"): done}, {path("last"): last})
+        self._collection.update_one({"_id": self._id, path("run"): run.id}, {"$set": place})
 
     def finish(self, run: Run, done: int) -> bool:
         """All rows are judged: the mark counts from now on. False if the run was superseded."""
+        path = self._partition.path
         result = self._collection.update_one(
-            {"_id": self._id, "run": run.id},
-            {"$set": {"state": "done", "done": done}, "$unset": {"last": ""}, "$currentDate": {"finished_at": True}},
+            {"_id": self._id, path("run"): run.id},
+            {
+                "$set": {path("state"): "done", path("done"): done},
+                "$unset": {path("last"): ""},
+                "$currentDate": {path("finished_at"): True},
+            },
         )
         return bool(result.matched_count)
+
+    def claim(self) -> None:
+        """Carries the scan over from another number of partitions. Comes before every other use."""
+        lay_out(self._collection, self._id, self._epoch, self._partition.of, self._carried, _PARTS)
+
+    def _carried(self, document: Mapping[str, Any]) -> Mapping[str, Any]:
+        scan = combined(document)
+        done = scan["done"] // self._partition.of if scan["state"] == "done" else 0
+        share = {name: scan[name] for name in ("mark", "state", "reason", "order") if scan.get(name) is not None}
+        return {**share, "done": done}
+
+    @property
+    def _own(self) -> dict[str, Any]:
+        """The document, as long as it is this leader's and divided as this process believes."""
+        return {"_id": self._id, "of": self._partition.layout, "epoch": {"$not": {"$gt": self._epoch}}}  # R9c
