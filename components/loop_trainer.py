@@ -55,7 +55,8 @@ class LoopTrainer:
         self.select = check.query(select)
         self.key = check.key(key)
         self.transform = None if transform is None else check.callable("transform", transform)
-        self.arguments = made(LoopArguments, f"trainer {identifier!r}", arguments)
+        own = ("loop", "select", "key", "transform")
+        self.arguments = made(LoopArguments, f"trainer {identifier!r}", arguments, also=own)
         self.metric_values: dict[str, list[float]] = {}
         self.metric_steps: list[int] = []
         self.history: list[dict[str, Any]] = []

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 from components.errors import DeclarationError
 
-__all__ = ["check_field", "check_identifier"]
+__all__ = ["check_field", "check_identifier", "meant"]
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,119}", re.ASCII)
 
@@ -26,3 +28,10 @@ def check_field(path: str, owner: str) -> None:
     for part in path.split("."):
         if not part or part.startswith("$") or "\0" in part:
             raise DeclarationError(f"{owner}: {path!r} is no field; no part of a path is empty or begins with '$'")
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """Return "; did you mean 'x'?" if one of the known names is similar, else ""."""
+    names = {name.lower(): name for name in known}
+    near = get_close_matches(word.lower(), names, n=1, cutoff=0.65)
+    return f"; did you mean {names[near[0]]!r}?" if near else ""

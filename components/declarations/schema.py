@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Final, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainValidator, ValidationError
@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from components.errors import DeclarationError
 from components.extended_json import encoded
 from components.key import Key
+from components.names import meant
 
 __all__ = [
     "IN_FILE",
@@ -64,10 +65,11 @@ def absent(value: Any) -> bool:
     return value is None or value in ({}, [])
 
 
-def made(kind: type[D], owner: str, given: Mapping[str, Any], *, stored: bool = False) -> D:
+def made(kind: type[D], owner: str, given: Mapping[str, Any], *, stored: bool = False, also: Iterable[str] = ()) -> D:
     """Return the declaration of `owner` ("trainer 'lenet'"); raises DeclarationError, which names the field.
 
     stored: another process has checked it already, so a time zone that this machine lacks is not an error.
+    also: further arguments that the owner has.
     """
     try:
         return kind.model_validate(given, context={STORED: stored})
@@ -76,15 +78,17 @@ def made(kind: type[D], owner: str, given: Mapping[str, Any], *, stored: bool = 
         raised = detail.get("ctx", {}).get("error")
         cause = getattr(raised, "__cause__", None)
         refusal = type(cause) if isinstance(cause, DeclarationError) else DeclarationError
-        raise refusal(f"{owner}: {_reason(kind, detail, str(raised or ''))}") from None
+        raise refusal(f"{owner}: {_reason(kind, detail, str(raised or ''), also)}") from None
 
 
-def _reason(kind: type[Declaration], detail: Any, reason: str) -> str:
+def _reason(kind: type[Declaration], detail: Any, reason: str, also: Iterable[str]) -> str:
     path = [str(part) for part in detail["loc"] if part != "[key]"]
     if not path:
         return reason or str(detail["msg"])
     if detail["type"] == "extra_forbidden" and len(path) == 1:
-        return f"there is no argument {path[0]!r}; the arguments are {', '.join(kind.model_fields)}"
+        names = [*also, *kind.model_fields]
+        near = meant(path[0], names) or f"; the arguments are {', '.join(names)}"
+        return f"there is no argument {path[0]!r}{near}"
     field = _field(kind, path)
     right = f"it must be {field.description}" + (f", for example {field.examples[0]!r}" if field.examples else "")
     wrong = "it is missing" if detail["type"] == "missing" else f"got {detail['input']!r}"

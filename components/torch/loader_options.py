@@ -10,6 +10,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from components.errors import DeclarationError
+from components.names import meant
 
 __all__ = ["LoaderOptions"]
 
@@ -45,7 +46,8 @@ class LoaderOptions:
             if name in _REFUSED:
                 raise DeclarationError(f"{name}: {_REFUSED[name]}; remove it")
             if name not in known:
-                raise DeclarationError(f"{name!r} is no argument of torch.utils.data.DataLoader")
+                near = meant(name, known - _REFUSED.keys())
+                raise DeclarationError(f"{name!r} is no argument of torch.utils.data.DataLoader{near}")
             least = {"batch_size": 1, "num_workers": 0}.get(name)
             if least is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 raise DeclarationError(f"{name}: expected a whole number of at least {least}, got {value!r}")

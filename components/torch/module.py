@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from components.awaited import awaited
 from components.errors import DeclarationError, WeightsError
@@ -55,6 +56,12 @@ class TorchModule(Model):
             got = object.__name__ if isinstance(object, type) else type(object).__name__
             raise DeclarationError(f"model {identifier!r}: object: expected an instance of torch.nn.Module, got {got}")
         check_callable(identifier, "preprocess_batch", preprocess_batch)
+        lazy = [name for name, one in object.named_parameters() if is_lazy(one)]
+        if lazy:
+            raise DeclarationError(
+                f"model {identifier!r}: object: {lazy[0]} has no shape yet (a lazy module); call the module with a "
+                "batch first"
+            )
         if not callable(getattr(object, forward_method, None)):
             raise DeclarationError(
                 f"model {identifier!r}: forward_method: {type(object).__name__} has no method {forward_method!r}"

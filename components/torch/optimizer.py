@@ -11,7 +11,7 @@ import torch
 from components.errors import TrainingError
 from components.torch.loss import Loss
 from components.torch.module import TorchModule
-from components.torch.trainer import TorchTrainer
+from components.torch.trainer import TorchTrainer, asks_again
 
 __all__ = ["Leaves", "made_optimizer", "optimizer_of", "schedule_of"]
 
@@ -31,6 +31,11 @@ def optimizer_of(trainer: TorchTrainer, model: TorchModule, loss: Loss) -> torch
         raise TrainingError(
             f"trainer {trainer.identifier!r}: optimizer_cls: expected it to make an optimizer of torch, got "
             f"{type(optimizer).__name__}"
+        )
+    if asks_again(optimizer):
+        raise TrainingError(
+            f"trainer {trainer.identifier!r}: optimizer_cls: {type(optimizer).__name__} evaluates the loss several "
+            "times in a step (closure); use another"
         )
     held = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
     if not held & {id(weight) for weight in model.object.parameters()}:

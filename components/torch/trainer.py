@@ -14,12 +14,12 @@ import torch
 from components.declarations import TrainerArguments, documented, made
 from components.errors import DeclarationError
 from components.key import Key, KeySpec
-from components.names import check_identifier
+from components.names import check_identifier, meant
 from components.query import Query
 from components.torch.loader_options import LoaderOptions
 from components.trainer_arguments import Checks
 
-__all__ = ["TorchTrainer"]
+__all__ = ["TorchTrainer", "asks_again"]
 
 
 @documented(TrainerArguments)
@@ -99,12 +99,13 @@ class TorchTrainer:
         self.loader_kwargs = check.mapping("loader_kwargs", loader_kwargs)
         self.loader = check.loader(self.loader_kwargs)
         self.optimizer_cls = check.optimizer(optimizer_cls)
-        self.optimizer_kwargs = check.mapping("optimizer_kwargs", optimizer_kwargs)
+        self.optimizer_kwargs = check.arguments("optimizer_kwargs", optimizer_kwargs, self.optimizer_cls)
         self.scheduler_cls = None if scheduler_cls is None else check.scheduler(scheduler_cls)
-        self.scheduler_kwargs = check.mapping("scheduler_kwargs", scheduler_kwargs)
+        self.scheduler_kwargs = check.arguments("scheduler_kwargs", scheduler_kwargs, self.scheduler_cls)
         if self.scheduler_kwargs and self.scheduler_cls is None:
             raise check.refuse("scheduler_kwargs", "there is no scheduler_cls that they are for")
-        self.arguments = made(TrainerArguments, f"trainer {identifier!r}", arguments)
+        own = [name for name in inspect.signature(type(self)).parameters if name not in TrainerArguments.model_fields]
+        self.arguments = made(TrainerArguments, f"trainer {identifier!r}", arguments, also=own)
         if self.arguments.drawn_by is not None and not self.loader.shuffle:
             way = "weighted_by" if self.arguments.weighted_by else "balanced_by"
             raise check.refuse(way, "rows are drawn at random, so shuffle cannot be False")
@@ -142,6 +143,20 @@ class TorchTrainer:
 class _Checks(Checks):
     """Checks of what torch's trainer has alone."""
 
+    def arguments(self, argument: str, value: Any, function: Callable[..., Any] | None) -> dict[str, Any]:
+        """Check keyword arguments by the signature of the function that takes them, as far as it has one."""
+        given = self.mapping(argument, value)
+        try:
+            parameters = {} if function is None else dict(inspect.signature(function).parameters)
+        except (TypeError, ValueError):  # of an extension
+            return given
+        if parameters and not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+            for name in given:
+                if name not in parameters:
+                    made_by = getattr(function, "__name__", type(function).__name__)
+                    raise self.refuse(argument, f"{made_by} takes no {name!r}{meant(name, parameters)}")
+        return given
+
     def loader(self, options: Mapping[str, Any]) -> LoaderOptions:
         try:
             return LoaderOptions.of(options)
@@ -156,8 +171,7 @@ class _Checks(Checks):
             raise self.refuse(
                 "optimizer_cls", f"expected an optimizer's class, or its name in torch.optim ('AdamW'), got {value!r}"
             )
-        step = inspect.signature(make.step).parameters.get("closure") if hasattr(make, "step") else None
-        if step is not None and step.default is inspect.Parameter.empty:
+        if asks_again(make):
             raise self.refuse(
                 "optimizer_cls", f"{make.__name__} evaluates the loss several times in a step (closure); use another"
             )
@@ -178,6 +192,12 @@ class _Checks(Checks):
             )
         chosen: Callable[..., Any] = make
         return chosen
+
+
+def asks_again(optimizer: Any) -> bool:
+    """Return whether an optimizer, or a class of them, calls for the loss anew within its step."""
+    step = inspect.signature(optimizer.step).parameters.get("closure") if hasattr(optimizer, "step") else None
+    return step is not None and step.default is inspect.Parameter.empty
 
 
 def _is_schedule(make: Any) -> bool:

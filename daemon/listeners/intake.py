@@ -192,7 +192,7 @@ class StreamIntake:
             )
         self._short = short
 
-    def _fresh(self, position: Position, reason: str) -> Position:
+    def _fresh(self, position: Position, reason: str, owed_since: float | None = None) -> Position:
         """Starts from a new point, read before the scans begin, so that rows that they do not see come through the
         stream.
 
@@ -200,7 +200,7 @@ class StreamIntake:
         point (or the lost one) and orders them again. In the other order it would find a point and order no scan.
         """
         for feed in self._feeds:
-            feed.scan.request(reason)
+            feed.scan.request(reason, owed_since)
             feed.reload()  # a promotion before the new point does not come through the stream
         self._patience("stream", lambda: self._positions.save(position, self._subscription.hash))
         return position
@@ -225,7 +225,8 @@ class StreamIntake:
                 self._came(table)
             case stream.HistoryLost(reason, fresh):
                 log.error("history lost: every row is scanned", reason=reason)
-                self._fresh(fresh, "the change stream's history was lost")
+                lost = self.pulse.moment((self._position() or self._start).cluster_time)
+                self._fresh(fresh, "the change stream's history was lost", lost)
             case stream.Opened():
                 self._count_open()
             case stream.Interrupted(reason):

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Final
 
 import structlog
+from bson.timestamp import Timestamp
 from pymongo.collection import Collection
 
 from components.raw_value import RAW, among, chunks, equals
@@ -102,17 +103,17 @@ class ScanLane:
         """Orders a scan from the beginning. The order is stored when this returns, so the stream's position may then
         move on. `owed_since` is given if it stands in for changed rows.
         """
-        self._patience(f"{self._listener}.scan", lambda: self._scans.begin(self._mark(), reason, self._order))
+        self._patience(f"{self._listener}.scan", lambda: self._begin(reason, owed_since))
         with self._wake:
             self._orders += 1
-            if owed_since is not None:
-                self.owed_since = min(owed_since, self.owed_since or owed_since)
+            self._owe(owed_since)
             self._wake.notify_all()
         log.info("a scan is due", listener=self._listener, reason=reason)
 
     def run(self) -> None:
         """Runs the scans that are due, until stopped."""
         seen = 0
+        self._patience(f"{self._listener}.scan", self._recall)
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self._stopped or self._orders != seen)  # noqa: B023  # called right here
@@ -153,6 +154,25 @@ class ScanLane:
         if scan is not None and place is not None and place is not scan.saved:
             self._scans.progress(scan.run, *place)
             scan.saved = place
+
+    def _begin(self, reason: str, owed_since: float | None) -> None:
+        owed = None
+        if owed_since is not None:
+            passed = int(time.monotonic() - owed_since)
+            owed = Timestamp(max(0, cluster_time(self._table.database).time - passed), 0)
+        self._scans.begin(self._mark(), reason, self._order, owed)
+
+    def _recall(self) -> None:
+        """Takes over since when rows are owed from the process before this one."""
+        owed = self._scans.owed()
+        if owed is not None:
+            passed = max(0, cluster_time(self._table.database).time - owed.time)
+            with self._wake:
+                self._owe(time.monotonic() - passed)
+
+    def _owe(self, since: float | None) -> None:
+        if since is not None:
+            self.owed_since = since if self.owed_since is None else min(since, self.owed_since)
 
     def _scan_once(self, orders: int) -> bool:
         """Runs the due scan from its saved place. False if a newer order superseded it, or if it was stopped."""

@@ -120,8 +120,7 @@ class _Counting:
         live = None if old is None else Versions(self.database, self.service, old.model).live()
         if old is None or live is None:
             return name in self.after.trainers, False
-        was = self.before.models.get(old.model)
-        waits = was is not None and was.type == "torch" and not live.trained and old.model in self.before.trainers
+        waits = not live.trained and old.model in self.before.trainers  # it has not learned yet either
         untrained = live.trained or name in self.after.trainers
         return untrained, untrained and not waits
 
@@ -133,7 +132,7 @@ class _Counting:
         alike = [each for each in known if each.object_signature == wanted]
         number = live.number if live is not None else None
         best = max(alike, key=lambda each: (each.number == number, each.promoted_at or _LONG_AGO), default=None)
-        return best is not None and best.trained
+        return declared.begins_trained if best is None else best.trained
 
 
 def _count(table: Table[dict[str, Any]], query: Mapping[str, Any]) -> Count | None:

@@ -54,11 +54,16 @@ def judged_at_start(
 def judged_part(
     database: Database[dict[str, Any]], registry: Registry, parts: Iterable[tuple[str, str, Declaration]]
 ) -> Plan:
-    """What applying these (kind, name, declaration) changes of what is applied."""
+    """What applying these (kind, name, declaration) changes of what is applied. A model that comes without its trainer
+    loses the one that it has.
+    """
     before = applied(registry.read(), {})
     kinds: dict[str, dict[str, Any]] = {f"{kind}s": dict(before.of(kind)) for kind in KINDS}
-    for kind, name, declaration in parts:
+    given = {(kind, name): declaration for kind, name, declaration in parts}
+    for (kind, name), declaration in given.items():
         kinds[f"{kind}s"][name] = declaration
+        if kind == "model" and ("trainer", name) not in given:
+            kinds["trainers"].pop(name, None)
     share = accepted_settings(database, registry.service, registry.trust).get("guard.unset_share")
     share = share if isinstance(share, float) else GuardConfig().unset_share
     return _judged(database, registry, before, Declared(**kinds), share)

@@ -17,7 +17,7 @@ from components.dataset import Dataset
 from components.errors import DeclarationError, JobFailed, NotApplied
 from components.torch import TorchModel, TorchTrainer
 from daemon import connect
-from daemon.api import Datalayer
+from daemon.api import Datalayer, PlanHeld
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -194,12 +194,17 @@ def test_a_listener_that_moves_takes_its_outputs_along(db: Datalayer) -> None:
     db.apply(Table("elsewhere", {"x": "float"}))
     db["elsewhere"].insert({"x": float(n)} for n in range(3))
     db.apply(ObjectModel("inverse", lambda x: 1 / x))
+    confirm = None
     for table, other in (("rows", "elsewhere"), ("elsewhere", "rows")):
+        if table == "elsewhere":
+            with pytest.raises(PlanHeld, match="outputs of moves") as held:
+                db.apply(Listener("moves", table=table, key="x", model="inverse"))
+            confirm = held.value.plan.name
         with (
             pytest.warns(UserWarning, match="1 rows have an error"),
             pytest.warns(UserWarning, match=r"1 of \d rows would become dead letters"),
         ):
-            db.apply(Listener("moves", table=table, key="x", model="inverse"))
+            db.apply(Listener("moves", table=table, key="x", model="inverse"), confirm=confirm)
         eventually("the other table is cleared", lambda o=other: not any("moves" in _outputs(row) for row in db[o]))
         assert all("moves" in _outputs(row) for row in db[table])
         assert len(db.dead_letters("moves")) == 1

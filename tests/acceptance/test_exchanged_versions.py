@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,14 @@ def site(tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]]) -> 
             )  # fmt: skip
         site.runs("promote", "m", "2")
         serves(site, "first")
+        eventually("the leader has seen the promotion", lambda: pinned(site) == 2)
         yield site
+
+
+def pinned(site: Site) -> Any:
+    """The live version that the leader has seen last."""
+    (service,) = json.loads((site.folder / ".predictd" / "trust.json").read_text()).values()
+    return service["lives"].get("m", (0, 0))[1]
 
 
 def serves(site: Site, key: str) -> None:

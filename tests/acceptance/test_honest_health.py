@@ -141,6 +141,34 @@ def test_the_lag_of_a_model_that_hangs_is_its_own(site: Site) -> None:
 
 
 @pytest.mark.slow
+def test_lag_goes_on_growing_when_a_worker_starts_again(tmp_path: Path, mongo_uri: str, database: Any) -> None:
+    """Since when rows are owed to a failing listener is stored, and the next worker and the next daemon go on from
+    there.
+    """
+    text = TEXT.replace("harness.models:hangs_on_hang", "harness.deadly_models:fails")
+    with Site(tmp_path / "site", mongo_uri, database, text) as site:
+        daemon = site.start()
+        site.rows.insert_many([{"x": "a"} for _ in range(50)])
+        fails(daemon)
+        eventually("its lag grows", lambda: grows(daemon, "one", 15.0), 60)
+        (worker,) = site.processes("daemon.worker")
+        worker.kill()
+        eventually("another worker runs", lambda: worker not in (site.processes("daemon.worker") or [worker]))
+        fails(daemon)
+        assert grows(daemon, "one", 15.0)
+        site.kill()
+        daemon = site.start(ready=False)
+        fails(daemon)
+        assert grows(daemon, "one", 15.0)
+        eventually("its neighbour has no lag", lambda: not grows(daemon, "two", 0.0), 45)
+
+
+def fails(daemon: Daemon) -> None:
+    """Waits until listener one is failing, for this worker."""
+    eventually("it fails", lambda: "failing" in str(daemon.readyz().get("listeners", {}).get("one")))
+
+
+@pytest.mark.slow
 def test_a_table_that_mongodb_refuses_is_red_alone_for_one_short_reason(site: Site) -> None:
     """The driver's text has thousands of characters; the other listener of the worker is ready."""
     daemon = daemon_of(site)

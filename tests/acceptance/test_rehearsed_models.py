@@ -76,8 +76,7 @@ class Both(torch.nn.Module):
         super().__init__()
         self.layer = torch.nn.Linear(5, 3)
 
-    def forward(self, pair: Any) -> torch.Tensor:
-        x, n = pair
+    def forward(self, x: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
         return self.layer(torch.cat([x, n], 1))
 
 

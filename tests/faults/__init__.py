@@ -9,6 +9,7 @@
     chaos.py         random faults
     witness.py       watches the run: positions, memory, unexpected ends
     verdict.py       compares what is left with the oracle
+    test_*.py        an outage, an oplog that rolls over; full disks are in tests/acceptance/test_leaders.py
     soak.py          `make soak MINUTES=20 SEED=1 NODES=3`
 
 A person runs the soak; `make acceptance` runs a short one.

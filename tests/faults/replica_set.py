@@ -33,13 +33,13 @@ def _end_with_parent() -> None:
 class Member:
     """One mongod with its proxy. `direct` is a client of it alone, past the proxy."""
 
-    def __init__(self, folder: Path, proxy: Proxy, port: int, options: tuple[str, ...]) -> None:
+    def __init__(self, folder: Path, proxy: Proxy, port: int, options: tuple[str, ...], oplog_mb: int) -> None:
         folder.mkdir(parents=True)
         self.proxy, self.port = proxy, port
         self._command = [
             *(str(find_mongod()), "--replSet", NAME, "--bind_ip", HOST, "--port", str(port), "--nounixsocket"),
             *("--dbpath", str(folder), "--logpath", str(folder / "mongod.log"), "--logappend", "--quiet"),
-            *("--wiredTigerCacheSizeGB", "0.25", "--oplogSize", "990"),
+            *("--wiredTigerCacheSizeGB", "0.25", "--oplogSize", str(oplog_mb)),
             *("--setParameter", "enableTestCommands=1", "--setParameter", "diagnosticDataCollectionEnabled=false"),
             *options,
         ]
@@ -97,13 +97,13 @@ class ReplicaSet:
     concerns the daemon alone. Three nodes, and everybody else, reach each other through the proxies.
     """
 
-    def __init__(self, folder: Path, nodes: int = 1, options: tuple[str, ...] = ()) -> None:
+    def __init__(self, folder: Path, nodes: int = 1, options: tuple[str, ...] = (), oplog_mb: int = 990) -> None:
         self._stack = ExitStack()
         self.members: list[Member] = []
         for number in range(nodes):
             port = free_port()
             proxy = self._stack.enter_context(Proxy(port))
-            self.members.append(Member(folder / f"node{number}", proxy, port, options))
+            self.members.append(Member(folder / f"node{number}", proxy, port, options, oplog_mb))
             self._stack.callback(self.members[-1].kill)
             self._stack.callback(self.members[-1].direct.close)
             self.members[-1].start()

@@ -302,7 +302,7 @@ class Service(Daemon):
 
 
 def toml(uri: str, database: str, declarations: Mapping[str, Any]) -> str:
-    """A service.toml with these declarations, without default values."""
+    """A service.toml with these declarations, without default values; with `guard` among them, that section too."""
     brief = {
         "tables": declarations["tables"],
         "models": {
@@ -318,6 +318,7 @@ def toml(uri: str, database: str, declarations: Mapping[str, Any]) -> str:
         "http": {"listen": "127.0.0.1:0"},
         "security": declarations.get("security", {"allow_imports": ["harness"]}),
         "log": {"format": "json"},
+        **({"guard": declarations["guard"]} if "guard" in declarations else {}),
         **brief,
     }
     lines = []

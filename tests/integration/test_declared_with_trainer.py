@@ -18,6 +18,7 @@ from components.import_paths import ImportPolicy
 from daemon.rehearsal.candidates import of_version
 from daemon.store import names
 from daemon.store.connection import open_database
+from daemon.store.registry.components import object_signature
 from daemon.store.registry.model_loader import ModelLoader
 from daemon.store.registry.registry import Registry
 from daemon.store.registry.version import Version
@@ -59,9 +60,14 @@ class Declared:
         data, digest = stored(answer)
         loader = ModelLoader(self.data, SERVICE, ImportPolicy(("harness",)), trust(self.data, SERVICE))
         return self.versions.add(
-            data, digest, signature=component.signature, source=loader.source(component), object_signature="o",
-            origin="a test", trained=True,
-        )  # fmt: skip
+            data,
+            digest,
+            signature=component.signature,
+            source=loader.source(component),
+            object_signature=object_signature(component.declaration),
+            origin="a test",
+            trained=True,
+        )
 
     def trained(self, answer: float) -> Version:
         made = self.candidate(answer)

@@ -50,6 +50,11 @@ def output(generation: int) -> dict[str, Any]:
     return {"value": 1, "generation": generation}
 
 
+def unguarded(table: str) -> dict[str, Any]:
+    """The same, in a service.toml whose edits wait for nobody."""
+    return {**listening(table), "guard": {"unset_share": 1.0}}
+
+
 def test_a_listener_of_service_toml_that_moves_leaves_nothing(
     tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]]
 ) -> None:
@@ -63,21 +68,21 @@ def test_a_listener_of_service_toml_that_moves_leaves_nothing(
     old, new, letters = database.old, database.new, database[names.DEAD_LETTERS]
     old.insert_many([{"_id": n, "x": f"x{n}"} for n in range(1500)] + [{"_id": "bad", "x": "poison"}])
     new.insert_many([{"_id": n, "x": f"y{n}"} for n in range(5)])
-    with Service(tmp_path, mongo_uri, database.name, listening("old")) as daemon:
+    with Service(tmp_path, mongo_uri, database.name, unguarded("old")) as daemon:
         daemon.until_ready()
         eventually("all is written", lambda: old.count_documents({"_outputs.moves.value": {"$exists": 1}}) == 1500)
         eventually("the letter is there", lambda: letters.count_documents(DEAD) == 1)
-        edit(listening("new"))
+        edit(unguarded("new"))
         eventually("it is published", lambda: database[names.COMPONENTS].find_one({"name": "moves", "table": "new"}))
         daemon.kill()
-    with Service(tmp_path, mongo_uri, database.name, listening("new")) as daemon:
+    with Service(tmp_path, mongo_uri, database.name, unguarded("new")) as daemon:
         daemon.until_ready()
         eventually("the old table is cleared", lambda: not old.count_documents({"_outputs.moves": {"$exists": 1}}))
         eventually("the new one is served", lambda: new.count_documents({"_outputs.moves.value": {"$exists": 1}}) == 5)
         eventually("nothing is noted any more", lambda: not note(database))
         assert letters.count_documents(DEAD) == 0
         assert old.count_documents({"_outputs.stays.value": {"$exists": 1}}) == 1500
-        edit(listening("old"))  # and back, while it runs
+        edit(unguarded("old"))  # and back, while it runs
         eventually("the new table is cleared", lambda: not new.count_documents({"_outputs.moves": {"$exists": 1}}))
         eventually(
             "the old one is served", lambda: old.count_documents({"_outputs.moves.value": {"$exists": 1}}) == 1500

@@ -177,7 +177,7 @@ def test_a_process_of_the_old_number_is_fenced_by_the_epoch(own: Database[dict[s
 
 
 def test_a_scan_that_all_have_finished_stays_finished_and_any_other_begins_again(own: Database[dict[str, Any]]) -> None:
-    """Its mark counts for the new processes only if every old one had it."""
+    """Its mark counts for the new processes only if every old one had it; rows that it stands in for stay owed."""
     first = Scans(own, SERVICE, LISTENER, 1)
     assert first.finish(first.begin(ONE_MARK, "first start", "oldest"), 10)
     halves = [Scans(own, SERVICE, LISTENER, 2, each) for each in everyone(2)]
@@ -186,11 +186,12 @@ def test_a_scan_that_all_have_finished_stays_finished_and_any_other_begins_again
         assert half.due(ONE_MARK, "oldest") is None
     assert combined(own[names.SCANS].find_one() or {})["done"] == 10
     newer = Mark(4, "scope")
-    run = halves[0].begin(newer, "version 2 is live", "oldest")
+    run = halves[0].begin(newer, "version 2 is live", "oldest", Timestamp(7, 1))
     halves[0].progress(run, 3, 3)
     for each in everyone(3):  # one half scans for the new mark, the other does not know of it yet
         third = Scans(own, SERVICE, LISTENER, 3, each)
         third.claim()
+        assert third.owed() == Timestamp(7, 1)
         due = third.due(newer, "oldest")
         assert due is not None
         assert (due.resumed, due.done) == (False, 0)

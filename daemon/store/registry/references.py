@@ -8,10 +8,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from components.declarations import Declaration, ListenerDeclaration, TrainerDeclaration, ValidationDeclaration
+from components.declarations import (
+    Declaration,
+    ListenerDeclaration,
+    TrainerDeclaration,
+    TrainerSection,
+    ValidationArguments,
+    ValidationDeclaration,
+)
 from components.errors import DeclarationError
 from components.key import Key
+from components.names import meant
 from daemon.config.problems import suggestion
+from daemon.handlers.promote import named
 from daemon.store.registry.components import Catalog, Component
 
 __all__ = ["refuse_dangling", "users"]
@@ -23,7 +32,9 @@ def refuse_dangling(kind: str, name: str, declaration: Declaration, known: Catal
     for other in ("table", "model"):
         named = getattr(declaration, other, None)
         if named is not None and named not in known.of(other):
-            raise DeclarationError(f"{owner}: {other} {named!r} is not applied; apply it first")
+            near = meant(named, known.of(other)) or "; apply it first"
+            raise DeclarationError(f"{owner}: {other} {named!r} is not applied{near}")
+    _refuse_metrics(owner, declaration, known)
     before = known.listeners[name].declaration.table if kind == "listener" and name in known.listeners else None
     if before not in (None, getattr(declaration, "table", None)) and (readers := users(known, "listener", name)):
         raise DeclarationError(
@@ -41,6 +52,38 @@ def refuse_dangling(kind: str, name: str, declaration: Declaration, known: Catal
                 near = suggestion(field, fields, "field")
                 where = "key: " if field in key.fields else ""
                 raise DeclarationError(f"{owner}: {where}table {table!r} declares no field {field!r}; {near}")
+
+
+def _refuse_metrics(owner: str, declaration: Declaration, known: Catalog) -> None:
+    """Raises DeclarationError if a trigger or a trainer names a metric that no applied validation gives."""
+    if not isinstance(declaration, TrainerSection | ValidationArguments):
+        return
+    of_all = {name: _measured(each.declaration) for name, each in known.validations.items()}
+    full = [f"{name}/{metric}" for name, metrics in of_all.items() for metric in metrics]
+    for place, when in enumerate(declaration.when):
+        for metric in when.below or ():
+            if metric not in full:
+                near = suggestion(metric, full, "metric")
+                raise DeclarationError(
+                    f"{owner}: when[{place}].below: no applied validation gives {metric!r}, which is "
+                    f'"validation/dataset/metric"; {near}'
+                )
+    if not isinstance(declaration, TrainerDeclaration):
+        return
+    own = [name for name, each in known.validations.items() if each.declaration.model == declaration.model]
+    metrics = [metric for name in own for metric in of_all[name]]
+    for argument, losses in (("listen", ("train/loss", "valid/loss")), ("promote_metric", ("valid/loss",))):
+        wanted = getattr(declaration, argument)
+        there = [*metrics, *losses]
+        if wanted is not None and named(wanted, there) is None:
+            near = suggestion(wanted, there, "metric")
+            raise DeclarationError(
+                f"{owner}: {argument}: no validation of model {declaration.model!r} gives {wanted!r}; {near}"
+            )
+
+
+def _measured(validation: ValidationDeclaration) -> list[str]:
+    return [f"{dataset}/{metric}" for dataset in validation.datasets for metric in validation.metrics]
 
 
 def _refuse_upstream(owner: str, listener: str, upstream: str, table: str, known: Catalog) -> None:

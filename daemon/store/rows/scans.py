@@ -5,6 +5,9 @@ A worker that starts scans if the stored mark is not its own (R9a). The mark cou
 and only the leader's mark counts (R9c: fenced by the epoch). A killed scan goes on behind `last`, the end of its
 finished prefix.
 
+A scan may stand in for rows that changed, because the stream's position has moved past them: `owed` is the cluster time
+of the first. It outlives the process, so that the lag goes on growing in the next one.
+
 Each order of a scan is a *run* with an id of its own. A write of an older run finds no document with its id, so it can
 neither move nor end the newer run.
 
@@ -20,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from bson import ObjectId
+from bson.timestamp import Timestamp
 from pymongo.collection import Collection
 from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
@@ -27,10 +31,11 @@ from pymongo.errors import DuplicateKeyError
 from components.errors import Fenced
 from components.raw_value import RAW, document, fields, readable
 from daemon.store import names
-from daemon.store.partition import WHOLE, Partition, combined, lay_out
+from daemon.store.documents import read_one
+from daemon.store.partition import WHOLE, Partition, combined, lay_out, shares
 from daemon.store.service.epochs import mended
 
-_PARTS: Final = ("mark", "state", "reason", "done", "run", "order", "last", "started_at", "finished_at")
+_PARTS: Final = ("mark", "state", "reason", "done", "run", "order", "last", "owed", "started_at", "finished_at")
 """The fields of each share."""
 
 
@@ -96,8 +101,17 @@ class Scans:
             return self.begin(mark, reason, order)
         return Run(run, reason, "last" in found, found.get("last"), done)
 
-    def begin(self, mark: Mark, reason: str, order: str) -> Run:
-        """Orders a scan from the beginning; it supersedes the run that goes on. Raises Fenced."""
+    def owed(self) -> Timestamp | None:
+        """Since when rows wait that only a scan will find; None if there are none."""
+        of, index = self._partition.of, self._partition.index
+        all_ = shares(read_one(self._collection, {"_id": self._id}, {"owed": 1, "of": 1, "partitions": 1}) or {})
+        owed = all_[index].get("owed") if len(all_) == of else None
+        return owed if isinstance(owed, Timestamp) else None
+
+    def begin(self, mark: Mark, reason: str, order: str, owed: Timestamp | None = None) -> Run:
+        """Orders a scan from the beginning; it supersedes the run that goes on. `owed`: it stands in for rows that
+        changed since then. Raises Fenced.
+        """
         run = Run(ObjectId(), reason)
         about = {
             "mark": mark.document(),
@@ -109,16 +123,16 @@ class Scans:
         }
         about = {self._partition.path(name): value for name, value in about.items()}
         try:
-            self._begin(about)
+            self._begin(about, owed)
         except DuplicateKeyError:
             if not mended(self._collection, self._id, self._service, self._epoch):
                 raise Fenced(
                     f"another daemon, with a higher epoch than {self._epoch}, owns the scan of {self._id}"
                 ) from None
-            self._begin(about)
+            self._begin(about, owed)
         return run
 
-    def _begin(self, about: Mapping[str, Any]) -> None:
+    def _begin(self, about: Mapping[str, Any], owed: Timestamp | None) -> None:
         path = self._partition.path
         self._collection.update_one(
             self._own,
@@ -126,6 +140,7 @@ class Scans:
                 "$set": {**about, "epoch": self._epoch},
                 "$unset": {path("last"): "", path("finished_at"): ""},
                 "$currentDate": {path("started_at"): True},
+                **({} if owed is None else {"$min": {path("owed"): owed}}),
             },
             upsert=True,
         )
@@ -145,7 +160,7 @@ class Scans:
             {"_id": self._id, path("run"): run.id},
             {
                 "$set": {path("state"): "done", path("done"): done},
-                "$unset": {path("last"): ""},
+                "$unset": {path("last"): "", path("owed"): ""},
                 "$currentDate": {path("finished_at"): True},
             },
         )
@@ -159,7 +174,8 @@ class Scans:
         scan = combined(document)
         done = scan["done"] // self._partition.of if scan["state"] == "done" else 0
         share = {name: scan[name] for name in ("mark", "state", "reason", "order") if scan.get(name) is not None}
-        return {**share, "done": done}
+        owed = [time for each in shares(document) if isinstance(time := each.get("owed"), Timestamp)]
+        return {**share, "done": done, **({"owed": min(owed)} if owed else {})}
 
     @property
     def _own(self) -> dict[str, Any]:
