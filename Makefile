@@ -7,6 +7,7 @@ STAMP := $(VENV)/.installed
 TESTS_AT_ONCE ?= 4
 MINUTES ?= 5
 NODES ?= 1
+PARTITIONS ?= 1
 PYTEST := $(BIN)/python -m pytest --numprocesses $(TESTS_AT_ONCE) --dist worksteal
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -40,8 +41,8 @@ acceptance: $(STAMP)  ## every kill, fault, client and systemd test
 again: $(STAMP)  ## the tests that failed in the last run, one at a time
 	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none -m "not soak" tests
 
-soak: $(STAMP)  ## load and random faults for MINUTES=5, then the oracle; SEED=1 repeats one, NODES=3 takes three nodes
-	PYTHONPATH=tests $(BIN)/python -m faults.soak --minutes $(MINUTES) --nodes $(NODES) $(if $(SEED),--seed $(SEED))
+soak: $(STAMP)  ## load and random faults for MINUTES=5, then the oracle; SEED=1 repeats one, NODES=3 takes three nodes, PARTITIONS=2 two processes a worker
+	PYTHONPATH=tests $(BIN)/python -m faults.soak --minutes $(MINUTES) --nodes $(NODES) --partitions $(PARTITIONS) $(if $(SEED),--seed $(SEED))
 
 fuzz: $(STAMP)  ## values of any shape from outside; MINUTES=5 for each target, SEED=0
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) --seed $(or $(SEED),0)

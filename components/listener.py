@@ -19,11 +19,12 @@ class Listener:
     `_outputs.<identifier>`.
 
     `latency_budget`: the longest time for one batch, in seconds; it limits the batch's size. `max_batch`: the most rows
-    in a batch. `worker`: the name of the process that runs the listener (default: one for each model). `scan_order`:
-    whether a scan of all rows begins with the "newest" or the "oldest". `scan_rate`: the most rows per second in a
-    scan; 0 means no limit. `output`: the datatype of the outputs ("array[float32,384]"), as which a chained listener
-    and `db[table]` read them. `retry`: `{"attempts": 5, "within": "10m"}`, how often and how long a row with a
-    temporary error is retried. Raises DeclarationError.
+    in a batch. `worker`: the name of the process that runs the listener (default: one for each model). `partitions`:
+    how many processes share its rows. `scan_order`: whether a scan of all rows begins with the "newest" or the
+    "oldest". `scan_rate`: the most rows per second in a scan; 0 means no limit. `output`: the datatype of the outputs
+    ("array[float32,384]"), as which a chained listener and `db[table]` read them. `retry`:
+    `{"attempts": 5, "within": "10m"}`, how often and how long a row with a temporary error is retried. Raises
+    DeclarationError.
     """
 
     def __init__(

@@ -6,8 +6,8 @@ Each field has its type, bounds, default and meaning.
     Listener(...), TorchTrainer(...) +-> declaration -> dump -> signed JSON -> declaration
 
 This package is the only definition of a field. Its `description` completes the sentence "it must be ..." and `examples`
-has a valid value: error messages use both. A field that is added later needs the default None and `exclude_if=absent`.
-Then a declaration that was stored without it keeps its text, its signature and its checkpoints.
+has a valid value: error messages use both. A field that is added later needs `exclude_if`, which leaves its
+default out of the dump: a declaration that was stored without it keeps its text, its signature and its checkpoints.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from components.declarations.models import (
+    PARTITIONS,
     TUNED,
     ListenerDeclaration,
     ModelDeclaration,
@@ -42,6 +43,7 @@ from components.errors import DeclarationError
 
 __all__ = [
     "KINDS",
+    "PARTITIONS",
     "TORCHMETRICS",
     "TUNED",
     "DatasetDeclaration",

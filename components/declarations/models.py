@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, PlainValidator, ValidationInfo, field_validator, model_validator
 
@@ -15,10 +15,21 @@ from components.errors import DeclarationError
 from components.key import Key
 from components.names import check_field
 
-__all__ = ["TUNED", "ListenerDeclaration", "ModelDeclaration", "RetryDeclaration", "TableDeclaration", "output_types"]
+__all__ = [
+    "PARTITIONS",
+    "TUNED",
+    "ListenerDeclaration",
+    "ModelDeclaration",
+    "RetryDeclaration",
+    "TableDeclaration",
+    "output_types",
+]
 
 TUNED = frozenset({"latency_budget", "max_batch", "scan_order", "scan_rate", "retry"})
 """Keys of a listener that a running worker takes up."""
+
+PARTITIONS: Final = 64
+"""A worker has at most so many processes."""
 
 _DEVICE = re.compile(r"(cpu|mps|cuda)(:\d+)?|auto")
 
@@ -166,6 +177,14 @@ class ListenerDeclaration(Declaration):
         pattern=r"^([A-Za-z0-9_][A-Za-z0-9_-]{0,119})?$",
         description="a name of letters, digits, - and _, at most 120",
         examples=["gpu0"],
+    )
+    partitions: int = Field(
+        default=1,
+        exclude_if=lambda partitions: partitions == 1,
+        ge=1,
+        le=PARTITIONS,
+        description=f"a whole number of processes, from 1 to {PARTITIONS}",
+        examples=[2],
     )
     scan_order: Literal["newest", "oldest"] = Field(
         default="newest", description='"newest" (the rows inserted last come first) or "oldest"', examples=["oldest"]

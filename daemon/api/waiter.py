@@ -15,13 +15,14 @@ from typing import Any, Final
 
 from components.errors import DeclarationError, JobFailed, MongoUnavailable, NotApplied, SignatureRefused
 from daemon.api.connection import Connection, NotServed
-from daemon.health.service_status import ServiceStatus, WorkerStatus
+from daemon.health.service_status import ServiceStatus
 from daemon.health.worker_failure import Failing
 from daemon.logs.terminal import Bar, Terminal, bar
 from daemon.logs.text import escaped
 from daemon.store import names
 from daemon.store.connection import reaching
 from daemon.store.documents import read_one
+from daemon.store.partition import combined
 from daemon.store.registry.components import Catalog
 from daemon.store.registry.versions import Version, Versions
 from daemon.store.rows.scans import Mark
@@ -94,7 +95,7 @@ def wait_for_listener(connection: Connection, listener: str) -> None:
                 return
             declared = watch(lambda: registry.listener(listener))
             mark = Mark(declared.generation, declared.scope).document()
-            scan = watch(lambda: read_one(scans, {"_id": f"{connection.service}/{listener}"})) or {}
+            scan = combined(watch(lambda: read_one(scans, {"_id": f"{connection.service}/{listener}"})) or {})
             current = scan.get("mark") == mark
             if current and scan.get("state") == "done":
                 return
@@ -218,9 +219,10 @@ class _Watch:
 
     def worker(self, name: str) -> None:
         """Raises DeclarationError if a worker has been unable to run its declarations for a while."""
-        why = self._failing.why(name, self._status.workers.get(name, WorkerStatus()), time.monotonic())
-        if why is not None:
-            raise DeclarationError(f"worker {name}: {why.partition(': ')[2] or why}")
+        for process, status in self._status.processes(name).items():
+            why = self._failing.why(process, status, time.monotonic())
+            if why is not None:
+                raise DeclarationError(f"worker {process}: {why.partition(': ')[2] or why}")
 
     def failing(self, listener: str, generation: int) -> str | None:
         """Why the listener fails on every row under this generation; None if it does not."""

@@ -11,7 +11,7 @@ from rich.progress import Progress
 from components.errors import DeclarationError, PredictdError
 from daemon.cli import screens
 from daemon.cli.command import Place, err, hint, say
-from daemon.health.service_status import ServiceStatus, WorkerStatus
+from daemon.health.service_status import ServiceStatus
 from daemon.health.worker_failure import FAILING_SECONDS, Failing
 from daemon.health.worker_report import ListenerPhase, ScanReport
 from daemon.logs.terminal import columns
@@ -131,9 +131,10 @@ class _Watch:
 
     def failing(self, name: str) -> None:
         """Raises DeclarationError if this worker has been unable to build what is declared for a while."""
-        why = self._failing.why(name, self._status.workers.get(name, WorkerStatus()), time.monotonic())
-        if why is not None:
-            raise DeclarationError(f"worker {name}: {why}")
+        for process, status in self._status.processes(name).items():
+            why = self._failing.why(process, status, time.monotonic())
+            if why is not None:
+                raise DeclarationError(f"worker {process}: {why}")
 
     def trouble(self, name: str) -> str | None:
         """Why this listener will not judge its rows by itself; None as long as it may."""

@@ -157,24 +157,24 @@ def status(shown: ServiceStatus, waiting: Mapping[str, int | None]) -> Renderabl
 
 def _listeners(shown: ServiceStatus, waiting: Mapping[str, int | None]) -> Table:
     table = _table("listener", "state", "predicted", "touched", "dead", "waiting", "queue", "lag", "why")
-    for worker in shown.workers.values():
-        for name, listener in sorted(worker.listeners.items()):
-            scan, why = listener.scan, listener.reason or worker.reason
-            lag = listener.lag_seconds and listener.lag_seconds + (shown.age_seconds or 0.0)  # it grows meanwhile
-            if scan is not None:
-                total = "?" if scan.total is None else f"{scan.total:,}"
-                why = f"scan: {scan.done:,} of {total} rows, {pace(scan)} ({scan.reason})"
-            table.add_row(
-                _text(name),
-                _state(listener.state),
-                _text(listener.rows.get("predicted")),
-                _text(listener.rows.get("touched")),
-                _text(listener.dead_letters),
-                _waiting(waiting, name),
-                _text(sum(listener.queue.values())),
-                _text(f"{lag:.1f} s"),
-                _text(why),
-            )
+    for name, listener in shown.listeners().items():
+        workers = [worker for worker in shown.workers.values() if name in worker.listeners]
+        scan, why = listener.scan, listener.reason or next((each.reason for each in workers if each.reason), None)
+        lag = listener.lag_seconds and listener.lag_seconds + (shown.age_seconds or 0.0)  # it grows meanwhile
+        if scan is not None:
+            total = "?" if scan.total is None else f"{scan.total:,}"
+            why = f"scan: {scan.done:,} of {total} rows, {pace(scan)} ({scan.reason})"
+        table.add_row(
+            _text(name),
+            _state(listener.state),
+            _text(listener.rows.get("predicted")),
+            _text(listener.rows.get("touched")),
+            _text(listener.dead_letters),
+            _waiting(waiting, name),
+            _text(sum(listener.queue.values())),
+            _text(f"{lag:.1f} s"),
+            _text(why),
+        )
     for name in shown.paused:
         why = f"`predictd resume {name}` takes it up again"
         table.add_row(_text(name), _state("paused"), "", "", "", _waiting(waiting, name), "", "", _text(why))

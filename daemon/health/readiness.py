@@ -9,12 +9,12 @@ broken then. A worker is *stuck* if it runs without progress: then its keeper re
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from daemon.health.service_status import ConfigState, RunningJob, ServiceStatus, WorkerStatus
-from daemon.health.worker_report import ListenerReport, WorkerReport
+from daemon.health.worker_report import ListenerReport, Sample, WorkerReport, together
 
 __all__ = [
     "ListenerReadiness",
@@ -55,7 +55,8 @@ Role = Literal["starting", "standby", "active", "stopping"]
 class WorkerState:
     """One worker as the supervisor knows it. `listeners` are those it should run; `reason` is why it is not up.
 
-    `caught_up` is when each listener was last known to have handled everything, as far as no report says it.
+    `caught_up` is when each listener was last known to have handled everything, as far as no report says it; `counted`
+    are the last samples of its processes that have ended, if other processes serve the same listeners.
     """
 
     name: str
@@ -67,6 +68,7 @@ class WorkerState:
     restarts: int = 0
     reason: str | None = None
     caught_up: Mapping[str, float] = field(default_factory=dict)
+    counted: tuple[Sample, ...] = ()
 
     @property
     def up(self) -> bool:
@@ -161,19 +163,35 @@ def readiness(state: ServiceState, now: float) -> Readiness:
     general = _obstacle(state)
     listeners: dict[str, ListenerReadiness] = {}
     waiting: dict[str, list[str]] = {}
-    for worker in state.workers:
-        trouble, age = _trouble(worker, now), worker.age(now)
-        for name in worker.listeners:
-            report = worker.listener(name)
-            reason = general or trouble or _listener_trouble(worker, name, age or 0.0)
-            shown = reason or (report.backfill if report else None)
-            seconds = None if age is None else round(age, 3)
-            listeners[name] = ListenerReadiness(reason is None, shown, worker.lag(name, now), seconds)
-            if reason is not None:
-                waiting.setdefault(reason, []).append(name)
+    for name, workers in _serving(state).items():
+        reasons_: list[str] = []
+        for worker in workers:
+            reason = general or _trouble(worker, now) or _listener_trouble(worker, name, worker.age(now) or 0.0)
+            if reason is not None and reason not in reasons_:
+                reasons_.append(reason)
+        reports = [report for worker in workers if (report := worker.listener(name)) is not None]
+        shown = "; ".join(reasons_) or (together(reports).backfill if reports else None)
+        ages = [age for worker in workers if (age := worker.age(now)) is not None]
+        listeners[name] = ListenerReadiness(
+            not reasons_,
+            shown,
+            max(worker.lag(name, now) for worker in workers),
+            round(max(ages), 3) if len(ages) == len(workers) else None,
+        )
+        for reason in reasons_:
+            waiting.setdefault(reason, []).append(name)
     reasons = "; ".join(f"{_few(names)}: {reason}" for reason, names in waiting.items())
     reason = general or reasons or None
     return Readiness(reason is None, reason, listeners)
+
+
+def _serving(state: ServiceState) -> dict[str, list[WorkerState]]:
+    """The processes that serve each listener."""
+    serving: dict[str, list[WorkerState]] = {}
+    for worker in state.workers:
+        for name in worker.listeners:
+            serving.setdefault(name, []).append(worker)
+    return serving
 
 
 def streams_open(state: ServiceState) -> bool:
@@ -219,12 +237,13 @@ def _not_taken(config: ConfigState) -> str:
 def service_status(state: ServiceState, now: float) -> ServiceStatus:
     """The service as its status document shows it."""
     verdict = readiness(state, now)
+    shared = {name for name, workers in _serving(state).items() if len(workers) > 1}
     return ServiceStatus(
         state.service,
         state.role,
         verdict.ready,
         verdict.reason,
-        {worker.name: _worker_status(worker, now) for worker in state.workers},
+        {worker.name: _worker_status(worker, now, shared) for worker in state.workers},
         state.config,
         state.jobs,
         state.paused,
@@ -235,8 +254,12 @@ def service_status(state: ServiceState, now: float) -> ServiceStatus:
     )
 
 
-def _worker_status(worker: WorkerState, now: float) -> WorkerStatus:
-    about = WorkerStatus(up=worker.up, pid=worker.pid, restarts=worker.restarts, reason=worker.reason)
+def _worker_status(worker: WorkerState, now: float, shared: Collection[str]) -> WorkerStatus:
+    """`shared` are the listeners that other processes serve too: without a word of this one they would look well."""
+    missing = {n: ListenerReport("starting", _trouble(worker, now)) for n in worker.listeners if n in shared}
+    about = WorkerStatus(
+        up=worker.up, pid=worker.pid, restarts=worker.restarts, reason=worker.reason, listeners=missing
+    )
     report, age = worker.report, worker.age(now)
     if report is None or age is None:
         return about
@@ -245,7 +268,7 @@ def _worker_status(worker: WorkerState, now: float) -> WorkerStatus:
         state=report.state,
         reason=report.reason or (_silence(worker, age) if worker.up and age > STALE_SECONDS else None),
         report_age_seconds=round(age, 3),
-        listeners={n: replace(each, lag_seconds=worker.lag(n, now)) for n, each in report.listeners.items()},
+        listeners=missing | {n: replace(each, lag_seconds=worker.lag(n, now)) for n, each in report.listeners.items()},
         stream=report.stream,
         busy=report.busy,
         threads=report.threads,

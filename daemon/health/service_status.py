@@ -15,7 +15,7 @@ from pydantic import Field, PlainSerializer, TypeAdapter
 
 from daemon.health.job_report import JobProgress
 from daemon.health.report import defaulting
-from daemon.health.worker_report import ListenerReport, StreamReport
+from daemon.health.worker_report import ListenerReport, StreamReport, together
 
 __all__ = ["ConfigState", "Owner", "RunningJob", "ServiceStatus", "WorkerStatus"]
 
@@ -122,8 +122,17 @@ class ServiceStatus:
         return replace(self, workers=workers)
 
     def listeners(self) -> dict[str, ListenerReport]:
-        """What the workers report of their listeners."""
-        return {name: report for worker in self.workers.values() for name, report in worker.listeners.items()}
+        """What the workers report of their listeners; one report of each, however many processes serve it."""
+        reports: dict[str, list[ListenerReport]] = {}
+        for worker in self.workers.values():
+            for name, report in sorted(worker.listeners.items()):
+                reports.setdefault(name, []).append(report)
+        return {name: together(each) for name, each in reports.items()}
+
+    def processes(self, worker: str) -> dict[str, WorkerStatus]:
+        """The processes of a worker, by their names."""
+        found = {name: each for name, each in self.workers.items() if name.partition("/")[0] == worker}
+        return found or {worker: WorkerStatus()}
 
 
 _ADAPTER = TypeAdapter(ServiceStatus)

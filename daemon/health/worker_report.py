@@ -11,18 +11,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal, TypeVar, get_args
 
 from pydantic import TypeAdapter
 
 from daemon.health.report import Count, Ending, Name, Seconds, decoded
 
-__all__ = ["ListenerPhase", "ListenerReport", "Sample", "ScanReport", "StreamReport", "WorkerPhase", "WorkerReport"]
+__all__ = [
+    "ListenerPhase",
+    "ListenerReport",
+    "Sample",
+    "ScanReport",
+    "StreamReport",
+    "WorkerPhase",
+    "WorkerReport",
+    "together",
+]
 
-ListenerPhase = Literal["starting", "running", "backfilling", "missing", "waiting", "careful", "failing"]
+ListenerPhase = Literal["running", "backfilling", "careful", "starting", "waiting", "missing", "failing"]
+"""The worse a phase is, the later it stands here."""
+
 WorkerPhase = Literal["starting", "running", "waiting", "stopping", "failed"]
+
+K = TypeVar("K", bound=str)
+N = TypeVar("N", int, float)
 
 Sample = tuple[str, Mapping[str, str], float]
 """A Prometheus sample: its name, its labels, its value."""
@@ -66,6 +80,46 @@ class ListenerReport:
         if self.scan is None:
             return None
         return f"backfilling: {self.scan.done} of {'?' if self.scan.total is None else self.scan.total} rows"
+
+
+_PHASES: Final = get_args(ListenerPhase)
+
+
+def together(reports: Sequence[ListenerReport]) -> ListenerReport:
+    """The report of a listener that several processes serve, from one report of each: the worst state, all rows."""
+    if len(reports) == 1:
+        return reports[0]
+    worst = max(reports, key=lambda each: (_PHASES.index(each.state), -each.generation))
+    return replace(
+        worst,
+        lag_seconds=max(each.lag_seconds for each in reports),
+        queue=_sums([each.queue for each in reports]),
+        scan=_scans([each.scan for each in reports if each.scan is not None]),
+        rows=_sums([each.rows for each in reports]),
+        dead_letters=sum(each.dead_letters for each in reports),
+    )
+
+
+def _sums(counts: Sequence[Mapping[K, int]]) -> dict[K, int]:
+    return {name: sum(each.get(name, 0) for each in counts) for name in dict.fromkeys(n for c in counts for n in c)}
+
+
+def _scans(scans: Sequence[ScanReport]) -> ScanReport | None:
+    """The scans of all processes that still scan, as one."""
+    if len(scans) < 2:
+        return scans[0] if scans else None
+
+    def of_all(figures: Sequence[N | None], total: Callable[[Sequence[N]], N]) -> N | None:
+        known = [each for each in figures if each is not None]
+        return total(known) if len(known) == len(figures) else None
+
+    return ScanReport(
+        sum(each.done for each in scans),
+        of_all([each.total for each in scans], sum),
+        of_all([each.rate for each in scans], sum),
+        of_all([each.eta_seconds for each in scans], max),
+        scans[0].reason,
+    )
 
 
 @dataclass(frozen=True, slots=True)

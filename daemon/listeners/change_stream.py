@@ -27,6 +27,7 @@ from daemon.health.backoff import backoff
 from daemon.listeners.event_cursor import EventCursor
 from daemon.store import names
 from daemon.store.driver_errors import sentence
+from daemon.store.partition import WHOLE, Partition
 from daemon.store.registry.registry import signature
 from daemon.store.rows.positions import Position, cluster_time
 
@@ -94,18 +95,25 @@ class Subscription:
     """The sessions whose events the server drops while it reads the oplog, at a thirtieth of the cost of the path
     filter: those in which this worker writes outputs that none of its own listeners reads.
     """
+    partition: Partition = WHOLE
+    """The keys whose events it reads."""
 
     @property
     def hash(self) -> str:
-        return signature([sorted(self.tables), sorted(self.chained)])
+        share = [] if self.partition == WHOLE else [[self.partition.index, self.partition.of]]
+        return signature([sorted(self.tables), sorted(self.chained), *share])
 
     def pipeline(self) -> list[Mapping[str, Any]]:
         """The stages behind `$changeStream`."""
         here = {"$in": list(self.tables)}
         changes = [
-            {"operationType": {"$in": ["insert", "replace", "delete"]}, "ns.coll": here},
-            {"operationType": "update", "ns.coll": here, "$expr": _touches_more_than_outputs(self.chained)},
-            {"operationType": "insert", "ns.coll": names.REQUESTS},
+            {"operationType": {"$in": ["insert", "replace", "delete"]}, "ns.coll": here, **self._share()},
+            {
+                "operationType": "update",
+                "ns.coll": here,
+                **self._share(_touches_more_than_outputs(self.chained)),
+            },
+            {"operationType": "insert", "ns.coll": names.REQUESTS, **self._asked()},
             # Without these, the stream would end without an event.
             {"operationType": {"$in": ["drop", "rename"]}, "$or": [{"ns.coll": here}, {"to.coll": here}]},
             {"operationType": {"$in": ["dropDatabase", "invalidate"]}},
@@ -114,6 +122,19 @@ class Subscription:
         # MongoDB drops these events early only if the condition is the first stage, alone.
         own = [{"$match": {"lsid.id": {"$nin": list(self.dropped)}}}] if self.dropped else []
         return [*own, {"$match": {"$or": changes}}, {"$project": keep}]
+
+    def _share(self, *conditions: Mapping[str, Any]) -> dict[str, Any]:
+        """The condition that a row's key is in the partition, which is cheap, then the others."""
+        own = () if self.partition == WHOLE else (self.partition.holds("$documentKey._id"),)
+        both = [*own, *conditions]
+        return {"$expr": both[0] if len(both) == 1 else {"$and": both}} if both else {}
+
+    def _asked(self) -> dict[str, Any]:
+        """The condition that a request is for a row in the partition, or for no row."""
+        if self.partition == WHOLE:
+            return {}
+        row = "$documentKey._id.row"
+        return {"$expr": {"$or": [{"$eq": [{"$type": row}, "missing"]}, self.partition.holds(row)]}}
 
 
 def _touches_more_than_outputs(chained: Sequence[str]) -> Mapping[str, Any]:

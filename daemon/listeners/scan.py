@@ -11,6 +11,7 @@ from bson.timestamp import Timestamp
 from pymongo.collection import Collection
 
 from components.raw_value import RAW, document
+from daemon.store.partition import WHOLE, Partition
 from daemon.store.rows.row_reader import keys
 from daemon.store.rows.table_kind import TableKind
 
@@ -27,8 +28,9 @@ def pages(
     resumed: bool,
     order: Order = "oldest",
     size: int = PAGE,
+    partition: Partition = WHOLE,
 ) -> Iterator[list[Any]]:
-    """Yields all keys of the table in pages of at most `size`; with `resumed`, those behind the `_id` `last`.
+    """Yields all keys of the partition in pages of at most `size`; with `resumed`, those behind the `_id` `last`.
 
     "newest" begins with the highest `_id`; with ObjectIds that is the newest row.
 
@@ -39,11 +41,12 @@ def pages(
     """
     operator, direction = ("$gt", 1) if order == "oldest" else ("$lt", -1)
     clustered = TableKind(table).clustered()
+    share = [] if partition == WHOLE else [{"$expr": partition.holds("$_id")}]
     behind, within_type = _behind(operator, last, within_type=clustered) if resumed else {}, clustered and resumed
     while True:
         command = {
             "find": table.name,
-            "filter": behind,
+            "filter": {"$and": [behind, *share]} if share else behind,
             "projection": {"_id": 1},
             "sort": {"_id": direction},
             "limit": size,

@@ -21,6 +21,7 @@ from daemon.handlers.predict.dirty_keys import KEY_BYTES, DirtyKeys, Progress, i
 from daemon.health.worker_report import ScanReport
 from daemon.listeners.scan import PAGE, Order, pages
 from daemon.store.mongo_retry import MongoRetry
+from daemon.store.partition import WHOLE, Partition
 from daemon.store.rows.positions import cluster_time
 from daemon.store.rows.row_reader import keys
 from daemon.store.rows.scans import Mark, Run, Scans
@@ -75,10 +76,12 @@ class ScanLane:
         order: Order,
         rate: float,
         held: Callable[[], bool] = lambda: False,
+        partition: Partition = WHOLE,
     ) -> None:
-        """`order`: the end of the table that comes first; `rate`: the most rows a second, 0 for as many as the live
-        lane leaves room for; `held`: whether no scan may begin now.
+        """`order`: the end of the table that comes first; `rate`: the most rows a second of all partitions, 0 for as
+        many as the live lane leaves room for; `held`: whether no scan may begin now.
         """
+        self._partition = partition
         self.tune(order, rate)
         self._table, self._listener, self._dead = table, listener, dead
         self._dirty, self._scans, self._mark, self._patience = dirty, scans, mark, patience
@@ -93,8 +96,8 @@ class ScanLane:
 
     def tune(self, order: Order, rate: float) -> None:
         """Takes up another rate at once, and another order for the next scan."""
-        self._order, self._rate = order, rate
-        self._page = PAGE if not rate else max(1, min(PAGE, int(rate)))
+        self._order, self._rate = order, rate / self._partition.of
+        self._page = PAGE if not rate else max(1, min(PAGE, int(self._rate)))
 
     def request(self, reason: str, owed_since: float | None = None) -> None:
         """Orders a scan from the beginning. The order is stored when this returns, so the stream's position may then
@@ -124,6 +127,10 @@ class ScanLane:
                 self._paid(seen)
             self._scan = None
             self._served = seen
+
+    def claim(self) -> None:
+        """Carries the scan over from another number of partitions. Called before any other use of the scan."""
+        self._patience(f"{self._listener}.scan", self._scans.claim)
 
     def stop(self) -> None:
         with self._wake:
@@ -177,8 +184,9 @@ class ScanLane:
         self._scan = scan = _Scan(run)
         log.info("scan begins", listener=self._listener, reason=run.reason, resumed=run.resumed, done=run.done)
         start = cluster_time(self._table.database)  # R3d: the time now; no row is judged at an earlier snapshot
-        scan.total = self._table.estimated_document_count()
-        source = pages(self._table, start, run.last, resumed=run.resumed, order=self._order, size=self._page)
+        scan.total = self._table.estimated_document_count() // self._partition.of
+        place: dict[str, Any] = {"last": run.last, "resumed": run.resumed, "order": self._order}
+        source = pages(self._table, start, **place, size=self._page, partition=self._partition)
         for page in source:
             if not self._room(orders, scan):
                 return False

@@ -123,6 +123,9 @@ def _changed(
     change: Change, old: ListenerDeclaration, new: ListenerDeclaration, before: Declared, after: Declared
 ) -> Iterator[Effect]:
     name = change.name
+    if change.field == "partitions":
+        yield from _restart(new, before, after)
+        return
     if change.field == "worker":
         yield from _restart(old, before, after)
         yield from _restart(new, before, after)

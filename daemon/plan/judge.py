@@ -114,8 +114,8 @@ def _section(trainer: Any) -> TrainerConfig:
 
 
 def rates(workers: Iterable[WorkerState]) -> dict[str, float]:
-    """How many rows a second each listener has predicted: those of its slowest stage."""
-    found = {}
+    """How many rows a second each listener has predicted: those of its slowest stage, of all its processes."""
+    found: dict[str, float] = {}
     for worker in workers:
         spent: dict[str, float] = {}
         for name, labels, value in worker.report.samples if worker.report is not None else ():
@@ -125,5 +125,5 @@ def rates(workers: Iterable[WorkerState]) -> dict[str, float]:
             report = worker.listener(listener)
             rows = report.rows.get("predicted", 0) if report is not None else 0
             if rows and seconds > 0:
-                found[listener] = rows / seconds
+                found[listener] = found.get(listener, 0.0) + rows / seconds
     return found

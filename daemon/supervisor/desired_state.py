@@ -1,5 +1,7 @@
 """The workers that should run, each with its listeners: those of service.toml and those applied through the API.
 
+A worker has as many processes as the listener of it with the most partitions asks for; all its listeners share them.
+
 A worker's *fingerprint* covers everything that it was started with; if it changes, the worker is restarted. The files
 of the code that service.toml names are part of it, so a reload loads repaired code. Promotions are not part of it: a
 worker swaps versions by itself.
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon.config import Config
+from daemon.store.partition import Partition, everyone
 from daemon.store.registry.components import Catalog, Component
 
 __all__ = ["Desired", "built_from", "desired"]
@@ -22,10 +25,11 @@ __all__ = ["Desired", "built_from", "desired"]
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """Workers by name: their listeners, and their fingerprints."""
+    """Processes of workers by name: their listeners, their fingerprints, and the worker and share of each."""
 
     workers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     fingerprints: Mapping[str, str] = field(default_factory=dict)
+    shares: Mapping[str, tuple[str, Partition]] = field(default_factory=dict)
 
 
 def desired(config: Config, known: Catalog) -> Desired:
@@ -47,8 +51,20 @@ def desired(config: Config, known: Catalog) -> Desired:
         worker = listener.declaration.worker
         workers.setdefault(worker, []).append(name)
         parts.setdefault(worker, [_settings(config)]).append([_identity(listener), _identity(model), _identity(table)])
-    wanted = {worker: tuple(names) for worker, names in workers.items() if names}
-    return Desired(wanted, {worker: _digest(parts[worker]) for worker in wanted})
+    shares = {
+        share.process(worker): (worker, share)
+        for worker, names in workers.items()
+        if names
+        for share in everyone(max(_partitions(config, known, name) for name in names))
+    }
+    wanted = {process: tuple(workers[worker]) for process, (worker, _) in shares.items()}
+    fingerprints = {process: _digest([parts[worker], share.of]) for process, (worker, share) in shares.items()}
+    return Desired(wanted, fingerprints, shares)
+
+
+def _partitions(config: Config, known: Catalog, listener: str) -> int:
+    own = config.listeners.get(listener)
+    return own.partitions if own is not None else known.listeners[listener].declaration.partitions
 
 
 def _settings(config: Config) -> str:

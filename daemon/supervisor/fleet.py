@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
 from typing import Any
@@ -93,6 +94,7 @@ class WorkerKeeper:
         self._reason: str | None = None
         self._caught_up = dict.fromkeys(listeners, time.monotonic())
         self._untold = False
+        self._counted: Counter[tuple[str, tuple[tuple[str, str], ...]]] = Counter()
 
     async def run(self) -> None:
         """Starts the worker, again and again, until `stop` or until it is fenced."""
@@ -115,7 +117,7 @@ class WorkerKeeper:
         while not self._nudged.is_set() and (left := end - time.monotonic()) > 0:
             await timed_wait(self._nudged, min(left, LOOK_SECONDS))
             if left > LOOK_SECONDS and await asyncio.to_thread(self._code.stamps) != code:
-                log.info("the code of a worker has changed: it is started again", worker=self._spec.worker)
+                log.info("the code of a worker has changed: it is started again", worker=self._spec.name)
                 return
 
     async def stop(self, seconds: float) -> None:
@@ -152,7 +154,7 @@ class WorkerKeeper:
         """What is known of the worker."""
         process = self._process
         return WorkerState(
-            name=self._spec.worker,
+            name=self._spec.name,
             listeners=self._listeners,
             pid=process.pid if process else None,
             started_at=process.started_at if process else 0.0,
@@ -161,6 +163,7 @@ class WorkerKeeper:
             restarts=self._restarts,
             reason=self._reason,
             caught_up=self._caught_up,
+            counted=tuple((name, dict(labels), value) for (name, labels), value in self._counted.items()),
         )
 
     async def _run_once(self) -> float | None:
@@ -171,9 +174,9 @@ class WorkerKeeper:
         except OSError as error:
             delay = self._backoff.delay(0.0)
             self._reason = f"it cannot be started: {error}"
-            log.warning("worker cannot be started", worker=self._spec.worker, error=str(error), again_in_seconds=delay)
+            log.warning("worker cannot be started", worker=self._spec.name, error=str(error), again_in_seconds=delay)
             return delay
-        log.info("worker started", worker=self._spec.worker, pid=process.pid)
+        log.info("worker started", worker=self._spec.name, pid=process.pid)
         self._changed()
         if self._stopping:  # asked while the process came up
             process.kill()
@@ -189,12 +192,15 @@ class WorkerKeeper:
             if not end.done() and self._overdue is None and not self._stopping:
                 self._overdue = stuck(self.state(), time.monotonic(), self._spec.stage_seconds)
                 if self._overdue is not None:
-                    log.error("worker is ended", worker=self._spec.worker, pid=process.pid, reason=self._overdue)
+                    log.error("worker is ended", worker=self._spec.name, pid=process.pid, reason=self._overdue)
                     process.kill()
         code = end.result()
         last = self.state()
         self._caught_up = {name: last.handled_until(name) or at for name, at in self._caught_up.items()}
         self._process = None
+        if self._spec.partitions > 1 and process.report is not None:
+            # Its siblings' counters go on: the sum of all must not fall, or Prometheus would take it for a new count.
+            self._counted.update({(name, tuple(its.items())): value for name, its, value in process.report.samples})
         self._before = self._how(process, code)
         return self._judge(process, code)
 
@@ -210,7 +216,7 @@ class WorkerKeeper:
         said = process.report.reason if process.report is not None else None
         ending = process.report.ending if process.report is not None else None
         how = str(ending) if ending is not None else ended(code)
-        event = {"worker": self._spec.worker, "pid": process.pid, "exit": how, "reason": said}
+        event = {"worker": self._spec.name, "pid": process.pid, "exit": how, "reason": said}
         self._reason = how + (f": {said}" if said else "")
         self._changed()
         if self._stopping:
@@ -261,13 +267,13 @@ class Fleet:
     def start(self, spec: WorkerAssignment, listeners: tuple[str, ...]) -> None:
         """Keeps this worker running from now on."""
         keeper = WorkerKeeper(self._engine, spec, listeners, self._changed, self._fenced)
-        self._keepers[spec.worker] = keeper
+        self._keepers[spec.name] = keeper
         self._spawn(keeper.run())
 
     def tune(self, spec: WorkerAssignment) -> None:
         """See `WorkerKeeper.tune`."""
-        if spec.worker in self._keepers:
-            self._keepers[spec.worker].tune(spec)
+        if spec.name in self._keepers:
+            self._keepers[spec.name].tune(spec)
 
     async def stop(self, names: Iterable[str], seconds: float) -> None:
         """Stops these workers together, in `seconds` at most."""

@@ -22,7 +22,7 @@ from pymongo.client_session import ClientSession
 from components.declarations import ListenerDeclaration, ModelDeclaration, TrainerDeclaration, ValidationDeclaration
 from components.errors import DeclarationError, Fenced, LeaseLost, MongoUnavailable
 from daemon.config import Config
-from daemon.engine.threads import share
+from daemon.engine.threads import share as threads_of
 from daemon.handlers.reload import Plan as WorkersPlan
 from daemon.handlers.reload import plan as workers_plan
 from daemon.health.readiness import WorkerState
@@ -278,8 +278,11 @@ class Operation:
 
     def _assignment(self, name: str) -> WorkerAssignment:
         config, models = self._context.config, self._models(name)
+        worker, share = self._desired.shares[name]
         return WorkerAssignment(
-            worker=name,
+            worker=worker,
+            partition=share.index,
+            partitions=share.of,
             stop_timeout=config.service.stop_timeout,
             queue_rows=config.limits.queue_rows,
             queue_bytes=config.limits.queue_bytes,
@@ -288,7 +291,7 @@ class Operation:
             module=self._worker_module,
             **self._context.assignment(models),
             torch=any(model.type == "torch" for model in models.values()),
-            threads=share(len(self._desired.workers), [model.threads for model in models.values()], os.environ),
+            threads=threads_of(len(self._desired.workers), [model.threads for model in models.values()], os.environ),
         )
 
     def _models(self, worker: str) -> dict[str, ModelDeclaration]:

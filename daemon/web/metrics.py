@@ -3,13 +3,14 @@
 `FAMILIES` lists all names and labels; any other sample is left out, so a worker cannot add an undocumented series.
 Workers send cumulative samples under their Prometheus names (`..._total`, `..._bucket`, ...).
 
-A worker's counters begin at zero when it is restarted, which Prometheus' `rate` and `increase` take into account.
+A worker's counters begin at zero when it is restarted, which Prometheus' `rate` and `increase` take into account. If
+several processes serve a listener, one series is the sum of theirs, with those that have ended.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -105,9 +106,11 @@ class _Collector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Every family, with or without samples, so that HELP and TYPE are always there."""
-        series = _own(self._state)
-        for worker in self._state.workers:
-            series = _measured(worker) | series
+        measured: Series = {}
+        for worker in self._state.workers:  # several may serve one listener: their samples are added
+            for each, value in _measured(worker):
+                measured[each] = measured.get(each, 0.0) + value
+        series = measured | _own(self._state)
         metrics = {family.name: Metric(family.name, family.help, family.type) for family in FAMILIES}
         for (sample, labels), value in series.items():
             metrics[_BY_SAMPLE[sample].name].add_sample(sample, dict(labels), value)
@@ -141,15 +144,14 @@ def _own(state: ServiceState) -> Series:
     return series
 
 
-def _measured(worker: WorkerState) -> Series:
+def _measured(worker: WorkerState) -> Iterator[tuple[tuple[str, Labels], float]]:
     """The samples of a running worker. If it is silent, its gauges are left out: they may be anything by now."""
-    series: Series = {}
     stale = (worker.age(time.monotonic()) or 0.0) > STALE_SECONDS
-    for name, labels, value in worker.report.samples if worker.report is not None and worker.up else ():
+    now = worker.report.samples if worker.report is not None and worker.up else ()
+    for (name, labels, value), gone in [*((each, True) for each in worker.counted), *((each, stale) for each in now)]:
         family = _BY_SAMPLE.get(name)
-        if family is None or (stale and family.type == "gauge"):
+        if family is None or (gone and family.type == "gauge"):
             continue
         full = {"worker": worker.name, **labels} if "worker" in family.labels else labels
         if full.keys() - {"le"} == set(family.labels):
-            series[name, tuple(sorted((label, escaped(text)) for label, text in full.items()))] = value
-    return series
+            yield (name, tuple(sorted((label, escaped(text)) for label, text in full.items()))), value

@@ -50,7 +50,7 @@ def main() -> None:
     channel = Channel.open()
     assignment = WorkerAssignment.read(sys.stdin.buffer.readline())
     configure(**assignment.log, stream=channel.log)  # type: ignore[arg-type]
-    structlog.contextvars.bind_contextvars(worker=assignment.worker)
+    structlog.contextvars.bind_contextvars(worker=assignment.name)
     worker = Worker(assignment, channel)
     parent = partial(leave_with_parent, told=worker.told)
     threading.Thread(target=parent, name="parent", daemon=True).start()

@@ -9,6 +9,7 @@ from typing import Any, Self
 from daemon.engine.assignment import Assignment
 from daemon.handlers.predict.suspects import Ended
 from daemon.health.worker_report import WorkerReport
+from daemon.store.partition import Partition
 
 __all__ = ["WorkerAssignment"]
 
@@ -22,6 +23,8 @@ class WorkerAssignment(Assignment):
     """The first line that a worker reads; times are in seconds."""
 
     worker: str
+    partition: int = 0
+    partitions: int = 1
     stop_timeout: float = 30.0
     queue_rows: int = 100_000
     queue_bytes: int = 256 * 1024 * 1024
@@ -34,8 +37,13 @@ class WorkerAssignment(Assignment):
 
     @property
     def name(self) -> str:
-        """The worker's name."""
-        return self.worker
+        """The name of the process: the worker's, with its number if several share the worker's keys."""
+        return self.share.process(self.worker)
+
+    @property
+    def share(self) -> Partition:
+        """The process's share of the keys."""
+        return Partition(self.partition, self.partitions)
 
     def tuning(self) -> dict[str, Any]:
         """What a running worker takes up, as JSON values. What its listeners' limits are it reads in the registry."""

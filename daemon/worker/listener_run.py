@@ -73,7 +73,7 @@ class ListenerRun:
         table = database[listener.table]
         self.declared = declared
         self.measures = Measures(shared.measures, name)
-        self.letters = DeadLetters(database, assignment.service, name, listener.table)
+        self.letters = DeadLetters(database, assignment.service, name, listener.table, assignment.share)
         self.outputs = outputs = Outputs(table, name, live.key.fields, decoded(listener.where))
         dirty = DirtyKeys(assignment.queue_rows)
         self.suspects = _suspects(assignment, name, listener.max_batch)
@@ -94,13 +94,14 @@ class ListenerRun:
             table,
             listener=name,
             dirty=dirty,
-            scans=Scans(database, assignment.service, name, assignment.epoch),
+            scans=Scans(database, assignment.service, name, assignment.epoch, assignment.share),
             mark=lambda: Mark(self.corridor.live.generation, declared.scope),
             dead=self.letters.rows,
             patience=shared.patience,
             order=listener.scan_order,
             rate=listener.scan_rate,
             held=lambda: self.triage.holds_scans or self.feed.refused is not None,
+            partition=assignment.share,
         )
         self.feed = Feed(
             name,
@@ -240,6 +241,9 @@ def _ceiling(listener: ListenerDeclaration, suspects: NoSuspects) -> int:
 
 
 def _suspects(assignment: WorkerAssignment, listener: str, rows: int) -> NoSuspects:
+    share = assignment.share
+    if share.of > 1:
+        listener = f"{listener}.{share.index + 1}of{share.of}"
     try:
         return Suspects(assignment.state_dir / "rows_at_work", listener, assignment.ended, rows)
     except OSError as error:

@@ -102,11 +102,12 @@ class Worker:
             tables=tuple(sorted({run.feed.table for run in self.runs})),
             chained=paths,
             dropped=() if reads_own else sessions,
+            partition=assignment.share,
         )
         self.intake = StreamIntake(
             self.database,
             subscription,
-            Positions(self.database, assignment.service, assignment.worker, assignment.epoch),
+            Positions(self.database, assignment.service, assignment.worker, assignment.epoch, assignment.share),
             [run.feed for run in self.runs],
             patience=self.patience,
             count_keys=self.measures.stream_keys.inc,
@@ -114,6 +115,8 @@ class Worker:
             show_headroom=self.measures.oplog_headroom.set,
             sessions=sessions,
         )
+        for run in self.runs:
+            run.scan.claim()
         self.intake.claim()
         self.intake.look()
         for run in self.runs:  # after the claim: an older leader adds no more

@@ -40,7 +40,7 @@ RULES = {
         "while self._stretches and self._stretches[0].closed and not self._stretches[0].unfinished:",
         "while self._stretches and self._stretches[0].closed:",
     ),
-    "r10b": (POSITIONS, '"epoch": {"$not": {"$gt": self._epoch}}},  # R10b', "},"),
+    "r10b": (POSITIONS, ', "epoch": {"$not": {"$gt": self._epoch}}}  # R10b', "}"),
 }
 
 

@@ -197,8 +197,9 @@ class Chaos:
     def _worker(self) -> psutil.Process | None:
         workers = worker_pids(self._site)
         names = [name for name in ("shared", "children", QUIET) if not (self.spare and name == QUIET)]
-        pid = workers.get(self._choose.choice(names))
-        return psutil.Process(pid) if pid else None
+        chosen = self._choose.choice(names)
+        pids = [pid for name, pid in sorted(workers.items()) if name.partition("/")[0] == chosen]
+        return psutil.Process(self._choose.choice(pids)) if pids else None
 
     def _kill_worker(self) -> None:
         if worker := self._worker():

@@ -1,7 +1,7 @@
-"""`make soak MINUTES=20 SEED=1 NODES=3`: a daemon under load and random faults, then the oracle.
+"""`make soak MINUTES=20 SEED=1 NODES=3 PARTITIONS=2`: a daemon under load and random faults, then the oracle.
 
-`python -m faults.soak --minutes 20 --seed 1 --nodes 3`. It prints what it did and what was survived. Exit 0: nothing
-differs; 1: it names what differs, and keeps the folder with the logs.
+`python -m faults.soak --minutes 20 --seed 1 --nodes 3 --partitions 2`. It prints what it did and
+what was survived. Exit 0: nothing differs; 1: it names what differs, and keeps the folder with the logs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from faults import models, server_faults, verdict
 from faults.chaos import Chaos
 from faults.load import Client
 from faults.replica_set import ReplicaSet
-from faults.soak_service import MODEL, STAGE_SECONDS, TEXT, deadly
+from faults.soak_service import MODEL, STAGE_SECONDS, deadly, text
 from faults.teacher import Teacher
 from faults.witness import Witness
 
@@ -40,8 +40,11 @@ CLIENTS = 2
 class Soak:
     """One soak: `run` it, then read `differences`."""
 
-    def __init__(self, folder: Path, *, minutes: float, seed: str, nodes: int, rate: float = 120.0) -> None:
+    def __init__(
+        self, folder: Path, *, minutes: float, seed: str, nodes: int, rate: float = 120.0, partitions: int = 1
+    ) -> None:
         self.folder, self.minutes, self.seed, self.nodes, self.rate = folder, minutes, seed, nodes, rate
+        self.partitions = partitions
         self.differences: list[str] = []
         self.summary: dict[str, Any] = {}
         self._child = str(random.SystemRandom().randrange(10**6, 10**7))
@@ -63,7 +66,7 @@ class Soak:
             servers = stack.enter_context(ReplicaSet(self.folder / "mongod", self.nodes))
             options: dict[str, Any] = {"socketTimeoutMS": 10_000, "serverSelectionTimeoutMS": 5_000}
             client = stack.enter_context(MongoClient[dict[str, Any]](servers.own_uri, **options))
-            site = stack.enter_context(Site(self.folder / "site", servers.uri, client["soak"], TEXT))
+            site = stack.enter_context(Site(self.folder / "site", servers.uri, client["soak"], text(self.partitions)))
             chaos = Chaos(site, servers, self.seed)
             teacher = Teacher(site, self.seed, seconds=min(60.0, self.minutes * 60 / 15))
             teacher.write_lessons()
@@ -165,18 +168,21 @@ def main() -> int:
     parser.add_argument("--seed", default="")
     parser.add_argument("--nodes", type=int, choices=(1, 3), default=1)
     parser.add_argument("--rate", type=float, default=120.0, help="operations a second")
+    parser.add_argument("--partitions", type=int, default=1, help="processes of each worker that is killed")
     given = parser.parse_args()
     seed = given.seed or uuid4().hex[:8]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(1))  # what was started ends, too
     folder = Path(tempfile.mkdtemp(prefix="predictd-soak-"))
-    print(f"make soak MINUTES={given.minutes:g} SEED={seed} NODES={given.nodes}  (logs: {folder})", flush=True)
-    soak = Soak(folder, minutes=given.minutes, seed=seed, nodes=given.nodes, rate=given.rate)
+    called = f"make soak MINUTES={given.minutes:g} SEED={seed} NODES={given.nodes} PARTITIONS={given.partitions}"
+    print(f"{called}  (logs: {folder})", flush=True)
+    about = {"seed": seed, "nodes": given.nodes, "rate": given.rate, "partitions": given.partitions}
+    soak = Soak(folder, minutes=given.minutes, **about)
     os.environ |= soak.environment
     began = time.monotonic()
     soak.run()
-    print(f"\nmake soak MINUTES={given.minutes:g} SEED={seed} NODES={given.nodes}: {time.monotonic() - began:.0f} s")
+    print(f"\n{called}: {time.monotonic() - began:.0f} s")
     for name, value in soak.summary.items():
         print(f"{name}: {value}" if not isinstance(value, dict) else f"{name}:")
         for part, number in value.items() if isinstance(value, dict) else ():

@@ -90,6 +90,14 @@ when = [ { every = "60s" } ]
 """
 
 
+def text(partitions: int) -> str:
+    """The service.toml, with so many processes of each worker that is killed."""
+    if partitions == 1:
+        return TEXT
+    shared = TEXT.replace('worker = "shared"', f'worker = "shared"\npartitions = {partitions}')
+    return shared.replace('worker = "children"', f'worker = "children"\npartitions = {partitions}')
+
+
 def oracles(site: Site) -> list[Oracle]:
     """One for each listener, for the version of `answer` that is live now."""
     live = site.live(MODEL).number

@@ -20,11 +20,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.mark.usefixtures("mongod")
+@pytest.mark.parametrize("partitions", [1, 2])
 def test_half_a_minute_of_load_and_faults_ends_as_the_oracle_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, partitions: int
 ) -> None:
     """Every row, letter, job and version; what it did is printed."""
-    soak = Soak(tmp_path, minutes=0.5, seed=os.environ.get("PREDICTD_TEST_SEED", "short"), nodes=1)
+    seed = os.environ.get("PREDICTD_TEST_SEED", "short")
+    soak = Soak(tmp_path, minutes=0.5, seed=seed, nodes=1, partitions=partitions)
     for name, value in soak.environment.items():
         monkeypatch.setenv(name, value)
     soak.run()

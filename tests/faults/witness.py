@@ -15,6 +15,7 @@ from harness.trainings import Site
 from pymongo.errors import PyMongoError
 
 from daemon.store import names
+from daemon.store.partition import shares
 from faults.chaos import worker_pids
 from faults.soak_service import QUIET
 
@@ -74,8 +75,9 @@ class Witness(threading.Thread):
 
     def _look_at_what_rises(self) -> None:
         for found in self._site.data[names.POSITIONS].find():
-            for name in ("cluster_time", "epoch"):
-                self._rises(("position", found["_id"], name), found.get(name))
+            self._rises(("position", found["_id"], "epoch"), found.get("epoch"))
+            for number, share in enumerate(shares(found)):
+                self._rises(("position", found["_id"], number), share.get("cluster_time"))
         for found in self._site.data[names.LEASES].find():
             self._rises(("lease", found["_id"], "epoch"), found.get("epoch"))
             self.epochs = max(self.epochs, found["epoch"])

@@ -1,7 +1,7 @@
 """Real processes: a worker, started as the local engine starts it, and a whole `predictd run`.
 
 A `Workplace` is a database with one service's declarations, and the worker processes on it. Every worker that it starts
-has a higher epoch than the one before, as the leader's have.
+has a higher epoch than the one before, as the leader's have; all processes of a `Team` have the same.
 """
 
 from __future__ import annotations
@@ -169,13 +169,60 @@ class Worker:
         return code
 
 
+class Team:
+    """The processes of one worker, each with its share of the keys; to a test they are one worker."""
+
+    def __init__(self, members: list[Worker]) -> None:
+        self.members = members
+
+    def listener(self, name: str = LISTENER) -> dict[str, Any]:
+        """The report of the process that still scans, or of the first one."""
+        reports = [member.listener(name) for member in self.members]
+        return next((report for report in reports if report.get("scan")), reports[0])
+
+    def rows(self, name: str = LISTENER) -> dict[str, int]:
+        counts = [member.rows(name) for member in self.members]
+        return {
+            result: sum(each.get(result, 0) for each in counts)
+            for result in dict.fromkeys(r for c in counts for r in c)
+        }
+
+    def sample(self, name: str, **labels: str) -> float:
+        return sum(member.sample(name, **labels) for member in self.members)
+
+    def until(self, what: str, probe: Any, patience: float = PATIENCE) -> Any:
+        """Waits until a condition is true; fails at once if a process ends first."""
+        others = self.members[1:]
+        return self.members[0].until(
+            what, lambda: any(other.process.poll() is not None for other in others) or probe(), patience
+        )
+
+    def until_running(self) -> Team:
+        for member in self.members:
+            member.until_running()
+        return self
+
+    def stop(self) -> int:
+        """SIGTERM to all; the first exit code that is not 0."""
+        for member in self.members:
+            member.process.send_signal(signal.SIGTERM)
+        return next(filter(None, [member.wait() for member in self.members]), 0)
+
+    def kill(self) -> None:
+        for member in self.members:
+            member.kill()
+
+
 class Workplace:
     """A database, its declarations, and the workers on it; running processes are killed at the end."""
 
-    def __init__(self, uri: str, database: Database[dict[str, Any]], folder: Path) -> None:
+    def __init__(self, uri: str, database: Database[dict[str, Any]], folder: Path, partitions: int = 1) -> None:
+        """`partitions`: the processes of a worker that it starts."""
         self.uri, self.database, self.folder = uri, database, folder
         self.rows = database[TABLE]
         self.workers: list[Worker] = []
+        self.partitions = partitions
+        self.starts = 0
 
     def __enter__(self) -> Self:
         return self
@@ -186,16 +233,17 @@ class Workplace:
 
     def declare(self, declarations: Mapping[str, Any] | None = None) -> None:
         """Makes these the service's declarations; without any, `declared()`."""
-        Registry(self.database, SERVICE, len(self.workers) + 1, KEY).publish(declarations or declared())
+        Registry(self.database, SERVICE, self.starts + 1, KEY).publish(declarations or declared())
 
     def start(self, environ: Mapping[str, str] | None = None, **assignment: Any) -> Worker:
-        """Starts a worker; `assignment` overrides fields of its assignment."""
+        """Starts a worker of one process; `assignment` overrides fields of its assignment."""
+        self.starts += 1
         told = {
             "uri": self.uri,
             "database": self.database.name,
             "service": SERVICE,
             "worker": WORKER,
-            "epoch": len(self.workers) + 1,
+            "epoch": self.starts,
             "state_dir": str(self.folder),
             "import_root": str(TESTS),
             "allow_imports": ["harness"],
@@ -209,8 +257,17 @@ class Workplace:
         return worker
 
     def run(self, **options: Any) -> Worker:
-        """Starts a worker and waits until it runs."""
+        """Starts a worker of one process and waits until it runs."""
         return self.start(**options).until_running()
+
+    def start_all(self, partitions: int | None = None) -> Team:
+        """Starts all processes of a worker."""
+        of, epoch = partitions or self.partitions, self.starts + 1
+        return Team([self.start(partition=index, partitions=of, epoch=epoch) for index in range(of)])
+
+    def run_all(self, partitions: int | None = None) -> Team:
+        """Starts all processes of a worker and waits until they run."""
+        return self.start_all(partitions).until_running()
 
 
 class Service(Daemon):

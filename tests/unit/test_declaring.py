@@ -73,7 +73,7 @@ def test_a_table_and_a_listener_come_back_the_same():
 
     listener = Listener("digit", "mnist", ("img",), "lenet", where={"n": {"$gt": float("inf")}}, scan_rate=50)
     declared = declare(listener)
-    assert set(declared.declaration.dump()) == set(ListenerDeclaration.model_fields) - {"output", "retry"}
+    assert set(declared.declaration.dump()) == set(ListenerDeclaration.model_fields) - {"output", "partitions", "retry"}
     assert declared.declaration.dump()["worker"] == "lenet"
     back = build_listener("digit", parsed("listener", "digit", travelled(declared.declaration.dump())))
     assert (back.where, back.parsed_key, back.scan_order, back.scan_rate) == (

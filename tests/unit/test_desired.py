@@ -10,6 +10,8 @@ from harness.declarations import declaration
 
 from daemon import config as configuration
 from daemon.config import Config
+from daemon.handlers.reload import plan
+from daemon.store.partition import WHOLE, Partition
 from daemon.store.registry.components import Catalog, Component
 from daemon.supervisor.desired_state import desired
 
@@ -97,3 +99,22 @@ def test_a_promotion_concerns_no_worker_and_a_new_declaration_does(config: Confi
     assert desired(config, promoted).fingerprints == before
     anew = replace(known, models={"h": replace(known.models["h"], revision=2, signature="other")})
     assert desired(config, anew).fingerprints["h"] != before["h"]
+
+
+def test_a_worker_has_as_many_processes_as_its_listener_with_the_most_partitions(config: Config) -> None:
+    """All its listeners share them; another number concerns every process of it, and no other worker."""
+    one = desired(config, applied())
+    assert one.shares["h"] == ("h", WHOLE)
+    known = applied()
+    more = component("listener", "P", table="t", model="h", worker="h", partitions=3)
+    three = desired(config, replace(known, listeners={**known.listeners, "P": more}))
+    assert {name: three.workers[name] for name in three.workers if name not in {"f", "g"}} == dict.fromkeys(
+        ("h/1", "h/2", "h/3"), ("N", "P")
+    )
+    assert three.shares["h/2"] == ("h", Partition(1, 3))
+    fewer = replace(more, declaration=more.declaration.model_copy(update={"partitions": 2}))
+    two = desired(config, replace(known, listeners={**known.listeners, "P": fewer}))
+    work = plan(three.fingerprints, two.fingerprints)
+    assert (work.stop, work.restart, work.start) == (("h/3",), ("h/1", "h/2"), ())
+    paused = replace(more, paused=True)
+    assert "h" in desired(config, replace(known, listeners={**known.listeners, "P": paused})).workers

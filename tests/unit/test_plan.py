@@ -187,6 +187,12 @@ EDITS: dict[str, tuple[str, dict[str, Facts], str, str]] = {
         "good",
         "listeners.digit.latency_budget: 100ms -> 1s; applied live",
     ),
+    "another number of processes": (
+        replaced((WHERE, WHERE + "\npartitions = 2")),
+        {},
+        "good",
+        "listeners.digit.partitions: none -> 2; restarts worker lenet",
+    ),
     "a scan's rate": (
         replaced((WHERE, WHERE + "\nscan_rate = 5")),
         {},

@@ -234,7 +234,7 @@ class Declarations:
                         "run": ObjectId(),
                     }
                 },
-                {"$unset": "mark"},
+                {"$unset": ["mark", "partitions"]},
             ],
         )
 

@@ -24,6 +24,7 @@ from components.raw_value import RAW, STRICT, document, equals, fields, identity
 from daemon.handlers.predict.records import Letter
 from daemon.health.report import defaulting
 from daemon.store import names
+from daemon.store.partition import WHOLE, Partition
 from daemon.store.rows import raw_updates
 from daemon.store.service import requests
 
@@ -75,10 +76,20 @@ _ADAPTER: Final = TypeAdapter(_Stored)
 
 
 class DeadLetters:
-    """The dead letters of one listener. Their keys are in memory, because each row of each batch is looked up."""
+    """The dead letters of one listener, in one partition. Their keys are in memory: each row of each batch is looked
+    up.
+    """
 
-    def __init__(self, database: Database[dict[str, Any]], service: str, listener: str, table: str) -> None:
+    def __init__(
+        self,
+        database: Database[dict[str, Any]],
+        service: str,
+        listener: str,
+        table: str,
+        partition: Partition = WHOLE,
+    ) -> None:
         self._collection: Collection[dict[str, Any]] = database[names.DEAD_LETTERS]
+        self._share = {} if partition == WHOLE else {"$expr": partition.holds("$_id.row")}
         self._about = {"service": service, "listener": listener, "table": table}
         self._of = {"_id.service": service, "_id.listener": listener}
         self._dead: dict[Hashable, _Dead | None] = {}
@@ -89,7 +100,7 @@ class DeadLetters:
         only = {"input": 1, "generation": 1, "unwritable": 1, "lethal": 1}
         dead: dict[Hashable, _Dead | None] = {}
         raw = self._collection.with_options(codec_options=RAW)
-        for found in raw.find({**self._of, "_id.row": {"$exists": True}}, only):
+        for found in raw.find({**self._of, "_id.row": {"$exists": True}, **self._share}, only):
             letter = _decoded(found)
             unwritable, lethal = letter.get("unwritable") is True, letter.get("lethal") is True
             known = _Dead(letter.get("input"), letter.get("generation"), unwritable, lethal)

@@ -2,6 +2,9 @@
 
 A position moves only over finished stretches (rule R10, in `daemon.handlers.predict.dirty_keys.Progress`), and only for
 the leader. A daemon that was paused and has been replaced has a lower epoch, so its save is refused (rule R10b).
+
+All partitions of a worker are in one document (`daemon.store.partition`). If their number has changed, each new
+one begins at the earliest position of the old ones: whatever its keys were in, nothing after that is missed.
 """
 
 from __future__ import annotations
@@ -22,11 +25,14 @@ from components.errors import Fenced
 from components.raw_value import RAW, fields, readable
 from daemon.store import names
 from daemon.store.connection import end_sessions
+from daemon.store.partition import WHOLE, Partition, lay_out, shares
 from daemon.store.service.epochs import mended
 
 T = TypeVar("T")
 
 LARGEST_TOKEN: Final = 1024 * 1024
+_PARTS: Final = ("token", "cluster_time", "subscription", "sessions", "saved_at")
+"""The fields of each share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +60,17 @@ class Position:
 
 
 class Positions:
-    """The position of one stream (one worker of a service) in `_predictd.positions`."""
+    """The position of one stream (one process of a worker) in `_predictd.positions`."""
 
-    def __init__(self, database: Database[dict[str, Any]], service: str, worker: str, epoch: int) -> None:
-        self._database = database
+    def __init__(
+        self,
+        database: Database[dict[str, Any]],
+        service: str,
+        worker: str,
+        epoch: int,
+        partition: Partition = WHOLE,
+    ) -> None:
+        self._database, self._partition = database, partition
         self._collection: Collection[dict[str, Any]] = database[names.POSITIONS]
         self._service, self._id = service, f"{service}/{worker}"
         self._epoch = epoch
@@ -72,15 +85,18 @@ class Positions:
         `subscription` is a hash of the stream's filter. A token is valid only with the filter that it was made with
         (with another one MongoDB may answer with error 280), so under a changed filter only the cluster time is used.
         """
-        raw = self._fenced(
-            lambda: self._collection.with_options(codec_options=RAW).find_one_and_update(
-                {"_id": self._id, "epoch": {"$not": {"$gt": self._epoch}}},
-                {"$set": {"epoch": self._epoch, "sessions": list(sessions)}},
+
+        def claimed() -> Any:
+            lay_out(self._collection, self._id, self._epoch, self._partition.of, self._carried, _PARTS)
+            return self._collection.with_options(codec_options=RAW).find_one_and_update(
+                self._own,
+                {"$set": {"epoch": self._epoch, self._partition.path("sessions"): list(sessions)}},
                 upsert=True,
                 return_document=ReturnDocument.BEFORE,
             )
-        )
-        before = {} if raw is None else readable(fields(raw.raw))
+
+        raw = self._fenced(claimed)
+        before = {} if raw is None else readable(self._partition.own(fields(raw.raw)))
         left = before.get("sessions")
         end_sessions(self._database, left if isinstance(left, list) else ())
         time = before.get("cluster_time")
@@ -94,21 +110,36 @@ class Positions:
         token = position.token
         if token is not None and len(str(token.get("_data"))) > LARGEST_TOKEN:
             token = None  # of a row with a very large `_id`; the time is enough to resume
+        path = self._partition.path
         self._fenced(
             lambda: self._collection.update_one(
-                {"_id": self._id, "epoch": {"$not": {"$gt": self._epoch}}},  # R10b
+                self._own,
                 {
                     "$set": {
-                        "token": token,
-                        "cluster_time": position.cluster_time,
-                        "subscription": subscription,
+                        path("token"): token,
+                        path("cluster_time"): position.cluster_time,
+                        path("subscription"): subscription,
                         "epoch": self._epoch,
                     },
-                    "$currentDate": {"saved_at": True},
+                    "$currentDate": {path("saved_at"): True},
                 },
                 upsert=True,  # the database may have been dropped
             )
         )
+
+    @property
+    def _own(self) -> dict[str, Any]:
+        """The document, as long as it is this leader's and divided as this process believes."""
+        return {"_id": self._id, "of": self._partition.layout, "epoch": {"$not": {"$gt": self._epoch}}}  # R10b
+
+    def _carried(self, document: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Where each process begins under another number of them. The sessions of the old ones are ended."""
+        old = shares(document)
+        for each in old:
+            left = each.get("sessions")
+            end_sessions(self._database, left if isinstance(left, list) else ())
+        times = [time for each in old if isinstance(time := each.get("cluster_time"), Timestamp)]
+        return {"cluster_time": min(times)} if len(times) == len(old) else {}  # R11a
 
     def _fenced(self, write: Callable[[], T]) -> T:
         """Makes a write that only the owner of the stream may make. Raises Fenced."""

@@ -10,13 +10,17 @@ of the first. It outlives the process, so that the lag goes on growing in the ne
 
 Each order of a scan is a *run* with an id of its own. A write of an older run finds no document with its id, so it can
 neither move nor end the newer run.
+
+All partitions of a listener are in one document (`daemon.store.partition`), each with a mark and a run of its own.
+If their number has changed, a scan that all had finished stays finished; any other begins again in each new one, and
+rows that it had judged before are only touched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from bson import ObjectId
 from bson.timestamp import Timestamp
@@ -28,7 +32,11 @@ from components.errors import Fenced
 from components.raw_value import RAW, document, fields, readable
 from daemon.store import names
 from daemon.store.documents import read_one
+from daemon.store.partition import WHOLE, Partition, combined, lay_out, shares
 from daemon.store.service.epochs import mended
+
+_PARTS: Final = ("mark", "state", "reason", "done", "run", "order", "last", "owed", "started_at", "finished_at")
+"""The fields of each share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +66,15 @@ class Run:
 class Scans:
     """The scan of one listener in `_predictd.scans`."""
 
-    def __init__(self, database: Database[dict[str, Any]], service: str, listener: str, epoch: int) -> None:
+    def __init__(
+        self,
+        database: Database[dict[str, Any]],
+        service: str,
+        listener: str,
+        epoch: int,
+        partition: Partition = WHOLE,
+    ) -> None:
+        self._partition = partition
         self._collection: Collection[dict[str, Any]] = database[names.SCANS]
         self._service, self._id = service, f"{service}/{listener}"
         self._epoch = epoch
@@ -73,11 +89,11 @@ class Scans:
         """
         run = ObjectId()
         raw = self._collection.with_options(codec_options=RAW).find_one_and_update(
-            {"_id": self._id, "epoch": {"$not": {"$gt": self._epoch}}}, {"$set": {"epoch": self._epoch, "run": run}}
+            self._own, {"$set": {"epoch": self._epoch, self._partition.path("run"): run}}
         )
-        found = None if raw is None else readable(fields(raw.raw), "last")
-        if found is None or found.get("mark") != mark.document():
-            return self.begin(mark, "first start" if found is None else "the listener changed", order)
+        found = {} if raw is None else readable(self._partition.own(fields(raw.raw)), "last")
+        if found.get("mark") != mark.document():
+            return self.begin(mark, "the listener changed" if found else "first start", order)
         if found.get("state") == "done":
             return None
         reason, done = str(found.get("reason")), found.get("done")
@@ -87,8 +103,9 @@ class Scans:
 
     def owed(self) -> Timestamp | None:
         """Since when rows wait that only a scan will find; None if there are none."""
-        found = read_one(self._collection, {"_id": self._id}, {"owed": 1}) or {}
-        owed = found.get("owed")
+        of, index = self._partition.of, self._partition.index
+        all_ = shares(read_one(self._collection, {"_id": self._id}, {"owed": 1, "of": 1, "partitions": 1}) or {})
+        owed = all_[index].get("owed") if len(all_) == of else None
         return owed if isinstance(owed, Timestamp) else None
 
     def begin(self, mark: Mark, reason: str, order: str, owed: Timestamp | None = None) -> Run:
@@ -104,6 +121,7 @@ class Scans:
             "run": run.id,
             "order": order,
         }
+        about = {self._partition.path(name): value for name, value in about.items()}
         try:
             self._begin(about, owed)
         except DuplicateKeyError:
@@ -115,13 +133,14 @@ class Scans:
         return run
 
     def _begin(self, about: Mapping[str, Any], owed: Timestamp | None) -> None:
+        path = self._partition.path
         self._collection.update_one(
-            {"_id": self._id, "epoch": {"$not": {"$gt": self._epoch}}},
+            self._own,
             {
                 "$set": {**about, "epoch": self._epoch},
-                "$unset": {"last": "", "finished_at": ""},
-                "$currentDate": {"started_at": True},
-                **({} if owed is None else {"$min": {"owed": owed}}),
+                "$unset": {path("last"): "", path("finished_at"): ""},
+                "$currentDate": {path("started_at"): True},
+                **({} if owed is None else {"$min": {path("owed"): owed}}),
             },
             upsert=True,
         )
@@ -130,17 +149,35 @@ class Scans:
         """Notes that every row up to and with the `_id` `last` is judged and acknowledged; nothing for a superseded
         run.
         """
-        place = document({"done": done}, {"last": last})
-        self._collection.update_one({"_id": self._id, "run": run.id}, {"$set": place})
+        path = self._partition.path
+        place = document({path("done"): done}, {path("last"): last})
+        self._collection.update_one({"_id": self._id, path("run"): run.id}, {"$set": place})
 
     def finish(self, run: Run, done: int) -> bool:
         """All rows are judged: the mark counts from now on. False if the run was superseded."""
+        path = self._partition.path
         result = self._collection.update_one(
-            {"_id": self._id, "run": run.id},
+            {"_id": self._id, path("run"): run.id},
             {
-                "$set": {"state": "done", "done": done},
-                "$unset": {"last": "", "owed": ""},
-                "$currentDate": {"finished_at": True},
+                "$set": {path("state"): "done", path("done"): done},
+                "$unset": {path("last"): "", path("owed"): ""},
+                "$currentDate": {path("finished_at"): True},
             },
         )
         return bool(result.matched_count)
+
+    def claim(self) -> None:
+        """Carries the scan over from another number of partitions. Comes before every other use."""
+        lay_out(self._collection, self._id, self._epoch, self._partition.of, self._carried, _PARTS)
+
+    def _carried(self, document: Mapping[str, Any]) -> Mapping[str, Any]:
+        scan = combined(document)
+        done = scan["done"] // self._partition.of if scan["state"] == "done" else 0
+        share = {name: scan[name] for name in ("mark", "state", "reason", "order") if scan.get(name) is not None}
+        owed = [time for each in shares(document) if isinstance(time := each.get("owed"), Timestamp)]
+        return {**share, "done": done, **({"owed": min(owed)} if owed else {})}
+
+    @property
+    def _own(self) -> dict[str, Any]:
+        """The document, as long as it is this leader's and divided as this process believes."""
+        return {"_id": self._id, "of": self._partition.layout, "epoch": {"$not": {"$gt": self._epoch}}}  # R9c

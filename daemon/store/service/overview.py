@@ -20,6 +20,7 @@ from components.raw_value import UNDECODABLE
 from daemon.health.report import defaulting
 from daemon.store import names
 from daemon.store.documents import read, read_one
+from daemon.store.partition import combined
 
 COUNT_MS: Final = 1000
 _TABLE: Final = re.compile(r"[^.$\0][^$\0]{0,200}(?<!\.)")
@@ -122,8 +123,8 @@ def scans(database: Database[dict[str, Any]], service: str) -> dict[str, dict[st
     noted = {each["_id"]: each for each in known}
     found = {}
     for name, listener in listeners.items():
-        scan = noted.get(f"{service}/{name}", {})
-        mark, done = scan.get("mark"), scan.get("done")
+        scan = combined(noted.get(f"{service}/{name}", {}))
+        mark = scan["mark"]
         generation = mark.get("generation") if isinstance(mark, Mapping) else None
         current = generation is not None and generation == listener.beside.get("generation")
         found[name] = {
@@ -131,8 +132,8 @@ def scans(database: Database[dict[str, Any]], service: str) -> dict[str, dict[st
             "worker": listener.declaration.worker,
             "paused": listener.beside.get("paused") is True,
             "current": current,
-            "finished": current and scan.get("state") == "done",
-            "done": done if isinstance(done, int) else 0,
+            "finished": current and scan["state"] == "done",
+            "done": scan["done"],
         }
     return found
 
