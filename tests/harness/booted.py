@@ -20,7 +20,9 @@ import psutil
 
 from harness.daemons import eventually
 
-__all__ = ["Booted", "absent"]
+__all__ = ["NOT_INSTALLED", "Booted", "NotBooted", "absent"]
+
+NOT_INSTALLED: Final = "systemd is not installed"
 
 SYSTEMD: Final = "/lib/systemd/systemd"
 CGROUPS: Final = Path("/sys/fs/cgroup")
@@ -60,7 +62,7 @@ exec "$SYSTEMD" --system --unit=nothing.target --log-target=console --show-statu
 def absent() -> str | None:
     """Why no systemd can be booted here; None if one can."""
     if not Path(SYSTEMD).exists():
-        return "systemd is not installed"
+        return NOT_INSTALLED
     if os.geteuid() != 0:
         return "only root can boot a systemd in namespaces"
     tried = subprocess.run(
@@ -70,6 +72,10 @@ def absent() -> str | None:
         check=False,
     )
     return None if tried.returncode == 0 else f"no namespaces can be made here: {tried.stderr.strip()}"
+
+
+class NotBooted(Exception):
+    """The machine refuses a mount or a namespace that a booted systemd needs; the message says which."""
 
 
 class Booted:
@@ -105,7 +111,8 @@ class Booted:
     def __enter__(self) -> Self:
         try:
             eventually("systemd answers", lambda: self._process.poll() is not None or self._answers())
-            assert self._process.poll() is None, self.log.read_text()
+            if self._process.poll() is not None:
+                raise NotBooted(self.log.read_text())
         except BaseException:
             self.__exit__()
             raise
