@@ -28,8 +28,10 @@ from daemon.health.service_status import ConfigState, Owner, RunningJob, Service
 from daemon.health.worker_report import ListenerReport, ScanReport, StreamReport
 from daemon.store import names
 from daemon.store.connection import open_client, open_database
+from daemon.store.registry.accepted import accepted_settings, keep_settings
 from daemon.store.registry.artifacts import Artifacts
 from daemon.store.registry.registry import Registry
+from daemon.store.registry.trust import stored_identity
 from daemon.store.registry.versions import Versions
 from daemon.store.rows.dead_letters import DeadLetters
 from daemon.store.rows.positions import Position, Positions
@@ -206,6 +208,11 @@ class Stocked:
                 lambda: _publish(self.database),
             ),
             "requests": (),
+            "services": (
+                lambda: stored_identity(self.database, SERVICE),
+                lambda: accepted_settings(self.database, SERVICE, self.registry.trust),
+                self.registry.read,
+            ),
         }  # fmt: skip
 
     def command(self, command_line: str) -> int:
@@ -233,6 +240,7 @@ class Stocked:
         for _ in range(EPOCH):
             Lease(self.database, SERVICE, HOLDER).acquire()
         self.registry.publish(declared())
+        keep_settings(self.database, SERVICE, self.registry.trust, {"guard.unset_share": 0.1})
         signature = self.registry.read().models[MODEL].signature
         for parent in (None, 1):
             self.versions.add(
