@@ -37,7 +37,7 @@ TOLD = {
     "nan": ("TrainingError", "step 1: the loss is nan"),
     "crashing": ("Crashed", "its process ended with exit code 9 while it was training"),
     "hanging": ("TimeLimit", "it was not done after 15 s of work; raise the time_limit of trainer 'hanging'"),
-    "unbuildable": ("TrainingError", "unexpected keyword argument 'nonsense'"),
+    "unbuildable": ("DeclarationError", "SGD takes no 'nonsense'"),
 }
 
 
