@@ -25,6 +25,7 @@ from components.declarations import ListenerDeclaration
 from components.errors import OutputShapeError, Problem
 from components.key import Key
 from components.model import Model
+from components.raw_value import fields, readable
 from daemon.handlers.predict.decoding import arguments_of, is_out_of_memory
 from daemon.handlers.predict.records import Row, Seen
 from daemon.logs.text import described, row_id
@@ -122,8 +123,8 @@ class Stage:
         self._output = None if output is None else datatype(output)
 
     def row(self, document: bytes) -> Row:
-        """The row of a document in BSON."""
-        found = bson.decode(document)
+        """The row of a document in BSON; a field that cannot be decoded counts as null."""
+        found = readable(fields(document), "_id")
         return Row(found["_id"], tuple(value_at(found, path) for path in self._key.fields), b"", Seen())
 
     def outputs(self, rows: Sequence[Row]) -> list[Any]:

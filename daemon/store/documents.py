@@ -15,10 +15,11 @@ from bson.raw_bson import RawBSONDocument
 from gridfs.errors import CorruptGridFile
 from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
+from pymongo.errors import AutoReconnect
 
 from components.raw_value import RAW, fields, readable
 
-__all__ = ["DAMAGED_FILE", "decoded", "read", "read_one"]
+__all__ = ["DAMAGED_FILE", "change_one", "decoded", "read", "read_one"]
 
 DAMAGED_FILE: Final = (CorruptGridFile, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What the driver raises while it reads a GridFS file whose documents hold something else than it wrote."""
@@ -50,6 +51,20 @@ def read_one(
 ) -> dict[str, Any] | None:
     """The first document that matches; None if there is none."""
     return next(read(collection, query, projection, session=session, sort=sort, limit=1), None)
+
+
+def change_one(
+    collection: Collection[dict[str, Any]], query: Mapping[str, Any], change: Any, **options: Any
+) -> RawBSONDocument | None:
+    """Changes the first document that matches, as `find_one_and_update` does; that document, undecoded.
+
+    At a step-down the server answers with a write concern error and error labels. The driver cannot read both from an
+    undecoded reply: it raises AttributeError. That is AutoReconnect here, as any write that may not last.
+    """
+    try:
+        return collection.with_options(codec_options=RAW).find_one_and_update(query, change, **options)
+    except AttributeError as error:
+        raise AutoReconnect("the server has not confirmed a write: its primary steps down") from error
 
 
 def decoded(found: RawBSONDocument, codec: CodecOptions[dict[str, Any]]) -> dict[str, Any]:

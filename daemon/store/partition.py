@@ -16,7 +16,8 @@ import structlog
 from pymongo.collection import Collection
 
 from components.declarations import PARTITIONS
-from components.raw_value import RAW, RawValue, fields, readable
+from components.raw_value import RawValue, fields, readable
+from daemon.store.documents import change_one
 
 __all__ = ["WHOLE", "Partition", "combined", "everyone", "lay_out", "shares"]
 
@@ -102,9 +103,7 @@ def lay_out(
     only the first one finds something to do.
     """
     other = {"_id": identifier, "$nor": [_fits(of)]}
-    raw = collection.with_options(codec_options=RAW).find_one_and_update(
-        {**other, "epoch": {"$not": {"$gt": epoch}}}, {"$set": {"epoch": epoch}}
-    )
+    raw = change_one(collection, {**other, "epoch": {"$not": {"$gt": epoch}}}, {"$set": {"epoch": epoch}})
     if raw is None:
         return
     share = dict(carried(readable(fields(raw.raw))))

@@ -14,10 +14,13 @@ import pytest
 from harness.keys import KEY
 from harness.own_documents import EPOCH, HOLDER, MODEL, ODD, Stocked
 from harness.processes import LISTENER, SERVICE, declared
+from pymongo import MongoClient
 from pymongo.database import Database
+from pymongo.errors import AutoReconnect
 
 from daemon.cli import screens
 from daemon.store import names
+from daemon.store.documents import change_one, decoded
 from daemon.store.registry.registry import Registry
 from daemon.store.rows.scans import Mark, Scans
 from daemon.store.service.leases import Lease
@@ -117,3 +120,26 @@ def test_the_status_of_a_dead_daemon_cannot_be_forged_into_a_good_one(stocked: S
     assert stocked.command("status") == 0
     stocked.raw[names.LEASES].update_one({"_id": SERVICE}, [{"$set": {"expires": "$$NOW"}}])
     assert stocked.command("status") == 1
+
+
+def test_a_write_concern_error_at_a_step_down_is_one_of_the_connection(
+    mongo_uri: str, database: Database[dict[str, Any]]
+) -> None:
+    """The driver raises AttributeError, because it cannot read the error's labels from an undecoded reply."""
+    database.own.insert_one({"_id": 1, "n": 0})
+    failing = {
+        "failCommands": ["findAndModify"],
+        "namespace": f"{database.name}.own",
+        "writeConcernError": {"code": 11602, "errmsg": "operation was interrupted"},
+        "errorLabels": ["RetryableWriteError"],
+    }
+    with MongoClient[dict[str, Any]](mongo_uri, retryWrites=False) as client:
+        client.admin.command({"configureFailPoint": "failCommand", "mode": {"times": 1}, "data": failing})
+        try:
+            with pytest.raises(AutoReconnect, match="has not confirmed a write"):
+                change_one(client[database.name].own, {"_id": 1}, {"$inc": {"n": 1}})
+        finally:
+            client.admin.command({"configureFailPoint": "failCommand", "mode": "off"})
+        changed = change_one(client[database.name].own, {"_id": 1}, {"$inc": {"n": 1}})
+    assert changed is not None
+    assert decoded(changed, database.codec_options)["n"] == 1

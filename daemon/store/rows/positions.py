@@ -22,9 +22,10 @@ from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
 
 from components.errors import Fenced
-from components.raw_value import RAW, fields, readable
+from components.raw_value import fields, readable
 from daemon.store import names
 from daemon.store.connection import end_sessions
+from daemon.store.documents import change_one
 from daemon.store.partition import WHOLE, Partition, lay_out, shares
 from daemon.store.service.epochs import mended
 
@@ -88,7 +89,8 @@ class Positions:
 
         def claimed() -> Any:
             lay_out(self._collection, self._id, self._epoch, self._partition.of, self._carried, _PARTS)
-            return self._collection.with_options(codec_options=RAW).find_one_and_update(
+            return change_one(
+                self._collection,
                 self._own,
                 {"$set": {"epoch": self._epoch, self._partition.path("sessions"): list(sessions)}},
                 upsert=True,

@@ -29,9 +29,9 @@ from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
 
 from components.errors import Fenced
-from components.raw_value import RAW, document, fields, readable
+from components.raw_value import document, fields, readable
 from daemon.store import names
-from daemon.store.documents import read_one
+from daemon.store.documents import change_one, read_one
 from daemon.store.partition import WHOLE, Partition, combined, lay_out, shares
 from daemon.store.service.epochs import mended
 
@@ -88,9 +88,8 @@ class Scans:
         Fenced.
         """
         run = ObjectId()
-        raw = self._collection.with_options(codec_options=RAW).find_one_and_update(
-            self._own, {"$set": {"epoch": self._epoch, self._partition.path("run"): run}}
-        )
+        taken = {"epoch": self._epoch, self._partition.path("run"): run}
+        raw = change_one(self._collection, self._own, {"$set": taken})
         found = {} if raw is None else readable(self._partition.own(fields(raw.raw)), "last")
         if found.get("mark") != mark.document():
             return self.begin(mark, "the listener changed" if found else "first start", order)

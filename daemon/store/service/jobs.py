@@ -31,11 +31,10 @@ from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
 
 from components.errors import NotApplied
-from components.raw_value import RAW
 from daemon.health.job_report import JobError, JobProgress
 from daemon.health.report import defaulting
 from daemon.store import names
-from daemon.store.documents import decoded, read, read_one
+from daemon.store.documents import change_one, decoded, read, read_one
 from daemon.store.service import notify
 
 __all__ = ["DECLARED_BY", "LOG_LINES", "Job", "JobState", "Jobs", "Kind"]
@@ -243,7 +242,8 @@ class Jobs:
             "heartbeat": "$$NOW",
             "started_at": {"$ifNull": ["$started_at", "$$NOW"]},
         }
-        claimed_one = self._collection.with_options(codec_options=RAW).find_one_and_update(
+        claimed_one = change_one(
+            self._collection,
             due,
             [{"$set": claimed}, {"$unset": "retry_at"}],
             sort=[("created_at", 1), ("_id", 1)],

@@ -29,10 +29,9 @@ from pymongo.collection import Collection
 from pymongo.database import Database
 
 from components.errors import LeaseLost, MongoUnavailable, PredictdError
-from components.raw_value import RAW
 from daemon.store import names
 from daemon.store.connection import end_sessions, reaching
-from daemon.store.documents import decoded, read_one
+from daemon.store.documents import change_one, decoded, read_one
 
 __all__ = ["TTL_SECONDS", "AnotherDaemon", "Holder", "Lease"]
 
@@ -107,7 +106,8 @@ class Lease:
             "epoch": {"$add": [{"$cond": [real, {"$toLong": {"$floor": "$epoch"}}, 0]}, 1]},
         }
         with reaching():
-            found = self._collection.with_options(codec_options=RAW).find_one_and_update(
+            found = change_one(
+                self._collection,
                 {"_id": self._service},
                 [{"$replaceWith": {"$cond": [free, taken, "$$ROOT"]}}],
                 upsert=True,

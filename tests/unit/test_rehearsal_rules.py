@@ -1,0 +1,28 @@
+"""The rules of a rehearsal, on rows that are no everyday ones."""
+
+from __future__ import annotations
+
+import struct
+
+import bson
+
+from components import ObjectModel
+from components.declarations import ListenerDeclaration
+from daemon.rehearsal.rules import rehearsed
+
+
+def odd(field: bytes, number: int) -> bytes:
+    """A row in BSON whose `_id` is a string that is not UTF-8."""
+    elements = (
+        b"\x02_id\x00" + struct.pack("<i", 2) + b"\xff\x00" + b"\x10" + field + b"\x00" + struct.pack("<i", number)
+    )
+    return struct.pack("<i", len(elements) + 5) + elements + b"\x00"
+
+
+def test_a_row_whose_id_is_no_utf8_is_predicted_as_a_worker_does() -> None:
+    """It does not end the rehearsal, and the rows beside it count."""
+    listener = ListenerDeclaration(table="rows", key="x", model="m", worker="m")
+    rows = [odd(b"x", 3), bson.encode({"_id": 1, "x": 4})]
+    found = list(rehearsed("l", listener, {"x": "int"}, ObjectModel("m", lambda x: x + 1), rows))
+    assert [str(each) for each in found if "would become" in str(each) or "none of" in str(each)] == []
+    assert any("2 rows were predicted" in str(each) for each in found)
