@@ -41,8 +41,9 @@ acceptance: $(STAMP)  ## every kill, fault, client and systemd test
 again: $(STAMP)  ## the tests that failed in the last run, one at a time
 	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none -m "not soak" tests
 
-soak: $(STAMP)  ## load and random faults for MINUTES=5, then the oracle; SEED=1 repeats one, NODES=3 takes three nodes, PARTITIONS=2 two processes a worker
-	PYTHONPATH=tests $(BIN)/python -m faults.soak --minutes $(MINUTES) --nodes $(NODES) --partitions $(PARTITIONS) $(if $(SEED),--seed $(SEED))
+soak: $(STAMP)  ## load and random faults for MINUTES=5, then the oracle; SEED=1 repeats one; NODES=3, PARTITIONS=2
+	PYTHONPATH=tests $(BIN)/python -m faults.soak --minutes $(MINUTES) --nodes $(NODES) --partitions $(PARTITIONS) \
+		$(if $(SEED),--seed $(SEED))
 
 fuzz: $(STAMP)  ## values of any shape from outside; MINUTES=5 for each target, SEED=0
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) --seed $(or $(SEED),0)

@@ -240,7 +240,7 @@ class Training:
 
     @contextmanager
     def busy(self) -> Iterator[None]:
-        """The context of one long call that cannot report: the daemon is told that the work goes on."""
+        """The context of one long call that cannot report: meanwhile a thread reports that the work goes on."""
         over = threading.Event()
 
         def tell() -> None:

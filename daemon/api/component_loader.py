@@ -11,11 +11,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
+from components.builders import build_listener, build_table, build_trainer, build_validation
 from components.declarations import ModelDeclaration
 from components.errors import NotApplied, SignatureRefused
 from components.import_paths import ImportPolicy
 from components.model import Model
-from components.serialization import build_listener, build_table, build_trainer, build_validation
 from daemon.api.connection import Connection
 from daemon.api.kinds import kind_of, named, type_name
 from daemon.store.connection import reaching

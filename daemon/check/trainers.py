@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from components.builders import build_trainer, build_validation
 from components.declarations import MetricDeclaration, ModelDeclaration, TrainerDeclaration, ValidationDeclaration
 from components.errors import PredictdError, Problem
 from components.fitting import Fit
 from components.import_paths import ImportPolicy
 from components.metric import Metric
-from components.serialization import build_trainer, build_validation
 from daemon.check.code import Imported, mismatch
 from daemon.logs.text import described
 

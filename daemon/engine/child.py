@@ -124,14 +124,16 @@ def leave_with_parent(
     os.dup2(null, 0)
     os.close(null)
     begun = b""
-    while chunk := os.read(held, 4096):  # unbuffered: the interpreter's end must not wait for the lock of a buffer
-        *lines, begun = (begun + chunk).split(b"\n")
-        for line in lines:
-            told(line)
-    last()
-    if mark := os.environ.get(MARK):
-        end_family(mark, os.getpid())
-    os._exit(PARENT_GONE)
+    try:
+        while chunk := os.read(held, 4096):  # unbuffered: the interpreter's end must not wait for the lock of a buffer
+            *lines, begun = (begun + chunk).split(b"\n")
+            for line in lines:
+                told(line)
+        last()
+        if mark := os.environ.get(MARK):
+            end_family(mark, os.getpid())
+    finally:  # also if user code has damaged what is called here: nobody else would notice the parent's end
+        os._exit(PARENT_GONE)
 
 
 def _moved(number: int) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -96,7 +97,7 @@ def _log() -> int:
         return os.open(os.devnull, os.O_WRONLY)
 
 
-class _Lines:
+class _Lines(ABC):
     """The lines that come through a pipe, read in the event loop. A line of more than `limit` bytes is cut."""
 
     def __init__(self, descriptor: int, limit: int) -> None:
@@ -107,9 +108,9 @@ class _Lines:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(descriptor, self._readable)
 
+    @abstractmethod
     def line(self, text: bytes, *, cut: bool) -> None:
         """Called for each line, without its line break."""
-        raise NotImplementedError
 
     def drain(self) -> None:
         """Reads the rest of the pipe, and then no more: another process may hold its other end open."""

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from components.builders import build_validation
 from components.dataset import Dataset
 from components.declarations import ValidationDeclaration
 from components.examples import Examples
 from components.model import Model
-from components.serialization import build_validation
 from components.validation import Validation
 from daemon.job.context import Context
 from daemon.store.registry.components import Catalog, Component

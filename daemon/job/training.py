@@ -20,11 +20,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, TypeVar
 
+from components.builders import build_trainer
 from components.declarations import TrainerDeclaration
 from components.errors import DeclarationError, NotApplied, PredictdError, Stopped, TrainingError
 from components.examples import Examples
 from components.model import Model
-from components.serialization import build_trainer
 from components.trained import Trained
 from components.training_loop import run as run_own
 from daemon.handlers import promote

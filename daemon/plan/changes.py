@@ -91,7 +91,7 @@ def _of_kind(kind: str, before: Declared, after: Declared, code: Collection[str]
 def _fields(kind: str, name: str, old: Declaration, new: Declaration) -> Iterator[Change]:
     was, now = old.dump(), new.dump()
     if kind == "listener" and was["worker"] == was["model"] and now["worker"] == now["model"]:
-        was["worker"] = now["worker"]  # it has the name of the model, whose change is told
+        was["worker"] = now["worker"]  # the worker is named after the model; the change of the model is shown
     for part in dict.fromkeys((*now, *was)):
         one, other = was.get(part), now.get(part)
         if json.dumps(one, default=str) == json.dumps(other, default=str):  # the order of keys counts in a filter

@@ -8,7 +8,7 @@
 | ends by itself or by a signal of its own code | a problem of the section at work |
 | cannot be started, finds no MongoDB, is killed (SIGKILL) | is tried again, twice; then it has failed |
 
-A rehearsal that has failed refuses what was to go live: what serves stays, and whoever asked is told why.
+If a rehearsal fails, what serves stays, and whoever asked gets the reason.
 
 Clients ask by requests (`daemon.store.registry.rehearsals`), the supervisor itself before it publishes a changed
 service.toml.

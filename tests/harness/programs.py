@@ -5,6 +5,7 @@ Run as `python -m harness.programs`, by a `Program` as its specification; its as
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
 import random
@@ -115,6 +116,13 @@ def has_children(channel: Channel, order: Mapping[str, Any]) -> None:
     shell = "setsid sleep 600 >/dev/null & echo $!"
     orphan = subprocess.run(["sh", "-c", shell], stdout=subprocess.PIPE, text=True, start_new_session=True, check=True)
     channel.report(json.dumps({"state": "running", "children": [*pids, forked, int(orphan.stdout)]}))
+    threading.Event().wait()
+
+
+def damages_the_interpreter(channel: Channel, order: Mapping[str, Any]) -> None:
+    report = json.dumps({"state": "running"})
+    builtins.isinstance = None  # type: ignore[assignment]
+    channel.report(report)
     threading.Event().wait()
 
 

@@ -16,6 +16,7 @@ from harness.programs import Program
 from structlog.testing import capture_logs
 
 from daemon.engine import Ending, local
+from daemon.engine.child import PARENT_GONE
 from daemon.engine.local import LocalEngine
 
 Scene = Callable[[LocalEngine], Awaitable[None]]
@@ -228,3 +229,17 @@ def test_a_process_has_no_descriptors_but_its_own_and_its_children_only_the_stan
     play(scene)
     assert [n for n in told["descriptors"] if n > 2] == [n for n in told["descriptors"] if n >= 100]
     assert told["inherited"] == [0, 1, 2]
+
+
+def test_a_process_ends_with_its_parent_though_its_code_has_damaged_the_interpreter() -> None:
+    """What ends its own children fails then; it ends all the same."""
+
+    async def scene(engine: LocalEngine) -> None:
+        process: Any = await engine.start(Program("damages_the_interpreter"), lambda: None)
+        await until(lambda: process.report)
+        end = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(end, process._pipes.stdin)  # closes the pipe, as the end of the supervisor does
+        os.close(end)
+        assert await process.wait() == PARENT_GONE
+
+    play(scene)

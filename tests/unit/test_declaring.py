@@ -25,6 +25,8 @@ from components import (
     Validation,
 )
 from components.artifacts import loads
+from components.builders import build_listener, build_model, build_table, build_trainer, build_validation
+from components.code_source import source_hash
 from components.declarations import (
     ListenerDeclaration,
     ModelDeclaration,
@@ -32,15 +34,7 @@ from components.declarations import (
     ValidationDeclaration,
     parsed,
 )
-from components.serialization import (
-    build_listener,
-    build_model,
-    build_table,
-    build_trainer,
-    build_validation,
-    declare,
-    source_hash,
-)
+from components.serialization import declare
 from components.torch import TorchModel, TorchTrainer
 from daemon.config.sections import TrainerConfig
 

@@ -35,7 +35,8 @@ from components import (
     TrainingError,
     WeightsError,
 )
-from components.serialization import build_model, build_trainer, declare
+from components.builders import build_model, build_trainer
+from components.serialization import declare
 from components.training_loop import run
 
 RNG = np.random.default_rng(0)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from components import secrets
+from components.builders import build_model
 from components.declarations import ModelDeclaration
 from components.errors import DeclarationError
-from components.serialization import build_model
 from components.signing_key import SigningKey
 from daemon import config as configuration
 from daemon.logs.text import masked

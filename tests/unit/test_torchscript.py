@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from components import artifacts
-from components.serialization import build_model, declare
+from components.builders import build_model
+from components.serialization import declare
 from components.torch import TorchModel
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")

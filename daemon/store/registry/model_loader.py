@@ -22,7 +22,8 @@ import structlog
 from pymongo.database import Database
 
 from components import artifacts
-from components import serialization as declaring
+from components.builders import build_model
+from components.code_source import source_hash
 from components.datatypes import datatype
 from components.declarations import ModelDeclaration
 from components.errors import DeclarationError, PredictdError, SignatureRefused
@@ -194,10 +195,10 @@ class ModelLoader:
     def built(self, component: Component[ModelDeclaration]) -> Model:
         """A new model, as declared, with its initial weights."""
         resolve = self.resolve(component)
-        model = declaring.build_model(component.name, component.declaration, resolve)
+        model = build_model(component.name, component.declaration, resolve)
         if component.signature not in self._sources:
             paths = [slot for slot in component.declaration.code.values() if isinstance(slot, str)]
-            self._sources[component.signature] = declaring.source_hash([resolve(path) for path in paths], paths)
+            self._sources[component.signature] = source_hash([resolve(path) for path in paths], paths)
         return model
 
     def source(self, component: Component[ModelDeclaration]) -> str:
