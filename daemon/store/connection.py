@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import ssl
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -24,11 +25,12 @@ from pymongo.database import Database
 from pymongo.errors import (
     ConfigurationError as DriverConfigurationError,
 )
-from pymongo.errors import PyMongoError
+from pymongo.errors import OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.uri_parser import split_options
 
 from components.errors import ConfigurationError, MongoUnavailable, Problem
+from daemon.health.backoff import backoff
 from daemon.logs.text import masked
 from daemon.store.driver_errors import sentence
 
@@ -38,7 +40,9 @@ __all__ = [
     "TRANSACTION",
     "Client",
     "Data",
+    "at_a_snapshot",
     "check",
+    "create_collection",
     "end_sessions",
     "in_transaction",
     "make_client",
@@ -54,6 +58,9 @@ T = TypeVar("T")
 
 OPERATION_SECONDS = 5.0
 CONNECT_MS: Final = 5000
+SNAPSHOT_ATTEMPTS: Final = 20
+_SNAPSHOT_UNAVAILABLE: Final = 246
+_NAMESPACE_EXISTS: Final = 48
 
 _PINNED: Final = """
     readpreference readpreferencetags maxstalenessseconds readconcernlevel w j journal fsync wtimeout wtimeoutms
@@ -236,6 +243,33 @@ def in_transaction(database: Data, session: ClientSession | None, work: Callable
     """Runs `work` in a transaction, in this session or in one of its own, and again while it meets other writers."""
     with nullcontext(session) if session is not None else database.client.start_session() as own:
         return own.with_transaction(work, **TRANSACTION)
+
+
+def at_a_snapshot(database: Data, read: Callable[[ClientSession], T]) -> T:
+    """Runs `read` in a session whose reads are all of one moment.
+
+    For a moment after somebody has created one of the collections, the server has no snapshot that holds it, and says
+    so; then this is tried again, for a few seconds.
+    """
+    failures = 0
+    while True:
+        try:
+            with database.client.start_session(snapshot=True) as session:
+                return read(session)
+        except OperationFailure as error:
+            failures += 1
+            if error.code != _SNAPSHOT_UNAVAILABLE or failures == SNAPSHOT_ATTEMPTS:
+                raise
+        time.sleep(backoff(failures, 0.02, 0.5))
+
+
+def create_collection(database: Data, name: str) -> None:
+    """Creates a collection, unless there is one: somebody else may be quicker."""
+    try:
+        database.create_collection(name, check_exists=False)
+    except OperationFailure as error:
+        if error.code != _NAMESPACE_EXISTS:
+            raise
 
 
 def end_sessions(database: Data, sessions: Iterable[Any]) -> None:

@@ -119,7 +119,8 @@ def test_one_that_was_killed_is_started_anew_with_the_rows_that_it_had(folder: P
 def test_two_scripts_that_start_together_end_with_one_daemon(folder: Path) -> None:
     """One of them starts it, the other attaches; here they wait for each other, so that neither leaves first."""
     wait = """
-    while db["rows"].count() < 2:
+    end = time.monotonic() + 60
+    while db["rows"].count() < 2 and time.monotonic() < end:
         time.sleep(0.05)
     time.sleep(1)
     """

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from harness.processes import declarations, declared
+from pymongo import MongoClient
 from pymongo.database import Database
 
 from components.errors import DeclarationError, Fenced, NotApplied
@@ -244,3 +245,20 @@ def test_a_component_without_its_state_is_published_again(data: Database[dict[st
     data[names.COMPONENTS].update_many({}, {"$unset": {"state": ""}})
     registry(data, 2).publish(declared())
     assert set(registry(data).read().listeners) == {"L"}
+
+
+@pytest.mark.parametrize(("command", "code"), [("aggregate", 246), ("create", 48)])
+def test_two_that_declare_a_table_at_once_do_not_fail(
+    data: Database[dict[str, Any]], mongo_uri: str, command: str, code: int
+) -> None:
+    """The server then has no snapshot of a collection that the other one has just created, or refuses to create it."""
+    with MongoClient[dict[str, Any]](mongo_uri, appname="second") as client:
+        second = Registry(open_database(client, data.name), S, 0, KEY)
+        second.read()
+        failing = {"failCommands": [command], "errorCode": code, "appName": "second"}
+        client.admin.command({"configureFailPoint": "failCommand", "mode": {"times": 1}, "data": failing})
+        try:
+            assert second.apply(through_the_api()) == ["table/more", "model/h", "listener/N"]
+        finally:
+            client.admin.command({"configureFailPoint": "failCommand", "mode": "off"})
+        assert list(second.read().tables) == ["more"]

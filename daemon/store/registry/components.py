@@ -58,6 +58,7 @@ from components.errors import DeclarationError, SignatureRefused
 from components.secrets import unsealed
 from daemon.logs.text import escaped
 from daemon.store import names
+from daemon.store.connection import at_a_snapshot
 from daemon.store.documents import read, read_one
 from daemon.store.registry.trust import Trust
 
@@ -216,27 +217,30 @@ def catalog(database: Database[dict[str, Any]], service: str, trust: Trust) -> C
     """Reads everything that is applied, at one snapshot, because a model's live version and its listeners' generations
     must be read together.
     """
+    return at_a_snapshot(database, lambda session: _catalog(database, service, trust, session))
+
+
+def _catalog(database: Database[dict[str, Any]], service: str, trust: Trust, session: ClientSession) -> Catalog:
     collection: Collection[dict[str, Any]] = database[names.COMPONENTS]
     found: dict[str, dict[str, Component[Any]]] = {kind: {} for kind in KINDS}
     refused: dict[str, str] = {}
     there = set()
     matching = {"service": service, "state": "applied"}
     large = {**matching, "$expr": {"$gt": [{"$bsonSize": "$$ROOT"}, LARGEST]}}
-    with database.client.start_session(snapshot=True) as session:
-        for document in _bounded(collection, matching, session):
-            known = f"{document.get('kind')}/{document.get('name')}"
-            if known in trust.revisions:
-                there.add(known)
-            try:
-                component = believed(document, service, trust)
-            except SignatureRefused as error:
-                if len(refused) < REFUSED_READ or known in trust.revisions:
-                    refused[_shown(document)] = str(error)
-            else:
-                found[component.kind][component.name] = component
-        found["model"] = {name: _as_live(database, each, service, session) for name, each in found["model"].items()}
-        for document in collection.aggregate([{"$match": large}, *_NAMED], session=session):
-            refused[_shown(document)] = f"it is larger than {LARGEST:,} bytes; it is not read. Apply a smaller one"
+    for document in _bounded(collection, matching, session):
+        known = f"{document.get('kind')}/{document.get('name')}"
+        if known in trust.revisions:
+            there.add(known)
+        try:
+            component = believed(document, service, trust)
+        except SignatureRefused as error:
+            if len(refused) < REFUSED_READ or known in trust.revisions:
+                refused[_shown(document)] = str(error)
+        else:
+            found[component.kind][component.name] = component
+    found["model"] = {name: _as_live(database, each, service, session) for name, each in found["model"].items()}
+    for document in collection.aggregate([{"$match": large}, *_NAMED], session=session):
+        refused[_shown(document)] = f"it is larger than {LARGEST:,} bytes; it is not read. Apply a smaller one"
     for each in (*found["listener"].values(), *found["trainer"].values(), *found["validation"].values()):
         for needed in ("model", "table"):
             name = getattr(each.declaration, needed, None)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -22,7 +21,7 @@ from typing import Any, Final
 from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 from pymongo.database import Database
-from pymongo.errors import CollectionInvalid, OperationFailure
+from pymongo.errors import OperationFailure
 
 from components.declarations import (
     Declaration,
@@ -38,6 +37,7 @@ from components.extended_json import decoded
 from components.secrets import sealed
 from components.signing_key import SigningKey
 from daemon.store import names
+from daemon.store.connection import create_collection
 from daemon.store.documents import read, read_one
 from daemon.store.registry.components import Catalog, Component, canonical, catalog, signature
 from daemon.store.registry.declarations import Declarations, taken
@@ -341,8 +341,7 @@ class Registry:
         """Creates the tables that do not exist yet, so that a dropped table can be distinguished from a new one."""
         requests.prepare(self._database)
         for table in set(tables) - set(self._database.list_collection_names()):
-            with suppress(CollectionInvalid):  # a client was quicker
-                self._database.create_collection(table)
+            create_collection(self._database, table)
 
 
 def served(known: Catalog) -> list[str]:
