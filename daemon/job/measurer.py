@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from components.declarations import ModelDeclaration
 from components.errors import PredictdError, Stopped, TrainingError
-from components.examples import Examples
+from components.examples import Examples, paired
 from components.loop_trainer import LoopTrainer
 from components.model import Model
+from components.outputs import storable
 from daemon.job.context import Context
 from daemon.job.evaluation import Evaluation, Measured
 from daemon.job.judges import LOSS
-from daemon.job.served import difference
+from daemon.rehearsal.likeness import alike
 from daemon.store.mongo_retry import Stopping
 from daemon.store.registry.components import Component
 from daemon.store.registry.model_loader import Loaded
@@ -107,3 +109,35 @@ class Measurer:
     def version(self, number: int) -> Loaded:
         """The model with the weights of a version."""
         return self.context.patience("model", lambda: self.context.loader.version(self.component, number))
+
+
+ROWS: Final = 16
+
+
+def difference(trained: Model, fresh: Model, trainer: Any, rows: Examples) -> str | None:
+    """How the outputs of the two models differ on some rows of the training, in words; None if they do not."""
+    if not isinstance(trainer, LoopTrainer):
+        from components.torch import fresh_load
+        from components.torch.model import TorchModel
+
+        assert isinstance(trained, TorchModel)
+        assert isinstance(fresh, TorchModel)
+        return fresh_load.difference(trained, fresh, trainer, rows)
+    one, other = (_outputs(model, trainer, rows) for model in (trained, fresh))
+    if len(one) == len(other) and all(map(alike, one, other)):
+        return None
+    return "its outputs on rows of the training are others after what it has learned is loaded"
+
+
+def _outputs(model: Model, trainer: LoopTrainer, rows: Examples) -> list[Any]:
+    """The outputs of a model; none if the rows of an own loop are no inputs of the model."""
+    from components.torch import randomness
+
+    assert trainer.key is not None
+    fetched = [paired(row) for row in rows.fetch(range(min(ROWS, len(rows)))) if row is not None]
+    given = [trainer.key.inputs.arguments(deepcopy(row[:-1])) for row in fetched]
+    with randomness.seeded(randomness.derived(trainer.seed, "validation"), devices=True):
+        try:
+            return [storable(output) for output in model.predict_batches(given)]
+        except Exception:  # noqa: BLE001 - user code may raise anything; the validations judge it
+            return []

@@ -235,7 +235,7 @@ class Training:
         return Pins(self._identity, self._live.version.number, train_ids, valid_ids, datasets, found.at, chances)
 
     def _chances(self, ids: Sequence[Any], values: Sequence[Any]) -> list[float]:
-        from components.torch.sampling import chances
+        from components.torch.order import chances
 
         classes, field = self._declaration.balanced_by is not None, str(self._declaration.drawn_by)
         return chances(values, classes=classes, field=field, name=lambda place: repr(ids[place])[:NAME_SHOWN])
@@ -249,7 +249,6 @@ class Training:
         return loaded.model, loaded.version
 
     def _take_report(self, progress: Mapping[str, Any]) -> None:
-        """Takes a report of the loop."""
         voice = self._context.voice
         if "message" in progress:
             voice.say(str(progress["message"]))

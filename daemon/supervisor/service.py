@@ -304,7 +304,6 @@ class Supervisor:
     # what is shown
 
     def state(self) -> ServiceState:
-        """The service at this moment."""
         leadership = self._leadership
         role = leadership.role
         if self._stopping:
