@@ -20,6 +20,7 @@ from components.errors import DeclarationError, WeightsError
 from components.key import Arguments
 from components.model import Model, bundled, check_callable
 from components.torch import batches, devices, moved, randomness, weights
+from components.torch.gradients import Gradients, wanted
 
 __all__ = ["TorchModule"]
 
@@ -75,7 +76,7 @@ class TorchModule(Model):
         self._device: torch.device | None = None
         self._in_training = False
         self._frozen: frozenset[torch.nn.Module] = frozenset()  # the parts that a training step leaves as they are
-        self._needs_gradients = False
+        self._forward_gradients, self._postprocess_gradients = Gradients(), Gradients()
         self._preprocess_needs_gradients = False
         self._contract: batches.Contract | None = None
         self._trials = 0
@@ -115,7 +116,7 @@ class TorchModule(Model):
     def predicting(self) -> AbstractContextManager[object]:
         """Return torch's inference mode, in which tensors cost less to make."""
         # A forward that computes a gradient cannot do so with tensors that were made in inference mode.
-        gradients = self._preprocess_needs_gradients or self._needs_gradients
+        gradients = self._preprocess_needs_gradients or self._forward_gradients.needed
         return nullcontext() if gradients else torch.inference_mode()
 
     def _called(self, preprocess: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -170,36 +171,38 @@ class TorchModule(Model):
             return self._forwarded(batch)
 
     def _forwarded(self, batch: Any) -> Any:
-        def run() -> Any:
+        def run(batch: Any) -> Any:
             output = batches.call(getattr(self.object, self.forward_method), batches.moved(batch, self.inward))
-            output = awaited(output)
-            return batches.moved(output, self._outward)
+            return batches.moved(awaited(output), self._outward)
 
-        return self.quietly(run)
+        return self.quietly(run, batch)
 
-    def quietly(self, run: Callable[[], T]) -> T:
-        """Return `run()`, computed without gradients; with them if the module itself computes one in its forward."""
-        if not self._needs_gradients:
-            # Inference mode is per thread, so each call enters it. A training must not use it: a tensor that a module
-            # caches in its forward pass (a table of positions) could not take part in a gradient later.
-            with torch.no_grad() if self._in_training else torch.inference_mode():
-                try:
-                    return run()
-                except Exception as error:
-                    if not _wants_gradient(error):
-                        raise
-            self._needs_gradients = True
-        with torch.inference_mode(mode=False), torch.enable_grad():
-            return run()
+    def quietly(self, run: Callable[[Any], T], batch: Any) -> T:
+        """Return `run(batch)`, computed without gradients; with them if the module itself computes one in its
+        forward.
+        """
+        # Inference mode is per thread, so each call enters it. A training must not use it: a tensor that a module
+        # caches in its forward pass (a table of positions) could not take part in a gradient later.
+        quiet = torch.no_grad if self._in_training else torch.inference_mode
+        # A compiled module would be compiled once more to be watched.
+        return self._forward_gradients.run(run, batch, quiet, watch=not hasattr(self.object, "_orig_mod"))
 
     def postprocessed(self, output: Any) -> Any:
         """Return one output after `postprocess`; inference mode lets it change the tensor in place."""
         if self.postprocess is None:
             return output
-        if torch.is_inference_mode_enabled():  # to ask costs less than to enter it
-            return awaited(self.postprocess(output))
-        with torch.inference_mode():
-            return awaited(self.postprocess(output))
+        if self._postprocess_gradients.unneeded and torch.is_inference_mode_enabled():  # costs least, for every row
+            try:
+                return awaited(self.postprocess(output))
+            except RuntimeError as error:
+                if not wanted(error):
+                    raise
+                self._postprocess_gradients.needed = True
+        return self._postprocess_gradients.run(self._postprocess, output, torch.inference_mode)
+
+    def _postprocess(self, output: Any) -> Any:
+        assert self.postprocess is not None
+        return awaited(self.postprocess(output))
 
     def state(self) -> dict[str, Any]:
         """Return a copy of all parameters and buffers, on the CPU; tied tensors stay tied."""
@@ -335,15 +338,3 @@ class TorchModule(Model):
     def _outward(self, tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor.detach().cpu()
         return tensor.float() if self.dtype is not None and tensor.is_floating_point() else tensor
-
-
-def _wants_gradient(error: BaseException | None) -> bool:
-    """Return whether an error, or a cause of it, says that a gradient was computed without gradient mode."""
-    while error is not None:
-        if isinstance(error, RuntimeError) and any(words in str(error) for words in _WITHOUT_GRADIENT):
-            return True
-        error = error.__cause__
-    return False
-
-
-_WITHOUT_GRADIENT = ("does not require grad", "Inference tensors", "inference tensor", "inference mode")
