@@ -29,7 +29,6 @@ from components.declarations import (
 )
 from components.errors import DeclarationError
 from components.fitting import Fit
-from components.known_classes import refuse_unknown
 from components.listener import Listener
 from components.loop_trainer import LoopTrainer
 from components.metric import Metric
@@ -153,11 +152,7 @@ def _model(model: Model, codes: _Codes) -> ModelDeclaration:
     declared["forward_method"] = given.forward_method
     if of_torch:
         dtype = None if given.dtype is None else str(given.dtype).removeprefix("torch.")
-        declared |= {
-            "device": _device(given.preferred_devices),
-            "dtype": dtype,
-            "pretrained": given.pretrained,
-        }
+        declared |= {"device": _device(given.preferred_devices), "dtype": dtype, "pretrained": given.pretrained}
     else:
         declared["batched"] = given.batched
     return made(ModelDeclaration, at, declared)
@@ -184,12 +179,7 @@ def _trainer(trainer: Any, codes: _Codes, model: str) -> TrainerDeclaration:
             raise DeclarationError(
                 f"{at}.{name}: is missing; the daemon needs it to know which rows the model learns from"
             )
-    declared = {
-        "model": model,
-        "identifier": trainer.identifier,
-        **_rows(trainer.select),
-        "key": trainer.key.spec,
-    }
+    declared = {"model": model, "identifier": trainer.identifier, **_rows(trainer.select), "key": trainer.key.spec}
     if isinstance(trainer, LoopTrainer):
         by_method = type(trainer.loop) is Fit
         return made(
@@ -268,3 +258,21 @@ def _validation(validation: Validation, codes: _Codes, model: str | None) -> Val
         "when": validation.when,
     }
     return made(ValidationDeclaration, at, declared)
+
+
+def refuse_unknown(at: str, component: object, known: type, instead: str) -> None:
+    """Raise DeclarationError if `component` is of a subclass of `known`, or has a method that was assigned to it.
+
+    at: the path of the component, for the message. instead: what the user can declare.
+    """
+    own = type(component)
+    if own is not known:
+        named = [name for name in vars(own) if not name.startswith("__")]
+        loses = f"; its own {', '.join(named)} would not run" if named else ""
+        raise DeclarationError(f"{at}: the daemon does not know the class {own.__name__}{loses}; {instead}")
+    assigned = [name for name in getattr(component, "__dict__", {}) if callable(getattr(known, name, None))]
+    if assigned:
+        raise DeclarationError(
+            f"{at}: the daemon does not know the {', '.join(assigned)} that was assigned to this {known.__name__}; "
+            f"{instead}"
+        )

@@ -69,8 +69,7 @@ class TableDeclaration(Declaration):
     """A MongoDB collection, with the fields that models read."""
 
     fields: dict[Annotated[str, AfterValidator(_field)], Annotated[str, AfterValidator(_datatype)]] = Field(
-        description="a section of field names with their datatypes",
-        examples=[{"img": "pil_image", "class": "int"}],
+        description="a section of field names with their datatypes", examples=[{"img": "pil_image", "class": "int"}]
     )
 
 
@@ -193,10 +192,7 @@ class ListenerDeclaration(Declaration):
         default=0.0, ge=0, description="a number of rows a second, 0 for as many as the machine takes", examples=[500]
     )
     output: Annotated[str, AfterValidator(_datatype)] | None = Field(
-        default=None,
-        exclude_if=absent,
-        description="the datatype of its outputs",
-        examples=["array[float32,384]"],
+        default=None, exclude_if=absent, description="the datatype of its outputs", examples=["array[float32,384]"]
     )
     retry: RetryDeclaration | None = Field(
         default=None,

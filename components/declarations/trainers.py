@@ -75,17 +75,11 @@ class LoopArguments(Declaration):
         default="always", description='"better", "always" or "manual"', examples=["always"]
     )
     promote_metric: str | None = Field(
-        default=None,
-        min_length=1,
-        description='"dataset/metric" of a validation of this model',
-        examples=["valid/acc"],
+        default=None, min_length=1, description='"dataset/metric" of a validation of this model', examples=["valid/acc"]
     )
     promote_margin: float = Field(default=0.0, ge=0, description="a number, at least 0", examples=[0.005])
     promote_fall: Literal["any"] | float = Field(
-        default=USUAL_FALL,
-        exclude_if=_usual,
-        description='a number, at least 0, or "any"',
-        examples=[0.05],
+        default=USUAL_FALL, exclude_if=_usual, description='a number, at least 0, or "any"', examples=[0.05]
     )
     keep: int = Field(default=5, ge=1, le=MOST, description="a whole number of versions, at least 1", examples=[5])
     when: Occasions = Field(default_factory=list, description=WHEN, examples=[[{"every": "6h"}]])
@@ -163,12 +157,7 @@ class TrainerArguments(LoopArguments):
         examples=[["backbone.*"]],
     )
     accumulate: int = Field(
-        default=1,
-        ge=1,
-        le=MOST,
-        exclude_if=_once,
-        description="a whole number of batches, at least 1",
-        examples=[4],
+        default=1, ge=1, le=MOST, exclude_if=_once, description="a whole number of batches, at least 1", examples=[4]
     )
     mixed_precision: Literal["float16", "bfloat16"] | None = Field(
         default=None, exclude_if=absent, description='"float16" or "bfloat16"', examples=["bfloat16"]
@@ -228,19 +217,14 @@ class TrainerSection(TrainerArguments, Keyed):
     )
     transform: Code | None = Field(default=None, description=PATH, examples=["examples.mnist:transform"])
     loader: dict[str, Any] = Field(
-        default_factory=dict,
-        description="a section of arguments of torch's DataLoader",
-        examples=[{"batch_size": 64}],
+        default_factory=dict, description="a section of arguments of torch's DataLoader", examples=[{"batch_size": 64}]
     )
     optimizer: Code | None = Field(default=None, description=PATH, examples=["torch.optim:AdamW"])
     optimizer_arguments: dict[str, Any] = Field(
         default_factory=dict, description="a section of the optimizer's arguments", examples=[{"lr": 0.001}]
     )
     scheduler: Code | None = Field(
-        default=None,
-        exclude_if=absent,
-        description=PATH,
-        examples=["torch.optim.lr_scheduler:CosineAnnealingLR"],
+        default=None, exclude_if=absent, description=PATH, examples=["torch.optim.lr_scheduler:CosineAnnealingLR"]
     )
     scheduler_arguments: dict[str, Any] = Field(
         default_factory=dict,

@@ -26,8 +26,7 @@ from components.table import Table
 from components.validation import Validation
 from daemon.api.component_loader import ComponentLoader
 from daemon.api.connection import Connection
-from daemon.api.filter_check import refuse_filters
-from daemon.api.key_check import refuse_keys
+from daemon.api.declaration_checks import refuse_filters, refuse_keys
 from daemon.api.rehearsal import rehearse
 from daemon.api.waiter import say, wait_for_job, wait_for_listener, wait_for_swap
 from daemon.plan.judge import judged_part

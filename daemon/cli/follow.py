@@ -42,13 +42,11 @@ def unserved(here: Place) -> str:
 def wait_for_job(here: Place, identifier: str) -> Job:
     """The job, once it is done, with a progress bar on a terminal. Raises JobFailed, with its reason."""
     from daemon.api import waiter as waiting  # the API is imported only if needed
-    from daemon.api.connection import Connection
 
     if not here.served:
         hint(unserved(here))
     try:
-        connection = Connection(here.client, here.database, here.service, here.service, here.config.mongo.uri)
-        return waiting.wait_for_job(connection, identifier, more="`predictd jobs logs {job}`")
+        return waiting.wait_for_job(here, identifier, more="`predictd jobs logs {job}`")
     except KeyboardInterrupt:
         name = screens.job_id(identifier)
         hint(f"{name} goes on; `predictd jobs show {name}` tells how it is, `predictd jobs cancel {name}` ends it")

@@ -239,11 +239,7 @@ class GuardConfig(Declaration):
     """[guard]: which changes of declarations wait for a person."""
 
     unset_share: float = Field(
-        default=0.1,
-        ge=0.0,
-        le=1.0,
-        description="a share of a listener's outputs, from 0 to 1",
-        examples=[0.1],
+        default=0.1, ge=0.0, le=1.0, description="a share of a listener's outputs, from 0 to 1", examples=[0.1]
     )
 
 
@@ -295,11 +291,6 @@ class Config(Declaration):
         for name, listener in self.listeners.items():
             workers[listener.worker] = (*workers.get(listener.worker, ()), name)
         return workers
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of all declarations: two files with the same declarations have the same fingerprint."""
-        return _digest(sorted(self.fingerprints.items()))
 
     @property
     def fingerprints(self) -> dict[str, str]:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ class Training:
         self, out: Console, daemon: Daemon, database: Database[dict[str, Any]], table: str, listener: str
     ) -> None:
         self._out = out
+        self._say = partial(say, out)
         self._daemon = daemon
         self._database = database
         self._rows: Collection[dict[str, Any]] = database[table]
@@ -107,9 +109,8 @@ class Training:
 
             result = self._daemon.until("the validation to end", done, VALIDATION_SECONDS).result or {}
         found = ", ".join(f"{name} {value:.3f}" for name, value in result["metrics"].items())
-        say(
-            self._out,
-            f"validated version {result['version']}, as a client may ask at any time: {found} ({result['rows']} rows)",
+        self._say(
+            f"validated version {result['version']}, as a client may ask at any time: {found} ({result['rows']} rows)"
         )
 
     def set_off(self, document: Mapping[str, Any]) -> str:
@@ -121,10 +122,9 @@ class Training:
         self._rows.insert_one(dict(document))
         found = self._daemon.until("a training to begin by itself", self._trainings, WAIT_SECONDS, pause=0.02)
         seconds = time.perf_counter() - began
-        say(
-            self._out,
+        self._say(
             f"inserted one more row, number {count:,}: {seconds:.1f} s later a training was queued by the daemon "
-            f"itself (when = [{{ rows = {count} }}])",
+            f"itself (when = [{{ rows = {count} }}])"
         )
         return found[0]
 
@@ -136,21 +136,14 @@ class Training:
             )
         data, [metric, *_] = version.data, list(version.metric_values)
         trace = ", ".join(f"{value:.3g}" for value in version.metric_values[metric])
-        say(
-            self._out,
+        self._say(
             f"trained: {data['steps']} steps in {data['seconds']:.1f} s on {data['rows']:,} rows, at low priority "
-            f"on {_counted(data['threads'], 'thread')}; {metric} on the way: {trace}",
+            f"on {_counted(data['threads'], 'thread')}; {metric} on the way: {trace}"
         )
-        say(
-            self._out,
-            f"version {version.number} is live, from step {data['best_step']}: {escaped(version.reason or '')}",
-        )
+        self._say(f"version {version.number} is live, from step {data['best_step']}: {escaped(version.reason or '')}")
         count, seconds = self._resync(version)
         rate = f"{count / seconds:,.0f} rows/s"
-        say(
-            self._out,
-            f"every output has followed: {count:,} rows, {seconds:.1f} s after the version went live ({rate})",
-        )
+        self._say(f"every output has followed: {count:,} rows, {seconds:.1f} s after the version went live ({rate})")
         self._done(identifier)
         self.figures["training"] = f"{data['seconds']:.1f} s ({data['steps']} steps on {data['rows']:,} rows)"
         self.figures["resync"] = f"{rate} ({count:,} rows, from going live to the last output)"

@@ -1,6 +1,7 @@
 """The sources of events, which mark rows as dirty.
 
 change_stream.py  the keys of changed rows, and how far the stream is
+subscription.py   what the server is asked for
 event_cursor.py   the cursor of a change stream
 pulse.py          when the server last answered, and how far behind the stream is
 intake.py         reads the stream and hands the keys to each listener's queue

@@ -83,7 +83,7 @@ def _judged(
         if change.kind != "setting" and change.name in after.of(change.kind):
             registry.refuse_filters(change.kind, change.name, after.of(change.kind)[change.name])
     found = [effect for change in changed for effect in effects(change, before, after)]
-    facts = count(database, registry.service, before, after, found)
+    facts = count(database, registry.service, registry.trust, before, after, found)
     return planned(changed, before, after, facts, share=share, rates=rates)
 
 

@@ -23,7 +23,7 @@ from components.errors import DeclarationError, PredictdError, Problem
 from components.import_folder import ImportFolder
 from components.import_paths import ImportPolicy
 from daemon.engine.child import Channel, leave_with_parent
-from daemon.engine.politeness import be_polite
+from daemon.engine.threads import be_polite
 from daemon.health.rehearsal_report import RehearsalReport
 from daemon.logs.setup import configure
 from daemon.logs.text import described, readable

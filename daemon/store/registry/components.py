@@ -139,7 +139,6 @@ class Catalog:
     """As "version/MODEL", why what the database calls live is not believed; only the leader looks."""
 
     def of(self, kind: str) -> Mapping[str, Component[Any]]:
-        """The components of a kind."""
         found: Mapping[str, Component[Any]] = getattr(self, f"{kind}s")
         return found
 
