@@ -142,7 +142,8 @@ class Training:
         count, seconds = self._resync(version)
         rate = f"{count / seconds:,.0f} rows/s"
         self._say(f"every output has followed: {count:,} rows, {seconds:.1f} s after the version went live ({rate})")
-        self._done(identifier)
+        # It has little left to do.
+        self._daemon.until("the training to end", lambda: self._job(identifier).state == "done", WAIT_SECONDS)
         self.figures["training"] = f"{data['seconds']:.1f} s ({data['steps']} steps on {data['rows']:,} rows)"
         self.figures["resync"] = f"{rate} ({count:,} rows, from going live to the last output)"
 
@@ -196,10 +197,6 @@ class Training:
             now: datetime = self._database.command("hello")["localTime"]
         assert version.promoted_at is not None
         return total, (now - version.promoted_at).total_seconds()
-
-    def _done(self, identifier: str) -> None:
-        """Waits for the end of the job, which has little left to do."""
-        self._daemon.until("the training to end", lambda: self._job(identifier).state == "done", WAIT_SECONDS)
 
 
 def _doing(progress: JobProgress) -> str:
