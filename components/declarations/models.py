@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import AfterValidator, Field, PlainValidator, ValidationInfo, field_validator, model_validator
 
 from components.datatypes import datatype
-from components.declarations.schema import PATH, Code, Declaration, Duration, Filter, KeyShape, absent
+from components.declarations.schema import PATH, Code, Declaration, Duration, Filter, KeyShape, absent, usual
 from components.errors import DeclarationError
 from components.key import Key
 from components.names import check_field
@@ -50,11 +50,6 @@ def _datatype(spec: str) -> str:
     except DeclarationError as error:
         raise ValueError(str(error)) from error
     return spec
-
-
-def _no(value: bool) -> bool:
-    """Return whether the dump leaves out a flag that the first release did not have."""
-    return not value
 
 
 def _device(value: Any) -> Any:
@@ -124,7 +119,7 @@ class ModelDeclaration(Declaration):
     )
     pretrained: bool = Field(
         default=False,
-        exclude_if=_no,
+        exclude_if=usual(default=False),
         description="true or false: whether the weights that the object is built with count as trained",
         examples=[True],
     )

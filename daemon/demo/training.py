@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from pymongo.collection import Collection
-from pymongo.database import Database
 from rich.console import Console
 
 from daemon.api.plots import versions_figure
@@ -29,6 +28,7 @@ from daemon.health.job_report import JobProgress
 from daemon.logs.terminal import Bar, bar, say
 from daemon.logs.text import escaped
 from daemon.store import names
+from daemon.store.connection import Data
 from daemon.store.registry.versions import Version, Versions
 from daemon.store.service.jobs import Job, Jobs
 
@@ -56,9 +56,7 @@ class Right:
 class Training:
     """One training of the demo's model, from the row that sets it off to the last row's new output."""
 
-    def __init__(
-        self, out: Console, daemon: Daemon, database: Database[dict[str, Any]], table: str, listener: str
-    ) -> None:
+    def __init__(self, out: Console, daemon: Daemon, database: Data, table: str, listener: str) -> None:
         self._out = out
         self._say = partial(say, out)
         self._daemon = daemon
@@ -144,7 +142,8 @@ class Training:
         count, seconds = self._resync(version)
         rate = f"{count / seconds:,.0f} rows/s"
         self._say(f"every output has followed: {count:,} rows, {seconds:.1f} s after the version went live ({rate})")
-        self._done(identifier)
+        # It has little left to do.
+        self._daemon.until("the training to end", lambda: self._job(identifier).state == "done", WAIT_SECONDS)
         self.figures["training"] = f"{data['seconds']:.1f} s ({data['steps']} steps on {data['rows']:,} rows)"
         self.figures["resync"] = f"{rate} ({count:,} rows, from going live to the last output)"
 
@@ -198,10 +197,6 @@ class Training:
             now: datetime = self._database.command("hello")["localTime"]
         assert version.promoted_at is not None
         return total, (now - version.promoted_at).total_seconds()
-
-    def _done(self, identifier: str) -> None:
-        """Waits for the end of the job, which has little left to do."""
-        self._daemon.until("the training to end", lambda: self._job(identifier).state == "done", WAIT_SECONDS)
 
 
 def _doing(progress: JobProgress) -> str:

@@ -45,11 +45,7 @@ class Subscription:
         here = {"$in": list(self.tables)}
         changes = [
             {"operationType": {"$in": ["insert", "replace", "delete"]}, "ns.coll": here, **self._share()},
-            {
-                "operationType": "update",
-                "ns.coll": here,
-                **self._share(_touches_more_than_outputs(self.chained)),
-            },
+            {"operationType": "update", "ns.coll": here, **self._share(_touches_more_than_outputs(self.chained))},
             {"operationType": "insert", "ns.coll": names.REQUESTS, **self._asked()},
             # Without these, the stream would end without an event.
             {"operationType": {"$in": ["drop", "rename"]}, "$or": [{"ns.coll": here}, {"to.coll": here}]},
@@ -85,13 +81,7 @@ def _touches_more_than_outputs(chained: Sequence[str]) -> Mapping[str, Any]:
         "$concatArrays": [
             {"$map": {"input": updated, "as": "field", "in": "$$field.k"}},
             {"$ifNull": [f"{change}.removedFields", []]},
-            {
-                "$map": {
-                    "input": {"$ifNull": [f"{change}.truncatedArrays", []]},
-                    "as": "array",
-                    "in": "$$array.field",
-                }
-            },
+            {"$map": {"input": {"$ifNull": [f"{change}.truncatedArrays", []]}, "as": "array", "in": "$$array.field"}},
         ]
     }
     wanted: list[Mapping[str, Any]] = [{"$ne": [{"$arrayElemAt": [{"$split": ["$$path", "."]}, 0]}, "_outputs"]}]

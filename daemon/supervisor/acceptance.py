@@ -18,14 +18,7 @@ from typing import Any, NoReturn
 
 import structlog
 
-from components.errors import (
-    ConfigurationError,
-    DeclarationError,
-    LeaseLost,
-    MongoUnavailable,
-    PredictdError,
-    Problem,
-)
+from components.errors import ConfigurationError, DeclarationError, LeaseLost, MongoUnavailable, PredictdError, Problem
 from daemon import config as configuration
 from daemon.check import build
 from daemon.config import Config

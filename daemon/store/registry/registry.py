@@ -381,9 +381,7 @@ def _reads(listener: ListenerDeclaration, kind: str) -> tuple[str, ...]:
 
 
 def _identity(
-    declaration: Declaration,
-    tables: Mapping[str, TableDeclaration],
-    listeners: Mapping[str, ListenerDeclaration],
+    declaration: Declaration, tables: Mapping[str, TableDeclaration], listeners: Mapping[str, ListenerDeclaration]
 ) -> str:
     """A hash of those parts of a declaration that determine outputs. A model's device and threads are not among them,
     nor are a listener's limits.
