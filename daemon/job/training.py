@@ -35,7 +35,7 @@ from daemon.job.evaluation import Evaluation, Measured, chosen, of_model
 from daemon.job.judges import LOSS, Judges
 from daemon.job.pins import Pins
 from daemon.job.rehearsal import refusal
-from daemon.job.served import difference
+from daemon.job.served import Outputs, beginning
 from daemon.store.mongo_retry import Stopping
 from daemon.store.registry.components import object_signature, signature
 from daemon.store.registry.model_loader import Loaded
@@ -98,6 +98,7 @@ class Training:
             self._base = context.patience("model", lambda: context.loader.initial(self._component))
         self._trainer = self._trainer_of(self._base)
         self._validations = of_model(context, self._known, self._model)
+        self._beginning: Any = None
         self._objective: Mapping[str, Any] = {}
         """The parameters of the objective itself that the training has learned."""
         self._judging = Judges(
@@ -140,6 +141,7 @@ class Training:
             None if pins.valid is None else context.rows(declaration.table, declaration.key, pins.valid, self._known)
         )
         self._trainer = self._trainer_of(model)
+        self._beginning = beginning(model, self._trainer, rows)
         evaluation = Evaluation(context, self._validations, self._known, pins.datasets, model, Cached)
         apart = f", {len(pins.valid)} kept apart" if pins.valid is not None else ""
         voice.say(
@@ -173,6 +175,7 @@ class Training:
         voice.doing("measuring the new weights")
         self._objective = trained.objective
         measured, metrics = self._served(model, rows, evaluation, valid)
+        self._refuse_changed_globals(parent)
         compared = self._compare(evaluation, valid)
         voice.doing("storing the new version")
         data = self._data(pins, trained, time.monotonic() - started, evaluation.greater, compared)
@@ -288,6 +291,7 @@ class Training:
         is not stored with the weights.
         """
         _, kept = self._measured(model, evaluation, valid)
+        outputs = Outputs(model, self._trainer, rows)
         fresh = self._context.patience("model", lambda: self._context.loader.built(self._component))
         fresh.unpack(model.packed()[0] or b"")
         measured, metrics = self._measured(fresh, evaluation, valid)
@@ -297,7 +301,7 @@ class Training:
             if not math.isclose(value, kept[name], rel_tol=0.01, abs_tol=0.001)
             and not (math.isnan(value) and math.isnan(kept[name]))
         ]
-        found = apart[0] if apart else difference(model, fresh, self._trainer, rows)
+        found = apart[0] if apart else outputs.difference(fresh)
         if found is not None:
             raise TrainingError(
                 f"what was trained is not what would be served: {found}; the training changed something that is "
@@ -305,6 +309,22 @@ class Training:
                 "(self.register_buffer)"
             )
         return measured, metrics
+
+    def _refuse_changed_globals(self, parent: Version) -> None:
+        """Raises TrainingError if the weights that the training began with no longer give what they gave then."""
+        if self._beginning is None:
+            return
+        if parent.signature == self._component.signature:
+            begun = self._version(parent.number).model
+        else:
+            begun = self._context.patience("model", lambda: self._context.loader.initial(self._component))
+        found = self._beginning.difference(begun)
+        if found is not None:
+            raise TrainingError(
+                f"what was trained is not what would be served: of the weights that the training began with, {found}: "
+                "it changed a class or a global, which is not stored with the weights; register it as a buffer "
+                "(self.register_buffer)"
+            )
 
     def _measured(
         self, model: Model, evaluation: Evaluation, valid: Examples | None

@@ -74,7 +74,10 @@ class Acceptance:
         changed = [section for section, parts in built.items() if self.built.get(section) != parts]
         if changed and self._operation.active:  # what cannot be built must not replace what runs
             try:
-                problems = await in_thread(lambda: build(config, only=changed, without=self._without()))
+                seconds = config.limits.build_seconds
+                problems = await in_thread(
+                    lambda: build(config, seconds=seconds, only=changed, without=self._without())
+                )
             except OSError as error:
                 problems = [Problem(changed[0], f"the check of whether this can be built did not start: {error}")]
             if problems:
