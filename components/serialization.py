@@ -29,6 +29,7 @@ from components.declarations import (
 )
 from components.errors import DeclarationError
 from components.fitting import Fit
+from components.known_classes import refuse_unknown
 from components.listener import Listener
 from components.loop_trainer import LoopTrainer
 from components.metric import Metric
@@ -258,21 +259,3 @@ def _validation(validation: Validation, codes: _Codes, model: str | None) -> Val
         "when": validation.when,
     }
     return made(ValidationDeclaration, at, declared)
-
-
-def refuse_unknown(at: str, component: object, known: type, instead: str) -> None:
-    """Raise DeclarationError if `component` is of a subclass of `known`, or has a method that was assigned to it.
-
-    at: the path of the component, for the message. instead: what the user can declare.
-    """
-    own = type(component)
-    if own is not known:
-        named = [name for name in vars(own) if not name.startswith("__")]
-        loses = f"; its own {', '.join(named)} would not run" if named else ""
-        raise DeclarationError(f"{at}: the daemon does not know the class {own.__name__}{loses}; {instead}")
-    assigned = [name for name in getattr(component, "__dict__", {}) if callable(getattr(known, name, None))]
-    if assigned:
-        raise DeclarationError(
-            f"{at}: the daemon does not know the {', '.join(assigned)} that was assigned to this {known.__name__}; "
-            f"{instead}"
-        )

@@ -334,6 +334,10 @@ class TorchModule(Model):
             self.object.train(training)
             for module in self._frozen:
                 module.eval()
+            if not training:  # a `train` of the user's own may leave parts as they are
+                for module in self._modules:
+                    if module.training:
+                        module.training = False
 
     def _outward(self, tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor.detach().cpu()

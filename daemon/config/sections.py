@@ -202,7 +202,7 @@ class LogConfig(Declaration):
 
 
 class LimitsConfig(Declaration):
-    """[limits]: the memory of a worker's queue, the time for a batch, and the number of parallel jobs."""
+    """[limits]: the memory of a worker's queue, the time for a batch and a build, and the number of parallel jobs."""
 
     queue_rows: int = Field(
         default=100_000,
@@ -224,6 +224,13 @@ class LimitsConfig(Declaration):
         le=86_400.0,
         description="how many seconds a model may work on one batch, from 1 to 86400",
         examples=[20.0],
+    )
+    build_seconds: float = Field(
+        default=25.0,
+        ge=1.0,
+        le=86_400.0,
+        description="how many seconds a model may take to be built before it goes live, from 1 to 86400",
+        examples=[25.0],
     )
     worker_memory: int = Field(
         default=0,

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from components.declarations import ModelDeclaration
 from components.errors import PredictdError, Stopped, TrainingError
-from components.examples import Examples, paired
+from components.examples import Examples
 from components.loop_trainer import LoopTrainer
 from components.model import Model
-from components.outputs import storable
 from daemon.job.context import Context
 from daemon.job.evaluation import Evaluation, Measured
 from daemon.job.judges import LOSS
-from daemon.rehearsal.likeness import alike
+from daemon.job.served import Outputs, beginning
 from daemon.store.mongo_retry import Stopping
 from daemon.store.registry.components import Component
 from daemon.store.registry.model_loader import Loaded
+from daemon.store.registry.versions import Version
 
 __all__ = ["Compared", "Measurer"]
 
@@ -45,6 +44,11 @@ class Measurer:
     trainer_of: Callable[[Model], Any]
     trainer: Any
     objective: Mapping[str, Any] = field(default_factory=dict)
+    _beginning: Any = None
+
+    def begin(self, model: Model, rows: Examples) -> None:
+        """Notes what the model gives before it is trained."""
+        self._beginning = beginning(model, self.trainer, rows)
 
     def served(
         self, model: Model, rows: Examples, evaluation: Evaluation, valid: Examples | None
@@ -55,6 +59,7 @@ class Measurer:
         is not stored with the weights.
         """
         _, kept = self.measured(model, evaluation, valid)
+        outputs = Outputs(model, self.trainer, rows)
         fresh = self.context.patience("model", lambda: self.context.loader.built(self.component))
         fresh.unpack(model.packed()[0] or b"")
         measured, metrics = self.measured(fresh, evaluation, valid)
@@ -64,7 +69,7 @@ class Measurer:
             if not math.isclose(value, kept[name], rel_tol=0.01, abs_tol=0.001)
             and not (math.isnan(value) and math.isnan(kept[name]))
         ]
-        found = apart[0] if apart else difference(model, fresh, self.trainer, rows)
+        found = apart[0] if apart else outputs.difference(fresh)
         if found is not None:
             raise TrainingError(
                 f"what was trained is not what would be served: {found}; the training changed something that is "
@@ -72,6 +77,22 @@ class Measurer:
                 "(self.register_buffer)"
             )
         return measured, metrics
+
+    def refuse_changed_globals(self, parent: Version) -> None:
+        """Raises TrainingError if the weights that the training began with no longer give what they gave then."""
+        if self._beginning is None:
+            return
+        if parent.signature == self.component.signature:
+            begun = self.version(parent.number).model
+        else:
+            begun = self.context.patience("model", lambda: self.context.loader.initial(self.component))
+        found = self._beginning.difference(begun)
+        if found is not None:
+            raise TrainingError(
+                f"what was trained is not what would be served: of the weights that the training began with, {found}: "
+                "it changed a class or a global, which is not stored with the weights; register it as a buffer "
+                "(self.register_buffer)"
+            )
 
     def measured(
         self, model: Model, evaluation: Evaluation, valid: Examples | None
@@ -109,35 +130,3 @@ class Measurer:
     def version(self, number: int) -> Loaded:
         """The model with the weights of a version."""
         return self.context.patience("model", lambda: self.context.loader.version(self.component, number))
-
-
-ROWS: Final = 16
-
-
-def difference(trained: Model, fresh: Model, trainer: Any, rows: Examples) -> str | None:
-    """How the outputs of the two models differ on some rows of the training, in words; None if they do not."""
-    if not isinstance(trainer, LoopTrainer):
-        from components.torch import fresh_load
-        from components.torch.model import TorchModel
-
-        assert isinstance(trained, TorchModel)
-        assert isinstance(fresh, TorchModel)
-        return fresh_load.difference(trained, fresh, trainer, rows)
-    one, other = (_outputs(model, trainer, rows) for model in (trained, fresh))
-    if len(one) == len(other) and all(map(alike, one, other)):
-        return None
-    return "its outputs on rows of the training are others after what it has learned is loaded"
-
-
-def _outputs(model: Model, trainer: LoopTrainer, rows: Examples) -> list[Any]:
-    """The outputs of a model; none if the rows of an own loop are no inputs of the model."""
-    from components.torch import randomness
-
-    assert trainer.key is not None
-    fetched = [paired(row) for row in rows.fetch(range(min(ROWS, len(rows)))) if row is not None]
-    given = [trainer.key.inputs.arguments(deepcopy(row[:-1])) for row in fetched]
-    with randomness.seeded(randomness.derived(trainer.seed, "validation"), devices=True):
-        try:
-            return [storable(output) for output in model.predict_batches(given)]
-        except Exception:  # noqa: BLE001 - user code may raise anything; the validations judge it
-            return []

@@ -126,6 +126,7 @@ class Training:
             None if pins.valid is None else context.rows(declaration.table, declaration.key, pins.valid, self._known)
         )
         self._measurer.trainer = trainer = self._trainer_of(model)
+        self._measurer.begin(model, rows)
         evaluation = Evaluation(context, self._validations, self._known, pins.datasets, model, Cached)
         apart = f", {len(pins.valid)} kept apart" if pins.valid is not None else ""
         voice.say(
@@ -159,6 +160,7 @@ class Training:
         voice.doing("measuring the new weights")
         self._measurer.objective = trained.objective
         measured, metrics = self._measurer.served(model, rows, evaluation, valid)
+        self._measurer.refuse_changed_globals(parent)
         compared = self._measurer.live(evaluation, valid)
         voice.doing("storing the new version")
         data = self._data(pins, trained, time.monotonic() - started, evaluation.greater, compared)

@@ -40,7 +40,6 @@ from daemon.store.registry.rehearsals import Rehearsals
 from daemon.store.registry.trust import Trust
 
 MONGODB_SECONDS: Final = 30.0
-BUILD_SECONDS: Final = 120.0
 
 
 def main() -> None:
@@ -96,7 +95,7 @@ class Rehearsal:
 
     def _rehearse(self, candidate: Candidate, known: Catalog, database: Data) -> None:
         at, seconds = f"models.{candidate.model}", self._assignment.stage_seconds
-        self._doing(at, BUILD_SECONDS)
+        self._doing(at, self._assignment.build_seconds)
         try:
             model = self._patience("model", candidate.build)
             model.warm()

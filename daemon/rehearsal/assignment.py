@@ -12,9 +12,12 @@ __all__ = ["RehearsalAssignment"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RehearsalAssignment(Assignment[RehearsalReport]):
-    """What the process reads first. `rehearsal` is the request's id; a prediction may take `stage_seconds`."""
+    """What the process reads first. `rehearsal` is the request's id; to build a model may take `build_seconds`, a
+    prediction `stage_seconds`.
+    """
 
     rehearsal: str
+    build_seconds: float
     stage_seconds: float
     module: str = "daemon.rehearsal"
 

@@ -145,7 +145,8 @@ class Acceptance:
         return built
 
     def _unbuildable(self, config: Config, changed: Collection[str]) -> list[Problem]:
-        return build(config, only=changed, without=configuration.uri_variables(self._path, self._environ))
+        without = configuration.uri_variables(self._path, self._environ)
+        return build(config, seconds=config.limits.build_seconds, only=changed, without=without)
 
     async def _rehearse(self, config: Config, changed: Collection[str]) -> None:
         """Has what `config` changes predict a few rows. Raises ConfigurationError if that must not go live."""

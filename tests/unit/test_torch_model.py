@@ -141,6 +141,25 @@ def test_the_model_runs_in_evaluation_mode():
     assert output.tolist() == [3.0]
 
 
+def test_a_train_method_of_the_users_own_keeps_no_part_in_training():
+    """It may leave parts as they are; whoever predicts is in evaluation mode anyway."""
+
+    class Stubborn(torch.nn.Sequential):
+        def train(self, mode=True):
+            return self
+
+    class Norm(torch.nn.Sequential):
+        def train(self, mode=True):
+            super().train(mode)
+            self[0].train()
+            return self
+
+    for module in (Stubborn(torch.nn.Dropout(0.5)), Norm(torch.nn.BatchNorm1d(64), torch.nn.Dropout(0.5))):
+        model = TorchModel("m", module, preprocess=lambda x: torch.full((64,), x))
+        assert model.predict(1.0) == pytest.approx(torch.ones(64), abs=1e-3)
+        assert model.in_training_mode() is None
+
+
 def test_several_arguments_and_outputs():
     """A tuple is the model's arguments, a dict its named ones; outputs come back row by row in their structure."""
     model = affine(forward_method="both")

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from typing import Any, Final
+from uuid import uuid4
 
 from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
@@ -283,9 +284,12 @@ class Registry:
         self._declarations.forget_mark(listener)
 
     def resume(self, listener: str) -> None:
-        """Serves the listener again, from a scan on, because changes were skipped meanwhile. Raises NotApplied."""
-        self._declarations.forget_mark(listener)
-        self._listener(listener, {"$unset": {"paused": ""}})
+        """Serves a paused listener again, from a scan on, because changes were skipped meanwhile. Raises NotApplied."""
+        again = {}
+        if self._components.count_documents({"_id": self._declarations.id("listener", listener), "paused": True}):
+            self._declarations.forget_mark(listener)
+            again = {"$set": {"resumed": uuid4().hex}}
+        self._listener(listener, {"$unset": {"paused": ""}, **again})
 
     def _listener(self, name: str, update: Mapping[str, Any]) -> None:
         if not self._components.update_one(
