@@ -143,8 +143,24 @@ def _touches_more_than_outputs(chained: Sequence[str]) -> Mapping[str, Any]:
     Paths are compared part by part: `_outputs2.x` and `_outputsx` are other fields.
     """
     change = "$updateDescription"
+    wanted: list[Mapping[str, Any]] = [{"$ne": [{"$arrayElemAt": [{"$split": ["$$path", "."]}, 0]}, "_outputs"]}]
+    for path in chained:
+        wanted.append({"$eq": ["$$path", path]})
+        wanted.append({"$eq": [{"$indexOfBytes": ["$$path", f"{path}."]}, 0]})
+        wanted.append({"$eq": [{"$indexOfBytes": [path, {"$concat": ["$$path", "."]}]}, 0]})
+    # The daemon never removes, empties or replaces `_outputs` as a whole. A client did, and the outputs are due again.
+    whole = f"{change}.updatedFields._outputs"
+    taken_away = {"$in": ["_outputs", {"$ifNull": [f"{change}.removedFields", []]}]}
+    replaced = {"$or": [{"$not": [{"$in": [{"$type": whole}, ["missing", "object"]]}]}, {"$eq": [whole, {}]}]}
+    changed = {"$anyElementTrue": [{"$map": {"input": changed_paths(), "as": "path", "in": {"$or": wanted}}}]}
+    return {"$or": [taken_away, replaced, changed]}
+
+
+def changed_paths() -> Mapping[str, Any]:
+    """The expression for the paths that an update event has changed."""
+    change = "$updateDescription"
     updated = {"$objectToArray": {"$ifNull": [f"{change}.updatedFields", {}]}}
-    paths = {
+    return {
         "$concatArrays": [
             {"$map": {"input": updated, "as": "field", "in": "$$field.k"}},
             {"$ifNull": [f"{change}.removedFields", []]},
@@ -157,17 +173,6 @@ def _touches_more_than_outputs(chained: Sequence[str]) -> Mapping[str, Any]:
             },
         ]
     }
-    wanted: list[Mapping[str, Any]] = [{"$ne": [{"$arrayElemAt": [{"$split": ["$$path", "."]}, 0]}, "_outputs"]}]
-    for path in chained:
-        wanted.append({"$eq": ["$$path", path]})
-        wanted.append({"$eq": [{"$indexOfBytes": ["$$path", f"{path}."]}, 0]})
-        wanted.append({"$eq": [{"$indexOfBytes": [path, {"$concat": ["$$path", "."]}]}, 0]})
-    # The daemon never removes, empties or replaces `_outputs` as a whole. A client did, and the outputs are due again.
-    whole = f"{change}.updatedFields._outputs"
-    taken_away = {"$in": ["_outputs", {"$ifNull": [f"{change}.removedFields", []]}]}
-    replaced = {"$or": [{"$not": [{"$in": [{"$type": whole}, ["missing", "object"]]}]}, {"$eq": [whole, {}]}]}
-    changed = {"$anyElementTrue": [{"$map": {"input": paths, "as": "path", "in": {"$or": wanted}}}]}
-    return {"$or": [taken_away, replaced, changed]}
 
 
 # ---- what the generator yields ------------------------------------------------------------------------------------
