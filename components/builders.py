@@ -19,6 +19,7 @@ from components.code_source import importable
 from components.dataset import Dataset
 from components.declarations import (
     DatasetDeclaration,
+    IndexDeclaration,
     ListenerDeclaration,
     ModelDeclaration,
     TableDeclaration,
@@ -36,8 +37,9 @@ from components.query import Query
 from components.secrets import SECRET, expanded
 from components.table import Table
 from components.validation import Validation
+from components.vector_index import VectorIndex
 
-__all__ = ["AUTO", "build_listener", "build_model", "build_table", "build_trainer", "build_validation"]
+__all__ = ["AUTO", "build_index", "build_listener", "build_model", "build_table", "build_trainer", "build_validation"]
 
 Resolve = Callable[[Any], Any]
 AUTO: Final = ("cuda", "mps", "cpu")
@@ -52,6 +54,11 @@ def build_table(name: str, declaration: TableDeclaration) -> Table:
 def build_listener(name: str, declaration: ListenerDeclaration) -> Listener:
     """Return the listener of a declaration; raises DeclarationError."""
     return Listener(name, **{**dict(declaration), "where": decoded(declaration.where)})
+
+
+def build_index(name: str, declaration: IndexDeclaration) -> VectorIndex:
+    """Return the index of a declaration; raises DeclarationError."""
+    return VectorIndex(name, **dict(declaration))
 
 
 def build_model(name: str, declaration: ModelDeclaration, resolve: Resolve) -> Model:

@@ -16,7 +16,7 @@ from daemon.store import names
 from daemon.store.partition import WHOLE, Partition
 from daemon.store.registry.registry import signature
 
-__all__ = ["Subscription"]
+__all__ = ["Subscription", "changed_paths"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +76,6 @@ def _touches_more_than_outputs(chained: Sequence[str]) -> Mapping[str, Any]:
     Paths are compared part by part: `_outputs2.x` and `_outputsx` are other fields.
     """
     change = "$updateDescription"
-    updated = {"$objectToArray": {"$ifNull": [f"{change}.updatedFields", {}]}}
-    paths = {
-        "$concatArrays": [
-            {"$map": {"input": updated, "as": "field", "in": "$$field.k"}},
-            {"$ifNull": [f"{change}.removedFields", []]},
-            {"$map": {"input": {"$ifNull": [f"{change}.truncatedArrays", []]}, "as": "array", "in": "$$array.field"}},
-        ]
-    }
     wanted: list[Mapping[str, Any]] = [{"$ne": [{"$arrayElemAt": [{"$split": ["$$path", "."]}, 0]}, "_outputs"]}]
     for path in chained:
         wanted.append({"$eq": ["$$path", path]})
@@ -93,5 +85,18 @@ def _touches_more_than_outputs(chained: Sequence[str]) -> Mapping[str, Any]:
     whole = f"{change}.updatedFields._outputs"
     taken_away = {"$in": ["_outputs", {"$ifNull": [f"{change}.removedFields", []]}]}
     replaced = {"$or": [{"$not": [{"$in": [{"$type": whole}, ["missing", "object"]]}]}, {"$eq": [whole, {}]}]}
-    changed = {"$anyElementTrue": [{"$map": {"input": paths, "as": "path", "in": {"$or": wanted}}}]}
+    changed = {"$anyElementTrue": [{"$map": {"input": changed_paths(), "as": "path", "in": {"$or": wanted}}}]}
     return {"$or": [taken_away, replaced, changed]}
+
+
+def changed_paths() -> Mapping[str, Any]:
+    """The expression for the paths that an update event has changed."""
+    change = "$updateDescription"
+    updated = {"$objectToArray": {"$ifNull": [f"{change}.updatedFields", {}]}}
+    return {
+        "$concatArrays": [
+            {"$map": {"input": updated, "as": "field", "in": "$$field.k"}},
+            {"$ifNull": [f"{change}.removedFields", []]},
+            {"$map": {"input": {"$ifNull": [f"{change}.truncatedArrays", []]}, "as": "array", "in": "$$array.field"}},
+        ]
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from components.declarations import KINDS, Declaration
+from components.declarations import KINDS, Declaration, section
 from daemon.config import Config
 from daemon.config.sections import GuardConfig, TrainerConfig
 from daemon.health.readiness import WorkerState
@@ -53,10 +53,10 @@ def judged_part(database: Data, registry: Registry, parts: Iterable[tuple[str, s
     loses the one that it has.
     """
     before = applied(registry.read(), {})
-    kinds: dict[str, dict[str, Any]] = {f"{kind}s": dict(before.of(kind)) for kind in KINDS}
+    kinds: dict[str, dict[str, Any]] = {section(kind): dict(before.of(kind)) for kind in KINDS}
     given = {(kind, name): declaration for kind, name, declaration in parts}
     for (kind, name), declaration in given.items():
-        kinds[f"{kind}s"][name] = declaration
+        kinds[section(kind)][name] = declaration
         if kind == "model" and ("trainer", name) not in given:
             kinds["trainers"].pop(name, None)
     share = accepted_settings(database, registry.service, registry.trust).get("guard.unset_share")
@@ -87,18 +87,18 @@ def accepted(config: Config, known: Catalog, stored: Mapping[str, Any]) -> Confi
     the file's, the rest is `stored`. What the database holds and cannot be believed is taken from the file.
     """
     sections: dict[str, Any] = {}
-    for section in SETTINGS:
-        keys = {key.partition(".")[2]: value for key, value in stored.items() if key.startswith(f"{section}.")}
-        own = getattr(config, section)
+    for part in SETTINGS:
+        keys = {key.partition(".")[2]: value for key, value in stored.items() if key.startswith(f"{part}.")}
+        own = getattr(config, part)
         fitting = {key: value for key, value in keys.items() if key in type(own).model_fields}
-        sections[section] = own.model_copy(update=fitting)
+        sections[part] = own.model_copy(update=fitting)
     for kind in KINDS:
-        of_file = getattr(config, f"{kind}s")
+        of_file = getattr(config, section(kind))
         refused = {name: each for name, each in of_file.items() if f"{kind}/{name}" in known.refused}
         held = {name: each.declaration for name, each in known.of(kind).items() if each.source == "config"}
         if kind == "trainer":
             held = {name: _section(each) for name, each in held.items()}
-        sections[f"{kind}s"] = refused | held
+        sections[section(kind)] = refused | held
     return config.model_copy(update=sections)
 
 

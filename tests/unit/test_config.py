@@ -412,6 +412,7 @@ def test_the_repository_s_own_file_loads() -> None:
         },
         "trainers": config.declarations()["trainers"],
         "validations": config.declarations()["validations"],
+        "indexes": {},
     }
     assert config.service.import_root == ROOT
 

@@ -18,10 +18,10 @@ from typing import Any, Final
 import structlog
 from pymongo.database import Database
 
+from components.declarations import KINDS
 from components.errors import ConfigurationError, SignatureRefused
 from components.signing_key import SigningKey
 from daemon.store.registry.components import Catalog
-from daemon.store.registry.registry import KINDS
 from daemon.store.registry.trust import Pins, Trust
 from daemon.store.registry.versions import Versions
 
