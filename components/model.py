@@ -315,9 +315,16 @@ def checked(outputs: Any, n: int) -> list[Any]:
         raise OutputShapeError(
             f"the model returned {type(outputs).__name__} for a batch of {n} rows; expected a sequence of {n}"
         )
+    if hasattr(outputs, "columns") and hasattr(outputs, "to_dict"):  # a DataFrame: its items are its columns
+        outputs = outputs.to_dict("records")
     if len(outputs) != n:
         raise OutputShapeError(f"the model returned {len(outputs)} outputs for {n} rows")
-    return list(outputs)
+    rows = list(outputs)
+    if len(rows) != n:
+        raise OutputShapeError(
+            f"the model returned {type(outputs).__name__} with {len(rows)} items for {n} rows; expected one for each"
+        )
+    return rows
 
 
 def _length(value: Any) -> int | None:

@@ -115,7 +115,7 @@ class TorchTrainer:
         self._given = {
             "identifier": identifier,
             "objective": objective,
-            "select": select,
+            "select": self.select,
             "key": key,
             "transform": transform,
             "loader_kwargs": loader_kwargs,

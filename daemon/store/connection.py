@@ -24,9 +24,7 @@ from pymongo import timeout as time_limit
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
 from pymongo.driver_info import DriverInfo
-from pymongo.errors import (
-    ConfigurationError as DriverConfigurationError,
-)
+from pymongo.errors import ConfigurationError as DriverConfigurationError
 from pymongo.errors import OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.uri_parser import split_options

@@ -73,7 +73,7 @@ def _settings(config: Config) -> str:
 
 
 def _identity(component: Component[Any]) -> list[Any]:
-    return [component.name, component.source, component.revision, component.signature]
+    return [component.name, component.source, component.revision, component.signature, component.resumed]
 
 
 def built_from(config: Config) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from daemon.handlers.predict.model_threads import ModelThreads, OneThread
 from daemon.handlers.predict.stages import Live
 from daemon.health.measures import WorkerMeasures
 from daemon.health.worker_report import StreamReport, WorkerPhase, WorkerReport
-from daemon.listeners.change_stream import Subscription
 from daemon.listeners.intake import PositionSaver, StreamIntake
+from daemon.listeners.subscription import Subscription
 from daemon.logs.setup import configure
 from daemon.logs.text import brief, readable
 from daemon.store.connection import make_client, open_database

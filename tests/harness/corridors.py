@@ -73,7 +73,7 @@ class SteppedWorker:
         self.outputs = outputs(database[TABLE], LISTENER, ("x",), WHERE)
         self.letters = DeadLetters(database, SERVICE, LISTENER, TABLE)
         self.letters.load()
-        self.dirty = DirtyKeys(1000)
+        self.dirty = DirtyKeys(1000, overlap=True)
         measures = WorkerMeasures()
         self.measures = Measures(measures, LISTENER)
         self.corridor = Corridor(

@@ -251,15 +251,10 @@ def test_two_processes_share_the_rows_of_a_chain_and_of_two_tables(place: Workpl
     for oracle in oracles:
         oracle.settle()
     assert team.stop() == 0
-    shares = {name: [member.rows(name)["predicted"] for member in team.members] for name in (LISTENER, "C", "O")}
-    for name, share in shares.items():
-        assert sum(share) >= 300, name
-        assert min(share) > 50, name
-        # A row of C may be in two batches at once: of its insert, if L was quick, and of its update by L.
-        most = shares[LISTENER] if name != "C" else [2 * rows for rows in shares[LISTENER]]
-        assert all(rows <= 1.1 * limit for rows, limit in zip(share, most, strict=True)), (name, shares)
-    assert sum(shares[LISTENER]) < 330
-    assert sum(shares["O"]) < 330
+    for name in (LISTENER, "C", "O"):
+        predicted = [member.rows(name)["predicted"] for member in team.members]
+        assert 300 <= sum(predicted) < 400, name  # a row of C is in one batch at a time, of its insert or of its update
+        assert min(predicted) > 50, name
 
 
 def chain() -> dict[str, Any]:

@@ -17,6 +17,7 @@ from daemon.handlers.predict.batch_cap import BatchCap
 from daemon.handlers.predict.dirty_keys import (
     LIVE_SECONDS,
     SCAN_SHARE,
+    Batch,
     DirtyKey,
     DirtyKeys,
     Progress,
@@ -28,6 +29,7 @@ from daemon.handlers.predict.dirty_keys import (
 def taken(dirty: DirtyKeys, cap: int = 100) -> list[Any]:
     batch = dirty.take(cap)
     assert batch is not None
+    dirty.landed(batch)
     return [key.key for key in batch.keys]
 
 
@@ -224,6 +226,53 @@ def test_a_key_that_is_put_back_never_waits_in_both_lanes(first: Any, meanwhile:
     assert progress.position() == "end"
 
 
+@pytest.mark.parametrize("lane", ["live", "scan"])
+def test_a_row_is_never_in_two_batches_at_once(lane: Any) -> None:
+    """A key that is named while a batch holds it waits, counted, until that batch is written; others do not."""
+    dirty, progress = DirtyKeys(2), Progress[str]()
+    dirty.put("row", lane, [progress.begin()])
+    first = dirty.take(10)
+    assert first is not None
+    for _ in range(3):
+        assert dirty.put("row", lane, [progress.begin()], Timestamp(9, 1))
+    assert dirty.put("other", lane, [progress.begin()])
+    progress.close("end")
+    assert dirty.depth()[lane] == 2
+    second = dirty.take(10)
+    assert second is not None
+    assert [key.key for key in second.keys] == ["other"]
+    first.keys[0].finish()
+    dirty.landed(second)
+    second.keys[0].finish()
+    assert dirty.depth()[lane] == 1
+    assert progress.position() is None
+    dirty.landed(first)
+    dirty.landed(first)
+    again = dirty.take(10)
+    assert again is not None
+    assert [(key.key, key.lane, key.newest) for key in again.keys] == [("row", lane, Timestamp(9, 1))]
+    dirty.landed(first)
+    dirty.put("row", lane, [])
+    dirty.wake()
+    assert dirty.take(10) == Batch(())
+    again.keys[0].finish()
+    assert progress.position() == "end"
+
+
+def test_an_event_makes_a_key_live_that_a_scan_named_while_a_batch_held_it() -> None:
+    """It goes before the rows of the scan once the batch is written."""
+    dirty = DirtyKeys(10)
+    dirty.put("row", "live", [])
+    first = dirty.take(1)
+    assert first is not None
+    for lane in ("scan", "live"):
+        dirty.put("row", lane, [])
+    dirty.put("of the scan", "scan", [])
+    assert dirty.depth() == {"live": 1, "scan": 1}
+    dirty.landed(first)
+    assert taken(dirty, 1) == ["row"]
+
+
 def test_taking_waits_until_a_key_is_there() -> None:
     """No timer and no polling: a put wakes whoever waits."""
     dirty = DirtyKeys(100)
@@ -358,7 +407,7 @@ def test_the_position_is_always_the_end_of_the_contiguous_finished_prefix(data: 
         elif step == "close":
             progress.close(len(unfinished) - 1)
             unfinished.append(0)
-        elif step == "take" and waiting:
+        elif step == "take" and waiting.keys() - {key.key for key, _ in flying}:
             batch = dirty.take(data.draw(st.integers(1, 3)))
             assert batch is not None
             flying += [(key, waiting.pop(key.key)) for key in batch.keys]
@@ -369,6 +418,7 @@ def test_the_position_is_always_the_end_of_the_contiguous_finished_prefix(data: 
                 waiting.setdefault(one.key, []).extend(stretches)
             else:
                 one.finish()
+                dirty.landed(Batch((), taken=(one,)))
                 for stretch in stretches:
                     unfinished[stretch] -= 1
         closed = unfinished[:-1]

@@ -5,7 +5,8 @@
     scan -----------+    (coalesced)  (snapshot)  (decode,    (model)   (guarded)   (contiguous prefix)
                                                 preprocess)
 
-1. *Events are dirty keys.* The stream and the scan only name rows. A row that is named ten times waits once.
+1. *Events are dirty keys.* The stream and the scan only name rows. A row that is named ten times waits once, and one
+   that a batch holds waits until that batch is written.
 2. *Batches are drained, not timed.* `read` takes the waiting keys, up to a cap, so batches grow while the model is
    busy. There is no timer and no polling.
 3. *Rows are read once per batch, at a snapshot*. It is not older than the newest event of the batch (R3a), nor than
@@ -189,6 +190,7 @@ class Corridor:
                 self.dirty.put_back(key, newest=written.time)  # R1b, R1c
         for key in done:
             key.finish()
+        self.dirty.landed(judged.batch)
         self._count(predicted, written)
 
     def _refused(self, predicted: Predicted, written: Written) -> Written:
@@ -291,6 +293,8 @@ class CorridorThreads:
                 if drained is None:
                     break
                 batch = triage.sort(drained)
+                if not batch.keys:
+                    dirty.landed(batch)
             if batch.keys:
                 self._emptied(batch)
                 judged = self._timed("read", corridor.read, batch)

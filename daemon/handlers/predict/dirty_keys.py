@@ -1,7 +1,8 @@
 """The keys that wait for a corridor, and how far their sources are finished.
 
 `DirtyKeys` holds the keys of rows whose output may be out of date. It has two lanes, live and scan. A key waits once,
-no matter how many events named it, so ten updates of a row cost one prediction. `Progress` records which stretch of a
+no matter how many events named it, so ten updates of a row cost one prediction; and while a batch holds it, it waits
+until that batch is written, so a row is never in two batches at once. `Progress` records which stretch of a
 source (the change stream, a scan) each key came from. It gives the position up to which *everything* is finished: the
 end of the contiguous prefix, never of a later stretch that finished first.
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
@@ -181,6 +182,8 @@ class Batch:
     keys: tuple[DirtyKey, ...]
     purpose: Literal["", "alone", "probe"] = ""
     """"alone": its rows are suspected of killing processes; "probe": it tests whether a failing model works again."""
+    taken: tuple[DirtyKey, ...] = ()
+    """All keys with which the batch began; `keys` are those that are still in it."""
 
     @property
     def after(self) -> Timestamp | None:
@@ -205,11 +208,19 @@ WAITING_BYTES: Final = 64 * 1024 * 1024
 
 
 class DirtyKeys:
-    """Coalesced dirty keys in two lanes; `take` drains the waiting keys, live ones first."""
+    """Coalesced dirty keys in two lanes; `take` drains the waiting keys, live ones first.
 
-    def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
+    A key that becomes dirty while a batch holds it waits until `landed` says that the batch is written. Its row would
+    be read before that batch's write, so its own write would meet a race, or repeat the same prediction. `overlap`
+    lets it be taken at once: so do two processes, of which neither knows the other's batches.
+    """
+
+    def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic, *, overlap: bool = False) -> None:
         self.limit = limit
         self._clock = clock
+        self._overlap = overlap
+        self._held: dict[Hashable, DirtyKey] = {}  # by a batch
+        self._behind: dict[Hashable, DirtyKey] = {}  # dirty again, and waiting for that batch
         self._live_at = -math.inf
         self._ready = threading.Condition()
         self._lanes: dict[Lane, dict[Hashable, DirtyKey]] = {"live": {}, "scan": {}}
@@ -247,15 +258,18 @@ class DirtyKeys:
     def _put(self, key: Any, lane: Lane, stretches: Iterable[Stretch[Any]], newest: Timestamp | None) -> bool:
         name = identity(key)
         live, scan = self._lanes["live"], self._lanes["scan"]
-        known = live.get(name) or scan.get(name)
-        if known is None:
+        known = live.get(name) or scan.get(name) or self._behind.get(name)
+        if known is None and name in self._held:
+            known = self._behind[name] = DirtyKey(key, lane)
+        elif known is None:
             if lane == "live" and (len(live) >= self.limit or self._live_bytes >= WAITING_BYTES):
                 return False
             known = DirtyKey(key, lane)
             self._wait(name, known)
         elif lane == "live" and known.lane == "scan":
             known.lane = "live"
-            self._wait(name, scan.pop(name))
+            if name in scan:
+                self._wait(name, scan.pop(name))
         known.wait_for(stretches)
         if newest is not None and (known.newest is None or newest > known.newest):
             known.newest = newest
@@ -266,6 +280,7 @@ class DirtyKeys:
         stretches, dirty.stretches = dirty.stretches, []
         name = identity(dirty.key)
         with self._ready:
+            self._let_go(name, dirty)
             live, scan = self._lanes["live"], self._lanes["scan"]
             known = live.get(name) or scan.pop(name, None) or DirtyKey(dirty.key, dirty.lane)
             if dirty.lane == "live":
@@ -296,7 +311,14 @@ class DirtyKeys:
                 room = min(room, max(1, cap // SCAN_SHARE))
             taken += self._drain("scan", room, held)[0]
             self._live_bytes -= held
-            return Batch(tuple(taken))
+            return Batch(tuple(taken), taken=tuple(taken))
+
+    def landed(self, batch: Batch) -> None:
+        """The batch is written, or dropped: those of its keys that became dirty meanwhile may be taken."""
+        with self._ready:
+            for dirty in batch.taken:
+                self._let_go(identity(dirty.key), dirty)
+            self._ready.notify()
 
     def take_live(self) -> list[DirtyKey]:
         """Empties the live lane. The caller finishes these keys once something else, such as a scan, covers their
@@ -322,7 +344,14 @@ class DirtyKeys:
     def depth(self) -> dict[Lane, int]:
         """The number of waiting keys in each lane."""
         with self._ready:
-            return {lane: len(keys) for lane, keys in self._lanes.items()}
+            behind = Counter(dirty.lane for dirty in self._behind.values())
+            return {lane: len(keys) + behind[lane] for lane, keys in self._lanes.items()}
+
+    def _let_go(self, name: Hashable, dirty: DirtyKey) -> None:
+        if self._held.get(name) is dirty:
+            del self._held[name]
+            if name in self._behind:
+                self._wait(name, self._behind.pop(name))
 
     def _wait(self, name: Hashable, dirty: DirtyKey) -> None:
         if dirty.lane == "live" and name not in self._lanes["live"]:
@@ -340,4 +369,7 @@ class DirtyKeys:
                 break
             held += more
             names.append(name)
-        return [waiting.pop(name) for name in names], held
+        taken = [waiting.pop(name) for name in names]
+        if not self._overlap:
+            self._held.update(zip(names, taken, strict=True))
+        return taken, held

@@ -24,7 +24,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import structlog
@@ -141,14 +141,14 @@ class Triage:
             self._sample.extend(key.key for key in batch.keys[-2:] if self.suspects.deaths(key.key) is None)
             for key in batch.keys:
                 key.finish()  # the ordered scan will find it
-            return Batch(())
+            return replace(batch, keys=())
         if not len(self.suspects):
             return batch
         apart = [key for key in batch.keys if self.suspects.deaths(key.key) is not None]
         for key in apart:
             self._hold(self._alone, key, 0.0)
         names = {id(key) for key in apart}
-        return Batch(tuple(key for key in batch.keys if id(key) not in names)) if apart else batch
+        return replace(batch, keys=tuple(key for key in batch.keys if id(key) not in names)) if apart else batch
 
     def next(self, *, idle: bool, cap: int = 1, seconds: float = 0.0) -> Batch | None:
         """A batch that is due now, None if there is none; `idle` if no other row waits. A batch may hold `cap` rows,
