@@ -19,6 +19,7 @@ from urllib.parse import unquote_plus
 
 from bson import Binary
 from bson.codec_options import CodecOptions, DatetimeConversion
+from bson.errors import InvalidBSON
 from pymongo import MongoClient, ReadPreference, WriteConcern
 from pymongo import timeout as time_limit
 from pymongo.client_session import ClientSession
@@ -309,7 +310,8 @@ def end_left_transactions(client: Client) -> None:
 
 @contextmanager
 def reaching(*answers: type[PyMongoError]) -> Iterator[None]:
-    """Within the block every error of the driver becomes MongoUnavailable, with one line that a person can act on.
+    """Within the block every error of the driver, and a damaged answer, becomes MongoUnavailable, with one line that a
+    person can act on.
 
     `answers` are errors that are a reply rather than an obstacle; they pass as they are.
     """
@@ -319,3 +321,5 @@ def reaching(*answers: type[PyMongoError]) -> Iterator[None]:
         raise
     except PyMongoError as error:
         raise MongoUnavailable(sentence(error)) from None
+    except InvalidBSON as error:
+        raise MongoUnavailable(f"an answer of MongoDB cannot be read: {masked(str(error))}") from None

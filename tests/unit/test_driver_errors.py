@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bson
 import pytest
+from bson.errors import InvalidDocument
 from pymongo.errors import (
     AutoReconnect,
     BulkWriteError,
@@ -14,6 +16,7 @@ from pymongo.errors import (
 )
 
 from components.errors import MongoUnavailable
+from daemon.store.connection import reaching
 from daemon.store.driver_errors import sentence
 
 REPLY = {"ok": 0.0, "errmsg": "x" * 5000, "code": 91, "$clusterTime": {"signature": "s" * 5000}}
@@ -66,3 +69,11 @@ def test_a_sentence_is_short(kind: type[PyMongoError]) -> None:
     error = kind("y" * 9000, 91, REPLY) if kind is OperationFailure else kind("y" * 9000, REPLY)  # type: ignore[call-arg]
     assert len(sentence(error)) < 250
     assert "\n" not in sentence(error)
+
+
+def test_a_damaged_answer_is_waited_out_as_no_answer_is() -> None:
+    """A supervisor does not end because of it; what cannot be encoded is the caller's error, as ever."""
+    with pytest.raises(MongoUnavailable, match="cannot be read"), reaching():
+        bson.decode(b"\x05\0\0\0\xff")
+    with pytest.raises(InvalidDocument), reaching():
+        bson.encode({"a": object()})
