@@ -8,6 +8,7 @@ Then `Operation.change` publishes it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NoReturn
 
@@ -39,6 +40,7 @@ class Acceptance:
         self._owe = owe
         self._without = without
         self.built = built
+        self._refused: tuple[float, Config, Mapping[str, Any], ConfigurationError] | None = None
 
     async def judged(self, config: Config, runs: Config, confirm: str) -> Plan | None:
         """What `config` changes of `runs`; None while nothing runs here. Raises ConfigurationError if only a restart
@@ -64,14 +66,24 @@ class Acceptance:
         except DeclarationError as error:
             raise ConfigurationError([Problem("listeners", str(error))]) from None
 
-    async def proven(self, config: Config) -> dict[str, Any]:
+    async def proven(self, config: Config, asked: float) -> dict[str, Any]:
         """What the sections of `config` are built from. Raises ConfigurationError if a section that has changed cannot
         be built, or must not go live.
 
-        That may take long; nothing else waits for it.
+        That may take long; nothing else waits for it, but reloads. One that was `asked` for before the same files were
+        refused, such as a command right after the file was saved, gets the same answer.
         """
         built = await in_thread(lambda: built_from(config))
-        changed = [section for section, parts in built.items() if self.built.get(section) != parts]
+        if self._refused is not None and self._refused[0] > asked and self._refused[1:3] == (config, built):
+            raise self._refused[3]
+        try:
+            await self._prove(config, [section for section, parts in built.items() if self.built.get(section) != parts])
+        except ConfigurationError as error:
+            self._refused = time.monotonic(), config, built, error
+            raise
+        return built
+
+    async def _prove(self, config: Config, changed: list[str]) -> None:
         if changed and self._operation.active:  # what cannot be built must not replace what runs
             try:
                 seconds = config.limits.build_seconds
@@ -84,7 +96,6 @@ class Acceptance:
                 raise ConfigurationError(problems)
         if self._operation.active:
             await self._rehearse(config, changed)
-        return built
 
     async def _rehearse(self, config: Config, changed: list[str]) -> None:
         """Has what `config` changes predict a few rows. Raises ConfigurationError if that must not go live."""

@@ -276,12 +276,13 @@ class Supervisor:
         """Reads service.toml and applies the difference; returns what was done, in words. If the file is invalid,
         raises ConfigurationError and changes nothing. So does PlanHeld if its plan waits, unless `confirm` names it.
         """
+        asked = time.monotonic()
         async with self._reloading:
             self._reporter.reloading()
             try:
                 config = await in_thread(lambda: configuration.load(self._path, self._environ))
                 plan = await self._acceptance.judged(config, self._config, confirm)
-                built = await self._acceptance.proven(config)
+                built = await self._acceptance.proven(config, asked)
                 async with self._changing:
                     done = await self._apply(config, plan)
                 self._acceptance.built = built
