@@ -1,4 +1,4 @@
-"""What a user declares: tables, models, listeners, trainers, validations.
+"""What a user declares: tables, models, listeners, trainers, validations, vector indexes.
 
 The package holds declarations and pure computation. It does not connect to MongoDB and starts no thread. The
 supervisor, the command line and the configuration use it, so importing it does not import torch. Code that needs torch
@@ -18,6 +18,7 @@ from components.errors import (
     EncodeError,
     Fenced,
     ImportRefused,
+    IndexFull,
     JobFailed,
     LeaseLost,
     MetricError,
@@ -48,6 +49,7 @@ from components.signing_key import SigningKey
 from components.table import Table
 from components.training_loop import Training, TrainingLoop
 from components.validation import Validation
+from components.vector_index import VectorIndex
 
 __all__ = [
     "Arguments",
@@ -66,6 +68,7 @@ __all__ = [
     "Fit",
     "ImportPolicy",
     "ImportRefused",
+    "IndexFull",
     "JobFailed",
     "Key",
     "LeaseLost",
@@ -93,6 +96,7 @@ __all__ = [
     "TrainingLoop",
     "UnknownDatatype",
     "Validation",
+    "VectorIndex",
     "WeightsError",
     "datatype",
     "hash_item",

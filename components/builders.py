@@ -15,10 +15,11 @@ from copy import deepcopy
 from typing import Any, Final
 
 from components.artifacts import bound, rebound, together
-from components.bound_code import Roots
+from components.code_source import importable
 from components.dataset import Dataset
 from components.declarations import (
     DatasetDeclaration,
+    IndexDeclaration,
     ListenerDeclaration,
     ModelDeclaration,
     TableDeclaration,
@@ -36,8 +37,9 @@ from components.query import Query
 from components.secrets import SECRET, expanded
 from components.table import Table
 from components.validation import Validation
+from components.vector_index import VectorIndex
 
-__all__ = ["AUTO", "build_listener", "build_model", "build_table", "build_trainer", "build_validation"]
+__all__ = ["AUTO", "build_index", "build_listener", "build_model", "build_table", "build_trainer", "build_validation"]
 
 Resolve = Callable[[Any], Any]
 AUTO: Final = ("cuda", "mps", "cpu")
@@ -52,6 +54,11 @@ def build_table(name: str, declaration: TableDeclaration) -> Table:
 def build_listener(name: str, declaration: ListenerDeclaration) -> Listener:
     """Return the listener of a declaration; raises DeclarationError."""
     return Listener(name, **{**dict(declaration), "where": decoded(declaration.where)})
+
+
+def build_index(name: str, declaration: IndexDeclaration) -> VectorIndex:
+    """Return the index of a declaration; raises DeclarationError."""
+    return VectorIndex(name, **dict(declaration))
 
 
 def build_model(name: str, declaration: ModelDeclaration, resolve: Resolve) -> Model:
@@ -236,3 +243,31 @@ def _given(at: str, value: Any, resolve: Resolve) -> Any:
 
 def _devices(device: str | Sequence[str]) -> tuple[str, ...]:
     return (AUTO if device == "auto" else (device,)) if isinstance(device, str) else tuple(device)
+
+
+class Roots:
+    """The modules that the code of a trainer or a validation may refer to."""
+
+    def __init__(self, model: Callable[[], Model] | None) -> None:
+        self._model = model
+        self.objective: Any = None
+
+    def resolving(self, resolve: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Return `resolve` for code that refers to these modules."""
+
+        def resolved(slot: Any) -> Any:
+            with bound(self._root):
+                code = resolve(slot)
+            if self._model is None or not isinstance(slot, str) or importable(code):
+                return code  # an installed package knows no module of a user's file
+            model: Any = self._model()
+            return rebound(code, model.origin, getattr(model, "object", None))
+
+        return resolved
+
+    def _root(self, name: str) -> Any:
+        if name == "objective":
+            return self.objective
+        if self._model is None:
+            raise DeclarationError("it refers to the module of its model; load it together with that model")
+        return getattr(self._model(), "object", None)

@@ -27,6 +27,7 @@ __all__ = [
     "EncodeError",
     "Fenced",
     "ImportRefused",
+    "IndexFull",
     "JobFailed",
     "LeaseLost",
     "MetricError",
@@ -101,6 +102,10 @@ class SignatureRefused(DeclarationError):
 
 class NotApplied(PredictdError):
     """The requested component was removed, or never applied."""
+
+
+class IndexFull(PredictdError):
+    """A vector index would take more memory than `limits.index_bytes`."""
 
 
 class MetricError(PredictdError):

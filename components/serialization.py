@@ -37,13 +37,15 @@ from components.model import Model, ObjectModel
 from components.query import Query
 from components.table import Table
 from components.validation import Validation
+from components.vector_index import VectorIndex
 
 __all__ = ["Declared", "declare"]
 
 
 @dataclass(frozen=True)
 class Declared:
-    """A declaration with its kind: "table", "model", "listener", "trainer" or "validation".
+    """A declaration with its kind: "table", "model", "listener", "trainer", "validation"
+    or "index".
 
     A trainer has the name of its model.
     """
@@ -72,6 +74,9 @@ def declare(component: Any, allow: Sequence[str] = (), *, model: Model | str | N
     if isinstance(component, Listener):
         refuse_unknown(f"listeners.{component.identifier}", component, Listener, "declare a Listener")
         return Declared("listener", component.identifier, component.declaration)
+    if isinstance(component, VectorIndex):
+        refuse_unknown(f"indexes.{component.identifier}", component, VectorIndex, "declare a VectorIndex")
+        return Declared("index", component.identifier, component.declaration)
     if isinstance(component, Validation):
         component.check_directions()
         declaration = _validation(component, codes, component.model or name)
@@ -86,7 +91,9 @@ def declare(component: Any, allow: Sequence[str] = (), *, model: Model | str | N
             )
         codes = _Codes(allow, getattr(model, "object", None), getattr(component, "objective", None))
         return Declared("trainer", name, _trainer(component, codes, name), codes.artifacts)
-    raise DeclarationError(f"expected a Table, Model, Listener, Trainer or Validation, got {type(component).__name__}")
+    raise DeclarationError(
+        f"expected a Table, Model, Listener, Trainer, Validation or VectorIndex, got {type(component).__name__}"
+    )
 
 
 class _Codes:
@@ -153,11 +160,7 @@ def _model(model: Model, codes: _Codes) -> ModelDeclaration:
     declared["forward_method"] = given.forward_method
     if of_torch:
         dtype = None if given.dtype is None else str(given.dtype).removeprefix("torch.")
-        declared |= {
-            "device": _device(given.preferred_devices),
-            "dtype": dtype,
-            "pretrained": given.pretrained,
-        }
+        declared |= {"device": _device(given.preferred_devices), "dtype": dtype, "pretrained": given.pretrained}
     else:
         declared["batched"] = given.batched
     return made(ModelDeclaration, at, declared)
@@ -184,12 +187,7 @@ def _trainer(trainer: Any, codes: _Codes, model: str) -> TrainerDeclaration:
             raise DeclarationError(
                 f"{at}.{name}: is missing; the daemon needs it to know which rows the model learns from"
             )
-    declared = {
-        "model": model,
-        "identifier": trainer.identifier,
-        **_rows(trainer.select),
-        "key": trainer.key.spec,
-    }
+    declared = {"model": model, "identifier": trainer.identifier, **_rows(trainer.select), "key": trainer.key.spec}
     if isinstance(trainer, LoopTrainer):
         by_method = type(trainer.loop) is Fit
         return made(

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from components.declarations.indexes import IndexDeclaration, is_vector
 from components.declarations.models import (
     PARTITIONS,
     TUNED,
@@ -24,13 +25,7 @@ from components.declarations.models import (
     output_types,
 )
 from components.declarations.schema import Declaration, documented, made
-from components.declarations.trainers import (
-    Keyed,
-    LoopArguments,
-    TrainerArguments,
-    TrainerDeclaration,
-    TrainerSection,
-)
+from components.declarations.trainers import Keyed, LoopArguments, TrainerArguments, TrainerDeclaration, TrainerSection
 from components.declarations.validations import (
     TORCHMETRICS,
     DatasetDeclaration,
@@ -48,6 +43,7 @@ __all__ = [
     "TUNED",
     "DatasetDeclaration",
     "Declaration",
+    "IndexDeclaration",
     "Keyed",
     "ListenerDeclaration",
     "LoopArguments",
@@ -61,10 +57,12 @@ __all__ = [
     "ValidationDeclaration",
     "When",
     "documented",
+    "is_vector",
     "made",
     "output_types",
     "parsed",
     "queries",
+    "section",
 ]
 
 KINDS: Final[Mapping[str, type[Declaration]]] = {
@@ -73,7 +71,13 @@ KINDS: Final[Mapping[str, type[Declaration]]] = {
     "listener": ListenerDeclaration,
     "trainer": TrainerDeclaration,
     "validation": ValidationDeclaration,
+    "index": IndexDeclaration,
 }
+
+
+def section(kind: str) -> str:
+    """Return the section of service.toml that declares a kind: "models" for "model"."""
+    return "indexes" if kind == "index" else f"{kind}s"
 
 
 def queries(declaration: Declaration) -> list[ListenerDeclaration | TrainerSection | DatasetDeclaration]:

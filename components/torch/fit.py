@@ -14,7 +14,7 @@ from components.key import Arguments
 from components.torch import randomness
 from components.torch.loop import train
 from components.torch.module import TorchModule
-from components.torch.sampling import chances
+from components.torch.order import chances
 from components.torch.trainer import TorchTrainer
 
 __all__ = ["fit"]

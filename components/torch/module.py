@@ -19,15 +19,13 @@ from components.awaited import awaited
 from components.errors import DeclarationError, WeightsError
 from components.key import Arguments
 from components.model import Model, bundled, check_callable
-from components.torch import batches, moved, randomness, weights
+from components.torch import batches, devices, moved, randomness, weights
 from components.torch.exported import Exported
 from components.torch.gradients import Gradients, wanted
 
 __all__ = ["TorchModule"]
 
 log = logging.getLogger(__name__)
-
-_AUTO = ("cuda", "mps", "cpu")
 
 _TRIALS = 3
 """How often a module's output for another number of rows is tried."""
@@ -45,7 +43,7 @@ class TorchModule(Model):
         preprocess: Callable[..., Any] | None = None,
         postprocess: Callable[[Any], Any] | None = None,
         preprocess_batch: Callable[..., Any] | None = None,
-        preferred_devices: Sequence[str] = _AUTO,
+        preferred_devices: Sequence[str] = devices.AUTO,
         forward_method: str = "__call__",
         dtype: str | None = None,
         *,
@@ -75,7 +73,7 @@ class TorchModule(Model):
             (preferred_devices,) if isinstance(preferred_devices, str) else tuple(preferred_devices)
         )
         self.forward_method = forward_method
-        self.dtype = None if dtype is None else _dtype(identifier, dtype)
+        self.dtype = None if dtype is None else devices.dtype(identifier, dtype)
         # Now, not when it is moved to its device: the weights' hash must not depend on whether a batch has run.
         self.object = object if self.dtype is None else object.to(self.dtype)
         self._device: torch.device | None = None
@@ -94,7 +92,7 @@ class TorchModule(Model):
     def device(self) -> torch.device:
         """The device that the model runs on; raises DeclarationError if no preferred device is available."""
         if self._device is None:
-            self._device = choose_device(self.identifier, self.preferred_devices)
+            self._device = devices.chosen(self.identifier, self.preferred_devices)
         return self._device
 
     @property
@@ -219,7 +217,7 @@ class TorchModule(Model):
         given = {name: torch.as_tensor(value) for name, value in state.items()}
         with self._turn:
             own = self.object.state_dict()
-            problems = _misfits(own, given)
+            problems = weights.misfits(own, given)
             if problems:
                 more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
                 raise WeightsError(
@@ -347,53 +345,3 @@ class TorchModule(Model):
     def _outward(self, tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor.detach().cpu()
         return tensor.float() if self.dtype is not None and tensor.is_floating_point() else tensor
-
-
-def choose_device(identifier: str, preferred: Sequence[str]) -> torch.device:
-    """Return the first available device of the list; raises DeclarationError if there is none."""
-    for name in preferred:
-        for candidate in _AUTO if name == "auto" else (name,):
-            if _available(identifier, candidate):
-                return torch.device(candidate)
-    raise DeclarationError(
-        f"model {identifier!r}: none of the devices {', '.join(preferred)} is available here; add 'cpu', or write "
-        "'auto'"
-    )
-
-
-def _available(identifier: str, name: str) -> bool:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise DeclarationError(
-            f"model {identifier!r}: {name!r} is no device; write 'auto', 'cpu', 'cuda', 'cuda:0' or 'mps'"
-        ) from error
-    if device.type == "cuda":
-        return torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
-    if device.type == "mps":
-        return torch.backends.mps.is_available()
-    return device.type == "cpu"
-
-
-def _dtype(identifier: str, name: str) -> torch.dtype:
-    dtype = getattr(torch, name.removeprefix("torch."), None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise DeclarationError(
-            f"model {identifier!r}: dtype: expected 'float32', 'float16', 'bfloat16' or 'float64', got {name!r}"
-        )
-    return dtype
-
-
-def _misfits(own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> list[str]:
-    """Return what does not fit, before anything is copied, because load_state_dict would stop half-way."""
-    problems = [f"{name!r} is missing" for name in own if name not in given]
-    problems += [f"{name!r} is not in the model" for name in given if name not in own]
-    for name, tensor in own.items():
-        if name not in given:
-            continue
-        wanted, got = tuple(tensor.shape), tuple(given[name].shape)
-        if wanted != got:
-            problems.append(f"{name!r} has shape {got}, the model's has {wanted}")
-        elif tensor.is_floating_point() != given[name].is_floating_point():
-            problems.append(f"{name!r} is of {given[name].dtype}, the model's of {tensor.dtype}")
-    return problems

@@ -24,10 +24,10 @@ from components.model import Model
 from components.serialization import Declared, declare
 from components.table import Table
 from components.validation import Validation
+from components.vector_index import VectorIndex
 from daemon.api.component_loader import ComponentLoader
 from daemon.api.connection import Connection
-from daemon.api.filter_check import refuse_filters
-from daemon.api.key_check import refuse_keys
+from daemon.api.declaration_checks import refuse_filters, refuse_keys
 from daemon.api.rehearsal import rehearse
 from daemon.api.waiter import say, wait_for_job, wait_for_listener, wait_for_swap
 from daemon.plan.judge import judged_part
@@ -62,7 +62,7 @@ class Applier:
         self._confirm = confirm
         if isinstance(component, Model):
             self._apply_model(component, force=force, wait=wait)
-        elif isinstance(component, (Table, Listener, Validation)):
+        elif isinstance(component, (Table, Listener, Validation, VectorIndex)):
             declared = declare(component)
             self._refuse_unservable(component)
             changed = self._publish([declared], None, force=force)
@@ -80,10 +80,12 @@ class Applier:
                 "Metric": "name it in a Validation",
                 "Dataset": "name it in a Validation",
             }
-            remedy = how.get(kind, "expected a Table, a TorchModel, an ObjectModel, a Listener or a Validation")
+            remedy = how.get(
+                kind, "expected a Table, a TorchModel, an ObjectModel, a Listener, a Validation or a VectorIndex"
+            )
             raise DeclarationError(f"a {kind} is not applied by itself; {remedy}")
 
-    def _refuse_unservable(self, component: Table | Listener | Validation) -> None:
+    def _refuse_unservable(self, component: Table | Listener | Validation | VectorIndex) -> None:
         if isinstance(component, Listener):
             with reaching():
                 reason = refusal(self._at.database[component.table])
@@ -174,7 +176,7 @@ class Applier:
         made: list[Artifact] = [artifact for part in parts for artifact in part.artifacts]
         with reaching():
             for part in parts:
-                if part.kind in ("table", "model", "listener"):  # a trainer may name what comes with it
+                if part.kind in ("table", "model", "listener", "index"):  # a trainer may name what comes with it
                     registry.refuse(part.kind, part.name, part.declaration, known)
             self._refuse_unconfirmed(registry, parts)
             blobs.put([blob for artifact in made for blob in artifact.blobs.items()])

@@ -11,9 +11,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
-from components.builders import build_listener, build_table, build_trainer, build_validation
+from components.builders import build_index, build_listener, build_table, build_trainer, build_validation
 from components.declarations import ModelDeclaration
-from components.errors import NotApplied, SignatureRefused
+from components.errors import DeclarationError, NotApplied, SignatureRefused
 from components.import_paths import ImportPolicy
 from components.model import Model
 from daemon.api.connection import Connection
@@ -46,6 +46,8 @@ class ComponentLoader:
             return build_table(component.name, component.declaration)
         if kind == "listener":
             return build_listener(component.name, component.declaration)
+        if kind == "index":
+            return build_index(component.name, component.declaration)
         loader = self._loader(component)
         with reaching():
             if kind in {"validation", "trainer"}:
@@ -117,6 +119,25 @@ class ComponentLoader:
             return loader.loaded(declared)
 
         return until_live(lambda: self._found(self._at.catalog(), "model", component.name).served, load)[1].model
+
+    def served(self, component: Component[ModelDeclaration]) -> Loaded:
+        """The model with the weights of its live version, as the daemon serves it. Raises NotApplied if it has none
+        yet, DeclarationError if its code is another here.
+        """
+        component, loader = component.served, self._loader(component)
+        with reaching():
+            live = self._versions(component.name).served(component)
+            if live is None or not live.loadable or live.signature != component.signature:
+                raise NotApplied(
+                    f"model {component.name!r} has no live version yet: the daemon makes it, when it serves"
+                )
+            loaded = loader.version(component, live.number)
+            if live.source != loader.source(component):
+                raise DeclarationError(
+                    f"model {component.name!r}: its code on this machine differs from that of the live version "
+                    f"{live.number}; install the same, or restart this program"
+                )
+        return loaded
 
     def _trainer(self, component: Component[Any], model: Callable[[], Model]) -> Any:
         resolve = self._loader(component).resolve(component)

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from pymongo.errors import ConfigurationError as DriverConfigurationError
 
-from components.declarations import output_types
+from components.declarations import KINDS, output_types
 from components.errors import (
     ConfigurationError,
     DeclarationError,
@@ -29,19 +29,10 @@ from daemon.api import embedded_daemon as child
 from daemon.config import keyring_folder
 from daemon.logs.text import masked
 from daemon.store import names
-from daemon.store.connection import (
-    ROW_CODEC,
-    Client,
-    Data,
-    check,
-    make_client,
-    open_database,
-    reaching,
-    uri_options,
-)
+from daemon.store.connection import ROW_CODEC, Client, Data, check, make_client, open_database, reaching, uri_options
 from daemon.store.documents import read, read_one
 from daemon.store.registry.components import FOREIGN, Catalog
-from daemon.store.registry.registry import KINDS, Registry
+from daemon.store.registry.registry import Registry
 from daemon.store.registry.seen import remember, seen_file
 from daemon.store.registry.trust import trust_of
 from daemon.store.service import overview

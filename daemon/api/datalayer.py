@@ -3,6 +3,7 @@
     db = connect("embedded")                      connection.py, embedded_daemon.py
     db.apply(component)                           declare, sign and store it; the daemon does the rest: applier.py
     db["mnist"].insert(rows)                      rows, without the daemon: table.py
+    db["docs"].like(row, index="docs")            the nearest rows, by an index: search.py
     db.load("TorchModel", "my-model")             from the registry, with the live weights: component_loader.py
     db.train("my-model"), db.resync("digit")      what the commands do too: controls.py
 
@@ -23,6 +24,7 @@ from daemon.api.connection import Connection, open_connection
 from daemon.api.controls import Controls
 from daemon.api.kinds import kind_of, named, type_name
 from daemon.api.remover import remove
+from daemon.api.search import Searches
 from daemon.api.table import TableHandle
 from daemon.api.versions import VersionList
 from daemon.store.connection import reaching
@@ -69,10 +71,11 @@ class Datalayer(Controls):
 
     def __init__(self, connection: Connection) -> None:
         self._at = connection
+        self._searches = Searches(self._open)
 
     def apply(self, component: T, force: bool = False, wait: bool = True, confirm: str = "") -> T:
-        """Puts a Table, a model (with its trainer and its validation), a Listener or a Validation into service, and
-        returns it.
+        """Puts a Table, a model (with its trainer and its validation), a Listener, a Validation or a VectorIndex into
+        service, and returns it.
 
         An identical component that is applied already stays as it is. A different one, or any with `force`, replaces
         the component of its name. The daemon trains a model if its declaration or its trainer's is new. With `wait`
@@ -116,7 +119,7 @@ class Datalayer(Controls):
                 raise DeclarationError("show: give the type too, as in db.show('Model', 'my-model')")
             return [
                 {"type": type_name(each), "identifier": named(each), "source": each.source}
-                for kind in ("table", "model", "trainer", "validation", "listener")
+                for kind in ("table", "model", "trainer", "validation", "listener", "index")
                 for each in known.of(kind).values()
             ]
         kind, of = kind_of(type)
@@ -148,7 +151,7 @@ class Datalayer(Controls):
     def __getitem__(self, table: str) -> TableHandle:
         """The rows of a table: `db["mnist"].insert(rows)`. Raises NotApplied if no such table is applied."""
         self._datatypes(table)
-        return TableHandle(table, self._open().database, self._datatypes)
+        return TableHandle(table, self._open().database, self._datatypes, self._searches.ranking)
 
     def versions(self, model: str) -> VersionList:
         """The versions of a model, oldest first: `db.versions("my-model").plot()` draws them. Raises NotApplied."""
@@ -199,6 +202,7 @@ class Datalayer(Controls):
         """Ends the connection; a daemon that it started ends too, unless another connection of this process uses it. A
         second call does nothing.
         """
+        self._searches.close()
         self._at.close()
 
     def __enter__(self) -> Self:

@@ -20,6 +20,7 @@ _KINDS: Final[Mapping[str, tuple[str, str | None]]] = {
     "Trainer": ("trainer", None),
     "TorchTrainer": ("trainer", "torch"),
     "Validation": ("validation", None),
+    "VectorIndex": ("index", None),
 }
 _SPELLED: Final = {name.lower(): name for name in _KINDS}
 

@@ -7,7 +7,7 @@ cannot be stored leaves the table as it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any, Final, NoReturn, Self
 
 import bson
@@ -19,8 +19,9 @@ from pymongo.collection import Collection
 from pymongo.errors import BulkWriteError
 
 from components.datatypes import Datatype, plain_scalar
-from components.errors import DecodeError, EncodeError, PredictdError, RowError
+from components.errors import DeclarationError, DecodeError, EncodeError, PredictdError, RowError
 from components.query import Query
+from components.raw_value import RAW, STRICT, among, chunks, fields, identity, key_of
 from daemon.store.connection import Data, reaching
 
 __all__ = ["TableHandle"]
@@ -29,6 +30,8 @@ MAX_ROW_BYTES = 16 * 1024 * 1024
 _DUPLICATE = 11000
 
 Datatypes = Mapping[str, Datatype]
+Ranking = Callable[[int], list[tuple[Any, float]]]
+"""Returns the keys of so many rows with their scores, the nearest first; fewer if there are no more."""
 
 
 class TableHandle(Query):
@@ -37,11 +40,20 @@ class TableHandle(Query):
     `handle["field"]` is the field, for comparisons: `db["mnist"].filter(db["mnist"]["_fold"] == "valid")`.
     """
 
-    def __init__(self, table: str, database: Data, datatypes: Callable[[str], Datatypes]) -> None:
-        """`datatypes` returns the current datatypes of a table's declared fields, by path."""
+    def __init__(
+        self,
+        table: str,
+        database: Data,
+        datatypes: Callable[[str], Datatypes],
+        ranking: Callable[[str, str, Any], Ranking],
+    ) -> None:
+        """`datatypes` returns the current datatypes of a table's declared fields, by path. `ranking` of a table, an
+        index and what is searched for returns the nearest rows.
+        """
         super().__init__(table)
         self._database = database
         self._datatypes = datatypes
+        self._ranking = ranking
 
     def __copy__(self) -> Self:
         copied = type(self).__new__(type(self))
@@ -125,6 +137,47 @@ class TableHandle(Query):
             for row in found:
                 yield self._decoded(row, datatypes)
 
+    def like(self, like: Mapping[str, Any] | Any, *, index: str, n: int = 10) -> list[dict[str, Any]]:
+        """The `n` of the rows whose outputs are nearest to `like`, the nearest first, each with its `_score`.
+
+        `like` is a document with the fields that the index's listener reads, from which the listener's live version
+        computes a vector, or a vector. Every row of the index is compared (the search is exact), as the rows are now.
+        Rows whose output is of another version are left out, with a UserWarning.
+
+        Raises NotApplied if there is no such index, DeclarationError if `like` does not fit or cannot be predicted,
+        IndexFull if the vectors take more memory than `limits.index_bytes`.
+        """
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise DeclarationError(f"like: n: expected a number of rows from 1, got {n!r}")
+        datatypes = self._datatypes(self.table)
+        if isinstance(like, Mapping):
+            try:
+                like = bson.decode(_bson(_stored(like, datatypes), self._collection.codec_options), STRICT)
+            except EncodeError as error:
+                raise EncodeError(f"like{error}") from None
+        ranking = self._ranking(self.table, index, like)
+        wanted = size = min(n, self.max_rows or n)
+        while True:
+            best = ranking(size)
+            rows = self._rows([key for key, _ in best], datatypes)
+            found = [{**rows[identity(key)], "_score": score} for key, score in best if identity(key) in rows]
+            if len(found) >= wanted or len(best) < size:
+                return found[:wanted]
+            size *= 4  # some do not match, or were deleted just now
+
+    def _rows(self, keys: list[Any], datatypes: Datatypes) -> dict[Hashable, dict[str, Any]]:
+        """Those of the rows with these keys that match, by the keys' identities."""
+        codec = self._collection.codec_options
+        projection = None if self.fields is None else _projection(self.fields)
+        rows = {}
+        for some in chunks(keys, 1000, 4 * 1024 * 1024):
+            query = {"$and": [{"_id": among(some)}, self.where]}
+            with reaching():
+                for raw in self._collection.with_options(codec_options=RAW).find(query, projection):
+                    key = key_of(fields(raw.raw)["_id"])
+                    rows[identity(key)] = self._decoded(bson.decode(raw.raw, codec), datatypes)
+        return rows
+
     def _decoded(self, row: dict[str, Any], datatypes: Datatypes) -> dict[str, Any]:
         for path, datatype in datatypes.items():
             holder, name = _holder(row, path)
@@ -150,7 +203,7 @@ def _stored(row: Any, datatypes: Datatypes) -> dict[str, Any]:
         raise EncodeError(f": expected a dictionary, got {type(row).__name__}")
     document = {"_id": ObjectId(), **row}
     for path, datatype in datatypes.items():
-        holder, name = _copied_holder(document, path)
+        holder, name = _holder(document, path, copied=True)
         if holder is not None and name in holder:
             try:
                 holder[name] = datatype.encode(holder[name])
@@ -159,27 +212,20 @@ def _stored(row: Any, datatypes: Datatypes) -> dict[str, Any]:
     return document
 
 
-def _copied_holder(document: dict[str, Any], path: str) -> tuple[dict[str, Any] | None, str]:
-    """The dictionary that holds the last part of a path, and that part. The dictionaries on the way are copied, because
-    they belong to the caller.
+def _holder(row: dict[str, Any], path: str, *, copied: bool = False) -> tuple[dict[str, Any] | None, str]:
+    """The dictionary that holds the last part of a path, and that part. With `copied`, those on the way are copied
+    first, because they belong to the caller.
     """
     *way, name = path.split(".")
-    holder = document
+    holder: Any = row
     for part in way:
         inner = holder.get(part)
         if not isinstance(inner, Mapping):
             return None, name
-        holder[part] = dict(inner)
-        holder = holder[part]
+        if copied:
+            inner = holder[part] = dict(inner)
+        holder = inner
     return holder, name
-
-
-def _holder(row: dict[str, Any], path: str) -> tuple[dict[str, Any] | None, str]:
-    *way, name = path.split(".")
-    holder: Any = row
-    for part in way:
-        holder = holder.get(part) if isinstance(holder, dict) else None
-    return (holder if isinstance(holder, dict) else None), name
 
 
 def _bson(document: dict[str, Any], codec: CodecOptions[Any]) -> bytes:

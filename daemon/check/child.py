@@ -64,11 +64,7 @@ def main() -> None:
 
 
 def _problems(
-    path: str,
-    declared: Mapping[str, Any],
-    policy: ImportPolicy,
-    built: dict[str, Any],
-    rows: Mapping[str, list[bytes]],
+    path: str, declared: Mapping[str, Any], policy: ImportPolicy, built: dict[str, Any], rows: Mapping[str, list[bytes]]
 ) -> Iterator[Problem]:
     """Yield the problems and notes of one section; `built` holds the models so far by name, for the checks of
     trainers.

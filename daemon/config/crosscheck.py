@@ -34,6 +34,7 @@ def crosscheck(source: Source) -> list[Problem]:
         *(problem for name, model in models.items() for problem in _model(name, model, source)),
         *(problem for name, listener in listeners.items() for problem in _listener(name, listener, source)),
         *_cycles(listeners),
+        *(problem for name, index in sections(source, "indexes").items() for problem in _index(name, index, source)),
         *learning(source),
     ]
     broken = {dotted(path) for path in source.broken}
@@ -66,7 +67,8 @@ def _http(source: Source) -> Iterator[Problem]:
 
 
 def _names(source: Source) -> Iterator[Problem]:
-    for kind, pattern in (("tables", _TABLE), ("models", _NAME), ("listeners", _NAME), ("validations", _NAME)):
+    patterns = {"tables": _TABLE, "models": _NAME, "listeners": _NAME, "validations": _NAME, "indexes": _NAME}
+    for kind, pattern in patterns.items():
         for name in sections(source, kind):
             path = dotted((kind, name))
             if kind == "tables" and name.startswith(("_predictd.", "system.")):
@@ -76,9 +78,10 @@ def _names(source: Source) -> Iterator[Problem]:
                 )
             elif not pattern.fullmatch(name) or len(name) > 120:
                 dots = ", and dots between its parts" if kind == "tables" else ""
+                noun = "an index" if kind == "indexes" else f"a {kind[:-1]}"
                 yield Problem(
                     path,
-                    f"not a name for a {kind[:-1]}: it must be letters, digits, - and _{dots}, not beginning with a "
+                    f"not a name for {noun}: it must be letters, digits, - and _{dots}, not beginning with a "
                     f"digit, at most 120, for example [{kind}.{near_name(name)}]",
                 )
 
@@ -108,6 +111,17 @@ def _listener(name: str, listener: Mapping[str, Any], source: Source) -> Iterato
     where = listener.get("where")
     if isinstance(where, dict):
         yield from filter_problems(where, ("listeners", name, "where"))
+
+
+def _index(name: str, index: Mapping[str, Any], source: Source) -> Iterator[Problem]:
+    yield from reference(index.get("listener"), "listeners", ("indexes", name, "listener"), source)
+    listener = sections(source, "listeners").get(str(index.get("listener")))
+    if listener is not None and not str(listener.get("output")).startswith("vector"):
+        yield Problem(
+            dotted(("indexes", name, "listener")),
+            f'the outputs of listener `{index["listener"]}` are no vectors; give it output = "vector[LENGTH]", for '
+            'example `output = "vector[384]"`',
+        )
 
 
 def _key_fields(name: str, listener: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

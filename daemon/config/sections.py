@@ -19,6 +19,7 @@ from components import private_files
 from components.declarations import (
     TUNED,
     Declaration,
+    IndexDeclaration,
     ListenerDeclaration,
     ModelDeclaration,
     TableDeclaration,
@@ -202,7 +203,7 @@ class LogConfig(Declaration):
 
 
 class LimitsConfig(Declaration):
-    """[limits]: the memory of a worker's queue, the time for a batch and a build, and the number of parallel jobs."""
+    """[limits]: the memory of queues and indexes, the time for a batch and a build, and the number of parallel jobs."""
 
     queue_rows: int = Field(
         default=100_000,
@@ -239,6 +240,13 @@ class LimitsConfig(Declaration):
         description="a whole number of bytes up to 1099511627776 (1 TiB), 0 for no limit",
         examples=[2_147_483_648],
     )
+    index_bytes: int = Field(
+        default=1_073_741_824,
+        ge=1_048_576,
+        le=1_099_511_627_776,
+        description="a whole number of bytes from 1048576 (1 MiB) to 1099511627776 (1 TiB)",
+        examples=[4_294_967_296],
+    )
     jobs: int = Field(default=1, ge=1, le=64, description="a whole number of jobs from 1 to 64", examples=[1])
 
 
@@ -246,11 +254,7 @@ class GuardConfig(Declaration):
     """[guard]: which changes of declarations wait for a person."""
 
     unset_share: float = Field(
-        default=0.1,
-        ge=0.0,
-        le=1.0,
-        description="a share of a listener's outputs, from 0 to 1",
-        examples=[0.1],
+        default=0.1, ge=0.0, le=1.0, description="a share of a listener's outputs, from 0 to 1", examples=[0.1]
     )
 
 
@@ -277,6 +281,7 @@ class Config(Declaration):
     listeners: dict[str, ListenerDeclaration] = Field(default_factory=dict)
     trainers: dict[str, TrainerConfig] = Field(default_factory=dict)
     validations: dict[str, ValidationDeclaration] = Field(default_factory=dict)
+    indexes: dict[str, IndexDeclaration] = Field(default_factory=dict)
 
     def declarations(self) -> dict[str, Any]:
         """Return all declarations, by kind and name, with their defaults filled in, as JSON.
@@ -293,6 +298,7 @@ class Config(Declaration):
             "listeners": self.listeners,
             "trainers": trainers,
             "validations": self.validations,
+            "indexes": self.indexes,
         }
         return {kind: {name: one.dump() for name, one in named.items()} for kind, named in kinds.items()}
 
@@ -302,11 +308,6 @@ class Config(Declaration):
         for name, listener in self.listeners.items():
             workers[listener.worker] = (*workers.get(listener.worker, ()), name)
         return workers
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of all declarations: two files with the same declarations have the same fingerprint."""
-        return _digest(sorted(self.fingerprints.items()))
 
     @property
     def fingerprints(self) -> dict[str, str]:

@@ -75,7 +75,11 @@ class EventCursor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._id and not isinstance(error, PyMongoError):
+        self.close(broken=isinstance(error, PyMongoError))
+
+    def close(self, *, broken: bool = False) -> None:
+        """Ends the stream; `broken`: the server is not told, as it does not answer."""
+        if self._id and not broken:
             with suppress(PyMongoError), pymongo.timeout(1.0):
                 self._database.command({"killCursors": _COLLECTION, "cursors": [self._id]}, session=self._session)
         self._session.end_session()

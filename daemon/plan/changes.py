@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from components.declarations import KINDS, Declaration
+from components.declarations import KINDS, Declaration, section
 from components.secrets import SECRET
 from daemon.config.document import dotted
 from daemon.logs.text import masked
@@ -44,8 +44,8 @@ class Change:
         """The key as service.toml has it: "listeners.digit.where"."""
         if self.kind == "setting":
             return self.name
-        section = dotted((f"{self.kind}s", self.name))
-        return f"{section}.{self.part}" if self.part else section
+        place = dotted((section(self.kind), self.name))
+        return f"{place}.{self.part}" if self.part else place
 
     @property
     def field(self) -> str:

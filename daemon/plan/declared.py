@@ -9,12 +9,14 @@ from typing import Any, Final
 
 from components.declarations import (
     KINDS,
+    IndexDeclaration,
     ListenerDeclaration,
     ModelDeclaration,
     TableDeclaration,
     TrainerDeclaration,
     ValidationDeclaration,
     parsed,
+    section,
 )
 from components.secrets import sealed
 from daemon.config import Config
@@ -36,11 +38,12 @@ class Declared:
     listeners: Mapping[str, ListenerDeclaration] = field(default_factory=dict)
     trainers: Mapping[str, TrainerDeclaration] = field(default_factory=dict)
     validations: Mapping[str, ValidationDeclaration] = field(default_factory=dict)
+    indexes: Mapping[str, IndexDeclaration] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def of(self, kind: str) -> Mapping[str, Any]:
         """The declarations of a kind ("listener")."""
-        found: Mapping[str, Any] = getattr(self, f"{kind}s")
+        found: Mapping[str, Any] = getattr(self, section(kind))
         return found
 
     def downstream(self, listener: str) -> list[str]:
@@ -66,7 +69,7 @@ def storable(config: Config) -> dict[str, Any]:
 
 def applied(known: Catalog, given: Mapping[str, Any]) -> Declared:
     """What is applied, by the file and by the API, with these settings."""
-    kinds = {f"{kind}s": {name: each.declaration for name, each in known.of(kind).items()} for kind in KINDS}
+    kinds = {section(kind): {name: each.declaration for name, each in known.of(kind).items()} for kind in KINDS}
     return Declared(**kinds, settings=given)
 
 
@@ -74,9 +77,12 @@ def with_file(known: Catalog, config: Config, seal: Callable[[str], str]) -> Dec
     """What would be applied if `config` were: its declarations, and those of the API."""
     filed = config.declarations()
     kinds: dict[str, Any] = {
-        f"{kind}s": {
+        section(kind): {
             **{name: each.declaration for name, each in known.of(kind).items() if each.source == "api"},
-            **{name: parsed(kind, name, sealed(given, os.environ, seal)) for name, given in filed[f"{kind}s"].items()},
+            **{
+                name: parsed(kind, name, sealed(given, os.environ, seal))
+                for name, given in filed[section(kind)].items()
+            },
         }
         for kind in KINDS
     }

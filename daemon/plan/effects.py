@@ -3,7 +3,7 @@
 | what changed | what follows |
 |---|---|
 | `service`, `mongo`, `http`, the key files of `security` | needs a restart of the service |
-| `log`, `limits`, `guard`; a trainer, a validation; a listener's limits | applied live |
+| `log`, `limits`, `guard`; a trainer, a validation, an index; a listener's limits | applied live |
 | `allow_imports`, `formats` | restarts every worker |
 | a model's `device`, `threads` | restarts its workers |
 | a model's code, also in its files | restarts, scans, predicts anew, with the weights as they are |
@@ -31,17 +31,7 @@ from daemon.store.registry.components import object_signature
 __all__ = ["Effect", "Kind", "effects"]
 
 Kind = Literal[
-    "live",
-    "restarts",
-    "starts",
-    "scans",
-    "removes",
-    "predicts",
-    "stops",
-    "untrained",
-    "serves",
-    "no_input",
-    "service",
+    "live", "restarts", "starts", "scans", "removes", "predicts", "stops", "untrained", "serves", "no_input", "service"
 ]
 
 _WHERE_IT_RUNS: Final = ("device", "threads")

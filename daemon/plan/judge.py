@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from pymongo.database import Database
-
-from components.declarations import KINDS, Declaration
+from components.declarations import KINDS, Declaration, section
 from daemon.config import Config
 from daemon.config.sections import GuardConfig, TrainerConfig
 from daemon.health.readiness import WorkerState
@@ -16,6 +14,7 @@ from daemon.plan.counts import count
 from daemon.plan.declared import SETTINGS, Declared, applied, settings, with_file
 from daemon.plan.effects import effects
 from daemon.plan.plan import Plan, planned
+from daemon.store.connection import Data
 from daemon.store.registry.accepted import accepted_settings
 from daemon.store.registry.components import Catalog
 from daemon.store.registry.registry import Registry
@@ -25,7 +24,7 @@ __all__ = ["accepted", "judged_at_start", "judged_file", "judged_part", "rates"]
 
 
 def judged_file(
-    database: Database[dict[str, Any]],
+    database: Data,
     registry: Registry,
     config: Config,
     runs: Config,
@@ -42,26 +41,22 @@ def judged_file(
     return _judged(database, registry, before, after, config.guard.unset_share, code, rates)
 
 
-def judged_at_start(
-    database: Database[dict[str, Any]], registry: Registry, config: Config, trust: Trust
-) -> tuple[Plan, dict[str, Any]]:
+def judged_at_start(database: Data, registry: Registry, config: Config, trust: Trust) -> tuple[Plan, dict[str, Any]]:
     """What `config` changes of what was accepted last, by this daemon or another; and the settings of then."""
     known, stored = registry.read(), accepted_settings(database, registry.service, trust)
     before, after = applied(known, stored), with_file(known, config, registry.trust.seal)
     return _judged(database, registry, before, after, config.guard.unset_share), stored
 
 
-def judged_part(
-    database: Database[dict[str, Any]], registry: Registry, parts: Iterable[tuple[str, str, Declaration]]
-) -> Plan:
+def judged_part(database: Data, registry: Registry, parts: Iterable[tuple[str, str, Declaration]]) -> Plan:
     """What applying these (kind, name, declaration) changes of what is applied. A model that comes without its trainer
     loses the one that it has.
     """
     before = applied(registry.read(), {})
-    kinds: dict[str, dict[str, Any]] = {f"{kind}s": dict(before.of(kind)) for kind in KINDS}
+    kinds: dict[str, dict[str, Any]] = {section(kind): dict(before.of(kind)) for kind in KINDS}
     given = {(kind, name): declaration for kind, name, declaration in parts}
     for (kind, name), declaration in given.items():
-        kinds[f"{kind}s"][name] = declaration
+        kinds[section(kind)][name] = declaration
         if kind == "model" and ("trainer", name) not in given:
             kinds["trainers"].pop(name, None)
     share = accepted_settings(database, registry.service, registry.trust).get("guard.unset_share")
@@ -70,7 +65,7 @@ def judged_part(
 
 
 def _judged(
-    database: Database[dict[str, Any]],
+    database: Data,
     registry: Registry,
     before: Declared,
     after: Declared,
@@ -83,7 +78,7 @@ def _judged(
         if change.kind != "setting" and change.name in after.of(change.kind):
             registry.refuse_filters(change.kind, change.name, after.of(change.kind)[change.name])
     found = [effect for change in changed for effect in effects(change, before, after)]
-    facts = count(database, registry.service, before, after, found)
+    facts = count(database, registry.service, registry.trust, before, after, found)
     return planned(changed, before, after, facts, share=share, rates=rates)
 
 
@@ -92,18 +87,18 @@ def accepted(config: Config, known: Catalog, stored: Mapping[str, Any]) -> Confi
     the file's, the rest is `stored`. What the database holds and cannot be believed is taken from the file.
     """
     sections: dict[str, Any] = {}
-    for section in SETTINGS:
-        keys = {key.partition(".")[2]: value for key, value in stored.items() if key.startswith(f"{section}.")}
-        own = getattr(config, section)
+    for part in SETTINGS:
+        keys = {key.partition(".")[2]: value for key, value in stored.items() if key.startswith(f"{part}.")}
+        own = getattr(config, part)
         fitting = {key: value for key, value in keys.items() if key in type(own).model_fields}
-        sections[section] = own.model_copy(update=fitting)
+        sections[part] = own.model_copy(update=fitting)
     for kind in KINDS:
-        of_file = getattr(config, f"{kind}s")
+        of_file = getattr(config, section(kind))
         refused = {name: each for name, each in of_file.items() if f"{kind}/{name}" in known.refused}
         held = {name: each.declaration for name, each in known.of(kind).items() if each.source == "config"}
         if kind == "trainer":
             held = {name: _section(each) for name, each in held.items()}
-        sections[f"{kind}s"] = refused | held
+        sections[section(kind)] = refused | held
     return config.model_copy(update=sections)
 
 

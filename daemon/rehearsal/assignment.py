@@ -11,7 +11,7 @@ __all__ = ["RehearsalAssignment"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RehearsalAssignment(Assignment):
+class RehearsalAssignment(Assignment[RehearsalReport]):
     """What the process reads first. `rehearsal` is the request's id; to build a model may take `build_seconds`, a
     prediction `stage_seconds`.
     """
@@ -23,9 +23,7 @@ class RehearsalAssignment(Assignment):
 
     @property
     def name(self) -> str:
-        """Its name in the log."""
         return f"rehearsal {self.rehearsal}"
 
     def decode(self, line: bytes) -> RehearsalReport:
-        """See `daemon.engine.Spec`."""
         return RehearsalReport.from_json(line)

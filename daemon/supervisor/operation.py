@@ -19,7 +19,13 @@ from dataclasses import replace
 import structlog
 from pymongo.client_session import ClientSession
 
-from components.declarations import ListenerDeclaration, ModelDeclaration, TrainerDeclaration, ValidationDeclaration
+from components.declarations import (
+    KINDS,
+    ListenerDeclaration,
+    ModelDeclaration,
+    TrainerDeclaration,
+    ValidationDeclaration,
+)
 from components.errors import DeclarationError, Fenced, LeaseLost, MongoUnavailable
 from daemon.config import Config
 from daemon.engine.threads import share as threads_of
@@ -36,7 +42,6 @@ from daemon.store.registry.accepted import keep_settings
 from daemon.store.registry.artifacts import Artifacts
 from daemon.store.registry.components import Catalog, Component
 from daemon.store.registry.live_versions import watch
-from daemon.store.registry.registry import KINDS
 from daemon.store.registry.signed_anew import lead
 from daemon.store.registry.versions import Versions
 from daemon.store.rows import kept_rows, left_tables
@@ -211,7 +216,6 @@ class Operation:
 
     @property
     def paused(self) -> tuple[str, ...]:
-        """The paused listeners."""
         return tuple(name for name, each in self.known.listeners.items() if each.paused)
 
     # ---- parts ----------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import builtins
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -124,6 +125,11 @@ def damages_the_interpreter(channel: Channel, order: Mapping[str, Any]) -> None:
     builtins.isinstance = None  # type: ignore[assignment]
     channel.report(report)
     threading.Event().wait()
+
+
+def holds_the_interpreter(channel: Channel, order: Mapping[str, Any]) -> None:
+    channel.report(json.dumps({"state": "running"}))
+    re.match(r"(a+)+$", "a" * 60 + "b")  # for ever, in one call of C code
 
 
 def leaves_orphans(channel: Channel, order: Mapping[str, Any]) -> None:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from harness.daemons import PATIENCE, TESTS
+from harness.daemons import PATIENCE, TESTS, eventually
 from harness.programs import Program
 from structlog.testing import capture_logs
 
 from daemon.engine import nursery as nurseries
+from daemon.engine.fork_server import LEAVE_SECONDS
 from daemon.engine.local import LocalEngine
 from daemon.engine.nursery import Nursery
 
@@ -194,6 +198,45 @@ def test_a_nursery_that_is_killed_takes_nobody_along_and_is_replaced(play: Any) 
         await another.wait()
 
     play(scene)
+
+
+SUPERVISOR = """
+import asyncio, os
+from harness.programs import Program
+from daemon.engine import nursery as nurseries
+from daemon.engine.local import LocalEngine
+
+async def main():
+    nurseries.PROGRAMS = ("harness.programs",)
+    nursery = nurseries.Nursery(os.environ, torch=False)
+    nursery.open()
+    process = await LocalEngine(nursery=nursery).start(Program("holds_the_interpreter"), lambda: None)
+    while not process.report:
+        await asyncio.sleep(0.02)
+    print("started", nursery.pid, process.pid, flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+def test_a_process_whose_code_holds_the_interpreter_ends_though_supervisor_and_nursery_were_killed() -> None:
+    """No line of its Python code can run any more: the kernel ends it."""
+    environ = {**os.environ, "PYTHONPATH": str(TESTS)}
+    with subprocess.Popen([sys.executable, "-c", SUPERVISOR], stdout=subprocess.PIPE, text=True, env=environ) as ran:
+        assert ran.stdout is not None
+        line = next(line for line in ran.stdout if line.startswith("started"))
+        nursery, pid = map(int, line.split()[1:])
+        process = psutil.Process(pid)
+        try:
+            assert process.ppid() == ran.pid
+            for each in (nursery, ran.pid):
+                os.kill(each, signal.SIGKILL)
+            eventually("it has ended", lambda: not arguments(process), 3 * LEAVE_SECONDS)
+        finally:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def test_a_nursery_ignores_signals_that_everybody_gets(play: Any) -> None:

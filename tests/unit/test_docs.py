@@ -105,12 +105,17 @@ table = "mnist"
 [validations.v.metrics.acc]
 object = "examples.mnist:accuracy"
 """
+INDEXED = """
+[indexes.i]
+listener = "digit"
+"""
 NAMED = {
     "tables": "tables.mnist",
     "models": "models.lenet",
     "listeners": "listeners.digit",
     "trainers": "trainers.lenet",
     "validations": "validations.v",
+    "indexes": "indexes.i",
     "datasets": "validations.v.datasets.valid",
     "metrics": "validations.v.metrics.acc",
 }
@@ -128,6 +133,8 @@ def test_the_examples_are_right(tmp_path: Path) -> None:
         text = whole[1]
         if section.startswith(("trainers", "validations")) or key == "listeners.NAME.key":
             text = re.sub(r"\[tables\.mnist\]\nfields = .*\n", NEEDED, text)
+        if section.startswith("indexes"):
+            text = text.replace("[listeners.digit]", '[listeners.digit]\noutput = "vector[10]"') + INDEXED
         if name == "batched":
             text = text.replace("[models.lenet]", '[models.lenet]\ntype = "object"')
         if name in {"loop", "loop_arguments"}:

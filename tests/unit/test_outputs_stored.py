@@ -187,7 +187,7 @@ def test_what_bson_holds_is_stored_as_it_is(value):
         torch.ones(2, device="meta"),
         Label,
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_has_no_rule_is_refused_with_its_place(value):
     """The letter says what to return."""

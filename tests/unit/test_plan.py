@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from components.declarations import KINDS
+from components.declarations import KINDS, section
 from components.errors import ConfigurationError
 from daemon.config import Config, load
 from daemon.plan.changes import changes, duration
@@ -554,7 +554,7 @@ def test_what_was_accepted_can_run_again(tmp_path: Path) -> None:
     old = read(tmp_path, FILE + "[limits]\nqueue_rows = 500\n")
     filed = with_file(Catalog(), old, lambda _: "")
     kinds: dict[str, Any] = {
-        f"{kind}s": {
+        section(kind): {
             name: Component(kind, name, "config", each, 1, "sig")
             for name, each in filed.of(kind).items()
             if name != "words"

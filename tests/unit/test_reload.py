@@ -141,19 +141,25 @@ def test_a_reload_that_was_asked_for_meanwhile_gets_the_same_refusal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A command right after the file was saved waits for one build, not for two; a later one builds again."""
-    (tmp_path / "service.toml").write_text(FILE)
-    config = load(tmp_path / "service.toml", {})
-    builds: list[object] = []
+    path = tmp_path / "service.toml"
+    path.write_text(FILE)
+    before = load(path, {})
+    path.write_text(FILE.replace("LeNet5", "LeNet6"))
+    changing, builds = asyncio.Lock(), list[object]()
 
     def build(*_: object, **given: object) -> list[Problem]:
         builds.append(given["only"])
         return [Problem("models.lenet", "it hangs")]
 
+    async def planned(*_: object) -> None:
+        """No rows are counted."""
+
     monkeypatch.setattr(acceptance, "build", build)
-    operation: Any = SimpleNamespace(active=True)
-    judge = acceptance.Acceptance(operation, {}, pytest.fail, lambda: ())
+    operation: Any = SimpleNamespace(active=True, plan=planned)
+    leadership: Any = None
+    judge = acceptance.Acceptance(path, before, {}, operation, leadership)
     asked = time.monotonic()
     for at, times in ((asked, 1), (asked, 1), (None, 2)):
         with pytest.raises(ConfigurationError, match="it hangs"):
-            asyncio.run(judge.proven(config, time.monotonic() if at is None else at))
-        assert len(builds) == times
+            asyncio.run(judge.reload("", changing, time.monotonic() if at is None else at))
+        assert builds == [["models.lenet"]] * times

@@ -46,6 +46,7 @@ from pymongo.database import Database
 from components.declarations import (
     KINDS,
     Declaration,
+    IndexDeclaration,
     ListenerDeclaration,
     ModelDeclaration,
     TableDeclaration,
@@ -53,6 +54,7 @@ from components.declarations import (
     ValidationDeclaration,
     output_types,
     parsed,
+    section,
 )
 from components.errors import DeclarationError, SignatureRefused
 from components.secrets import unsealed
@@ -136,6 +138,7 @@ class Catalog:
     listeners: Mapping[str, Component[ListenerDeclaration]] = field(default_factory=dict)
     trainers: Mapping[str, Component[TrainerDeclaration]] = field(default_factory=dict)
     validations: Mapping[str, Component[ValidationDeclaration]] = field(default_factory=dict)
+    indexes: Mapping[str, Component[IndexDeclaration]] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     there: frozenset[str] = frozenset()
     """The "kind/name" of what is applied or refused, among those whose revision was seen before."""
@@ -143,8 +146,7 @@ class Catalog:
     """As "version/MODEL", why what the database calls live is not believed; only the leader looks."""
 
     def of(self, kind: str) -> Mapping[str, Component[Any]]:
-        """The components of a kind."""
-        found: Mapping[str, Component[Any]] = getattr(self, f"{kind}s")
+        found: Mapping[str, Component[Any]] = getattr(self, section(kind))
         return found
 
     def fields(self, table: str) -> dict[str, str]:
@@ -246,15 +248,15 @@ def _catalog(database: Database[dict[str, Any]], service: str, trust: Trust, ses
     found["model"] = {name: _as_live(database, each, service, session) for name, each in found["model"].items()}
     for document in collection.aggregate([{"$match": large}, *_NAMED], session=session):
         refused[_shown(document)] = f"it is larger than {LARGEST:,} bytes; it is not read. Apply a smaller one"
-    for each in (*found["listener"].values(), *found["trainer"].values(), *found["validation"].values()):
-        for needed in ("model", "table"):
+    for each in (each for kind in ("listener", "trainer", "validation", "index") for each in found[kind].values()):
+        for needed in ("model", "table", "listener"):
             name = getattr(each.declaration, needed, None)
             if name is not None and name not in found[needed]:
                 refused[f"{each.kind}/{each.name}"] = (
                     f"its {needed} {name!r} is not applied; apply that, or remove this"
                 )
     shown = dict(sorted(refused.items())[:REFUSED_SHOWN])
-    kinds: dict[str, Any] = {f"{kind}s": named for kind, named in found.items()}
+    kinds: dict[str, Any] = {section(kind): named for kind, named in found.items()}
     return Catalog(**kinds, refused=shown, there=frozenset(there))
 
 

@@ -19,7 +19,7 @@ from pymongo.collection import Collection
 from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
 
-from components.declarations import Declaration, ListenerDeclaration, ModelDeclaration
+from components.declarations import Declaration, ListenerDeclaration, ModelDeclaration, section
 from components.errors import DeclarationError, Fenced, SignatureRefused
 from daemon.store import names
 from daemon.store.connection import in_transaction
@@ -121,8 +121,8 @@ class Declarations:
         identifier, text = self.id(kind, name), canonical(declaration)
         if len(text.encode()) > LARGEST // 2:
             raise DeclarationError(
-                f"{kind}s.{name}: the declaration has {len(text.encode()):,} bytes, and {LARGEST // 2:,} is the most: "
-                "keep large values in the code, or in a file that it reads"
+                f"{section(kind)}.{name}: the declaration has {len(text.encode()):,} bytes, and {LARGEST // 2:,} is "
+                "the most: keep large values in the code, or in a file that it reads"
             )
         while True:
             old = read_one(self._components, {"_id": identifier}, session=session) or {}
@@ -267,7 +267,7 @@ def taken(kind: str, name: str, source: Source) -> str:
     """Why `source` cannot declare this name: a name belongs either to service.toml or to the API."""
     if source == "config":
         return (
-            f"{kind}s.{name}: a {kind} of this name was applied through the API; "
+            f"{section(kind)}.{name}: a {kind} of this name was applied through the API; "
             "remove it there (db.remove), or rename this one"
         )
     return f"{kind} {name!r} is declared in service.toml; change it there, or give this one another name"

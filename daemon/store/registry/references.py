@@ -10,11 +10,13 @@ from typing import Any
 
 from components.declarations import (
     Declaration,
+    IndexDeclaration,
     ListenerDeclaration,
     TrainerDeclaration,
     TrainerSection,
     ValidationArguments,
     ValidationDeclaration,
+    is_vector,
 )
 from components.errors import DeclarationError
 from components.key import Key
@@ -29,12 +31,13 @@ __all__ = ["refuse_dangling", "users"]
 def refuse_dangling(kind: str, name: str, declaration: Declaration, known: Catalog) -> None:
     """Raises DeclarationError if a table, a model, a field or a listener that the declaration names is not applied."""
     owner = f"{kind} {name!r}"
-    for other in ("table", "model"):
+    for other in ("table", "model", "listener"):
         named = getattr(declaration, other, None)
         if named is not None and named not in known.of(other):
             near = meant(named, known.of(other)) or "; apply it first"
             raise DeclarationError(f"{owner}: {other} {named!r} is not applied{near}")
     _refuse_metrics(owner, declaration, known)
+    _refuse_output(owner, name, declaration, known)
     before = known.listeners[name].declaration.table if kind == "listener" and name in known.listeners else None
     if before not in (None, getattr(declaration, "table", None)) and (readers := users(known, "listener", name)):
         raise DeclarationError(
@@ -82,6 +85,25 @@ def _refuse_metrics(owner: str, declaration: Declaration, known: Catalog) -> Non
             )
 
 
+def _refuse_output(owner: str, name: str, declaration: Declaration, known: Catalog) -> None:
+    """Raises DeclarationError if an index is of a listener whose outputs are no vectors, or a listener's would be no
+    more.
+    """
+    if isinstance(declaration, IndexDeclaration):
+        listener, output = declaration.listener, known.listeners[declaration.listener].declaration.output
+    elif isinstance(declaration, ListenerDeclaration) and any(
+        each.declaration.listener == name for each in known.indexes.values()
+    ):
+        listener, output = name, declaration.output
+    else:
+        return
+    if not is_vector(output):
+        raise DeclarationError(
+            f"{owner}: an index needs the outputs of listener {listener!r} to be vectors; declare it with "
+            f'output = "vector[LENGTH]", not {output!r}'
+        )
+
+
 def _measured(validation: ValidationDeclaration) -> list[str]:
     return [f"{dataset}/{metric}" for dataset in validation.datasets for metric in validation.metrics]
 
@@ -111,7 +133,8 @@ def users(known: Catalog, kind: str, name: str) -> list[str]:
     so they do not count.
     """
     if kind == "listener":
-        return [_shown(each) for each in _declared(known) if name in _upstream(each.declaration)]
+        indexes = [_shown(each) for each in known.indexes.values() if each.declaration.listener == name]
+        return [_shown(each) for each in _declared(known) if name in _upstream(each.declaration)] + indexes
     listeners = [_shown(each) for each in known.listeners.values() if getattr(each.declaration, kind) == name]
     if kind == "model":
         return listeners

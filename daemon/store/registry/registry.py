@@ -25,6 +25,7 @@ from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
 from components.declarations import (
+    KINDS,
     Declaration,
     ListenerDeclaration,
     ModelDeclaration,
@@ -32,6 +33,7 @@ from components.declarations import (
     output_types,
     parsed,
     queries,
+    section,
 )
 from components.errors import DeclarationError, NotApplied
 from components.extended_json import decoded
@@ -51,7 +53,6 @@ __all__ = ["Declared", "Registry", "signature"]
 # BadValue, FailedToParse, TypeMismatch; the other errors of a filter have codes from 51000 to 51999
 _BAD_FILTER: Final = frozenset({2, 9, 14})
 _WHERE_IT_RUNS: Final = frozenset({"device", "threads"})
-KINDS: Final = ("table", "model", "listener", "trainer", "validation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,7 @@ class Registry:
                 kind, name, given if isinstance(given, Declaration) else sealed(given, os.environ, seal)
             )
             for kind in KINDS
-            for name, given in declarations.get(f"{kind}s", {}).items()
+            for name, given in declarations.get(section(kind), {}).items()
         }
         self._refuse_foreign({name: each for (kind, name), each in wanted.items() if kind == "listener"})
         for (kind, name), declaration in wanted.items():
@@ -172,7 +173,7 @@ class Registry:
             "source": {"$ne": "api"},
             "_id": {"$nin": kept},
             "epoch": {"$not": {"$gt": self._epoch}},
-            "kind": {"$in": KINDS},
+            "kind": {"$in": list(KINDS)},
             "name": {"$type": "string"},
         }
         for component in list(read(self._components, gone, {"kind": 1, "name": 1})):
@@ -385,9 +386,7 @@ def _reads(listener: ListenerDeclaration, kind: str) -> tuple[str, ...]:
 
 
 def _identity(
-    declaration: Declaration,
-    tables: Mapping[str, TableDeclaration],
-    listeners: Mapping[str, ListenerDeclaration],
+    declaration: Declaration, tables: Mapping[str, TableDeclaration], listeners: Mapping[str, ListenerDeclaration]
 ) -> str:
     """A hash of those parts of a declaration that determine outputs. A model's device and threads are not among them,
     nor are a listener's limits.

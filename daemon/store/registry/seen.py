@@ -18,10 +18,10 @@ from typing import Any, Final
 import structlog
 from pymongo.database import Database
 
+from components.declarations import KINDS
 from components.errors import ConfigurationError, SignatureRefused
 from components.signing_key import SigningKey
 from daemon.store.registry.components import Catalog
-from daemon.store.registry.registry import KINDS
 from daemon.store.registry.trust import Pins, Trust
 from daemon.store.registry.versions import Versions
 
@@ -40,12 +40,7 @@ def seen_file(folder: Path, uri: str, database: str, service: str, key: SigningK
 
 
 def remember(
-    database: Database[dict[str, Any]],
-    service: str,
-    key: SigningKey,
-    trust: Trust,
-    known: Catalog,
-    file: Path,
+    database: Database[dict[str, Any]], service: str, key: SigningKey, trust: Trust, known: Catalog, file: Path
 ) -> None:
     """Pins what was read in `file`. What cannot be saved is not remembered: a home need not be writable."""
     lives = {}

@@ -1,0 +1,152 @@
+"""Vector indexes: what [indexes.*] may hold, and the search itself against brute force."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from components import VectorIndex
+from components.declarations import parsed, section
+from components.errors import ConfigurationError, DeclarationError
+from components.nearest import Full, Vectors
+from components.serialization import declare
+from daemon.config import Config, load
+
+GOOD = """
+[service]
+name = "s"
+[mongo]
+uri = "mongodb://127.0.0.1"
+database = "d"
+[security]
+allow_imports = ["harness"]
+[tables.docs]
+fields = { text = "str" }
+[models.embed]
+type = "object"
+object = "harness.vectors:spread"
+[listeners.embed]
+table = "docs"
+key = "text"
+model = "embed"
+output = "vector[4]"
+[indexes.near]
+listener = "embed"
+"""
+
+
+def read(folder: Path, text: str) -> Config:
+    file = folder / "service.toml"
+    file.write_text(text)
+    return load(file, {})
+
+
+def test_a_file_declares_an_index(tmp_path: Path) -> None:
+    """It is the declaration that a program makes; a worker does not depend on it."""
+    config = read(tmp_path, GOOD)
+    assert config.declarations()["indexes"] == {"near": {"listener": "embed", "measure": "cosine"}}
+    declared = declare(VectorIndex("near", listener="embed"))
+    assert (section(declared.kind), declared.name) == ("indexes", "near")
+    assert declared.declaration == parsed("index", "near", config.declarations()["indexes"]["near"])
+    without = read(tmp_path, GOOD.partition("[indexes")[0])
+    assert without.worker_fingerprints == config.worker_fingerprints
+    assert without.fingerprint != config.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "path", "message"),
+    [
+        (
+            '[indexes.near]\nlistener = "embed"',
+            '[indexes.near]\nlistener = "embedd"',
+            "listener",
+            "did you mean `embed`?",
+        ),
+        ('listener = "embed"', "", "listener", "is missing"),
+        ('output = "vector[4]"', "", "listener", "the outputs of listener `embed` are no vectors"),
+        ('"vector[4]"', '"array[float32,4]"', "listener", "the outputs of listener `embed` are no vectors"),
+        ('[indexes.near]\nlistener = "embed"', "[indexes.near]\nlistener = 3", "listener", "3 is not right"),
+        ("[indexes.near]", '[indexes.near]\nmeasure = "l2"', "measure", '"cosine" or "dot"'),
+        ("[indexes.near]", "[indexes.near]\nmeasures = 3", "measures", "did you mean `measure`?"),
+    ],
+)
+def test_a_wrong_index_in_a_file_is_named(tmp_path: Path, was: str, now: str, path: str, message: str) -> None:
+    assert was in GOOD
+    with pytest.raises(ConfigurationError) as raised:
+        read(tmp_path, GOOD.replace(was, now))
+    [problem] = raised.value.problems
+    assert problem.path == f"indexes.near.{path}"
+    assert message in problem.message
+
+
+def test_a_name_of_an_index_has_rules(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"not a name for an index.*\[indexes.n_1\]"):
+        read(tmp_path, GOOD.replace("[indexes.near]", '[indexes."n.1"]'))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"measure": "l2"}, 'measure: it must be "cosine" or "dot"'), ({"n": 1}, "there is no argument 'n'")],
+)
+def test_a_wrong_index_in_a_program_is_named(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(DeclarationError, match=message):
+        VectorIndex("near", "embed", **wrong)
+
+
+KEYS = st.integers(0, 9)
+CHANGES = st.lists(st.tuples(st.sampled_from(["put", "remove"]), KEYS, st.integers(1, 2), st.integers(0, 99)))
+
+
+@settings(max_examples=60)
+@given(CHANGES)
+def test_the_nearest_are_those_of_brute_force(changes: list[tuple[str, int, int, int]]) -> None:
+    """After any changes, in blocks of 4 vectors: the same keys and scores, in the same order."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("components.nearest.BLOCK", 4)
+        vectors, kept = Vectors(2, "dot", 10), {}
+        for what, key, generation, number in changes:
+            if what == "put":
+                vectors.put(key, np.asarray([number, 1], np.float32), generation)
+                kept[key] = (generation, float(number))
+            else:
+                vectors.remove(key)
+                kept.pop(key, None)
+        wanted = np.asarray([1, 0], np.float32)
+        for generation in (1, 2):
+            ours = {key: score for key, (of, score) in kept.items() if of == generation}
+            best = sorted(ours.values(), reverse=True)
+            assert dict(vectors.nearest(wanted, generation, 100)) == ours
+            for n in (1, 3):
+                assert [score for _, score in vectors.nearest(wanted, generation, n)] == best[:n]
+            assert vectors.count(generation) == len(ours)
+        assert len(vectors) == len(kept)
+        assert len(vectors._vectors) <= max(1, -(-len(kept) // 4))
+
+
+def test_no_more_vectors_than_fit() -> None:
+    vectors = Vectors(2, "cosine", 2)
+    for key in (1, 2, 2):
+        vectors.put(key, np.ones(2, np.float32), 1)
+    with pytest.raises(Full):
+        vectors.put(3, np.ones(2, np.float32), 1)
+
+
+def test_a_vector_of_zeros_is_near_to_nothing() -> None:
+    """It has no direction: its cosine with each vector is taken as 0."""
+    vectors = Vectors(2, "cosine", 9)
+    vectors.put("zeros", np.zeros(2, np.float32), 1)
+    vectors.put("ones", np.ones(2, np.float32), 1)
+    assert vectors.nearest(np.ones(2, np.float32), 1, 9) == [("ones", pytest.approx(1.0)), ("zeros", 0.0)]
+    assert [score for _, score in vectors.nearest(np.zeros(2, np.float32), 1, 9)] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_the_length_of_a_vector_does_not_matter_to_a_cosine(scale: float) -> None:
+    """However small or large its numbers are: they are squared in float64."""
+    vectors = Vectors(2, "cosine", 9)
+    vectors.put("a", np.asarray([scale, 0], np.float32), 1)
+    assert vectors.nearest(np.asarray([scale, scale], np.float32), 1, 1) == [("a", pytest.approx(0.5**0.5))]
