@@ -20,6 +20,7 @@ from components.errors import DeclarationError, WeightsError
 from components.key import Arguments
 from components.model import Model, bundled, check_callable
 from components.torch import batches, devices, moved, randomness, weights
+from components.torch.exported import Exported
 from components.torch.gradients import Gradients, wanted
 
 __all__ = ["TorchModule"]
@@ -51,6 +52,8 @@ class TorchModule(Model):
     ) -> None:
         super().__init__(identifier, preprocess, postprocess, threads)
         self.pretrained = pretrained
+        if isinstance(object, torch.export.ExportedProgram):
+            object = Exported(object)  # noqa: A001
         if not isinstance(object, torch.nn.Module):
             got = object.__name__ if isinstance(object, type) else type(object).__name__
             raise DeclarationError(f"model {identifier!r}: object: expected an instance of torch.nn.Module, got {got}")

@@ -97,7 +97,7 @@ class Applier:
         own = self._as_declared(model, declare(model), known.models.get(name))
         parts = [own, *_attached(model)]
         changed = self._publish(parts, model, force=force)
-        if model.trainer is None:
+        if model.applied_trainer is None:
             if name in known.trainers and known.trainers[name].source == "api":
                 with reaching():
                     self._at.registry().remove("trainer", name)
@@ -246,8 +246,8 @@ def _attached(model: Any) -> list[Declared]:
                 f"model {name!r}: its validation {validation.identifier!r} is of another model, {validation.model!r}"
             )
         found.append(declare(validation, model=model))
-    if model.trainer is not None:
-        found.append(declare(model.trainer, model=model))
+    if model.applied_trainer is not None:
+        found.append(declare(model.applied_trainer, model=model))
     return found
 
 

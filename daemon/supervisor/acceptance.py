@@ -10,6 +10,7 @@ Each step is refused by ConfigurationError; then what runs stays.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -52,6 +53,7 @@ class Acceptance:
         self.config = config
         self.state = ConfigState(loaded_at=_now())
         self.owed = False
+        self._refused: tuple[float, Config, Mapping[str, Any], ConfigurationError] | None = None
 
     async def document(self) -> dict[str, Any]:
         """See `Supervisor.plan`."""
@@ -63,12 +65,14 @@ class Acceptance:
             )
         return {"file": str(self._path.absolute()), **plan.document()}
 
-    async def reload(self, confirm: str, changing: asyncio.Lock) -> list[str]:
-        """See `Supervisor.reload`; nothing else changes what runs while `changing` is held."""
+    async def reload(self, confirm: str, changing: asyncio.Lock, asked: float) -> list[str]:
+        """See `Supervisor.reload`; nothing else changes what runs while `changing` is held. `asked`: when, by the clock
+        of `time.monotonic`.
+        """
         try:
             config = await self._read()
             plan = await self._judged(config, confirm)
-            built = await self._proven(config)
+            built = await self._proven(config, asked)
             async with changing:
                 done = await self._apply(config, plan)
             self._built = built
@@ -125,14 +129,26 @@ class Acceptance:
         except DeclarationError as error:
             raise ConfigurationError([Problem("listeners", str(error))]) from None
 
-    async def _proven(self, config: Config) -> dict[str, Any]:
+    async def _proven(self, config: Config, asked: float) -> dict[str, Any]:
         """What the sections of `config` are built from. Raises ConfigurationError if a section that has changed cannot
         be built, or must not go live.
 
-        That may take long; nothing else waits for it.
+        That may take long; nothing else waits for it, but reloads. One that was `asked` for before the same files were
+        refused, such as a command right after the file was saved, gets the same answer.
         """
         built = await in_thread(lambda: built_from(config))
-        changed = [section for section, parts in built.items() if self._built.get(section) != parts]
+        if self._refused is not None and self._refused[0] > asked and self._refused[1:3] == (config, built):
+            raise self._refused[3]
+        try:
+            await self._prove(
+                config, [section for section, parts in built.items() if self._built.get(section) != parts]
+            )
+        except ConfigurationError as error:
+            self._refused = time.monotonic(), config, built, error
+            raise
+        return built
+
+    async def _prove(self, config: Config, changed: list[str]) -> None:
         if changed and self._operation.active:  # what cannot be built must not replace what runs
             try:
                 problems = await in_thread(lambda: self._unbuildable(config, changed))
@@ -142,7 +158,6 @@ class Acceptance:
                 raise ConfigurationError(problems)
         if self._operation.active:
             await self._rehearse(config, changed)
-        return built
 
     def _unbuildable(self, config: Config, changed: Collection[str]) -> list[Problem]:
         without = configuration.uri_variables(self._path, self._environ)

@@ -250,10 +250,11 @@ class Supervisor:
         """Reads service.toml and applies the difference; returns what was done, in words. If the file is invalid,
         raises ConfigurationError and changes nothing. So does PlanHeld if its plan waits, unless `confirm` names it.
         """
+        asked = time.monotonic()
         async with self._reloading:
             self._reporter.reloading()
             try:
-                done = await self._acceptance.reload(confirm, self._changing)
+                done = await self._acceptance.reload(confirm, self._changing, asked)
             finally:
                 self._reporter.reloaded()
             log.info("service.toml is applied", done=done)
