@@ -21,7 +21,6 @@ from uuid import uuid4
 
 from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
-from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
 from components.declarations import (
@@ -40,7 +39,7 @@ from components.extended_json import decoded
 from components.secrets import sealed
 from components.signing_key import SigningKey
 from daemon.store import names
-from daemon.store.connection import create_collection
+from daemon.store.connection import Data, create_collection
 from daemon.store.documents import read, read_one
 from daemon.store.registry.components import Catalog, Component, canonical, catalog, signature
 from daemon.store.registry.declarations import Declarations, taken
@@ -86,7 +85,7 @@ class Registry:
 
     def __init__(
         self,
-        database: Database[dict[str, Any]],
+        database: Data,
         service: str,
         epoch: int,
         key: SigningKey | Trust,
@@ -257,16 +256,10 @@ class Registry:
 
     def absent(self, kind: str, name: str) -> str:
         """Why there is no such component, as a message."""
-        document = read_one(self._components, {"_id": self._declarations.id(kind, name)})
-        if (
-            document is not None
-            and document.get("state") == "removed"
-            and isinstance(document.get("removed_at"), datetime)
-        ):
-            return (
-                f"{kind} {name!r} was removed at {document['removed_at']:%Y-%m-%d %H:%M:%S} UTC; "
-                "apply it again to use it"
-            )
+        document = read_one(self._components, {"_id": self._declarations.id(kind, name)}) or {}
+        at = document.get("removed_at")
+        if document.get("state") == "removed" and isinstance(at, datetime):
+            return f"{kind} {name!r} was removed at {at:%Y-%m-%d %H:%M:%S} UTC; apply it again to use it"
         applied = {"service": self.service, "kind": kind, "state": "applied"}
         known = [each.get("name") for each in read(self._components, applied, {"name": 1})]
         there = sorted(name for name in known if isinstance(name, str))
