@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from itertools import islice
 from threading import Lock
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from components import estimators, frames, object_state
 from components.awaited import awaited
@@ -29,6 +29,9 @@ from components.outputs import storable, typed
 from components.shared_memory import Watch
 
 __all__ = ["Arguments", "Model", "ObjectModel"]
+
+_ROWS: Final = 300
+"""How many values are watched for shared memory: a function may use as many buffers in turn as a batch has rows."""
 
 
 class Model(ABC):
@@ -52,7 +55,7 @@ class Model(ABC):
         self.preprocess = preprocess
         self.postprocess = postprocess
         self.threads = threads
-        self.watch, self.watch_batch, self._watch_results = Watch(32), Watch(3), Watch(32)
+        self.watch, self.watch_batch, self._watch_results = Watch(_ROWS), Watch(3), Watch(_ROWS)
         """Find out whether inputs, preprocessed batches and results share memory."""
         self.origin: Any = None
         """The module of a user's file that `object` is a copy of, or None; the user's functions may refer to it."""

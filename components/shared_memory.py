@@ -6,8 +6,9 @@ each size are copied and compared; if none shares memory with another, later one
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -66,6 +67,8 @@ def copied(value: Any) -> Any:
         return kind([copied(item) for item in value])
     if hasattr(value, "untyped_storage"):
         return value.detach().clone()  # `deepcopy` of a slice copies all of its storage
+    if kind is memoryview:  # `deepcopy` refuses it
+        return memoryview(value.tobytes()).cast("B").cast(value.format, value.shape) if value.nbytes else value
     try:
         return deepcopy(value)
     except Exception:  # noqa: BLE001 - a class of the user's may refuse with anything
@@ -79,21 +82,31 @@ def _marks(value: Any) -> Iterator[tuple[object, int]]:
     """Yield the addresses of the memory that a value holds and that could be written again, with their sizes."""
     if isinstance(value, _IMMUTABLE):
         return
-    if isinstance(value, (list, tuple, dict)):
-        if not isinstance(value, tuple):
-            yield id(value), 0
-        items = value.values() if isinstance(value, dict) else value
-        if not set(map(type, items)) <= _PLAIN:
-            for item in items:
-                yield from _marks(item)
-    elif hasattr(value, "untyped_storage"):
+    if hasattr(value, "untyped_storage"):
         if value.numel():
             yield ("memory", value.untyped_storage().data_ptr()), value.nbytes
     elif _is_array(value):
         if value.nbytes:
             yield ("memory", _whole(value).__array_interface__["data"][0]), value.nbytes
+    elif isinstance(value, memoryview):
+        yield id(value.obj), value.nbytes
     else:
-        yield id(value), 0
+        if not isinstance(value, tuple):
+            yield id(value), 0
+        for item in _held(value):
+            yield from _marks(item)
+
+
+def _held(value: Any) -> Iterable[Any]:
+    """Return what a container or a dataclass holds that could be written again."""
+    if isinstance(value, (list, tuple, dict)):
+        items: Any = value.values() if isinstance(value, dict) else value
+        return () if set(map(type, items)) <= _PLAIN else items
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = (getattr(value, field.name, None) for field in dataclasses.fields(value))
+        # What else it refers to may be shared by intent, such as a vocabulary.
+        return [held for held in fields if hasattr(held, "untyped_storage") or _is_array(held)]
+    return ()
 
 
 def _is_array(value: Any) -> bool:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from components.declarations import TUNED, ListenerDeclaration
 from daemon.config import Config
 from daemon.store.partition import Partition, everyone
 from daemon.store.registry.components import Catalog, Component
@@ -25,11 +26,14 @@ __all__ = ["Desired", "built_from", "desired"]
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """Processes of workers by name: their listeners, their fingerprints, and the worker and share of each."""
+    """Processes of workers by name: their listeners, their fingerprints, the worker and share of each, and what a
+    running one takes up of listeners of the API.
+    """
 
     workers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     shares: Mapping[str, tuple[str, Partition]] = field(default_factory=dict)
+    tuned: Mapping[str, str] = field(default_factory=dict)
 
 
 def desired(config: Config, known: Catalog) -> Desired:
@@ -38,6 +42,7 @@ def desired(config: Config, known: Catalog) -> Desired:
     """
     workers: dict[str, list[str]] = {}
     parts: dict[str, list[Any]] = {}
+    tuned: dict[str, list[Any]] = {}
     settings = config.worker_fingerprints
     for worker, listeners in config.workers().items():
         paused = [name for name in listeners if name in known.listeners and known.listeners[name].paused]
@@ -52,7 +57,10 @@ def desired(config: Config, known: Catalog) -> Desired:
             continue
         worker = listener.declaration.worker
         workers.setdefault(worker, []).append(name)
-        parts.setdefault(worker, [_settings(config)]).append([_identity(listener), _identity(model), _identity(table)])
+        parts.setdefault(worker, [_settings(config)]).append(
+            [_started_with(listener), _identity(model), _identity(table)]
+        )
+        tuned.setdefault(worker, []).append([getattr(listener.declaration, field) for field in sorted(TUNED)])
     shares = {
         share.process(worker): (worker, share)
         for worker, names in workers.items()
@@ -61,7 +69,8 @@ def desired(config: Config, known: Catalog) -> Desired:
     }
     wanted = {process: tuple(workers[worker]) for process, (worker, _) in shares.items()}
     fingerprints = {process: _digest([parts[worker], share.of]) for process, (worker, share) in shares.items()}
-    return Desired(wanted, fingerprints, shares)
+    limits = {process: _digest(tuned.get(worker)) for process, (worker, _) in shares.items()}
+    return Desired(wanted, fingerprints, shares, limits)
 
 
 def _partitions(config: Config, known: Catalog, listener: str) -> int:
@@ -75,7 +84,13 @@ def _settings(config: Config) -> str:
 
 
 def _identity(component: Component[Any]) -> list[Any]:
-    return [component.name, component.source, component.revision, component.signature, component.resumed]
+    return [component.name, component.source, component.revision, component.signature]
+
+
+def _started_with(listener: Component[ListenerDeclaration]) -> list[Any]:
+    """What of a listener its worker was started with: not what a running one takes up."""
+    declared = {name: value for name, value in listener.declaration.dump().items() if name not in TUNED}
+    return [listener.name, listener.source, declared, listener.forced, listener.resumed]
 
 
 def built_from(config: Config) -> dict[str, Any]:

@@ -193,9 +193,12 @@ class Operation:
         if work.leaving or work.coming:
             log.info("what is applied has changed", done=str(work))
         await self._stop_workers(work.leaving)
-        self._desired = after
+        before, self._desired = self._desired, after
         for name in work.coming:
             self._start_worker(name)
+        for name in after.workers.keys() - set(work.coming):
+            if after.tuned.get(name) != before.tuned.get(name):
+                self._fleet.tune(self._assignment(name))
         self._clear_left()
         self._scheduling.change(_scheduled(self.known))
         if notified:

@@ -99,6 +99,35 @@ def _served(db: Datalayer) -> set[str]:
     return {name for worker in status.get("workers", {}).values() for name in worker.get("listeners", {})}
 
 
+def test_changed_limits_are_taken_up_by_the_running_worker(db: Datalayer) -> None:
+    """As those of service.toml; another key starts it anew."""
+    db.apply(ObjectModel("same", lambda x: x))
+    db.apply(Listener("sames", table="rows", key="x", model="same"))
+    worker = _pid(db, "same")
+    db.apply(Listener("sames", table="rows", key="x", model="same", max_batch=3, latency_budget=0.5, scan_rate=100))
+    [key] = db["rows"].insert({"x": 7.0, "y": 14.0})
+    eventually(
+        "a new row is predicted",
+        lambda: "value" in _outputs(db["rows"].filter({"_id": key}).get()).get("sames", {}),
+    )
+    assert _pid(db, "same") == worker
+    assert db.load("Listener", "sames").max_batch == 3
+    db.apply(Listener("sames", table="rows", key="y", model="same", max_batch=3))
+    eventually("another process works on it", lambda: _pid(db, "same") != worker)
+    db.remove("Listener", "sames", outputs=True)
+
+
+def _pid(db: Datalayer, worker: str) -> int:
+    """The process of a worker, once the status has it."""
+
+    def published() -> Any:
+        status = db._at.database["_predictd.status"].find_one() or {}
+        return status.get("workers", {}).get(worker, {}).get("pid")
+
+    pid: int = eventually("the worker runs", published)
+    return pid
+
+
 def test_dead_letters_are_listed_retried_and_discarded(db: Datalayer, tmp_path: Path) -> None:
     """One row, those of a listener, or all."""
     mended = tmp_path / "mended"

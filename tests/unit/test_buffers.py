@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,47 @@ def refilled(kind: str) -> Any:
         return {"tensor": tensor, "view": tensor[:], "array": array[0], "dict": image}[kind]
 
     return fill
+
+
+@dataclass
+class Features:
+    """A row's features, as a preprocess may return them."""
+
+    values: np.ndarray[Any, Any]
+
+
+def kept(kind: str) -> Any:
+    """A preprocess that returns memory of its own in another guise; forty buffers in turn; or what it has cached."""
+    array, memory, calls = np.zeros(1), bytearray(8), iter(range(10_000))
+    ring, cache = [np.zeros(1) for _ in range(40)], {float(n): np.array([float(n)]) for n in range(300)}
+
+    def preprocess(x: float) -> Any:
+        array[0] = x
+        memory[:] = array.tobytes()
+        turn = ring[next(calls) % len(ring)]
+        turn[0] = x
+        made = {"dataclass": Features(array), "memoryview": memoryview(memory), "ring": turn, "cache": cache[x % 45]}
+        return made[kind]
+
+    return preprocess
+
+
+def read(prepared_: Any) -> float:
+    """The number in it, which is then changed in place, if it can be."""
+    values = prepared_.values if isinstance(prepared_, Features) else np.frombuffer(prepared_)
+    found = float(values[0])
+    if values.flags.writeable:
+        values += 1000
+    return found
+
+
+@pytest.mark.parametrize("kind", ["dataclass", "memoryview", "ring", "cache"])
+def test_memory_that_is_used_again_in_another_guise(kind: str) -> None:
+    """In an object, as a view, many in turn, or one for each value, which the model then changes."""
+    model = ObjectModel("m", lambda xs: [read(x) for x in xs], preprocess=kept(kind), batched=True)
+    xs = [float(n) for n in range(120)]
+    batches = [prepared(model, xs[n : n + 8], n) for n in range(0, 120, 8)]
+    assert values(*batches) == [x % 45 if kind == "cache" else x for x in xs]
 
 
 class Named(torch.nn.Module):

@@ -76,6 +76,19 @@ def test_a_mended_file_of_code_concerns_the_workers_whose_models_name_it(config:
     assert before["g"] != after["g"]
 
 
+@pytest.mark.parametrize(("changed", "restarts"), [({"max_batch": 3}, False), ({"where": {"x": "y"}}, True)])
+def test_a_running_worker_takes_up_the_limits_of_a_listener_of_the_api(
+    config: Config, changed: dict[str, object], restarts: bool
+) -> None:
+    """As those of service.toml; anything else starts it anew."""
+    known = applied()
+    anew = replace(component("listener", "N", table="t", model="h", worker="h", **changed), revision=2, signature="2")
+    before, after = (desired(config, each) for each in (known, replace(known, listeners={"N": anew})))
+    assert (before.fingerprints["h"] != after.fingerprints["h"]) is restarts
+    assert (before.tuned["h"] != after.tuned["h"]) is not restarts
+    assert before.tuned["f"] == after.tuned["f"]
+
+
 @pytest.mark.parametrize(("name", "source", "worker"), [("L", "config", "f"), ("N", "api", "h")])
 def test_a_listener_that_was_resumed_starts_its_worker_anew(
     config: Config, name: str, source: str, worker: str
