@@ -51,10 +51,12 @@ fuzz: $(STAMP)  ## values of any shape from outside; MINUTES=5 for each target, 
 demo: $(STAMP)  ## the main job, shown on real rows; KEEP=1 leaves it running
 	@$(BIN)/predictd demo $(if $(KEEP),--keep)
 
-bench: $(STAMP)  ## predictd against a straight hand-written loop, what training costs, what other writers feel
+bench: $(STAMP)  ## predictd beside a hand-written loop, and what else is measured; writes docs/performance.md
 	$(BIN)/python -m bench.yardstick $(ARGS)
 	$(BIN)/python -m bench.training $(ARGS)
 	$(BIN)/python -m bench.other_writers $(ARGS)
+	$(BIN)/python -m bench.hot_rows $(ARGS)
+	$(BIN)/python -m bench.page
 
 clean:  ## forget the environment and all state
 	rm -rf $(VENV) .predictd .mypy_cache .ruff_cache .pytest_cache .hypothesis

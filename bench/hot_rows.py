@@ -103,16 +103,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.hot_rows", description=__doc__.split("\n\n", 1)[0])
     parser.add_argument("--rows", type=int, default=4000, help="rows of each burst (4000)")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (3)")
+    parser.add_argument("--quick", action="store_true", help="one round of 500 rows")
     parser.add_argument("--json", type=Path, default=ROOT / "bench" / "results" / "hot_rows.json", metavar="PATH")
     parser.add_argument("--update", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.update:
         return update(*given.update)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    found = measured(given.rows, given.rounds)
+    rows, rounds = (500, 1) if given.quick else (given.rows, given.rounds)
+    found = measured(rows, rounds)
     medians = {table: {name: statistics.median(each[table][name] for each in found) for name in of}
                for table, of in found[0].items()}  # fmt: skip
-    shown = Table("clients update", *medians[WATCHED], title=f"medians of {given.rounds} bursts of {given.rows:,} rows")
+    shown = Table("clients update", *medians[WATCHED], title=f"medians of {rounds} bursts of {rows:,} rows")
     for table, of in medians.items():
         shown.add_row("the table of the burst" if table == WATCHED else "another", *(f"{v:,.0f}" for v in of.values()))
     Console().print(shown)

@@ -30,7 +30,8 @@ from rich.table import Table
 
 from daemon.embedded.server import ensure
 from daemon.handlers.predict.records import Write
-from daemon.listeners.change_stream import Subscription, watch
+from daemon.listeners.change_stream import watch
+from daemon.listeners.subscription import Subscription
 from daemon.store.connection import make_client, open_database
 from daemon.store.rows import outputs
 from daemon.store.rows.positions import Position, cluster_time

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,12 @@ from daemon.engine.child import CHANNEL, REQUEST, answer
 from daemon.store.registry.registry import Registry
 from daemon.worker.assignment import WorkerAssignment
 
-__all__ = ["FIELD", "LOOP", "PREDICTD", "ROOT", "Failed", "Side", "clocks", "start"]
+__all__ = ["FIELD", "LOOP", "PREDICTD", "ROOT", "SHARED", "Failed", "Side", "clocks", "start"]
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = SigningKey.fresh()
-LOOP, PREDICTD = "straight loop", "predictd"
+LOOP, PREDICTD, SHARED = "straight loop", "predictd", "two processes"
+PROCESSES = {LOOP: 1, PREDICTD: 1, SHARED: 2}
 SERVICE, MODEL, TABLE, MAX_BATCH = "yardstick", "lenet", "mnist", 256
 START_SECONDS = 120.0
 SERVICE_TOML = """
@@ -62,16 +63,13 @@ class Failed(Exception):
     """The yardstick cannot say anything: a side did not start, did not answer, or answered wrongly."""
 
 
-class Side:
-    """One process that gives the rows of a collection their outputs."""
+class Process:
+    """One process of a side."""
 
-    def __init__(
-        self, name: str, collection: Collection[dict[str, Any]], module: str, order: dict[str, Any], threads: int
-    ) -> None:
-        self.name, self.collection = name, collection
+    def __init__(self, module: str, order: dict[str, Any], threads: int) -> None:
         self.said: list[str] = []
         reports, theirs = os.pipe()  # for both sides: the loop writes to standard output, a worker to its channel
-        self._process = subprocess.Popen(
+        self.popen = subprocess.Popen(
             [sys.executable, "-P", "-m", module],
             stdin=subprocess.PIPE,
             stdout=theirs,
@@ -88,17 +86,13 @@ class Side:
         )
         os.close(theirs)
         os.close(log)
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(order).encode() + b"\n")
-        self._process.stdin.flush()
+        assert self.popen.stdin is not None
+        self.popen.stdin.write(json.dumps(order).encode() + b"\n")
+        self.popen.stdin.flush()
         threading.Thread(target=self._listen, args=(reports,), daemon=True).start()
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
     def _listen(self, reports: int) -> None:
-        stdin = self._process.stdin
+        stdin = self.popen.stdin
         assert stdin is not None
         with os.fdopen(reports, "rb") as lines:
             for line in lines:
@@ -114,30 +108,58 @@ class Side:
             return False
         return self.said[0].strip() == "ready" or json.loads(self.said[0])["stream"]["open"]
 
+    def clock(self) -> int:
+        """Its CPU time so far, in ticks."""
+        fields = Path(f"/proc/{self.popen.pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
+
+class Side:
+    """The processes that give the rows of a collection their outputs."""
+
+    def __init__(
+        self, name: str, collection: Collection[dict[str, Any]], module: str, orders: list[dict[str, Any]], threads: int
+    ) -> None:
+        self.name, self.collection = name, collection
+        self._processes = [Process(module, order, threads) for order in orders]
+
+    def started(self) -> bool:
+        """Whether all streams are open."""
+        return all(each.started() for each in self._processes)
+
     def await_until(self, done: Callable[[], bool], seconds: float, pause: float, what: str) -> None:
-        """Polls; raises Failed where the process ends, or it takes too long."""
+        """Polls; raises Failed if a process ends, or it takes too long."""
         end = time.monotonic() + seconds
         while not done():
-            if self._process.poll() is not None:
-                raise Failed(f"{self.name} ended with {self._process.returncode} while the yardstick waited for {what}")
+            for each in self._processes:
+                if (code := each.popen.poll()) is not None:
+                    raise Failed(f"{self.name} ended with {code} while the yardstick waited for {what}")
             if time.monotonic() > end:
                 raise Failed(f"{self.name}: no {what} within {seconds:.0f} s")
             time.sleep(pause)
 
+    def clock(self) -> int:
+        """The CPU time of its processes so far, in ticks."""
+        return sum(each.clock() for each in self._processes)
+
     def pause(self) -> None:
-        self._process.send_signal(signal.SIGSTOP)
+        for each in self._processes:
+            each.popen.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        self._process.send_signal(signal.SIGCONT)
+        for each in self._processes:
+            each.popen.send_signal(signal.SIGCONT)
 
     def close(self) -> None:
-        """Ends the process, whatever state it is in."""
-        self._process.terminate()
+        """Ends its processes, whatever state they are in."""
+        for each in self._processes:
+            each.popen.terminate()
         self.resume()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(15)
-        self._process.kill()
-        self._process.wait()
+        for each in self._processes:
+            with suppress(subprocess.TimeoutExpired):
+                each.popen.wait(15)
+            each.popen.kill()
+            each.popen.wait()
 
 
 def start(
@@ -150,44 +172,43 @@ def start(
     await_ms: int,
     stack: ExitStack,
 ) -> dict[str, Side]:
-    """Starts both sides with this preprocess, and leaves them stopped; `stack` ends them. Raises Failed."""
-    databases = {LOOP: f"loop_{preprocess.replace('-', '_')}", PREDICTD: f"predictd_{preprocess.replace('-', '_')}"}
-    orders = {
-        PREDICTD: ("daemon.worker", publish(client, uri, folder, databases[PREDICTD], batched=preprocess == "batched")),
-        LOOP: (
-            "bench.straight_loop",
-            asdict(
-                Order(
-                    uri=uri,
-                    database=databases[LOOP],
-                    collection=TABLE,
-                    batched=preprocess == "batched",
-                    max_batch=MAX_BATCH,
-                    await_ms=await_ms,
-                    weights_database=databases[PREDICTD],
-                    service=SERVICE,
-                    model=MODEL,
-                )
-            ),
-        ),
-    }
-    client[databases[LOOP]].create_collection(TABLE)
+    """Starts all sides with this preprocess, and leaves them stopped; `stack` ends them. Raises Failed."""
+    batched, suffix = preprocess == "batched", preprocess.replace("-", "_")
+    databases = {name: f"{name.replace(' ', '_')}_{suffix}" for name in PROCESSES}
     sides = {}
-    for name, (module, order) in orders.items():
-        side = sides[name] = Side(f"{name} ({preprocess})", client[databases[name]][TABLE], module, order, threads)
-        stack.callback(side.close)
+    for name, processes in PROCESSES.items():
+        if name != LOOP:
+            assignment = publish(client, uri, folder, databases[name], batched=batched, partitions=processes)
+            orders = [replace(assignment, partition=n, partitions=processes).order() for n in range(processes)]
+            sides[name] = Side(name, client[databases[name]][TABLE], "daemon.worker", orders, threads)
+            stack.callback(sides[name].close)
+    loop = Order(
+        uri=uri,
+        database=databases[LOOP],
+        collection=TABLE,
+        batched=batched,
+        max_batch=MAX_BATCH,
+        await_ms=await_ms,
+        weights_database=databases[PREDICTD],
+        service=SERVICE,
+        model=MODEL,
+    )
+    client[databases[LOOP]].create_collection(TABLE)
+    sides[LOOP] = Side(LOOP, client[databases[LOOP]][TABLE], "bench.straight_loop", [asdict(loop)], threads)
+    stack.callback(sides[LOOP].close)
     for side in sides.values():
         side.await_until(side.started, START_SECONDS, 0.05, "open change stream")
         side.pause()
-    return sides
+    return {name: sides[name] for name in PROCESSES}
 
 
 def publish(
-    client: MongoClient[dict[str, Any]], uri: str, folder: Path, database: str, *, batched: bool
-) -> dict[str, Any]:
+    client: MongoClient[dict[str, Any]], uri: str, folder: Path, database: str, *, batched: bool, partitions: int
+) -> WorkerAssignment:
     """Declares the service as the supervisor would, and returns the assignment of its worker."""
     file = folder / f"{database}.toml"
-    file.write_text(SERVICE_TOML.replace("[models.lenet]", BATCHED) if batched else SERVICE_TOML)
+    text = SERVICE_TOML.replace("[models.lenet]", BATCHED) if batched else SERVICE_TOML
+    file.write_text(f"{text}partitions = {partitions}\n")
     read = config.load(file, {})
     registry = Registry(client[database], SERVICE, 1, KEY)
     registry.publish(read.declarations())
@@ -203,18 +224,17 @@ def publish(
         log={"format": "console", "level": "warning"},
         stop_timeout=10.0,
         trust=registry.trust.encoded(),
-    ).order()
+    )
 
 
 def clocks(side: Side) -> tuple[float, float, float, float]:
-    """CPU seconds so far: of the whole machine, of the side's process, of its MongoDB, of this client."""
+    """CPU seconds so far: of the whole machine, of the side's processes, of its MongoDB, of this client."""
     machine = [int(each) for each in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-    process = Path(f"/proc/{side.pid}/stat").read_text().rpartition(")")[2].split()
     mongod = side.collection.database.command("serverStatus")["extra_info"]
     tick = os.sysconf("SC_CLK_TCK")
     return (
         (sum(machine) - machine[3] - machine[4]) / tick,  # less idle and waiting for disks
-        (int(process[11]) + int(process[12])) / tick,
+        side.clock() / tick,
         (mongod["user_time_us"] + mongod["system_time_us"]) / 1e6,
         time.process_time(),
     )

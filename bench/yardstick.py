@@ -2,17 +2,17 @@
 
     python -m bench.yardstick [--runs 5] [--rows 5000] [--quick] [--json PATH]      (or: make bench ARGS=--quick)
 
-Each side is one process beside mongod and this client. There are two pairs of them, one with the tutorial's per-row
-preprocess and one with the batched one. They take turns, run by run: a burst of rows, timed from the first insert until
-every output stands, then rows one by one, each timed from its insert until its output stands. Whoever's turn it is not
-is stopped (SIGSTOP), so that nobody else's change stream costs anything. Both sides get as many torch threads (half of
-the cores, as mongod and the client need some too: on two cores, two threads for such small batches mostly wait for each
-other).
+The sides are the loop, a worker of predictd, and a worker of two processes that share the rows: three with the
+tutorial's per-row preprocess and three with the batched one. They take turns, run by run: a burst of rows, timed from
+the first insert until every output stands, then rows one by one, each timed from its insert until its output stands.
+Whoever's turn it is not is stopped (SIGSTOP), so that nobody else's change stream costs anything. Each process gets as
+many torch threads (half of the cores, as mongod and the client need some too: on two cores, two threads for such small
+batches mostly wait for each other).
 
 predictd does more work than the loop, and does it on more cores; so the ratio falls where other processes take the
 cores away. How much they took is measured, and said.
 
-At the end of each run the outputs are counted, and compared between the two sides image by image: a difference ends the
+At the end of each run the outputs are counted, and compared between the sides image by image: a difference ends the
 run.
 """
 
@@ -37,7 +37,7 @@ from pymongo import MongoClient
 from rich.console import Console
 from rich.table import Table
 
-from bench.sides import FIELD, LOOP, PREDICTD, ROOT, Failed, Side, clocks, start
+from bench.sides import FIELD, LOOP, PREDICTD, ROOT, SHARED, Failed, Side, clocks, start
 from daemon.embedded.server import ensure
 from examples.digits import digits, png
 
@@ -59,13 +59,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One side's turn in one run: the burst's rows/s and CPU microseconds a row (its own, mongod's); how many cores
-    were others' meanwhile; and milliseconds of each single row.
+    """One side's turn in one run: the burst's rows/s and CPU microseconds a row (its own, mongod's, the inserting
+    client's); how many cores were others' meanwhile; and milliseconds of each single row.
     """
 
     rows_per_second: float
     cpu_us: float
     mongod_us: float
+    client_us: float
     others: float
     singles_ms: tuple[float, ...]
 
@@ -75,12 +76,12 @@ class Turn:
 
 
 @dataclass
-class Pair:
-    """Both sides with one preprocess, and their turns so far."""
+class Sides:
+    """The sides with one preprocess, and their turns so far."""
 
     preprocess: str
     sides: dict[str, Side]
-    turns: dict[str, list[Turn]] = field(default_factory=lambda: {LOOP: [], PREDICTD: []})
+    turns: dict[str, list[Turn]] = field(default_factory=lambda: {LOOP: [], PREDICTD: [], SHARED: []})
 
 
 # ---- one turn -----------------------------------------------------------------------------------------------------
@@ -102,6 +103,7 @@ def take_turn(side: Side, images: list[bytes], plan: Plan) -> tuple[Turn, list[A
             len(rows) / seconds,
             own * 1e6 / len(rows),
             mongod * 1e6 / len(rows),
+            client * 1e6 / len(rows),
             others,
             tuple(1000 * waited for _, waited in singles),
         ), outputs
@@ -158,49 +160,46 @@ def values(side: Side, keys: list[ObjectId]) -> list[Any]:
     return [found[key] for key in keys]
 
 
-def measure(pair: Pair, images: list[bytes], plan: Plan) -> None:
-    """One run: both sides' turns, one after the other."""
+def measure(sides: Sides, images: list[bytes], plan: Plan) -> None:
+    """One run: the turns of all sides, one after the other."""
     outputs = {}
-    for name, side in pair.sides.items():
+    for name, side in sides.sides.items():
         turn, outputs[name] = take_turn(side, images, plan)
-        pair.turns[name].append(turn)
-    differ = sum(a != b for a, b in zip(outputs[LOOP], outputs[PREDICTD], strict=True))
-    if differ:
-        raise Failed(
-            f"{pair.preprocess}: {differ} of {len(outputs[LOOP])} outputs differ between the two sides, with the same "
-            "weights"
-        )
+        sides.turns[name].append(turn)
+    for name, found in outputs.items():
+        differ = sum(a != b for a, b in zip(outputs[LOOP], found, strict=True))
+        if differ:
+            raise Failed(
+                f"{sides.preprocess}: {differ} of {len(found)} outputs of {name} differ from the loop's, with the same "
+                "weights"
+            )
 
 
 # ---- what is said about it ----------------------------------------------------------------------------------------
 
 
-def summary(pair: Pair) -> dict[str, Any]:
-    """Medians over the runs; a ratio is taken within each run first, and is predictd's figure by the loop's."""
+def summary(sides: Sides) -> dict[str, Any]:
+    """Medians over the runs, by side. A ratio is taken within each run first: the side's figure by the loop's."""
     figures = {
         "rows_per_second": lambda turn: turn.rows_per_second,
         "cpu_us": lambda turn: turn.cpu_us,
         "mongod_cpu_us": lambda turn: turn.mongod_us,
+        "client_cpu_us": lambda turn: turn.client_us,
         "single_p50_ms": lambda turn: turn.percentile(50),
         "single_p99_ms": lambda turn: turn.percentile(99),
     }
-    others = [round(turn.others, 2) for turns in pair.turns.values() for turn in turns]
     told: dict[str, Any] = {
-        LOOP: {},
-        PREDICTD: {},
-        "ratio": {},
-        "ratios_by_run": {},
-        "runs": {},
-        "others_cores": others,
+        "others_cores": [round(turn.others, 2) for turns in sides.turns.values() for turn in turns],
+        **{part: {side: {} for side in sides.turns} for part in ("median", "runs", "ratio", "ratios_by_run")},
     }
     for name, of in figures.items():
-        by_run = {side: [of(turn) for turn in turns] for side, turns in pair.turns.items()}
-        ratios = [b / a for a, b in zip(by_run[LOOP], by_run[PREDICTD], strict=True)]
+        by_run = {side: [of(turn) for turn in turns] for side, turns in sides.turns.items()}
         for side, each in by_run.items():
-            told[side][name] = round(statistics.median(each), 2)
-        told["ratio"][name] = round(statistics.median(ratios), 3)
-        told["ratios_by_run"][name] = [round(ratio, 3) for ratio in ratios]
-        told["runs"][name] = {side: [round(value, 2) for value in each] for side, each in by_run.items()}
+            ratios = [own / loops for loops, own in zip(by_run[LOOP], each, strict=True)]
+            told["median"][side][name] = round(statistics.median(each), 2)
+            told["runs"][side][name] = [round(value, 2) for value in each]
+            told["ratio"][side][name] = round(statistics.median(ratios), 3)
+            told["ratios_by_run"][side][name] = [round(ratio, 3) for ratio in ratios]
     return told
 
 
@@ -209,8 +208,8 @@ def table(summaries: dict[str, dict[str, Any]], plan: Plan) -> Table:
     shown = Table(
         title=f"medians of {plan.runs} interleaved runs of {plan.rows:,} rows in a burst and {plan.singles} one by one"
     )
-    for heading in ("preprocess", "", LOOP, PREDICTD, "ratio", "by run"):
-        shown.add_column(heading, justify="left" if heading in {"preprocess", "", "by run"} else "right")
+    for heading in ("preprocess", "", LOOP, PREDICTD, "ratio", SHARED, "ratio"):
+        shown.add_column(heading, justify="left" if heading in {"preprocess", ""} else "right")
     lines = {
         "rows_per_second": ("burst, rows/s", ",.0f"),
         "cpu_us": ("CPU us a row", ",.0f"),
@@ -220,9 +219,12 @@ def table(summaries: dict[str, dict[str, Any]], plan: Plan) -> Table:
     }
     for preprocess, told in summaries.items():
         for name, (words, form) in lines.items():
-            by_run = " ".join(f"{ratio:.2f}" for ratio in told["ratios_by_run"][name])
-            figures = [format(told[side][name], form) for side in (LOOP, PREDICTD)]
-            shown.add_row(preprocess, words, *figures, f"{told['ratio'][name]:.2f}", by_run)
+            cells = [format(told["median"][LOOP][name], form)]
+            for side in (PREDICTD, SHARED):
+                by_run = told["ratios_by_run"][side][name]
+                spread = f" ({min(by_run):.2f} to {max(by_run):.2f})"
+                cells += [format(told["median"][side][name], form), f"{told['ratio'][side][name]:.2f}{spread}"]
+            shown.add_row(preprocess, words, *cells)
         shown.add_section()
     return shown
 
@@ -235,10 +237,10 @@ def compare(plan: Plan, preprocesses: Iterable[str], console: Console) -> dict[s
         mongo = stack.enter_context(ensure(folder))
         client: MongoClient[dict[str, Any]] = stack.enter_context(MongoClient(mongo.uri))
         images = [png(image) for image, _ in digits(plan.rows)]
-        pairs = []
+        all_sides = []
         for preprocess in preprocesses:
-            status.update(f"starting both sides with the {preprocess} preprocess")
-            sides = start(
+            status.update(f"starting the sides with the {preprocess} preprocess")
+            started = start(
                 client,
                 mongo.uri,
                 folder,
@@ -247,14 +249,14 @@ def compare(plan: Plan, preprocesses: Iterable[str], console: Console) -> dict[s
                 await_ms=plan.await_ms,
                 stack=stack,
             )
-            for side in sides.values():
+            for side in started.values():
                 take_turn(side, images[:BURST], replace(plan, singles=0))  # the first batches of a process are slow
-            pairs.append(Pair(preprocess, sides))
+            all_sides.append(Sides(preprocess, started))
         for run in range(1, plan.runs + 1):
-            for pair in pairs:
-                status.update(f"run {run} of {plan.runs}, {pair.preprocess} preprocess")
-                measure(pair, images, plan)
-        return {pair.preprocess: summary(pair) for pair in pairs}
+            for sides in all_sides:
+                status.update(f"run {run} of {plan.runs}, {sides.preprocess} preprocess")
+                measure(sides, images, plan)
+        return {sides.preprocess: summary(sides) for sides in all_sides}
 
 
 def main() -> None:
@@ -267,7 +269,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one run of 1,000 rows")
     parser.add_argument("--preprocess", choices=["per-row", "batched"], help="only this one (both)")
     parser.add_argument("--await-ms", type=int, default=1, help="how long the loop's stream waits for an event (1)")
-    parser.add_argument("--threads", type=int, default=half, help=f"torch threads of each side ({half})")
+    parser.add_argument("--threads", type=int, default=half, help=f"torch threads of each process ({half})")
     parser.add_argument("--json", type=Path, default=ROOT / "bench" / "results" / "yardstick.json", metavar="PATH")
     given = parser.parse_args()
     runs, rows = (1, 1000) if given.quick else (given.runs, given.rows)
@@ -285,7 +287,7 @@ def main() -> None:
     )
     others = statistics.median(each for told in summaries.values() for each in told["others_cores"])
     console.print(f"meanwhile other processes used {others:.1f} of {os.cpu_count()} cores", soft_wrap=True)
-    console.print(f"all outputs stand and are equal on both sides; figures in {given.json}", soft_wrap=True)
+    console.print(f"all outputs stand and are equal on all sides; figures in {given.json}", soft_wrap=True)
 
 
 if __name__ == "__main__":

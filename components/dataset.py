@@ -29,5 +29,6 @@ class Dataset:
             raise DeclarationError(
                 f"dataset {self.identifier!r}: select: expected a query such as db['mnist'], got {self.select!r}"
             )
+        object.__setattr__(self, "select", self.select.plain())
         if not isinstance(self.pin, bool):
             raise DeclarationError(f"dataset {self.identifier!r}: pin: expected True or False, got {self.pin!r}")

@@ -117,9 +117,14 @@ def encode(obj: object) -> bytes:
     buffer = BytesIO()
     try:
         obj.load()  # before its EXIF data is read: loading a TIFF applies its orientation
+        if _FORMAT_OF[obj.mode] == "TIFF" and _orientation(obj) != 1:
+            raise EncodeError(
+                f"a PIL image of mode {obj.mode} with an EXIF orientation becomes a TIFF, which would be turned when "
+                "it is read; store the file's own bytes, or turn it first: PIL.ImageOps.exif_transpose(image)"
+            )
         image = _whole_palette(obj) if obj.mode == "P" else obj
         image.save(buffer, format=_FORMAT_OF[obj.mode], **_exif(obj))
-    except MemoryError:
+    except (MemoryError, EncodeError):
         raise
     except Exception as error:  # encoders raise OSError, ValueError, struct.error...
         raise EncodeError(f"a PIL image of mode {obj.mode} cannot be encoded: {error}") from error
@@ -128,6 +133,12 @@ def encode(obj: object) -> bytes:
 
 def _whole_palette(image: Image.Image) -> Image.Image:
     """Return the image with a palette of 256 colours: PNG would write fewer bits, and change a value beyond them."""
+    if image.palette is not None and image.palette.mode == "RGBA":  # PNG holds the transparency apart
+        whole = image.copy()
+        alpha = image.getpalette("RGBA") or []
+        whole.putpalette(image.getpalette() or [])
+        whole.info["transparency"] = bytes(alpha[3::4])
+        return _whole_palette(whole)
     palette = image.getpalette() or []
     if len(palette) == _COLOURS or max(image.tobytes(), default=0) < len(palette) // 3:
         return image

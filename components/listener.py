@@ -57,6 +57,11 @@ class Listener:
             return getattr(self.declaration, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
+    def __setattr__(self, name: str, value: object) -> None:
+        if "declaration" in self.__dict__:  # it is checked, and would not follow
+            raise AttributeError(f"a listener does not change; make another one: Listener({self.identifier!r}, ...)")
+        super().__setattr__(name, value)
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Listener):
             return NotImplemented

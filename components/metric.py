@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import inspect
 import math
-import re
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
 from components.errors import DeclarationError, MetricError
+from components.metric_arguments import arguments
 from components.metric_direction import direction, of_sklearn, sounds_greater
 from components.names import check_identifier
 
 __all__ = ["Metric"]
 
-_TARGET = re.compile(
-    r"(y|labels?|targets?)_?true|(y_|labels_)?(true|truth|targets?)|ground_truth|gold|references?|actual"
-)
-
 
 class Metric:
     """A named number: the result of `object(predictions, targets)`; both are lists with one item per row.
 
-    A callable whose first two parameters are named otherwise, such as `(y_true, y_pred)` of scikit-learn, gets the two
-    by their names.
+    A callable whose first two parameters are named otherwise, such as `(y_true, y_pred)` of scikit-learn or
+    `(labels, preds)`, gets the two by their names (`components.metric_arguments`).
 
     object: a callable; a class or an instance of torchmetrics; or a name in it ("MeanSquaredError",
     "torchmetrics:Accuracy").
@@ -104,7 +100,8 @@ class Metric:
                     made, predictions, targets, {} if made is not self.function else self.arguments
                 )
             else:
-                value = self.function(*self._ordered(predictions, targets), **self.arguments)
+                args, named = arguments(self.function, predictions, targets)
+                value = self.function(*args, **named, **self.arguments)
         except DeclarationError:
             raise
         except Exception as error:  # the user's function may raise anything
@@ -125,15 +122,6 @@ class Metric:
             )
         return number
 
-    def _ordered(self, predictions: list[Any], targets: list[Any]) -> tuple[list[Any], list[Any]]:
-        """Return the two in the order of the callable's first two parameters."""
-        try:
-            names = list(inspect.signature(self.function).parameters)[:2]
-        except (TypeError, ValueError):  # a callable of an extension
-            return predictions, targets
-        swapped = len(names) == 2 and bool(_TARGET.fullmatch(names[0])) and not _TARGET.fullmatch(names[1])
-        return (targets, predictions) if swapped else (predictions, targets)
-
     def _built(self) -> Any:
         try:
             return self.function(**self.arguments)
@@ -147,6 +135,7 @@ class Metric:
 
 
 def _of_torchmetrics(function: object) -> bool:
+    function = getattr(function, "func", function)  # of a functools.partial
     kind = function if inspect.isclass(function) or inspect.isroutine(function) else type(function)
     # The base classes count too: a user's subclass is used like a class of torchmetrics.
     names = [getattr(base, "__module__", None) or "" for base in getattr(kind, "__mro__", (kind,))]

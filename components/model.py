@@ -19,7 +19,7 @@ from itertools import islice
 from threading import Lock
 from typing import Any, Self
 
-from components import estimators, object_state
+from components import estimators, frames, object_state
 from components.awaited import awaited
 from components.datatypes import Datatype
 from components.errors import DeclarationError, OutputShapeError
@@ -71,6 +71,12 @@ class Model(ABC):
         return f"{type(self).__name__}({self.identifier!r})"
 
     @property
+    def applied_trainer(self) -> Any:
+        """The trainer to apply; None for one that `fit` made from its options, which names no rows of a table."""
+        made_here = getattr(self.trainer, "of_fit", False) and self.trainer.select is None and self.trainer.key is None
+        return None if made_here else self.trainer
+
+    @property
     def prepare_batch(self) -> bool:
         """Whether callers should use `prepare_many` and `infer_many`, because they are faster than a loop."""
         return False
@@ -116,12 +122,16 @@ class Model(ABC):
         return self._predict([Arguments(args, kwargs)])[0]
 
     def predict_batches(self, xs: Iterable[Any], *, batch_size: int = 256) -> list[Any]:
-        """Predict many rows; each is the model's only argument, or an `Arguments`."""
-        rows = iter([x if isinstance(x, Arguments) else Arguments((x,)) for x in xs])
+        """Predict many rows; each is the model's only argument, or an `Arguments`. A DataFrame has rows, too."""
+        rows = iter([x if isinstance(x, Arguments) else Arguments((x,)) for x in self.inputs(xs)])
         outputs: list[Any] = []
         while batch := list(islice(rows, batch_size)):
             outputs += self._predict(batch)
         return outputs
+
+    def inputs(self, xs: Any) -> Any:
+        """Return an input for each row of a DataFrame; anything else unchanged."""
+        return frames.inputs(xs, self.preprocess)
 
     def _predict(self, rows: list[Arguments]) -> list[Any]:
         if self.by_row and len(rows) > 1:  # as the daemon does: an output may be overwritten by the next one
@@ -240,11 +250,17 @@ class ObjectModel(Model):
         if not callable(getattr(self.object, method, None)):
             return super().fit()  # type: ignore[no-any-return]
         if self.preprocess is not None or not hasattr(X, "shape"):
-            given = [x if isinstance(x, Arguments) else Arguments((x,)) for x in X]
+            given = [x if isinstance(x, Arguments) else Arguments((x,)) for x in self.inputs(X)]
             X = estimators.stacked([self.prepare(arguments) for arguments in given])  # noqa: N806
         with self._turn:
             getattr(self.object, method)(X, y, **options)
         return self
+
+    def inputs(self, xs: Any) -> Any:
+        """Return an input for each row of a DataFrame; anything else unchanged."""
+        if self.preprocess is not None:
+            return super().inputs(xs)
+        return frames.inputs(xs, None if self.batched else self._call, named=self._stacks)
 
     def prepare(self, arguments: Arguments) -> Any:
         """Return the preprocessed row; without a `preprocess`, its arguments."""
@@ -315,9 +331,16 @@ def checked(outputs: Any, n: int) -> list[Any]:
         raise OutputShapeError(
             f"the model returned {type(outputs).__name__} for a batch of {n} rows; expected a sequence of {n}"
         )
+    if hasattr(outputs, "columns") and hasattr(outputs, "to_dict"):  # a DataFrame: its items are its columns
+        outputs = outputs.to_dict("records")
     if len(outputs) != n:
         raise OutputShapeError(f"the model returned {len(outputs)} outputs for {n} rows")
-    return list(outputs)
+    rows = list(outputs)
+    if len(rows) != n:
+        raise OutputShapeError(
+            f"the model returned {type(outputs).__name__} with {len(rows)} items for {n} rows; expected one for each"
+        )
+    return rows
 
 
 def _length(value: Any) -> int | None:

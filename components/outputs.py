@@ -30,6 +30,7 @@ from math import isfinite
 from typing import Any, TypeAlias
 from uuid import UUID
 
+import numpy as np
 from bson.binary import Binary
 from bson.code import Code
 from bson.datetime_ms import DatetimeMS
@@ -96,7 +97,9 @@ def _convert(value: Any, at: _Place, depth: int) -> object:
     if plain is not None:
         return plain(value, at)
     if value is None or (isinstance(value, _BSON_TYPES) and not isinstance(value, Enum)):
-        return value if value is not _not_a_time() else None
+        if isinstance(value, Decimal128) and not value.to_decimal().is_finite():
+            raise OutputError(f"{_words(at)} is {value}; outputs must be finite numbers")
+        return value if value is not _missing("NaT") else None
     if depth > MAX_DEPTH:
         raise OutputError(f"{_words(None)} is nested more than {MAX_DEPTH} deep; BSON cannot hold it")
     if isinstance(value, (list, tuple, Mapping)) and isinstance(value, Enum):
@@ -116,7 +119,7 @@ def _foreign(value: Any, at: _Place, depth: int) -> object:
         return _convert(value.value, at, depth + 1)
     # Before the subclasses of plain types: numpy's float64 is a float, and its tolist returns a plain float.
     if hasattr(value, "tolist"):
-        return _convert(_listed(value), at, depth + 1)
+        return _convert(_listed(value, at), at, depth + 1)
     for kind, convert in _PLAIN.items():
         if isinstance(value, kind):
             # Not `kind(value)`, which would ask a class of the user's for its text.
@@ -130,6 +133,8 @@ def _foreign(value: Any, at: _Place, depth: int) -> object:
     document = _document(value)
     if document is not None:
         return _convert(document, at, depth + 1)
+    if value is _missing("NA"):
+        return None
     raise OutputError(
         f"{_words(at)} is of type {_type(value)}, which BSON cannot hold; convert it in postprocess: return numbers, "
         "text, bytes, lists or dictionaries"
@@ -145,14 +150,30 @@ def _exactly(kind: type, value: Any) -> Any:
     return {bool: bool, int: int.__int__, float: float.__float__, str: str.__str__}[kind](value)
 
 
-def _listed(value: Any) -> Any:
+def _listed(value: Any, at: _Place) -> Any:
     """Return an array, a tensor or a Series as nested lists, or as its one value; nanoseconds as dates."""
-    kind = getattr(getattr(value, "dtype", None), "kind", "")
-    if kind == "M":
-        return value.astype("datetime64[us]").tolist()
+    dtype: Any = getattr(value, "dtype", None)
+    kind = getattr(dtype, "kind", "")
     if kind == "m":
         raise OutputError("the output holds timedelta64; return a number of seconds")
-    return value.tolist()
+    if getattr(dtype, "names", None):  # a structured array, or one record of it
+        if getattr(value, "shape", ()):
+            return list(value)
+        return {name: value[name] for name in dtype.names}
+    if kind == "M" and isinstance(value, (np.ndarray, np.generic)):
+        dates: Any = value
+        years = dates[~np.isnat(dates)].astype("datetime64[Y]").astype(int) + 1970
+        if ((years < 1) | (years > 9999)).any():
+            raise OutputError(f"{_words(at)} holds a date beyond the years 1 to 9999")
+        return value.astype("datetime64[us]").tolist()
+    if isinstance(value, np.longdouble):  # its `tolist` returns itself
+        return float(value)
+    try:
+        return value.tolist()
+    except Exception as error:
+        raise OutputError(
+            f"{_words(at)} is of type {_type(value)} and cannot become lists ({error}); return a dense tensor or array"
+        ) from error
 
 
 def _document(value: Any) -> Any:
@@ -161,15 +182,25 @@ def _document(value: Any) -> Any:
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     pydantic, pandas = sys.modules.get("pydantic"), sys.modules.get("pandas")
     if pydantic is not None and isinstance(value, pydantic.BaseModel):
-        return value.root if isinstance(value, pydantic.RootModel) else dict(value)
+        return value.root if isinstance(value, pydantic.RootModel) else _fields(value)
     if pandas is not None and isinstance(value, pandas.DataFrame):
+        if not value.columns.is_unique:
+            raise OutputError("the output is a DataFrame with two columns of one name; give each a name of its own")
         return value.to_dict("records")
     return None
 
 
-def _not_a_time() -> Any:
-    pandas = sys.modules.get("pandas")
-    return object() if pandas is None else pandas.NaT
+def _fields(value: Any) -> dict[str, Any]:
+    """Return what a pydantic model shows of itself: its fields, those that are computed too, not those it excludes."""
+    kind = type(value)
+    hidden = {name for name, field in kind.model_fields.items() if field.exclude}
+    shown = {name: item for name, item in dict(value).items() if name not in hidden}
+    return shown | {name: getattr(value, name) for name in kind.model_computed_fields}
+
+
+def _missing(name: str) -> Any:
+    """Return pandas' NaT or NA; an object that no value is, if pandas is not imported."""
+    return getattr(sys.modules.get("pandas"), name, object())
 
 
 def _sorted(values: Any) -> list[Any]:
@@ -250,4 +281,5 @@ _PLAIN: dict[type, Callable[[Any, _Place], object]] = {
     str: _str,
     bytes: _same,
     bytearray: lambda value, _at: bytes(value),
+    memoryview: lambda value, _at: value.tobytes(),
 }

@@ -151,6 +151,10 @@ class Query:
         """Return a query for at most `n` rows: those with the lowest `_id`."""
         return self._with(max_rows=_checked_limit(n))
 
+    def plain(self) -> Query:
+        """Return the same query without a database, which can be copied and pickled."""
+        return Query(self.table, self.where, self.fields, self.max_rows)
+
     def _with(self, **changes: Any) -> Self:
         """Return a copy, of the same class, with some attributes changed."""
         changed = copy.copy(self)

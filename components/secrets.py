@@ -10,12 +10,14 @@ Each process masks the secrets that it knows in all that it writes (`masked`).
 
 from __future__ import annotations
 
+import base64
+import html
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 from components.errors import DeclarationError
 
@@ -27,16 +29,33 @@ VARIABLE: Final = re.compile(r"\$(\$\{)|\$\{([^}]*)\}|\$\{")
 SHORTEST: Final = 4
 """Characters: a shorter value is not masked, because it is part of too many words."""
 
+SHORTEST_ENCODED: Final = 8
+"""Bytes: the Base64 and the hexadecimal digits of a shorter value are not masked."""
+
 _hidden: tuple[str, ...] = ()
 
 
 def hide(value: str) -> None:
-    """From now on mask this value, as it is and as it is quoted, in what this process writes."""
+    """From now on mask this value, as it is, as it is quoted or encoded, and each of its lines, in what this process
+    writes.
+    """
     global _hidden  # noqa: PLW0603 - the secrets of a process belong to the process
     if len(value) >= SHORTEST:
-        forms = {value, repr(value)[1:-1], json.dumps(value)[1:-1], quote(value, safe=""), value.strip()}
-        known = {*_hidden, *(form for form in forms if len(form) >= SHORTEST)}
+        known = {*_hidden, *(form for form in _forms(value) if len(form) >= SHORTEST)}
         _hidden = tuple(sorted(known, key=lambda each: (-len(each), each)))
+
+
+def _forms(value: str) -> Iterator[str]:
+    raw = value.encode("utf-8", "surrogateescape")  # a variable need not be UTF-8
+    yield from (value, value.strip(), " ".join(value.split()), *value.splitlines())
+    yield from (repr(value)[1:-1], repr(raw)[2:-1], json.dumps(value)[1:-1], html.escape(value))
+    yield from (quote(raw, safe=""), quote(raw), quote_plus(raw))
+    if len(raw) >= SHORTEST_ENCODED:
+        yield raw.hex()
+        for before in range(3):  # a user name and a colon, say: of Base64 what these do not change
+            encoded = base64.b64encode(bytes(before) + raw).decode()
+            inner = encoded[(0, 2, 3)[before] : 4 * ((before + len(raw)) // 3)]
+            yield from (inner, inner.translate({ord("+"): "-", ord("/"): "_"}))
 
 
 def masked(text: str) -> str:

@@ -160,11 +160,7 @@ def _model(model: Model, codes: _Codes) -> ModelDeclaration:
     declared["forward_method"] = given.forward_method
     if of_torch:
         dtype = None if given.dtype is None else str(given.dtype).removeprefix("torch.")
-        declared |= {
-            "device": _device(given.preferred_devices),
-            "dtype": dtype,
-            "pretrained": given.pretrained,
-        }
+        declared |= {"device": _device(given.preferred_devices), "dtype": dtype, "pretrained": given.pretrained}
     else:
         declared["batched"] = given.batched
     return made(ModelDeclaration, at, declared)
@@ -191,12 +187,7 @@ def _trainer(trainer: Any, codes: _Codes, model: str) -> TrainerDeclaration:
             raise DeclarationError(
                 f"{at}.{name}: is missing; the daemon needs it to know which rows the model learns from"
             )
-    declared = {
-        "model": model,
-        "identifier": trainer.identifier,
-        **_rows(trainer.select),
-        "key": trainer.key.spec,
-    }
+    declared = {"model": model, "identifier": trainer.identifier, **_rows(trainer.select), "key": trainer.key.spec}
     if isinstance(trainer, LoopTrainer):
         by_method = type(trainer.loop) is Fit
         return made(

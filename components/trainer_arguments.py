@@ -34,7 +34,7 @@ class Checks:
         """Check the rows."""
         if select is not None and not isinstance(select, Query):
             raise self.refuse("select", f"expected a query such as db['mnist'], got {select!r}")
-        return select
+        return None if select is None else select.plain()
 
     def key(self, key: Any) -> Key | None:
         """Check a key of inputs and a target."""

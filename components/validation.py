@@ -75,11 +75,7 @@ class Validation:
                 )
 
     def evaluate(
-        self,
-        model: Model,
-        examples: Callable[[Dataset], Examples],
-        *,
-        stopped: Callable[[], str | None] | None = None,
+        self, model: Model, examples: Callable[[Dataset], Examples], *, stopped: Callable[[], str | None] | None = None
     ) -> dict[str, float]:
         """Predict all rows and return the values by name.
 

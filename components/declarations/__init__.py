@@ -25,13 +25,7 @@ from components.declarations.models import (
     output_types,
 )
 from components.declarations.schema import Declaration, documented, made
-from components.declarations.trainers import (
-    Keyed,
-    LoopArguments,
-    TrainerArguments,
-    TrainerDeclaration,
-    TrainerSection,
-)
+from components.declarations.trainers import Keyed, LoopArguments, TrainerArguments, TrainerDeclaration, TrainerSection
 from components.declarations.validations import (
     TORCHMETRICS,
     DatasetDeclaration,

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import AfterValidator, Field, PlainValidator, ValidationInfo, field_validator, model_validator
 
 from components.datatypes import datatype
-from components.declarations.schema import PATH, Code, Declaration, Duration, Filter, KeyShape, absent
+from components.declarations.schema import PATH, Code, Declaration, Duration, Filter, KeyShape, absent, usual
 from components.errors import DeclarationError
 from components.key import Key
 from components.names import check_field
@@ -52,11 +52,6 @@ def _datatype(spec: str) -> str:
     return spec
 
 
-def _no(value: bool) -> bool:
-    """Return whether the dump leaves out a flag that the first release did not have."""
-    return not value
-
-
 def _device(value: Any) -> Any:
     """Check a device, or a list of devices, of which the first available one is used."""
     names = value if isinstance(value, list) else [value]
@@ -69,8 +64,7 @@ class TableDeclaration(Declaration):
     """A MongoDB collection, with the fields that models read."""
 
     fields: dict[Annotated[str, AfterValidator(_field)], Annotated[str, AfterValidator(_datatype)]] = Field(
-        description="a section of field names with their datatypes",
-        examples=[{"img": "pil_image", "class": "int"}],
+        description="a section of field names with their datatypes", examples=[{"img": "pil_image", "class": "int"}]
     )
 
 
@@ -125,7 +119,7 @@ class ModelDeclaration(Declaration):
     )
     pretrained: bool = Field(
         default=False,
-        exclude_if=_no,
+        exclude_if=usual(default=False),
         description="true or false: whether the weights that the object is built with count as trained",
         examples=[True],
     )
@@ -193,10 +187,7 @@ class ListenerDeclaration(Declaration):
         default=0.0, ge=0, description="a number of rows a second, 0 for as many as the machine takes", examples=[500]
     )
     output: Annotated[str, AfterValidator(_datatype)] | None = Field(
-        default=None,
-        exclude_if=absent,
-        description="the datatype of its outputs",
-        examples=["array[float32,384]"],
+        default=None, exclude_if=absent, description="the datatype of its outputs", examples=["array[float32,384]"]
     )
     retry: RetryDeclaration | None = Field(
         default=None,

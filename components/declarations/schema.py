@@ -33,6 +33,7 @@ __all__ = [
     "absent",
     "documented",
     "made",
+    "usual",
 ]
 
 IN_FILE: Final = "in_file"
@@ -63,6 +64,11 @@ class Declaration(BaseModel):
 def absent(value: Any) -> bool:
     """Return whether the dump leaves out a field that the first release did not have."""
     return value is None or value in ({}, [])
+
+
+def usual(default: Any) -> Callable[[Any], bool]:
+    """Return what makes the dump leave out a field at this default, which the first release did not have."""
+    return lambda value: bool(value == default)
 
 
 def made(kind: type[D], owner: str, given: Mapping[str, Any], *, stored: bool = False, also: Iterable[str] = ()) -> D:

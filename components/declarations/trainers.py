@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from components.declarations.schema import PATH, Code, Declaration, Duration, ExampleKey, Filter, absent
+from components.declarations.schema import PATH, Code, Declaration, Duration, ExampleKey, Filter, absent, usual
 from components.declarations.when import WHEN, Occasions
 from components.key import Key
 
@@ -20,21 +20,6 @@ MOST = 2**63 - 1
 
 USUAL_FALL = 0.05
 """How far a candidate's metric may fall, on the rows of the last promotion, without a person being asked."""
-
-
-def _usual(value: Any) -> bool:
-    """Return whether the dump leaves out `promote_fall`, which the first release did not have."""
-    return bool(value == USUAL_FALL)
-
-
-def _once(value: Any) -> bool:
-    """Return whether the dump leaves out `accumulate`, which the first release did not have."""
-    return bool(value == 1)
-
-
-def _none(value: Any) -> bool:
-    """Return whether the dump leaves out `skip_bad_rows`, which the first release did not have."""
-    return bool(value == 0)
 
 
 class Keyed(Declaration):
@@ -75,17 +60,11 @@ class LoopArguments(Declaration):
         default="always", description='"better", "always" or "manual"', examples=["always"]
     )
     promote_metric: str | None = Field(
-        default=None,
-        min_length=1,
-        description='"dataset/metric" of a validation of this model',
-        examples=["valid/acc"],
+        default=None, min_length=1, description='"dataset/metric" of a validation of this model', examples=["valid/acc"]
     )
     promote_margin: float = Field(default=0.0, ge=0, description="a number, at least 0", examples=[0.005])
     promote_fall: Literal["any"] | float = Field(
-        default=USUAL_FALL,
-        exclude_if=_usual,
-        description='a number, at least 0, or "any"',
-        examples=[0.05],
+        default=USUAL_FALL, exclude_if=usual(USUAL_FALL), description='a number, at least 0, or "any"', examples=[0.05]
     )
     keep: int = Field(default=5, ge=1, le=MOST, description="a whole number of versions, at least 1", examples=[5])
     when: Occasions = Field(default_factory=list, description=WHEN, examples=[[{"every": "6h"}]])
@@ -152,7 +131,7 @@ class TrainerArguments(LoopArguments):
         default=0.0,
         ge=0,
         lt=1,
-        exclude_if=_none,
+        exclude_if=usual(0),
         description="a share of the rows, from 0 and below 1",
         examples=[0.01],
     )
@@ -163,12 +142,7 @@ class TrainerArguments(LoopArguments):
         examples=[["backbone.*"]],
     )
     accumulate: int = Field(
-        default=1,
-        ge=1,
-        le=MOST,
-        exclude_if=_once,
-        description="a whole number of batches, at least 1",
-        examples=[4],
+        default=1, ge=1, le=MOST, exclude_if=usual(1), description="a whole number of batches, at least 1", examples=[4]
     )
     mixed_precision: Literal["float16", "bfloat16"] | None = Field(
         default=None, exclude_if=absent, description='"float16" or "bfloat16"', examples=["bfloat16"]
@@ -228,19 +202,14 @@ class TrainerSection(TrainerArguments, Keyed):
     )
     transform: Code | None = Field(default=None, description=PATH, examples=["examples.mnist:transform"])
     loader: dict[str, Any] = Field(
-        default_factory=dict,
-        description="a section of arguments of torch's DataLoader",
-        examples=[{"batch_size": 64}],
+        default_factory=dict, description="a section of arguments of torch's DataLoader", examples=[{"batch_size": 64}]
     )
     optimizer: Code | None = Field(default=None, description=PATH, examples=["torch.optim:AdamW"])
     optimizer_arguments: dict[str, Any] = Field(
         default_factory=dict, description="a section of the optimizer's arguments", examples=[{"lr": 0.001}]
     )
     scheduler: Code | None = Field(
-        default=None,
-        exclude_if=absent,
-        description=PATH,
-        examples=["torch.optim.lr_scheduler:CosineAnnealingLR"],
+        default=None, exclude_if=absent, description=PATH, examples=["torch.optim.lr_scheduler:CosineAnnealingLR"]
     )
     scheduler_arguments: dict[str, Any] = Field(
         default_factory=dict,

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
+from components import frames
 from components.errors import DeclarationError
 from components.examples import Examples, ListExamples, paired
 from components.key import Arguments
 from components.torch import randomness
 from components.torch.loop import train
 from components.torch.module import TorchModule
-from components.torch.sampling import chances
+from components.torch.order import chances
 from components.torch.trainer import TorchTrainer
 
 __all__ = ["fit"]
@@ -22,8 +23,8 @@ __all__ = ["fit"]
 def fit(model: TorchModule, X: Any, y: Any, valid: tuple[Any, Any] | None, options: Mapping[str, Any]) -> None:  # noqa: N803
     """Train `model` in this process; see `TorchModel.fit`."""
     trainer = _trainer(model, options)
-    rows = _rows(X, y, "X and y")
-    apart = None if valid is None else _rows(*valid, "valid")
+    rows = _rows(model, X, y, "X and y")
+    apart = None if valid is None else _rows(model, *valid, "valid")
     if apart is None and isinstance(trainer.folds, float):
         rows, apart = _split(rows, trainer.folds, trainer.seed)
     trained = train(
@@ -37,6 +38,7 @@ def fit(model: TorchModule, X: Any, y: Any, valid: tuple[Any, Any] | None, optio
     )
     trainer.metric_values, trainer.metric_steps = trained.metric_values, trained.metric_steps
     trainer.history = trained.history
+    trainer.of_fit = model.trainer is None or model.trainer.of_fit
     model.trainer = trainer
 
 
@@ -56,12 +58,12 @@ def _trainer(model: TorchModule, options: Mapping[str, Any]) -> TorchTrainer:
     return own.replaced(**options) if options else own
 
 
-def _rows(X: Any, y: Any, what: str) -> Examples:  # noqa: N803
+def _rows(model: TorchModule, X: Any, y: Any, what: str) -> Examples:  # noqa: N803
     if y is None:
-        return X if hasattr(X, "fetch") else ListExamples([tuple(row) for row in X])
+        return X if hasattr(X, "fetch") else ListExamples([tuple(row) for row in frames.rows(X)])
     if len(X) != len(y):
         raise DeclarationError(f"fit: {what}: {len(X)} inputs and {len(y)} targets; each row needs one of both")
-    return ListExamples(list(zip(X, y, strict=True)))
+    return ListExamples(list(zip(model.inputs(X), frames.inputs(y, None), strict=True)))
 
 
 def _split(rows: Examples, fraction: float, seed: int) -> tuple[Examples, Examples]:

@@ -43,10 +43,7 @@ def frozen(module: torch.nn.Module, patterns: Sequence[str]) -> Iterator[frozens
 
 def unmatched(module: torch.nn.Module, patterns: Sequence[str]) -> str | None:
     """Return why a pattern is of no use, in words; None if each matches a parameter or buffer of the module."""
-    every = (
-        *module.named_parameters(remove_duplicate=False),
-        *module.named_buffers(remove_duplicate=False),
-    )
+    every = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
     names = [name for name, _ in every]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):

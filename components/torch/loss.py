@@ -106,7 +106,7 @@ class ValidLoss:
                 if (reason := stopped()) is not None:
                     raise Stopped(reason)
                 with self._model.judging():
-                    loss = self._model.quietly(lambda batch=batch: self._loss(batch, where))  # type: ignore[misc]
+                    loss = self._model.quietly(lambda _, batch=batch: self._loss(batch, where), None)  # type: ignore[misc]
                 total += loss.item() * batch.rows
                 count += batch.rows
                 progress(total / count)

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from components.metric_arguments import arguments as by_name
+
 __all__ = ["computed"]
 
 
@@ -14,13 +16,13 @@ def computed(
     metric: Callable[..., Any], predictions: list[Any], targets: list[Any], arguments: Mapping[str, Any]
 ) -> Any:
     """Return the value over all rows, of an object of torchmetrics, which is reset afterwards, or of a function."""
-    given = _stacked(predictions), _stacked(targets)
+    args, named = by_name(getattr(metric, "update", metric), _stacked(predictions), _stacked(targets))
     if not hasattr(metric, "update"):
-        return metric(*given, **arguments)
+        return metric(*args, **named, **arguments)
     with torch.inference_mode():
         metric.reset()  # type: ignore[attr-defined]
         try:
-            metric.update(*given)
+            metric.update(*args, **named)
             return metric.compute()  # type: ignore[attr-defined]
         finally:
             metric.reset()  # type: ignore[attr-defined]

@@ -19,13 +19,13 @@ from components.awaited import awaited
 from components.errors import DeclarationError, WeightsError
 from components.key import Arguments
 from components.model import Model, bundled, check_callable
-from components.torch import batches, moved, randomness, weights
+from components.torch import batches, devices, moved, randomness, weights
+from components.torch.exported import Exported
+from components.torch.gradients import Gradients, wanted
 
 __all__ = ["TorchModule"]
 
 log = logging.getLogger(__name__)
-
-_AUTO = ("cuda", "mps", "cpu")
 
 _TRIALS = 3
 """How often a module's output for another number of rows is tried."""
@@ -43,7 +43,7 @@ class TorchModule(Model):
         preprocess: Callable[..., Any] | None = None,
         postprocess: Callable[[Any], Any] | None = None,
         preprocess_batch: Callable[..., Any] | None = None,
-        preferred_devices: Sequence[str] = _AUTO,
+        preferred_devices: Sequence[str] = devices.AUTO,
         forward_method: str = "__call__",
         dtype: str | None = None,
         *,
@@ -52,6 +52,8 @@ class TorchModule(Model):
     ) -> None:
         super().__init__(identifier, preprocess, postprocess, threads)
         self.pretrained = pretrained
+        if isinstance(object, torch.export.ExportedProgram):
+            object = Exported(object)  # noqa: A001
         if not isinstance(object, torch.nn.Module):
             got = object.__name__ if isinstance(object, type) else type(object).__name__
             raise DeclarationError(f"model {identifier!r}: object: expected an instance of torch.nn.Module, got {got}")
@@ -71,13 +73,13 @@ class TorchModule(Model):
             (preferred_devices,) if isinstance(preferred_devices, str) else tuple(preferred_devices)
         )
         self.forward_method = forward_method
-        self.dtype = None if dtype is None else _dtype(identifier, dtype)
+        self.dtype = None if dtype is None else devices.dtype(identifier, dtype)
         # Now, not when it is moved to its device: the weights' hash must not depend on whether a batch has run.
         self.object = object if self.dtype is None else object.to(self.dtype)
         self._device: torch.device | None = None
         self._in_training = False
         self._frozen: frozenset[torch.nn.Module] = frozenset()  # the parts that a training step leaves as they are
-        self._needs_gradients = False
+        self._forward_gradients, self._postprocess_gradients = Gradients(), Gradients()
         self._preprocess_needs_gradients = False
         self._contract: batches.Contract | None = None
         self._trials = 0
@@ -90,7 +92,7 @@ class TorchModule(Model):
     def device(self) -> torch.device:
         """The device that the model runs on; raises DeclarationError if no preferred device is available."""
         if self._device is None:
-            self._device = choose_device(self.identifier, self.preferred_devices)
+            self._device = devices.chosen(self.identifier, self.preferred_devices)
         return self._device
 
     @property
@@ -117,7 +119,7 @@ class TorchModule(Model):
     def predicting(self) -> AbstractContextManager[object]:
         """Return torch's inference mode, in which tensors cost less to make."""
         # A forward that computes a gradient cannot do so with tensors that were made in inference mode.
-        gradients = self._preprocess_needs_gradients or self._needs_gradients
+        gradients = self._preprocess_needs_gradients or self._forward_gradients.needed
         return nullcontext() if gradients else torch.inference_mode()
 
     def _called(self, preprocess: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -172,36 +174,38 @@ class TorchModule(Model):
             return self._forwarded(batch)
 
     def _forwarded(self, batch: Any) -> Any:
-        def run() -> Any:
+        def run(batch: Any) -> Any:
             output = batches.call(getattr(self.object, self.forward_method), batches.moved(batch, self.inward))
-            output = awaited(output)
-            return batches.moved(output, self._outward)
+            return batches.moved(awaited(output), self._outward)
 
-        return self.quietly(run)
+        return self.quietly(run, batch)
 
-    def quietly(self, run: Callable[[], T]) -> T:
-        """Return `run()`, computed without gradients; with them if the module itself computes one in its forward."""
-        if not self._needs_gradients:
-            # Inference mode is per thread, so each call enters it. A training must not use it: a tensor that a module
-            # caches in its forward pass (a table of positions) could not take part in a gradient later.
-            with torch.no_grad() if self._in_training else torch.inference_mode():
-                try:
-                    return run()
-                except Exception as error:
-                    if not _wants_gradient(error):
-                        raise
-            self._needs_gradients = True
-        with torch.inference_mode(mode=False), torch.enable_grad():
-            return run()
+    def quietly(self, run: Callable[[Any], T], batch: Any) -> T:
+        """Return `run(batch)`, computed without gradients; with them if the module itself computes one in its
+        forward.
+        """
+        # Inference mode is per thread, so each call enters it. A training must not use it: a tensor that a module
+        # caches in its forward pass (a table of positions) could not take part in a gradient later.
+        quiet = torch.no_grad if self._in_training else torch.inference_mode
+        # A compiled module would be compiled once more to be watched.
+        return self._forward_gradients.run(run, batch, quiet, watch=not hasattr(self.object, "_orig_mod"))
 
     def postprocessed(self, output: Any) -> Any:
         """Return one output after `postprocess`; inference mode lets it change the tensor in place."""
         if self.postprocess is None:
             return output
-        if torch.is_inference_mode_enabled():  # to ask costs less than to enter it
-            return awaited(self.postprocess(output))
-        with torch.inference_mode():
-            return awaited(self.postprocess(output))
+        if self._postprocess_gradients.unneeded and torch.is_inference_mode_enabled():  # costs least, for every row
+            try:
+                return awaited(self.postprocess(output))
+            except RuntimeError as error:
+                if not wanted(error):
+                    raise
+                self._postprocess_gradients.needed = True
+        return self._postprocess_gradients.run(self._postprocess, output, torch.inference_mode)
+
+    def _postprocess(self, output: Any) -> Any:
+        assert self.postprocess is not None
+        return awaited(self.postprocess(output))
 
     def state(self) -> dict[str, Any]:
         """Return a copy of all parameters and buffers, on the CPU; tied tensors stay tied."""
@@ -213,7 +217,7 @@ class TorchModule(Model):
         given = {name: torch.as_tensor(value) for name, value in state.items()}
         with self._turn:
             own = self.object.state_dict()
-            problems = _misfits(own, given)
+            problems = weights.misfits(own, given)
             if problems:
                 more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
                 raise WeightsError(
@@ -333,69 +337,11 @@ class TorchModule(Model):
             self.object.train(training)
             for module in self._frozen:
                 module.eval()
+            if not training:  # a `train` of the user's own may leave parts as they are
+                for module in self._modules:
+                    if module.training:
+                        module.training = False
 
     def _outward(self, tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor.detach().cpu()
         return tensor.float() if self.dtype is not None and tensor.is_floating_point() else tensor
-
-
-def choose_device(identifier: str, preferred: Sequence[str]) -> torch.device:
-    """Return the first available device of the list; raises DeclarationError if there is none."""
-    for name in preferred:
-        for candidate in _AUTO if name == "auto" else (name,):
-            if _available(identifier, candidate):
-                return torch.device(candidate)
-    raise DeclarationError(
-        f"model {identifier!r}: none of the devices {', '.join(preferred)} is available here; add 'cpu', or write "
-        "'auto'"
-    )
-
-
-def _available(identifier: str, name: str) -> bool:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise DeclarationError(
-            f"model {identifier!r}: {name!r} is no device; write 'auto', 'cpu', 'cuda', 'cuda:0' or 'mps'"
-        ) from error
-    if device.type == "cuda":
-        return torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
-    if device.type == "mps":
-        return torch.backends.mps.is_available()
-    return device.type == "cpu"
-
-
-def _wants_gradient(error: BaseException | None) -> bool:
-    """Return whether an error, or a cause of it, says that a gradient was computed without gradient mode."""
-    while error is not None:
-        if isinstance(error, RuntimeError) and any(words in str(error) for words in _WITHOUT_GRADIENT):
-            return True
-        error = error.__cause__
-    return False
-
-
-_WITHOUT_GRADIENT = ("does not require grad", "Inference tensors", "inference tensor", "inference mode")
-
-
-def _dtype(identifier: str, name: str) -> torch.dtype:
-    dtype = getattr(torch, name.removeprefix("torch."), None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise DeclarationError(
-            f"model {identifier!r}: dtype: expected 'float32', 'float16', 'bfloat16' or 'float64', got {name!r}"
-        )
-    return dtype
-
-
-def _misfits(own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> list[str]:
-    """Return what does not fit, before anything is copied, because load_state_dict would stop half-way."""
-    problems = [f"{name!r} is missing" for name in own if name not in given]
-    problems += [f"{name!r} is not in the model" for name in given if name not in own]
-    for name, tensor in own.items():
-        if name not in given:
-            continue
-        wanted, got = tuple(tensor.shape), tuple(given[name].shape)
-        if wanted != got:
-            problems.append(f"{name!r} has shape {got}, the model's has {wanted}")
-        elif tensor.is_floating_point() != given[name].is_floating_point():
-            problems.append(f"{name!r} is of {given[name].dtype}, the model's of {tensor.dtype}")
-    return problems

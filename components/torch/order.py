@@ -1,9 +1,13 @@
-"""The order in which a training takes its rows."""
+"""The order in which a training takes its rows, and how often it draws each: by a weight that the row holds, or each
+class of rows equally often.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
 
@@ -11,7 +15,7 @@ from components.errors import TrainingError
 from components.torch import randomness
 from components.torch.loader_options import LoaderOptions
 
-__all__ = ["Order"]
+__all__ = ["Order", "chances"]
 
 
 class Order:
@@ -59,3 +63,33 @@ class Order:
         # Not torch.multinomial, which takes at most 2**24 rows.
         points = torch.rand(self._n, generator=generator, dtype=torch.float64) * self._sums[-1]
         return torch.searchsorted(self._sums, points, right=True).clamp(max=self._n - 1)
+
+
+def chances(values: Sequence[Any], *, classes: bool, field: str, name: Callable[[int], str] = str) -> list[float]:
+    """Return how often to draw each row in relation to the others, by its value of `field`.
+
+    classes: the values are classes, each of which is drawn equally often. Otherwise they are the weights themselves.
+    name: names a row for error messages. Raises TrainingError.
+    """
+    if classes:
+        kinds = [_class(value) for value in values]
+        count = Counter(kinds)
+        return [1 / count[kind] for kind in kinds]
+    weights = []
+    for place, value in enumerate(values):
+        plain = value.item() if hasattr(value, "item") else value
+        if isinstance(plain, bool) or not isinstance(plain, (int, float)) or not 0 <= plain < math.inf:
+            raise TrainingError(f"weighted_by: field {field!r} of row {name(place)} is not a number from 0: {plain!r}")
+        weights.append(float(plain))
+    if not any(weights):
+        raise TrainingError(f"weighted_by: field {field!r} is 0 in every row; one at least must be greater")
+    return weights
+
+
+def _class(value: Any) -> Hashable:
+    """Return what equal values of a class have in common: 1 is 1.0, and not True."""
+    if hasattr(value, "tolist"):  # a number, an array or a tensor of numpy or torch
+        value = value.tolist()
+    if isinstance(value, (bool, int, float, str)):
+        return isinstance(value, bool), value
+    return type(value).__name__, repr(value)

@@ -31,7 +31,6 @@ _SETTERS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 
 
 def held() -> dict[str, Any]:
-    """Return the settings."""
     return {name: get() for name, (get, _) in _SETTERS.items()}
 
 

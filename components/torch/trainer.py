@@ -109,13 +109,15 @@ class TorchTrainer:
         if self.arguments.drawn_by is not None and not self.loader.shuffle:
             way = "weighted_by" if self.arguments.weighted_by else "balanced_by"
             raise check.refuse(way, "rows are drawn at random, so shuffle cannot be False")
+        self.of_fit = False
+        """Whether a model's `fit` has made it from its options."""
         self.metric_values: dict[str, list[float]] = {}
         self.metric_steps: list[int] = []
         self.history: list[dict[str, Any]] = []
         self._given = {
             "identifier": identifier,
             "objective": objective,
-            "select": select,
+            "select": self.select,
             "key": key,
             "transform": transform,
             "loader_kwargs": loader_kwargs,

@@ -20,7 +20,7 @@ from safetensors.torch import save as save_tensors
 
 from components.errors import WeightsError
 
-__all__ = ["content_hash", "copied", "load", "read", "save"]
+__all__ = ["content_hash", "copied", "load", "misfits", "read", "save"]
 
 _ALIASES = "predictd.tied"
 
@@ -121,3 +121,18 @@ def _identity(tensor: torch.Tensor) -> object:
     if tensor.numel() == 0:
         return id(tensor)
     return (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+
+
+def misfits(own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> list[str]:
+    """Return what does not fit, before anything is copied, because load_state_dict would stop half-way."""
+    problems = [f"{name!r} is missing" for name in own if name not in given]
+    problems += [f"{name!r} is not in the model" for name in given if name not in own]
+    for name, tensor in own.items():
+        if name not in given:
+            continue
+        wanted, got = tuple(tensor.shape), tuple(given[name].shape)
+        if wanted != got:
+            problems.append(f"{name!r} has shape {got}, the model's has {wanted}")
+        elif tensor.is_floating_point() != given[name].is_floating_point():
+            problems.append(f"{name!r} is of {given[name].dtype}, the model's of {tensor.dtype}")
+    return problems

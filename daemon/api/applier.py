@@ -27,8 +27,7 @@ from components.validation import Validation
 from components.vector_index import VectorIndex
 from daemon.api.component_loader import ComponentLoader
 from daemon.api.connection import Connection
-from daemon.api.filter_check import refuse_filters
-from daemon.api.key_check import refuse_keys
+from daemon.api.declaration_checks import refuse_filters, refuse_keys
 from daemon.api.rehearsal import rehearse
 from daemon.api.waiter import say, wait_for_job, wait_for_listener, wait_for_swap
 from daemon.plan.judge import judged_part
@@ -98,7 +97,7 @@ class Applier:
         own = self._as_declared(model, declare(model), known.models.get(name))
         parts = [own, *_attached(model)]
         changed = self._publish(parts, model, force=force)
-        if model.trainer is None:
+        if model.applied_trainer is None:
             if name in known.trainers and known.trainers[name].source == "api":
                 with reaching():
                     self._at.registry().remove("trainer", name)
@@ -247,8 +246,8 @@ def _attached(model: Any) -> list[Declared]:
                 f"model {name!r}: its validation {validation.identifier!r} is of another model, {validation.model!r}"
             )
         found.append(declare(validation, model=model))
-    if model.trainer is not None:
-        found.append(declare(model.trainer, model=model))
+    if model.applied_trainer is not None:
+        found.append(declare(model.applied_trainer, model=model))
     return found
 
 

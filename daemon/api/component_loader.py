@@ -76,7 +76,7 @@ class ComponentLoader:
                 and live.signature == component.signature
             ):
                 model.unpack(versions.weights(live))
-            if model.trainer is not None:
+            if model.applied_trainer is not None:
                 number = (job.result or {}).get("version") if job is not None else None
                 trained = versions.get(number) if isinstance(number, int) else None
                 _give_traces(model.trainer, trained or _traced(live, versions))

@@ -29,16 +29,7 @@ from daemon.api import embedded_daemon as child
 from daemon.config import keyring_folder
 from daemon.logs.text import masked
 from daemon.store import names
-from daemon.store.connection import (
-    ROW_CODEC,
-    Client,
-    Data,
-    check,
-    make_client,
-    open_database,
-    reaching,
-    uri_options,
-)
+from daemon.store.connection import ROW_CODEC, Client, Data, check, make_client, open_database, reaching, uri_options
 from daemon.store.documents import read, read_one
 from daemon.store.registry.components import FOREIGN, Catalog
 from daemon.store.registry.registry import Registry

@@ -79,7 +79,7 @@ class Controls(ABC):
             versions = Versions(at.database, at.service, model, at.registry().trust)
             due = not versions.is_live(number)
         if due:
-            rehearse_version(at.database, at.service, model, number)
+            rehearse_version(at, model, number)
             with reaching():
                 versions.promote(number, reason="promoted by hand")
         self._followed(model, wait=wait)

@@ -10,10 +10,10 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from components.errors import DeclarationError, MongoUnavailable
+from components.errors import DeclarationError
 from components.serialization import Declared
-from daemon.api.connection import Connection
-from daemon.api.waiter import shown
+from daemon.api.connection import Connection, NotServed
+from daemon.api.waiter import PATIENCE_SECONDS, At, Watch, shown
 from daemon.rehearsal.changes import changed
 from daemon.store.connection import Data, reaching
 from daemon.store.registry.components import Catalog
@@ -24,8 +24,6 @@ from daemon.store.service.status import StatusBoard
 
 __all__ = ["rehearse", "rehearse_version"]
 
-PATIENCE_SECONDS: Final = 60.0
-"""How long to wait without an active daemon, or without MongoDB; a restart takes less."""
 
 STATUS_SECONDS: Final = 10.0
 
@@ -52,7 +50,7 @@ def rehearse(connection: Connection, parts: Sequence[Declared], known: Catalog, 
         return
     trust = connection.registry().trust
     what = ", ".join(f"{part.kind} {part.name!r}" for part in proposed)
-    result = _asked(connection.database, connection.service, what, lambda requests: requests.ask(proposed, trust))
+    result = _asked(connection, what, lambda requests: requests.ask(proposed, trust))
     if result is None:
         return
     refused = [f"{at}: {message}" for at, message in result.problems]
@@ -66,11 +64,9 @@ def rehearse(connection: Connection, parts: Sequence[Declared], known: Catalog, 
         warnings.warn(each, stacklevel=5)
 
 
-def rehearse_version(database: Data, service: str, model: str, number: int) -> None:
+def rehearse_version(at: At, model: str, number: int) -> None:
     """Raises DeclarationError if this version must not go live."""
-    result = _asked(
-        database, service, f"version {number} of {model!r}", lambda requests: requests.ask_version(model, number)
-    )
+    result = _asked(at, f"version {number} of {model!r}", lambda requests: requests.ask_version(model, number))
     refused = [] if result is None else [f"{at}: {message}" for at, message in result.problems]
     if result is not None and result.failed is not None:
         refused.append(f"the rehearsal could not take place: {result.failed}; promote it again")
@@ -78,30 +74,25 @@ def rehearse_version(database: Data, service: str, model: str, number: int) -> N
         raise DeclarationError(f"version {number} of {model!r} is not promoted: {'; '.join(refused)}")
 
 
-def _asked(database: Data, service: str, what: str, ask: Callable[[Rehearsals], str]) -> Result | None:
+def _asked(at: At, what: str, ask: Callable[[Rehearsals], str]) -> Result | None:
     """What the daemon finds; None if there is none that rehearses."""
-    requests = Rehearsals(database, service)
-    if not _rehearses(database, service):
+    requests = Rehearsals(at.database, at.service)
+    if not _rehearses(at.database, at.service):
         return None
     with reaching():
         request = ask(requests)
-        notify.ring(database, service)
-    seen = time.monotonic()
+        notify.ring(at.database, at.service)
+    watch = Watch(at, f"the rehearsal of {what}")
     with shown(f"rehearse {what}") as show:
         while True:
             try:
-                with reaching():
-                    result: Result | None = requests.result(request)
-                    if result is not None:
-                        requests.forget(request)
-                        return result
-                    if _epoch(database, service) is not None:
-                        seen = time.monotonic()
-            except MongoUnavailable:
-                if time.monotonic() - seen > PATIENCE_SECONDS:
-                    raise
-            if time.monotonic() - seen > PATIENCE_SECONDS:
+                result: Result | None = watch(lambda: requests.result(request))
+            except NotServed:
                 return Result(failed=f"no daemon has been active for {PATIENCE_SECONDS:.0f} s")
+            if result is not None:
+                with reaching():
+                    requests.forget(request)
+                return result
             show(0.0, None, "a few rows are predicted")
             time.sleep(_PAUSE)
 

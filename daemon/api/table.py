@@ -203,7 +203,7 @@ def _stored(row: Any, datatypes: Datatypes) -> dict[str, Any]:
         raise EncodeError(f": expected a dictionary, got {type(row).__name__}")
     document = {"_id": ObjectId(), **row}
     for path, datatype in datatypes.items():
-        holder, name = _copied_holder(document, path)
+        holder, name = _holder(document, path, copied=True)
         if holder is not None and name in holder:
             try:
                 holder[name] = datatype.encode(holder[name])
@@ -212,27 +212,20 @@ def _stored(row: Any, datatypes: Datatypes) -> dict[str, Any]:
     return document
 
 
-def _copied_holder(document: dict[str, Any], path: str) -> tuple[dict[str, Any] | None, str]:
-    """The dictionary that holds the last part of a path, and that part. The dictionaries on the way are copied, because
-    they belong to the caller.
+def _holder(row: dict[str, Any], path: str, *, copied: bool = False) -> tuple[dict[str, Any] | None, str]:
+    """The dictionary that holds the last part of a path, and that part. With `copied`, those on the way are copied
+    first, because they belong to the caller.
     """
     *way, name = path.split(".")
-    holder = document
+    holder: Any = row
     for part in way:
         inner = holder.get(part)
         if not isinstance(inner, Mapping):
             return None, name
-        holder[part] = dict(inner)
-        holder = holder[part]
+        if copied:
+            inner = holder[part] = dict(inner)
+        holder = inner
     return holder, name
-
-
-def _holder(row: dict[str, Any], path: str) -> tuple[dict[str, Any] | None, str]:
-    *way, name = path.split(".")
-    holder: Any = row
-    for part in way:
-        holder = holder.get(part) if isinstance(holder, dict) else None
-    return (holder if isinstance(holder, dict) else None), name
 
 
 def _bson(document: dict[str, Any], codec: CodecOptions[Any]) -> bytes:

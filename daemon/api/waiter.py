@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from components.errors import DeclarationError, JobFailed, MongoUnavailable, NotApplied, SignatureRefused
 from daemon.api.connection import Connection, NotServed
@@ -20,7 +20,7 @@ from daemon.health.worker_failure import Failing
 from daemon.logs.terminal import Bar, Terminal, bar
 from daemon.logs.text import escaped
 from daemon.store import names
-from daemon.store.connection import reaching
+from daemon.store.connection import Data, reaching
 from daemon.store.documents import read_one
 from daemon.store.partition import combined
 from daemon.store.registry.components import Catalog
@@ -40,14 +40,24 @@ _LOOK_SECONDS: Final = 1.0
 _LINE_SECONDS: Final = 5.0
 
 
-def wait_for_job(connection: Connection, identifier: str, more: str = "db.logs({job!r})") -> Job:
+class At(Protocol):
+    """A service in a database: a connection of the API's, or the place of a command."""
+
+    @property
+    def database(self) -> Data: ...
+
+    @property
+    def service(self) -> str: ...
+
+
+def wait_for_job(at: At, identifier: str, more: str = "db.logs({job!r})") -> Job:
     """The job, once it is done. Raises JobFailed, with its reason, if it fails or is cancelled, and NotServed if no
     daemon is left to run it.
 
     `more` is the call or command that shows more of a failed job.
     """
-    jobs = Jobs(connection.database, connection.service)
-    watch = _Watch(connection, f"job {identifier}")
+    jobs = Jobs(at.database, at.service)
+    watch = Watch(at, f"job {identifier}")
     with shown(f"{identifier.split('/')[1]} {identifier.split('/')[2]}") as show:
         while True:
             job: Job | None = watch(lambda: jobs.get(identifier))
@@ -85,7 +95,7 @@ def wait_for_listener(connection: Connection, listener: str) -> None:
     needs, NotApplied if it was removed meanwhile, NotServed if no daemon is left.
     """
     scans, registry = connection.database[names.SCANS], connection.registry()
-    watch = _Watch(connection, f"listener {listener}")
+    watch = Watch(connection, f"listener {listener}")
     with shown(f"backfill {listener}") as show:
         while True:
             own = watch(connection.catalog).listeners.get(listener)
@@ -103,8 +113,7 @@ def wait_for_listener(connection: Connection, listener: str) -> None:
             watch.worker(own.declaration.worker)
             if (reason := watch.failing(listener, declared.generation)) is not None:
                 warnings.warn(
-                    f"listener {listener!r} is failing: {reason}; its rows wait until it works again",
-                    stacklevel=4,
+                    f"listener {listener!r} is failing: {reason}; its rows wait until it works again", stacklevel=4
                 )
                 return
             done = scan.get("done")
@@ -123,7 +132,7 @@ def wait_for_swap(connection: Connection, model: str, *, anew: bool) -> Version 
     Paused and failing listeners are not waited for. Raises as `wait_for_listener` does.
     """
     versions = Versions(connection.database, connection.service, model)
-    watch = _Watch(connection, f"model {model}")
+    watch = Watch(connection, f"model {model}")
     with shown(f"swap {model}") as show:
         while True:
             known: Catalog = watch(connection.catalog)
@@ -155,7 +164,7 @@ def wait_until_unserved(connection: Connection, listener: str, notification: int
     """Returns once the daemon has acted on the notification of the listener's removal: its worker has ended, and
     nothing writes its outputs. Raises NotServed if no daemon is left to act.
     """
-    watch = _Watch(connection, f"listener {listener}")
+    watch = Watch(connection, f"listener {listener}")
     board = StatusBoard(connection.database, connection.service)
     while True:
         status = watch(board.read)
@@ -170,11 +179,11 @@ def _has_acted(status: ServiceStatus, notification: int, listener: str) -> bool:
     return status.notified >= notification
 
 
-class _Watch:
+class Watch:
     """What can block the wait: MongoDB or the daemon for a while, or an error that waiting does not repair."""
 
-    def __init__(self, connection: Connection, what: str) -> None:
-        self._connection = connection
+    def __init__(self, at: At, what: str) -> None:
+        self._at = at
         self._what = what
         self._seen = time.monotonic()
         self._looked = 0.0
@@ -200,13 +209,13 @@ class _Watch:
         if now - self._looked < _LOOK_SECONDS:
             return
         self._looked = now
-        connection = self._connection
-        self._status = StatusBoard(connection.database, connection.service).read() or ServiceStatus()
-        if connection.service in {each.service for each in served(connection.database)}:
+        at = self._at
+        self._status = StatusBoard(at.database, at.service).read() or ServiceStatus()
+        if at.service in {each.service for each in served(at.database)}:
             self._seen = now
         elif now - self._seen > PATIENCE_SECONDS:
             raise NotServed(
-                f"{self._what}: no daemon has been active for the service {connection.service!r} for "
+                f"{self._what}: no daemon has been active for the service {at.service!r} for "
                 f"{PATIENCE_SECONDS:.0f} s; what was applied stays, and takes effect when one runs again"
             )
 

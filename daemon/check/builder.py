@@ -154,7 +154,7 @@ def _death(code: int, seconds: float, complaint: str, *, late: bool) -> str:
     if late:
         return (
             f"importing or building it took more than {seconds:g} s{where}; "
-            "move slow work out of the import and the constructor"
+            "move slow work out of the import and the constructor, or raise limits.build_seconds"
         )
     if code < 0:
         name = signal.Signals(-code).name

@@ -50,6 +50,8 @@ def main() -> None:
             kind: {name: parsed(kind.removesuffix("s"), name, one) for name, one in named.items()}
             for kind, named in expanded(order["declared"], os.environ).items()
         }
+        if any(model.type == "torch" for model in declared["models"].values()):
+            import components.torch  # noqa: F401 - importing torch takes up to 10 s, which are not the model's
         built: dict[str, Any] = {}
         for path in order["order"]:
             _report(reports, "begin", path)
@@ -62,11 +64,7 @@ def main() -> None:
 
 
 def _problems(
-    path: str,
-    declared: Mapping[str, Any],
-    policy: ImportPolicy,
-    built: dict[str, Any],
-    rows: Mapping[str, list[bytes]],
+    path: str, declared: Mapping[str, Any], policy: ImportPolicy, built: dict[str, Any], rows: Mapping[str, list[bytes]]
 ) -> Iterator[Problem]:
     """Yield the problems and notes of one section; `built` holds the models so far by name, for the checks of
     trainers.

@@ -58,8 +58,7 @@ def _object_problems(
             return
     elif arguments:
         yield Problem(
-            f"{base}.arguments",
-            f'"{declared.object}" is built already and takes none; remove them, or name its class',
+            f"{base}.arguments", f'"{declared.object}" is built already and takes none; remove them, or name its class'
         )
         return
     steps = {key: code[key] for key in declared.code if callable(code.get(key)) or key == "object"}

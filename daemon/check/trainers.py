@@ -78,7 +78,6 @@ def _unbuilt(trainer: Any, built: Any, base: str) -> Iterator[Problem]:
 def validation_problems(
     name: str, declared: ValidationDeclaration, model: ModelDeclaration, policy: ImportPolicy
 ) -> Iterator[Problem]:
-    """Yield the problems of one validation."""
     base = f"validations.{name}"
     imported = Imported(policy)
     for metric, given in declared.metrics.items():

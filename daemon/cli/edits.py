@@ -129,8 +129,10 @@ def _post(config: Config, path: str) -> tuple[int, str]:
     token = config.http.token()
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     host, _, port = address.rpartition(":")
+    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - listening everywhere includes this machine
+    host = host.strip("[]")
     # Not by a URL: a proxy of the environment must not come between.
-    connection = http.client.HTTPConnection(_reachable(host.strip("[]")), int(port), timeout=RELOAD_SECONDS)
+    connection = http.client.HTTPConnection(here.get(host, host), int(port), timeout=RELOAD_SECONDS)
     try:
         connection.request("POST", path, headers=headers)
         answer = connection.getresponse()
@@ -142,10 +144,6 @@ def _post(config: Config, path: str) -> tuple[int, str]:
         ) from None
     finally:
         connection.close()
-
-
-def _reachable(host: str) -> str:
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - listening everywhere includes this machine
 
 
 def _code(found: dict[str, Any]) -> int:

@@ -9,19 +9,17 @@ from typing import Any, Final
 from rich.progress import Progress
 
 from components.errors import DeclarationError, PredictdError
+from daemon.api import waiter
+from daemon.api.connection import NotServed
+from daemon.api.waiter import PATIENCE_SECONDS
 from daemon.cli import screens
 from daemon.cli.command import Place, err, hint, say
-from daemon.health.service_status import ServiceStatus
-from daemon.health.worker_failure import FAILING_SECONDS, Failing
+from daemon.health.worker_failure import FAILING_SECONDS
 from daemon.health.worker_report import ListenerPhase, ScanReport
 from daemon.logs.terminal import columns
 from daemon.logs.text import escaped
 from daemon.store.service import overview
 from daemon.store.service.jobs import Job
-from daemon.store.service.status import StatusBoard
-
-PATIENCE_SECONDS: Final = 60.0
-"""How long a command waits while no daemon is active; a restart takes less."""
 
 _GIVEN_UP_SECONDS: Final[Mapping[ListenerPhase, float]] = {
     "failing": FAILING_SECONDS,
@@ -31,7 +29,6 @@ _GIVEN_UP_SECONDS: Final[Mapping[ListenerPhase, float]] = {
 """How long a listener may be in a state in which it judges no rows: it may get over it by itself."""
 
 _PAUSE: Final = 0.2
-_LOOK_SECONDS: Final = 1.0
 
 
 def unserved(here: Place) -> str:
@@ -41,14 +38,10 @@ def unserved(here: Place) -> str:
 
 def wait_for_job(here: Place, identifier: str) -> Job:
     """The job, once it is done, with a progress bar on a terminal. Raises JobFailed, with its reason."""
-    from daemon.api import waiter as waiting  # the API is imported only if needed
-    from daemon.api.connection import Connection
-
     if not here.served:
         hint(unserved(here))
     try:
-        connection = Connection(here.client, here.database, here.service, here.service, here.config.mongo.uri)
-        return waiting.wait_for_job(connection, identifier, more="`predictd jobs logs {job}`")
+        return waiter.wait_for_job(here, identifier, more="`predictd jobs logs {job}`")
     except KeyboardInterrupt:
         name = screens.job_id(identifier)
         hint(f"{name} goes on; `predictd jobs show {name}` tells how it is, `predictd jobs cancel {name}` ends it")
@@ -76,7 +69,7 @@ def follow(here: Place, listeners: Sequence[str]) -> None:
                         progress.remove_task(tasks.pop(name))
                         say(_outcome(name, scan))
                         continue
-                    watch.failing(scan["worker"])
+                    watch.stalled(scan["worker"])
                     trouble = watch.trouble(name)
                     if trouble is not None:
                         progress.remove_task(tasks.pop(name))
@@ -104,32 +97,25 @@ def _outcome(name: str, scan: dict[str, Any] | None) -> str:
     return f"{name}: all {scan['done']:,} rows are judged"
 
 
-class _Watch:
-    """The status of the service, and whether a daemon is active."""
+class _Watch(waiter.Watch):
+    """What can block the wait; a listener may be in trouble for a while."""
 
     def __init__(self, here: Place) -> None:
-        self._here = here
-        self._seen = time.monotonic()
-        self._looked = 0.0
-        self._failing = Failing()
-        self._status = ServiceStatus()
+        super().__init__(here, "")
+        self._unserved = unserved(here)
         self._troubled: dict[str, float] = {}
 
     def scans(self) -> dict[str, ScanReport]:
         """The scans that run, by listener, as the daemon last reported. Raises PredictdError if no daemon has been
         active for a while.
         """
-        now = time.monotonic()
-        if now - self._looked >= _LOOK_SECONDS:
-            self._looked = now
-            self._status = StatusBoard(self._here.database, self._here.service).read() or ServiceStatus()
-            if self._here.served:
-                self._seen = now
-            elif now - self._seen > PATIENCE_SECONDS:
-                raise PredictdError(unserved(self._here))
+        try:
+            self._look()
+        except NotServed:
+            raise PredictdError(self._unserved) from None
         return {name: report.scan for name, report in self._status.listeners().items() if report.scan is not None}
 
-    def failing(self, name: str) -> None:
+    def stalled(self, name: str) -> None:
         """Raises DeclarationError if this worker has been unable to build what is declared for a while."""
         for process, status in self._status.processes(name).items():
             why = self._failing.why(process, status, time.monotonic())

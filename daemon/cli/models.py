@@ -64,7 +64,7 @@ def promote(
         if versions.is_live(number):
             say(f"{model}: version {number} is live already")
         else:
-            rehearse_version(here.database, here.service, model, number)
+            rehearse_version(here, model, number)
             versions.promote(number, reason="promoted by hand")
             say(f"{model}: {_named(versions.get(number), number)} is live{_instead(before)}")
         _followed(here, model, wait=wait)

@@ -78,8 +78,7 @@ def check(
         bool, typer.Option(help="Import and build the code that the file names, in a process of its own.")
     ] = True,
     rows: Annotated[
-        bool,
-        typer.Option("--rows", help="Predict up to 8 real rows of each listener; store nothing."),
+        bool, typer.Option("--rows", help="Predict up to 8 real rows of each listener; store nothing.")
     ] = False,
 ) -> None:
     """Check service.toml, and print all of its problems; beside a running daemon, also what it would change."""

@@ -204,7 +204,6 @@ def _running(jobs: Sequence[RunningJob]) -> Table:
 
 
 def tables(found: list[dict[str, Any]]) -> RenderableType:
-    """The registered tables."""
     table = _table("table", "rows", "fields", "listeners")
     for each in found:
         fields = ", ".join(f"{name} {datatype}" for name, datatype in each["fields"].items())
@@ -261,7 +260,6 @@ def _trained_on(data: Mapping[str, Any]) -> str:
 
 
 def jobs(found: list[Job]) -> RenderableType:
-    """Jobs, a line each."""
     table = _table("job", "model", "state", "asked for", "when", "ran", "how it goes")
     for job in found:
         table.add_row(
@@ -277,7 +275,6 @@ def jobs(found: list[Job]) -> RenderableType:
 
 
 def job(shown: Job) -> RenderableType:
-    """One job."""
     lines = [
         f"job        {shown.name} ({shown.model})",
         f"state      {shown.state}: {outcome(shown)}",
@@ -294,7 +291,6 @@ def job(shown: Job) -> RenderableType:
 
 
 def job_result(shown: Job) -> RenderableType:
-    """The result of a job that is done."""
     return Group(_text(f"{shown.kind} {shown.target}: {outcome(shown)}"), *map(_text, _result(shown)))
 
 
@@ -345,7 +341,6 @@ def _values(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _trigger(trigger: Mapping[str, Any]) -> str:
-    """The trigger of a job."""
     match trigger:
         case {"every": int() | float() as seconds}:
             return f"every {_duration(seconds)}"
@@ -387,7 +382,6 @@ def letters(found: list[dict[str, Any]]) -> RenderableType:
 
 
 def letter(found: dict[str, Any]) -> RenderableType:
-    """One dead letter."""
     error = found["error"]
     lines = [
         f"row        {found['_id']['listener']}/{row_id(found['_id']['row'])} of table {found['table']}",

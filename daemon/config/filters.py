@@ -54,7 +54,6 @@ Path = tuple[str | int, ...]
 
 
 def filter_problems(where: Mapping[str, Any], path: Path) -> Iterator[Problem]:
-    """Yield the problems of a filter document."""
     yield from _refused(where, path)
     yield from _document(where, path)
 

@@ -203,7 +203,7 @@ class LogConfig(Declaration):
 
 
 class LimitsConfig(Declaration):
-    """[limits]: the memory of a worker's queue and of an index, the time for a batch, the number of parallel jobs."""
+    """[limits]: the memory of queues and indexes, the time for a batch and a build, and the number of parallel jobs."""
 
     queue_rows: int = Field(
         default=100_000,
@@ -226,6 +226,13 @@ class LimitsConfig(Declaration):
         description="how many seconds a model may work on one batch, from 1 to 86400",
         examples=[20.0],
     )
+    build_seconds: float = Field(
+        default=25.0,
+        ge=1.0,
+        le=86_400.0,
+        description="how many seconds a model may take to be built before it goes live, from 1 to 86400",
+        examples=[25.0],
+    )
     worker_memory: int = Field(
         default=0,
         ge=0,
@@ -247,11 +254,7 @@ class GuardConfig(Declaration):
     """[guard]: which changes of declarations wait for a person."""
 
     unset_share: float = Field(
-        default=0.1,
-        ge=0.0,
-        le=1.0,
-        description="a share of a listener's outputs, from 0 to 1",
-        examples=[0.1],
+        default=0.1, ge=0.0, le=1.0, description="a share of a listener's outputs, from 0 to 1", examples=[0.1]
     )
 
 
@@ -305,11 +308,6 @@ class Config(Declaration):
         for name, listener in self.listeners.items():
             workers[listener.worker] = (*workers.get(listener.worker, ()), name)
         return workers
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of all declarations: two files with the same declarations have the same fingerprint."""
-        return _digest(sorted(self.fingerprints.items()))
 
     @property
     def fingerprints(self) -> dict[str, str]:

@@ -22,7 +22,7 @@ from components.errors import PredictdError
 from daemon import config as configuration
 from daemon.embedded import server as embedded
 from daemon.logs.text import escaped
-from daemon.store.service.state_directory import http_address
+from daemon.store.service.state_directory import http_address, is_held
 
 __all__ = ["Daemon", "DemoFailed", "own_folder"]
 
@@ -49,41 +49,24 @@ def own_folder(folder: Path) -> Iterator[Path]:
             f"{folder} cannot be made ({error.strerror}): start the demo in a folder that you may write"
         ) from None
     with lock:
-        if not _free(lock.fileno()):
-            raise PredictdError(
-                f"another demo is running in {folder}: wait for its end, or start yours in another folder"
-            )
+        try:
+            fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = f"another demo is running in {folder}: wait for its end, or start yours in another folder"
+            raise PredictdError(message) from None
         state = folder / ".predictd"
-        if _held(state / "lock"):
+        if is_held(state / "lock"):
             pid = (state / "lock").read_text().strip()
             raise PredictdError(
                 f"the daemon of an earlier demo still runs in {folder}: stop it (kill {pid}), then try again"
             )
-        if _held(state / "mongod" / "lock"):
+        if is_held(state / "mongod" / "lock"):
             raise PredictdError(
                 f"the MongoDB of an earlier demo is about to end in {folder}: try again in a few seconds"
             )
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700)
         yield folder
-
-
-def _held(lock: Path) -> bool:
-    """Whether a living process holds this file's lock."""
-    try:
-        with lock.open("r") as file:
-            return not _free(file.fileno())
-    except FileNotFoundError:
-        return False
-
-
-def _free(descriptor: int) -> bool:
-    """Takes the lock of an open file if it is free; closing the file releases it."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 class Daemon:
@@ -134,7 +117,6 @@ class Daemon:
         )
 
     def uri(self) -> str:
-        """The URI of its MongoDB."""
         running = embedded.attach(self.config.service.state_dir)
         if running is None:
             raise DemoFailed("the daemon is ready, but its embedded MongoDB cannot be found")

@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ class Story:
         self, out: Console, daemon: Daemon, client: MongoClient[dict[str, Any]], images: Sequence[Digit]
     ) -> None:
         self._out = out
+        self._say = partial(say, out)
         self._daemon = daemon
         self._database = client[daemon.config.mongo.database]
         self._service = daemon.config.service.name
@@ -96,12 +98,10 @@ class Story:
             self._rows.insert_many(documents)
             seconds = self._until_seen(documents, OUTPUTS_SECONDS, f"burst {number}") - began
             spent += seconds
-            say(
-                self._out, f"burst {number}: {len(documents)} rows inserted, all had their output after {seconds:.2f} s"
-            )
+            self._say(f"burst {number}: {len(documents)} rows inserted, all had their output after {seconds:.2f} s")
         row = self._row(self._ids[0])
         output = ", ".join(f"{name}: {row['_outputs'][LISTENER][name]}" for name in ("value", "model", "version"))
-        say(self._out, f"a row now: class: {row['class']}, {OUTPUT}: {{{output}}}")
+        self._say(f"a row now: class: {row['class']}, {OUTPUT}: {{{output}}}")
         self._figures["bursts"] = (
             f"{self._bursts / spent:,.0f} rows/s ({self._bursts:,} rows in {count} burst{'' if count == 1 else 's'})"
         )
@@ -117,7 +117,7 @@ class Story:
                 show(number)
         latencies.sort()
         p50, p99 = (latencies[math.ceil(part * len(latencies)) - 1] for part in (0.50, 0.99))
-        say(self._out, f"one by one: {len(latencies)} rows, each insert's output was seen {p50:.1f} ms later (median)")
+        self._say(f"one by one: {len(latencies)} rows, each insert's output was seen {p50:.1f} ms later (median)")
         self._figures["single row, p50 / p99"] = (
             f"{p50:.1f} ms / {p99:.1f} ms ({len(latencies)} rows, insert to output)"
         )
@@ -136,10 +136,9 @@ class Story:
         self._rows.update_one({"_id": row["_id"]}, {"$set": {each: other[each] for each in (KEY, "class", "_fold")}})
         query = {"_id": row["_id"], f"{OUTPUT}.input": due["input"], f"{OUTPUT}.value": due["value"]}
         self._daemon.until("the updated row's output", lambda: self._rows.find_one(query), OUTPUTS_SECONDS, pause=0.01)
-        say(
-            self._out,
+        self._say(
             f"updated a row with another digit's image: class {row['class']} -> {other['class']}, output {before} -> "
-            f"{due['value']}",
+            f"{due['value']}"
         )
 
     def _delete_a_row(self) -> Any:
@@ -158,12 +157,12 @@ class Story:
         letters = self._letters()
         if deleted in letters or self._rows.find_one({"_id": deleted}) is not None:
             raise DemoFailed(f"the deleted row {row_id(deleted)} has left an output or a dead letter behind")
-        say(self._out, "deleted a row while it changed: nothing is left behind, no output and no dead letter")
+        self._say("deleted a row while it changed: nothing is left behind, no output and no dead letter")
         if key not in letters:
             raise DemoFailed(f"the broken row {row_id(key)} has an error, but no dead letter")
         error = letters[key]["error"]
         words = escaped(f"{error['type']}: {error['message']}")
-        say(self._out, f"inserted half a PNG: a dead letter, of stage {error['stage']}: {words}")
+        self._say(f"inserted half a PNG: a dead letter, of stage {error['stage']}: {words}")
         return key
 
     def _kill_the_worker(self) -> None:
@@ -180,30 +179,23 @@ class Story:
             self._rows.insert_many(lot)
         there = {"_id": {"$in": [each["_id"] for each in documents]}, OUTPUT: {"$exists": True}}
         done = self._rows.count_documents(there)
-        say(
-            self._out,
+        self._say(
             f"killed the worker (pid {pid}, SIGKILL) in the middle of a burst: {done} of its {len(documents)} rows had "
-            "their output",
+            "their output"
         )
         seconds = self._until_seen(documents, RECOVERY_SECONDS, "a new worker starts") - killed
-        say(self._out, f"a new worker finished the burst: its last output came {seconds:.1f} s after the kill")
+        self._say(f"a new worker finished the burst: its last output came {seconds:.1f} s after the kill")
         self._figures["kill to last output"] = f"{seconds:.1f} s ({len(documents) - done} rows were left to do)"
 
     def _train(self) -> None:
         """The last row starts the training; the rows kept apart measure its effect."""
         before = self._training.right()
-        say(
-            self._out,
-            f"before the training, {before.right} of {before.rows} rows kept apart from it have the right output",
-        )
+        self._say(f"before the training, {before.right} of {before.rows} rows kept apart from it have the right output")
         self._training.validate()
         (last,) = self._take(1)
         self._training.follow(self._training.set_off(last))
         after = self._training.right()
-        say(
-            self._out,
-            f"after the training, {after.right} of {after.rows} rows kept apart from it have the right output",
-        )
+        self._say(f"after the training, {after.right} of {after.rows} rows kept apart from it have the right output")
         if (after.rows, after.right > before.right) != (before.rows, True):
             raise DemoFailed(f"the training has not helped: {before} of {before.rows}, then {after} of {after.rows}")
         self._training.validate()
@@ -237,10 +229,9 @@ class Story:
             found.append(f"the table does not hold {len(expected)} rows")
         if found:
             raise DemoFailed("; ".join(found))
-        say(
-            self._out,
+        self._say(
             f"verified all {len(rows):,} rows: each has the output of what it holds now, by version {version}, or its "
-            "dead letter",
+            "dead letter"
         )
         return {
             "rows inserted": f"{len(self._ids):,} (one of them broken, one deleted later)",
@@ -249,10 +240,10 @@ class Story:
         }
 
     def _sum_up(self, table: Mapping[str, str]) -> None:
-        say(self._out, "")
+        self._say("")
         for name, figure in {**table, **self._figures}.items():
             self._out.print(Text.assemble((f"{name:<24}", "bold"), figure))
-        say(self._out, "")
+        self._say("")
 
     # what the story needs
 

@@ -15,11 +15,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pymongo.collection import Collection
-from pymongo.database import Database
 from rich.console import Console
 
 from daemon.api.plots import versions_figure
@@ -28,6 +28,7 @@ from daemon.health.job_report import JobProgress
 from daemon.logs.terminal import Bar, bar, say
 from daemon.logs.text import escaped
 from daemon.store import names
+from daemon.store.connection import Data
 from daemon.store.registry.versions import Version, Versions
 from daemon.store.service.jobs import Job, Jobs
 
@@ -55,10 +56,9 @@ class Right:
 class Training:
     """One training of the demo's model, from the row that sets it off to the last row's new output."""
 
-    def __init__(
-        self, out: Console, daemon: Daemon, database: Database[dict[str, Any]], table: str, listener: str
-    ) -> None:
+    def __init__(self, out: Console, daemon: Daemon, database: Data, table: str, listener: str) -> None:
         self._out = out
+        self._say = partial(say, out)
         self._daemon = daemon
         self._database = database
         self._rows: Collection[dict[str, Any]] = database[table]
@@ -107,9 +107,8 @@ class Training:
 
             result = self._daemon.until("the validation to end", done, VALIDATION_SECONDS).result or {}
         found = ", ".join(f"{name} {value:.3f}" for name, value in result["metrics"].items())
-        say(
-            self._out,
-            f"validated version {result['version']}, as a client may ask at any time: {found} ({result['rows']} rows)",
+        self._say(
+            f"validated version {result['version']}, as a client may ask at any time: {found} ({result['rows']} rows)"
         )
 
     def set_off(self, document: Mapping[str, Any]) -> str:
@@ -121,10 +120,9 @@ class Training:
         self._rows.insert_one(dict(document))
         found = self._daemon.until("a training to begin by itself", self._trainings, WAIT_SECONDS, pause=0.02)
         seconds = time.perf_counter() - began
-        say(
-            self._out,
+        self._say(
             f"inserted one more row, number {count:,}: {seconds:.1f} s later a training was queued by the daemon "
-            f"itself (when = [{{ rows = {count} }}])",
+            f"itself (when = [{{ rows = {count} }}])"
         )
         return found[0]
 
@@ -136,22 +134,16 @@ class Training:
             )
         data, [metric, *_] = version.data, list(version.metric_values)
         trace = ", ".join(f"{value:.3g}" for value in version.metric_values[metric])
-        say(
-            self._out,
+        self._say(
             f"trained: {data['steps']} steps in {data['seconds']:.1f} s on {data['rows']:,} rows, at low priority "
-            f"on {_counted(data['threads'], 'thread')}; {metric} on the way: {trace}",
+            f"on {_counted(data['threads'], 'thread')}; {metric} on the way: {trace}"
         )
-        say(
-            self._out,
-            f"version {version.number} is live, from step {data['best_step']}: {escaped(version.reason or '')}",
-        )
+        self._say(f"version {version.number} is live, from step {data['best_step']}: {escaped(version.reason or '')}")
         count, seconds = self._resync(version)
         rate = f"{count / seconds:,.0f} rows/s"
-        say(
-            self._out,
-            f"every output has followed: {count:,} rows, {seconds:.1f} s after the version went live ({rate})",
-        )
-        self._done(identifier)
+        self._say(f"every output has followed: {count:,} rows, {seconds:.1f} s after the version went live ({rate})")
+        # It has little left to do.
+        self._daemon.until("the training to end", lambda: self._job(identifier).state == "done", WAIT_SECONDS)
         self.figures["training"] = f"{data['seconds']:.1f} s ({data['steps']} steps on {data['rows']:,} rows)"
         self.figures["resync"] = f"{rate} ({count:,} rows, from going live to the last output)"
 
@@ -205,10 +197,6 @@ class Training:
             now: datetime = self._database.command("hello")["localTime"]
         assert version.promoted_at is not None
         return total, (now - version.promoted_at).total_seconds()
-
-    def _done(self, identifier: str) -> None:
-        """Waits for the end of the job, which has little left to do."""
-        self._daemon.until("the training to end", lambda: self._job(identifier).state == "done", WAIT_SECONDS)
 
 
 def _doing(progress: JobProgress) -> str:

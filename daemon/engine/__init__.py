@@ -4,15 +4,14 @@ handle; the caller restarts it if it ends.
 A process needs only its specification, so the same program can run as a child process (`daemon.engine.local`) or on
 another machine, with another engine.
 
-    __init__.py     the protocols of every engine: specifications, handles, reports, the reason of an end
+    __init__.py     the protocols of every engine: handles, reports, the reason of an end
     local.py        the engine of this machine: child processes, by fork from the nursery or by exec
     nursery.py      the supervisor's side of the nursery: keeps it running, and asks it for processes
     fork_server.py  the nursery itself: has imported their modules, and forks
-    assignment.py   the fields of every process's assignment
+    assignment.py   the specification of a process: what it reads first, and how its reports are read
     child.py        the child's side: the descriptors for reports and log lines, the end of the parent
     pipes.py        the pipes between the two, and the lines that come through them
-    politeness.py   how a process yields to those that serve rows
-    threads.py      how many threads the numerical libraries of a process use
+    threads.py      how many threads the numerical libraries of a process use, and how it yields to those that serve
     family.py       finds the processes that a process started, by its mark, and ends them with it
 """
 
@@ -22,43 +21,13 @@ import signal
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
+from daemon.engine.assignment import Assignment
 from daemon.health.report import Ending
 
-__all__ = ["Ending", "Engine", "Spec", "WorkerProcess", "ended"]
+__all__ = ["Ending", "Engine", "WorkerProcess", "ended"]
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
-
-
-class Spec(Protocol[R_co]):
-    """The specification of a process: its name for logs, its module, its assignment, and the decoding of its
-    reports.
-    """
-
-    @property
-    def name(self) -> str:
-        """Its name in logs and in ps."""
-
-    @property
-    def module(self) -> str:
-        """The module that runs."""
-
-    @property
-    def torch(self) -> bool:
-        """Whether it needs torch."""
-
-    @property
-    def threads(self) -> int | None:
-        """The threads of its numerical libraries; None: the engine sets no number."""
-
-    def order(self) -> dict[str, Any]:
-        """The assignment that it reads first, as JSON values."""
-
-    def decode(self, line: bytes) -> R_co:
-        """The report in a line of its standard output. Raises ReportRefused."""
-
-    def sign(self, *parts: str) -> str:
-        """The signature that it asks for. Raises SignatureRefused."""
 
 
 class WorkerProcess(Protocol[R_co]):
@@ -96,7 +65,7 @@ class WorkerProcess(Protocol[R_co]):
 class Engine(Protocol):
     """Starts workers and jobs."""
 
-    async def start(self, spec: Spec[R], on_report: Callable[[], None]) -> WorkerProcess[R]:
+    async def start(self, spec: Assignment[R], on_report: Callable[[], None]) -> WorkerProcess[R]:
         """Starts a process; `on_report` is called in the event loop at each report. Raises OSError if no process can be
         started.
         """

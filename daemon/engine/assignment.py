@@ -1,4 +1,5 @@
-"""The assignment that a process reads on the first line of its standard input: its service and its limits.
+"""What a process is started with: the assignment that it reads on the first line of its standard input (its service
+and its limits), and what the engine has to know of it.
 
 A worker's and a job's assignment add their own fields (`daemon.worker.assignment`, `daemon.job.assignment`). A field is
 declared once; `order` writes the JSON value that `read` reads.
@@ -7,26 +8,28 @@ declared once; `order` writes the JSON value that `read` reads.
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Generic, Self, TypeVar
 
 from components.errors import SignatureRefused
 
 __all__ = ["Assignment"]
+
+R = TypeVar("R")
 
 HERE: Final = frozenset({"module", "torch", "signing"})
 """Fields that only the engine needs; they are not sent."""
 
 
 def _nothing_signed(*_: str) -> str:
-    """Signs nothing."""
     raise SignatureRefused("this process may have nothing signed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Assignment:
+class Assignment(ABC, Generic[R]):
     """The fields of every process. `module` is the program that runs, `log` that section of service.toml."""
 
     module: str
@@ -51,8 +54,17 @@ class Assignment:
     signing: Callable[..., str] = field(default=_nothing_signed, repr=False, compare=False)
     """Signs what it may have signed. Raises SignatureRefused."""
 
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Its name in logs and in ps."""
+
+    @abstractmethod
+    def decode(self, line: bytes) -> R:
+        """The report in a line of the process. Raises ReportRefused."""
+
     def sign(self, *parts: str) -> str:
-        """See `daemon.engine.Spec`."""
+        """The signature that the process asks for. Raises SignatureRefused."""
         return self.signing(*parts)
 
     def order(self) -> dict[str, Any]:

@@ -28,7 +28,8 @@ from typing import Any, Final, Generic, TypeVar
 
 import structlog
 
-from daemon.engine import Spec, WorkerProcess
+from daemon.engine import WorkerProcess
+from daemon.engine.assignment import Assignment
 from daemon.engine.child import CHANNEL, answer
 from daemon.engine.family import MARK, Orphans, become_subreaper, end_family, new_mark
 from daemon.engine.nursery import Forked, Nursery
@@ -57,7 +58,7 @@ class LocalEngine:
         self._orphans = Orphans()
         self._reaping: asyncio.TimerHandle | None = None
 
-    async def start(self, spec: Spec[R], on_report: Callable[[], None]) -> WorkerProcess[R]:
+    async def start(self, spec: Assignment[R], on_report: Callable[[], None]) -> WorkerProcess[R]:
         """See `daemon.engine.Engine`."""
         become_subreaper()
         mark, pipes = new_mark(), Pipes.open()
@@ -115,7 +116,7 @@ class Executed:
         return self.process.wait()
 
 
-def _exec(spec: Spec[Any], ends: ChildEnds, environ: Mapping[str, str]) -> Executed:
+def _exec(spec: Assignment[Any], ends: ChildEnds, environ: Mapping[str, str]) -> Executed:
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", spec.module, spec.name],  # ps shows the name
         stdin=ends.stdin,
@@ -133,7 +134,7 @@ class _LocalProcess(Generic[R]):
 
     def __init__(
         self,
-        spec: Spec[R],
+        spec: Assignment[R],
         process: Forked | Executed,
         mark: str,
         pipes: Pipes,

@@ -25,7 +25,7 @@ from typing import Any, Final
 
 import structlog
 
-from daemon.engine import Spec
+from daemon.engine.assignment import Assignment
 from daemon.engine.family import MARK, MARK_BYTES
 from daemon.engine.fork_server import MESSAGE_BYTES, PADDING
 from daemon.engine.pipes import ChildEnds, Output
@@ -91,7 +91,9 @@ class Nursery:
             await self._server.over.wait()
             self._server = None
 
-    async def fork(self, spec: Spec[Any], mark: str, environ: Mapping[str, str], ends: ChildEnds) -> Forked | None:
+    async def fork(
+        self, spec: Assignment[Any], mark: str, environ: Mapping[str, str], ends: ChildEnds
+    ) -> Forked | None:
         """A process of this specification; None if it has to be started by exec."""
         server = self._server
         if server is None:

@@ -236,7 +236,9 @@ class Output(_Lines):
     def line(self, text: bytes, *, cut: bool) -> None:
         self._lines += 1
         if self._lines <= LINES_A_SECOND and text.strip():
-            shown = text.rstrip(b"\r").decode(errors="backslashreplace") + (" [cut]" if cut else "")
+            if cut:  # not within a word: a part of a secret would not be masked
+                text = (text.rpartition(b" ")[0] or text) + b" [cut]"
+            shown = text.rstrip(b"\r").decode(errors="backslashreplace")
             log.info("worker output", worker=self._name, stream=self._stream, text=shown)
 
     def _tick(self) -> None:

@@ -1,4 +1,4 @@
-"""How many threads the numerical libraries of a process use.
+"""How many threads the numerical libraries of a process use, and how a process yields to those that serve rows.
 
 The host's cores are shared among its workers: libraries that take every core in every worker slow all of them down.
 The number is set by variables, which libraries read when they are imported, and inside the process, since torch may
@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
-__all__ = ["in_use", "limit", "share", "variables"]
+__all__ = ["be_polite", "in_use", "limit", "share", "variables"]
 
 _VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -46,3 +48,20 @@ def in_use() -> int | None:
     """The threads of torch, None if it is not imported."""
     number = getattr(sys.modules.get("torch"), "get_num_threads", None)  # another thread may be importing it just now
     return None if number is None else int(number())
+
+
+NICENESS: Final = 10
+OOM_SCORE: Final = "500"
+
+
+def be_polite(threads: int | None) -> int:
+    """Yields to the live lane: in time on a core, in cores, and in who is killed first where memory runs out. How many
+    threads torch may use.
+    """
+    with suppress(OSError):
+        os.nice(NICENESS)
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
+    number = threads or max(1, len(os.sched_getaffinity(0)) // 2)
+    limit(number)
+    return number

@@ -7,14 +7,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from pydantic import TypeAdapter
-
-from daemon.health.report import Count, Ending, Name, Plain, Seconds, decoded
+from daemon.health.report import Count, Ending, Name, Plain, Report, Seconds, reported
 
 __all__ = ["JobError", "JobProgress", "JobReport"]
 
@@ -49,8 +46,9 @@ class JobError:
     traceback: str = ""
 
 
+@reported
 @dataclass(frozen=True, slots=True)
-class JobReport:
+class JobReport(Report):
     """One job at work. `doing` is the part of the work in words; `reason` is what it waits for."""
 
     state: Literal["starting", "running", "waiting", "done", "stopped", "failed"]
@@ -64,15 +62,3 @@ class JobReport:
     result: Mapping[Name, Plain | Mapping[Name, Plain]] | None = None
     error: JobError | None = None
     ending: Ending | None = None
-
-    @classmethod
-    def from_json(cls, line: bytes) -> JobReport:
-        """The report in a line of JSON. Raises ReportRefused, and nothing else."""
-        return decoded(_ADAPTER, line)
-
-    def to_json(self) -> str:
-        """The report as one line of JSON."""
-        return json.dumps(_ADAPTER.dump_python(self, warnings=False), default=str)
-
-
-_ADAPTER = TypeAdapter(JobReport)

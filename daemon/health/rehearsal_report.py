@@ -6,12 +6,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
-from pydantic import TypeAdapter
-
-from daemon.health.report import Seconds, decoded
+from daemon.health.report import Report, Seconds, reported
 
 __all__ = ["RehearsalReport", "Said"]
 
@@ -19,8 +16,9 @@ Said = tuple[tuple[str, str], ...]
 """Pairs of a section and what is said of it."""
 
 
+@reported
 @dataclass(frozen=True, slots=True)
-class RehearsalReport:
+class RehearsalReport(Report):
     """A rehearsal at work, or its outcome."""
 
     stage: str = ""
@@ -29,15 +27,3 @@ class RehearsalReport:
     warnings: Said = ()
     notes: Said = ()
     done: bool = False
-
-    @classmethod
-    def from_json(cls, line: bytes) -> RehearsalReport:
-        """The report in a line of JSON. Raises ReportRefused, and nothing else."""
-        return decoded(_ADAPTER, line)
-
-    def to_json(self) -> str:
-        """The report as one line of JSON."""
-        return json.dumps(_ADAPTER.dump_python(self, warnings=False))
-
-
-_ADAPTER = TypeAdapter(RehearsalReport)

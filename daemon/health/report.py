@@ -7,16 +7,18 @@ ignored, so a newer process can report to an older daemon.
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, Self, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from components.errors import PredictdError
 
-__all__ = ["Count", "Ending", "Name", "Plain", "ReportRefused", "Seconds", "decoded", "defaulting"]
+__all__ = ["Count", "Ending", "Name", "Plain", "Report", "ReportRefused", "Seconds", "defaulting", "reported"]
 
-R = TypeVar("R")
+T = TypeVar("T")
 
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 """A number that a BSON document can hold."""
@@ -64,11 +66,30 @@ class ReportRefused(PredictdError):
     """A line is not a report; the last one that could be read stays valid."""
 
 
-def decoded(adapter: TypeAdapter[R], line: bytes) -> R:
-    """The report in a line of JSON. Raises ReportRefused, and nothing else."""
-    try:
-        return adapter.validate_json(line, strict=True)
-    except ValidationError as error:
-        first: Any = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ReportRefused(f"{place}: {first['msg']}" if place else first["msg"]) from None
+_ADAPTERS: Final[dict[type, TypeAdapter[Any]]] = {}
+
+
+def reported(kind: type[T]) -> type[T]:
+    """Decorates a kind of report: what reads and writes it is made here, before any process is forked."""
+    _ADAPTERS[kind] = TypeAdapter(kind)
+    return kind
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What all kinds of reports can do; each is decorated by `reported`."""
+
+    @classmethod
+    def from_json(cls, line: bytes) -> Self:
+        """The report in a line of JSON. Raises ReportRefused, and nothing else."""
+        try:
+            report: Self = _ADAPTERS[cls].validate_json(line, strict=True)
+        except ValidationError as error:
+            first: Any = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            raise ReportRefused(f"{place}: {first['msg']}" if place else first["msg"]) from None
+        return report
+
+    def to_json(self) -> str:
+        """The report as one line of JSON."""
+        return json.dumps(_ADAPTERS[type(self)].dump_python(self, warnings=False), default=str)

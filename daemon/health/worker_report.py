@@ -10,14 +10,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, TypeVar, get_args
 
-from pydantic import TypeAdapter
-
-from daemon.health.report import Count, Ending, Name, Seconds, decoded
+from daemon.health.report import Count, Ending, Name, Report, Seconds, reported
 
 __all__ = [
     "ListenerPhase",
@@ -137,8 +134,9 @@ class StreamReport:
     place: str | None = None
 
 
+@reported
 @dataclass(frozen=True, slots=True)
-class WorkerReport:
+class WorkerReport(Report):
     """One worker. `busy` holds for how many seconds each stage ("listener.stage") has worked on its present batch."""
 
     state: WorkerPhase
@@ -150,15 +148,3 @@ class WorkerReport:
     samples: tuple[Sample, ...] = ()
     ending: Ending | None = None
     threads: Count | None = None
-
-    @classmethod
-    def from_json(cls, line: bytes) -> WorkerReport:
-        """The report in a line of JSON. Raises ReportRefused, and nothing else."""
-        return decoded(_ADAPTER, line)
-
-    def to_json(self) -> str:
-        """The report as one line of JSON."""
-        return json.dumps(_ADAPTER.dump_python(self, warnings=False))
-
-
-_ADAPTER = TypeAdapter(WorkerReport)

@@ -7,7 +7,7 @@
     context.py      what it works with: the declarations, the models, the retries of MongoDB
     evaluation.py   a model measured by its validations, always on the same rows
     training.py     train, store a candidate, decide, promote
-    served.py       whether a fresh load predicts as what was trained
+    measurer.py     measures a candidate, as a fresh load of it, and the live version on the same rows
     pins.py         what a training fixed before its first step, for the attempt that resumes it
     validation.py   measure the live version, add to its history
 

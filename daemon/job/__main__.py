@@ -18,7 +18,7 @@ from components.errors import DeclarationError, Fenced, MetricError, NotApplied,
 from components.import_folder import ImportFolder
 from daemon.engine import Ending
 from daemon.engine.child import Channel, leave_with_parent
-from daemon.engine.politeness import be_polite
+from daemon.engine.threads import be_polite
 from daemon.health.job_report import JobError
 from daemon.job.assignment import JobAssignment
 from daemon.job.context import Context

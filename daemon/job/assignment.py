@@ -11,7 +11,7 @@ __all__ = ["JobAssignment"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JobAssignment(Assignment):
+class JobAssignment(Assignment[JobReport]):
     """What a job's process reads first; with `threads` None it chooses itself."""
 
     job: str
@@ -19,9 +19,7 @@ class JobAssignment(Assignment):
 
     @property
     def name(self) -> str:
-        """The job's name in the log."""
         return f"job {self.job}"
 
     def decode(self, line: bytes) -> JobReport:
-        """See `daemon.engine.Spec`."""
         return JobReport.from_json(line)

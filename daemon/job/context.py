@@ -7,15 +7,13 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from pymongo.database import Database
-
 from components.errors import Fenced, NotApplied
 from components.examples import Examples
 from components.import_paths import ImportPolicy
 from components.key import Key
 from daemon.job.assignment import JobAssignment
 from daemon.job.reporter import JobReporter
-from daemon.store.connection import make_client, open_database, reaching
+from daemon.store.connection import Data, make_client, open_database, reaching
 from daemon.store.mongo_retry import MongoRetry
 from daemon.store.registry.components import Catalog, Component
 from daemon.store.registry.model_loader import Loaded, ModelLoader, until_live
@@ -39,7 +37,7 @@ class Context:
         self.voice = voice
         self.patience = patience
         self._stopping = stopping
-        self.database: Database[dict[str, Any]] = patience("mongodb", self._connect)
+        self.database: Data = patience("mongodb", self._connect)
         trust = Trust.decoded(assignment.trust, voice.signer)
         self.registry = Registry(self.database, assignment.service, assignment.epoch, trust)
         self.loader = ModelLoader(self.database, assignment.service, ImportPolicy(assignment.allow_imports), trust)
@@ -90,7 +88,7 @@ class Context:
         self.voice.moved()
         return "the daemon asked it to stop" if self._stopping.is_set() else None
 
-    def _connect(self) -> Database[dict[str, Any]]:
+    def _connect(self) -> Data:
         client = make_client(self.assignment.uri, "predictd job", socketTimeoutMS=60_000, tz_aware=True)
         return open_database(client, self.assignment.database)
 

@@ -11,24 +11,47 @@ from components.model import Model
 from components.outputs import storable
 from daemon.rehearsal.likeness import alike
 
-__all__ = ["difference"]
+__all__ = ["Outputs", "beginning"]
 
 ROWS: Final = 16
 
 
-def difference(trained: Model, fresh: Model, trainer: Any, rows: Examples) -> str | None:
-    """How the outputs of the two models differ on some rows of the training, in words; None if they do not."""
-    if not isinstance(trainer, LoopTrainer):
-        from components.torch import fresh_load
-        from components.torch.model import TorchModel
+class Outputs:
+    """What a trained model predicts for some rows of its training."""
 
-        assert isinstance(trained, TorchModel)
-        assert isinstance(fresh, TorchModel)
-        return fresh_load.difference(trained, fresh, trainer, rows)
-    one, other = (_outputs(model, trainer, rows) for model in (trained, fresh))
-    if len(one) == len(other) and all(map(alike, one, other)):
+    def __init__(self, trained: Model, trainer: Any, rows: Examples) -> None:
+        """Takes them now: to load the model anew may put back what the training has changed of a class."""
+        self._trainer, self._rows = trainer, rows
+        self._of_torch = None if isinstance(trainer, LoopTrainer) else _kept(trained, trainer, rows)
+        self._outputs = [] if self._of_torch is not None else _outputs(trained, trainer, rows)
+
+    def difference(self, fresh: Model) -> str | None:
+        """How those of another model differ, in words; None if they do not."""
+        if self._of_torch is not None:
+            found: str | None = self._of_torch.difference(fresh)
+            return found
+        other = _outputs(fresh, self._trainer, self._rows)
+        if len(self._outputs) == len(other) and all(map(alike, self._outputs, other)):
+            return None
+        return "its outputs on rows of the training are others after what it has learned is loaded"
+
+
+def beginning(model: Model, trainer: Any, rows: Examples) -> Any:
+    """What a model of torch gives before its training; None for another trainer, or if it fails."""
+    if isinstance(trainer, LoopTrainer):
         return None
-    return "its outputs on rows of the training are others after what it has learned is loaded"
+    try:
+        return _kept(model, trainer, rows, learning=True)
+    except Exception:  # noqa: BLE001 - user code may raise anything; the training meets it too
+        return None
+
+
+def _kept(model: Model, trainer: Any, rows: Examples, *, learning: bool = False) -> Any:
+    from components.torch import fresh_load
+    from components.torch.model import TorchModel
+
+    assert isinstance(model, TorchModel)
+    return fresh_load.Kept(model, trainer, rows, learning=learning)
 
 
 def _outputs(model: Model, trainer: LoopTrainer, rows: Examples) -> list[Any]:

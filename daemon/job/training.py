@@ -13,16 +13,15 @@ A second attempt of the same job does not repeat a training whose candidate is s
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, TypeVar
 
 from components.builders import build_trainer
 from components.declarations import TrainerDeclaration
-from components.errors import DeclarationError, NotApplied, PredictdError, Stopped, TrainingError
+from components.errors import DeclarationError, NotApplied, TrainingError
 from components.examples import Examples
 from components.model import Model
 from components.trained import Trained
@@ -31,14 +30,12 @@ from daemon.handlers import promote
 from daemon.handlers.train import checkpoint_folder, folds, split
 from daemon.job import pins as pinning
 from daemon.job.context import Context
-from daemon.job.evaluation import Evaluation, Measured, chosen, of_model
+from daemon.job.evaluation import Evaluation, chosen, of_model
 from daemon.job.judges import LOSS, Judges
+from daemon.job.measurer import Compared, Measurer
 from daemon.job.pins import Pins
 from daemon.job.rehearsal import refusal
-from daemon.job.served import difference
-from daemon.store.mongo_retry import Stopping
 from daemon.store.registry.components import object_signature, signature
-from daemon.store.registry.model_loader import Loaded
 from daemon.store.registry.versions import Version
 from daemon.store.rows.datasets import NAME_SHOWN, Pinned, pinned
 from daemon.store.service.jobs import Job
@@ -59,15 +56,6 @@ def train(context: Context, job: Job) -> dict[str, Any]:
     if candidate is None:
         candidate = training.learn()
     return training.settle(candidate)
-
-
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """The live version that a candidate was compared with, and its metrics."""
-
-    version: int
-    trained: bool
-    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class Training:
@@ -96,10 +84,8 @@ class Training:
         """The model that a training begins with, as it is declared."""
         if served.signature != self._component.signature:
             self._base = context.patience("model", lambda: context.loader.initial(self._component))
-        self._trainer = self._trainer_of(self._base)
+        self._measurer = Measurer(context, self._component, self._trainer_of, self._trainer_of(self._base))
         self._validations = of_model(context, self._known, self._model)
-        self._objective: Mapping[str, Any] = {}
-        """The parameters of the objective itself that the training has learned."""
         self._judging = Judges(
             context,
             self._model,
@@ -107,7 +93,7 @@ class Training:
             self._validations,
             self._known,
             self._base,
-            lambda model, evaluation, valid: self._measured(model, evaluation, valid)[1],
+            lambda model, evaluation, valid: self._measurer.measured(model, evaluation, valid)[1],
         )
 
     def _trainer_of(self, model: Model) -> Any:
@@ -139,7 +125,8 @@ class Training:
         valid = (
             None if pins.valid is None else context.rows(declaration.table, declaration.key, pins.valid, self._known)
         )
-        self._trainer = self._trainer_of(model)
+        self._measurer.trainer = trainer = self._trainer_of(model)
+        self._measurer.begin(model, rows)
         evaluation = Evaluation(context, self._validations, self._known, pins.datasets, model, Cached)
         apart = f", {len(pins.valid)} kept apart" if pins.valid is not None else ""
         voice.say(
@@ -155,7 +142,7 @@ class Training:
             loop = partial(loop_of_torch, chances=pins.chances or None)
         trained = loop(
             model,
-            self._trainer,
+            trainer,
             rows,
             valid,
             evaluate=(lambda: dict(evaluation(model).metrics)) if evaluation else None,
@@ -171,9 +158,10 @@ class Training:
                 f"{len(trained.bad_rows)} of {len(pins.train)} rows were passed over, because they cannot be prepared"
             )
         voice.doing("measuring the new weights")
-        self._objective = trained.objective
-        measured, metrics = self._served(model, rows, evaluation, valid)
-        compared = self._compare(evaluation, valid)
+        self._measurer.objective = trained.objective
+        measured, metrics = self._measurer.served(model, rows, evaluation, valid)
+        self._measurer.refuse_changed_globals(parent)
+        compared = self._measurer.live(evaluation, valid)
         voice.doing("storing the new version")
         data = self._data(pins, trained, time.monotonic() - started, evaluation.greater, compared)
         points = max(2, TRACE_KEPT // (len(trained.metric_values) + 1))
@@ -249,7 +237,7 @@ class Training:
         return Pins(self._identity, self._live.version.number, train_ids, valid_ids, datasets, found.at, chances)
 
     def _chances(self, ids: Sequence[Any], values: Sequence[Any]) -> list[float]:
-        from components.torch.sampling import chances
+        from components.torch.order import chances
 
         classes, field = self._declaration.balanced_by is not None, str(self._declaration.drawn_by)
         return chances(values, classes=classes, field=field, name=lambda place: repr(ids[place])[:NAME_SHOWN])
@@ -257,17 +245,12 @@ class Training:
     def _begun_with(self, parent: int) -> tuple[Any, Version]:
         loaded = self._live
         if parent != loaded.version.number:  # another version was live when the training began
-            loaded = self._version(parent)
+            loaded = self._measurer.version(parent)
         if loaded.version.signature != self._component.signature:  # its weights are of another declaration
             return self._base, loaded.version
         return loaded.model, loaded.version
 
-    def _version(self, number: int) -> Loaded:
-        loader, component = self._context.loader, self._component
-        return self._context.patience("model", lambda: loader.version(component, number))
-
     def _take_report(self, progress: Mapping[str, Any]) -> None:
-        """Takes a report of the loop."""
         voice = self._context.voice
         if "message" in progress:
             voice.say(str(progress["message"]))
@@ -277,70 +260,7 @@ class Training:
             found = ", ".join(f"{name} {value:.6g}" for name, value in progress["metrics"].items())
             voice.say(f"step {progress['step']}: {found}")
 
-    # ---- measuring and storing ------------------------------------------------------------------------------------
-
-    def _served(
-        self, model: Model, rows: Examples, evaluation: Evaluation, valid: Examples | None
-    ) -> tuple[Measured, dict[str, float]]:
-        """The metrics of a fresh load of the trained weights, which is what is served.
-
-        Raises TrainingError if the trained model itself gives something else: then the training changed something that
-        is not stored with the weights.
-        """
-        _, kept = self._measured(model, evaluation, valid)
-        fresh = self._context.patience("model", lambda: self._context.loader.built(self._component))
-        fresh.unpack(model.packed()[0] or b"")
-        measured, metrics = self._measured(fresh, evaluation, valid)
-        apart = [
-            f"{name} is {kept[name]:.6g} after the training and {value:.6g} after loading its weights"
-            for name, value in metrics.items()
-            if not math.isclose(value, kept[name], rel_tol=0.01, abs_tol=0.001)
-            and not (math.isnan(value) and math.isnan(kept[name]))
-        ]
-        found = apart[0] if apart else difference(model, fresh, self._trainer, rows)
-        if found is not None:
-            raise TrainingError(
-                f"what was trained is not what would be served: {found}; the training changed something that is "
-                "neither a parameter nor a buffer, such as an attribute or a global: register it as a buffer "
-                "(self.register_buffer)"
-            )
-        return measured, metrics
-
-    def _measured(
-        self, model: Model, evaluation: Evaluation, valid: Examples | None
-    ) -> tuple[Measured, dict[str, float]]:
-        """Measures a model; a random one draws the same numbers each time."""
-        from components.torch import randomness
-
-        with randomness.seeded(randomness.derived(self._trainer.seed, "validation"), devices=True):
-            measured = evaluation(model)
-        metrics = dict(measured.metrics)
-        if valid is not None and self._declaration.type == "torch":
-            from components.torch.loss import valid_loss
-            from components.torch.model import TorchModel
-
-            assert isinstance(model, TorchModel)
-            trainer = self._trainer_of(model)
-            metrics[LOSS] = valid_loss(model, trainer, valid, self._context.stopped, self._objective)
-        return measured, metrics
-
-    def _compare(self, evaluation: Evaluation, valid: Examples | None) -> Compared:
-        """Measures the version that is live now. One that cannot be measured has no metrics: then
-        a person decides.
-        """
-        self._context.voice.doing("measuring the live version")
-        version = self._context.patience("versions", self._versions.live)
-        if version is None:
-            raise PredictdError(f"model {self._model!r} was removed, or declared anew, during its training")
-        try:
-            model = self._version(version.number).model
-            _, metrics = self._measured(model, evaluation, valid)
-        except (Stopped, Stopping):
-            raise
-        except Exception as error:  # noqa: BLE001 - the user's code may raise anything
-            self._context.voice.say(f"version {version.number}, which is live, cannot be measured: {error}")
-            metrics = {}
-        return Compared(version.number, version.trained, metrics)
+    # ---- storing --------------------------------------------------------------------------------------------------
 
     def _store(self, weights: bytes | None, content_hash: str | None, **about: Any) -> Version:
         def store() -> Version:  # called again if the answer was lost: then it is stored already
@@ -379,7 +299,7 @@ class Training:
                 return self._result(candidate, promoted=True, reason=live.reason or "", compared=compared)
             if live is not None and live.number != compared.version:
                 voice.say(f"version {live.number} went live in the meantime")
-                compared = self._compare(*self._judges(self._pins()))
+                compared = self._measurer.live(*self._judges(self._pins()))
             decision = self._decided(candidate, compared)
             if decision.promote and (breach := refusal(self._context, self._model, self._model_of(candidate.number))):
                 decision = promote.Decision(False, "rejected", f"it must not go live: {breach}", decision.metric)
@@ -422,7 +342,7 @@ class Training:
         return decision
 
     def _model_of(self, number: int) -> Model:
-        return self._version(number).model
+        return self._measurer.version(number).model
 
     def _done(self, candidate: Version, decision: promote.Decision, compared: Compared) -> bool:
         """Applies the decision; False if another version went live in the meantime."""

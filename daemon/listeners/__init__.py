@@ -1,6 +1,7 @@
 """The sources of events, which mark rows as dirty.
 
 change_stream.py     the keys of changed rows, and how far the stream is
+subscription.py      what the server is asked for
 event_cursor.py      the cursor of a change stream
 followed_vectors.py  a listener's vectors in memory, followed by a stream of their own
 pulse.py             when the server last answered, and how far behind the stream is

@@ -1,8 +1,5 @@
 """The change stream as a source: the keys of the rows that changed, by table, and how far the stream is.
 
-The server filters and projects. It does not send an update whose paths are all under `_outputs.`, so the daemon's own
-writes cost nothing. An event contains only its key, so no event is too large and an update needs no lookup.
-
 `watch` is one endless generator. It opens the stream, opens it again after errors from its last position (with
 backoff), and yields an event for each error that it cannot repair. For lost history it yields a fresh start point
 *before* the stream goes on from there, so that the consumer can save the point and order scans. If the stream does not
@@ -17,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from bson import Binary
 from bson.timestamp import Timestamp
 from pymongo.database import Database
 from pymongo.errors import OperationFailure, PyMongoError
@@ -25,10 +21,9 @@ from pymongo.errors import OperationFailure, PyMongoError
 from components.raw_value import UNDECODABLE, RawValue, readable
 from daemon.health.backoff import backoff
 from daemon.listeners.event_cursor import EventCursor
+from daemon.listeners.subscription import Subscription as Subscription  # noqa: PLC0414  # for those who call `watch`
 from daemon.store import names
 from daemon.store.driver_errors import sentence
-from daemon.store.partition import WHOLE, Partition
-from daemon.store.registry.registry import signature
 from daemon.store.rows.positions import Position, cluster_time
 
 # ChangeStreamHistoryLost, CappedPositionLost, InvalidResumeToken, ChangeStreamFatalError; and the codes for a damaged
@@ -39,35 +34,10 @@ HISTORY_LOST: Final = frozenset(
 NEVER_SPIN: Final = {13, 18}  # not allowed, not authenticated: an administrator has to act, so retry seldom
 PASSES: Final = frozenset(
     {
-        6,
-        7,
-        24,
-        43,
-        46,
-        50,
-        63,
-        64,
-        89,
-        91,
-        112,
-        133,
-        134,
-        150,
-        189,
-        202,
-        211,
-        216,
-        234,
-        237,
-        246,
-        262,
-        290,
-        314,
-        317,
-        365,
+        6, 7, 24, 43, 46, 50, 63, 64, 89, 91, 112, 133, 134, 150, 189, 202, 211, 216, 234, 237, 246, 262, 290, 314, 317,
+        365, 8000, 9001, 10058, 10107, 11600, 11601, 11602, 13388, 13435, 13436, 40573,
     }
-    | {8000, 9001, 10058, 10107, 11600, 11601, 11602, 13388, 13435, 13436, 40573}
-)
+)  # fmt: skip
 """Errors that are not about the stream's position: they are retried."""
 
 AWAIT_MS: Final = 1000
@@ -80,99 +50,6 @@ ROUND_AFTER: Final = 20  # the same, if the event may not be the cause
 STRETCH: Final = 64
 SHORTEST_OPENING: Final = 20.0
 LONGEST_OPENING: Final = 600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Subscription:
-    """The events that a stream reads: those of the tables, those of paths under `_outputs.` that are a listener's
-    input, and its service's requests.
-    """
-
-    service: str
-    tables: tuple[str, ...]
-    chained: tuple[str, ...] = ()
-    dropped: tuple[Binary, ...] = ()
-    """The sessions whose events the server drops while it reads the oplog, at a thirtieth of the cost of the path
-    filter: those in which this worker writes outputs that none of its own listeners reads.
-    """
-    partition: Partition = WHOLE
-    """The keys whose events it reads."""
-
-    @property
-    def hash(self) -> str:
-        share = [] if self.partition == WHOLE else [[self.partition.index, self.partition.of]]
-        return signature([sorted(self.tables), sorted(self.chained), *share])
-
-    def pipeline(self) -> list[Mapping[str, Any]]:
-        """The stages behind `$changeStream`."""
-        here = {"$in": list(self.tables)}
-        changes = [
-            {"operationType": {"$in": ["insert", "replace", "delete"]}, "ns.coll": here, **self._share()},
-            {
-                "operationType": "update",
-                "ns.coll": here,
-                **self._share(_touches_more_than_outputs(self.chained)),
-            },
-            {"operationType": "insert", "ns.coll": names.REQUESTS, **self._asked()},
-            # Without these, the stream would end without an event.
-            {"operationType": {"$in": ["drop", "rename"]}, "$or": [{"ns.coll": here}, {"to.coll": here}]},
-            {"operationType": {"$in": ["dropDatabase", "invalidate"]}},
-        ]
-        keep = {"operationType": 1, "ns": 1, "to": 1, "documentKey._id": 1, "clusterTime": 1}
-        # MongoDB drops these events early only if the condition is the first stage, alone.
-        own = [{"$match": {"lsid.id": {"$nin": list(self.dropped)}}}] if self.dropped else []
-        return [*own, {"$match": {"$or": changes}}, {"$project": keep}]
-
-    def _share(self, *conditions: Mapping[str, Any]) -> dict[str, Any]:
-        """The condition that a row's key is in the partition, which is cheap, then the others."""
-        own = () if self.partition == WHOLE else (self.partition.holds("$documentKey._id"),)
-        both = [*own, *conditions]
-        return {"$expr": both[0] if len(both) == 1 else {"$and": both}} if both else {}
-
-    def _asked(self) -> dict[str, Any]:
-        """The condition that a request is for a row in the partition, or for no row."""
-        if self.partition == WHOLE:
-            return {}
-        row = "$documentKey._id.row"
-        return {"$expr": {"$or": [{"$eq": [{"$type": row}, "missing"]}, self.partition.holds(row)]}}
-
-
-def _touches_more_than_outputs(chained: Sequence[str]) -> Mapping[str, Any]:
-    """The condition for an update that changes a path outside `_outputs`, or one that a chained key reads.
-
-    Paths are compared part by part: `_outputs2.x` and `_outputsx` are other fields.
-    """
-    change = "$updateDescription"
-    wanted: list[Mapping[str, Any]] = [{"$ne": [{"$arrayElemAt": [{"$split": ["$$path", "."]}, 0]}, "_outputs"]}]
-    for path in chained:
-        wanted.append({"$eq": ["$$path", path]})
-        wanted.append({"$eq": [{"$indexOfBytes": ["$$path", f"{path}."]}, 0]})
-        wanted.append({"$eq": [{"$indexOfBytes": [path, {"$concat": ["$$path", "."]}]}, 0]})
-    # The daemon never removes, empties or replaces `_outputs` as a whole. A client did, and the outputs are due again.
-    whole = f"{change}.updatedFields._outputs"
-    taken_away = {"$in": ["_outputs", {"$ifNull": [f"{change}.removedFields", []]}]}
-    replaced = {"$or": [{"$not": [{"$in": [{"$type": whole}, ["missing", "object"]]}]}, {"$eq": [whole, {}]}]}
-    changed = {"$anyElementTrue": [{"$map": {"input": changed_paths(), "as": "path", "in": {"$or": wanted}}}]}
-    return {"$or": [taken_away, replaced, changed]}
-
-
-def changed_paths() -> Mapping[str, Any]:
-    """The expression for the paths that an update event has changed."""
-    change = "$updateDescription"
-    updated = {"$objectToArray": {"$ifNull": [f"{change}.updatedFields", {}]}}
-    return {
-        "$concatArrays": [
-            {"$map": {"input": updated, "as": "field", "in": "$$field.k"}},
-            {"$ifNull": [f"{change}.removedFields", []]},
-            {
-                "$map": {
-                    "input": {"$ifNull": [f"{change}.truncatedArrays", []]},
-                    "as": "array",
-                    "in": "$$array.field",
-                }
-            },
-        ]
-    }
 
 
 # ---- what the generator yields ------------------------------------------------------------------------------------

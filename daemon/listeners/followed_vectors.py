@@ -23,8 +23,9 @@ from components.datatypes import Datatype
 from components.errors import IndexFull, MongoUnavailable, RowError
 from components.nearest import Full, Vectors
 from components.raw_value import EXACT, RAW, STRICT, UNDECODABLE, among, chunks, fields, identity, readable
-from daemon.listeners.change_stream import NEVER_SPIN, PASSES, changed_paths
+from daemon.listeners.change_stream import NEVER_SPIN, PASSES
 from daemon.listeners.event_cursor import EventCursor
+from daemon.listeners.subscription import changed_paths
 from daemon.store.rows.positions import Position, cluster_time
 
 __all__ = ["FollowedVectors"]

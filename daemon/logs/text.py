@@ -48,8 +48,8 @@ def escaped(text: str) -> str:
 
 
 def brief(text: str, most: int = 200) -> str:
-    """`text` on one line, cut after `most` characters."""
-    line = " ".join(text.split())
+    """`text` on one line, cut after `most` characters; masked before, because a part of a secret would stay."""
+    line = " ".join(masked(text).split())
     return line if len(line) <= most else f"{line[: most - 3]}..."
 
 

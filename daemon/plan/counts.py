@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from pymongo.collection import Collection as Table
-from pymongo.database import Database
 from pymongo.errors import ExecutionTimeout
 
 from components.declarations import ModelDeclaration
 from components.extended_json import decoded
 from daemon.plan.declared import Declared
 from daemon.plan.effects import Effect
-from daemon.store.registry.components import object_signature
+from daemon.store.connection import Data
+from daemon.store.registry.trust import Trust
 from daemon.store.registry.versions import Versions
 
 __all__ = ["Count", "Facts", "count"]
 
 COUNT_MS: Final = 20_000
 SAMPLE_ROWS: Final = 20_000
-_LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +48,7 @@ class Facts:
 
 
 def count(
-    database: Database[dict[str, Any]], service: str, before: Declared, after: Declared, found: Iterable[Effect]
+    database: Data, service: str, trust: Trust, before: Declared, after: Declared, found: Iterable[Effect]
 ) -> dict[str, Facts]:
     """The facts of each listener that these effects name. Raises PyMongoError."""
     by_listener: dict[str, set[Effect]] = {}
@@ -59,7 +57,7 @@ def count(
             by_listener.setdefault(effect.target, set()).add(effect)
     narrowed = {name for name, several in by_listener.items() if any(each.kind == "removes" for each in several)}
     return {
-        name: _Counting(database, service, before, after, name).facts(several, narrowed)
+        name: _Counting(database, service, trust, before, after, name).facts(several, narrowed)
         for name, several in by_listener.items()
     }
 
@@ -68,8 +66,9 @@ def count(
 class _Counting:
     """Counts for one listener."""
 
-    database: Database[dict[str, Any]]
+    database: Data
     service: str
+    trust: Trust
     before: Declared
     after: Declared
     name: str
@@ -126,13 +125,10 @@ class _Counting:
 
     def _will_be_trained(self, model: str, declared: ModelDeclaration) -> bool:
         """Whether the version that would go live has learned: see `daemon.store.registry.model_loader`."""
-        versions = Versions(self.database, self.service, model)
-        live, wanted = versions.live(), object_signature(declared)
-        known = [each for each in versions.listed(traces=False) if each.loadable and each.promoted_at is not None]
-        alike = [each for each in known if each.object_signature == wanted]
-        number = live.number if live is not None else None
-        best = max(alike, key=lambda each: (each.number == number, each.promoted_at or _LONG_AGO), default=None)
-        return declared.begins_trained if best is None else best.trained
+        live = Versions(self.database, self.service, model).live()
+        versions = Versions(self.database, self.service, model, self.trust)
+        alike = versions.alike(declared, None if live is None else live.number)
+        return alike[0].trained if alike else declared.begins_trained
 
 
 def _count(table: Table[dict[str, Any]], query: Mapping[str, Any]) -> Count | None:

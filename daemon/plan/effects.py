@@ -31,17 +31,7 @@ from daemon.store.registry.components import object_signature
 __all__ = ["Effect", "Kind", "effects"]
 
 Kind = Literal[
-    "live",
-    "restarts",
-    "starts",
-    "scans",
-    "removes",
-    "predicts",
-    "stops",
-    "untrained",
-    "serves",
-    "no_input",
-    "service",
+    "live", "restarts", "starts", "scans", "removes", "predicts", "stops", "untrained", "serves", "no_input", "service"
 ]
 
 _WHERE_IT_RUNS: Final = ("device", "threads")

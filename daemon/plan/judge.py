@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from pymongo.database import Database
-
 from components.declarations import KINDS, Declaration, section
 from daemon.config import Config
 from daemon.config.sections import GuardConfig, TrainerConfig
@@ -16,6 +14,7 @@ from daemon.plan.counts import count
 from daemon.plan.declared import SETTINGS, Declared, applied, settings, with_file
 from daemon.plan.effects import effects
 from daemon.plan.plan import Plan, planned
+from daemon.store.connection import Data
 from daemon.store.registry.accepted import accepted_settings
 from daemon.store.registry.components import Catalog
 from daemon.store.registry.registry import Registry
@@ -25,7 +24,7 @@ __all__ = ["accepted", "judged_at_start", "judged_file", "judged_part", "rates"]
 
 
 def judged_file(
-    database: Database[dict[str, Any]],
+    database: Data,
     registry: Registry,
     config: Config,
     runs: Config,
@@ -42,18 +41,14 @@ def judged_file(
     return _judged(database, registry, before, after, config.guard.unset_share, code, rates)
 
 
-def judged_at_start(
-    database: Database[dict[str, Any]], registry: Registry, config: Config, trust: Trust
-) -> tuple[Plan, dict[str, Any]]:
+def judged_at_start(database: Data, registry: Registry, config: Config, trust: Trust) -> tuple[Plan, dict[str, Any]]:
     """What `config` changes of what was accepted last, by this daemon or another; and the settings of then."""
     known, stored = registry.read(), accepted_settings(database, registry.service, trust)
     before, after = applied(known, stored), with_file(known, config, registry.trust.seal)
     return _judged(database, registry, before, after, config.guard.unset_share), stored
 
 
-def judged_part(
-    database: Database[dict[str, Any]], registry: Registry, parts: Iterable[tuple[str, str, Declaration]]
-) -> Plan:
+def judged_part(database: Data, registry: Registry, parts: Iterable[tuple[str, str, Declaration]]) -> Plan:
     """What applying these (kind, name, declaration) changes of what is applied. A model that comes without its trainer
     loses the one that it has.
     """
@@ -70,7 +65,7 @@ def judged_part(
 
 
 def _judged(
-    database: Database[dict[str, Any]],
+    database: Data,
     registry: Registry,
     before: Declared,
     after: Declared,
@@ -83,7 +78,7 @@ def _judged(
         if change.kind != "setting" and change.name in after.of(change.kind):
             registry.refuse_filters(change.kind, change.name, after.of(change.kind)[change.name])
     found = [effect for change in changed for effect in effects(change, before, after)]
-    facts = count(database, registry.service, before, after, found)
+    facts = count(database, registry.service, registry.trust, before, after, found)
     return planned(changed, before, after, facts, share=share, rates=rates)
 
 

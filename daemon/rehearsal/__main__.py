@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any, Final
 
 import structlog
-from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
 from components import images_apart
@@ -23,7 +22,7 @@ from components.errors import DeclarationError, PredictdError, Problem
 from components.import_folder import ImportFolder
 from components.import_paths import ImportPolicy
 from daemon.engine.child import Channel, leave_with_parent
-from daemon.engine.politeness import be_polite
+from daemon.engine.threads import be_polite
 from daemon.health.rehearsal_report import RehearsalReport
 from daemon.logs.setup import configure
 from daemon.logs.text import described, readable
@@ -31,7 +30,7 @@ from daemon.rehearsal.assignment import RehearsalAssignment
 from daemon.rehearsal.candidates import Candidate, declared_anew, of_version
 from daemon.rehearsal.rules import Note, rehearsed
 from daemon.rehearsal.sample import made_up, rows_of
-from daemon.store.connection import make_client, open_database
+from daemon.store.connection import Data, make_client, open_database
 from daemon.store.driver_errors import sentence
 from daemon.store.mongo_retry import MongoRetry
 from daemon.store.registry.components import Catalog
@@ -41,7 +40,6 @@ from daemon.store.registry.rehearsals import Rehearsals
 from daemon.store.registry.trust import Trust
 
 MONGODB_SECONDS: Final = 30.0
-BUILD_SECONDS: Final = 120.0
 
 
 def main() -> None:
@@ -95,9 +93,9 @@ class Rehearsal:
         for candidate in candidates:
             self._rehearse(candidate, known, database)
 
-    def _rehearse(self, candidate: Candidate, known: Catalog, database: Database[dict[str, Any]]) -> None:
+    def _rehearse(self, candidate: Candidate, known: Catalog, database: Data) -> None:
         at, seconds = f"models.{candidate.model}", self._assignment.stage_seconds
-        self._doing(at, BUILD_SECONDS)
+        self._doing(at, self._assignment.build_seconds)
         try:
             model = self._patience("model", candidate.build)
             model.warm()
@@ -120,7 +118,7 @@ class Rehearsal:
                 self._add(Problem(at, described(error)))
 
     @staticmethod
-    def _rows(listener: ListenerDeclaration, database: Database[dict[str, Any]]) -> list[bytes]:
+    def _rows(listener: ListenerDeclaration, database: Data) -> list[bytes]:
         try:
             return rows_of(listener, database)
         except OperationFailure as error:  # another attempt does not help: a filter that MongoDB refuses
@@ -135,7 +133,7 @@ class Rehearsal:
         found: dict[str, Any] = {name: tuple(said) for name, said in self._found.items()}
         self._channel.report(RehearsalReport(stage, within, done=done, **found).to_json())
 
-    def _connect(self) -> Database[dict[str, Any]]:
+    def _connect(self) -> Data:
         client = make_client(self._assignment.uri, "predictd rehearsal", socketTimeoutMS=20_000, tz_aware=True)
         return open_database(client, self._assignment.database)
 

@@ -11,18 +11,19 @@ __all__ = ["RehearsalAssignment"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RehearsalAssignment(Assignment):
-    """What the process reads first. `rehearsal` is the request's id; a prediction may take `stage_seconds`."""
+class RehearsalAssignment(Assignment[RehearsalReport]):
+    """What the process reads first. `rehearsal` is the request's id; to build a model may take `build_seconds`, a
+    prediction `stage_seconds`.
+    """
 
     rehearsal: str
+    build_seconds: float
     stage_seconds: float
     module: str = "daemon.rehearsal"
 
     @property
     def name(self) -> str:
-        """Its name in the log."""
         return f"rehearsal {self.rehearsal}"
 
     def decode(self, line: bytes) -> RehearsalReport:
-        """See `daemon.engine.Spec`."""
         return RehearsalReport.from_json(line)

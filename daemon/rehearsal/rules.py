@@ -36,6 +36,8 @@ __all__ = ["Note", "Passed", "rehearsed"]
 
 SHOWN: Final = 80
 ENOUGH: Final = 2
+AGAIN: Final = 3
+"""How often a row that differs in a batch is predicted alone again: a random model may have given the same twice."""
 ALONE_SECONDS: Final = 4.0
 """After so long no further row is predicted alone, if `ENOUGH` rows have passed: a model may take seconds a row."""
 
@@ -178,6 +180,12 @@ def _in_batches(at: str, code: str, stage: Stage, rows: Sequence[tuple[Row, Any]
         seconds = (time.perf_counter() - began) / size
         for (row, expected), value in zip(rows, found, strict=False):
             if not alike(expected, value):
+                again = [stage.outputs([row])[0] for _ in range(AGAIN)]
+                if not all(alike(expected, each) for each in again):
+                    yield Note(
+                        at, f"row {row_id(row.key)} gives another output each time: the model is random", warns=True
+                    )
+                    return
                 yield Problem(
                     code,
                     f"row {row_id(row.key)} gives {_short(expected)} alone, and {_short(value)} in a batch of {size}: "

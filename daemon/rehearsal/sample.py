@@ -10,13 +10,13 @@ import bson
 import numpy as np
 from bson.raw_bson import RawBSONDocument
 from PIL import Image
-from pymongo.database import Database
 from pymongo.errors import ExecutionTimeout
 
 from components.datatypes import datatype
 from components.declarations import ListenerDeclaration
 from components.extended_json import decoded
 from components.raw_value import RAW
+from daemon.store.connection import Data
 
 __all__ = ["made_up", "rows_of"]
 
@@ -26,7 +26,7 @@ MILLISECONDS: Final = 5000
 """How long MongoDB may look for rows: a filter without an index may match few of many."""
 
 
-def rows_of(listener: ListenerDeclaration, database: Database[dict[str, Any]]) -> list[bytes]:
+def rows_of(listener: ListenerDeclaration, database: Data) -> list[bytes]:
     """Return the documents, in BSON, of up to eight rows that match the listener: those inserted last, and first."""
     fields = listener.parsed_key.fields
     query = {"$and": [{path: {"$exists": True}} for path in fields] + [decoded(listener.where)]}

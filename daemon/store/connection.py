@@ -20,11 +20,11 @@ from urllib.parse import unquote_plus
 from bson import Binary
 from bson.codec_options import CodecOptions, DatetimeConversion
 from pymongo import MongoClient, ReadPreference, WriteConcern
+from pymongo import timeout as time_limit
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
-from pymongo.errors import (
-    ConfigurationError as DriverConfigurationError,
-)
+from pymongo.driver_info import DriverInfo
+from pymongo.errors import ConfigurationError as DriverConfigurationError
 from pymongo.errors import OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.uri_parser import split_options
@@ -43,6 +43,7 @@ __all__ = [
     "at_a_snapshot",
     "check",
     "create_collection",
+    "end_left_transactions",
     "end_sessions",
     "in_transaction",
     "make_client",
@@ -80,6 +81,11 @@ TRANSACTION: Final[Mapping[str, Any]] = {
 }
 """What every transaction is started with."""
 
+LEFT_SECONDS: Final = 5.0
+_END_SECONDS: Final = 2.0
+_DRIVER: Final = DriverInfo("predictd")
+"""How the server's lists of operations tell predictd's clients, whatever `appName` a URI has."""
+
 _FILES: Final = ("tlsCAFile", "tlsCertificateKeyFile", "tlsCRLFile")
 _MINIMUM_WIRE_VERSION: Final = 17  # of MongoDB 6.0
 
@@ -104,7 +110,9 @@ def make_client(uri: str, appname: str, **options: Any) -> Client:
         options["tlsCertificateKeyFilePassword"] = ""  # else OpenSSL asks for it on the terminal
     limits = {"connectTimeoutMS": CONNECT_MS, "serverSelectionTimeoutMS": CONNECT_MS}
     try:
-        return MongoClient(_without_pinned(uri), connect=False, appname=appname, w="majority", **{**limits, **options})
+        return MongoClient(
+            _without_pinned(uri), connect=False, appname=appname, w="majority", driver=_DRIVER, **{**limits, **options}
+        )
     except (PyMongoError, ValueError, LookupError, OSError) as error:
         broken = _broken_file(given)
         if broken is not None:
@@ -280,6 +288,23 @@ def end_sessions(database: Data, sessions: Iterable[Any]) -> None:
     ids = [{"id": each} for each in sessions if isinstance(each, Binary) and each.subtype == 4]
     if ids:
         database.command({"killSessions": ids})
+
+
+def end_left_transactions(client: Client) -> None:
+    """Ends predictd's transactions in which nothing has happened for LEFT_SECONDS, of any process of this user.
+
+    A process that is killed within one, a job that promotes or a program that applies, leaves it open. It keeps its
+    documents from every other write, so also from the leader's. A process that lives repeats what was ended.
+    """
+    left = {
+        "type": "idleSession",
+        "clientMetadata.driver.name": {"$regex": rf"\|{_DRIVER.name}$"},
+        "transaction.timeInactiveMicros": {"$gte": int(LEFT_SECONDS * 1e6)},
+    }
+    own = {"$currentOp": {"allUsers": False, "idleSessions": True}}
+    with time_limit(_END_SECONDS):
+        found = client.admin.aggregate([own, {"$match": left}, {"$project": {"lsid.id": 1}}])
+        end_sessions(client.admin, [each["lsid"]["id"] for each in found])
 
 
 @contextmanager

@@ -2,11 +2,13 @@
 
 Every PyMongoError is retried until MongoDB answers. A database that is down comes back. One that refuses (a user
 without rights, a filter that it cannot parse, a full disk) needs an administrator, who finds the reason in status,
-readiness and log. A retry is safe, because every write is guarded, fenced or idempotent.
+readiness and log. A retry is safe, because every write is guarded, fenced or idempotent. If this process cannot open
+another descriptor, because a model holds them all or has lowered the limit, waiting does not help: it must end.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -37,12 +39,15 @@ class MongoRetry:
         self._troubles: dict[str, str] = {}
 
     def __call__(self, what: str, call: Callable[[], T]) -> T:
-        """The call's result. Raises Stopping, and every error that is not a PyMongoError."""
+        """The call's result. Raises Stopping, OSError if this process has no descriptor left, and every error that is
+        not a PyMongoError.
+        """
 
         def is_mongos(error: Exception) -> bool:
             if not isinstance(error, PyMongoError | MongoUnavailable):
                 return False
             self.note(what, sentence(error))
+            os.close(os.open(os.devnull, os.O_RDONLY))  # raises if this process has no descriptor left
             if self._stopping.is_set():
                 raise Stopping(f"{what}: {sentence(error)}") from error
             return True

@@ -1,8 +1,8 @@
 """The process that keeps everything running: `predictd run`. It is light and never imports torch.
 
-service.py        the daemon: wires everything, starts, follows service.toml, stops
+service.py        the daemon: wires everything, starts, stops
 leadership.py     connects to MongoDB and holds the lease: one active daemon for each service
-acceptance.py     whether a changed service.toml is accepted: what it costs, whether it can be built
+acceptance.py     the configuration that runs, and whether a changed service.toml replaces it
 operation.py      what runs while this daemon leads: workers, jobs, schedules
 desired_state.py  which workers should run, with which listeners
 fleet.py          keeps workers running: one keeper for each

@@ -41,9 +41,11 @@ def desired(config: Config, known: Catalog) -> Desired:
     settings = config.worker_fingerprints
     for worker, listeners in config.workers().items():
         paused = [name for name in listeners if name in known.listeners and known.listeners[name].paused]
+        resumed = [known.listeners[name].resumed for name in listeners if name in known.listeners]
         workers[worker] = [name for name in listeners if name not in paused]
         models = {config.listeners[name].model for name in listeners}
-        parts[worker] = [settings[worker], paused, sorted(file for model in models for file in _files(config, model))]
+        files = sorted(file for model in models for file in _files(config, model))
+        parts[worker] = [settings[worker], paused, sorted(filter(None, resumed)), files]
     for name, listener in known.listeners.items():
         model, table = (known.models.get(listener.declaration.model), known.tables.get(listener.declaration.table))
         if listener.source == "config" or listener.paused or model is None or table is None:
@@ -73,7 +75,7 @@ def _settings(config: Config) -> str:
 
 
 def _identity(component: Component[Any]) -> list[Any]:
-    return [component.name, component.source, component.revision, component.signature]
+    return [component.name, component.source, component.revision, component.signature, component.resumed]
 
 
 def built_from(config: Config) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from typing import TypeVar
 
 import structlog
 from pymongo.client_session import ClientSession
+from pymongo.errors import PyMongoError
 
 from components.errors import ConfigurationError, LeaseLost, MongoUnavailable, Problem
 from daemon.config import Config
@@ -28,7 +29,7 @@ from daemon.embedded import server as embedded
 from daemon.health.backoff import backoff
 from daemon.health.readiness import Role
 from daemon.logs.text import masked
-from daemon.store.connection import Client, Data, check, end_sessions, open_client, reaching
+from daemon.store.connection import Client, Data, check, end_left_transactions, end_sessions, open_client, reaching
 from daemon.store.service.leases import TTL_SECONDS, AnotherDaemon, Holder, Lease
 from daemon.supervisor.timed_wait import timed_wait
 
@@ -257,7 +258,12 @@ class Leadership:
             self._calls.discard(call)
 
     async def _renew(self, epoch: int) -> None:
-        await self.call(lambda data: self._lease(data).renew(epoch))
+        def renew(data: Data) -> None:
+            self._lease(data).renew(epoch)
+            with suppress(PyMongoError):  # the server ends them, later
+                end_left_transactions(data.client)
+
+        await self.call(renew)
 
     def _lease(self, data: Data) -> Lease:
         return Lease(data, self._config.service.name, self._holder)

@@ -216,7 +216,6 @@ class Operation:
 
     @property
     def paused(self) -> tuple[str, ...]:
-        """The paused listeners."""
         return tuple(name for name, each in self.known.listeners.items() if each.paused)
 
     # ---- parts ----------------------------------------------------------------------------------------------------

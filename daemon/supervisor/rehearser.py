@@ -170,6 +170,7 @@ class Rehearser:
         context = replace(self._context, config=config)
         spec = RehearsalAssignment(
             rehearsal=request,
+            build_seconds=config.limits.build_seconds,
             stage_seconds=config.limits.stage_seconds,
             module=self._module,
             torch=self.torch or any(model.type == "torch" for model in config.models.values()),
@@ -204,7 +205,8 @@ class Rehearser:
             since = time.monotonic() - (process.reported_at or process.started_at)
             if since > within and not (report is not None and report.done):
                 what = "one step of it" if report is not None and report.stage else "its process"
-                return f"{what} took more than {within:g} s"
+                more = "" if report is None or not report.stage else f"; {_MORE} if it only needs more time"
+                return f"{what} took more than {within:g} s{more}"
             if (used := await asyncio.to_thread(_memory, process.pid)) > room:
                 return f"it takes {used >> 20:,} MiB of memory, and {room >> 20:,} MiB is the most"
         return None
@@ -216,6 +218,9 @@ class Rehearser:
 
 
 _SAID: Final = ("problems", "warnings", "notes")
+
+
+_MORE: Final = "raise limits.build_seconds (to build it) or limits.stage_seconds (to predict a batch)"
 
 
 class _FailedError(PredictdError):

@@ -20,21 +20,12 @@ import socket
 import time
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
-from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import structlog
 
-from components.errors import (
-    ConfigurationError,
-    DeclarationError,
-    LeaseLost,
-    MongoUnavailable,
-    PredictdError,
-    Problem,
-)
+from components.errors import ConfigurationError, DeclarationError, LeaseLost, MongoUnavailable, Problem
 from components.signing_key import SigningKey
 from daemon import config as configuration
 from daemon.config import Config
@@ -42,10 +33,10 @@ from daemon.engine import Engine
 from daemon.engine.local import LocalEngine
 from daemon.engine.nursery import Nursery
 from daemon.health.readiness import ServiceState
-from daemon.health.service_status import ConfigState, Owner, ServiceStatus
+from daemon.health.service_status import Owner, ServiceStatus
 from daemon.listeners.config_file import changes
 from daemon.logs.setup import configure
-from daemon.plan.plan import Plan, PlanHeld
+from daemon.plan.plan import PlanHeld
 from daemon.store.registry.trust import Pins
 from daemon.store.service import notify
 from daemon.store.service.keyring import Keyring
@@ -54,7 +45,6 @@ from daemon.store.service.state_directory import StateDirectory
 from daemon.store.service.status import StatusBoard
 from daemon.supervisor import signals
 from daemon.supervisor.acceptance import Acceptance
-from daemon.supervisor.desired_state import built_from
 from daemon.supervisor.fleet import Backoff
 from daemon.supervisor.leader_context import LeaderContext
 from daemon.supervisor.leadership import Leadership, in_thread
@@ -119,13 +109,10 @@ class Supervisor:
         self._notifier = notifier
         self._engine = engine
         self._modules = (worker_module, job_module)
-        self._config_state = ConfigState(loaded_at=_now())
         self._reloading = asyncio.Lock()  # one reload at a time
-        self._planning = asyncio.Lock()  # whoever asks has rows counted
         self._changing = asyncio.Lock()  # one start, stop or change of what runs at a time
         self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._reload_owed = False
         self._notified = 0
         self._stopping = False
         self._leadership: Leadership
@@ -163,12 +150,7 @@ class Supervisor:
             self._config, pins, self._engine, leadership.call, self._spawn, self._changed, leadership.lose
         )
         self._operation = Operation(context, *self._modules)
-        self._acceptance = Acceptance(
-            self._operation,
-            built_from(self._config),
-            self._owe_reload,
-            lambda: configuration.uri_variables(self._path, self._environ),
-        )
+        self._acceptance = Acceptance(self._path, self._config, self._environ, self._operation, leadership)
         http = self._config.http
         access = Access(http.loopback, frozenset(http.hosts), http.token())
         self._web = WebServer(application(self, access), http.host, http.port)
@@ -218,13 +200,12 @@ class Supervisor:
         async with self._changing:
             try:
                 leadership = self._leadership
-                config, plan = await self._operation.start(self._config, epoch, leadership.uri, leadership.session)
+                runs, uri, session = self._acceptance.config, leadership.uri, leadership.session
+                config, plan = await self._operation.start(runs, epoch, uri, session)
             except DeclarationError as error:
                 raise ConfigurationError([Problem("listeners", str(error))]) from None
             if plan.held:
-                self._hold(plan)
-                self._config, self._acceptance.built = config, await in_thread(lambda: built_from(config))
-                configure(config.log.format, config.log.level)
+                await self._acceptance.hold(plan, config)
             elif plan.steps:
                 log.info("service.toml has changed since it was last accepted", done=plan.done(()))
         self._changed()
@@ -263,77 +244,21 @@ class Supervisor:
         """What service.toml as it is now changes of what runs: the document of a `Plan`, and the file's path. Raises
         ConfigurationError if it is invalid, PredictdError if nothing runs here.
         """
-        async with self._planning:
-            config = await in_thread(lambda: configuration.load(self._path, self._environ))
-            plan = await self._acceptance.planned(config)
-        if plan is None:
-            raise PredictdError(
-                "this daemon is not active: the active one, or the next one, judges its own service.toml"
-            )
-        return {"file": str(self._path.absolute()), **plan.document()}
+        return await self._acceptance.document()
 
     async def reload(self, confirm: str = "") -> str:
         """Reads service.toml and applies the difference; returns what was done, in words. If the file is invalid,
         raises ConfigurationError and changes nothing. So does PlanHeld if its plan waits, unless `confirm` names it.
         """
+        asked = time.monotonic()
         async with self._reloading:
             self._reporter.reloading()
             try:
-                config = await in_thread(lambda: configuration.load(self._path, self._environ))
-                plan = await self._acceptance.judged(config, self._config, confirm)
-                built = await self._acceptance.proven(config)
-                async with self._changing:
-                    done = await self._apply(config, plan)
-                self._acceptance.built = built
-            except PlanHeld as held:
-                self._hold(held.plan)
-                raise
-            except ConfigurationError as error:
-                self._config_state = replace(self._config_state, ok=False, error=str(error), held=None)
-                problems = [str(problem) for problem in error.problems]
-                # A person's mistake
-                log.error("service.toml is refused, the configuration that runs stays", problems=problems)  # noqa: TRY400
-                raise
+                done = await self._acceptance.reload(confirm, self._changing, asked)
             finally:
                 self._reporter.reloaded()
             log.info("service.toml is applied", done=done)
             return "\n".join(done)
-
-    def _hold(self, plan: Plan) -> None:
-        """The file waits for a person; what was accepted last goes on."""
-        self._config_state = replace(self._config_state, ok=False, error=plan.waits, held=plan.name)
-        log.warning(
-            "service.toml is held, the configuration that was accepted last goes on",
-            plan=plan.name,
-            reasons=list(plan.held),
-            changes=plan.lines(),
-        )
-
-    async def _apply(self, config: Config, plan: Plan | None) -> list[str]:
-        """Applies the whole `config`, or nothing of it."""
-        self._reload_owed = False
-        if self._operation.active and self._leadership.mongo is not None:
-            self._owe_reload(self._leadership.mongo)
-        try:
-            work = await self._operation.change(config)
-        except (LeaseLost, MongoUnavailable) as error:
-            self._owe_reload(str(error))
-        except DeclarationError as error:
-            raise ConfigurationError([Problem("listeners", str(error))]) from None
-        self._config, self._config_state = config, ConfigState(loaded_at=_now())
-        configure(config.log.format, config.log.level)
-        return ["it is valid; it takes effect when this daemon is active"] if plan is None else plan.done(work.coming)
-
-    def _owe_reload(self, reason: str) -> NoReturn:
-        self._reload_owed = True
-        raise ConfigurationError(
-            [
-                Problem(
-                    "mongo",
-                    f"the new file is valid but cannot be published yet; it is applied when MongoDB answers: {reason}",
-                )
-            ]
-        )
 
     async def _publish_status(self, status: ServiceStatus) -> None:
         epoch, service = self._leadership.epoch, self._config.service.name
@@ -380,7 +305,6 @@ class Supervisor:
     # what is shown
 
     def state(self) -> ServiceState:
-        """The service at this moment."""
         leadership = self._leadership
         role = leadership.role
         if self._stopping:
@@ -395,7 +319,7 @@ class Supervisor:
             mongo_back_at=leadership.mongo_back_at,
             epoch=leadership.epoch,
             workers=self._operation.workers(),
-            config=self._config_state,
+            config=self._acceptance.state,
             jobs=self._operation.jobs(),
             paused=self._operation.paused,
             refused={**self._operation.known.refused, **self._operation.known.exchanged},
@@ -404,8 +328,8 @@ class Supervisor:
         )
 
     def _changed(self) -> None:
-        if self._reload_owed and self._leadership.mongo is None:
-            self._reload_owed = False
+        if self._acceptance.owed and self._leadership.mongo is None:
+            self._acceptance.owed = False
             self._spawn(self._reload_quietly())
         self._reporter.changed()
 
@@ -435,8 +359,3 @@ def _given_key(path: Path, name: str) -> SigningKey:
         return SigningKey.read(path)
     except (OSError, DeclarationError) as error:
         raise ConfigurationError([Problem(f"security.{name}", str(error))]) from None
-
-
-def _now() -> str:
-    """The time for people; no decision uses it."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -2,7 +2,8 @@
 
 | check | refused with |
 |---|---|
-| the request says its length once: by Content-Length or by a chunked encoding | 400 |
+| the request says its length once: by Content-Length or, in HTTP/1.1, by a chunked encoding | 400 |
+| `Host`, `Origin` and `Authorization` stand there at most once | 400 |
 | `Host` is a name of the loopback or one of `http.hosts` | 403 |
 | `Origin`, if there is one, is this server's | 403 |
 | `Authorization: Bearer TOKEN` holds the text of `http.token_file` | 401 |
@@ -17,9 +18,9 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 from dataclasses import dataclass, field
 from typing import Final
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
@@ -27,6 +28,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 __all__ = ["Access", "Guarded"]
 
+_HOST: Final = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::[0-9]{1,5})?", re.ASCII | re.IGNORECASE)
+_ONCE: Final = ("host", "origin", "authorization")
 _READING: Final = frozenset({"GET", "HEAD"})
 
 
@@ -38,10 +41,13 @@ class Access:
     hosts: frozenset[str] = frozenset()
     token: str | None = field(default=None, repr=False)
 
-    def refusal(self, method: str, headers: Headers) -> tuple[int, str] | None:
+    def refusal(self, method: str, headers: Headers, version: str = "1.1") -> tuple[int, str] | None:
         """The status and the reason of a request that is not answered; else None."""
-        if "transfer-encoding" in headers and "content-length" in headers:
-            return 400, "a request has a Content-Length or a Transfer-Encoding, not both"
+        if "transfer-encoding" in headers and ("content-length" in headers or version == "1.0"):
+            return 400, "a request has a Content-Length or, in HTTP/1.1, a Transfer-Encoding, not both"
+        for once in _ONCE:
+            if len(headers.getlist(once)) > 1:
+                return 400, f"a request has the header {once} once"
         host = headers.get("host", "")
         name = _hostname(host)
         if not _is_loopback(name) and name not in self.hosts:
@@ -74,7 +80,7 @@ class Guarded:
         if scope["type"] != "http":  # the server speaks no other protocol
             await send({"type": "websocket.close", "code": 1008})
             return
-        refusal = self._access.refusal(scope["method"], Headers(scope=scope))
+        refusal = self._access.refusal(scope["method"], Headers(scope=scope), scope["http_version"])
         if refusal is None:
             await self._app(scope, receive, send)
             return
@@ -84,10 +90,8 @@ class Guarded:
 
 
 def _hostname(host: str) -> str:
-    try:
-        return "" if "@" in host else urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
+    found = _HOST.fullmatch(host)
+    return (found[1] or found[2]).lower() if found else ""
 
 
 def _is_loopback(name: str) -> bool:

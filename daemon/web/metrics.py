@@ -94,7 +94,10 @@ def exposition(state: ServiceState, accept: str = "") -> tuple[bytes, str]:
     """The page and its content type; `accept` is the request's header, which may ask for the OpenMetrics format."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collector(state))
-    encoder, content_type = choose_encoder(accept)
+    try:
+        encoder, content_type = choose_encoder(accept)
+    except (TypeError, ValueError):  # a version that is no number
+        encoder, content_type = choose_encoder("")
     return encoder(registry), content_type
 
 

@@ -19,7 +19,7 @@ TUNED = ("log", "queue_rows", "queue_bytes", "memory")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerAssignment(Assignment):
+class WorkerAssignment(Assignment[WorkerReport]):
     """The first line that a worker reads; times are in seconds."""
 
     worker: str
@@ -54,5 +54,4 @@ class WorkerAssignment(Assignment):
         return replace(self, **{name: value for name, value in json.loads(line).items() if name in TUNED})
 
     def decode(self, line: bytes) -> WorkerReport:
-        """See `daemon.engine.Spec`."""
         return WorkerReport.from_json(line)

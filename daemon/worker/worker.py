@@ -23,8 +23,8 @@ from daemon.handlers.predict.model_threads import ModelThreads, OneThread
 from daemon.handlers.predict.stages import Live
 from daemon.health.measures import WorkerMeasures
 from daemon.health.worker_report import StreamReport, WorkerPhase, WorkerReport
-from daemon.listeners.change_stream import Subscription
 from daemon.listeners.intake import PositionSaver, StreamIntake
+from daemon.listeners.subscription import Subscription
 from daemon.logs.setup import configure
 from daemon.logs.text import brief, readable
 from daemon.store.connection import make_client, open_database
@@ -220,12 +220,18 @@ class Worker:
     # ---- run ------------------------------------------------------------------------------------------------------
 
     def report_on(self) -> None:
-        """Reports from the start of the process until its end, so that a start that waits for MongoDB is visible."""
-        while not self.reported_all.wait(REPORT_SECONDS):
-            self.report()
-            if self.state == "running" and (reason := self._memory.exceeded()) is not None:
-                self.outgrown = reason
-                self.stopping.set()
+        """Reports from the start of the process until its end, so that a start that waits for MongoDB is visible.
+
+        If it cannot report any more, the process ends: it would be taken for one that hangs.
+        """
+        try:
+            while not self.reported_all.wait(REPORT_SECONDS):
+                self.report()
+                if self.state == "running" and (reason := self._memory.exceeded()) is not None:
+                    self.outgrown = reason
+                    self.stopping.set()
+        except BaseException as error:  # noqa: BLE001  # what a model has damaged
+            self.fail(error)
 
     def report(self, state: WorkerPhase | None = None, reason: str | None = None) -> None:
         """Sends one report; if nothing has changed, only every two seconds. A given state stays for later reports."""

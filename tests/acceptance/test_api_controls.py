@@ -84,6 +84,12 @@ def test_resync_pause_and_resume(db: Datalayer) -> None:
     db.resume("doubled")
     found = db["rows"].filter({"_id": key}).get()
     assert "value" in found["_outputs"]["doubled"]
+    db.resume("doubled")  # it is not paused
+    for _ in range(3):  # at once, before the daemon has acted on the pause
+        db.pause("doubled")
+        db.pause("doubled")
+        db.resume("doubled")
+        db.resume("doubled")
     with pytest.raises(NotApplied):
         db.pause("nobody")
 

@@ -13,12 +13,13 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 
-def test_a_quick_run_of_the_yardstick_compares_both_sides(tmp_path: Path) -> None:
+def test_a_quick_run_of_the_yardstick_compares_all_sides(tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
     command = [sys.executable, "-m", "bench.yardstick", "--quick", "--preprocess", "batched", "--json", str(figures)]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert json.loads(figures.read_text())["preprocess"]["batched"]["ratio"]["rows_per_second"] > 0
+    ratio = json.loads(figures.read_text())["preprocess"]["batched"]["ratio"]
+    assert all(ratio[side]["rows_per_second"] > 0 for side in ("predictd", "two processes"))
 
 
 def test_a_quick_run_beside_other_writers_has_a_figure_for_each_way(tmp_path: Path) -> None:
@@ -28,6 +29,16 @@ def test_a_quick_run_beside_other_writers_has_a_figure_for_each_way(tmp_path: Pa
     assert ran.returncode == 0, ran.stdout + ran.stderr
     medians = json.loads(figures.read_text())["medians"]
     assert all((of["rows a second"] > 0) == (way != "nothing") for way, of in medians.items())
+
+
+def test_a_quick_run_with_hot_rows_counts_what_was_predicted(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "bench.hot_rows", "--quick", "--json", str(figures)]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    medians = json.loads(figures.read_text())["medians"]
+    assert medians["elsewhere"]["predicted"] == 500
+    assert medians["mnist"]["predicted"] >= 500
 
 
 def test_a_quick_run_of_the_search_finds_all_neighbours(tmp_path: Path) -> None:

@@ -50,6 +50,14 @@ DROP_IN = """
 IPAddressDeny=any
 IPAddressAllow=localhost
 """
+CREDENTIAL = """
+install -m 600 /dev/null /etc/predictd/mongo_uri
+sed -n 's/^MONGO_URI=//p' /etc/predictd/environment > /etc/predictd/mongo_uri
+sed -i '/^MONGO_URI=/d' /etc/predictd/environment
+printf '[Service]\\nLoadCredential=MONGO_URI:/etc/predictd/mongo_uri\\n' > \
+    /etc/systemd/system/predictd.service.d/credential.conf
+systemctl daemon-reload
+"""
 
 PYTHON = Path(sys.base_prefix)
 if PYTHON.is_relative_to("/root") or PYTHON.is_relative_to("/home"):  # the interpreter of the tests is a person's own
@@ -95,7 +103,9 @@ def serves(database: Database[dict[str, Any]], key: Any) -> dict[str, Any]:
 def test_the_unit_serves_and_keeps_out_what_it_says(
     systemd: Booted, database: Database[dict[str, Any]], mongo_uri: str
 ) -> None:
-    """Type=notify, an address that only root reads, images decoded apart; a SIGKILL; and a stop."""
+    """Type=notify, an address that only root reads, images decoded apart; a SIGKILL; a stop; and the same with the
+    address as a credential, which is in no environment.
+    """
     started = systemd.run("systemctl", "start", "predictd")
     assert started.returncode == 0, systemd.run("systemctl", "status", "predictd").stdout + systemd.log.read_text()
     assert systemd.shows("predictd", "ActiveState") == "active"
@@ -126,3 +136,12 @@ def test_the_unit_serves_and_keeps_out_what_it_says(
     assert systemd.run("systemctl", "stop", "predictd").returncode == 0
     assert systemd.shows("predictd", "Result") == "success"
     assert systemd.shows("predictd", "ActiveState") == "inactive"
+    moved = systemd.run("sh", "-ec", CREDENTIAL)
+    assert moved.returncode == 0, moved.stderr
+    assert systemd.run("systemctl", "start", "predictd").returncode == 0, systemd.log.read_text()
+    serves(database, 3)
+    main = systemd.shows("predictd", "MainPID")
+    environ = systemd.run("cat", f"/proc/{main}/environ").stdout
+    assert "CREDENTIALS_DIRECTORY=" in environ
+    assert "MONGO_URI" not in environ
+    assert systemd.run("systemctl", "stop", "predictd").returncode == 0

@@ -153,6 +153,38 @@ def test_an_attribute_that_the_training_changed_fails_it(db: Datalayer) -> None:
         trained(db, "keeping", Keeping())
 
 
+class Counting(torch.nn.Module):
+    """Learns something that its class keeps."""
+
+    steps = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            type(self).steps += 1
+        return self.linear(x) + torch.tensor([0.0, 1.0]) * self.steps
+
+
+SEEN = {"steps": 0}
+
+
+class Global(Counting):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            SEEN["steps"] += 1
+        return self.linear(x) * (1 + SEEN["steps"])
+
+
+@pytest.mark.parametrize("kind", [Counting, Global])
+def test_a_class_or_a_global_that_the_training_changed_fails_it(db: Datalayer, kind: type[torch.nn.Module]) -> None:
+    """A fresh load in the same process has it too; the rows would not."""
+    with pytest.raises(JobFailed, match="what was trained is not what would be served"):
+        trained(db, kind.__name__.lower(), kind())
+
+
 def test_every_part_of_a_served_module_is_in_evaluation_mode(db: Datalayer) -> None:
     """A root in evaluation mode may have parts that are not."""
     net = Net().eval()

@@ -59,6 +59,22 @@ model = "m"
 """
 
 
+STEPS = """
+[tables.rows]
+fields = { x = "str" }
+[models.m]
+type = "object"
+object = "harness.odd_deaths:predict"
+preprocess = "harness.odd_deaths:preprocess"
+postprocess = "harness.odd_deaths:postprocess"
+[listeners.m]
+table = "rows"
+key = "x"
+model = "m"
+"""
+CRASH = "import ctypes\nctypes.string_at(0)"
+
+
 @pytest.fixture
 def mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "mended"
@@ -185,6 +201,26 @@ def test_a_row_that_kills_its_process_becomes_a_dead_letter_once(two: Site) -> N
         lambda: two.rows.find_one({"_id": 3, "_outputs.deadly.value": digest("harmless")}),
     )
     eventually("its letter is gone", lambda: not letters(two))
+
+
+@pytest.mark.slow
+def test_a_row_may_kill_in_any_step(tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]]) -> None:
+    """In `preprocess` at the first row of a batch, in `postprocess`, while its output is converted, by replacing the
+    process with another program; each is one letter, and its neighbours have their outputs.
+    """
+    bad = {
+        0: f"preprocess {CRASH}",
+        30: f"postprocess {CRASH}",
+        60: f"output {CRASH}",
+        90: "predict import os\nos.execv('/bin/true', ['true'])",
+    }
+    with Site(tmp_path / "site", mongo_uri, database, STEPS) as site:
+        site.start()
+        site.rows.insert_many([{"_id": n, "x": bad.get(n, f"x{n}")} for n in range(150)])
+        eventually("every row is judged", lambda: has_all(site, "rows", "m", 150), 240)
+        assert letters(site) == dict.fromkeys(bad, "WorkerDied")
+        for row in site.rows.find({"_id": {"$nin": list(bad)}}):
+            assert row["_outputs"]["m"]["value"] == f"did {row['x']}"
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from harness.trainings import LEARNING, Site
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
-from daemon.store import names
+from daemon.store import connection, names
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -165,6 +165,20 @@ def test_the_role_lets_nothing_else_through(server: str, act: Any) -> None:
     ):
         act(client)
     assert refused.value.code == 13
+
+
+def test_the_role_may_end_what_a_process_of_its_own_left_open(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transaction in which nothing happens any more."""
+    monkeypatch.setattr(connection, "LEFT_SECONDS", 0.0)
+    with connection.open_client(f"mongodb://predictd:p@{server}") as client:
+        jobs = client[DATABASE][names.JOBS]
+        with client.start_session() as session:
+            session.start_transaction(**connection.TRANSACTION)
+            jobs.update_one({"_id": "left"}, {"$set": {"a": 1}}, upsert=True, session=session)
+            connection.end_left_transactions(client)
+            with pytest.raises(OperationFailure):
+                session.commit_transaction()
+        assert jobs.find_one({"_id": "left"}) is None
 
 
 def test_without_tls_or_with_another_authority_nobody_answers(tmp_path: Path, server: str) -> None:

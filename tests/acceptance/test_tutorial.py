@@ -99,7 +99,7 @@ def test_the_tutorial_runs_as_a_notebook(tmp_path: Path, monkeypatch: pytest.Mon
 
     said = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     lines = "".join(each.text for each in said if each.output_type == "stream").splitlines()
-    assert all(line.startswith("train my-model: ") for line in lines), lines
+    assert all(line.startswith(("train my-model: ", "rehearse model 'my-model': ")) for line in lines), lines
     [error] = [each for each in said if each.output_type == "error"]
     assert error.ename == "NotApplied"
     assert "was removed at" in error.evalue

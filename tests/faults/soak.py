@@ -125,7 +125,7 @@ class Soak:
         code = site.daemon.stop()
         if code != 0:
             self.differences.append(f"SIGTERM ended it with {code}")
-        self.differences += verdict.left_behind(family, self._child)
+        self.differences += verdict.left_behind(family, self._deaths, self._child)
         tracebacks = site.log.count("Traceback (most recent call last)")
         self.summary["tracebacks in the log"] = tracebacks
 

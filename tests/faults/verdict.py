@@ -5,11 +5,15 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import psutil
 from harness.daemons import eventually
 from harness.trainings import Site
 
+from daemon.engine.fork_server import LEAVE_SECONDS
+from faults.models import DEATHS
 from faults.soak_service import MODEL, oracles
 
 PATIENCE = 300.0
@@ -53,11 +57,25 @@ def job_differences(site: Site) -> list[str]:
     ]
 
 
-def left_behind(family: list[psutil.Process], child: str) -> Iterator[str]:
-    """Each process that outlives the daemon; `child` is how long the children of its models sleep."""
-    _, alive = psutil.wait_procs(family, 10)
+def left_behind(family: list[psutil.Process], deaths: Path, child: str) -> Iterator[str]:
+    """Each process that outlives the last daemon or one that was killed.
+
+    `deaths` is a path that all have in their environment; `child` is how long the children of its models sleep.
+    """
+    psutil.wait_procs(family, 10)
+    end = time.monotonic() + 3 * LEAVE_SECONDS
+    while (alive := list(_started_with(deaths))) and time.monotonic() < end:
+        time.sleep(0.5)
     for process in alive:
-        yield f"process {process.pid} outlives the daemon: {process.cmdline()}"
+        yield f"process {process.pid} outlives its daemon: {process.info['cmdline']}"
     for process in psutil.process_iter(["cmdline"]):
         if process.info["cmdline"] == ["sleep", child]:
             yield f"process {process.pid}, a child of a model, outlives the daemon"
+
+
+def _started_with(deaths: Path) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or ()  # none of a zombie
+        with suppress(psutil.Error):
+            if any(word.startswith("daemon.") for word in words) and process.environ().get(DEATHS) == str(deaths):
+                yield process

@@ -43,7 +43,8 @@ HEADERS = st.sampled_from(
 )  # fmt: skip
 CONTENTS = ASCII | st.sampled_from(
     ["127.0.0.1", "localhost", "[::1", "chunked", "gzip, chunked", "0", "5", "-1", "1e9", "9" * 30, "close",
-     "keep-alive, upgrade", "websocket", "h2c", "100-continue", "Bearer x", "application/openmetrics-text; q=x", "\x00"]
+     "keep-alive, upgrade", "websocket", "h2c", "100-continue", "Bearer x", "application/openmetrics-text; q=x",
+     "application/openmetrics-text; version=1.x", "application/openmetrics-text; version=1.0.0; escaping=x", "\x00"]
 )  # fmt: skip
 
 
@@ -87,6 +88,7 @@ def target(_folder: Path) -> Iterator[Target]:
     port = int(web.address.rpartition(":")[2])
 
     def check(request: bytes) -> None:
+        answers = []
         for sent in (request, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"):
             with socket.create_connection(("127.0.0.1", port), 5) as connection:
                 answer = b""
@@ -95,6 +97,8 @@ def target(_folder: Path) -> Iterator[Target]:
                     connection.shutdown(socket.SHUT_WR)
                     while chunk := connection.recv(65536):
                         answer += chunk
+            answers.append(answer)
+        assert b"HTTP/1.1 500" not in answers[0], answers[0]
         assert answer.startswith(b"HTTP/1.1 200"), answer
         assert not problems, problems
 

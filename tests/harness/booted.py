@@ -54,6 +54,7 @@ else
     mount -t cgroup2 cgroup2 /sys/fs/cgroup
 fi
 cp -r /run/files/. /
+mount --make-rshared /  # among its own processes: a helper of systemd's mounts the credentials of a service
 export container=predictd SYSTEMD_UNIT_PATH=/etc/systemd/system
 exec "$SYSTEMD" --system --unit=nothing.target --log-target=console --show-status=0
 """

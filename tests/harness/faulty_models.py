@@ -72,6 +72,16 @@ class Missing:
         return x
 
 
+class Stuck:
+    """Its constructor does not return."""
+
+    def __init__(self) -> None:
+        time.sleep(600)
+
+    def __call__(self, x: Any) -> Any:
+        return x
+
+
 class Trains(torch.nn.Module):
     """Switches itself to training mode."""
 

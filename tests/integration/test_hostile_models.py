@@ -124,8 +124,10 @@ def test_what_a_model_raises_costs_its_row_and_what_it_changes_nothing(
         "import os, signal\nos.kill(os.getpid(), signal.SIGUSR1)",
         "import sys\nsys.modules.clear()",
         "import os, threading\nthreading.Timer(0.001, os._exit, (0,)).start()",
+        "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))",
+        "import sys\nsys.setrecursionlimit(30)",
     ],
-    ids=["signal", "modules", "thread"],
+    ids=["signal", "modules", "thread", "descriptors", "recursion"],
 )
 def test_a_row_that_damages_the_interpreter_costs_itself(
     service: Service, database: Database[dict[str, Any]], code: str
@@ -141,6 +143,26 @@ def test_a_row_that_damages_the_interpreter_costs_itself(
     output = row["_outputs"][LISTENER]
     assert output.get("value") == "did runs" or output["error"]["type"] == "WorkerDied"
     assert database[names.DEAD_LETTERS].distinct("_id.row") == ([5] if "error" in output else [])
+
+
+@pytest.mark.slow
+def test_a_worker_that_cannot_report_any_more_is_replaced_and_names_no_row(
+    service: Service, database: Database[dict[str, Any]]
+) -> None:
+    """A row ends the thread that reports: a crash, and no silence that would be taken for a hanging row."""
+    ends = (
+        "import ctypes, threading\n"
+        "for t in threading.enumerate():\n"
+        " if t.name == 'reporter':\n"
+        "  ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(t.ident), ctypes.py_object(SystemExit))"
+    )
+    database[TABLE].insert_one({"_id": 1, "x": f"runs {ends}"})
+    predicted(database, 1, "runs")
+    eventually("it is replaced", lambda: service.log.read_text().count('"worker started"') > 1)
+    database[TABLE].insert_one({"_id": 2, "x": "nothing"})
+    predicted(database, 2, "nothing")
+    assert "has not reported" not in service.log.read_text()
+    assert database[names.DEAD_LETTERS].count_documents({}) == 0
 
 
 @pytest.mark.parametrize("code", [0, 64, 65, 76])

@@ -42,12 +42,14 @@ FAULTS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "exits": (plain("exits"), ["listeners.L: it ended the process with exit code 3"]),
     "crashes": (plain("crashes"), ["listeners.L: it ended the process with killed by SIGSEGV"]),
     "hangs": (plain("hangs"), ["listeners.L: one step of it took more than 3 s"]),
+    "hangs in its constructor": (plain("Stuck"), ["models.changes", "took more than 10 s", "limits.build_seconds"]),
     "not installed": (plain("Missing"), ["models.changes", "a_package_that_is_not_here"]),
     "trains itself": (module("Trains"), ["its part 'drop' is in training mode"]),
     "a norm over the batch": (module("Norm"), ["must not depend on each other"]),
     "heads": (module("Heads"), ["models.changes.object"]),
 }
 """A changed model, and what its refusal says."""
+LIMITS = {"STAGE_SECONDS": "3", "BUILD_SECONDS": "10"}
 QUICK = ("raises", "exits", "trains itself")
 
 
@@ -59,7 +61,9 @@ class Service:
         self.rows = database["rows"]
         self.rows.insert_many({"_id": n, "x": f"x{n}"} for n in range(20))
         self.write(GOOD)
-        self.daemon = commands.start(folder, environ={"PREDICTD_LIMITS__STAGE_SECONDS": "3"})
+        self.daemon = commands.start(
+            folder, environ={f"PREDICTD_LIMITS__{name}": value for name, value in LIMITS.items()}
+        )
         self._next = 1000
 
     def write(self, model: dict[str, Any], **listener: Any) -> None:

@@ -32,6 +32,8 @@ def test_names_of_the_loopback_are_answered(host: str) -> None:
     [
         "", "evil.example", "evil.example:9477", "localhost.evil.example", "127.0.0.1.evil.example", "evil@localhost",
         "0.0.0.0", "192.0.2.7", "[::]", "[::ffff:192.0.2.7]", "localhost evil", "2130706433x", "localhost\x00",
+        "[::1].evil.example", "local\thost", "localhost:", "localhost:x", "localhost:999999", "[localhost]", "[::1]x:1",
+        "localhost#evil", "localhost/evil", "localhost,evil", "\\localhost", "[::1", "127.1", "localhost\n",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("access", [HERE, GUARDED, AWAY])
@@ -79,5 +81,20 @@ def test_with_the_token_it_is_answered() -> None:
         assert status(AWAY, method, {"host": "Predictd.Example.org:9477", **BEARER}) == 200
 
 
+@pytest.mark.parametrize("name", ["host", "origin", "authorization"])
+def test_what_says_two_things_is_refused(name: str) -> None:
+    """The first of two values may be good, and the second another program's choice."""
+    good = {"host": "localhost:9477", "origin": "http://localhost:9477", **BEARER}
+    raw = [(each.encode(), value.encode()) for each, value in good.items()]
+    assert HERE.refusal("POST", Headers(raw=raw)) is None
+    for both in ([*raw, (name.encode(), b"evil")], [(name.encode(), b"evil"), *raw], [*raw, *raw]):
+        found = HERE.refusal("POST", Headers(raw=both))
+        assert found is not None
+        assert found[0] == 400
+
+
 def test_two_lengths_are_refused_before_all_else() -> None:
+    old = AWAY.refusal("GET", Headers({"host": "evil", "transfer-encoding": "chunked"}), "1.0")
+    assert old is not None
+    assert old[0] == 400
     assert status(AWAY, "GET", {"host": "evil", "content-length": "5", "transfer-encoding": "chunked"}) == 400

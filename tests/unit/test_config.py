@@ -585,10 +585,10 @@ def test_fingerprints_tell_what_changed(tmp_path: Path) -> None:
     before = read(tmp_path, two)
     assert before.workers() == {"lenet": ("digit",), "other": ("second",)}
     same = read(tmp_path, two.replace("[models.lenet]", "# a comment\n[models.lenet]"))
-    assert same.fingerprint == before.fingerprint
+    assert same.fingerprints == before.fingerprints
     assert same.worker_fingerprints == before.worker_fingerprints
     after = read(tmp_path, two.replace('key = "class"', 'key = "class"\nwhere = { class = 3 }'))
-    assert after.fingerprint != before.fingerprint
+    assert after.fingerprints != before.fingerprints
     assert {name for name, digest in after.fingerprints.items() if before.fingerprints[name] != digest} == {
         "listeners/second"
     }

@@ -499,7 +499,7 @@ def test_training_is_no_worker_s_business(tmp_path: Path) -> None:
         after = read(tmp_path, text)
         assert after.worker_fingerprints == before.worker_fingerprints
         assert after.workers() == before.workers()
-    assert read(tmp_path, GOOD + "max_iterations = 5").fingerprint != before.fingerprint
+    assert read(tmp_path, GOOD + "max_iterations = 5").fingerprints != before.fingerprints
     assert read(tmp_path, GOOD + "[limits]\nqueue_rows = 1000").worker_fingerprints == before.worker_fingerprints
 
 

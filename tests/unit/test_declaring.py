@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import pickle
 from functools import partial
 
 import pytest
@@ -249,6 +251,45 @@ def test_what_is_wrong_with_a_declaration_is_named_by_its_key():
         declare(Own("m", len))
     with pytest.raises(DeclarationError, match="expected a Table"):
         declare("mnist")
+
+
+def test_an_attribute_that_a_component_does_not_have_is_refused():
+    """It would have no effect: `fit` of a trainer, the number of rows of a batch; a listener does not change at all."""
+    module = torch.nn.Linear(1, 1)
+    model = TorchModel("m", module, preprocess=torch.tensor)
+    model.predict([1.0])
+    model.fit([[1.0]], [torch.tensor([1.0])], objective=torch.nn.functional.mse_loss, max_iterations=1)
+    trainer = TorchTrainer("t", objective=torch.nn.functional.mse_loss, select=Query("t"), key=("x", "y"))
+    datasets = [Dataset("d", Query("t"))]
+    validation = Validation("v", model="m", key=("x", "y"), datasets=datasets, metrics=[Metric("mse", len)])
+    model.threads = trainer.threads = trainer.max_iterations = 3
+    for component in (model, ObjectModel("o", len), trainer, validation):
+        declare(component, model="m")
+        component.max_bach = 3
+        with pytest.raises(DeclarationError, match=r"max_bach was assigned to this .*no such attribute"):
+            declare(component, model="m")
+    with pytest.raises(AttributeError, match="a listener does not change"):
+        Listener("l", "t", "x", "m").where = {"y": 1}
+
+
+def test_components_are_copied_and_pickled():
+    """Also with a trainer and a validation, whose queries lead to a database."""
+
+    class Handle(Query):
+        """As `db[table]` is."""
+
+        def __reduce__(self):
+            raise TypeError("is connected")
+
+    rows = Handle("t", {"x": 1}, limit=3)
+    model = TorchModel("m", torch.nn.Linear(1, 1))
+    model.trainer = TorchTrainer("t", objective=torch.nn.functional.mse_loss, select=rows, key=("x", "y"))
+    model.validation = Validation("v", key=("x", "y"), datasets=[Dataset("d", rows)], metrics=[Metric("mse", len)])
+    for back in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert back.trainer.select == back.validation.datasets[0].select == rows
+        assert torch.equal(back.object.weight, model.object.weight)
+    table, listener = Table("t", {"x": "int"}), Listener("l", "t", "x", "m")
+    assert pickle.loads(pickle.dumps((table, listener))) == copy.deepcopy((table, listener)) == (table, listener)
 
 
 def test_methods_of_ones_own_are_refused_by_name():

@@ -76,6 +76,21 @@ def test_a_mended_file_of_code_concerns_the_workers_whose_models_name_it(config:
     assert before["g"] != after["g"]
 
 
+@pytest.mark.parametrize(("name", "source", "worker"), [("L", "config", "f"), ("N", "api", "h")])
+def test_a_listener_that_was_resumed_starts_its_worker_anew(
+    config: Config, name: str, source: str, worker: str
+) -> None:
+    """Even if nobody saw that it was paused; the other workers go on."""
+    known = applied()
+    listener = component("listener", name, source, table="t" if source == "api" else "rows", model="h", worker=worker)
+    prints = [
+        desired(config, replace(known, listeners={**known.listeners, name: replace(listener, resumed=when)}))
+        for when in ("", "first", "second")
+    ]
+    assert len({each.fingerprints[worker] for each in prints}) == 3
+    assert len({each.fingerprints["g"] for each in prints}) == 1
+
+
 def test_a_paused_listener_is_not_run_and_its_worker_neither_where_it_has_no_other(config: Config) -> None:
     known = applied()
     paused = replace(

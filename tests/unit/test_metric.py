@@ -1,5 +1,6 @@
 """Metrics: callables and names of torchmetrics, their direction, and what is refused."""
 
+# ruff: noqa: PLW0108 - the names of a lambda's parameters are what is tested
 from __future__ import annotations
 
 import functools
@@ -123,6 +124,52 @@ def test_predictions_and_targets_arrive_under_their_names(metric, value, greater
     """scikit-learn takes the targets first; taken for predictions, precision is recall. It also names its direction."""
     assert metric([1, 0, 0, 0], [1, 1, 0, 0]) == value
     assert metric.known_direction is greater
+
+
+def precise(targets, predictions):
+    return sum(p == t == 1 for p, t in zip(predictions, targets, strict=True)) / sum(predictions)
+
+
+class Precise(torchmetrics.Metric):
+    """Whoever writes a torchmetrics class may take the targets first, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("value", torch.tensor(0.0))
+
+    def update(self, y_true, y_pred):
+        self.value = torch.tensor(precise(y_true.tolist(), y_pred.tolist()))
+
+    def compute(self):
+        return self.value
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda labels, preds: precise(labels, preds),
+        lambda y, y_hat: precise(y, y_hat),
+        lambda y, yhat: precise(y, yhat),
+        lambda gt, pred: precise(gt, pred),
+        lambda t, p: precise(t, p),
+        lambda trueLabels, predLabels: precise(trueLabels, predLabels),  # noqa: N803 - as people write it
+        lambda expected, got: precise(expected, got),
+        lambda x, x_hat: precise(x, x_hat),
+        lambda labels, outputs: precise(labels, outputs),
+        lambda *, y_true, y_pred: precise(y_true, y_pred),
+        lambda y_true, /, *, y_pred: precise(y_true, y_pred),
+        lambda logits, labels: precise(labels, logits),
+        lambda y, t: precise(t, y),
+        lambda preds, y: precise(y, preds),
+        lambda a, b: precise(b, a),
+        functools.partial(torchmetrics.functional.precision, task="binary"),
+        Precise,
+    ],
+)
+def test_the_order_of_people_who_name_the_two_otherwise(function):
+    """Labels first or last, in any of the usual words; what says nothing gets the predictions first."""
+    metric = Metric("m", function, greater_is_better=True)
+    assert metric([1, 1, 1, 0], [1, 0, 0, 0]) == pytest.approx(1 / 3)
 
 
 def test_a_direction_that_no_name_tells_must_be_said():

@@ -7,6 +7,7 @@ from datetime import datetime
 
 import bson
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from bson.objectid import ObjectId
@@ -68,6 +69,22 @@ def test_a_batched_callable_must_return_one_output_a_row(answer, message):
 def test_a_batched_callable_may_return_an_array():
     """Its first dimension is the batch."""
     assert ObjectModel("m", lambda xs: np.array(xs) * 2, batched=True).predict_batches([1, 2]) == [2, 4]
+
+
+class Lying(list):
+    """Says that it has two items."""
+
+    def __len__(self):
+        return 2
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_a_batched_callable_may_return_a_dataframe(rows):
+    """Its rows are the outputs, not its columns."""
+    model = ObjectModel("m", lambda xs: pd.DataFrame({"x": xs, "y": [2 * x for x in xs]}), batched=True)
+    assert model.predict_batches(range(rows)) == [{"x": x, "y": 2 * x} for x in range(rows)]
+    with pytest.raises(OutputError, match="with 3 items for 2 rows"):
+        ObjectModel("m", lambda _: Lying([1, 2, 3]), batched=True).infer([1, 2])
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,20 @@ class Items(pydantic.RootModel[list[int]]):
     pass
 
 
+class Shape(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="allow")
+    side: int = pydantic.Field(alias="length")
+    secret: str = pydantic.Field("s", exclude=True)
+
+    @pydantic.computed_field
+    @property
+    def area(self) -> int:
+        return self.side**2
+
+
+RECORDS = np.array([(1, 2.5)], [("n", "i4"), ("score", "f4")])
+
+
 UUID_ = UUID("12345678123456781234567812345678")
 
 
@@ -99,6 +113,14 @@ UUID_ = UUID("12345678123456781234567812345678")
         (Found(Box(1, Label.CAT), np.float32(0.5)), {"box": {"x": 1, "label": "cat"}, "score": 0.5}),
         (Answer(label=Label.CAT, found=[1]), {"label": "cat", "found": [1]}),
         (Items([1, 2]), [1, 2]),
+        (Shape(length=3, more=1), {"side": 3, "more": 1, "area": 9}),
+        (RECORDS, [{"n": 1, "score": 2.5}]),
+        (RECORDS[0], {"n": 1, "score": 2.5}),
+        (np.longdouble(1.5), 1.5),
+        (memoryview(b"ab"), b"ab"),
+        (np.array(["2024-05-06T12", "NaT"], "datetime64[h]"), [NOON, None]),
+        (pd.Series(pd.to_datetime(["2024-05-06T12"])), [NOON]),
+        (pd.Series([1, None], dtype="Int64"), [1, None]),
         (OrderedDict(a=(1, 2)), {"a": [1, 2]}),
         ({"b", "a"}, ["a", "b"]),
         (frozenset({2, 1}), [1, 2]),
@@ -148,9 +170,32 @@ def test_what_bson_holds_is_stored_as_it_is(value):
 
 @pytest.mark.parametrize(
     "value",
-    [1j, object(), timedelta(1), range(3), iter([]), float("nan"), Decimal("1" * 35), np.timedelta64(1, "s"), 2**63],
+    [
+        1j,
+        object(),
+        timedelta(1),
+        range(3),
+        iter([]),
+        float("nan"),
+        Decimal("1" * 35),
+        Decimal("NaN"),
+        Decimal128("Infinity"),
+        np.timedelta64(1, "s"),
+        np.datetime64("20000-01-01"),
+        2**63,
+        torch.eye(2).to_sparse(),
+        torch.ones(2, device="meta"),
+        Label,
+    ],
+    ids=lambda value: type(value).__name__,
 )
 def test_what_has_no_rule_is_refused_with_its_place(value):
     """The letter says what to return."""
     with pytest.raises(OutputError, match=r"output\.x\[0\]|timedelta64"):
         storable({"x": [value]})
+
+
+def test_two_columns_of_one_name_are_refused():
+    """Pandas would leave one of them out."""
+    with pytest.raises(OutputError, match="two columns of one name"):
+        storable(pd.DataFrame([[1, 2]], columns=["a", "a"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 
 import bson
@@ -26,3 +27,20 @@ def test_a_row_whose_id_is_no_utf8_is_predicted_as_a_worker_does() -> None:
     found = list(rehearsed("l", listener, {"x": "int"}, ObjectModel("m", lambda x: x + 1), rows))
     assert [str(each) for each in found if "would become" in str(each) or "none of" in str(each)] == []
     assert any("2 rows were predicted" in str(each) for each in found)
+
+
+def test_a_random_model_that_gives_the_same_twice_is_no_faulty_one() -> None:
+    """A row that differs in a batch is asked alone again, before the rows are said to depend on each other."""
+    calls = itertools.count(1)
+
+    def random(xs: list[int]) -> list[int]:
+        call = next(calls)  # two rows alone, one of them again, the batch, and then as often as it takes
+        return [x + (call > 3 and call % 2 == 0) for x in xs]
+
+    listener = ListenerDeclaration(table="rows", key="x", model="m", worker="m")
+    rows = [bson.encode({"_id": n, "x": n}) for n in range(2)]
+    found = list(rehearsed("l", listener, {"x": "int"}, ObjectModel("m", random, batched=True), rows))
+    assert ["the model is random" in str(each) for each in found] == [True]
+    steady = ObjectModel("m", lambda xs: [x + len(xs) for x in xs], batched=True)
+    (problem,) = rehearsed("l", listener, {"x": "int"}, steady, rows)
+    assert "must not depend on each other" in str(problem)

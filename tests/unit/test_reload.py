@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from components.errors import ConfigurationError, Problem
 from daemon.config import Config, load
 from daemon.handlers.reload import Plan, frozen_changes, plan
 from daemon.listeners.config_file import directories
+from daemon.supervisor import acceptance
 
 FILE = """
 [service]
@@ -129,3 +135,31 @@ def test_a_chain_that_leads_nowhere_or_in_a_circle_ends(tmp_path: Path) -> None:
     (tmp_path / "c").symlink_to("gone/service.toml")
     assert tmp_path in directories(tmp_path / "a")
     assert tmp_path in directories(tmp_path / "c")
+
+
+def test_a_reload_that_was_asked_for_meanwhile_gets_the_same_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command right after the file was saved waits for one build, not for two; a later one builds again."""
+    path = tmp_path / "service.toml"
+    path.write_text(FILE)
+    before = load(path, {})
+    path.write_text(FILE.replace("LeNet5", "LeNet6"))
+    changing, builds = asyncio.Lock(), list[object]()
+
+    def build(*_: object, **given: object) -> list[Problem]:
+        builds.append(given["only"])
+        return [Problem("models.lenet", "it hangs")]
+
+    async def planned(*_: object) -> None:
+        """No rows are counted."""
+
+    monkeypatch.setattr(acceptance, "build", build)
+    operation: Any = SimpleNamespace(active=True, plan=planned)
+    leadership: Any = None
+    judge = acceptance.Acceptance(path, before, {}, operation, leadership)
+    asked = time.monotonic()
+    for at, times in ((asked, 1), (asked, 1), (None, 2)):
+        with pytest.raises(ConfigurationError, match="it hangs"):
+            asyncio.run(judge.reload("", changing, time.monotonic() if at is None else at))
+        assert builds == [["models.lenet"]] * times

@@ -250,3 +250,19 @@ def test_the_last_good_report_stays_and_bad_ones_are_logged_once(
     assert len(printed) == len(lines)
     (refused,) = [event for event in logs if event["log_level"] == "warning"]
     assert refused["event"] == "a report cannot be used"
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/openmetrics-text;version=1.x",
+        "application/openmetrics-text;version=\xff",
+        f"application/openmetrics-text;version={'9' * 5000}",
+        ",;=;;version=,",
+    ],
+)
+def test_a_format_that_nobody_knows_is_the_usual_one(accept: str) -> None:
+    """Whatever a client asks for, it gets the metrics."""
+    page, content_type = exposition(ServiceState("s"), accept)
+    assert b"predictd_lag_seconds" in page
+    assert content_type.startswith("text/plain")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import json
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from components.declarations import ModelDeclaration
 from components.errors import DeclarationError
 from components.signing_key import SigningKey
 from daemon import config as configuration
-from daemon.logs.text import masked
+from daemon.logs.text import brief, masked
 from daemon.store.registry.components import object_signature
 
 TOML = """
@@ -92,7 +94,20 @@ def test_a_variable_that_is_not_set_is_said(monkeypatch):
         build_model("m", declared, lambda _: dict)
 
 
-@pytest.mark.parametrize("spell", [str, repr, json.dumps, lambda text: secrets.quote(text, safe="")])
+@pytest.mark.parametrize(
+    "spell",
+    [
+        str,
+        repr,
+        json.dumps,
+        lambda text: secrets.quote(text, safe=""),
+        secrets.quote,
+        secrets.quote_plus,
+        html.escape,
+        lambda text: str(text.encode()),
+        lambda text: text.encode().hex(),
+    ],
+)
 def test_what_is_known_is_masked(tmp_path, spell):
     """As it is, and as it is quoted; in the middle of a text, and more than once."""
     read(tmp_path)
@@ -101,6 +116,38 @@ def test_what_is_known_is_masked(tmp_path, spell):
         assert secret not in told
         assert spell(secret).strip("'\"") not in told
         assert told.count("***") == 2
+
+
+@pytest.mark.parametrize("before", ["", "a:", "me:", "user:"])
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
+def test_the_header_that_holds_a_secret_is_masked(before, encode):
+    """`Authorization: Basic`, whatever the user is called; at most the first and the last letter stay."""
+    secrets.hide("s3cr3t~>?~t0k3n")
+    told = masked(encode(f"{before}s3cr3t~>?~t0k3n".encode()).decode())
+    left = base64.urlsafe_b64decode("".join(told.replace("+", "-").replace("/", "_").split("***")[:1]) + "===")
+    assert "***" in told
+    assert len(left.removeprefix(before.encode())) <= 1
+    assert len(told.split("***")[1]) <= 4
+
+
+def test_each_line_of_a_secret_is_masked():
+    """A private key that is printed line by line, or made one line."""
+    secret = "-----BEGIN KEY-----\nAbCdEfGh\nIjKlMnOp\n-----END KEY-----\n"
+    secrets.hide(secret)
+    for told in (*secret.splitlines(), " ".join(secret.split()), secret):
+        assert not {"AbCdEfGh", "IjKlMnOp"} & set(masked(told).split())
+
+
+def test_a_variable_that_is_not_utf8_is_masked():
+    """As Python reads it from the environment."""
+    secrets.hide("geheim\udcff!")
+    assert masked("it is geheim\udcff!") == "it is ***"
+
+
+def test_a_text_is_masked_before_it_is_cut():
+    """Else the beginning of a secret would stay."""
+    secrets.hide("a-very-long-token-of-an-api")
+    assert brief("x" * 20 + "a-very-long-token-of-an-api", 30) == "x" * 20 + "***"
 
 
 def test_a_short_value_is_not_masked():

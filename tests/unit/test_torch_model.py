@@ -141,6 +141,25 @@ def test_the_model_runs_in_evaluation_mode():
     assert output.tolist() == [3.0]
 
 
+def test_a_train_method_of_the_users_own_keeps_no_part_in_training():
+    """It may leave parts as they are; whoever predicts is in evaluation mode anyway."""
+
+    class Stubborn(torch.nn.Sequential):
+        def train(self, mode=True):
+            return self
+
+    class Norm(torch.nn.Sequential):
+        def train(self, mode=True):
+            super().train(mode)
+            self[0].train()
+            return self
+
+    for module in (Stubborn(torch.nn.Dropout(0.5)), Norm(torch.nn.BatchNorm1d(64), torch.nn.Dropout(0.5))):
+        model = TorchModel("m", module, preprocess=lambda x: torch.full((64,), x))
+        assert model.predict(1.0) == pytest.approx(torch.ones(64), abs=1e-3)
+        assert model.in_training_mode() is None
+
+
 def test_several_arguments_and_outputs():
     """A tuple is the model's arguments, a dict its named ones; outputs come back row by row in their structure."""
     model = affine(forward_method="both")
@@ -474,6 +493,85 @@ def test_a_forward_that_computes_a_gradient_predicts_as_it_is_trained():
         max_iterations=3,
     )
     assert model.predict(1.0) == pytest.approx(-2 * model.object.k.item())
+
+
+def slope(x):
+    """The derivative of x**3, by a way that fails in inference mode."""
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(x.pow(3).sum(), x)[0]
+
+
+def enabled(x):
+    """By one that gives zeros."""
+    with torch.enable_grad():
+        return slope(x) if x.clone().requires_grad_().square().requires_grad else torch.zeros_like(x)
+
+
+def caught(x):
+    try:
+        return slope(x)
+    except RuntimeError:
+        return torch.zeros_like(x)
+
+
+def hooked(x):
+    x = x.clone().requires_grad_()
+    found = []
+    y = x.pow(3)
+    y.register_hook(lambda gradient: found.append(gradient * 3 * x.detach().square()))
+    y.sum().backward()
+    return found[0]
+
+
+def retained(x):
+    x = x.clone().requires_grad_()
+    z = x * 1
+    z.retain_grad()
+    z.pow(3).sum().backward()
+    return z.grad
+
+
+def jacobian(x):
+    return torch.autograd.functional.jacobian(lambda v: v.pow(3).sum(), x)
+
+
+def in_place(x):
+    x.mul_(2)
+    return slope(x)
+
+
+@pytest.mark.parametrize("derivative", [slope, enabled, caught, hooked, retained, jacobian])
+@pytest.mark.parametrize("batches", [[1, 1, 1, 1, 1], [3, 2, 4]])
+def test_a_gradient_by_any_way_is_no_zero(derivative, batches):
+    """In inference mode some fail and some are zero: in forward, and in postprocess."""
+
+    class Derived(torch.nn.Module):
+        def forward(self, x):
+            return derivative(x)
+
+    for model in (
+        TorchModel("m", Derived(), preprocess=lambda x: torch.tensor([x])),
+        TorchModel("m", torch.nn.Identity(), preprocess=lambda x: torch.tensor([x]), postprocess=derivative),
+    ):
+        x = 1.0
+        for size in batches:
+            xs = [x + n for n in range(size)]
+            assert [output.item() for output in model.predict_batches(xs)] == [3 * x * x for x in xs]
+            x += size
+
+
+def test_who_is_called_again_for_its_gradient_gets_a_fresh_input():
+    """It may have changed the first one."""
+
+    class Changing(torch.nn.Module):
+        def forward(self, x):
+            return in_place(x)
+
+    for model in (
+        TorchModel("m", Changing(), preprocess=lambda x: torch.tensor([x])),
+        TorchModel("m", torch.nn.Identity(), preprocess=lambda x: torch.tensor([x]), postprocess=in_place),
+    ):
+        assert [model.predict(x).item() for x in (1.0, 2.0, 3.0, 4.0, 5.0)] == [12.0 * x * x for x in (1, 2, 3, 4, 5)]
 
 
 @pytest.mark.parametrize("given", [1.5, np.float64(1.5), np.float32(1.5), np.array(1.5), np.array([1.5, 2])[::-1][-1:]])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch.nn.functional import cross_entropy, mse_loss
 
 from components import Arguments, Dataset, DeclarationError, Metric, ObjectModel, TrainingError, Validation
@@ -129,3 +132,57 @@ def test_what_is_missing_is_said():
         model.fit([1], [1])
     with pytest.raises(DeclarationError, match="cannot be trained"):
         ObjectModel("m", len).fit([1], [1])
+
+
+def table():
+    """Points on either side of a line, with a column of numbers more."""
+    numbers = np.random.default_rng(0).normal(size=(40, 2)).astype("float32")
+    frame = pd.DataFrame(numbers, columns=["a", "b"], index=range(100, 140))
+    return frame, pd.Series((frame.a > 0).astype(int).to_numpy(), index=frame.index)
+
+
+def by_name(a, b):
+    return torch.tensor([a, b])
+
+
+def by_row(row):
+    return torch.as_tensor(row)
+
+
+@pytest.mark.parametrize("preprocess", [None, by_name, by_row])
+def test_a_dataframe_and_a_series_are_rows_and_targets(preprocess):
+    """Not the names of its columns; a preprocess gets its columns by name, or an array."""
+    X, y = table()  # noqa: N806 - scikit-learn's names
+    model = TorchModel("m", torch.nn.Linear(2, 2), preprocess=preprocess, postprocess=lambda o: int(o.argmax()), **CPU)
+    options = {**OPTIONS, "max_iterations": 200, "optimizer_kwargs": {"lr": 0.05}}
+    model.fit(X, y, valid=(X, y), **options)
+    assert accuracy(model.predict_batches(X), list(y)) > 0.9
+    again = TorchModel("m", torch.nn.Linear(2, 2), preprocess=preprocess, **CPU)
+    if preprocess is not by_row:
+        again.fit(X.head(2), y.head(2), **options)  # as many rows as columns
+    if preprocess is by_name:
+        again.fit(X.assign(y=y), **options)  # the last column is the target
+    if preprocess is None:
+        with pytest.raises(DeclarationError, match=r"no array of numbers \(a: float32, b: "):
+            again.fit(X.assign(b="x"), y, **options)
+
+
+def test_an_objects_dataframe_has_rows_too():
+    """An estimator's are named, as it has learned them."""
+    X, y = table()  # noqa: N806
+    model = ObjectModel("m", LogisticRegression()).fit(X, y)
+    assert model.predict_batches(X) == list(model.object.predict(X))
+    assert ObjectModel("m", lambda a, b: a + b).predict_batches(X) == pytest.approx(list(X.a + X.b))
+    assert ObjectModel("m", lambda row: row.sum()).predict_batches(X) == pytest.approx(list(X.a + X.b))
+
+
+def test_the_trainer_that_fit_has_made_is_not_applied():
+    """It names no rows of a table; one that does is."""
+    model = TorchModel("m", torch.nn.Linear(2, 2), **CPU)
+    X, y = table()  # noqa: N806
+    for _ in range(2):
+        model.fit(X, y, **OPTIONS)
+        assert model.trainer.metric_steps == [10, 20, 30]
+        assert model.applied_trainer is None
+    model.trainer = TorchTrainer("t", cross_entropy)  # a mistake: it is told at `apply`
+    assert model.applied_trainer is model.trainer

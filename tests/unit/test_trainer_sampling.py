@@ -14,8 +14,7 @@ from torch.nn.functional import mse_loss
 from components import DeclarationError, TrainingError
 from components.torch import Checkpoints, TorchModel, TorchTrainer
 from components.torch.loader_options import LoaderOptions
-from components.torch.order import Order
-from components.torch.sampling import chances
+from components.torch.order import Order, chances
 
 SHORT = {"max_iterations": 60, "validation_interval": 30}
 

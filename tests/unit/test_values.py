@@ -54,6 +54,27 @@ def test_a_palette_picture_keeps_values_beyond_its_palette(colours):
     assert back.convert("RGB").tobytes() == image.convert("RGB").tobytes()
 
 
+@pytest.mark.parametrize("alphas", [(255, 0), (0, 128), (7, 7)])
+def test_a_palette_with_transparency_keeps_it(alphas):
+    """PNG holds it apart from the colours."""
+    image = Image.frombytes("P", (4, 1), bytes([0, 1, 0, 1]))
+    image.putpalette([1, 2, 3, alphas[0], 4, 5, 6, alphas[1]], "RGBA")
+    back = datatype("pil_image").decode(datatype("pil_image").encode(image))
+    assert back.tobytes() == image.tobytes()
+    assert back.convert("RGBA").tobytes() == image.convert("RGBA").tobytes()
+
+
+def test_a_picture_that_would_be_turned_when_it_is_read_is_refused():
+    """CMYK needs a TIFF, whose orientation is applied by its reader; that of a JPEG's bytes is not."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(Image.new("CMYK", (6, 3)), "JPEG", exif=exif)
+    with pytest.raises(EncodeError, match="store the file's own bytes, or turn it first"):
+        datatype("pil_image").encode(Image.open(BytesIO(data)))
+    turned = ImageOps.exif_transpose(Image.open(BytesIO(data)))
+    assert datatype("pil_image").decode(datatype("pil_image").encode(turned)).size == (3, 6)
+
+
 @pytest.mark.parametrize("form", ["JPEG", "TIFF", "PNG", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_picture_means_the_same_by_its_bytes_and_as_an_image(form, orientation):

@@ -109,6 +109,10 @@ class Component(Generic[D_co]):
     generation: int = 0
     live: int | None = None
     paused: bool = False
+    resumed: str = ""
+    """Of a listener: another one each time that it is resumed, so that its worker starts again even if nobody saw that
+    it was paused.
+    """
     forced: int = 0
     applied_at: datetime | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
@@ -142,7 +146,6 @@ class Catalog:
     """As "version/MODEL", why what the database calls live is not believed; only the leader looks."""
 
     def of(self, kind: str) -> Mapping[str, Component[Any]]:
-        """The components of a kind."""
         found: Mapping[str, Component[Any]] = getattr(self, section(kind))
         return found
 
@@ -159,6 +162,7 @@ _BESIDE: Final[Mapping[str, Any]] = {
     "live": (int, NoneType),
     "forced": int,
     "paused": (bool, NoneType),
+    "resumed": (str, NoneType),
     "applied_at": datetime,
 }
 """The types of the fields that are not signed."""
@@ -330,6 +334,7 @@ def believed(document: Mapping[str, Any], service: str, trust: Trust) -> Compone
         generation=document["generation"],
         live=document.get("live"),
         paused=bool(document.get("paused")),
+        resumed=document.get("resumed") or "",
         forced=document["forced"],
         applied_at=document["applied_at"],
         sizes=json.loads(document.get("sizes", "{}")),

@@ -8,7 +8,6 @@ be changed back, such as an altered version, is refused: workers go on with the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Final
 
 import structlog
@@ -65,7 +64,8 @@ def _put_back(
         return False
     named = {"_id": f"{service}/model/{model.name}", "live": model.live}
     database[names.COMPONENTS].update_one(named, {"$set": {"live": number}})
-    _reload(database, service, (each for each in known.listeners.values() if each.declaration.model == model.name))
+    users = [name for name, each in known.listeners.items() if each.declaration.model == model.name]
+    requests.reload(database, service, users)
     return True
 
 
@@ -79,10 +79,4 @@ def _raise(
         database[names.COMPONENTS].update_one(named, {"$set": {"generation": highest}})
         about = {"listener": listener.name, "generation": listener.generation, "seen": highest}
         log.error("the generation of a listener was lowered, and is raised again", **about)
-        _reload(database, service, [listener])
-
-
-def _reload(
-    database: Database[dict[str, Any]], service: str, listeners: Iterable[Component[ListenerDeclaration]]
-) -> None:
-    requests.reload(database, service, [each.name for each in listeners])
+        requests.reload(database, service, [listener.name])

@@ -13,7 +13,6 @@ So every process that serves the model, and every restart, computes the same.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
@@ -29,7 +28,6 @@ from components.declarations import ModelDeclaration
 from components.errors import DeclarationError, PredictdError, SignatureRefused
 from components.import_paths import ImportPolicy, imported
 from components.model import Model
-from components.secrets import expanded
 from daemon.handlers.predict.model_threads import ModelThreads
 from daemon.handlers.predict.stages import Live
 from daemon.store.registry.artifacts import Artifacts
@@ -106,7 +104,6 @@ class ModelLoader:
         return resolver(component, self._policy, self._blobs)
 
     def versions(self, model: str) -> Versions:
-        """The versions of a model."""
         return Versions(self._database, self._service, model, self._trust)
 
     def live(self, read: Callable[[], Declared], *, fresh: bool) -> tuple[Declared, Live]:
@@ -252,20 +249,9 @@ class ModelLoader:
         the one that was live last. A version that is not signed, or whose weights are damaged or do not fit, is
         skipped.
         """
-        own = component.declaration
-        # An older release stored secrets in clear, and hashed them.
-        in_clear = own.model_copy(update={"arguments": expanded(own.arguments, os.environ)})
-        wanted = {object_signature(own), object_signature(in_clear)}
         now = (component.signature, self._sources[component.signature], before.content_hash if before else None)
-
-        def preference(found: tuple[Version, int]) -> tuple[bool, bool, int]:
-            each, promoted = found
-            same = (each.signature, each.source, each.content_hash) == now
-            return same, each.number == component.live, promoted
-
-        known = [each for each in versions.believed(promoted=True) if each[0].loadable]
-        alike = [each for each in known if each[0].object_signature in wanted]
-        for each, _ in sorted(alike, key=preference, reverse=True):
+        alike = versions.alike(component.declaration, component.live)
+        for each in sorted(alike, key=lambda each: (each.signature, each.source, each.content_hash) != now):
             try:
                 if each.weights is not None:
                     self._give(model, versions, each)

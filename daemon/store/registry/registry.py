@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from typing import Any, Final
+from uuid import uuid4
 
 from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
-from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
 from components.declarations import (
@@ -39,7 +39,7 @@ from components.extended_json import decoded
 from components.secrets import sealed
 from components.signing_key import SigningKey
 from daemon.store import names
-from daemon.store.connection import create_collection
+from daemon.store.connection import Data, create_collection
 from daemon.store.documents import read, read_one
 from daemon.store.registry.components import Catalog, Component, canonical, catalog, signature
 from daemon.store.registry.declarations import Declarations, taken
@@ -85,7 +85,7 @@ class Registry:
 
     def __init__(
         self,
-        database: Database[dict[str, Any]],
+        database: Data,
         service: str,
         epoch: int,
         key: SigningKey | Trust,
@@ -256,16 +256,10 @@ class Registry:
 
     def absent(self, kind: str, name: str) -> str:
         """Why there is no such component, as a message."""
-        document = read_one(self._components, {"_id": self._declarations.id(kind, name)})
-        if (
-            document is not None
-            and document.get("state") == "removed"
-            and isinstance(document.get("removed_at"), datetime)
-        ):
-            return (
-                f"{kind} {name!r} was removed at {document['removed_at']:%Y-%m-%d %H:%M:%S} UTC; "
-                "apply it again to use it"
-            )
+        document = read_one(self._components, {"_id": self._declarations.id(kind, name)}) or {}
+        at = document.get("removed_at")
+        if document.get("state") == "removed" and isinstance(at, datetime):
+            return f"{kind} {name!r} was removed at {at:%Y-%m-%d %H:%M:%S} UTC; apply it again to use it"
         applied = {"service": self.service, "kind": kind, "state": "applied"}
         known = [each.get("name") for each in read(self._components, applied, {"name": 1})]
         there = sorted(name for name in known if isinstance(name, str))
@@ -284,9 +278,12 @@ class Registry:
         self._declarations.forget_mark(listener)
 
     def resume(self, listener: str) -> None:
-        """Serves the listener again, from a scan on, because changes were skipped meanwhile. Raises NotApplied."""
-        self._declarations.forget_mark(listener)
-        self._listener(listener, {"$unset": {"paused": ""}})
+        """Serves a paused listener again, from a scan on, because changes were skipped meanwhile. Raises NotApplied."""
+        again = {}
+        if self._components.count_documents({"_id": self._declarations.id("listener", listener), "paused": True}):
+            self._declarations.forget_mark(listener)
+            again = {"$set": {"resumed": uuid4().hex}}
+        self._listener(listener, {"$unset": {"paused": ""}, **again})
 
     def _listener(self, name: str, update: Mapping[str, Any]) -> None:
         if not self._components.update_one(
@@ -382,9 +379,7 @@ def _reads(listener: ListenerDeclaration, kind: str) -> tuple[str, ...]:
 
 
 def _identity(
-    declaration: Declaration,
-    tables: Mapping[str, TableDeclaration],
-    listeners: Mapping[str, ListenerDeclaration],
+    declaration: Declaration, tables: Mapping[str, TableDeclaration], listeners: Mapping[str, ListenerDeclaration]
 ) -> str:
     """A hash of those parts of a declaration that determine outputs. A model's device and threads are not among them,
     nor are a listener's limits.

@@ -17,15 +17,18 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from bson import ObjectId
 from bson.errors import InvalidId
+from pydantic import TypeAdapter
 from pymongo import ReturnDocument
 from pymongo.database import Database
 
 from components.declarations import Declaration, parsed
 from components.errors import DeclarationError, SignatureRefused
+from daemon.health.rehearsal_report import Said
+from daemon.health.report import defaulting
 from daemon.store import names
 from daemon.store.documents import read_one
 from daemon.store.registry.components import LARGEST, canonical
@@ -49,32 +52,29 @@ class Part:
     sizes: Mapping[str, int] = field(default_factory=dict)
 
 
+_Pairs = Annotated[Said, defaulting(())]
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """What a rehearsal has found, as pairs of a section and a sentence. `failed`: why it could not take place."""
 
-    problems: tuple[tuple[str, str], ...] = ()
-    warnings: tuple[tuple[str, str], ...] = ()
-    notes: tuple[tuple[str, str], ...] = ()
-    failed: str | None = None
+    problems: _Pairs = ()
+    warnings: _Pairs = ()
+    notes: _Pairs = ()
+    failed: Annotated[str | None, defaulting(None)] = None
 
     def document(self) -> dict[str, Any]:
         """As MongoDB holds it."""
-        said = {name: [list(pair) for pair in getattr(self, name)] for name in ("problems", "warnings", "notes")}
-        return {**said, "failed": self.failed}
+        return dict(_ADAPTER.dump_python(self))
 
     @classmethod
     def of(cls, found: Any) -> Result:
         """The result in a document; whoever may write to the database may have written it."""
-        found = found if isinstance(found, Mapping) else {}
-        failed = found.get("failed")
-        problems, warnings, notes = (_pairs(found.get(name)) for name in ("problems", "warnings", "notes"))
-        return cls(problems, warnings, notes, failed if isinstance(failed, str) else None)
+        return _ADAPTER.validate_python(found if isinstance(found, Mapping) else {})
 
 
-def _pairs(value: Any) -> tuple[tuple[str, str], ...]:
-    pairs = value if isinstance(value, list) else []
-    return tuple((str(pair[0]), str(pair[1])) for pair in pairs if isinstance(pair, list) and len(pair) == 2)
+_ADAPTER = TypeAdapter(Result)
 
 
 class Rehearsals:

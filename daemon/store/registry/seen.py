@@ -40,12 +40,7 @@ def seen_file(folder: Path, uri: str, database: str, service: str, key: SigningK
 
 
 def remember(
-    database: Database[dict[str, Any]],
-    service: str,
-    key: SigningKey,
-    trust: Trust,
-    known: Catalog,
-    file: Path,
+    database: Database[dict[str, Any]], service: str, key: SigningKey, trust: Trust, known: Catalog, file: Path
 ) -> None:
     """Pins what was read in `file`. What cannot be saved is not remembered: a home need not be writable."""
     lives = {}

@@ -13,6 +13,7 @@ its unique `_id`.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
@@ -25,10 +26,12 @@ from pymongo.collection import Collection
 from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
 
+from components.declarations import ModelDeclaration
 from components.errors import PredictdError, SignatureRefused
+from components.secrets import expanded
 from daemon.store import names
 from daemon.store.documents import DAMAGED_FILE, read, read_one
-from daemon.store.registry.components import Component
+from daemon.store.registry.components import Component, object_signature
 from daemon.store.registry.signed_versions import SignedVersions
 from daemon.store.registry.trust import Trust
 from daemon.store.registry.version import Version
@@ -144,6 +147,17 @@ class StoredVersions:
                     self._signed.check(document)
                     found.append((version, promotion.revision if promotion else 0))
         return found
+
+    def alike(self, own: ModelDeclaration, live: int | None) -> list[Version]:
+        """The believed versions that were live and whose object was declared as `own` declares it, in the order in
+        which one with its weights would serve: the live one, then the one that was live last.
+        """
+        # An older release stored secrets in clear, and hashed them.
+        in_clear = own.model_copy(update={"arguments": expanded(own.arguments, os.environ)})
+        wanted = {object_signature(own), object_signature(in_clear)}
+        known = [each for each in self.believed(promoted=True) if each[0].loadable]
+        known.sort(key=lambda found: (found[0].number == live, found[1]), reverse=True)
+        return [version for version, _ in known if version.object_signature in wanted]
 
     def document(
         self, number: int, session: ClientSession | None = None, *, traces: bool = True

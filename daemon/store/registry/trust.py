@@ -82,12 +82,7 @@ class Trust:
     def encoded(self) -> dict[str, Any]:
         """As JSON values, without what can sign."""
         keys = [key.hex() for key in self.keys]
-        return {
-            "keys": keys,
-            "identity": self.identity,
-            "revisions": dict(self.revisions),
-            "lives": dict(self.lives),
-        }
+        return {"keys": keys, "identity": self.identity, "revisions": dict(self.revisions), "lives": dict(self.lives)}
 
     @classmethod
     def decoded(cls, values: Mapping[str, Any], signer: Signer | None = None) -> Self:

@@ -49,8 +49,7 @@ class Versions(StoredVersions):
         """
         with self._database.client.start_session() as session:
             done: bool = session.with_transaction(
-                lambda _: self._promote(session, number, reason=reason, live=live, job=job, back=back),
-                **TRANSACTION,
+                lambda _: self._promote(session, number, reason=reason, live=live, job=job, back=back), **TRANSACTION
             )
         if done:
             with suppress(PyMongoError):  # the promotion is done; without the notification it is noticed a little later

@@ -81,12 +81,7 @@ class DeadLetters:
     """
 
     def __init__(
-        self,
-        database: Database[dict[str, Any]],
-        service: str,
-        listener: str,
-        table: str,
-        partition: Partition = WHOLE,
+        self, database: Database[dict[str, Any]], service: str, listener: str, table: str, partition: Partition = WHOLE
     ) -> None:
         self._collection: Collection[dict[str, Any]] = database[names.DEAD_LETTERS]
         self._share = {} if partition == WHOLE else {"$expr": partition.holds("$_id.row")}

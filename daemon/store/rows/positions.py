@@ -64,12 +64,7 @@ class Positions:
     """The position of one stream (one process of a worker) in `_predictd.positions`."""
 
     def __init__(
-        self,
-        database: Database[dict[str, Any]],
-        service: str,
-        worker: str,
-        epoch: int,
-        partition: Partition = WHOLE,
+        self, database: Database[dict[str, Any]], service: str, worker: str, epoch: int, partition: Partition = WHOLE
     ) -> None:
         self._database, self._partition = database, partition
         self._collection: Collection[dict[str, Any]] = database[names.POSITIONS]

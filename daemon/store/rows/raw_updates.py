@@ -49,12 +49,7 @@ def send(
     answer = Answer()
     what = "updates" if command == "update" else "deletes"
     for begin, part in _parts(statements):
-        whole = {
-            command: table.name,
-            what: part,
-            "ordered": False,
-            "writeConcern": table.write_concern.document,
-        }
+        whole = {command: table.name, what: part, "ordered": False, "writeConcern": table.write_concern.document}
         try:
             reply = table.database.command(whole, session=session, codec_options=RAW)
         except DocumentTooLarge as error:  # of one statement: several together are never this large

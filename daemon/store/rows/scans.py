@@ -67,12 +67,7 @@ class Scans:
     """The scan of one listener in `_predictd.scans`."""
 
     def __init__(
-        self,
-        database: Database[dict[str, Any]],
-        service: str,
-        listener: str,
-        epoch: int,
-        partition: Partition = WHOLE,
+        self, database: Database[dict[str, Any]], service: str, listener: str, epoch: int, partition: Partition = WHOLE
     ) -> None:
         self._partition = partition
         self._collection: Collection[dict[str, Any]] = database[names.SCANS]

@@ -34,8 +34,6 @@ __all__ = ["SESSIONS", "Aborted", "ConflictShare", "Transactions", "Update"]
 SESSIONS: Final = 32
 """Enough that the oldest is older than V: the transactions of the batches between their read and their write."""
 
-SNAPSHOT_TOO_OLD: Final = 239
-
 
 class Update(NamedTuple):
     """One update: the filter of its row, and the change."""

@@ -147,14 +147,7 @@ class Jobs:
 
     # ---- asking for jobs ------------------------------------------------------------------------------------------
 
-    def queue(
-        self,
-        kind: Kind,
-        target: str,
-        trigger: Mapping[str, Any],
-        *,
-        key: str | None = None,
-    ) -> str | None:
+    def queue(self, kind: Kind, target: str, trigger: Mapping[str, Any], *, key: str | None = None) -> str | None:
         """Queues a job and returns its id; `target` is the model to train, or the validation to run.
 
         With a `key` the job is queued once, even by several daemons: None if the key was used before, or if an equal

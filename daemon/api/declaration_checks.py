@@ -1,4 +1,6 @@
-"""The check of keys against the code that takes them, before anything is stored: `predictd check` for the API."""
+"""The checks of declarations before anything is stored, `predictd check` for the API: keys against the code that takes
+them, filters by the rules of service.toml.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +8,21 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from components.declarations import ListenerDeclaration, ModelDeclaration, TrainerDeclaration, ValidationDeclaration
+from components.declarations import (
+    ListenerDeclaration,
+    ModelDeclaration,
+    TrainerDeclaration,
+    ValidationDeclaration,
+    queries,
+)
 from components.errors import DeclarationError
 from components.model import Model
 from components.serialization import Declared
 from daemon.check.models import key_mismatches
+from daemon.config.filters import filter_problems
 from daemon.store.registry.components import Catalog, Component
 
-__all__ = ["refuse_keys"]
+__all__ = ["refuse_filters", "refuse_keys"]
 
 Code = Callable[[Component[ModelDeclaration], str], Any]
 """The function that returns the code of a model's step. It may raise anything: this process may lack that code."""
@@ -77,3 +86,15 @@ def _steps(component: Component[ModelDeclaration], code: Code) -> Mapping[str, A
     if isinstance(steps.get("object"), type):
         del steps["object"]
     return steps
+
+
+def refuse_filters(declared: Declared) -> None:
+    """Raises DeclarationError, which names the place, if a filter holds something that no declaration's filter may
+    hold.
+    """
+    base: tuple[str, ...] = (f"{declared.kind}s", declared.name)
+    datasets = getattr(declared.declaration, "datasets", {})
+    paths = [(*base, "datasets", name) for name in datasets] or [base]
+    for path, query in zip(paths, queries(declared.declaration), strict=False):
+        for problem in filter_problems(query.where, (*path, "where")):
+            raise DeclarationError(f"{problem.path}: {problem.message}")

@@ -1,0 +1,139 @@
+"""Writes docs/performance.md and its chart from what the benchmarks have measured.
+
+    python -m bench.page            (the last step of make bench)
+
+It reads bench/results/yardstick.json, and of hot_rows.json and other_writers.json what is there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from bench.scale import machines
+from bench.sides import LOOP, PREDICTD, ROOT, SHARED
+
+RESULTS: Final = ROOT / "bench" / "results"
+PAGE: Final = ROOT / "docs" / "performance.md"
+CHART: Final = ROOT / "docs" / "performance.svg"
+
+BEGIN: Final = """# Performance
+
+Written by `make bench` (`bench/page.py`): do not edit. Each figure is a median; a ratio is taken within one run, beside
+the spread of the runs. Ratios travel between machines better than figures do.
+"""
+LINES: Final = {
+    "rows_per_second": ("burst, rows/s", ",.0f"),
+    "cpu_us": ("CPU of the worker a row, µs", ",.0f"),
+    "mongod_cpu_us": ("CPU of MongoDB a row, µs", ",.0f"),
+    "single_p50_ms": ("one row, insert to output, p50, ms", ",.1f"),
+    "single_p99_ms": ("one row, p99, ms", ",.1f"),
+}
+
+
+def page(results: Path = RESULTS) -> str:
+    """The page. Raises FileNotFoundError if the yardstick has not run."""
+    measured = json.loads((results / "yardstick.json").read_text())
+    parts = [BEGIN, "\n".join(_yardstick(measured)), "\n".join(_scale(measured))]
+    for name, part in (("hot_rows", _hot_rows), ("other_writers", _other_writers)):
+        file = results / f"{name}.json"
+        if file.exists():
+            parts.append("\n".join(part(json.loads(file.read_text())["medians"])))
+    return "\n".join(f"{part}\n" for part in parts).rstrip("\n") + "\n"
+
+
+def _yardstick(measured: Mapping[str, Any]) -> Iterator[str]:
+    plan = measured["plan"]
+    yield "## Beside a hand-written loop"
+    yield ""
+    yield (
+        f"`python -m bench.yardstick --runs {plan['runs']} --rows {plan['rows']}`, {measured['cores']} cores, "
+        f"{plan['threads']} torch threads a process: MNIST rows, LeNet-5. The loop watches, decodes, predicts and "
+        "writes in one thread, without any guarantee. *Two processes* is `partitions = 2`."
+    )
+    yield ""
+    yield "![Rates by the loop's](performance.svg)"
+    yield ""
+    yield f"| preprocess | | {LOOP} | {PREDICTD} | ratio | {SHARED} | ratio |"
+    yield "|---|---|---|---|---|---|---|"
+    for preprocess, told in measured["preprocess"].items():
+        for name, (words, form) in LINES.items():
+            cells = [preprocess, words, format(told["median"][LOOP][name], form)]
+            for side in (PREDICTD, SHARED):
+                runs = told["ratios_by_run"][side][name]
+                spread = f"{told['ratio'][side][name]:.2f} ({min(runs):.2f} to {max(runs):.2f})"
+                cells += [format(told["median"][side][name], form), spread]
+            yield f"| {' | '.join(cells)} |"
+
+
+def _scale(measured: Mapping[str, Any]) -> Iterator[str]:
+    yield "## What a larger machine would do"
+    yield ""
+    yield "Computed by `python -m bench.scale` from the CPU times above; its docstring has the formula."
+    yield ""
+    yield "| preprocess | cores | processes | rows/s | what binds |"
+    yield "|---|---|---|---|---|"
+    for preprocess, of in machines(measured).items():
+        for each in of:
+            yield f"| {preprocess} | {each.cores} | {each.processes} | {each.rows_per_second:,.0f} | {each.binds} |"
+
+
+def _hot_rows(medians: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    yield "## Rows that change all the time"
+    yield ""
+    yield (
+        "`python -m bench.hot_rows`: bursts of new rows while four clients update 50 rows as fast as they can, of "
+        "another table or of the same one. *Conflict* is a prediction that was thrown away."
+    )
+    yield ""
+    yield from _medians("clients update", {"mnist": "the table of the burst", "elsewhere": "another table"}, medians)
+
+
+def _other_writers(medians: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    yield "## What other writers feel"
+    yield ""
+    yield (
+        "`python -m bench.other_writers`: a client updates single rows, and another runs transactions of three rows, "
+        "among 2,048 rows whose outputs are written over and over, without a model in between: the worst case."
+    )
+    yield ""
+    yield from _medians("outputs are written by", {}, medians)
+
+
+def _medians(first: str, words: Mapping[str, str], medians: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    names = list(next(iter(medians.values())))
+    yield f"| {first} | {' | '.join(names)} |"
+    yield f"|{'---|' * (len(names) + 1)}"
+    for way, of in medians.items():
+        yield f"| {words.get(way, way)} | {' | '.join(f'{of[name]:,.1f}' for name in names)} |"
+
+
+def chart(measured: Mapping[str, Any], file: Path = CHART) -> None:
+    """Draws the rates of the bursts by the loop's."""
+    from matplotlib import pyplot as plt
+
+    plt.rcParams["svg.hashsalt"] = "predictd"  # the same figures give the same file
+    figure, axes = plt.subplots(figsize=(6, 2.4), layout="constrained")
+    labels, values = [], []
+    for preprocess, told in measured["preprocess"].items():
+        for side in (LOOP, PREDICTD, SHARED):
+            labels.append(f"{preprocess}: {side}")
+            values.append(told["ratio"][side]["rows_per_second"])
+    axes.barh(labels, values, color=["#999999", "#1f77b4", "#1f77b4"] * (len(labels) // 3))
+    axes.invert_yaxis()
+    axes.set_xlabel("rows/s of a burst, by the loop's")
+    figure.savefig(file, metadata={"Date": None})
+    plt.close(figure)
+
+
+def main() -> None:
+    """The command line."""
+    chart(json.loads((RESULTS / "yardstick.json").read_text()))
+    PAGE.write_text(page())
+    print(f"written: {PAGE.relative_to(ROOT)}, {CHART.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

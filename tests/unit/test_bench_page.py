@@ -1,0 +1,60 @@
+"""What the benchmarks compute from their figures: a larger machine, and the page of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import page
+from bench.scale import CORES, Costs, machine, machines
+from bench.sides import LOOP, PREDICTD, SHARED
+
+FIGURES = {"rows_per_second": 5000.0, "cpu_us": 100.0, "mongod_cpu_us": 40.0, "client_cpu_us": 10.0}
+SINGLES = {"single_p50_ms": 3.0, "single_p99_ms": 5.0}
+
+
+def measured() -> dict[str, Any]:
+    medians = dict.fromkeys((LOOP, PREDICTD, SHARED), FIGURES | SINGLES)
+    medians[SHARED] = medians[SHARED] | {"mongod_cpu_us": 50.0}
+    ratio = {side: dict.fromkeys(of, 1.25) for side, of in medians.items()}
+    by_run = {side: {key: [1.0, 1.25, 1.5] for key in of} for side, of in medians.items()}
+    told = {"median": medians, "ratio": ratio, "ratios_by_run": by_run}
+    return {"plan": {"runs": 3, "rows": 5000, "threads": 1}, "cores": 2, "preprocess": {"batched": told}}
+
+
+def test_one_process_is_bound_by_its_own_time_and_many_by_the_cores() -> None:
+    """A hundred microseconds a row are ten thousand rows a second; each further stream costs the cores ten."""
+    costs = Costs.of(measured()["preprocess"]["batched"]["median"])
+    assert costs == Costs(worker=100.0, client=10.0, mongod=40.0, stream=10.0)
+    few = machine(costs, 2)
+    assert (few.processes, few.binds) == (2, "the cores")
+    assert few.rows_per_second == pytest.approx(2e6 / 160)
+    assert machine(costs, 1_000).rows_per_second > machine(costs, 32).rows_per_second > few.rows_per_second
+    assert machine(Costs(100.0, 0.0, 0.0, 0.0), 3).processes == 3
+
+
+def test_a_machine_with_more_cores_is_never_slower() -> None:
+    """For each that the page shows."""
+    rates = [each.rows_per_second for each in machines(measured())["batched"]]
+    assert len(rates) == len(CORES)
+    assert rates == sorted(rates)
+
+
+def test_the_page_has_the_figures_of_all_sides_with_their_spread(tmp_path: Path) -> None:
+    """What was not measured is left out."""
+    (tmp_path / "yardstick.json").write_text(json.dumps(measured()))
+    text = page.page(tmp_path)
+    assert "| batched | burst, rows/s | 5,000 | 5,000 | 1.25 (1.00 to 1.50) | 5,000 | 1.25 (1.00 to 1.50) |" in text
+    assert "Rows that change all the time" not in text
+    (tmp_path / "hot_rows.json").write_text(json.dumps({"medians": {"mnist": {"rows/s": 1234.5}}}))
+    assert "| the table of the burst | 1,234.5 |" in page.page(tmp_path)
+
+
+def test_the_chart_is_the_same_for_the_same_figures(tmp_path: Path) -> None:
+    """So a second run of the page changes nothing."""
+    for name in ("a.svg", "b.svg"):
+        page.chart(measured(), tmp_path / name)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
