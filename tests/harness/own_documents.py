@@ -40,6 +40,7 @@ from daemon.store.service import notify, services
 from daemon.store.service.jobs import Jobs
 from daemon.store.service.leases import Holder, Lease
 from daemon.store.service.schedules import Schedules
+from daemon.store.service.searches import SearchRequests
 from daemon.store.service.status import StatusBoard
 from harness.keys import KEY
 from harness.processes import LISTENER, SERVICE, TABLE, declared
@@ -208,6 +209,11 @@ class Stocked:
                 lambda: _publish(self.database),
             ),
             "requests": (),
+            "searches": (
+                lambda: SearchRequests(self.database, SERVICE).waiting(),
+                lambda: SearchRequests(self.database, SERVICE).next(["i"], ["i"]),
+                lambda: SearchRequests(self.database, SERVICE).fail_claimed(["i"], "it ended"),
+            ),
             "services": (
                 lambda: stored_identity(self.database, SERVICE),
                 lambda: accepted_settings(self.database, SERVICE, self.registry.trust),
@@ -263,6 +269,7 @@ class Stocked:
         positions.claim("filter")
         positions.save(Position(Timestamp(5, 1), {"_data": "8200"}), "filter")
         notify.ring(self.database, SERVICE)
+        self.raw[names.SEARCHES].insert_one({"service": SERVICE, "index": "i", "like": {"x": 1}, "n": 3})
 
     def _jobs(self) -> None:
         trainer = f"{SERVICE}/trainer/{MODEL}"

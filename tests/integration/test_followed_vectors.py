@@ -223,8 +223,9 @@ def test_what_was_read_from_the_stream_and_not_applied_is_read_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(FollowedVectors, "_read_again", refused)
-        with pytest.raises(OperationFailure):
-            followed.current()
+        for _ in range(3):  # the second time the event comes with the opening of the stream
+            with pytest.raises(OperationFailure):
+                followed.current()
     agree(data, followed)
 
 

@@ -29,7 +29,7 @@ from daemon.store.service.status import StatusBoard
 COLLECTIONS = sorted(
     {
         *(names.COMPONENTS, names.VERSIONS, names.JOBS, names.SCHEDULES, names.SCANS, names.POSITIONS),
-        *(names.DEAD_LETTERS, names.LEASES, names.BELLS, names.STATUS, names.SERVICES),
+        *(names.DEAD_LETTERS, names.LEASES, names.BELLS, names.STATUS, names.SERVICES, names.SEARCHES),
         *(f"{bucket}.{part}" for bucket in (names.WEIGHTS, names.ARTIFACTS) for part in ("files", "chunks")),
     }
 )

@@ -7,6 +7,7 @@ status.py           the status of the active daemon
 jobs.py             trainings and validations, from request to result
 schedules.py        the state of each schedule
 requests.py         requests to a worker, through its change stream
+searches.py         what other clients search for, and what is found
 notify.py           notifications to the daemon
 overview.py         declarations with their data, for the command line and the API
 state_directory.py  the local files of a daemon
