@@ -54,7 +54,7 @@ def test_a_file_declares_an_index(tmp_path: Path) -> None:
     assert declared.declaration == parsed("index", "near", config.declarations()["indexes"]["near"])
     without = read(tmp_path, GOOD.partition("[indexes")[0])
     assert without.worker_fingerprints == config.worker_fingerprints
-    assert without.fingerprint != config.fingerprint
+    assert without.fingerprints != config.fingerprints
 
 
 @pytest.mark.parametrize(
