@@ -39,10 +39,12 @@ from rich.table import Table
 
 from bench.bare_training import Order
 from bench.sides import ROOT, Failed
+from components.signing_key import SigningKey
 from daemon.demo.process import Daemon
 from daemon.store.connection import open_database
+from daemon.store.registry.registry import Registry
 from daemon.store.registry.versions import Versions
-from daemon.store.service.jobs import Jobs
+from daemon.store.service.jobs import Job, Jobs
 from examples.digits import digits, png
 
 SERVICE, MODEL, TABLE = "training", "lenet", "mnist"
@@ -123,7 +125,8 @@ class Place:
         self.data = open_database(client, SERVICE)
         self.rows = self.data[TABLE]
         self.jobs = Jobs(self.data, SERVICE)
-        self.versions = Versions(self.data, SERVICE, MODEL)
+        key = SigningKey.read(daemon.config.service.state_dir / "signing.key")
+        self.versions = Versions(self.data, SERVICE, MODEL, Registry(self.data, SERVICE, 0, key).trust)
         self.images = [(png(image), label) for image, label in digits(5000)]
         self._next = 0
 
@@ -150,13 +153,13 @@ class Place:
         job = self.jobs.queue("train", MODEL, {"by": "bench"})
         assert job is not None
 
-        def ended() -> dict[str, Any] | None:
+        def ended() -> Job | None:
             found = self.jobs.get(job)
-            if found is not None and found["state"] == "failed":
-                raise Failed(f"the training failed: {found['error']['message']}")
-            return found if found is not None and found["state"] == "done" else None
+            if found is not None and found.state == "failed":
+                raise Failed(f"the training failed: {found.error}")
+            return found if found is not None and found.state == "done" else None
 
-        number = int(self.until("the training's end", ended)["result"]["version"])
+        number = int(self.until("the training's end", ended).result["version"])
         version = self.versions.get(number)
         assert version is not None
         return number, float(version.data["seconds"]), version.metrics["valid/acc"]
@@ -166,14 +169,17 @@ class Place:
         """While a training runs that would not end by itself."""
         job = self.jobs.queue("train", "endless", {"by": "bench"})
         assert job is not None
-        self.until("the training's first steps", lambda: ((self.jobs.get(job) or {}).get("progress") or {}).get("step"))
+
+        def step() -> int | None:
+            found = self.jobs.get(job)
+            return None if found is None else found.progress.step
+
+        self.until("the training's first steps", step)
         try:
             yield
-            found = self.jobs.get(job) or {}
-            if found.get("state") != "running":
-                raise Failed(
-                    f"the training beside which rows were measured is {found.get('state')}: {found.get('error')}"
-                )
+            found = self.jobs.get(job)
+            if found is None or found.state != "running":
+                raise Failed(f"the training beside which rows were measured does not run: {found}")
         finally:
             self.jobs.cancel(job)
             self.until("the cancelled training's end", lambda: not self.daemon_jobs())

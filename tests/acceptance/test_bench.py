@@ -49,3 +49,11 @@ def test_a_quick_run_of_the_search_finds_all_neighbours(tmp_path: Path) -> None:
     measured = json.loads(figures.read_text())
     assert measured["recall"] > 0.99  # two rows that are equally near in float32 may change places
     assert measured["rows a second, first search"] > 0
+
+
+def test_a_quick_run_of_the_trainings_has_a_figure_for_each_part(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "bench.training", "--quick", "--json", str(figures)]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert {"overhead", "beside", "swap"} <= set(json.loads(figures.read_text()))
