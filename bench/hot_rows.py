@@ -1,6 +1,6 @@
 """What the rows of a table get while four clients update 50 of them as fast as they can.
 
-    python -m bench.hot_rows [--rows 4000] [--rounds 3] [--json PATH]
+    python -m bench.hot_rows [--rows 10000] [--rounds 3] [--json PATH]
 
 The daemon has an embedded MongoDB and LeNet-5 with the batched preprocess. Each round has two bursts of new rows, timed
 from the first insert to the last output. In both the four clients are at work: first on 50 rows of a table that nobody
@@ -101,7 +101,7 @@ def measured(rows: int, rounds: int) -> list[dict[str, dict[str, float]]]:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.hot_rows", description=__doc__.split("\n\n", 1)[0])
-    parser.add_argument("--rows", type=int, default=4000, help="rows of each burst (4000)")
+    parser.add_argument("--rows", type=int, default=10_000, help="rows of each burst (10000)")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (3)")
     parser.add_argument("--quick", action="store_true", help="one round of 500 rows")
     parser.add_argument("--json", type=Path, default=ROOT / "bench" / "results" / "hot_rows.json", metavar="PATH")

@@ -8,6 +8,7 @@ It reads bench/results/yardstick.json, and of hot_rows.json and other_writers.js
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -22,8 +23,7 @@ CHART: Final = ROOT / "docs" / "performance.svg"
 BEGIN: Final = """# Performance
 
 Written by `make bench` (`bench/page.py`): do not edit. Each figure is a median; a ratio is taken within one run, beside
-the spread of the runs. Ratios travel between machines better than figures do.
-"""
+the spread of the runs. Ratios travel between machines better than figures do."""
 LINES: Final = {
     "rows_per_second": ("burst, rows/s", ",.0f"),
     "cpu_us": ("CPU of the worker a row, µs", ",.0f"),
@@ -48,9 +48,9 @@ def _yardstick(measured: Mapping[str, Any]) -> Iterator[str]:
     plan = measured["plan"]
     yield "## Beside a hand-written loop"
     yield ""
-    yield (
+    yield _wrapped(
         f"`python -m bench.yardstick --runs {plan['runs']} --rows {plan['rows']}`, {measured['cores']} cores, "
-        f"{plan['threads']} torch threads a process: MNIST rows, LeNet-5. The loop watches, decodes, predicts and "
+        f"torch threads a process: {plan['threads']}. MNIST rows, LeNet-5. The loop watches, decodes, predicts and "
         "writes in one thread, without any guarantee. *Two processes* is `partitions = 2`."
     )
     yield ""
@@ -83,7 +83,7 @@ def _scale(measured: Mapping[str, Any]) -> Iterator[str]:
 def _hot_rows(medians: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
     yield "## Rows that change all the time"
     yield ""
-    yield (
+    yield _wrapped(
         "`python -m bench.hot_rows`: bursts of new rows while four clients update 50 rows as fast as they can, of "
         "another table or of the same one. *Conflict* is a prediction that was thrown away."
     )
@@ -94,7 +94,7 @@ def _hot_rows(medians: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
 def _other_writers(medians: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
     yield "## What other writers feel"
     yield ""
-    yield (
+    yield _wrapped(
         "`python -m bench.other_writers`: a client updates single rows, and another runs transactions of three rows, "
         "among 2,048 rows whose outputs are written over and over, without a model in between: the worst case."
     )
@@ -107,7 +107,15 @@ def _medians(first: str, words: Mapping[str, str], medians: Mapping[str, Mapping
     yield f"| {first} | {' | '.join(names)} |"
     yield f"|{'---|' * (len(names) + 1)}"
     for way, of in medians.items():
-        yield f"| {words.get(way, way)} | {' | '.join(f'{of[name]:,.1f}' for name in names)} |"
+        yield f"| {words.get(way, way)} | {' | '.join(_figure(of[name]) for name in names)} |"
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.1f}"
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def chart(measured: Mapping[str, Any], file: Path = CHART) -> None:
