@@ -33,13 +33,8 @@ def validate(context: Context, job: Job) -> dict[str, Any]:
     metrics = dict(evaluation(live.model).metrics)
     versions, number = context.loader.versions(job.model), live.version.number
 
-    def note() -> None:
-        version = versions.get(number)
-        if version is not None and all(each["job"] != job.id for each in version.validations):
-            versions.validated(number, declared.name, metrics, job.id)
-
     context.job()
-    context.patience("versions", note)
+    context.patience("versions", lambda: versions.validated(number, declared.name, metrics, job.id))
     context.voice.say(", ".join(f"{name} {value:.6g}" for name, value in metrics.items()))
     return {"version": number, "promoted": False, "reason": "", "metrics": metrics, "rows": evaluation.rows}
 

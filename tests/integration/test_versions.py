@@ -190,14 +190,19 @@ def test_a_removed_model_keeps_its_numbers_and_loses_its_weights(
 def test_validations_are_kept_with_their_version_newest_last(
     data: Database[dict[str, Any]], versions: Versions
 ) -> None:
+    """One of a job once, however often it is noted."""
     [number] = promoted(data, versions, 1)
     versions.validated(number, "v", {"valid/acc": 0.5}, "j1")
     versions.validated(number, "v", {"valid/acc": 0.6}, "j2")
+    versions.validated(number, "w", {"valid/acc": 0.7}, "j2")
+    for _ in range(3):  # as after lost answers
+        versions.validated(number, "v", {"valid/acc": 0.6}, "j2")
     found = versions.get(number)
     assert found is not None
     assert [(each["validation"], each["metrics"], each["job"]) for each in found.validations] == [
         ("v", {"valid/acc": 0.5}, "j1"),
         ("v", {"valid/acc": 0.6}, "j2"),
+        ("w", {"valid/acc": 0.7}, "j2"),
     ]
     assert all(each["at"] for each in found.validations)
 

@@ -282,7 +282,9 @@ class StoredVersions:
         )
 
     def validated(self, number: int, validation: str, metrics: Mapping[str, float], job: Any) -> None:
-        """Adds the outcome of one validation to the version's history."""
+        """Adds the outcome of one validation to the version's history, once for each job: it is tried again if the
+        answer is lost.
+        """
         entry = {
             "at": "$$NOW",
             "validation": {"$literal": validation},
@@ -290,7 +292,10 @@ class StoredVersions:
             "job": {"$literal": job},
         }
         history = {"$slice": [{"$concatArrays": [{"$ifNull": ["$validations", []]}, [entry]]}, -VALIDATIONS_KEPT]}
-        self._collection.update_one({"_id": self._id(number)}, [{"$set": {"validations": history}}])
+        noted = {"$elemMatch": {"validation": {"$eq": validation}, "job": {"$eq": job}}}
+        self._collection.update_one(
+            {"_id": self._id(number), "validations": {"$not": noted}}, [{"$set": {"validations": history}}]
+        )
 
     def discard(self, number: int) -> None:
         """Removes a candidate that must not be seen: another process built the same one at the same time, or its job
