@@ -90,6 +90,8 @@ def measured(rows: int, rounds: int) -> list[dict[str, dict[str, float]]]:
                 for each in clients:
                     each.terminate()
                 updates = sum(json.loads(each.communicate()[0]) for each in clients)
+                most = before["predicted"] + rows
+                daemon.until("the worker's report", lambda most=most: counts(board)["predicted"] >= most, 60.0)
                 time.sleep(2)
                 after = counts(board)
                 counted = {name: float(after[name] - before[name]) for name in COUNTED}

