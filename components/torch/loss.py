@@ -106,13 +106,16 @@ class ValidLoss:
                 if (reason := stopped()) is not None:
                     raise Stopped(reason)
                 with self._model.judging():
-                    loss = self._model.quietly(lambda _, batch=batch: self._loss(batch, where), None)  # type: ignore[misc]
+                    loss = self._model.quietly(self._of(batch, where), None)
                 total += loss.item() * batch.rows
                 count += batch.rows
                 progress(total / count)
         if not count:
             raise TrainingError("there is nothing left to validate the loss on: all those rows were deleted")
         return total / count
+
+    def _of(self, batch: Any, where: str) -> Callable[[None], torch.Tensor]:
+        return lambda _: self._loss(batch, where)
 
 
 def valid_loss(

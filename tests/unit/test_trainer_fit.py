@@ -184,5 +184,5 @@ def test_the_trainer_that_fit_has_made_is_not_applied():
         model.fit(X, y, **OPTIONS)
         assert model.trainer.metric_steps == [10, 20, 30]
         assert model.applied_trainer is None
-    model.trainer = TorchTrainer("t", cross_entropy)  # a mistake: it is told at `apply`
+    model.trainer = TorchTrainer("t", cross_entropy)  # it lacks a table: `apply` refuses it
     assert model.applied_trainer is model.trainer
