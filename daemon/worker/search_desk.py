@@ -43,7 +43,7 @@ class SearchDesk:
     def __init__(self, shared: Shared, runs: Sequence[ListenerRun]) -> None:
         self._shared = shared
         self._runs = {run.declared.name: run for run in runs}
-        self._requests = SearchRequests(shared.database, shared.assignment.service)
+        self._requests = SearchRequests(shared.database, shared.assignment.service, shared.assignment.name)
         self._vectors = IndexVectors()
         self._begun = False
 
@@ -67,7 +67,7 @@ class SearchDesk:
             mine = [name for name, each in known.indexes.items() if each.declaration.listener in self._runs]
             if not self._begun:
                 self._requests.prepare()
-                self._requests.fail_claimed(mine, "the process that computed it ended; ask again")
+                self._requests.fail_claimed("the process that computed it ended; ask again")
                 self._begun = True
             while (request := self._requests.next(mine, known.indexes)) is not None:
                 self._answer(request, known)

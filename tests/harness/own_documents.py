@@ -210,9 +210,9 @@ class Stocked:
             ),
             "requests": (),
             "searches": (
-                lambda: SearchRequests(self.database, SERVICE).waiting(),
-                lambda: SearchRequests(self.database, SERVICE).next(["i"], ["i"]),
-                lambda: SearchRequests(self.database, SERVICE).fail_claimed(["i"], "it ended"),
+                lambda: SearchRequests(self.database, SERVICE, "w").waiting(),
+                lambda: SearchRequests(self.database, SERVICE, "w").next(["i"], ["i"]),
+                lambda: SearchRequests(self.database, SERVICE, "w").fail_claimed("it ended"),
             ),
             "services": (
                 lambda: stored_identity(self.database, SERVICE),

@@ -129,13 +129,16 @@ def test_each_request_is_answered_by_the_worker_of_its_index(place: Workplace) -
 
 
 def test_what_a_dead_process_was_computing_has_failed(place: Workplace) -> None:
-    """It may be why the process died, so it is not begun again."""
+    """It may be why the process died, so it is not begun again. What a neighbour computes is left to it."""
     place.declare(declared())
     insert(place, 3)
-    lost = asked(place, index="embed", like={"x": 1.0}, state="running")
+    lost, neighbours = (
+        asked(place, index="embed", like={"x": 1.0}, state="running", by=name) for name in (WORKER, f"{WORKER}/1")
+    )
     place.run()
     answer = answered(place, lost)
     assert (answer["state"], answer["error"]) == ("failed", "the process that computed it ended; ask again")
+    assert (place.database[names.SEARCHES].find_one({"_id": neighbours}) or {})["state"] == "running"
 
 
 def test_an_answer_is_of_one_version(place: Workplace) -> None:

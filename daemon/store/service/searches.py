@@ -27,8 +27,9 @@ KEEP_SECONDS: Final = 3600
 class SearchRequests:
     """The requests of one service. Every error of the driver passes through."""
 
-    def __init__(self, database: Database[dict[str, Any]], service: str) -> None:
-        self._database, self._service = database, service
+    def __init__(self, database: Database[dict[str, Any]], service: str, process: str) -> None:
+        """`process` is the name of the one that answers: several may share the rows of a listener."""
+        self._database, self._service, self._process = database, service, process
         self._collection = database[names.SEARCHES]
         self._new: dict[str, Any] = {"service": service, "state": {"$exists": False}}
 
@@ -53,7 +54,7 @@ class SearchRequests:
         raw = self._collection.with_options(codec_options=RAW)
         for found in raw.find({**self._new, **index}, limit=1).sort("_id", 1):
             request = readable(fields(found.raw), "_id")
-            claim = {"$set": {"state": "running"}, "$currentDate": {"answered_at": True}}
+            claim = {"$set": {"state": "running", "by": self._process}, "$currentDate": {"answered_at": True}}
             if self._collection.update_one({**self._new, "_id": equals(request["_id"])}, claim).matched_count:
                 return request
         return None
@@ -63,7 +64,7 @@ class SearchRequests:
         change = {"$set": dict(answer), "$currentDate": {"answered_at": True}}
         self._collection.update_one({"_id": equals(request["_id"])}, change)
 
-    def fail_claimed(self, mine: Collection[str], error: str) -> None:
-        """Answers the requests that a process has claimed and not answered."""
-        claimed = {"service": self._service, "state": "running", "index": {"$in": list(mine)}}
+    def fail_claimed(self, error: str) -> None:
+        """Answers the requests that the process before this one has claimed and not answered."""
+        claimed = {"service": self._service, "state": "running", "by": self._process}
         self._collection.update_many(claimed, {"$set": {"state": "failed", "error": error}})
