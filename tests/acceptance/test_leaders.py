@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults.disk import UNSHARE, require_mounts
 from harness.commands import PREDICTD, start
 from harness.daemons import Daemon, eventually
 from harness.models import digest
@@ -179,22 +178,10 @@ def test_a_leader_that_is_killed_while_it_publishes_keeps_nobody_from_publishing
 
 # ---- a state directory without room ---------------------------------------------------------------------------------
 
-UNSHARE = ("unshare", "--user", "--map-root-user", "--mount")
-
 
 @pytest.fixture
 def mounts() -> None:
-    """A user may mount in a namespace of its own; where that is not so, the test is skipped, and fails in CI."""
-    try:
-        ran = subprocess.run([*UNSHARE, "true"], capture_output=True, text=True, check=False)
-        reason = ran.stderr
-    except OSError as error:
-        reason = str(error)
-    if not reason:
-        return
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"CI must try a full disk: {reason}")
-    pytest.skip(f"no mount namespace: {reason}")
+    require_mounts()
 
 
 def on_a_disk(site: Site, script: str, size: str = "16k") -> Daemon:

@@ -67,6 +67,7 @@ class Chaos:
             self._partition: 4,
             self._delay: 5,
             self._reset: 5,
+            self._cut: 5,
         }
 
     def inject(self) -> str | None:
@@ -188,6 +189,10 @@ class Chaos:
     def _reset(self) -> None:
         if self._member().proxy.reset():
             self._count("TCP reset")
+
+    def _cut(self) -> None:
+        self._member().proxy.cut(self._choose.randrange(1, 20))
+        self._count("answers cut in half")
 
     # ---- processes of the daemon ----------------------------------------------------------------------------------
 

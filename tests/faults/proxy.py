@@ -21,6 +21,7 @@ class Proxy:
     def __init__(self, target: int, port: int = 0) -> None:
         self._target = target
         self._latency = 0.0
+        self._cuts = 0
         self._writers: set[asyncio.StreamWriter] = set()
         self._listening = socket.create_server((HOST, port))
         self.port: int = self._listening.getsockname()[1]
@@ -56,6 +57,10 @@ class Proxy:
         broken = len(self._writers)
         self._call(self._abort)
         return broken
+
+    def cut(self, times: int) -> None:
+        """Passes only half of each of the next so many answers, and breaks their connections."""
+        self._cuts = times
 
     # ---- in its thread --------------------------------------------------------------------------------------------
 
@@ -98,18 +103,23 @@ class Proxy:
             return
         self._writers.add(far_writer)
         try:
-            await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
+            await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer, answers=True))
         finally:
             for each in (writer, far_writer):
                 self._writers.discard(each)
                 each.transport.abort()
 
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, answers: bool = False) -> None:
         with suppress(OSError):
             while data := await source.read(65536):
                 if self._latency:
                     await asyncio.sleep(self._latency)
                 await self._flows.wait()
+                if answers and self._cuts:
+                    self._cuts -= 1
+                    sink.write(data[: len(data) // 2])
+                    await sink.drain()
+                    break
                 sink.write(data)
                 await sink.drain()
         sink.transport.abort()

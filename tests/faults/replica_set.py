@@ -17,6 +17,7 @@ from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
 from daemon.embedded.server import find_mongod
+from faults.disk import Disk
 from faults.proxy import HOST, Proxy
 
 NAME = "faults"
@@ -33,14 +34,25 @@ def _end_with_parent() -> None:
 class Member:
     """One mongod with its proxy. `direct` is a client of it alone, past the proxy."""
 
-    def __init__(self, folder: Path, proxy: Proxy, port: int, options: tuple[str, ...], oplog_mb: int) -> None:
-        folder.mkdir(parents=True)
+    def __init__(
+        self,
+        folder: Path,
+        proxy: Proxy,
+        port: int,
+        options: tuple[str, ...],
+        oplog_mb: int,
+        disk: Disk | None,
+    ) -> None:
+        if disk is None:
+            folder.mkdir(parents=True)
         self.proxy, self.port = proxy, port
         self._command = [
+            *(disk.enter if disk else ()),
             *(str(find_mongod()), "--replSet", NAME, "--bind_ip", HOST, "--port", str(port), "--nounixsocket"),
             *("--dbpath", str(folder), "--logpath", str(folder / "mongod.log"), "--logappend", "--quiet"),
             *("--wiredTigerCacheSizeGB", "0.25", "--oplogSize", str(oplog_mb)),
             *("--setParameter", "enableTestCommands=1", "--setParameter", "diagnosticDataCollectionEnabled=false"),
+            *(("--syncdelay", "5") if disk else ()),  # it ends at a checkpoint if there is no room
             *options,
         ]
         self.process: subprocess.Popen[bytes] | None = None
@@ -94,16 +106,29 @@ class ReplicaSet:
     """The set. `uri` is for the daemon, `own_uri` for the rig's own clients.
 
     The one node of a set is named by its own port, and `uri` connects to its proxy directly: what the proxy does then
-    concerns the daemon alone. Three nodes, and everybody else, reach each other through the proxies.
+    concerns the daemon alone. Three nodes, and everybody else, reach each other through the proxies. With `disk_mb`
+    each node has a file system of so many MB.
     """
 
-    def __init__(self, folder: Path, nodes: int = 1, options: tuple[str, ...] = (), oplog_mb: int = 990) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        nodes: int = 1,
+        options: tuple[str, ...] = (),
+        oplog_mb: int = 990,
+        disk_mb: int | None = None,
+    ) -> None:
         self._stack = ExitStack()
+        self.disks: list[Disk] = []
         self.members: list[Member] = []
         for number in range(nodes):
             port = free_port()
             proxy = self._stack.enter_context(Proxy(port))
-            self.members.append(Member(folder / f"node{number}", proxy, port, options, oplog_mb))
+            place, disk = folder / f"node{number}", None
+            if disk_mb is not None:
+                disk = self._stack.enter_context(Disk(place, disk_mb))
+                self.disks.append(disk)
+            self.members.append(Member(place, proxy, port, options, oplog_mb, disk))
             self._stack.callback(self.members[-1].kill)
             self._stack.callback(self.members[-1].direct.close)
             self.members[-1].start()
@@ -144,7 +169,9 @@ class ReplicaSet:
         return found
 
     def heal(self) -> None:
-        """Every server runs, answers and is reached."""
+        """Every server has room, runs, answers and is reached."""
+        for disk in self.disks:
+            disk.free()
         for each in self.members:
             each.proxy.heal()
             if each.process is not None and each.running():

@@ -19,6 +19,11 @@ def digest(x: Any) -> str:
     return hashlib.sha256(repr(x).encode()).hexdigest()[:16]
 
 
+def large(x: Any) -> str:
+    """An output of 100 kB."""
+    return digest(x) * 6_250
+
+
 def fails_on_poison(xs: list[Any]) -> list[Any]:
     """A batched model that raises for the whole batch when one row is poison."""
     if any(x == "poison" for x in xs):

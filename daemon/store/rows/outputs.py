@@ -41,10 +41,11 @@ from daemon.store.rows.row_reader import keys as row_keys
 from daemon.store.rows.table_kind import TableKind, refusal
 from daemon.store.rows.transactions import Aborted, ConflictShare, Transactions, Update
 
-# Codes of errors that are not about the row: full disk, no right, failover, overload, another kind of collection (72,
-# 166). Every other error is about the row itself (a validator, 16 MB, a unique index), and a retry would not help.
+# Codes of errors that are not about the row: full disk (8, 14031), no right, failover, overload, another kind of
+# collection (72, 166). Every other error is about the row itself (a validator, 16 MB, a unique index), and a retry
+# would not help.
 WAITED_OUT: Final = frozenset(
-    {6, 7, 13, 18, 24, 46, 50, 64, 72, 89, 91, 112, 133, 134, 146, 166, 189, 202, 246, 262, 365}
+    {6, 7, 8, 13, 18, 24, 46, 50, 64, 72, 89, 91, 112, 133, 134, 146, 166, 189, 202, 246, 262, 365}
     | {8000, 9001, 10107, 11600, 11601, 11602, 13435, 13436, 14031}
 )
 ALL: Final = 1 << 62
