@@ -70,6 +70,9 @@ class Engine(Protocol):
         started.
         """
 
+    def succeed(self, place: str) -> None:
+        """Ends what an earlier daemon of this place has left running, and is that place's engine from now on."""
+
     async def close(self) -> None:
         """Ends the waiting starts and frees the engine's resources; running processes go on."""
 

@@ -8,6 +8,7 @@ not use them by accident and its children inherit none.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import itertools
 import json
@@ -23,7 +24,7 @@ from components.errors import MongoUnavailable, SignatureRefused
 from daemon.engine.family import MARK, end_family
 from daemon.health.report import ReportRefused
 
-__all__ = ["CHANNEL", "PARENT_GONE", "REQUEST", "Channel", "answer", "leave_with_parent"]
+__all__ = ["CHANNEL", "LEAVE_SECONDS", "PARENT_GONE", "REQUEST", "Channel", "answer", "leave_with_parent"]
 
 CHANNEL: Final = "_PREDICTD_CHANNEL"
 """The variable that names the descriptors for reports and for log lines: "7,8"."""
@@ -34,8 +35,12 @@ PARENT_GONE: Final = 70
 REQUEST: Final = b"?"
 """A line that begins with it is no report, but asks for a signature."""
 
+LEAVE_SECONDS: Final = 16
+"""So long a process may take to leave after its parent's end. The number is also a signal's that nothing sends."""
+
 ANSWER_SECONDS: Final = 30.0
 
+_PR_SET_PDEATHSIG: Final = 1
 _FIRST_NUMBER: Final = 100  # above the numbers that user code closes when it makes itself a daemon
 
 
@@ -53,7 +58,10 @@ class Channel:
 
     @classmethod
     def open(cls) -> Self:
-        """Takes the descriptors that the engine has left for this process. Called once, before any user code."""
+        """Takes the descriptors that the engine has left for this process, which is not to outlive the engine. Called
+        once, before any user code.
+        """
+        _end_after_parent()
         reports, log = (_moved(int(number)) for number in os.environ.pop(CHANNEL).split(","))
         return cls(reports, os.fdopen(log, "w", encoding="utf-8", errors="backslashreplace"))
 
@@ -134,6 +142,21 @@ def leave_with_parent(
             end_family(mark, os.getpid())
     finally:  # also if user code has damaged what is called here: nobody else would notice the parent's end
         os._exit(PARENT_GONE)
+
+
+def _end_after_parent() -> None:
+    """Makes the kernel end this process some seconds after the parent, if it has not left by itself.
+
+    No thread of Python can run while user code holds the interpreter, as a hopeless regular expression does for ever.
+    At the end of the parent (for the kernel: of the thread that runs the engine's event loop) the kernel sends a
+    signal. Its handler is the C library's `alarm`, which takes the number of the signal for seconds; the alarm ends the
+    process.
+    """
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+    libc.signal.restype = ctypes.c_void_p
+    libc.signal(LEAVE_SECONDS, ctypes.cast(libc.alarm, ctypes.c_void_p))
+    libc.prctl(_PR_SET_PDEATHSIG, LEAVE_SECONDS, 0, 0, 0)
 
 
 def _moved(number: int) -> int:

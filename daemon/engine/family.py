@@ -13,18 +13,19 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["MARK", "MARK_BYTES", "Orphans", "become_subreaper", "end_family", "new_mark"]
+__all__ = ["MARK", "MARK_BYTES", "Orphans", "become_subreaper", "end_family", "end_left_behind", "new_mark"]
 
 MARK: Final = "_PREDICTD_FAMILY"
 """The variable that holds the mark."""
 
 MARK_BYTES: Final = 32
+_PLACE_BYTES: Final = 12
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _ROUNDS: Final = 10  # a process may fork while it is looked for
@@ -39,9 +40,9 @@ class _Process:
     session: int
 
 
-def new_mark() -> str:
-    """A mark that no other process has."""
-    return secrets.token_hex(MARK_BYTES // 2)
+def new_mark(place: str = "") -> str:
+    """A mark that no other process has. It begins with the `place` (hexadecimal) of the daemon, if that has one."""
+    return (place[:_PLACE_BYTES] + secrets.token_hex(MARK_BYTES // 2))[:MARK_BYTES]
 
 
 def become_subreaper() -> None:
@@ -53,14 +54,28 @@ def end_family(mark: str, leader: int) -> set[int]:
     """Ends every process that has the mark or belongs to the leader's session, except the leader and this process.
     Returns the process ids.
     """
-    spared = {leader, os.getpid()}
+    return _end_all(lambda each: each.session == leader or _mark(each.pid) == mark, {leader, os.getpid()})
+
+
+def end_left_behind(place: str) -> set[int]:
+    """Ends every process that an earlier daemon of this place has left. Returns the process ids.
+
+    A process ends with its daemon; but one that is stopped (SIGSTOP), or was started by one that was killed with the
+    daemon, cannot.
+    """
+    return _end_all(lambda each: _mark(each.pid)[:_PLACE_BYTES] == place[:_PLACE_BYTES], {os.getpid()})
+
+
+def _end_all(belongs: Callable[[_Process], bool], spared: Collection[int]) -> set[int]:
     ended: set[int] = set()
     for _ in range(_ROUNDS):
-        found = [each.pid for each in _processes() if each.pid not in spared | ended and _belongs(each, mark, leader)]
+        found = [
+            each.pid for each in _processes() if each.pid not in ended and each.pid not in spared and belongs(each)
+        ]
         if not found:
             break
         for pid in found:
-            _end(pid, mark, leader)
+            _end(pid, belongs)
         ended |= set(found)
     return ended
 
@@ -83,7 +98,7 @@ class Orphans:
     def reap(self, leaders: Collection[int]) -> None:
         """Reaps the ended orphans; `leaders` are the processes that the engine waits for."""
         me, now = os.getpid(), time.monotonic()
-        all_ = {each.pid: each for each in _processes()}
+        all_ = {each.pid: each for each in _all()}
         zombies = {pid for pid, each in all_.items() if each.parent == me and each.state == "Z" and pid not in leaders}
         self._zombies = {pid: self._zombies.get(pid, now) for pid in zombies}
         for pid, since in self._zombies.items():
@@ -99,6 +114,13 @@ class Orphans:
 
 
 def _processes() -> Iterator[_Process]:
+    """All that have not ended."""
+    for each in _all():
+        if each.state not in "ZX":
+            yield each
+
+
+def _all() -> Iterator[_Process]:
     with os.scandir("/proc") as entries:
         pids = [int(entry.name) for entry in entries if entry.name.isdigit()]
     for pid in pids:
@@ -114,23 +136,22 @@ def _read(pid: int) -> _Process | None:
     return _Process(pid, state.decode(), int(parent), int(session))
 
 
-def _belongs(process: _Process, mark: str, leader: int) -> bool:
-    if process.state in "ZX":
-        return False
-    if process.session == leader:
-        return True
-    try:  # another user's process cannot be read
-        return f"{MARK}={mark}".encode() in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+def _mark(pid: int) -> str:
+    """The mark in its environment; empty if it has none, or is another user's, which cannot be read."""
+    try:
+        environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
-        return False
+        return ""
+    name = f"{MARK}=".encode()
+    return next((entry.removeprefix(name).decode(errors="replace") for entry in environ if entry.startswith(name)), "")
 
 
-def _end(pid: int, mark: str, leader: int) -> None:
+def _end(pid: int, belongs: Callable[[_Process], bool]) -> None:
     with suppress(OSError):
         descriptor = os.pidfd_open(pid)
         try:
             again = _read(pid)  # the pid may belong to another process by now
-            if again is not None and _belongs(again, mark, leader):
+            if again is not None and belongs(again):
                 signal.pidfd_send_signal(descriptor, signal.SIGKILL)
         finally:
             os.close(descriptor)

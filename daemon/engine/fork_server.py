@@ -43,16 +43,12 @@ from typing import Any, Final, NoReturn
 from daemon.engine.child import CHANNEL
 from daemon.engine.family import MARK
 
-__all__ = ["LEAVE_SECONDS", "MESSAGE_BYTES", "PADDING", "main"]
+__all__ = ["MESSAGE_BYTES", "PADDING", "main"]
 
 MESSAGE_BYTES: Final = 1024 * 1024
 PADDING: Final = "." * 200
-LEAVE_SECONDS: Final = 16
-"""So long a process may take to leave after the supervisor's end. The number is also a signal's that nothing sends."""
-
 _ENDS: Final = 5
 _ADOPTION_SECONDS: Final = 5.0
-_PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
 _ARG_START, _ARG_END, _ENV_START, _ENV_END = 45, 46, 47, 48  # fields of /proc/self/stat, counted from the state
 
@@ -160,7 +156,6 @@ def _settle(control: socket.socket, request: Mapping[str, Any], descriptors: Seq
                 os.close(int(path.name))
     for signal_number in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
         signal.signal(signal_number, signal.SIG_DFL)
-    _end_after(request["parent"])
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(request["environ"])
@@ -169,22 +164,6 @@ def _settle(control: socket.socket, request: Mapping[str, Any], descriptors: Seq
     _write_mark(request["mark"])
     _write_name(request["module"], request["name"])
     _seed()
-
-
-def _end_after(parent: int) -> None:
-    """Makes the kernel end this process some seconds after the supervisor, if it has not left by itself.
-
-    `leave_with_parent` cannot run while user code holds the interpreter, as a hopeless regular expression does for
-    ever. At the supervisor's end the kernel sends a signal. Its handler is the C library's `alarm`, which takes the
-    number of the signal for seconds; the alarm ends the process.
-    """
-    libc = ctypes.CDLL(None)
-    libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
-    libc.signal.restype = ctypes.c_void_p
-    libc.signal(LEAVE_SECONDS, ctypes.cast(libc.alarm, ctypes.c_void_p))
-    libc.prctl(_PR_SET_PDEATHSIG, LEAVE_SECONDS, 0, 0, 0)
-    if os.getppid() != parent:
-        raise RuntimeError("the supervisor has ended")
 
 
 def _seed() -> None:

@@ -31,7 +31,7 @@ import structlog
 from daemon.engine import WorkerProcess
 from daemon.engine.assignment import Assignment
 from daemon.engine.child import CHANNEL, answer
-from daemon.engine.family import MARK, Orphans, become_subreaper, end_family, new_mark
+from daemon.engine.family import MARK, Orphans, become_subreaper, end_family, end_left_behind, new_mark
 from daemon.engine.nursery import Forked, Nursery
 from daemon.engine.pipes import ChildEnds, Output, Pipes, Reports
 from daemon.engine.threads import variables
@@ -54,6 +54,7 @@ class LocalEngine:
     def __init__(self, without: Iterable[str] = (), nursery: Nursery | None = None) -> None:
         self._without = frozenset(without)
         self._nursery = nursery
+        self._place = ""
         self._running: dict[int, _LocalProcess[Any]] = {}
         self._orphans = Orphans()
         self._reaping: asyncio.TimerHandle | None = None
@@ -61,7 +62,7 @@ class LocalEngine:
     async def start(self, spec: Assignment[R], on_report: Callable[[], None]) -> WorkerProcess[R]:
         """See `daemon.engine.Engine`."""
         become_subreaper()
-        mark, pipes = new_mark(), Pipes.open()
+        mark, pipes = new_mark(self._place), Pipes.open()
         inherited = {name: value for name, value in os.environ.items() if name not in self._without}
         environ = {**variables(spec.threads), **inherited, MARK: mark}
         process: Forked | Executed | None = None
@@ -80,6 +81,12 @@ class LocalEngine:
         if self._reaping is None:
             self._reap_in(REAP_IDLE_SECONDS)
         return worker
+
+    def succeed(self, place: str) -> None:
+        """See `daemon.engine.Engine`."""
+        self._place = place
+        if left := end_left_behind(place):
+            log.warning("processes that an earlier daemon had left behind are ended", pids=sorted(left))
 
     async def close(self) -> None:
         """See `daemon.engine.Engine`."""

@@ -165,6 +165,8 @@ class StreamIntake:
         kept, at = self._kept
         if position is None or position is kept:
             return
+        if position.cluster_time < self._start.cluster_time:
+            return  # of the history that was lost: the stream could not be resumed there
         if self._worked or last or now - at >= KEEP_IDLE_SECONDS:
             self._worked = not all(feed.progress.idle() for feed in self._feeds)
             self._positions.save(position, self._subscription.hash)
@@ -226,7 +228,7 @@ class StreamIntake:
             case stream.HistoryLost(reason, fresh):
                 log.error("history lost: every row is scanned", reason=reason)
                 lost = self.pulse.moment((self._position() or self._start).cluster_time)
-                self._fresh(fresh, "the change stream's history was lost", lost)
+                self._start = self._fresh(fresh, "the change stream's history was lost", lost)
             case stream.Opened():
                 self._count_open()
             case stream.Interrupted(reason):

@@ -127,6 +127,7 @@ class Supervisor:
             StateDirectory(self._config.service.state_dir) as directory,
             signals.handled(self._stop, self._leave, lambda: self._spawn(self._reload_quietly())),
         ):
+            self._engine.succeed(directory.place())
             background = self._startup(directory, wait=wait, standby=standby)
             try:
                 await self._end

@@ -12,7 +12,7 @@ import psutil
 from harness.daemons import eventually
 from harness.trainings import Site
 
-from daemon.engine.fork_server import LEAVE_SECONDS
+from daemon.engine.child import LEAVE_SECONDS
 from faults.models import DEATHS
 from faults.soak_service import MODEL, oracles
 

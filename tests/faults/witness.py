@@ -12,7 +12,9 @@ from typing import Any
 
 import psutil
 from harness.trainings import Site
+from pymongo.collection import Collection
 from pymongo.errors import PyMongoError
+from pymongo.read_concern import ReadConcern
 
 from daemon.store import names
 from daemon.store.partition import shares
@@ -74,15 +76,19 @@ class Witness(threading.Thread):
             self._look_at_processes()
 
     def _look_at_what_rises(self) -> None:
-        for found in self._site.data[names.POSITIONS].find():
+        for found in self._durable(names.POSITIONS).find():
             self._rises(("position", found["_id"], "epoch"), found.get("epoch"))
             for number, share in enumerate(shares(found)):
                 self._rises(("position", found["_id"], number), share.get("cluster_time"))
-        for found in self._site.data[names.LEASES].find():
+        for found in self._durable(names.LEASES).find():
             self._rises(("lease", found["_id"], "epoch"), found.get("epoch"))
             self.epochs = max(self.epochs, found["epoch"])
-        for found in self._site.data[names.COMPONENTS].find({"generation": {"$exists": True}}, {"generation": 1}):
+        for found in self._durable(names.COMPONENTS).find({"generation": {"$exists": True}}, {"generation": 1}):
             self._rises(("component", found["_id"], "generation"), found["generation"])
+
+    def _durable(self, name: str) -> Collection[dict[str, Any]]:
+        """Read from it, nothing is seen that a mongod which is killed just now would lose."""
+        return self._site.data.get_collection(name, read_concern=ReadConcern("majority"))
 
     def _rises(self, name: Hashable, value: Any) -> None:
         highest = self._highest.get(name)

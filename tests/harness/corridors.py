@@ -27,7 +27,7 @@ from daemon.store.mongo_retry import MongoRetry
 from daemon.store.registry.registry import Registry
 from daemon.store.rows.dead_letters import DeadLetters
 from daemon.store.rows.outputs import Outputs
-from daemon.store.rows.positions import Positions
+from daemon.store.rows.positions import Position, Positions
 from daemon.store.rows.scans import Mark, Scans
 from harness.keys import KEY
 from harness.models import echo
@@ -156,6 +156,10 @@ class SteppedWorker:
         """Goes on until no row is dirty."""
         while any(self.dirty.depth().values()):
             self.write(self.read())
+
+    def lose_history(self, fresh: Position) -> None:
+        """The stream goes on from this point; what was before is lost."""
+        self.intake._handle(change_stream.HistoryLost("the test says so", fresh))
 
     def save(self) -> None:
         """Saves the position as the keeper would."""

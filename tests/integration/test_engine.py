@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import psutil
 import pytest
-from harness.daemons import PATIENCE, TESTS
+from harness.daemons import PATIENCE, TESTS, eventually
 from harness.programs import Program
 from structlog.testing import capture_logs
 
@@ -181,9 +184,6 @@ def test_children_end_with_a_process_whose_supervisor_is_gone() -> None:
     )
 
     async def scene(_: LocalEngine) -> None:
-        import subprocess
-        import sys
-
         supervisor = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=subprocess.PIPE)
         assert supervisor.stdout is not None
         pids = list(map(int, (await supervisor.stdout.readline()).split()))
@@ -193,6 +193,38 @@ def test_children_end_with_a_process_whose_supervisor_is_gone() -> None:
         await until(lambda: not any(map(alive, pids)))
 
     play(scene)
+
+
+def test_what_a_killed_supervisor_left_stopped_is_ended_by_its_successor_at_the_place() -> None:
+    """And not by a daemon of another place."""
+    program = (
+        "import asyncio, sys\n"
+        "from daemon.engine.local import LocalEngine\n"
+        "from harness.programs import Program\n"
+        "async def main():\n"
+        "    engine = LocalEngine()\n"
+        "    engine.succeed(sys.argv[1])\n"
+        "    process = await engine.start(Program('has_children'), lambda: None)\n"
+        "    while not process.report: await asyncio.sleep(0.02)\n"
+        "    print(process.pid, *process.report['children'], flush=True)\n"
+        "    await asyncio.sleep(600)\n"
+        "asyncio.run(main())\n"
+    )
+    here, elsewhere = (secrets.token_hex(16) for _ in range(2))
+    command, environ = [sys.executable, "-c", program, here], {**os.environ, "PYTHONPATH": str(TESTS)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environ) as supervisor:
+        assert supervisor.stdout is not None
+        pids = list(map(int, supervisor.stdout.readline().split()))
+        os.kill(pids[0], signal.SIGSTOP)
+        supervisor.kill()
+    try:
+        LocalEngine().succeed(elsewhere)
+        assert all(map(alive, pids))
+        LocalEngine().succeed(here)
+        eventually("they have ended", lambda: not any(map(alive, pids)))
+    finally:
+        for pid in filter(alive, pids):
+            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize(("users", "found"), [(None, "3"), ("7", "7")])

@@ -19,7 +19,7 @@ from harness.programs import Program
 from structlog.testing import capture_logs
 
 from daemon.engine import nursery as nurseries
-from daemon.engine.fork_server import LEAVE_SECONDS
+from daemon.engine.child import LEAVE_SECONDS
 from daemon.engine.local import LocalEngine
 from daemon.engine.nursery import Nursery
 
@@ -201,19 +201,20 @@ def test_a_nursery_that_is_killed_takes_nobody_along_and_is_replaced(play: Any) 
 
 
 SUPERVISOR = """
-import asyncio, os
+import asyncio, os, sys
 from harness.programs import Program
 from daemon.engine import nursery as nurseries
 from daemon.engine.local import LocalEngine
 
 async def main():
     nurseries.PROGRAMS = ("harness.programs",)
-    nursery = nurseries.Nursery(os.environ, torch=False)
-    nursery.open()
+    nursery = nurseries.Nursery(os.environ, torch=False) if sys.argv[1] == "fork" else None
+    if nursery:
+        nursery.open()
     process = await LocalEngine(nursery=nursery).start(Program("holds_the_interpreter"), lambda: None)
     while not process.report:
         await asyncio.sleep(0.02)
-    print("started", nursery.pid, process.pid, flush=True)
+    print("started", process.pid, *([nursery.pid] if nursery else []), flush=True)
     await asyncio.sleep(600)
 
 asyncio.run(main())
@@ -221,17 +222,18 @@ asyncio.run(main())
 
 
 @pytest.mark.slow
-def test_a_process_whose_code_holds_the_interpreter_ends_though_supervisor_and_nursery_were_killed() -> None:
+@pytest.mark.parametrize("way", ["fork", "exec"])
+def test_a_process_whose_code_holds_the_interpreter_ends_though_supervisor_and_nursery_were_killed(way: str) -> None:
     """No line of its Python code can run any more: the kernel ends it."""
-    environ = {**os.environ, "PYTHONPATH": str(TESTS)}
-    with subprocess.Popen([sys.executable, "-c", SUPERVISOR], stdout=subprocess.PIPE, text=True, env=environ) as ran:
+    environ, command = {**os.environ, "PYTHONPATH": str(TESTS)}, [sys.executable, "-c", SUPERVISOR, way]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as ran:
         assert ran.stdout is not None
         line = next(line for line in ran.stdout if line.startswith("started"))
-        nursery, pid = map(int, line.split()[1:])
+        pid, *nursery = map(int, line.split()[1:])
         process = psutil.Process(pid)
         try:
             assert process.ppid() == ran.pid
-            for each in (nursery, ran.pid):
+            for each in (*nursery, ran.pid):
                 os.kill(each, signal.SIGKILL)
             eventually("it has ended", lambda: not arguments(process), 3 * LEAVE_SECONDS)
         finally:

@@ -14,6 +14,8 @@ from harness.ways import WAYS, force
 from pymongo.database import Database
 
 from components.errors import Fenced
+from daemon.store import names
+from daemon.store.rows.positions import Position, cluster_time
 
 
 @pytest.fixture(params=WAYS, autouse=True)
@@ -182,6 +184,22 @@ def test_r10_the_position_moves_over_finished_events_only(rows: Any, database: A
     new.hear()
     new.finish()
     assert output(rows).get("value") == "f(A)"
+
+
+def test_r10_the_position_does_not_return_to_a_lost_history(rows: Any, database: Any) -> None:
+    """Rows that were heard before it was lost are finished afterwards; the stream could not be resumed at their
+    place.
+    """
+    worker = SteppedWorker(database, 1)
+    rows.insert_one({"_id": 1, "x": "A", "m": True})
+    worker.hear()
+    database["others"].insert_one({})
+    fresh = Position(cluster_time(database))
+    worker.lose_history(fresh)
+    worker.finish()
+    worker.save()
+    stored = database[names.POSITIONS].find_one({})
+    assert stored["cluster_time"] == fresh.cluster_time
 
 
 def test_r10b_a_replaced_leader_does_not_move_the_position(rows: Any, database: Any) -> None:
