@@ -19,7 +19,7 @@ from itertools import islice
 from threading import Lock
 from typing import Any, Final, Self
 
-from components import estimators, frames, object_state
+from components import accelerator, estimators, frames, object_state
 from components.awaited import awaited
 from components.datatypes import Datatype
 from components.errors import DeclarationError, OutputShapeError
@@ -179,6 +179,10 @@ class Model(ABC):
     def warm(self) -> None:
         """Do the work that would delay the first batch."""
         return
+
+    def broken(self) -> str | None:
+        """Return why no call of the model can succeed in this process any more; None if one may."""
+        return accelerator.lost()
 
     def in_training_mode(self) -> str | None:
         """Return the part of the model that is in training mode between two predictions; None if there is none."""

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch.nn.parameter import is_lazy
 
+from components import accelerator
 from components.awaited import awaited
 from components.errors import DeclarationError, WeightsError
 from components.key import Arguments
@@ -262,6 +263,11 @@ class TorchModule(Model):
         """Move the module to its device; this starts CUDA if the device needs it."""
         with self._turn:
             self._place()
+
+    def broken(self) -> str | None:
+        """See `Model`."""
+        on_cuda = self._device is not None and self._device.type == "cuda"
+        return accelerator.lost(self._device) if on_cuda else None
 
     def in_training_mode(self) -> str | None:
         """See `Model`."""

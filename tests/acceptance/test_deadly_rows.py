@@ -224,6 +224,20 @@ def test_a_row_may_kill_in_any_step(tmp_path: Path, mongo_uri: str, database: Da
 
 
 @pytest.mark.slow
+def test_a_row_that_breaks_the_accelerator_for_its_process_costs_itself(
+    tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]]
+) -> None:
+    """Every later call of the process would fail, with any row: a new process finds the one that does it."""
+    text = ONE.replace("harness.models:fails_until_mended", "harness.deadly_models:asserts")
+    with Site(tmp_path / "site", mongo_uri, database, text) as site:
+        site.start()
+        site.rows.insert_many([{"_id": n, "x": "assert" if n == 30 else f"x{n}"} for n in range(60)])
+        eventually("every row is judged", lambda: has_all(site, "rows", "m", 60), 120)
+        assert letters(site) == {30: "WorkerDied"}
+        assert site.rows.count_documents({"_outputs.m.value": {"$exists": True}}) == 59
+
+
+@pytest.mark.slow
 def test_a_worker_that_outgrows_its_memory_is_replaced_between_two_batches(
     tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

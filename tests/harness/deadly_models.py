@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from harness.models import digest
 
 _KEPT: list[bytes] = []
@@ -25,6 +27,19 @@ def deadly(x: Any) -> Any:
         os._exit(65)
     if x == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    return digest(x)
+
+
+def asserts(x: Any) -> Any:
+    """From the row "assert" on, each call fails, as CUDA's do after a failed assertion on the device."""
+
+    def refused(_: object = None) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered\nCompile with TORCH_USE_CUDA_DSA")
+
+    if x == "assert":
+        torch.cuda.is_initialized, torch.cuda.synchronize = lambda: True, refused  # type: ignore[assignment]
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        refused()
     return digest(x)
 
 

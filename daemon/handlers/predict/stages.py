@@ -16,6 +16,7 @@ from typing import Any, Final
 import bson
 from bson.timestamp import Timestamp
 
+from components.accelerator import AcceleratorLost
 from components.datatypes import Datatype
 from components.errors import DecodeError, OutputError, Retry
 from components.key import Key
@@ -221,11 +222,14 @@ def _input(row: Row, live: Live) -> Any:
 
 def predict(prepared: Prepared, out_of_memory: Callable[[int], None]) -> Predicted:
     """Runs the model, bisects a batch that fails, and makes the writes. Calls `out_of_memory(rows)` if a batch was too
-    large.
+    large. Raises AcceleratorLost.
     """
     judged, live = prepared.judged, prepared.judged.live
 
     def failed(error: BaseException, rows: int) -> None:
+        if (reason := live.model.broken()) is not None:
+            # It ends the worker. The next one predicts these rows alone, and finds the one that does this.
+            raise AcceleratorLost(reason) from error
         if rows > 1 and is_out_of_memory(error):
             out_of_memory(rows)
 
