@@ -81,7 +81,7 @@ def test_a_failed_assertion_on_the_device_costs_its_row_alone(
         served.start()
         served.rows.insert_many([{"_id": n, "x": "123456" if n == 30 else str(n)} for n in range(60)])
         eventually("every row is judged", lambda: judged(served.rows), 240)
-        letters = {each["row"]: each["error"]["type"] for each in served.data[names.DEAD_LETTERS].find()}
+        letters = {each["_id"]["row"]: each["error"]["type"] for each in served.data[names.DEAD_LETTERS].find()}
         assert letters == {30: "WorkerDied"}, served.log
         for row in served.rows.find({"_id": {"$ne": 30}}):
             assert row["_outputs"]["m"]["value"] == row["_id"]
