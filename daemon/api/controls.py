@@ -126,7 +126,7 @@ class Controls(ABC):
 
     def dead_letters(self, listener: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
         """The rows that cannot be predicted, oldest first: of each `listener`, `table`, `row` (its `_id`), `error`,
-        `traceback`, `attempts`, `first_at` and `last_at`.
+        `traceback`, `attempts`, `first_at` and `last_at`. Raises NotApplied if there is no such listener.
         """
         found = self._letters(listener, limit)
         return [
@@ -168,7 +168,9 @@ class Controls(ABC):
         at = self._open()
         query = {} if listener is None else {"_id.listener": listener}
         with reaching():
-            found = dead_letters.listed(at.database, at.service, query, limit)
+            found = list(dead_letters.listed(at.database, at.service, query, limit))
+            if not found and listener is not None:
+                at.registry().expect(["listener"], listener)
             return [letter for letter in found if "row" in letter["_id"]]
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar, get_args
 
 from components.datatypes import Datatype, datatype
 from components.errors import DeclarationError, NotApplied, PredictdError
@@ -29,7 +29,7 @@ from daemon.api.table import TableHandle
 from daemon.api.versions import VersionList
 from daemon.store.connection import reaching
 from daemon.store.registry.versions import Versions
-from daemon.store.service.jobs import Jobs
+from daemon.store.service.jobs import Jobs, JobState, Kind
 
 __all__ = ["Datalayer", "connect"]
 
@@ -172,13 +172,21 @@ class Datalayer(Controls):
         limit: int = 100,
     ) -> list[dict[str, Any]]:
         """The newest jobs, newest first, without their logs; of one model, kind ("train", "validate"), target or state,
-        if given.
+        if given. Raises NotApplied or DeclarationError if there is no such thing.
         """
         at = self._open()
+        for name, given, words in (("kind", kind, get_args(Kind)), ("state", state, get_args(JobState))):
+            if given is not None and given not in words:
+                raise DeclarationError(f"there is no {name} {given!r} of jobs; there is {', '.join(words)}")
         wanted = {"model": model, "kind": kind, "target": target, "state": state}
         matching = {name: value for name, value in wanted.items() if value is not None}
         with reaching():
-            return [job.document() for job in Jobs(at.database, at.service).listed(limit, **matching)]
+            found = Jobs(at.database, at.service).listed(limit, **matching)
+            if not found and model is not None:
+                at.registry().expect(["model"], model)
+            if not found and target is not None:
+                at.registry().expect(["model", "validation"], target)
+            return [job.document() for job in found]
 
     def logs(self, job: str) -> list[str]:
         """The last 200 lines of a job's log, with everything the user's code printed; `job` is its id, or the end of

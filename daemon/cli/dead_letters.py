@@ -28,8 +28,8 @@ Every = Annotated[bool, typer.Option("--all", help="All of them (with --listener
 def listed(config: ConfigFile = None, listener: ListenerName = None, limit: int = 100, json: Json = False) -> None:
     """The dead letters with their reasons, oldest first."""
     with place(config) as here:
-        query = {"_id.listener": listener} if listener else {}
-        letters = [_for_json(each, cut=True) if json else each for each in _letters(here, query, limit)]
+        found = _of(here, listener, limit)
+        letters = [_for_json(each, cut=True) if json else each for each in found]
         show(letters, screens.letters, json=json)
 
 
@@ -78,7 +78,7 @@ def _chosen(here: Place, rows: list[str], *, every: bool, listener: str | None) 
     if every == bool(rows):
         raise typer.BadParameter("name rows as LISTENER/ID, or say --all", param_hint="ROWS")
     if every:
-        yield from _letters(here, {"_id.listener": listener} if listener else {})
+        yield from _of(here, listener)
         return
     for row in rows:
         name, _, identifier = row.partition("/")
@@ -87,6 +87,14 @@ def _chosen(here: Place, rows: list[str], *, every: bool, listener: str | None) 
         if found is None:
             raise PredictdError(f"there is no dead letter {row!r}; `predictd dead-letters list` shows all of them")
         yield found
+
+
+def _of(here: Place, listener: str | None, limit: int = 0) -> list[dict[str, Any]]:
+    """The letters of the listener (None: of all). Raises NotApplied if there is no such listener."""
+    found = _letters(here, {"_id.listener": listener} if listener else {}, limit)
+    if not found and listener is not None:
+        here.registry().expect(["listener"], listener)
+    return found
 
 
 def _letters(here: Place, query: dict[str, Any], limit: int = 0) -> list[dict[str, Any]]:

@@ -44,6 +44,8 @@ def listed(
     with place(config) as here:
         matching = {"model": model, "state": state}
         found = _jobs(here).listed(limit, **{name: value for name, value in matching.items() if value is not None})
+        if not found and model is not None:
+            here.registry().expect(["model"], model)
         show(found, screens.jobs, json=json)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -480,6 +481,28 @@ def test_a_model_without_versions_has_nothing_to_plot(mnist: Datalayer) -> None:
 def test_jobs_are_listed(mnist: Datalayer) -> None:
     assert mnist.jobs() == []
     assert mnist.jobs(kind="train", state="failed") == []
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda db: db.jobs(kind="trian"), "there is no kind 'trian' of jobs; there is train, validate"),
+        (lambda db: db.jobs(state="finished"), "there is no state 'finished' of jobs; there is queued"),
+        (lambda db: db.jobs(model="pluss"), "there is no model 'pluss'; did you mean 'plus'?"),
+        (lambda db: db.jobs(target="nothing"), "there is no model 'nothing'"),
+        (lambda db: db.versions("pluss"), "did you mean 'plus'?"),
+        (lambda db: db.dead_letters("digits"), "there is no listener 'digits'; did you mean 'digit'?"),
+        (lambda db: db.retry("digits"), "did you mean 'digit'?"),
+        (lambda db: db.discard("digits"), "did you mean 'digit'?"),
+    ],
+)
+def test_what_is_spelled_wrong_is_told_and_no_empty_list(mnist: Datalayer, ask: Any, said: str) -> None:
+    """Of something that is there and has nothing, the list is empty."""
+    mnist.apply(ObjectModel("plus", lambda x: x + 1), wait=False)
+    mnist.apply(Listener("digit", table="mnist", key="img", model="plus"), wait=False)
+    with pytest.raises(PredictdError, match=re.escape(said)):
+        ask(mnist)
+    assert mnist.jobs(model="plus", kind="train") == mnist.dead_letters("digit") == []
 
 
 def test_a_listener_on_a_view_is_refused(db: Datalayer, database: Database[dict[str, Any]]) -> None:

@@ -297,8 +297,9 @@ def test_jobs_are_listed_shown_and_cancelled(place: Place) -> None:
     assert "every 10 min" in told[2]
     assert "failed: ValueError: no\\x1b[31m good" in told[2]
     assert [job["_id"] for job in place.tells("jobs", "--state", "failed")] == [scheduled]
-    assert place.tells("jobs", "--model", "other") == []
-    assert place.runs("jobs", "--model", "other") == "no jobs; `predictd train MODEL` asks for one\n"
+    assert "there is no model 'other'" in place.runs("jobs", "--model", "other", code=1)
+    assert place.tells("jobs", "--state", "done") == []
+    assert place.runs("jobs", "--state", "done") == "no jobs; `predictd train MODEL` asks for one\n"
 
     shown = place.runs("jobs", "show", "validate/exam/every/1")
     assert "line\\x1b[2J 7" in shown
