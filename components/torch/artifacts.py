@@ -173,11 +173,18 @@ def archived(obj: Any) -> tuple[Any, ...] | None:
     """Return the reduced form of a TorchScript module, an archive in evaluation mode; None for any other object."""
     if not isinstance(obj, torch.jit.ScriptModule):
         return None
+    data = _archive(deepcopy(obj).eval())
+    if any(tensor.device.type != "cpu" for tensor in obj.state_dict().values()):
+        data = _archive(_of_archive(data))  # the same as before it was moved to a GPU
+    return _of_archive, (data,)
+
+
+def _archive(module: torch.jit.ScriptModule) -> bytes:
     file = BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch recommends other formats
-        torch.jit.save(deepcopy(obj).eval(), file)
-    return _of_archive, (file.getvalue(),)
+        torch.jit.save(module, file)
+    return file.getvalue()
 
 
 def _of_archive(data: bytes) -> Any:

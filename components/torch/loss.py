@@ -66,7 +66,7 @@ class Loss:
         model = self._model
         with blamed(f"{where}: the model", batch, batch.input):
             output = batches.call(self._forward, batches.moved(batch.input, model.inward))
-        target = batches.moved(batch.target, lambda tensor: tensor.to(model.device, non_blocking=True))
+        target = batches.moved(batch.target, model.beside)
         with blamed(f"{where}: the objective", batch, (output, target)):
             loss = self._objective(output, target)
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:

@@ -78,6 +78,7 @@ class TorchModule(Model):
         # Now, not when it is moved to its device: the weights' hash must not depend on whether a batch has run.
         self.object = object if self.dtype is None else object.to(self.dtype)
         self._device: torch.device | None = None
+        self._placed = False
         self._in_training = False
         self._frozen: frozenset[torch.nn.Module] = frozenset()  # the parts that a training step leaves as they are
         self._forward_gradients, self._postprocess_gradients = Gradients(), Gradients()
@@ -319,6 +320,11 @@ class TorchModule(Model):
             )
         return tensor.to(self.device, dtype, non_blocking=True)
 
+    def beside(self, target: torch.Tensor) -> torch.Tensor:
+        """Return a target on the model's device, in double precision if the weights are: some losses want one dtype."""
+        double = target.is_floating_point() and self._weights_dtype() is torch.float64
+        return target.to(self.device, torch.float64 if double else None, non_blocking=True)
+
     def _weights_dtype(self) -> torch.dtype | None:
         """Return the dtype of all floating-point parameters; None if there is none, or more than one."""
         if self.dtype is not None:
@@ -332,10 +338,11 @@ class TorchModule(Model):
         return self._casts[first.dtype]
 
     def _place(self, *, training: bool = False) -> None:
-        if self._device is None:
+        if not self._placed:
             # Weights that are moved in inference mode cannot be trained.
             with torch.inference_mode(mode=False):
                 self.object.to(self.device)
+            self._placed = True
         # Not the root's flag alone: a part may have been trained or evaluated before it got this root.
         if self._modules is None:  # walking them takes longer than a small model's forward
             self._modules = tuple(self.object.modules())
