@@ -48,6 +48,26 @@ def test_a_model_is_built_and_called_in_one_thread(place: Workplace) -> None:
         eventually("every row has its output", lambda name=listener: outputs(place, name) == expected)
 
 
+def test_rows_one_by_one_and_many_at_once(place: Workplace) -> None:
+    """A row that comes alone goes all the way in the reading thread, many go from stage to stage; the model sees no
+    other thread, and no row is left behind when one way follows the other.
+    """
+    place.declare(
+        declared(object=f"{CODE}:Connected", preprocess=f"{CODE}:before", postprocess=f"{CODE}:after", batched=True)
+    )
+    place.run()
+    expected: dict[int, Any] = {}
+    for n in range(5):
+        place.rows.insert_one({"_id": n, "x": "a" * n})
+        expected[n] = n
+        if n % 2:
+            eventually("the lone row has its output", lambda: outputs(place, LISTENER) == expected)
+        place.rows.insert_many({"_id": 100 * (n + 1) + m, "x": "a" * m if m else "bad"} for m in range(50))
+        expected.update({100 * (n + 1) + m: m or "ValueError" for m in range(50)})
+    for listener in (LISTENER, "second"):
+        eventually("every row has its output", lambda name=listener: outputs(place, name) == expected)
+
+
 def test_async_functions_are_awaited(place: Workplace) -> None:
     """Each always in the same event loop; in a program whose loop runs already too."""
     place.declare(
@@ -75,7 +95,8 @@ def test_a_setting_that_a_model_leaves_in_torch_is_put_back(place: Workplace) ->
     """Its neighbour in the same process is not rounded; the log names the model, once."""
     listener = {"table": TABLE, "key": "x", "where": {}, "worker": WORKER}
     models = {"f": {"object": f"{CODE}:leaky"}, "g": {"object": f"{CODE}:third"}}
-    listeners = {LISTENER: {**listener, "model": "f"}, "second": {**listener, "model": "g"}}
+    before_100 = {**listener, "model": "f", "where": {"_id": {"$lt": 100}}}  # what runs at the same moment is rounded
+    listeners = {LISTENER: before_100, "second": {**listener, "model": "g"}}
     place.declare(declarations({TABLE: {"x": "str"}}, models, listeners))
     worker = place.run()
     for n in range(1, 10):

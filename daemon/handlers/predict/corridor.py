@@ -8,7 +8,7 @@
 1. *Events are dirty keys.* The stream and the scan only name rows. A row that is named ten times waits once, and one
    that a batch holds waits until that batch is written.
 2. *Batches are drained, not timed.* `read` takes the waiting keys, up to a cap, so batches grow while the model is
-   busy. There is no timer and no polling.
+   busy. There is no timer and no polling. A few rows that find the corridor empty go all the way in one thread.
 3. *Rows are read once per batch, at a snapshot*. It is not older than the newest event of the batch (R3a), nor than
    this corridor's own newest acknowledged write. The reply's cluster time V is the version of everything in the batch.
 4. *Every judged row is written, and each write compares and sets*: it names the output's `asof` that the snapshot saw.
@@ -50,6 +50,11 @@ log = structlog.get_logger(__name__)
 
 WAITING_BATCHES: Final = 1  # between two stages: enough that a stage always finds the next batch ready
 BATCHES_HELD: Final = 4 + 3 * WAITING_BATCHES  # at most, in the four stages and the three queues between them
+LONE_ROWS: Final = 4
+"""So few rows, if nothing else waits or is in the corridor, go all the way in the reading thread: another thread takes
+longer to wake than most steps take.
+"""
+
 ROOM: Final = 8
 """The decoded and preprocessed inputs of a batch may take so many times the byte limit of its rows."""
 
@@ -298,8 +303,12 @@ class CorridorThreads:
             if batch.keys:
                 self._emptied(batch)
                 judged = self._timed("read", corridor.read, batch)
+                straight = not self._inside and len(batch.keys) <= LONE_ROWS and not any(dirty.depth().values())
                 self._passed(1)
-                self._judged.put(judged)
+                if straight:
+                    self._through(judged)
+                else:
+                    self._judged.put(judged)
                 self._emptied(batch)
         self._judged.put(None)
 
@@ -314,13 +323,21 @@ class CorridorThreads:
         self._predicted.put(None)
 
     def write(self) -> None:
-        triage = self._corridor.triage
         while (predicted := self._predicted.get()) is not None:
-            judged = predicted.judged
-            alone = judged.batch.purpose == "alone" and len(judged.rows) == 1
-            with triage.suspects.working("write", judged.rows, judged.live.generation, alone=alone):
-                self._timed("write", self._corridor.write, predicted)
-            self._passed(-1)
+            self._written(predicted)
+
+    def _through(self, judged: Judged) -> None:
+        """Takes a batch through the other steps in this thread: they are idle, and nothing waits behind it."""
+        prepared = self._timed("prepare", self._corridor.prepare, judged)
+        self._written(self._timed("predict", self._corridor.predict, prepared))
+
+    def _written(self, predicted: Predicted) -> None:
+        judged = predicted.judged
+        alone = judged.batch.purpose == "alone" and len(judged.rows) == 1
+        suspects = self._corridor.triage.suspects
+        with suspects.working("write", judged.rows, judged.live.generation, alone=alone):
+            self._timed("write", self._corridor.write, predicted)
+        self._passed(-1)
 
     def _passed(self, batches: int) -> None:
         with self._moved:
