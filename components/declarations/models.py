@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, PlainValidator, ValidationInfo, fiel
 from components.datatypes import datatype
 from components.declarations.schema import PATH, Code, Declaration, Duration, Filter, KeyShape, absent, usual
 from components.errors import DeclarationError
+from components.home import resolved
 from components.key import Key
 from components.names import check_field
 
@@ -129,7 +130,7 @@ class ModelDeclaration(Declaration):
     def _from_the_file(cls, value: str | None, info: ValidationInfo) -> str | None:
         """Resolve from the folder of service.toml."""
         root: Path | None = (info.context or {}).get("root")
-        return str((root / Path(value).expanduser()).absolute()) if root is not None and value else value
+        return str(resolved(value, root)) if root is not None and value else value
 
     @property
     def begins_trained(self) -> bool:

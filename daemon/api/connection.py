@@ -24,6 +24,7 @@ from components.errors import (
     PredictdError,
     SignatureRefused,
 )
+from components.home import resolved
 from components.signing_key import SigningKey
 from daemon.api import embedded_daemon as child
 from daemon.config import keyring_folder
@@ -181,9 +182,9 @@ def open_connection(
     signing_key_file: str | Path | None,
 ) -> Connection:
     """See `connect`."""
-    key_file = None if signing_key_file is None else Path(signing_key_file).expanduser().absolute()
+    key_file = None if signing_key_file is None else _path(signing_key_file, "signing_key_file")
     if target == "embedded":
-        return _embedded(Path(folder or ".predictd").expanduser(), service, database, key_file)
+        return _embedded(_path(folder or ".predictd", "folder"), service, database, key_file)
     if not isinstance(target, str) or not target.startswith(("mongodb://", "mongodb+srv://")):
         shown = masked(target) if isinstance(target, str) else type(target).__name__
         raise DeclarationError(
@@ -194,6 +195,13 @@ def open_connection(
             'connect: folder= is where connect("embedded") keeps its data; with a URI it has no meaning'
         )
     return _remote(target, service, database, key_file)
+
+
+def _path(value: object, name: str) -> Path:
+    try:
+        return resolved(str(value) if isinstance(value, Path) else value, Path())
+    except ValueError:
+        raise DeclarationError(f"connect: {name}: expected a path, got {value!r}") from None
 
 
 def _embedded(folder: Path, service: str | None, database: str | None, key_file: Path | None) -> Connection:

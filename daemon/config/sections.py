@@ -29,6 +29,7 @@ from components.declarations import (
 )
 from components.declarations.schema import Duration
 from components.errors import ConfigurationError, DeclarationError, Problem
+from components.home import resolved
 from components.images import FORMATS
 from daemon.config.values import Database, FileName, Host, Listen, Module, Uri, is_loopback
 
@@ -71,9 +72,7 @@ class ServiceConfig(Declaration):
         if isinstance(value, Path):  # the default: no key in the file
             given = context.get("environ", {}).get("STATE_DIRECTORY", "").split(":")[0]
             return root / (given or value)
-        if not isinstance(value, str) or not value or "\0" in value:
-            raise ValueError("")
-        return (root / Path(value).expanduser()).absolute()
+        return resolved(value, root)
 
     def model_post_init(self, context: Any, /) -> None:
         """Store the folder of service.toml, from which import paths resolve."""

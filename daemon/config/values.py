@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationInfo
 
+from components.home import resolved
+
 _HOST = re.compile(r"\[[0-9A-Fa-f:.]+\]|[0-9A-Fa-f]*:[0-9A-Fa-f:.]+|[A-Za-z0-9_.-]+")
 _LOOPBACK = re.compile(r"127(\.\d{1,3}){3}|::1|localhost")
 _LISTEN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):(\d{1,5})")
@@ -20,10 +22,7 @@ _LISTEN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):(\d{1,5})")
 
 def relative_path(value: Any, info: ValidationInfo) -> Any:
     """Resolve a file's name from the folder of service.toml."""
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise ValueError("")
-    root: Path = (info.context or {}).get("root") or Path.cwd()
-    return (root / Path(value).expanduser()).absolute()
+    return resolved(value, (info.context or {}).get("root") or Path.cwd())
 
 
 def uri(value: Any) -> Any:

@@ -316,7 +316,7 @@ def test_a_validation_adds_to_the_history_of_the_live_version(play: Any) -> None
         job = await stage.end(str(identifier))
         assert job["state"] == "done", job["error"]
         assert job["result"]["version"] == 1
-        assert job["result"]["metrics"]["v/threads"] == job["threads"] == 1
+        assert job["result"]["metrics"]["v/threads"] == job["threads"]
         assert job["result"]["metrics"]["v/niceness"] >= 10
         assert job["progress"] == {"step": 20, "total": 20}
         (entry,) = stage.live.validations

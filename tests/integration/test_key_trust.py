@@ -194,6 +194,13 @@ def test_a_path_that_the_database_tells_is_not_even_looked_at(
         refuses_all(db, canary, r"no daemon of this user has noted it.*signing_key_file=")
 
 
+@pytest.mark.parametrize("path", ["~nobody-of-this-name/key", "a\0b", b"key", 5])
+@pytest.mark.parametrize("name", ["signing_key_file", "folder"])
+def test_a_path_that_is_none_is_told(name: str, path: Any) -> None:
+    with pytest.raises(DeclarationError, match=f"connect: {name}: expected a path, got "):
+        connect("embedded", **{name: path})
+
+
 @pytest.mark.parametrize(
     "instance", ["../../x", "/x", "..", ".", "", "x", "a" * 31, "a" * 33, "A" * 32, "a" * 32 + "\n", "\uff11" * 32]
 )

@@ -88,6 +88,16 @@ BAD = {
         "service.name",
         ['"9 lives"', "not beginning with a digit"],
     ),
+    "the home of nobody": (
+        changed("[mongo]", 'state_dir = "~nobody-of-this-name/x"\n[mongo]'),
+        "service.state_dir",
+        ["there is no such home on this machine", "a folder"],
+    ),
+    "a key in the home of nobody": (
+        changed("[tables.mnist]", 'signing_key_file = "~nobody-of-this-name/key"\n[tables.mnist]'),
+        "security.signing_key_file",
+        ["there is no such home on this machine"],
+    ),
     "an empty state_dir": (changed("[mongo]", 'state_dir = ""\n[mongo]'), "service.state_dir", ["a folder"]),
     "a foreign uri": (
         changed('"embedded"', '"postgres://h/"'),
