@@ -31,6 +31,7 @@ from daemon.health.readiness import Role
 from daemon.logs.text import masked
 from daemon.store.connection import Client, Data, check, end_left_transactions, end_sessions, open_client, reaching
 from daemon.store.service.leases import TTL_SECONDS, AnotherDaemon, Holder, Lease
+from daemon.store.service.searches import SearchRequests
 from daemon.supervisor.timed_wait import timed_wait
 
 __all__ = ["Leadership", "in_thread"]
@@ -260,8 +261,9 @@ class Leadership:
     async def _renew(self, epoch: int) -> None:
         def renew(data: Data) -> None:
             self._lease(data).renew(epoch)
-            with suppress(PyMongoError):  # the server ends them, later
+            with suppress(PyMongoError):  # at the next renewal, then
                 end_left_transactions(data.client)
+                SearchRequests(data, self._config.service.name, "leader").give_up()
 
         await self.call(renew)
 

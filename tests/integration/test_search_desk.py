@@ -16,6 +16,7 @@ from pymongo.database import Database
 from components.datatypes import datatype
 from components.raw_value import RawValue, document
 from daemon.store import names
+from daemon.store.service.searches import SearchRequests
 
 KIND = datatype("vector[4]")
 
@@ -139,6 +140,25 @@ def test_what_a_dead_process_was_computing_has_failed(place: Workplace) -> None:
     answer = answered(place, lost)
     assert (answer["state"], answer["error"]) == ("failed", "the process that computed it ended; ask again")
     assert (place.database[names.SEARCHES].find_one({"_id": neighbours}) or {})["state"] == "running"
+
+
+def test_what_no_worker_answers_has_failed_after_a_while(place: Workplace) -> None:
+    """As of a listener that is paused, or whose worker cannot start; not what is being computed, nor another's."""
+    waits, computed = asked(place, index="embed", like={"x": 1.0}), asked(place, index="embed", state="running", by="w")
+    others = place.database[names.SEARCHES].insert_one({"service": "other", "index": "embed"}).inserted_id
+    leader = SearchRequests(place.database, SERVICE, "leader")
+    leader.give_up()
+    assert "state" not in (place.database[names.SEARCHES].find_one({"_id": waits}) or {})
+
+    def late() -> bool:
+        leader.give_up(0.2)
+        return "state" in (place.database[names.SEARCHES].find_one({"_id": waits}) or {})
+
+    eventually("it is given up", late)
+    answer = answered(place, waits)
+    assert (answer["state"], answer["error"][:33]) == ("failed", "no worker has answered for 0.2 s;")
+    assert (place.database[names.SEARCHES].find_one({"_id": computed}) or {})["state"] == "running"
+    assert "seen_at" not in (place.database[names.SEARCHES].find_one({"_id": others}) or {})
 
 
 def test_an_answer_is_of_one_version(place: Workplace) -> None:

@@ -293,6 +293,13 @@ def test_a_second_daemon_stands_by_and_takes_over(folder: Path, start: Start, tm
         assert second.starts("one")[-1][0] == 2
 
 
+def test_the_leader_sees_a_search_that_no_worker_answers(folder: Path, start: Start, database: Any) -> None:
+    """From then on the search does not wait for ever (`SearchRequests.give_up`)."""
+    start(folder).until_ready()
+    asked = database[names.SEARCHES].insert_one({"service": "mnist", "index": "none", "like": [1.0]}).inserted_id
+    eventually("it is seen", lambda: "seen_at" in database[names.SEARCHES].find_one({"_id": asked}))
+
+
 def test_a_daemon_that_must_not_stand_by_leaves(folder: Path, start: Start, tmp_path: Path) -> None:
     """Exit code 75, and it says who is active."""
     other = tmp_path / "other"

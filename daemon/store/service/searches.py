@@ -4,8 +4,8 @@
                         {..., state: "done", found: [{_id, score}], ...}  as it is answered
 
 `like` is a document with the fields that the index's listener reads, or a vector. The worker that runs the listener
-answers, each request once: one that was being computed when its process ended has failed. A TTL index removes them
-later.
+answers, each request once: one that was being computed when its process ended has failed. If no worker answers, as
+none of a paused or failed listener does, the leader does so after a minute. A TTL index removes them later.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from pymongo.database import Database
 from components.raw_value import RAW, equals, fields, readable
 from daemon.store import names
 
-__all__ = ["KEEP_SECONDS", "SearchRequests"]
+__all__ = ["KEEP_SECONDS", "PATIENCE_SECONDS", "SearchRequests"]
 
 KEEP_SECONDS: Final = 3600
 """How long an answer stays."""
+
+PATIENCE_SECONDS: Final = 60
+"""How long a request waits for a worker, by the server's clock."""
 
 
 class SearchRequests:
@@ -45,6 +48,15 @@ class SearchRequests:
     def waiting(self) -> bool:
         """Whether there is a request that nobody has claimed."""
         return self._collection.count_documents(self._new, limit=1) > 0
+
+    def give_up(self, seconds: float = PATIENCE_SECONDS) -> None:
+        """Answers those that have waited for so long since a leader saw them first."""
+        error = f"no worker has answered for {seconds:g} s; `predictd status` tells whether its listener is served"
+        seen = {"$currentDate": {"seen_at": True}}
+        self._collection.update_many({**self._new, "seen_at": {"$exists": False}}, seen)
+        late = {"$lt": ["$seen_at", {"$subtract": ["$$NOW", seconds * 1000]}]}
+        failed = {"$set": {"state": "failed", "error": error, "answered_at": "$$NOW"}}
+        self._collection.update_many({**self._new, "$expr": late}, [failed])
 
     def next(self, mine: Collection[str], known: Collection[str]) -> Mapping[str, Any] | None:
         """A request for one of the indexes `mine`, or for one that is not among those that are `known`, claimed for the
