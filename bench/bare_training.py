@@ -80,7 +80,7 @@ def train(client: MongoClient[dict[str, Any]], order: Order) -> tuple[float, flo
     while step < order.iterations:
         for x, y in loader:
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(x), y).backward()
+            torch.nn.functional.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             step += 1
             if step % order.validation_interval == 0:

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -61,6 +62,10 @@ def counts(board: StatusBoard) -> dict[str, int]:
     return {name: int(status.listeners()["digit"].rows.get(name, 0)) for name in COUNTED}
 
 
+def _predicted(board: StatusBoard, rows: int) -> bool:
+    return counts(board)["predicted"] >= rows
+
+
 def measured(rows: int, rounds: int) -> list[dict[str, dict[str, float]]]:
     """The figures of each round, by the table that the clients update."""
     images = [png(image) for image, _ in digits(min(rows, 5000))]
@@ -91,7 +96,7 @@ def measured(rows: int, rounds: int) -> list[dict[str, dict[str, float]]]:
                     each.terminate()
                 updates = sum(json.loads(each.communicate()[0]) for each in clients)
                 most = before["predicted"] + rows
-                daemon.until("the worker's report", lambda most=most: counts(board)["predicted"] >= most, 60.0)
+                daemon.until("the worker's report", partial(_predicted, board, most), 60.0)
                 time.sleep(2)
                 after = counts(board)
                 counted = {name: float(after[name] - before[name]) for name in COUNTED}

@@ -42,17 +42,22 @@ ROWS, BATCH = 2048, 256
 WAYS = ("nothing", "bulk", "with guards", "predictd")
 
 
+def _ends_with_input(ended: threading.Event) -> None:
+    sys.stdin.read()
+    ended.set()
+
+
 def write(uri: str, way: str) -> None:
     """Writes outputs in this way until standard input ends, and prints how many rows landed and missed a second."""
     outputs.FEW = 1_000_000 if way == "bulk" else outputs.FEW  # type: ignore[misc]
     if way == "with guards":
-        Transactions.at = _aborted  # type: ignore[method-assign]
+        Transactions.at = _aborted  # type: ignore[assignment,method-assign]
     database = open_database(make_client(uri, "bench", retryWrites=False), "bench")
     mine, ended = outputs.Outputs(database["rows"], "L", ("x",), {}), threading.Event()
     subscription = Subscription("bench", ("rows",), dropped=mine.sessions)
     stream = watch(database, subscription, Position(cluster_time(database)), ended)
     threading.Thread(target=lambda: deque(stream, 0), daemon=True).start()  # a worker's, and it costs the server
-    threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
+    threading.Thread(target=_ends_with_input, args=(ended,), daemon=True).start()
     print("started", flush=True)
     landed, began, number = 0, time.monotonic(), 0
     while not ended.is_set():

@@ -57,7 +57,10 @@ def main() -> None:
 def run(order: Order, client: MongoClient[dict[str, Any]], model: torch.nn.Module) -> None:
     """The loop itself."""
     collection = client[order.database][order.collection]
-    inserts = [{"$match": {"operationType": "insert"}}, {"$project": {"fullDocument.img": 1, "documentKey": 1}}]
+    inserts: list[dict[str, Any]] = [
+        {"$match": {"operationType": "insert"}},
+        {"$project": {"fullDocument.img": 1, "documentKey": 1}},
+    ]
     with collection.watch(inserts, max_await_time_ms=order.await_ms) as stream, torch.inference_mode():
         print("ready", flush=True)
         while True:
@@ -66,7 +69,7 @@ def run(order: Order, client: MongoClient[dict[str, Any]], model: torch.nn.Modul
                 events.append(event)
             if not events:
                 continue
-            images = [Image.open(BytesIO(event["fullDocument"]["img"])) for event in events]
+            images: list[Image.Image] = [Image.open(BytesIO(event["fullDocument"]["img"])) for event in events]
             batch = preprocess_batch(images) if order.batched else torch.stack([preprocess(image) for image in images])
             collection.bulk_write(
                 [

@@ -29,6 +29,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -235,7 +236,7 @@ class Stream:
             time.sleep(max(0.0, due - time.perf_counter()))
 
     def _watch(self) -> None:
-        pipeline = [
+        pipeline: list[dict[str, Any]] = [
             {"$match": {"operationType": "update"}},
             {"$project": {"documentKey": 1, "output": "$updateDescription.updatedFields"}},
         ]
@@ -326,7 +327,7 @@ def swap(place: Place, plan: Plan, status: Callable[[str], None]) -> dict[str, A
             number = (one, other)[n % 2]
             before = time.perf_counter()
             place.versions.promote(number, reason="bench")
-            swapped = place.until("the swap", lambda n=number, at=before: stream.first_of(n, at), pause=0.002)
+            swapped = place.until("the swap", partial(stream.first_of, number, before), pause=0.002)
             swapping += stream.waited(before, swapped + 0.2)
             place.until("the resync", lambda: not _scanning(place), pause=0.2)
             resyncing += stream.waited(swapped + 0.2, time.perf_counter())

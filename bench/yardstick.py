@@ -26,7 +26,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -92,7 +92,7 @@ def take_turn(side: Side, images: list[bytes], plan: Plan) -> tuple[Turn, list[A
     side.resume()
     try:
         single(side, images[0])  # it has caught up with the stream, and is warm
-        rows = [{"_id": ObjectId(), "img": image} for image in images]
+        rows: list[dict[str, Any]] = [{"_id": ObjectId(), "img": image} for image in images]
         began, before = time.perf_counter(), clocks(side)
         seconds = burst(side, rows)
         all_, own, mongod, client = (b - a for a, b in zip(before, clocks(side), strict=True))
@@ -180,7 +180,7 @@ def measure(sides: Sides, images: list[bytes], plan: Plan) -> None:
 
 def summary(sides: Sides) -> dict[str, Any]:
     """Medians over the runs, by side. A ratio is taken within each run first: the side's figure by the loop's."""
-    figures = {
+    figures: dict[str, Callable[[Turn], float]] = {
         "rows_per_second": lambda turn: turn.rows_per_second,
         "cpu_us": lambda turn: turn.cpu_us,
         "mongod_cpu_us": lambda turn: turn.mongod_us,
