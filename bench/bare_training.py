@@ -22,8 +22,6 @@ from torch.utils.data import DataLoader
 
 from examples.mnist import LeNet5, accuracy, postprocess, preprocess
 
-__all__ = ["Order"]
-
 
 @dataclass(frozen=True, slots=True)
 class Order:

@@ -20,14 +20,12 @@ from typing import Any
 from pymongo import MongoClient
 from pymongo.collection import Collection
 
-from bench.straight_loop import FIELD, Order
+from bench.straight_loop import Order
 from components.signing_key import SigningKey
 from daemon import config
 from daemon.engine.child import CHANNEL, REQUEST, answer
 from daemon.store.registry.registry import Registry
 from daemon.worker.assignment import WorkerAssignment
-
-__all__ = ["FIELD", "LOOP", "PREDICTD", "ROOT", "SHARED", "Failed", "Side", "clocks", "start"]
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = SigningKey.fresh()

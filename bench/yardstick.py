@@ -37,7 +37,8 @@ from pymongo import MongoClient
 from rich.console import Console
 from rich.table import Table
 
-from bench.sides import FIELD, LOOP, PREDICTD, ROOT, SHARED, Failed, Side, clocks, start
+from bench.sides import LOOP, PREDICTD, ROOT, SHARED, Failed, Side, clocks, start
+from bench.straight_loop import FIELD
 from daemon.embedded.server import ensure
 from examples.digits import digits, png
 

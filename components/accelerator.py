@@ -7,8 +7,6 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-__all__ = ["AcceleratorLost", "lost"]
-
 
 class AcceleratorLost(RuntimeError):
     """The process has to end: only a new one can use the accelerator."""

@@ -16,8 +16,6 @@ from bson.binary import VECTOR_SUBTYPE, Binary
 
 from components.errors import DecodeError, EncodeError, RowError
 
-__all__ = ["DTYPES", "MAX_BYTES", "ArrayLayout", "VectorLayout", "vector"]
-
 DTYPES = (
     "float16",
     "float32",

@@ -44,8 +44,6 @@ from components.code_source import importable, travelling_modules
 from components.errors import ArtifactRefused, DeclarationError
 from components.stable_pickle import canonical
 
-__all__ = ["Artifact", "bound", "code_slot", "dumps", "fits", "loads", "rebound", "together"]
-
 _turn = threading.RLock()
 _scope: contextvars.ContextVar[str | None] = contextvars.ContextVar("predictd_artifact_scope", default=None)
 _roots: contextvars.ContextVar[Callable[[str], Any] | None] = contextvars.ContextVar("predictd_roots", default=None)

@@ -7,8 +7,6 @@ from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-__all__ = ["awaited"]
-
 _own = threading.local()
 _elsewhere = ThreadPoolExecutor(1, "predictd-await")
 """For a thread whose event loop runs already, such as a notebook's."""

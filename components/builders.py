@@ -39,8 +39,6 @@ from components.table import Table
 from components.validation import Validation
 from components.vector_index import VectorIndex
 
-__all__ = ["AUTO", "build_index", "build_listener", "build_model", "build_table", "build_trainer", "build_validation"]
-
 Resolve = Callable[[Any], Any]
 AUTO: Final = ("cuda", "mps", "cpu")
 """The devices of "auto", the first that there is."""

@@ -9,8 +9,6 @@ from typing import Any
 
 from components.code_source import travelling_modules
 
-__all__ = ["refers"]
-
 
 def refers(obj: object, module: Any) -> bool:
     """Return whether `obj` refers to a torch module, or to a part of it; False if `module` is no torch module."""

@@ -22,8 +22,6 @@ from components import source_files
 from components.import_folder import ImportFolder
 from components.source_files import installed as _installed
 
-__all__ = ["importable", "source_hash", "travelling_modules"]
-
 _OWN = ("components", "daemon", "examples", "predictd")
 _OWN_ROOT = Path(__file__).resolve().parents[1]
 

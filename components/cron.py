@@ -13,8 +13,6 @@ from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from functools import lru_cache
 from zoneinfo import ZoneInfo
 
-__all__ = ["Cron", "following", "parse", "zone"]
-
 _SHORT = {
     "@hourly": "0 * * * *",
     "@daily": "0 0 * * *",

@@ -8,8 +8,6 @@ from components.errors import DeclarationError
 from components.names import check_identifier
 from components.query import Query
 
-__all__ = ["Dataset"]
-
 
 @dataclass(frozen=True)
 class Dataset:

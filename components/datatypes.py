@@ -26,8 +26,6 @@ from components import images
 from components.arrays import DTYPES, MAX_BYTES, ArrayLayout, VectorLayout, vector
 from components.errors import DecodeError, EncodeError, RowError, UnknownDatatype
 
-__all__ = ["NAMES", "Datatype", "datatype", "plain_scalar", "undeclared"]
-
 
 @dataclass(frozen=True, slots=True)
 class Datatype:

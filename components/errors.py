@@ -18,34 +18,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = [
-    "ArtifactRefused",
-    "BatchError",
-    "ConfigurationError",
-    "DeclarationError",
-    "DecodeError",
-    "EncodeError",
-    "Fenced",
-    "ImportRefused",
-    "IndexFull",
-    "JobFailed",
-    "LeaseLost",
-    "MetricError",
-    "MongoUnavailable",
-    "NotApplied",
-    "OutputError",
-    "OutputShapeError",
-    "PredictdError",
-    "Problem",
-    "Retry",
-    "RowError",
-    "SignatureRefused",
-    "Stopped",
-    "TrainingError",
-    "UnknownDatatype",
-    "WeightsError",
-]
-
 
 class PredictdError(Exception):
     """Root of the errors that predictd raises on purpose; the message is written for a person."""

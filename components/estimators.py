@@ -7,8 +7,6 @@ from typing import Any
 
 from components.errors import BatchError
 
-__all__ = ["learns", "rows_of_output", "stacked"]
-
 
 def learns(object_: object) -> bool:
     """Return whether an object can be trained by one of its own methods."""

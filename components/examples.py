@@ -6,8 +6,6 @@ from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from typing import Any, Protocol
 
-__all__ = ["Examples", "ListExamples", "paired"]
-
 
 class Examples(Protocol):
     """A fixed number of rows. Each row keeps its position; it may be deleted at any time."""

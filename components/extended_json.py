@@ -14,8 +14,6 @@ from bson import Binary, Code, Decimal128, Int64, ObjectId, json_util
 
 from components.errors import DeclarationError
 
-__all__ = ["decoded", "encoded"]
-
 _TYPES = {"$oid", "$date", "$uuid", "$binary", "$numberLong", "$numberDouble", "$numberDecimal"}
 _FLAGS = {re.IGNORECASE: "i", re.MULTILINE: "m", re.DOTALL: "s", re.VERBOSE: "x"}
 _OPTIONS = json_util.JSONOptions(tz_aware=True, tzinfo=UTC)

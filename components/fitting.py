@@ -10,8 +10,6 @@ from components.errors import DeclarationError, TrainingError
 from components.estimators import learns, stacked
 from components.training_loop import Training, TrainingLoop, TrainingRows
 
-__all__ = ["Fit"]
-
 
 class Fit(TrainingLoop):
     """Calls `fit` with all rows at once, or `partial_fit` with one batch after the other.

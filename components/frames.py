@@ -9,8 +9,6 @@ from typing import Any
 from components.errors import DeclarationError
 from components.key import Arguments
 
-__all__ = ["inputs", "rows"]
-
 
 def inputs(xs: Any, takes: Callable[..., Any] | None, *, named: bool = False) -> Any:
     """Return an input for each row of a DataFrame; anything else unchanged.

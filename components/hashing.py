@@ -6,8 +6,6 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["hash_item"]
-
 
 def hash_item(item: Any) -> str:
     """Return the SHA-256 of a value, in 64 hexadecimal digits.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["resolved"]
-
 
 def resolved(path: object, folder: Path) -> Path:
     """Return the absolute path; one that is relative begins at `folder`, and `~` is this user's home, `~NAME` that of

@@ -29,8 +29,6 @@ from PIL import Image
 from components import images
 from components.errors import DecodeError
 
-__all__ = ["LENGTH", "MEMORY", "READY", "confine", "main"]
-
 LENGTH: Final = struct.Struct(">Q")
 READY: Final = b"+"
 """Comes first, once the program is confined."""

@@ -15,8 +15,6 @@ from PIL import Image, UnidentifiedImageError, features
 
 from components.errors import DecodeError, EncodeError
 
-__all__ = ["EXPECTED", "FORMATS", "MAX_BYTES", "MAX_PIXELS", "accepted", "decode", "encode", "narrow", "settings"]
-
 # Without JPEG 2000: its decoder is not made for untrusted bytes.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", *(("AVIF",) if features.check("avif") else ()))
 MAX_BYTES = 32 * 1024 * 1024

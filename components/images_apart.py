@@ -27,8 +27,6 @@ from components import images
 from components.errors import DecodeError, PredictdError
 from components.image_decoder import LENGTH, READY
 
-__all__ = ["DECODE_SECONDS", "decode", "use"]
-
 DECODE_SECONDS: Final = 10.0
 START_SECONDS: Final = 60.0
 PIPE_BYTES: Final = 1 << 20

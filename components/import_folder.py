@@ -20,8 +20,6 @@ from typing import Any, Self
 from components import source_files
 from components.errors import ImportRefused
 
-__all__ = ["ImportFolder", "Stamp"]
-
 _SAMPLE = "examples"
 """predictd's own sample code, which no other code imports: a package of this name in the folder comes before it."""
 

@@ -21,8 +21,6 @@ from typing import Any
 from components.errors import ImportRefused
 from components.import_folder import ImportFolder
 
-__all__ = ["ALWAYS_ALLOWED", "ImportPolicy", "imported"]
-
 ALWAYS_ALLOWED = ("torch.nn", "torch.optim", "torchmetrics")
 _PARTS_OF_TORCH = ("torch.ao.nn", "torch._C")
 """Where classes and functions of `torch.nn` have their home."""

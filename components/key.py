@@ -18,8 +18,6 @@ from typing import Any, NamedTuple, TypeAlias
 from components.errors import DeclarationError
 from components.names import check_field
 
-__all__ = ["Arguments", "Key", "KeySpec"]
-
 KeySpec: TypeAlias = "str | Sequence[str] | Mapping[str, str]"
 
 

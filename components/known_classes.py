@@ -13,8 +13,6 @@ from difflib import get_close_matches
 
 from components.errors import DeclarationError
 
-__all__ = ["refuse_unknown"]
-
 
 def refuse_unknown(at: str, component: object, known: type, instead: str) -> None:
     """Raise DeclarationError if `component` is of a subclass of `known`, or has a method or an attribute that was

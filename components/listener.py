@@ -10,8 +10,6 @@ from components.errors import DeclarationError
 from components.key import Key, KeySpec
 from components.names import check_identifier
 
-__all__ = ["Listener"]
-
 
 @documented(ListenerDeclaration)
 class Listener:

@@ -14,8 +14,6 @@ from components.query import Query
 from components.trainer_arguments import Checks
 from components.training_loop import TrainingLoop
 
-__all__ = ["LoopTrainer"]
-
 
 @documented(LoopArguments)
 class LoopTrainer:

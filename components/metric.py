@@ -14,8 +14,6 @@ from components.metric_arguments import arguments
 from components.metric_direction import direction, of_sklearn, sounds_greater
 from components.names import check_identifier
 
-__all__ = ["Metric"]
-
 
 class Metric:
     """A named number: the result of `object(predictions, targets)`; both are lists with one item per row.

@@ -11,8 +11,6 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["arguments"]
-
 _TARGET = re.compile(
     r"trues?|truths?|gt|ground|golds?|golden|ref|refs|references?|actuals?|expected|reals?|correct|obs|observed|"
     r"observations?|wanted"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["direction", "of_sklearn", "sounds_greater"]
-
 _LOWER = re.compile(
     r"loss|error|err|[a-z]*(mse|mae|mape)|rmse|perplexity|distance|divergence|wer|cer|nll|latency|entropy|deviance|"
     r"deviation|brier|hamming|fpr|fnr|ece|fid|mistakes|misses|wrong"

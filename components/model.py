@@ -28,8 +28,6 @@ from components.names import check_identifier
 from components.outputs import storable, typed
 from components.shared_memory import Watch
 
-__all__ = ["Arguments", "Model", "ObjectModel"]
-
 _ROWS: Final = 300
 """How many values are watched for shared memory: a function may use as many buffers in turn as a batch has rows."""
 

@@ -8,8 +8,6 @@ from difflib import get_close_matches
 
 from components.errors import DeclarationError
 
-__all__ = ["check_field", "check_identifier", "meant"]
-
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,119}", re.ASCII)
 
 

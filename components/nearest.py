@@ -12,8 +12,6 @@ import numpy as np
 
 from components.raw_value import identity
 
-__all__ = ["Full", "Vectors"]
-
 BLOCK: Final = 4096
 """Vectors are held in blocks of so many: a block that is added copies none of the others."""
 

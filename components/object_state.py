@@ -19,8 +19,6 @@ import cloudpickle
 from components.errors import DeclarationError, WeightsError
 from components.stable_pickle import canonical
 
-__all__ = ["digest", "dump", "load"]
-
 
 def dump(trained: object) -> bytes:
     """Return the state of a trained object; raises WeightsError if skops cannot store it."""

@@ -50,8 +50,6 @@ from components.arrays import isfinite_array
 from components.datatypes import Datatype, datatype
 from components.errors import EncodeError, OutputError, RowError
 
-__all__ = ["storable", "typed"]
-
 MAX_DEPTH = 90
 """BSON nests at most 100 levels; the value is a few levels deep in its row."""
 

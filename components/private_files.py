@@ -15,8 +15,6 @@ from typing import Final
 
 from components.errors import DeclarationError
 
-__all__ = ["check_owner", "close_folder", "create", "make_folder", "read", "write"]
-
 _FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _NOT_REGULAR: Final = "is not a regular file: name the file that holds it"
 _CREDENTIAL: Final = 0o440

@@ -18,8 +18,6 @@ from typing import Any, Self
 from components.errors import DeclarationError
 from components.names import check_field
 
-__all__ = ["Condition", "Field", "Query", "mentioned"]
-
 
 class Condition:
     """A condition on a row; `where` is the same condition as a MongoDB filter."""

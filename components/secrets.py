@@ -21,8 +21,6 @@ from urllib.parse import quote, quote_plus
 
 from components.errors import DeclarationError
 
-__all__ = ["SECRET", "VARIABLE", "expanded", "hide", "masked", "reference", "sealed", "unsealed", "value_of"]
-
 SECRET: Final = "$secret"  # noqa: S105 - the name of a field
 VARIABLE: Final = re.compile(r"\$(\$\{)|\$\{([^}]*)\}|\$\{")
 """`$${`, which is a plain `${`; `${NAME}`; or a `${` that is no name's."""

@@ -39,8 +39,6 @@ from components.table import Table
 from components.validation import Validation
 from components.vector_index import VectorIndex
 
-__all__ = ["Declared", "declare"]
-
 
 @dataclass(frozen=True)
 class Declared:

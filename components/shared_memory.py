@@ -12,8 +12,6 @@ from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from typing import Any
 
-__all__ = ["Watch", "copied"]
-
 _IMMUTABLE = (str, bytes, int, float, complex, bool, type(None))
 KEPT_BYTES = 64 * 1024 * 1024
 

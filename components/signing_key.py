@@ -20,8 +20,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from components import private_files
 from components.errors import DeclarationError
 
-__all__ = ["SigningKey", "VerifyKey"]
-
 _BYTES = 32
 _SEED = b"predictd Ed25519"
 

@@ -10,8 +10,6 @@ import sysconfig
 from functools import lru_cache
 from pathlib import Path
 
-__all__ = ["installed", "read_once", "source"]
-
 _STDLIB = tuple({Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")})
 
 _read: dict[str, bytes] | None = None

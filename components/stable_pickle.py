@@ -11,8 +11,6 @@ from __future__ import annotations
 import pickle
 import pickletools
 
-__all__ = ["canonical"]
-
 _PLAIN = {"SHORT_BINUNICODE", "BINUNICODE", "SHORT_BINBYTES"}
 LONGEST = 4096
 """Bytes; a longer string stays a reference, because repeating it would make the pickle large."""

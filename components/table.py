@@ -10,8 +10,6 @@ from components.datatypes import Datatype, datatype
 from components.declarations import TableDeclaration, made
 from components.errors import DeclarationError
 
-__all__ = ["Table"]
-
 
 @dataclass(frozen=True)
 class Table:

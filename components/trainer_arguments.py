@@ -10,8 +10,6 @@ from components.errors import DeclarationError
 from components.key import Key
 from components.query import Query
 
-__all__ = ["Checks"]
-
 
 class Checks:
     """Checks of one trainer's arguments: each returns the value, or raises DeclarationError with the argument."""

@@ -33,8 +33,6 @@ from components.metric_direction import sounds_greater
 from components.model import Model
 from components.trained import Trained
 
-__all__ = ["Training", "TrainingLoop", "TrainingRows", "run"]
-
 REPORT_SECONDS = 0.5
 BUSY_SECONDS = 5.0
 BATCH = 256

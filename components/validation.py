@@ -15,8 +15,6 @@ from components.metric import Metric
 from components.model import Model
 from components.names import check_identifier
 
-__all__ = ["Validation"]
-
 FIRST, GROWTH, BATCH = 4, 4, 256
 """The number of rows that are read and predicted at once: at first, by what it grows, and at most."""
 QUICK_SECONDS = 2.0

@@ -7,8 +7,6 @@ from typing import Any
 from components.declarations import IndexDeclaration, documented, made
 from components.names import check_identifier
 
-__all__ = ["VectorIndex"]
-
 
 @documented(IndexDeclaration)
 class VectorIndex:

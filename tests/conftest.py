@@ -16,7 +16,8 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from components.errors import MongoUnavailable
-from daemon.embedded.server import ensure, find_mongod
+from daemon.embedded.binary import find_mongod
+from daemon.embedded.server import ensure
 
 TEST_MONGO_URI = "PREDICTD_TEST_MONGO_URI"
 

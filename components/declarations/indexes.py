@@ -9,8 +9,6 @@ from pydantic import Field
 from components.datatypes import datatype
 from components.declarations.schema import Declaration
 
-__all__ = ["IndexDeclaration", "is_vector"]
-
 
 class IndexDeclaration(Declaration):
     """A vector index: finds the rows of a listener whose outputs, vectors of one length, are nearest to another."""

@@ -16,16 +16,6 @@ from components.home import resolved
 from components.key import Key
 from components.names import check_field
 
-__all__ = [
-    "PARTITIONS",
-    "TUNED",
-    "ListenerDeclaration",
-    "ModelDeclaration",
-    "RetryDeclaration",
-    "TableDeclaration",
-    "output_types",
-]
-
 TUNED = frozenset({"latency_budget", "max_batch", "scan_order", "scan_rate", "retry"})
 """Keys of a listener that a running worker takes up."""
 

@@ -20,22 +20,6 @@ from components.extended_json import encoded
 from components.key import Key
 from components.names import meant
 
-__all__ = [
-    "IN_FILE",
-    "PATH",
-    "STORED",
-    "Code",
-    "Declaration",
-    "Duration",
-    "ExampleKey",
-    "Filter",
-    "KeyShape",
-    "absent",
-    "documented",
-    "made",
-    "usual",
-]
-
 IN_FILE: Final = "in_file"
 """A key of the validation context: the declaration is from service.toml, so code is an import path, no artifact."""
 

@@ -12,8 +12,6 @@ from components.declarations.schema import PATH, Code, Declaration, Duration, Ex
 from components.declarations.when import WHEN, Occasions
 from components.key import Key
 
-__all__ = ["MOST", "Keyed", "LoopArguments", "TrainerArguments", "TrainerDeclaration", "TrainerSection"]
-
 MOST = 2**63 - 1
 """The largest whole number that MongoDB stores."""
 

@@ -10,8 +10,6 @@ from components.declarations.schema import PATH, Code, Declaration, Filter
 from components.declarations.trainers import MOST, Keyed
 from components.declarations.when import WHEN, Occasions
 
-__all__ = ["TORCHMETRICS", "DatasetDeclaration", "MetricDeclaration", "ValidationArguments", "ValidationDeclaration"]
-
 TORCHMETRICS = "torchmetrics"
 """The package that a metric's name without a module comes from."""
 

@@ -13,8 +13,6 @@ from pydantic import ValidationInfo as Info
 from components import cron
 from components.declarations.schema import IN_FILE, STORED, Declaration, Duration
 
-__all__ = ["WHEN", "Occasions", "When"]
-
 LONGEST_SECONDS = 366 * 86_400
 MOST_ROWS = 10**12
 KINDS = ("every", "cron", "rows", "below")

@@ -24,8 +24,6 @@ from safetensors.torch import save as save_tensors
 
 from components.errors import ArtifactRefused, DeclarationError
 
-__all__ = ["Names", "Reader", "Writer", "archived", "evaluated", "names_of", "part"]
-
 _KINDS: Mapping[type, str] = {torch.Tensor: "tensor", torch.nn.Parameter: "parameter"}
 
 

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["Averages"]
-
 
 class Averages:
     """Averages of the floating-point parameters and buffers of a module; `decay` is the part that a step keeps.

@@ -7,8 +7,6 @@ from typing import Any
 
 from components.errors import TrainingError
 
-__all__ = ["NAMED", "BadRow", "BadRows"]
-
 NAMED = 20
 """How many rows are named; the others are counted."""
 

@@ -21,8 +21,6 @@ from torch.utils.data import default_collate
 
 from components.errors import BatchError, OutputShapeError
 
-__all__ = ["OUT_OF_MEMORY", "Contract", "call", "collate", "kind", "moved", "repeated", "split", "tensors"]
-
 
 def collate(xs: list[Any]) -> Any:
     """Return rows as one batch; raises BatchError if their shapes differ or they hold a value that is no tensor."""

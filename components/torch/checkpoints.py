@@ -19,8 +19,6 @@ import torch
 
 from components import private_files
 
-__all__ = ["Checkpoints"]
-
 _NAME = "checkpoint.pt"
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _DIGEST = hashlib.sha256().digest_size

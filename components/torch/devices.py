@@ -8,8 +8,6 @@ import torch
 
 from components.errors import DeclarationError
 
-__all__ = ["AUTO", "chosen", "dtype"]
-
 AUTO = ("cuda", "mps", "cpu")
 
 

@@ -8,8 +8,6 @@ from typing import Any, Self
 
 import torch
 
-__all__ = ["Exported"]
-
 
 class Exported(torch.nn.Module):
     """The module of an exported program.

@@ -17,8 +17,6 @@ from components.torch.module import TorchModule
 from components.torch.order import chances
 from components.torch.trainer import TorchTrainer
 
-__all__ = ["fit"]
-
 
 def fit(model: TorchModule, X: Any, y: Any, valid: tuple[Any, Any] | None, options: Mapping[str, Any]) -> None:  # noqa: N803
     """Train `model` in this process; see `TorchModel.fit`."""

@@ -11,8 +11,6 @@ import torch
 
 from components.errors import TrainingError
 
-__all__ = ["frozen", "unmatched"]
-
 
 @contextmanager
 def frozen(module: torch.nn.Module, patterns: Sequence[str]) -> Iterator[frozenset[torch.nn.Module]]:

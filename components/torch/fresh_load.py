@@ -19,8 +19,6 @@ from components.torch.module import TorchModule
 from components.torch.preparation import Preparation
 from components.torch.trainer import TorchTrainer
 
-__all__ = ["Kept"]
-
 ROWS = 16
 TOLERANCE = 1e-3
 

@@ -16,8 +16,6 @@ from torch.overrides import TorchFunctionMode
 
 from components.torch import batches
 
-__all__ = ["Gradients", "wanted"]
-
 T = TypeVar("T")
 
 _CALLS: Final = 3

@@ -34,8 +34,6 @@ from components.torch.bad_rows import BadRow
 from components.torch.loader_options import LoaderOptions
 from components.torch.order import Order
 
-__all__ = ["Batch", "Cached", "Loader", "Pass", "Stop"]
-
 CACHE_BYTES = 256 * 1024 * 1024
 STOP_SECONDS = 0.2
 AHEAD = 4

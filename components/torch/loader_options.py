@@ -12,8 +12,6 @@ from torch.utils.data import DataLoader, Dataset
 from components.errors import DeclarationError
 from components.names import meant
 
-__all__ = ["LoaderOptions"]
-
 _REFUSED = {
     "dataset": "the trainer's select and key choose the rows",
     "sampler": "the trainer sets the order, so that a run can be resumed; shuffle=False keeps the order of the rows, "

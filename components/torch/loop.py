@@ -30,8 +30,6 @@ from components.torch.trainer import TorchTrainer
 from components.torch.training_state import Report, TrainingState
 from components.trained import Trained
 
-__all__ = ["Trained", "train"]
-
 
 def train(
     model: TorchModule,

@@ -18,8 +18,6 @@ from components.torch.module import TorchModule
 from components.torch.preparation import Preparation
 from components.torch.trainer import TorchTrainer
 
-__all__ = ["Loss", "ValidLoss", "blamed", "valid_loss"]
-
 Progress = Callable[[float], None]
 
 

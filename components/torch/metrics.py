@@ -9,8 +9,6 @@ import torch
 
 from components.metric_arguments import arguments as by_name
 
-__all__ = ["computed"]
-
 
 def computed(
     metric: Callable[..., Any], predictions: list[Any], targets: list[Any], arguments: Mapping[str, Any]

@@ -8,8 +8,6 @@ from typing import Any, Self
 from components.torch.fit import fit
 from components.torch.module import TorchModule
 
-__all__ = ["TorchModel"]
-
 
 class TorchModel(TorchModule):
     """An `nn.Module` with the tutorial's `preprocess` (a row to a tensor) and `postprocess` (one output, on the CPU).

@@ -24,8 +24,6 @@ from components.torch import batches, devices, moved, randomness, weights
 from components.torch.exported import Exported
 from components.torch.gradients import Gradients, wanted
 
-__all__ = ["TorchModule"]
-
 log = logging.getLogger(__name__)
 
 _TRIALS = 3

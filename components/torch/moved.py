@@ -8,8 +8,6 @@ import torch
 
 from components.errors import TrainingError
 
-__all__ = ["begun", "check_finite", "check_moved"]
-
 
 def begun(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Return a copy of the parameters that a training may change."""

@@ -13,8 +13,6 @@ from components.torch.loss import Loss
 from components.torch.module import TorchModule
 from components.torch.trainer import TorchTrainer, asks_again
 
-__all__ = ["Leaves", "made_optimizer", "optimizer_of", "schedule_of"]
-
 
 def optimizer_of(trainer: TorchTrainer, model: TorchModule, loss: Loss) -> torch.optim.Optimizer:
     """Return the optimizer of the model's weights and of the objective's own parameters; raises TrainingError."""

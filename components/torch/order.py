@@ -15,8 +15,6 @@ from components.errors import TrainingError
 from components.torch import randomness
 from components.torch.loader_options import LoaderOptions
 
-__all__ = ["Order", "chances"]
-
 
 class Order:
     """The assignment of `n` rows to batches.

@@ -16,8 +16,6 @@ import torch
 
 from components.errors import TrainingError
 
-__all__ = ["Precision"]
-
 _LEAST_SCALE = 2.0**-30
 """With a smaller scale, gradients that are not finite are not the scale's fault."""
 

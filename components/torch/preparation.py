@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from components.torch.module import TorchModule
     from components.torch.trainer import TorchTrainer
 
-__all__ = ["Preparation", "targets"]
-
 
 class Preparation:
     """Makes the pair (input, target) of a batch, on the CPU, from the rows' places and values.

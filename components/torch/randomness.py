@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["derived", "restore", "seeded", "states"]
-
 
 def derived(*names: object) -> int:
     """Return a seed of 63 bits that is the same for the same names in every process and every release."""

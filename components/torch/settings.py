@@ -7,8 +7,6 @@ from typing import Any, TypeAlias
 
 import torch
 
-__all__ = ["DEFAULTS", "held", "put_back"]
-
 DEFAULTS: Mapping[str, Any] = {
     "default_dtype": torch.float32,
     "float32_matmul_precision": "highest",

@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["from_array"]
-
 
 def from_array(array: np.ndarray[Any, Any]) -> torch.Tensor:
     """Return a tensor that shares the memory of a writable array."""

@@ -19,8 +19,6 @@ from components.query import Query
 from components.torch.loader_options import LoaderOptions
 from components.trainer_arguments import Checks
 
-__all__ = ["TorchTrainer", "asks_again"]
-
 
 @documented(TrainerArguments)
 class TorchTrainer:

@@ -27,8 +27,6 @@ from components.torch.precision import Precision
 from components.torch.preparation import Preparation
 from components.torch.trainer import TorchTrainer
 
-__all__ = ["Report", "TrainingState"]
-
 REPORT_SECONDS = 0.5
 LOSSES = ("train/loss", "valid/loss")
 

@@ -20,8 +20,6 @@ from safetensors.torch import save as save_tensors
 
 from components.errors import WeightsError
 
-__all__ = ["content_hash", "copied", "load", "misfits", "read", "save"]
-
 _ALIASES = "predictd.tied"
 
 

@@ -44,8 +44,6 @@ from daemon.store.rows.table_kind import refusal
 from daemon.store.service import notify as bells
 from daemon.store.service.jobs import Jobs
 
-__all__ = ["Applier"]
-
 _TRIGGER: Final = {"by": "apply"}
 _GO_ON: Final = "Nothing is applied. To apply it all the same: db.apply(..., confirm={!r})"
 

@@ -21,10 +21,9 @@ from daemon.api.kinds import kind_of, named, type_name
 from daemon.store.connection import reaching
 from daemon.store.registry.components import Catalog, Component
 from daemon.store.registry.model_loader import Loaded, ModelLoader, until_live
-from daemon.store.registry.versions import Version, Versions
+from daemon.store.registry.version import Version
+from daemon.store.registry.versions import Versions
 from daemon.store.service.jobs import Job
-
-__all__ = ["ComponentLoader"]
 
 _PATH: Final = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_][\w.]*")
 

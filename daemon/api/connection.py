@@ -41,8 +41,6 @@ from daemon.store.service.keyring import Keyring
 from daemon.store.service.services import Served, find_served, served
 from daemon.store.service.state_directory import StateDirectory, instance_of
 
-__all__ = ["Connection", "NotServed", "open_connection"]
-
 PATIENCE_MS: Final = 10_000
 """How long an operation looks for a primary; `serverSelectionTimeoutMS` in the URI changes it."""
 SHORTEST_MS: Final = 200

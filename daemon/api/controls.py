@@ -22,8 +22,6 @@ from daemon.store.rows import dead_letters
 from daemon.store.service import notify
 from daemon.store.service.jobs import Jobs
 
-__all__ = ["Controls"]
-
 
 class Controls(ABC):
     """The calls. Each raises NotApplied if what it names is not applied."""

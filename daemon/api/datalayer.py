@@ -31,8 +31,6 @@ from daemon.store.connection import reaching
 from daemon.store.registry.versions import Versions
 from daemon.store.service.jobs import Jobs, JobState, Kind
 
-__all__ = ["Datalayer", "connect"]
-
 T = TypeVar("T")
 
 

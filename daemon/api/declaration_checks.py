@@ -22,8 +22,6 @@ from daemon.check.models import key_mismatches
 from daemon.config.filters import filter_problems
 from daemon.store.registry.components import Catalog, Component
 
-__all__ = ["refuse_filters", "refuse_keys"]
-
 Code = Callable[[Component[ModelDeclaration], str], Any]
 """The function that returns the code of a model's step. It may raise anything: this process may lack that code."""
 

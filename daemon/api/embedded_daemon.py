@@ -36,8 +36,6 @@ from daemon.store.connection import open_client
 from daemon.store.service.services import Served, find_owned
 from daemon.store.service.state_directory import http_address, instance_of, is_held, make_private
 
-__all__ = ["SERVICE", "Embedded", "reach", "release"]
-
 SERVICE: Final = "default"
 DATABASE: Final = "predictd"
 START_SECONDS: Final = 180.0

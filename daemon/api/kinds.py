@@ -9,8 +9,6 @@ from typing import Any, Final
 from components.errors import DeclarationError
 from daemon.store.registry.components import Component
 
-__all__ = ["kind_of", "named", "type_name"]
-
 _KINDS: Final[Mapping[str, tuple[str, str | None]]] = {
     "Table": ("table", None),
     "Model": ("model", None),

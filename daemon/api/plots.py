@@ -16,13 +16,11 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Any, Final
 
 from components.errors import NotApplied
-from daemon.store.registry.versions import Version
+from daemon.store.registry.version import Version
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-__all__ = ["NEWEST", "versions_figure"]
 
 NEWEST: Final = 6
 """The number of versions whose traces are drawn, with the live one."""

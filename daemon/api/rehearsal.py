@@ -22,9 +22,6 @@ from daemon.store.service import notify
 from daemon.store.service.services import served
 from daemon.store.service.status import StatusBoard
 
-__all__ = ["rehearse", "rehearse_version"]
-
-
 STATUS_SECONDS: Final = 10.0
 
 _PAUSE: Final = 0.1

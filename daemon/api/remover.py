@@ -16,8 +16,6 @@ from daemon.store.service import notify as bells
 from daemon.store.service.jobs import Jobs
 from daemon.store.service.services import served
 
-__all__ = ["remove"]
-
 
 def remove(connection: Connection, type_: str | type[Any], identifier: str, *, outputs: bool) -> None:
     """See `Datalayer.remove`."""

@@ -23,8 +23,6 @@ from daemon.store.connection import reaching
 from daemon.store.documents import read_one
 from daemon.store.registry.model_loader import Loaded
 
-__all__ = ["Searches"]
-
 ATTEMPTS: Final = 10
 
 

@@ -24,8 +24,6 @@ from components.query import Query
 from components.raw_value import RAW, STRICT, among, chunks, fields, identity, key_of
 from daemon.store.connection import Data, reaching
 
-__all__ = ["TableHandle"]
-
 MAX_ROW_BYTES = 16 * 1024 * 1024
 _DUPLICATE = 11000
 

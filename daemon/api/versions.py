@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING
 
 from components.errors import PredictdError
 from daemon.api.plots import versions_figure
-from daemon.store.registry.versions import Version
+from daemon.store.registry.version import Version
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-__all__ = ["VersionList"]
 
 
 class VersionList(list[Version]):

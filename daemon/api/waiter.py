@@ -24,13 +24,12 @@ from daemon.store.connection import Data, reaching
 from daemon.store.documents import read_one
 from daemon.store.partition import combined
 from daemon.store.registry.components import Catalog
-from daemon.store.registry.versions import Version, Versions
+from daemon.store.registry.version import Version
+from daemon.store.registry.versions import Versions
 from daemon.store.rows.scans import Mark
 from daemon.store.service.jobs import Job, Jobs
 from daemon.store.service.services import served
 from daemon.store.service.status import StatusBoard
-
-__all__ = ["say", "shown", "wait_for_job", "wait_for_listener", "wait_for_swap", "wait_until_unserved"]
 
 PATIENCE_SECONDS: Final = 60.0
 """How long to wait without an active daemon; a restart takes less."""

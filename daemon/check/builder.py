@@ -26,8 +26,6 @@ from typing import IO, Any
 from components.errors import Problem
 from daemon.config import Config
 
-__all__ = ["BUILD_SECONDS", "Checked", "build", "rehearse"]
-
 BUILD_SECONDS = 120.0
 """The longest time for importing and building one section; importing torch alone takes up to 10 s."""
 

@@ -27,8 +27,6 @@ from daemon.logs.text import masked
 from daemon.rehearsal.rules import Note, rehearsed
 from daemon.rehearsal.sample import made_up
 
-__all__ = ["main"]
-
 _PR_SET_PDEATHSIG = 1
 
 

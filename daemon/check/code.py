@@ -10,8 +10,6 @@ from components.errors import ImportRefused, Problem
 from components.import_paths import ImportPolicy
 from daemon.logs.text import described
 
-__all__ = ["Imported", "mismatch"]
-
 
 class Imported:
     """The imported code of one declaration; `problems` holds the failures."""

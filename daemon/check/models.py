@@ -15,8 +15,6 @@ from components.model import ObjectModel
 from daemon.check.code import Imported, mismatch
 from daemon.logs.text import described
 
-__all__ = ["key_mismatches", "model_problems"]
-
 _DEVICES = ("cuda", "mps", "cpu")
 
 

@@ -14,8 +14,6 @@ from daemon.embedded.login import SYSTEM_USER
 from daemon.logs.text import masked
 from daemon.store import names
 
-__all__ = ["MINIMUM_MONGODB", "meet"]
-
 MINIMUM_MONGODB = (6, 0)
 _ON_DATABASE: Final = ("find", "changeStream", "listCollections")
 _ON_TABLES: Final = ("update",)
@@ -30,7 +28,7 @@ def meet(config: Config) -> list[Problem]:
 
 
 def _embedded_problems() -> Iterator[Problem]:
-    from daemon.embedded.server import find_mongod
+    from daemon.embedded.binary import find_mongod
 
     try:
         mongod = find_mongod()

@@ -14,8 +14,6 @@ from components.metric import Metric
 from daemon.check.code import Imported, mismatch
 from daemon.logs.text import described
 
-__all__ = ["trainer_problems", "validation_problems"]
-
 _KEYS = {
     "loader_kwargs": "loader",
     "optimizer_cls": "optimizer",

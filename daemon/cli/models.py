@@ -11,7 +11,8 @@ from daemon.api.rehearsal import rehearse_version
 from daemon.cli import screens
 from daemon.cli.command import ConfigFile, Json, ModelName, Place, hint, place, say, show, signing_key
 from daemon.cli.follow import follow, unserved, wait_for_job
-from daemon.store.registry.versions import Version, Versions
+from daemon.store.registry.version import Version
+from daemon.store.registry.versions import Versions
 from daemon.store.service import overview
 from daemon.store.service.jobs import Jobs
 

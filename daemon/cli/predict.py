@@ -29,8 +29,6 @@ from daemon.store.registry.components import Catalog, Component
 from daemon.store.registry.trust import Trust
 from daemon.store.registry.versions import Versions
 
-__all__ = ["answer", "arguments", "reading"]
-
 _AS_BYTES: Final = frozenset({"pil_image", "bytes", "array", "tensor"})
 _NUMERIC: Final = frozenset({"array", "tensor"})
 _ROW: Final = JSONOptions(tz_aware=False)  # dates as rows bring them

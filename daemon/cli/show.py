@@ -13,7 +13,8 @@ from components.errors import NotApplied, PredictdError
 from daemon.cli import screens
 from daemon.cli.command import FAILED, ConfigFile, Json, ModelName, hint, out, place, show
 from daemon.health.service_status import ServiceStatus
-from daemon.store.registry.versions import Version, Versions
+from daemon.store.registry.version import Version
+from daemon.store.registry.versions import Versions
 from daemon.store.service import overview, services
 from daemon.store.service.status import StatusBoard
 

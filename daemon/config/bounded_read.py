@@ -14,8 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
 
-__all__ = ["LARGEST", "SECONDS", "NotAFileError", "content", "within"]
-
 T = TypeVar("T")
 
 LARGEST: Final = 4 * 1024 * 1024

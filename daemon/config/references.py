@@ -16,8 +16,6 @@ from daemon.config.document import Source, dotted
 from daemon.config.filters import value_problems
 from daemon.config.problems import shown, suggestion
 
-__all__ = ["Named", "Path", "arguments", "import_path", "key_field", "keywords", "near_name", "reference", "sections"]
-
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _IMPORT = re.compile(r"([^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*(?:\.[^\W\d]\w*)*)")
 

@@ -17,8 +17,6 @@ from daemon.config.filters import filter_problems
 from daemon.config.problems import shown, suggestion
 from daemon.config.references import Path, import_path, key_field, keywords, reference, sections
 
-__all__ = ["learning"]
-
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _CLASS = re.compile(r"[A-Z]\w*")
 _LOSSES = ("train/loss", "valid/loss")

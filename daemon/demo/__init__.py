@@ -28,7 +28,7 @@ from components.errors import PredictdError
 from daemon.demo.process import Daemon, DemoFailed, own_folder
 from daemon.demo.story import KEY, TABLE, Digit, Story
 from daemon.demo.training import MODEL
-from daemon.embedded import server as embedded
+from daemon.embedded import binary
 from daemon.logs.terminal import say
 from daemon.logs.text import escaped
 
@@ -43,7 +43,7 @@ def show(out: Console, service_toml: str, *, keep: bool, rows: int) -> int:
     installed.
     """
     images = _images(rows)
-    embedded.find_mongod(Path(".predictd").resolve() / "mongod")
+    binary.find_mongod(Path(".predictd").resolve() / "mongod")
     # Otherwise PyMongo prints the errors of its background threads; the demo prints what is wrong.
     logging.getLogger("pymongo").addHandler(logging.NullHandler())
     with _ended_by_signals(), own_folder(Path(".predictd/demo").absolute()) as folder:

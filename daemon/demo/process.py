@@ -24,8 +24,6 @@ from daemon.embedded import server as embedded
 from daemon.logs.text import escaped
 from daemon.store.service.state_directory import http_address, is_held
 
-__all__ = ["Daemon", "DemoFailed", "own_folder"]
-
 READY_SECONDS, STOP_SECONDS = 120.0, 45.0
 TAIL_LINES = 20
 

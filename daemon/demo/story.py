@@ -38,8 +38,6 @@ from daemon.logs.text import escaped, row_id
 from daemon.store.rows import dead_letters
 from daemon.store.rows.outputs import Outputs
 
-__all__ = ["KEY", "TABLE", "Digit", "Story"]
-
 TABLE, KEY, LISTENER = "mnist", "img", "digit"
 OUTPUT = f"_outputs.{LISTENER}"
 BURST, LOT, LEAST_SINGLES = 300, 10, 50

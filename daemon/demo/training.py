@@ -29,10 +29,9 @@ from daemon.logs.terminal import Bar, bar, say
 from daemon.logs.text import escaped
 from daemon.store import names
 from daemon.store.connection import Data
-from daemon.store.registry.versions import Version, Versions
+from daemon.store.registry.version import Version
+from daemon.store.registry.versions import Versions
 from daemon.store.service.jobs import Job, Jobs
-
-__all__ = ["FOLDS", "KEPT_APART", "MODEL", "Right", "Training"]
 
 MODEL, VALIDATION = "lenet", "mnist_performance"
 KEPT_APART = "test"

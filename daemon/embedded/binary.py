@@ -10,8 +10,6 @@ from pathlib import Path
 from components import private_files
 from components.errors import MongoUnavailable
 
-__all__ = ["find_mongod"]
-
 
 def find_mongod(state_dir: Path | None = None) -> Path:
     """The mongod to run: one on PATH, else the one of the `embedded` extra's wheel.

@@ -18,8 +18,6 @@ from pymongo import MongoClient
 from components import private_files
 from components.errors import DeclarationError
 
-__all__ = ["REPLICA_SET", "SYSTEM_USER", "direct", "make_password", "options", "password", "uri"]
-
 REPLICA_SET: Final = "rs0"
 SYSTEM_USER: Final = "__system"
 _USERS: Final = "local"

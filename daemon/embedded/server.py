@@ -43,8 +43,6 @@ from daemon.embedded import login
 from daemon.embedded.binary import find_mongod
 from daemon.embedded.guardian import PORT_TAKEN, STOP_SECONDS, Serving
 
-__all__ = ["EmbeddedMongo", "attach", "ensure", "find_mongod", "uri_of"]
-
 START_SECONDS = 120.0
 """How long `ensure` waits for a writable primary; a mongod that was killed replays its journal first."""
 _PAUSE = 0.05

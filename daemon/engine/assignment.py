@@ -16,8 +16,6 @@ from typing import Any, Final, Generic, Self, TypeVar
 
 from components.errors import SignatureRefused
 
-__all__ = ["Assignment"]
-
 R = TypeVar("R")
 
 HERE: Final = frozenset({"module", "torch", "signing"})

@@ -24,8 +24,6 @@ from components.errors import MongoUnavailable, SignatureRefused
 from daemon.engine.family import MARK, end_family
 from daemon.health.report import ReportRefused
 
-__all__ = ["CHANNEL", "LEAVE_SECONDS", "PARENT_GONE", "REQUEST", "Channel", "answer", "leave_with_parent"]
-
 CHANNEL: Final = "_PREDICTD_CHANNEL"
 """The variable that names the descriptors for reports and for log lines: "7,8"."""
 

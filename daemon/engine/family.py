@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["MARK", "MARK_BYTES", "Orphans", "become_subreaper", "end_family", "end_left_behind", "new_mark"]
-
 MARK: Final = "_PREDICTD_FAMILY"
 """The variable that holds the mark."""
 

@@ -43,8 +43,6 @@ from typing import Any, Final, NoReturn
 from daemon.engine.child import CHANNEL
 from daemon.engine.family import MARK
 
-__all__ = ["MESSAGE_BYTES", "PADDING", "main"]
-
 MESSAGE_BYTES: Final = 1024 * 1024
 PADDING: Final = "." * 200
 _ENDS: Final = 5

@@ -36,8 +36,6 @@ from daemon.engine.nursery import Forked, Nursery
 from daemon.engine.pipes import ChildEnds, Output, Pipes, Reports
 from daemon.engine.threads import variables
 
-__all__ = ["LocalEngine"]
-
 log = structlog.get_logger(__name__)
 
 R = TypeVar("R")

@@ -30,8 +30,6 @@ from daemon.engine.family import MARK, MARK_BYTES
 from daemon.engine.fork_server import MESSAGE_BYTES, PADDING
 from daemon.engine.pipes import ChildEnds, Output
 
-__all__ = ["Forked", "Nursery"]
-
 log = structlog.get_logger(__name__)
 
 PROGRAMS: Final = ("daemon.worker.__main__", "daemon.job.__main__", "daemon.rehearsal.__main__")

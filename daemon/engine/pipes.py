@@ -24,8 +24,6 @@ import structlog
 from daemon.engine.child import REQUEST
 from daemon.health.report import ReportRefused
 
-__all__ = ["ChildEnds", "Output", "Pipes", "Reports"]
-
 log = structlog.get_logger(__name__)
 
 R = TypeVar("R")

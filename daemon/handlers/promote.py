@@ -26,8 +26,6 @@ from typing import Final, Literal
 
 from components.declarations import TrainerArguments
 
-__all__ = ["ANCHOR", "LAST", "Decision", "Measured", "better_of", "decide"]
-
 
 @dataclass(frozen=True, slots=True)
 class Measured:

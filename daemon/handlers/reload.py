@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from components.errors import Problem
 from daemon.config import Config
 
-__all__ = ["Plan", "frozen_changes", "plan"]
-
 FROZEN = {"service": None, "mongo": None, "http": None, "security": ("signing_key_file", "former_signing_key_file")}
 """Sections (None: all of it) and keys that the daemon reads once, at its start."""
 

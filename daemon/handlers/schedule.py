@@ -23,8 +23,6 @@ from typing import Any, Literal
 
 from components.declarations import TrainerDeclaration, ValidationDeclaration, queries
 
-__all__ = ["Schedule", "below", "due_every", "next_every", "rows_due", "schedules"]
-
 Kind = Literal["train", "validate"]
 _KINDS: dict[str, Kind] = {"trainers": "train", "validations": "validate"}
 

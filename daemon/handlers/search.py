@@ -13,8 +13,6 @@ from daemon.handlers.predict.dirty_keys import Batch
 from daemon.handlers.predict.records import Row, Seen
 from daemon.handlers.predict.stages import Judged, Live, predict, prepare
 
-__all__ = ["embedded"]
-
 Array = np.ndarray[Any, Any]
 
 

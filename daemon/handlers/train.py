@@ -14,8 +14,6 @@ from typing import Any, Final
 from components.declarations import TrainerDeclaration
 from components.query import mentioned
 
-__all__ = ["FOLD", "Folds", "checkpoint_folder", "folds", "split"]
-
 FOLD: Final = "_fold"
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import random
 
-__all__ = ["backoff"]
-
 
 def backoff(failures: int, first: float, most: float) -> float:
     """Seconds until the next attempt after `failures` in a row: `first`, doubled with each failure, at most `most`.

@@ -13,8 +13,6 @@ from typing import Any, Literal
 
 from daemon.health.report import Count, Ending, Name, Plain, Report, Seconds, reported
 
-__all__ = ["JobError", "JobProgress", "JobReport"]
-
 
 @dataclass(frozen=True, slots=True)
 class JobProgress:

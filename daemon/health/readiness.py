@@ -16,18 +16,6 @@ from typing import Literal
 from daemon.health.service_status import ConfigState, RunningJob, ServiceStatus, WorkerStatus
 from daemon.health.worker_report import ListenerReport, Sample, WorkerReport, together
 
-__all__ = [
-    "ListenerReadiness",
-    "Readiness",
-    "ServiceState",
-    "WorkerState",
-    "readiness",
-    "service_status",
-    "status_line",
-    "streams_open",
-    "stuck",
-]
-
 STALE_SECONDS = 10.0
 """A worker reports every two seconds at least; after this long without one, its state is unknown."""
 

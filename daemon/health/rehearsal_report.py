@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 from daemon.health.report import Report, Seconds, reported
 
-__all__ = ["RehearsalReport", "Said"]
-
 Said = tuple[tuple[str, str], ...]
 """Pairs of a section and what is said of it."""
 

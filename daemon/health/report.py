@@ -16,8 +16,6 @@ from pydantic import Field, TypeAdapter, ValidationError, ValidatorFunctionWrapH
 
 from components.errors import PredictdError
 
-__all__ = ["Count", "Ending", "Name", "Plain", "Report", "ReportRefused", "Seconds", "defaulting", "reported"]
-
 T = TypeVar("T")
 
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]

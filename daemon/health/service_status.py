@@ -17,8 +17,6 @@ from daemon.health.job_report import JobProgress
 from daemon.health.report import defaulting
 from daemon.health.worker_report import ListenerReport, StreamReport, together
 
-__all__ = ["ConfigState", "Owner", "RunningJob", "ServiceStatus", "WorkerStatus"]
-
 _Text = Annotated[str | None, defaulting(None)]
 
 

@@ -10,8 +10,6 @@ from typing import Final
 
 from daemon.health.service_status import WorkerStatus
 
-__all__ = ["Failing"]
-
 FAILING_SECONDS: Final = 10.0
 """A worker that could not build its declarations for so long counts as failed."""
 

@@ -16,17 +16,6 @@ from typing import Final, Literal, TypeVar, get_args
 
 from daemon.health.report import Count, Ending, Name, Report, Seconds, reported
 
-__all__ = [
-    "ListenerPhase",
-    "ListenerReport",
-    "Sample",
-    "ScanReport",
-    "StreamReport",
-    "WorkerPhase",
-    "WorkerReport",
-    "together",
-]
-
 ListenerPhase = Literal["running", "backfilling", "careful", "starting", "waiting", "missing", "failing"]
 """The worse a phase is, the later it stands here."""
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from daemon.engine.assignment import Assignment
 from daemon.health.job_report import JobReport
 
-__all__ = ["JobAssignment"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobAssignment(Assignment[JobReport]):

@@ -22,8 +22,6 @@ from daemon.store.registry.trust import Trust
 from daemon.store.rows.datasets import Fields, RowExamples
 from daemon.store.service.jobs import Job, Jobs
 
-__all__ = ["Context"]
-
 
 class Context:
     """One job at work. Its methods wait until MongoDB answers, and raise Stopping if it is away while the job is to

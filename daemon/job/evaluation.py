@@ -18,8 +18,6 @@ from daemon.store.rows import kept_rows
 from daemon.store.rows.datasets import kept, pin_key
 from daemon.store.rows.kept_rows import KeptExamples
 
-__all__ = ["Evaluation", "Measured", "chosen", "contents", "of_model"]
-
 Ids = Mapping[str, Sequence[Any]]
 """The `_id`s of each dataset, by "validation/dataset"."""
 

@@ -24,8 +24,6 @@ from daemon.store.registry.judged import Judged, judges, keep_judges
 from daemon.store.rows import kept_rows
 from daemon.store.rows.kept_rows import KeptExamples
 
-__all__ = ["LOSS", "Judges"]
-
 FOLD: Final = "fold"
 LOSS: Final = "valid/loss"
 """The metric of the trainer's own validation."""

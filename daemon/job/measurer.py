@@ -19,9 +19,7 @@ from daemon.job.served import Outputs, beginning
 from daemon.store.mongo_retry import Stopping
 from daemon.store.registry.components import Component
 from daemon.store.registry.model_loader import Loaded
-from daemon.store.registry.versions import Version
-
-__all__ = ["Compared", "Measurer"]
+from daemon.store.registry.version import Version
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,6 @@ from bson.timestamp import Timestamp
 from components import private_files
 from daemon.store.connection import ROW_CODEC
 
-__all__ = ["Pins", "load", "save"]
-
 _NAME: Final = "pins.bson"
 
 

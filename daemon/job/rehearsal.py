@@ -9,8 +9,6 @@ from daemon.job.context import Context
 from daemon.rehearsal.rules import Note, rehearsed
 from daemon.rehearsal.sample import made_up, rows_of
 
-__all__ = ["refusal"]
-
 
 def refusal(context: Context, name: str, model: Model) -> str | None:
     """Why this version of the model `name` must not go live; None if nothing is wrong. Warnings go to the job's log."""

@@ -22,8 +22,6 @@ from daemon.logs.text import readable
 from daemon.store.mongo_retry import MongoRetry
 from daemon.store.service.jobs import LOG_LINES
 
-__all__ = ["JobReporter"]
-
 log = structlog.get_logger(__name__)
 
 REPORT_SECONDS: Final = 0.5

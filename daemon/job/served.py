@@ -11,8 +11,6 @@ from components.model import Model
 from components.outputs import storable
 from daemon.rehearsal.likeness import alike
 
-__all__ = ["Outputs", "beginning"]
-
 ROWS: Final = 16
 
 

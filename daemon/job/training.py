@@ -36,11 +36,9 @@ from daemon.job.measurer import Compared, Measurer
 from daemon.job.pins import Pins
 from daemon.job.rehearsal import refusal
 from daemon.store.registry.components import object_signature, signature
-from daemon.store.registry.versions import Version
+from daemon.store.registry.version import Version
 from daemon.store.rows.datasets import NAME_SHOWN, Pinned, pinned
 from daemon.store.service.jobs import Job
-
-__all__ = ["train"]
 
 HISTORY_KEPT: Final = 2000
 TRACE_KEPT: Final = 200_000

@@ -10,8 +10,6 @@ from daemon.job.context import Context
 from daemon.job.evaluation import Evaluation, chosen
 from daemon.store.service.jobs import Job
 
-__all__ = ["validate"]
-
 
 def validate(context: Context, job: Job) -> dict[str, Any]:
     """Does the job; returns its result. Raises Stopped, Stopping, Fenced, and PredictdError if a person must act."""

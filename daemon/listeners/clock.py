@@ -14,8 +14,6 @@ from datetime import UTC, datetime
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.date import DateTrigger
 
-__all__ = ["Clock"]
-
 
 def local_now() -> datetime:
     """Return the time of this machine's clock."""

@@ -16,8 +16,6 @@ from watchfiles import awatch
 
 from daemon.config.bounded_read import SECONDS, NotAFileError, content, within
 
-__all__ = ["changes", "directories"]
-
 log = structlog.get_logger(__name__)
 
 _DEBOUNCE_MS = 1000

@@ -28,8 +28,6 @@ from daemon.listeners.event_cursor import EventCursor
 from daemon.listeners.subscription import changed_paths
 from daemon.store.rows.positions import Position, cluster_time
 
-__all__ = ["FollowedVectors"]
-
 ATTEMPTS: Final = 3
 OPENING_SECONDS: Final = 20.0
 PRESENT_SECONDS: Final = 20.0

@@ -17,8 +17,6 @@ from daemon.store.registry.accepted import accepted_settings
 from daemon.store.registry.components import Catalog, Component
 from daemon.store.registry.trust import Trust
 
-__all__ = ["Index", "IndexVectors", "applied"]
-
 
 @dataclass(frozen=True, slots=True)
 class Index:

@@ -14,9 +14,7 @@ from bson import Binary
 
 from daemon.store import names
 from daemon.store.partition import WHOLE, Partition
-from daemon.store.registry.registry import signature
-
-__all__ = ["Subscription", "changed_paths"]
+from daemon.store.registry.components import signature
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,6 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from daemon.logs.text import clean, escaped_lines, masked
 
-__all__ = ["configure"]
-
 Format = Literal["auto", "json", "console"]
 
 _TRACEBACKS = ("exception", "stack")

@@ -12,8 +12,6 @@ from rich.segment import Segment
 
 from daemon.logs.text import escaped, escaped_lines
 
-__all__ = ["Bar", "Terminal", "bar", "columns", "say"]
-
 
 class Terminal(Console):
     """A console that escapes whatever is printed: a text from a row, a file or a peer cannot control the terminal."""

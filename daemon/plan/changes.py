@@ -13,8 +13,6 @@ from daemon.config.document import dotted
 from daemon.logs.text import masked
 from daemon.plan.declared import Declared
 
-__all__ = ["ABSENT", "CODE", "Change", "changes", "duration"]
-
 ABSENT: Final = "absent"
 """Before a new section, and after a removed one."""
 CODE: Final = "code"

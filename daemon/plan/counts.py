@@ -17,8 +17,6 @@ from daemon.store.connection import Data
 from daemon.store.registry.trust import Trust
 from daemon.store.registry.versions import Versions
 
-__all__ = ["Count", "Facts", "count"]
-
 COUNT_MS: Final = 20_000
 SAMPLE_ROWS: Final = 20_000
 

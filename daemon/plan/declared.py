@@ -22,8 +22,6 @@ from components.secrets import sealed
 from daemon.config import Config
 from daemon.store.registry.components import Catalog
 
-__all__ = ["FROZEN", "SETTINGS", "Declared", "applied", "settings", "storable", "with_file"]
-
 FROZEN: Final = ("service.", "mongo.", "http.", "security.signing_key_file", "security.former_signing_key_file")
 """Settings that the daemon reads once, at its start."""
 SETTINGS: Final = ("service", "mongo", "http", "security", "log", "limits", "guard")

@@ -28,8 +28,6 @@ from daemon.plan.changes import Change
 from daemon.plan.declared import FROZEN, Declared
 from daemon.store.registry.components import object_signature
 
-__all__ = ["Effect", "Kind", "effects"]
-
 Kind = Literal[
     "live", "restarts", "starts", "scans", "removes", "predicts", "stops", "untrained", "serves", "no_input", "service"
 ]

@@ -20,8 +20,6 @@ from daemon.store.registry.components import Catalog
 from daemon.store.registry.registry import Registry
 from daemon.store.registry.trust import Trust
 
-__all__ = ["accepted", "judged_at_start", "judged_file", "judged_part", "rates"]
-
 
 def judged_file(
     database: Data,

@@ -14,8 +14,6 @@ from daemon.plan.counts import Count, Facts
 from daemon.plan.declared import Declared
 from daemon.plan.effects import Effect, Kind, effects
 
-__all__ = ["Consequence", "Plan", "PlanHeld", "Step", "planned"]
-
 Verdict = Literal["unchanged", "good", "held", "refused"]
 
 _UNCOUNTED: Final = {

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from daemon.engine.assignment import Assignment
 from daemon.health.rehearsal_report import RehearsalReport
 
-__all__ = ["RehearsalAssignment"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RehearsalAssignment(Assignment[RehearsalReport]):

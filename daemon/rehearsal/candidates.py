@@ -11,8 +11,6 @@ from daemon.store.registry.components import Catalog, Component, signature
 from daemon.store.registry.model_loader import ModelLoader
 from daemon.store.registry.rehearsals import Part
 
-__all__ = ["Candidate", "declared_anew", "of_version"]
-
 
 @dataclass(frozen=True, slots=True)
 class Candidate:

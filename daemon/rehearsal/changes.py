@@ -9,8 +9,6 @@ from components.declarations import ListenerDeclaration, ModelDeclaration, Table
 from daemon.store.registry.components import Catalog, canonical
 from daemon.store.registry.rehearsals import Part
 
-__all__ = ["changed", "concerned"]
-
 
 def changed(known: Catalog, parts: Iterable[Part], also: Collection[str] = ()) -> list[Part]:
     """The tables, models and listeners that differ from what is applied.

@@ -16,8 +16,6 @@ from PIL import Image
 
 from components.arrays import vector
 
-__all__ = ["alike"]
-
 RELATIVE, ABSOLUTE = 1e-3, 1e-5
 FEW: Final = 0.005
 """The share of an output's values that may differ."""

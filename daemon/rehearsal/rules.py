@@ -32,8 +32,6 @@ from daemon.logs.text import described, row_id
 from daemon.rehearsal.likeness import alike
 from daemon.store.rows.row_reader import value_at
 
-__all__ = ["Note", "Passed", "rehearsed"]
-
 SHOWN: Final = 80
 ENOUGH: Final = 2
 AGAIN: Final = 3

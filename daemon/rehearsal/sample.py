@@ -18,8 +18,6 @@ from components.extended_json import decoded
 from components.raw_value import RAW
 from daemon.store.connection import Data
 
-__all__ = ["made_up", "rows_of"]
-
 EACH_END: Final = 4
 BYTES: Final = 16 * 1024 * 1024
 MILLISECONDS: Final = 5000

@@ -35,25 +35,6 @@ from daemon.health.backoff import backoff
 from daemon.logs.text import masked
 from daemon.store.driver_errors import sentence
 
-__all__ = [
-    "OPERATION_SECONDS",
-    "ROW_CODEC",
-    "TRANSACTION",
-    "Client",
-    "Data",
-    "at_a_snapshot",
-    "check",
-    "create_collection",
-    "end_left_transactions",
-    "end_sessions",
-    "in_transaction",
-    "make_client",
-    "open_client",
-    "open_database",
-    "reaching",
-    "uri_options",
-]
-
 Client = MongoClient[dict[str, Any]]
 Data = Database[dict[str, Any]]
 T = TypeVar("T")

@@ -19,8 +19,6 @@ from pymongo.errors import AutoReconnect
 
 from components.raw_value import RAW, fields, readable
 
-__all__ = ["DAMAGED_FILE", "change_one", "decoded", "read", "read_one"]
-
 DAMAGED_FILE: Final = (CorruptGridFile, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What the driver raises while it reads a GridFS file whose documents hold something else than it wrote."""
 

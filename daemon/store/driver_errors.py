@@ -20,8 +20,6 @@ from pymongo.errors import (
 from components.errors import PredictdError
 from daemon.logs.text import brief, masked
 
-__all__ = ["sentence"]
-
 _AUTHENTICATION: Final = {
     13: "the user lacks a right: grant readWrite on the database",
     18: "user name or password is wrong: see mongo.uri",

@@ -19,8 +19,6 @@ from components.declarations import PARTITIONS
 from components.raw_value import RawValue, fields, readable
 from daemon.store.documents import change_one
 
-__all__ = ["WHOLE", "Partition", "combined", "everyone", "lay_out", "shares"]
-
 log = structlog.get_logger(__name__)
 
 _NONE: Final = RawValue.of(None)

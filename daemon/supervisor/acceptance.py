@@ -31,8 +31,6 @@ from daemon.supervisor.desired_state import built_from
 from daemon.supervisor.leadership import Leadership, in_thread
 from daemon.supervisor.operation import Operation
 
-__all__ = ["Acceptance"]
-
 log = structlog.get_logger(__name__)
 
 

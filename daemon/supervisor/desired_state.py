@@ -21,8 +21,6 @@ from daemon.config import Config
 from daemon.store.partition import Partition, everyone
 from daemon.store.registry.components import Catalog, Component
 
-__all__ = ["Desired", "built_from", "desired"]
-
 
 @dataclass(frozen=True, slots=True)
 class Desired:

@@ -37,8 +37,6 @@ from daemon.health.worker_report import WorkerReport
 from daemon.supervisor.timed_wait import timed_wait
 from daemon.worker.assignment import WorkerAssignment
 
-__all__ = ["Backoff", "Fleet", "WorkerKeeper"]
-
 log = structlog.get_logger(__name__)
 
 HEALTHY_SECONDS = 60.0

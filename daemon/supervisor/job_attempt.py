@@ -19,8 +19,6 @@ from daemon.health.service_status import RunningJob
 from daemon.job.assignment import JobAssignment
 from daemon.store.service.jobs import DECLARED_BY, LOG_LINES, Job
 
-__all__ = ["RETRIES", "Attempt", "Limits", "Outcome", "Terms", "failed"]
-
 log = structlog.get_logger(__name__)
 
 RETRIES: Final = 2

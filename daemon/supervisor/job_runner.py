@@ -41,8 +41,6 @@ from daemon.supervisor.job_attempt import RETRIES, Attempt, Limits, Outcome, Ter
 from daemon.supervisor.leader_context import LeaderContext
 from daemon.supervisor.timed_wait import timed_wait
 
-__all__ = ["JobRunner", "Limits"]
-
 log = structlog.get_logger(__name__)
 
 USUAL: Final = Limits()

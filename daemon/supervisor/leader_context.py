@@ -20,8 +20,6 @@ from daemon.store.registry.trust import Pins
 
 log = structlog.get_logger(__name__)
 
-__all__ = ["Call", "LeaderContext", "Spawn"]
-
 T = TypeVar("T")
 Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 

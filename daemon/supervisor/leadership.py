@@ -34,8 +34,6 @@ from daemon.store.service.leases import TTL_SECONDS, AnotherDaemon, Holder, Leas
 from daemon.store.service.searches import SearchRequests
 from daemon.supervisor.timed_wait import timed_wait
 
-__all__ = ["Leadership", "in_thread"]
-
 log = structlog.get_logger(__name__)
 
 RENEW_SECONDS = TTL_SECONDS / 3

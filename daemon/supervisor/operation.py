@@ -55,8 +55,6 @@ from daemon.supervisor.rehearser import Rehearser
 from daemon.supervisor.scheduler import Scheduler
 from daemon.worker.assignment import WorkerAssignment
 
-__all__ = ["Operation"]
-
 log = structlog.get_logger(__name__)
 
 KILL_GRACE_SECONDS = 1.0

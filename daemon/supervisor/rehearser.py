@@ -41,8 +41,6 @@ from daemon.store.registry.rehearsals import Part, Rehearsals, Result
 from daemon.supervisor.leader_context import LeaderContext
 from daemon.supervisor.timed_wait import timed_wait
 
-__all__ = ["Rehearser"]
-
 log = structlog.get_logger(__name__)
 
 AT_ONCE: Final = 2

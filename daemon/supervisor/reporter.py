@@ -19,8 +19,6 @@ from daemon.health.service_status import Owner, ServiceStatus
 from daemon.supervisor.systemd import Notifier
 from daemon.supervisor.timed_wait import timed_wait
 
-__all__ = ["Reporter"]
-
 log = structlog.get_logger(__name__)
 
 PAUSE_SECONDS = 2.0

@@ -30,8 +30,6 @@ from daemon.store.service.schedules import RowCounts, Schedules, State
 from daemon.supervisor.leader_context import Call, Spawn
 from daemon.supervisor.timed_wait import timed_wait
 
-__all__ = ["Look", "Scheduler", "Upcoming", "judge", "look"]
-
 log = structlog.get_logger(__name__)
 
 ROWS_SECONDS = 2.0

@@ -55,8 +55,6 @@ from daemon.web.access import Access
 from daemon.web.app import application
 from daemon.web.server import WebServer
 
-__all__ = ["Supervisor", "serve"]
-
 log = structlog.get_logger(__name__)
 
 _NOTIFIED_SECONDS = 1.0  # one document is read, by its _id

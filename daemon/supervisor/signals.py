@@ -17,8 +17,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-__all__ = ["handled", "stop_with_parent"]
-
 _STOP = (signal.SIGTERM, signal.SIGINT)
 
 

@@ -16,8 +16,6 @@ from collections.abc import Mapping
 
 import structlog
 
-__all__ = ["MANAGER_VARIABLES", "Notifier"]
-
 MANAGER_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 """What systemd passes to the main process. A child that inherited them could notify in the daemon's name."""
 

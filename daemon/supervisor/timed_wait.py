@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
-__all__ = ["timed_wait"]
-
 
 async def timed_wait(event: asyncio.Event, seconds: float | None) -> None:
     """Returns when the event is set, or after `seconds` (None: never)."""

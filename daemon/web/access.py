@@ -26,8 +26,6 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-__all__ = ["Access", "Guarded"]
-
 _HOST: Final = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::[0-9]{1,5})?", re.ASCII | re.IGNORECASE)
 _ONCE: Final = ("host", "origin", "authorization")
 _READING: Final = frozenset({"GET", "HEAD"})

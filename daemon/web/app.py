@@ -24,8 +24,6 @@ from daemon.plan.plan import PlanHeld
 from daemon.web.access import Access, Guarded
 from daemon.web.metrics import exposition
 
-__all__ = ["Service", "application"]
-
 
 class Service(Protocol):
     """What the pages need of the daemon."""

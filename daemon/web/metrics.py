@@ -22,8 +22,6 @@ from prometheus_client.registry import Collector
 from daemon.health.readiness import STALE_SECONDS, ServiceState, WorkerState, readiness
 from daemon.logs.text import escaped
 
-__all__ = ["FAMILIES", "Family", "exposition"]
-
 
 @dataclass(frozen=True, slots=True)
 class Family:

@@ -23,8 +23,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from components.errors import PredictdError
 
-__all__ = ["WebServer", "most_connections"]
-
 REQUEST_SECONDS: Final = 10.0
 """How long a request may take to arrive, and a response to be read."""
 

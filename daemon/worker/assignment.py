@@ -11,9 +11,6 @@ from daemon.handlers.predict.suspects import Ended
 from daemon.health.worker_report import WorkerReport
 from daemon.store.partition import Partition
 
-__all__ = ["WorkerAssignment"]
-
-
 TUNED = ("log", "queue_rows", "queue_bytes", "memory")
 """What a running worker takes up when it changes."""
 

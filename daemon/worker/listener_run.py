@@ -38,8 +38,6 @@ from daemon.store.rows.scans import Mark, Scans
 from daemon.store.rows.table_kind import refusal
 from daemon.worker.assignment import WorkerAssignment
 
-__all__ = ["DeclarationChanged", "ListenerRun", "Shared", "chained"]
-
 log = structlog.get_logger(__name__)
 
 

@@ -11,8 +11,6 @@ from typing import Final
 
 import structlog
 
-__all__ = ["MemoryLimit", "private_bytes"]
-
 log = structlog.get_logger(__name__)
 
 LOOK_SECONDS: Final = 2.0

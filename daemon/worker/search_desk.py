@@ -25,8 +25,6 @@ from daemon.store.registry.components import Catalog
 from daemon.store.service.searches import SearchRequests
 from daemon.worker.listener_run import ListenerRun, Shared
 
-__all__ = ["SearchDesk"]
-
 log = structlog.get_logger(__name__)
 
 LOOK_SECONDS: Final = 0.2

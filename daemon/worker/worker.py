@@ -38,8 +38,6 @@ from daemon.worker.listener_run import DeclarationChanged, ListenerRun, Shared, 
 from daemon.worker.memory import MemoryLimit
 from daemon.worker.search_desk import SearchDesk
 
-__all__ = ["Worker"]
-
 log = structlog.get_logger(__name__)
 
 REPORT_SECONDS: Final = 0.5

@@ -21,7 +21,8 @@ from pymongo.database import Database
 from components.torch import weights
 from daemon.handlers.train import checkpoint_folder
 from daemon.store import names
-from daemon.store.registry.versions import Version, Versions
+from daemon.store.registry.version import Version
+from daemon.store.registry.versions import Versions
 from daemon.supervisor.job_attempt import Limits
 
 QUICK = Limits(poll=0.1, relay=0.1, silent=60.0, still=60.0, first_retry=0.1, most_retry=0.2)

@@ -16,7 +16,7 @@ from harness.daemons import eventually
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from daemon.embedded.server import find_mongod
+from daemon.embedded.binary import find_mongod
 from faults.disk import Disk
 from faults.proxy import HOST, Proxy
 

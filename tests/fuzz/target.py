@@ -12,8 +12,6 @@ from bson import Binary, Code, Decimal128, Int64, MaxKey, MinKey, ObjectId, Rege
 from bson.datetime_ms import DatetimeMS
 from hypothesis import strategies as st
 
-__all__ = ["BSON", "NAMES", "PLAIN", "Target"]
-
 
 @dataclass(frozen=True, slots=True)
 class Target:

@@ -20,8 +20,6 @@ import psutil
 
 from harness.daemons import eventually
 
-__all__ = ["NOT_INSTALLED", "Booted", "NotBooted", "absent"]
-
 NOT_INSTALLED: Final = "systemd is not installed"
 
 SYSTEMD: Final = "/lib/systemd/systemd"

@@ -13,8 +13,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-__all__ = ["allowed"]
-
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 
 

@@ -7,8 +7,6 @@ from typing import Any
 
 from components.torch import Trained, weights
 
-__all__ = ["Killed", "killed_at", "outcome"]
-
 
 class Killed(BaseException):
     """Stands for a SIGKILL: nobody catches it, nothing is saved on the way out."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["Odd", "postprocess", "predict", "preprocess"]
-
 
 def preprocess(x: str) -> str:
     """Runs the code of `preprocess CODE`."""

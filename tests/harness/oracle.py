@@ -17,7 +17,7 @@ import bson
 from bson.timestamp import Timestamp
 from pymongo.database import Database
 
-from daemon.handlers.predict.dirty_keys import identity
+from components.raw_value import identity
 from daemon.store import names
 from daemon.store.connection import open_database
 from daemon.store.rows.positions import Position, cluster_time

@@ -12,8 +12,6 @@ import torch
 
 from components.torch import weights
 
-__all__ = ["Answer", "SlowAnswer", "stored"]
-
 
 class Answer(torch.nn.Module):
     """Its output is its only weight plus the row."""

@@ -17,14 +17,13 @@ from components.torch import weights
 from daemon.store import names
 from daemon.store.connection import open_database
 from daemon.store.registry.registry import Registry
-from daemon.store.registry.versions import Version, Versions
+from daemon.store.registry.version import Version
+from daemon.store.registry.versions import Versions
 from daemon.store.service.jobs import Jobs
 from harness import commands
 from harness.commands import predictd
 from harness.daemons import PATIENCE, Daemon, eventually
 from harness.torch_models import answered
-
-__all__ = ["LEARNING", "SERVICE", "TABLE", "Site"]
 
 SERVICE, TABLE = "s", "rows"
 

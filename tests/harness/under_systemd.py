@@ -8,8 +8,6 @@ import socket
 from pathlib import Path
 from typing import Any
 
-__all__ = ["look"]
-
 
 def look(picture: Any) -> dict[str, Any]:
     """What this process is, and what it can reach."""

@@ -17,7 +17,7 @@ from pymongo import MongoClient
 from pymongo.collection import Collection
 from pymongo.database import Database
 
-from daemon.handlers.predict.dirty_keys import identity
+from components.raw_value import identity
 from daemon.handlers.predict.records import MISSING, Seen, Write
 from daemon.listeners import change_stream as stream
 from daemon.store.connection import open_database

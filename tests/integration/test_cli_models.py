@@ -41,7 +41,8 @@ from daemon.store import names
 from daemon.store.connection import open_database
 from daemon.store.registry.components import Component
 from daemon.store.registry.registry import Registry
-from daemon.store.registry.versions import Version, Versions
+from daemon.store.registry.version import Version
+from daemon.store.registry.versions import Versions
 from daemon.store.rows.scans import Mark, Scans
 from daemon.store.service import notify as bells
 from daemon.store.service.jobs import Job, Jobs

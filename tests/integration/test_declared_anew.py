@@ -19,7 +19,8 @@ from components.torch import weights
 from daemon.store.connection import open_database
 from daemon.store.registry.model_loader import ModelLoader
 from daemon.store.registry.registry import Registry
-from daemon.store.registry.versions import Version, Versions
+from daemon.store.registry.version import Version
+from daemon.store.registry.versions import Versions
 
 CODE = "harness.torch_models"
 ROWS = 20

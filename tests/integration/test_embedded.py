@@ -28,8 +28,9 @@ from pymongo.errors import OperationFailure
 from components.errors import MongoUnavailable
 from daemon.embedded import login
 from daemon.embedded import server as embedded
+from daemon.embedded.binary import find_mongod
 from daemon.embedded.guardian import STOPPED, Guardian, Serving
-from daemon.embedded.server import EmbeddedMongo, ensure, find_mongod
+from daemon.embedded.server import EmbeddedMongo, ensure
 
 OWNER = """
 import sys, time

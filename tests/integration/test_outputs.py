@@ -16,7 +16,7 @@ from harness.parameters import shown
 from pymongo.collection import Collection
 from pymongo.database import Database
 
-from daemon.handlers.predict.dirty_keys import identity
+from components.raw_value import identity
 from daemon.handlers.predict.records import MISSING, Seen, Write
 from daemon.store.connection import open_database
 from daemon.store.rows.outputs import Outputs

@@ -33,7 +33,8 @@ from daemon.store.registry.registry import Registry
 from daemon.store.registry.signed_anew import lead
 from daemon.store.registry.signed_versions import SignedVersions, unsignable
 from daemon.store.registry.trust import Pins, Trust
-from daemon.store.registry.versions import Version, Versions
+from daemon.store.registry.version import Version
+from daemon.store.registry.versions import Versions
 
 MODEL = "a"
 CODE = "harness.torch_models"

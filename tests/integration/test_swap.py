@@ -20,7 +20,8 @@ from pymongo.database import Database
 
 from daemon.store.connection import open_database
 from daemon.store.registry.registry import Registry
-from daemon.store.registry.versions import Version, Versions
+from daemon.store.registry.version import Version
+from daemon.store.registry.versions import Versions
 
 MODEL = "a"
 

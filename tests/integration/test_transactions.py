@@ -15,7 +15,7 @@ from harness.daemons import eventually
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from daemon.handlers.predict.dirty_keys import identity
+from components.raw_value import identity
 from daemon.handlers.predict.records import Snapshot, Write, Written
 from daemon.listeners import change_stream as stream
 from daemon.store.connection import open_database

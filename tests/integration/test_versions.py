@@ -19,7 +19,8 @@ from components.errors import DeclarationError, Fenced, NotApplied, PredictdErro
 from daemon.store import names
 from daemon.store.connection import open_database
 from daemon.store.registry.registry import Registry
-from daemon.store.registry.versions import Version, Versions
+from daemon.store.registry.version import Version
+from daemon.store.registry.versions import Versions
 from daemon.store.service import notify as bells
 
 S, MODEL = "s", "f"

@@ -22,7 +22,7 @@ from daemon.api.applier import _same_code
 from daemon.api.kinds import kind_of, named, type_name
 from daemon.store.registry.components import Component
 from daemon.store.registry.model_loader import object_signature
-from daemon.store.registry.versions import Version
+from daemon.store.registry.version import Version
 
 
 @pytest.mark.parametrize("program", ["import daemon", "from daemon import connect, Datalayer; import daemon.api"])

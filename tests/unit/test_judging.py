@@ -145,7 +145,7 @@ def test_a_row_that_is_known_to_refuse_its_write_is_left_alone() -> None:
 
 
 def _name(key: Any) -> Any:
-    from daemon.handlers.predict.dirty_keys import identity
+    from components.raw_value import identity
 
     return identity(key)
 

@@ -16,8 +16,6 @@ from components.errors import OutputShapeError
 from components.model import Model
 from daemon.handlers.predict.decoding import ANYTHING
 
-__all__ = ["Attempts", "Outcome"]
-
 
 @dataclass(frozen=True, slots=True)
 class Outcome:

@@ -36,8 +36,9 @@ from typing import Any, Final, Protocol, TypeVar
 import structlog
 from bson.timestamp import Timestamp
 
+from components.raw_value import identity
 from daemon.handlers.predict.batch_cap import BatchCap
-from daemon.handlers.predict.dirty_keys import Batch, DirtyKeys, identity
+from daemon.handlers.predict.dirty_keys import Batch, DirtyKeys
 from daemon.handlers.predict.process_settings import PROCESS
 from daemon.handlers.predict.records import Letter, Row, Snapshot, Write, Written
 from daemon.handlers.predict.stages import Judged, Live, Predicted, Prepared, judge, letter, predict, prepare

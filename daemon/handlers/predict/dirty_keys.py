@@ -24,21 +24,6 @@ from bson.timestamp import Timestamp
 
 from components.raw_value import identity, size
 
-__all__ = [
-    "KEY_BYTES",
-    "LIVE_SECONDS",
-    "SCAN_SHARE",
-    "WAITING_BYTES",
-    "Batch",
-    "DirtyKey",
-    "DirtyKeys",
-    "Lane",
-    "Progress",
-    "Stretch",
-    "earliest",
-    "identity",
-]
-
 Lane = Literal["live", "scan"]
 P = TypeVar("P")
 

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
-__all__ = ["Hand", "ModelThreads", "OneThread"]
-
 P = ParamSpec("P")
 T = TypeVar("T")
 

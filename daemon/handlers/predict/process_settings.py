@@ -13,8 +13,6 @@ from typing import Any
 
 import structlog
 
-__all__ = ["ProcessSettings"]
-
 log = structlog.get_logger(__name__)
 
 

@@ -21,9 +21,10 @@ from components.datatypes import Datatype
 from components.errors import DecodeError, OutputError, Retry
 from components.key import Key
 from components.model import Model
+from components.raw_value import identity
 from daemon.handlers.predict.attempts import Attempts
 from daemon.handlers.predict.decoding import ANYTHING, CHUNK_ROWS, arguments_of, decode, is_out_of_memory, weight
-from daemon.handlers.predict.dirty_keys import Batch, identity
+from daemon.handlers.predict.dirty_keys import Batch
 from daemon.handlers.predict.model_threads import ModelThreads
 from daemon.handlers.predict.records import Guilt, Letter, Row, Snapshot, Write
 from daemon.logs.text import readable

@@ -38,10 +38,8 @@ from bson import ObjectId
 
 from components import private_files
 from components.errors import PredictdError
-from daemon.handlers.predict.dirty_keys import identity
+from components.raw_value import identity
 from daemon.handlers.predict.records import Guilt, Row
-
-__all__ = ["Ended", "NoSuspects", "Suspects", "UserStage"]
 
 log = structlog.get_logger(__name__)
 

@@ -29,12 +29,11 @@ from typing import Any, Final, Literal
 
 import structlog
 
-from daemon.handlers.predict.dirty_keys import Batch, DirtyKey, identity
+from components.raw_value import identity
+from daemon.handlers.predict.dirty_keys import Batch, DirtyKey
 from daemon.handlers.predict.records import Letter
 from daemon.handlers.predict.stages import Predicted
 from daemon.handlers.predict.suspects import NoSuspects, fewest_first
-
-__all__ = ["RetryPolicy", "Triage"]
 
 log = structlog.get_logger(__name__)
 

@@ -6,8 +6,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["Turnstile"]
-
 
 class Turnstile:
     """A shared lock for the stages' batches, exclusive for one that must be alone.

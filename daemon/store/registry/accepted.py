@@ -18,8 +18,6 @@ from daemon.store import names
 from daemon.store.documents import read_one
 from daemon.store.registry.trust import Trust
 
-__all__ = ["accepted_settings", "keep_settings"]
-
 _LARGEST: Final = 1024 * 1024
 
 

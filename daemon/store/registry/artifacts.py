@@ -22,8 +22,6 @@ from components.raw_value import UNDECODABLE
 from daemon.store import names
 from daemon.store.documents import read_one
 
-__all__ = ["Artifacts"]
-
 YOUNG_SECONDS: Final = 24 * 3600
 _AT_ONCE: Final = 8
 """Chunks that are read together, each usually of 255 kB."""

@@ -64,24 +64,6 @@ from daemon.store.connection import at_a_snapshot
 from daemon.store.documents import read, read_one
 from daemon.store.registry.trust import Trust
 
-__all__ = [
-    "FOREIGN",
-    "LARGEST",
-    "Catalog",
-    "Component",
-    "LeftTable",
-    "Source",
-    "believed",
-    "canonical",
-    "catalog",
-    "object_signature",
-    "parts_of",
-    "signature",
-    "signatures",
-    "signed",
-    "written",
-]
-
 Source = Literal["config", "api"]
 
 

@@ -40,8 +40,6 @@ from daemon.store.registry.components import (
 from daemon.store.registry.trust import Trust
 from daemon.store.service.epochs import mended
 
-__all__ = ["Declarations", "taken"]
-
 _HASH: Final = re.compile(r'"([0-9a-f]{64})"')
 
 

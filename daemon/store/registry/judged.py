@@ -14,8 +14,6 @@ from pymongo.database import Database
 
 from daemon.store import names
 
-__all__ = ["Judged", "held", "judges", "keep_judges", "named"]
-
 Data = Database[dict[str, Any]]
 
 

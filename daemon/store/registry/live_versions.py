@@ -21,8 +21,6 @@ from daemon.store.registry.trust import Pins
 from daemon.store.registry.versions import Versions
 from daemon.store.service import requests
 
-__all__ = ["watch"]
-
 HIGHEST: Final = 1 << 31
 """No service promotes this often: a generation above was written by somebody else."""
 

@@ -34,9 +34,8 @@ from daemon.store.registry.artifacts import Artifacts
 from daemon.store.registry.components import Component, object_signature
 from daemon.store.registry.registry import Declared
 from daemon.store.registry.trust import Trust
-from daemon.store.registry.versions import Version, Versions
-
-__all__ = ["CodeChanged", "Loaded", "ModelLoader", "resolver", "until_live"]
+from daemon.store.registry.version import Version
+from daemon.store.registry.versions import Versions
 
 log = structlog.get_logger(__name__)
 

@@ -25,8 +25,6 @@ from daemon.config.problems import suggestion
 from daemon.handlers.promote import named
 from daemon.store.registry.components import Catalog, Component
 
-__all__ = ["refuse_dangling", "users"]
-
 
 def refuse_dangling(kind: str, name: str, declaration: Declaration, known: Catalog) -> None:
     """Raises DeclarationError if a table, a model, a field or a listener that the declaration names is not applied."""

@@ -46,8 +46,6 @@ from daemon.store.registry.references import refuse_dangling, users
 from daemon.store.registry.trust import Trust, trust_of
 from daemon.store.service import requests
 
-__all__ = ["Declared", "Registry", "signature"]
-
 # BadValue, FailedToParse, TypeMismatch; the other errors of a filter have codes from 51000 to 51999
 _BAD_FILTER: Final = frozenset({2, 9, 14})
 _WHERE_IT_RUNS: Final = frozenset({"device", "threads"})

@@ -34,8 +34,6 @@ from daemon.store.documents import read_one
 from daemon.store.registry.components import LARGEST, canonical
 from daemon.store.registry.trust import Trust
 
-__all__ = ["Part", "Rehearsals", "Result"]
-
 KEEP_SECONDS: Final = 24 * 3600
 ATTEMPTS: Final = 3
 """How many daemons may die on a request before it is given up."""

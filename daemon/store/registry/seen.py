@@ -25,8 +25,6 @@ from daemon.store.registry.components import Catalog
 from daemon.store.registry.trust import Pins, Trust
 from daemon.store.registry.versions import Versions
 
-__all__ = ["remember", "seen_file"]
-
 log = structlog.get_logger(__name__)
 
 _HOSTS: Final = re.compile(r"^mongodb(?:\+srv)?://(?:[^@/]*@)?([^/?]*)")

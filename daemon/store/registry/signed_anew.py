@@ -28,8 +28,6 @@ from daemon.store.registry.components import LARGEST, parts_of
 from daemon.store.registry.signed_versions import SignedVersions
 from daemon.store.registry.trust import Pins, Trust, store_identity, stored_identity
 
-__all__ = ["lead"]
-
 log = structlog.get_logger(__name__)
 
 

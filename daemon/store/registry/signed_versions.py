@@ -24,8 +24,6 @@ import bson
 from components.errors import SignatureRefused
 from daemon.store.registry.trust import Trust
 
-__all__ = ["LIVE", "VERSION", "Promotion", "SignedVersions", "unsignable"]
-
 VERSION: Final = "version"
 LIVE: Final = "live"
 FACTS: Final = (

@@ -36,8 +36,6 @@ from daemon.store.registry.signed_versions import SignedVersions
 from daemon.store.registry.trust import Trust
 from daemon.store.registry.version import Version
 
-__all__ = ["StoredVersions"]
-
 VALIDATIONS_KEPT: Final = 1000
 YOUNG_SECONDS: Final = 24 * 3600
 _TRACES: Final = ("metric_values", "metric_steps", "history", "validations")

@@ -37,8 +37,6 @@ from components.errors import ConfigurationError, DeclarationError, Problem, Sig
 from components.signing_key import SigningKey, VerifyKey
 from daemon.store import names
 
-__all__ = ["Pins", "Signer", "Trust", "pinned", "store_identity", "stored_identity", "trust_of"]
-
 log = structlog.get_logger(__name__)
 
 _IDENTITY: Final = re.compile("[0-9a-f]{32}", re.ASCII)

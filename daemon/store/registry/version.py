@@ -11,8 +11,6 @@ from pydantic import Field, Strict, TypeAdapter, ValidationError
 
 from daemon.health.report import defaulting
 
-__all__ = ["Version"]
-
 _Text = Annotated[str, defaulting("")]
 _TextOrNone = Annotated[str | None, defaulting(None)]
 _Number = Annotated[int | None, defaulting(None)]

@@ -23,8 +23,6 @@ from daemon.store.registry.version import Version
 from daemon.store.service import notify as bells
 from daemon.store.service import requests
 
-__all__ = ["ANY", "Version", "Versions"]
-
 ANY: Final = -1  # any live version is replaced
 
 

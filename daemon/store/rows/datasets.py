@@ -28,13 +28,11 @@ from components import images
 from components.datatypes import Datatype, datatype, undeclared
 from components.errors import DecodeError
 from components.extended_json import decoded
-from daemon.handlers.predict.dirty_keys import identity
+from components.raw_value import identity
 from daemon.store import names
 from daemon.store.connection import ROW_CODEC, make_client, open_database
 from daemon.store.registry.components import signature
 from daemon.store.rows.row_reader import value_at
-
-__all__ = ["Fields", "Pinned", "RowDecoder", "RowExamples", "kept", "pin_key", "pinned"]
 
 log = structlog.get_logger(__name__)
 

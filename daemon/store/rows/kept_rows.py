@@ -25,12 +25,10 @@ from gridfs.errors import CorruptGridFile
 from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
 
-from daemon.handlers.predict.dirty_keys import identity
+from components.raw_value import identity
 from daemon.store import names
 from daemon.store.connection import ROW_CODEC
 from daemon.store.rows.datasets import Fields, RowDecoder
-
-__all__ = ["KeptExamples", "contents", "keep", "kept", "sweep"]
 
 log = structlog.get_logger(__name__)
 

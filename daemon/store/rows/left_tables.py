@@ -21,8 +21,6 @@ from daemon.store import names
 from daemon.store.registry.components import Component, LeftTable
 from daemon.store.rows.table_kind import refusal
 
-__all__ = ["clear", "without"]
-
 log = structlog.get_logger(__name__)
 
 LONGEST_SECONDS: Final = 3600.0

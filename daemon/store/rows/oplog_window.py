@@ -8,8 +8,6 @@ from bson.timestamp import Timestamp
 from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
-__all__ = ["headroom"]
-
 FULL: Final = 0.9
 """From this share of its largest size on, an oplog counts as full."""
 

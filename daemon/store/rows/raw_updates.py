@@ -16,8 +16,6 @@ from pymongo.errors import DocumentTooLarge, OperationFailure
 
 from components.raw_value import RAW, RawValue, fields, readable
 
-__all__ = ["Answer", "Refusal", "send"]
-
 COMMAND_BYTES: Final = 8 * 1024 * 1024
 COMMAND_ROWS: Final = 1000
 TOO_LARGE: Final = 10334  # the server's code for a document of more than 16 MB

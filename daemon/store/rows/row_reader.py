@@ -17,8 +17,6 @@ from bson.timestamp import Timestamp
 from components.raw_value import EXACT, STRICT, UNDECODABLE, RawValue, document, fields, key_of
 from daemon.handlers.predict.records import MISSING, Row, Seen, Undecodable
 
-__all__ = ["SEEN_PARTS", "RowReader", "decoded", "keys", "raw_documents", "value_at"]
-
 SEEN_PARTS: Final = ("asof", "generation", "input", "error")
 _NULL: Final = RawValue.of(None)
 

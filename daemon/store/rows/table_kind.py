@@ -8,8 +8,6 @@ from typing import Any, Final
 
 from pymongo.collection import Collection
 
-__all__ = ["TableKind", "refusal"]
-
 ASK_SECONDS: Final = 60.0
 
 CANNOT_BE_SERVED: Final = {

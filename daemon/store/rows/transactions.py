@@ -29,8 +29,6 @@ from pymongo.read_concern import ReadConcern
 from components.raw_value import RAW, UNDECODABLE, fields
 from daemon.store.connection import TRANSACTION
 
-__all__ = ["SESSIONS", "Aborted", "ConflictShare", "Transactions", "Update"]
-
 SESSIONS: Final = 32
 """Enough that the oldest is older than V: the transactions of the batches between their read and their write."""
 

@@ -16,8 +16,6 @@ from components.raw_value import RAW, RawValue, document, fields
 from daemon.store import names
 from daemon.store.documents import read_one
 
-__all__ = ["mended"]
-
 log = structlog.get_logger(__name__)
 
 

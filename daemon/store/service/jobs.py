@@ -37,8 +37,6 @@ from daemon.store import names
 from daemon.store.documents import change_one, decoded, read, read_one
 from daemon.store.service import notify
 
-__all__ = ["DECLARED_BY", "LOG_LINES", "Job", "JobState", "Jobs", "Kind"]
-
 LOG_LINES: Final = 200
 KEEP_SECONDS: Final = 90 * 24 * 3600
 DECLARED_BY: Final = {"train": "trainer", "validate": "validation"}

@@ -21,8 +21,6 @@ from typing import Final
 from components import private_files
 from components.errors import DeclarationError
 
-__all__ = ["Keyring"]
-
 _INSTANCE: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _LONGEST: Final = 4096
 """Bytes of a path that the system takes."""

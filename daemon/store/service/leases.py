@@ -33,8 +33,6 @@ from daemon.store import names
 from daemon.store.connection import end_sessions, reaching
 from daemon.store.documents import change_one, decoded, read_one
 
-__all__ = ["TTL_SECONDS", "AnotherDaemon", "Holder", "Lease"]
-
 TTL_SECONDS = 10.0
 NEVER_TERMS = 4  # no daemon writes a lease that lasts for so many terms
 HIGHEST_EPOCH = 1 << 53

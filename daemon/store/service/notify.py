@@ -17,8 +17,6 @@ from pymongo.database import Database
 from daemon.store import names
 from daemon.store.documents import read_one
 
-__all__ = ["count", "ring"]
-
 
 def ring(database: Database[dict[str, Any]], service: str) -> int:
     """Notifies the service's daemon; returns the notification's number."""

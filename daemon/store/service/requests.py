@@ -16,8 +16,6 @@ from pymongo.database import Database
 from components.raw_value import document
 from daemon.store import names
 
-__all__ = ["KEEP_SECONDS", "prepare", "reload", "retry"]
-
 KEEP_SECONDS: Final = 7 * 24 * 3600  # a request reaches its worker as soon as one runs
 
 

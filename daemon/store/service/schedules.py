@@ -30,8 +30,6 @@ from daemon.store import names
 from daemon.store.connection import ROW_CODEC
 from daemon.store.documents import read
 
-__all__ = ["RowCounts", "Schedules", "State"]
-
 EXACT_ROWS = 100_000
 _EXACT_SECONDS = 60.0
 _WHOLE: Final[Mapping[str, Any]] = {

@@ -18,8 +18,6 @@ from pymongo.database import Database
 from components.raw_value import RAW, equals, fields, readable
 from daemon.store import names
 
-__all__ = ["KEEP_SECONDS", "PATIENCE_SECONDS", "SearchRequests"]
-
 KEEP_SECONDS: Final = 3600
 """How long an answer stays."""
 

@@ -15,8 +15,6 @@ from daemon.store import names
 from daemon.store.connection import Client, open_database, reaching
 from daemon.store.documents import read
 
-__all__ = ["Served", "find_owned", "find_served", "served"]
-
 _ONE = {"$not": {"$type": "array"}}  # to MongoDB, an array has the types of its elements
 _NOT_OURS = frozenset({"admin", "config", "local"})
 

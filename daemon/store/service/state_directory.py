@@ -35,8 +35,6 @@ from components.errors import ConfigurationError, DeclarationError, Problem
 from components.signing_key import SigningKey
 from daemon.store.service.leases import AnotherDaemon
 
-__all__ = ["StateDirectory", "http_address", "instance_of", "is_held", "make_private"]
-
 log = structlog.get_logger(__name__)
 
 _KEY: Final = "signing.key"

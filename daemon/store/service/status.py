@@ -23,8 +23,6 @@ from daemon.store.connection import reaching
 from daemon.store.documents import decoded
 from daemon.store.service.epochs import mended
 
-__all__ = ["StatusBoard"]
-
 _SERVER: Final = frozenset({"_id", "epoch", "at", "age_seconds"})
 
 
