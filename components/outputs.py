@@ -4,7 +4,7 @@ Nothing is stored by its text. What BSON holds is stored as it is; the rest by t
 
     tensors, arrays, their scalars     numbers, nested lists; datetime64 a date
     images                             PNG (or TIFF) bytes
-    tuples, sets, frozensets           lists; a set's items sorted if they can be
+    tuples, sets, frozensets           lists; a set's items sorted
     named tuples, dataclasses,         documents
     pydantic models
     an Enum's member                   its value
@@ -22,7 +22,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import date, datetime
 from decimal import Decimal
 from enum import Enum
@@ -30,8 +30,9 @@ from math import isfinite
 from typing import Any, TypeAlias
 from uuid import UUID
 
+import bson
 import numpy as np
-from bson.binary import Binary
+from bson.binary import VECTOR_SUBTYPE, Binary
 from bson.code import Code
 from bson.datetime_ms import DatetimeMS
 from bson.dbref import DBRef
@@ -46,9 +47,9 @@ from bson.timestamp import Timestamp
 from PIL import Image
 
 from components import images
-from components.arrays import isfinite_array
+from components.arrays import isfinite_array, vector
 from components.datatypes import Datatype, datatype
-from components.errors import EncodeError, OutputError, RowError
+from components.errors import DecodeError, EncodeError, OutputError, RowError
 
 MAX_DEPTH = 90
 """BSON nests at most 100 levels; the value is a few levels deep in its row."""
@@ -69,6 +70,15 @@ _BSON_TYPES = (
     datetime,
     re.Pattern,
 )
+_SETS = (set, frozenset)
+_SEQUENCES = (list, tuple, *_SETS)
+_HOLDING: dict[type, Callable[[Any], object]] = {
+    Binary: lambda value: vector(value) if value.subtype == VECTOR_SUBTYPE else None,
+    Code: lambda value: value.scope,
+    DBRef: lambda value: dict(value.as_doc()),
+    RawBSONDocument: dict,
+}
+"""Of these types, what values hold of others."""
 # The path to a value, innermost part first; it becomes text only in an error message.
 _Place: TypeAlias = "tuple[_Place, str | int] | None"
 
@@ -97,16 +107,18 @@ def _convert(value: Any, at: _Place, depth: int) -> object:
     if value is None or (isinstance(value, _BSON_TYPES) and not isinstance(value, Enum)):
         if isinstance(value, Decimal128) and not value.to_decimal().is_finite():
             raise OutputError(f"{_words(at)} is {value}; outputs must be finite numbers")
+        if isinstance(value, tuple(_HOLDING)):
+            _check_held(value, at, depth)
         return value if value is not _missing("NaT") else None
     if depth > MAX_DEPTH:
         raise OutputError(f"{_words(None)} is nested more than {MAX_DEPTH} deep; BSON cannot hold it")
-    if isinstance(value, (list, tuple, Mapping)) and isinstance(value, Enum):
+    if isinstance(value, (*_SEQUENCES, Mapping)) and isinstance(value, Enum):
         return _convert(value.value, at, depth + 1)
     if isinstance(value, Mapping):
-        return {_key(key, at): _convert(item, (at, key), depth + 1) for key, item in value.items()}
+        return _mapping(value, at, depth)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return _convert(dict(zip(value._fields, value, strict=True)), at, depth)
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, _SEQUENCES):
         return _list(value, at, depth)
     return _foreign(value, at, depth)
 
@@ -133,7 +145,11 @@ def _foreign(value: Any, at: _Place, depth: int) -> object:
         return _convert(document, at, depth + 1)
     if value is _missing("NA"):
         return None
-    raise OutputError(
+    raise _unknown(value, at)
+
+
+def _unknown(value: object, at: _Place) -> OutputError:
+    return OutputError(
         f"{_words(at)} is of type {_type(value)}, which BSON cannot hold; convert it in postprocess: return numbers, "
         "text, bytes, lists or dictionaries"
     )
@@ -167,11 +183,14 @@ def _listed(value: Any, at: _Place) -> Any:
     if isinstance(value, np.longdouble):  # its `tolist` returns itself
         return float(value)
     try:
-        return value.tolist()
+        listed = value.tolist()
     except Exception as error:
         raise OutputError(
             f"{_words(at)} is of type {_type(value)} and cannot become lists ({error}); return a dense tensor or array"
         ) from error
+    if type(listed) is type(value):
+        raise _unknown(value, at)
+    return listed
 
 
 def _document(value: Any) -> Any:
@@ -201,11 +220,11 @@ def _missing(name: str) -> Any:
     return getattr(sys.modules.get("pandas"), name, object())
 
 
-def _sorted(values: Any) -> list[Any]:
+def _sorted(values: list[Any]) -> list[Any]:
     try:
         return sorted(values)
-    except TypeError:  # of several types
-        return list(values)
+    except TypeError:  # of several types: in another process, a set has another order
+        return sorted(values, key=lambda value: bson.encode({"": value}))
 
 
 _TABLE: dict[type, Callable[[Any], object]] = {
@@ -213,16 +232,35 @@ _TABLE: dict[type, Callable[[Any], object]] = {
     Decimal: datatype("decimal").encode,
     date: lambda value: datetime(value.year, value.month, value.day),  # noqa: DTZ001 - as the driver reads dates
     UUID: Binary.from_uuid,
-    set: _sorted,
-    frozenset: _sorted,
 }
 
 
-def _list(values: list[Any] | tuple[Any, ...], at: _Place, depth: int) -> list[object]:
+def _mapping(value: Mapping[Any, Any], at: _Place, depth: int) -> dict[str, object]:
+    items = list(value.items())
+    document = {_key(key, at): _convert(item, (at, key), depth + 1) for key, item in items}
+    if len(document) < len(items):
+        keys = [_key(key, at) for key, _ in items]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise OutputError(f"{_words(at)} has two keys that are stored as {twice!r}; give each a name of its own")
+    return document
+
+
+def _check_held(value: Any, at: _Place, depth: int) -> None:
+    """Check the values within one of BSON's own types, which is stored as it is."""
+    for kind, held in _HOLDING.items():
+        if isinstance(value, kind):
+            try:
+                _convert(held(value), at, depth + 1)
+            except DecodeError as error:
+                raise OutputError(f"{_words(at)}: {error}") from error
+
+
+def _list(values: Collection[Any], at: _Place, depth: int) -> list[object]:
     # An embedding is a long list of floats: checking the whole list in C is faster than one item at a time.
     if set(map(type, values)) == {float} and all(map(isfinite, values)):
-        return list(values)
-    return [_convert(item, (at, index), depth + 1) for index, item in enumerate(values)]
+        return sorted(values) if isinstance(values, _SETS) else list(values)
+    converted = [_convert(item, (at, index), depth + 1) for index, item in enumerate(values)]
+    return _sorted(converted) if isinstance(values, _SETS) else converted
 
 
 def _float(value: float, at: _Place) -> float:

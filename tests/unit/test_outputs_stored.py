@@ -18,6 +18,8 @@ import pydantic
 import pytest
 import torch
 from bson import Binary, Code, DBRef, Decimal128, Int64, MaxKey, MinKey, ObjectId, Regex, Timestamp
+from bson.binary import VECTOR_SUBTYPE, BinaryVectorDtype
+from bson.raw_bson import RawBSONDocument
 
 from components import OutputError
 from components.outputs import storable
@@ -31,6 +33,7 @@ class Label(str, Enum):  # noqa: UP042 - as people write it
 
 class Plain(Enum):
     PAIR = (1, 2)
+    NAME = "name"
 
 
 class Level(IntEnum):
@@ -123,6 +126,8 @@ UUID_ = UUID("12345678123456781234567812345678")
         (pd.Series([1, None], dtype="Int64"), [1, None]),
         (OrderedDict(a=(1, 2)), {"a": [1, 2]}),
         ({"b", "a"}, ["a", "b"]),
+        ({Label.CAT, "b", None, 3, (2, 1)}, [None, 3, "b", "cat", [2, 1]]),
+        ({frozenset({2, 1}), frozenset({3, 0})}, [[0, 3], [1, 2]]),
         (frozenset({2, 1}), [1, 2]),
         (np.datetime64("2024-05-06T12:00:00.000000001"), NOON),
         (np.array(["2024-05-06T12"], "datetime64[h]"), [NOON]),
@@ -186,6 +191,14 @@ def test_what_bson_holds_is_stored_as_it_is(value):
         torch.eye(2).to_sparse(),
         torch.ones(2, device="meta"),
         Label,
+        np.clongdouble(1),
+        {Plain.NAME: 1, "name": 2},
+        DBRef("a", float("nan")),
+        Code("f()", {"x": [float("inf")]}),
+        RawBSONDocument(bson.encode({"a": {"b": float("nan")}})),
+        Binary.from_vector([1.0, float("nan")], BinaryVectorDtype.FLOAT32),
+        Binary(b"no vector", VECTOR_SUBTYPE),
+        {1.0, float("nan")},
     ],
     ids=lambda value: type(value).__name__,
 )
