@@ -24,10 +24,12 @@ _CREDENTIAL: Final = 0o440
 def read(path: Path, most: int, folder: int | None = None) -> bytes:
     """Return the first `most` bytes of a regular file of this user or root that no other user may read or change.
 
-    folder: the descriptor of the folder that holds it, if that folder is open already.
+    folder: the descriptor of the folder that holds it, if that folder is open already, and checked.
 
     Raises DeclarationError, with the remedy, for any other file, and OSError if it is missing or cannot be read.
     """
+    if folder is None:
+        _check_folder(path.parent)
     try:
         # The flags refuse a link as the last part of the path, and do not wait for the writer of a FIFO.
         file = os.open(path if folder is None else path.name, _FLAGS, dir_fd=folder)
@@ -59,6 +61,16 @@ def check_owner(about: os.stat_result, path: Path) -> None:
         raise DeclarationError(
             f"{path}: belongs to another user (uid {about.st_uid}); run this as that user, or name a copy of your own "
             "(chmod 600)"
+        )
+
+
+def _check_folder(path: Path) -> None:
+    """Raise DeclarationError if others can put another file in the place of one in this folder."""
+    mode = path.stat().st_mode
+    if mode & 0o022 and not mode & stat.S_ISVTX:  # in /tmp and its like nobody renames the file of another
+        raise DeclarationError(
+            f"{path}: others than its owner can exchange the files in it (mode {stat.S_IMODE(mode):04o}); look at what "
+            f"it holds, then run: chmod go-w {path}"
         )
 
 

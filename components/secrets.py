@@ -30,6 +30,8 @@ SHORTEST: Final = 4
 SHORTEST_ENCODED: Final = 8
 """Bytes: the Base64 and the hexadecimal digits of a shorter value are not masked."""
 
+_PERCENT: Final = re.compile("%[0-9A-F]{2}")
+
 _hidden: tuple[str, ...] = ()
 
 
@@ -43,17 +45,45 @@ def hide(value: str) -> None:
         _hidden = tuple(sorted(known, key=lambda each: (-len(each), each)))
 
 
+_QUOTED: Final[tuple[Callable[[str], str], ...]] = (
+    lambda text: repr(text)[1:-1],
+    lambda text: ascii(text)[1:-1],
+    lambda text: repr(text + "'\"")[1:-4],  # as within a text that has both quotation marks
+    lambda text: repr(_raw(text))[2:-1],
+    lambda text: json.dumps(text)[1:-1],
+    lambda text: json.dumps(text, ensure_ascii=False)[1:-1],
+    lambda text: text.encode("ascii", "backslashreplace").decode(),
+    lambda text: text.encode("ascii", "xmlcharrefreplace").decode(),
+    html.escape,
+    lambda text: html.escape(text, quote=False),
+)
+
+
 def _forms(value: str) -> Iterator[str]:
-    raw = value.encode("utf-8", "surrogateescape")  # a variable need not be UTF-8
-    yield from (value, value.strip(), " ".join(value.split()), *value.splitlines())
-    yield from (repr(value)[1:-1], repr(raw)[2:-1], json.dumps(value)[1:-1], html.escape(value))
-    yield from (quote(raw, safe=""), quote(raw), quote_plus(raw))
+    raw = _raw(value)
+    plain = {value, value.strip(), " ".join(value.split()), *value.splitlines()}
+    once = {quoted(text) for text in plain for quoted in _QUOTED}
+    yield from plain | once | {quoted(text) for text in once for quoted in _QUOTED}  # an error quotes an error
+    for inner in {value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]}:
+        for percent in (quote(_raw(inner), safe=""), quote(_raw(inner)), quote_plus(_raw(inner))):
+            yield from (percent, _PERCENT.sub(lambda found: found[0].lower(), percent), quote(percent, safe=""))
+        if len(_raw(inner)) >= SHORTEST_ENCODED:
+            yield from _in_base64(_raw(inner))
     if len(raw) >= SHORTEST_ENCODED:
-        yield raw.hex()
-        for before in range(3):  # a user name and a colon, say: of Base64 what these do not change
-            encoded = base64.b64encode(bytes(before) + raw).decode()
-            inner = encoded[(0, 2, 3)[before] : 4 * ((before + len(raw)) // 3)]
-            yield from (inner, inner.translate({ord("+"): "-", ord("/"): "_"}))
+        yield from (raw.hex(), raw.hex().upper())
+
+
+def _in_base64(raw: bytes) -> Iterator[str]:
+    for before in range(3):  # a user name and a colon, say: of Base64 what these do not change
+        encoded = base64.b64encode(bytes(before) + raw).decode()
+        inner = encoded[(0, 2, 3)[before] : 4 * ((before + len(raw)) // 3)]
+        yield from (inner, inner.translate({ord("+"): "-", ord("/"): "_"}))
+    yield from (line for line in base64.encodebytes(raw).decode().splitlines() if len(line) >= SHORTEST_ENCODED)
+
+
+def _raw(text: str) -> bytes:
+    """The bytes of a variable, which need not be UTF-8."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def masked(text: str) -> str:

@@ -28,6 +28,7 @@ from components.home import resolved
 from components.signing_key import SigningKey
 from daemon.api import embedded_daemon as child
 from daemon.config import keyring_folder
+from daemon.config.bounded_read import signing_key
 from daemon.logs.text import masked
 from daemon.store import names
 from daemon.store.connection import ROW_CODEC, Client, Data, check, make_client, open_database, reaching, uri_options
@@ -125,11 +126,11 @@ class Connection:
                     "(chmod 600): connect(..., signing_key_file=...)"
                 )
             try:
-                self._key = SigningKey.read(self.key_file)
+                self._key = signing_key(self.key_file)
             except OSError as error:
                 raise SignatureRefused(
                     f"the signing key of service {self.service!r} cannot be read at {self.key_file} "
-                    f"({error.strerror}): declarations must be signed with it. Copy it here from the daemon's "
+                    f"({error.strerror or error}): declarations must be signed with it. Copy it here from the daemon's "
                     "machine, readable only by you (chmod 600), and name it: connect(..., signing_key_file=...)"
                 ) from None
             except DeclarationError as error:

@@ -17,7 +17,7 @@ from components.errors import ConfigurationError, DeclarationError, MongoUnavail
 from components.signing_key import SigningKey
 from daemon import config as configuration
 from daemon.cli import screens
-from daemon.config import Config
+from daemon.config import Config, bounded_read
 from daemon.config.source import read
 from daemon.embedded import server as embedded
 from daemon.logs.terminal import Terminal
@@ -147,7 +147,7 @@ def signing_key(config: Config) -> SigningKey:
     """The key that the service's declarations are signed with. Raises PredictdError if it cannot be read."""
     path = config.security.signing_key_file or StateDirectory(config.service.state_dir).signing_key_file
     try:
-        return SigningKey.read(path)
+        return bounded_read.signing_key(path)
     except FileNotFoundError:
         raise PredictdError(
             f"there is no signing key {path}, and without it no declaration in the database can be believed; run this "
@@ -155,7 +155,7 @@ def signing_key(config: Config) -> SigningKey:
         ) from None
     except OSError as error:
         raise PredictdError(
-            f"the signing key {path} cannot be read ({error.strerror}); run this command as the user of the service"
+            f"the signing key {path} cannot be read ({error.strerror or error}); run this command as the service's user"
         ) from None
     except DeclarationError as error:
         raise PredictdError(str(error)) from None

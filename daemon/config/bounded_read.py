@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
 
+from components.signing_key import SigningKey
+
 T = TypeVar("T")
 
 LARGEST: Final = 4 * 1024 * 1024
@@ -27,6 +29,11 @@ class NotAFileError(Exception):
 def content(path: Path) -> bytes:
     """Return the bytes of the file. Raises NotAFileError, OSError, and TimeoutError if the file system is silent."""
     return within(SECONDS, lambda: _content(path))
+
+
+def signing_key(path: Path) -> SigningKey:
+    """Return the key in the file. Raises as `SigningKey.read`, and TimeoutError if the file system is silent."""
+    return within(SECONDS, lambda: SigningKey.read(path))
 
 
 def within(seconds: float, function: Callable[[], T]) -> T:

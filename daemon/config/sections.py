@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ from components.declarations.schema import Duration
 from components.errors import ConfigurationError, DeclarationError, Problem
 from components.home import resolved
 from components.images import FORMATS
+from daemon.config.bounded_read import SECONDS, within
 from daemon.config.values import Database, FileName, Host, Listen, Module, Uri, is_loopback
 
 _TOKEN = re.compile(r"[!-~]{16,512}")
@@ -128,7 +130,7 @@ class HttpConfig(Declaration):
         if self.token_file is None:
             return None
         try:
-            text = private_files.read(self.token_file, 1024).decode("ascii").strip()
+            text = within(SECONDS, partial(private_files.read, self.token_file, 1024)).decode("ascii").strip()
         except (OSError, DeclarationError) as error:
             raise ConfigurationError([Problem("http.token_file", str(error))]) from None
         except UnicodeDecodeError:

@@ -1,7 +1,7 @@
 """What a worker reports: written by the worker, one line of JSON each; read by the supervisor.
 
 {"state", "reason", "ending", "threads", "pid", "busy": {"listener.stage": seconds},
- "samples": [[name, {label: value}, number], ...],
+ "settled": rows, "samples": [[name, {label: value}, number], ...],
  "listeners": {name: {"state", "reason", "generation", "version", "lag_seconds", "queue": {lane: keys},
                       "rows": {result: rows}, "dead_letters", "scan": null or
                           {"done", "total", "rate", "eta_seconds", "reason"}}},
@@ -126,7 +126,11 @@ class StreamReport:
 @reported
 @dataclass(frozen=True, slots=True)
 class WorkerReport(Report):
-    """One worker. `busy` holds for how many seconds each stage ("listener.stage") has worked on its present batch."""
+    """One worker. `busy` holds for how many seconds each stage ("listener.stage") has worked on its present batch.
+
+    `settled` counts the rows about which something became known because they were at work when a process died: that
+    they are suspects, that one died alone, that it may live, that it is guilty.
+    """
 
     state: WorkerPhase
     pid: Count
@@ -137,3 +141,4 @@ class WorkerReport(Report):
     samples: tuple[Sample, ...] = ()
     ending: Ending | None = None
     threads: Count | None = None
+    settled: Count = 0

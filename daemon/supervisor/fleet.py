@@ -7,7 +7,7 @@ report names, and starts it again. Exit codes decide nothing, since user code ca
 | memory limit | starts it again at once |
 | cannot be built | waits a minute, or until a declaration or a file of the user's code has changed |
 | fenced | tells the supervisor, which steps down; does not start it again |
-| none: a crash, after a finished batch | starts it again at once |
+| none: a crash, after it has got further | starts it again at once, 30 times a minute at most |
 | none: a crash | starts it again after a backoff that doubles, with jitter; a minute of health ends it |
 
 A worker that says nothing for `stage_seconds`, or whose model works on one batch for longer, is killed. The next one is
@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
 from typing import Any
@@ -42,22 +42,31 @@ log = structlog.get_logger(__name__)
 HEALTHY_SECONDS = 60.0
 CANNOT_BE_BUILT_SECONDS = 60.0
 LOOK_SECONDS = 1.0
+AT_ONCE = 30
+"""So many starts in a minute may come at once: what kills its process for every row must not start for ever."""
 
 Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
 
 class Backoff:
-    """Delays that double from `first` to `most` seconds, with jitter, and begin anew after a healthy run."""
+    """Delays that double from `first` to `most` seconds, with jitter, and begin anew after a healthy run. There is none
+    after a run that got further than the one before it, but for AT_ONCE such runs in a minute.
+    """
 
-    def __init__(self, first: float = 0.5, most: float = 30.0) -> None:
+    def __init__(self, first: float = 0.5, most: float = 30.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._first = first
         self._most = most
+        self._clock = clock
         self._failures = 0
+        self._at_once: deque[float] = deque(maxlen=AT_ONCE)
 
-    def delay(self, ran_seconds: float) -> float:
+    def delay(self, ran_seconds: float, *, further: bool = False) -> float:
         """How long to wait after a run of `ran_seconds` that ended by itself."""
         if ran_seconds >= HEALTHY_SECONDS:
             self._failures = 0
+        if further and (len(self._at_once) < AT_ONCE or self._clock() - self._at_once[0] >= 60.0):
+            self._at_once.append(self._clock())
+            return 0.0
         self._failures = min(self._failures + 1, 16)
         return backoff(self._failures, self._first, self._most)
 
@@ -235,14 +244,18 @@ class WorkerKeeper:
         if ending is Ending.CANNOT_BE_BUILT:
             log.error("worker cannot run what is declared: mend service.toml or the code that it names", **event)
             return CANNOT_BE_BUILT_SECONDS
-        delay = 0.0 if worked(process.report) else self._backoff.delay(ran)
+        delay = self._backoff.delay(ran, further=further(process.report))
         log.error("worker ended and is started again", **event, again_in_seconds=round(delay, 1))
         return delay
 
 
-def worked(report: WorkerReport | None) -> bool:
-    """Whether the worker finished a batch: then it is worth another start at once."""
-    return report is not None and any(any(listener.rows.values()) for listener in report.listeners.values())
+def further(report: WorkerReport | None) -> bool:
+    """Whether the worker finished a batch, or learned which rows may have ended the one before it: then it is worth
+    another start at once.
+    """
+    if report is None:
+        return False
+    return report.settled > 0 or any(any(listener.rows.values()) for listener in report.listeners.values())
 
 
 class Fleet:

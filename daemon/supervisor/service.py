@@ -29,6 +29,7 @@ from components.errors import ConfigurationError, DeclarationError, LeaseLost, M
 from components.signing_key import SigningKey
 from daemon import config as configuration
 from daemon.config import Config
+from daemon.config.bounded_read import signing_key
 from daemon.engine import Engine
 from daemon.engine.local import LocalEngine
 from daemon.engine.nursery import Nursery
@@ -355,6 +356,6 @@ async def _cancel(*tasks: asyncio.Task[None]) -> None:
 
 def _given_key(path: Path, name: str) -> SigningKey:
     try:
-        return SigningKey.read(path)
+        return signing_key(path)
     except (OSError, DeclarationError) as error:
         raise ConfigurationError([Problem(f"security.{name}", str(error))]) from None

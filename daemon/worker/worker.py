@@ -121,6 +121,7 @@ class Worker:
         for run in self.runs:  # after the claim: an older leader adds no more
             self.patience(f"{run.declared.name}.letters", run.letters.load)
         self.keeper = PositionSaver(self.intake, [run.scan for run in self.runs], self.patience)
+        self.report()  # what was learned from the previous process's end, before a row may end this one
         for run in self.runs:
             run.threads.start()
             self._thread(run.scan.run, f"{run.declared.name}.scan")
@@ -271,6 +272,7 @@ class Worker:
             {run.declared.name: run.report(open_=open_, lag=lags[run.declared.name]) for run in self.runs},
             ending=self._ending,
             threads=threads.in_use(),
+            settled=sum(run.suspects.settled for run in self.runs),
         )
         busy = {
             f"{run.declared.name}.{k}": round(max(0.0, v), 3)

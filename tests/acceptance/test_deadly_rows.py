@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import signal
 import threading
 import time
@@ -206,7 +207,8 @@ def test_a_row_that_kills_its_process_becomes_a_dead_letter_once(two: Site) -> N
 @pytest.mark.slow
 def test_a_row_may_kill_in_any_step(tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]]) -> None:
     """In `preprocess` at the first row of a batch, in `postprocess`, while its output is converted, by replacing the
-    process with another program; each is one letter, and its neighbours have their outputs.
+    process with another program; each is one letter, and its neighbours have their outputs. Each death tells something
+    about a row, so no start but the first again waits.
     """
     bad = {
         0: f"preprocess {CRASH}",
@@ -221,6 +223,9 @@ def test_a_row_may_kill_in_any_step(tmp_path: Path, mongo_uri: str, database: Da
         assert letters(site) == dict.fromkeys(bad, "WorkerDied")
         for row in site.rows.find({"_id": {"$nin": list(bad)}}):
             assert row["_outputs"]["m"]["value"] == f"did {row['x']}"
+        waits = [float(each) for each in re.findall(r'"again_in_seconds": ([0-9.]+)', site.log)]
+        assert len(waits) >= 8
+        assert waits[1:] == [0.0] * len(waits[1:])
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ table = "t"
 key = "x"
 model = "m"
 """
-ENVIRON = {"API_TOKEN": "s3cr3t-t0k3n", "OTHER": 'quo"ted\\'}
+ENVIRON = {"API_TOKEN": "s3cr3t-t0k3n", "OTHER": 'quo"ted\\', "ODD": 'it\'s "bös" <&> a/b\t+'}
 
 
 class Built(dict):
@@ -106,12 +107,24 @@ def test_a_variable_that_is_not_set_is_said(monkeypatch):
         html.escape,
         lambda text: str(text.encode()),
         lambda text: text.encode().hex(),
+        lambda text: text.encode().hex().upper(),
+        ascii,
+        lambda text: json.dumps(text, ensure_ascii=False),
+        lambda text: json.dumps(json.dumps(text)),
+        lambda text: repr(repr(text)),
+        lambda text: json.dumps(repr(text)),
+        lambda text: str(KeyError(repr(text))),
+        lambda text: re.sub("%..", lambda found: found[0].lower(), secrets.quote(text, safe="")),
+        lambda text: secrets.quote(secrets.quote(text, safe=""), safe=""),
+        lambda text: html.escape(text, quote=False),
+        lambda text: text.encode("ascii", "xmlcharrefreplace").decode(),
     ],
 )
 def test_what_is_known_is_masked(tmp_path, spell):
     """As it is, and as it is quoted; in the middle of a text, and more than once."""
     read(tmp_path)
     for secret in ENVIRON.values():
+        secrets.hide(secret)
         told = masked(f"before {spell(secret)} {spell('Bearer ' + secret)} after")
         assert secret not in told
         assert spell(secret).strip("'\"") not in told
@@ -136,6 +149,16 @@ def test_each_line_of_a_secret_is_masked():
     secrets.hide(secret)
     for told in (*secret.splitlines(), " ".join(secret.split()), secret):
         assert not {"AbCdEfGh", "IjKlMnOp"} & set(masked(told).split())
+
+
+@pytest.mark.parametrize("secret", [ENVIRON["ODD"], "x" * 100 + "~?" * 20])
+def test_what_is_encoded_after_it_was_quoted_is_masked(secret):
+    """A web token's JSON in Base64, and the lines of a mail."""
+    secrets.hide(secret)
+    document = base64.b64encode(json.dumps({"token": secret}).encode()).decode()
+    assert "***" in masked(document)
+    lines = base64.encodebytes(secret.encode()).decode().splitlines()
+    assert {masked(line) for line in lines} == {"***"}
 
 
 def test_a_variable_that_is_not_utf8_is_masked():

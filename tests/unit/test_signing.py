@@ -7,12 +7,14 @@ import os
 import pickle
 import socket
 import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from components import DeclarationError, SigningKey
+from components import DeclarationError, SigningKey, private_files
+from daemon.config import bounded_read
 
 
 def test_a_signature_holds_for_these_texts_and_this_key_only():
@@ -129,3 +131,34 @@ def test_a_key_shows_itself_nowhere():
         pickle.dumps(key)
     with pytest.raises(TypeError):
         copy.deepcopy(key)
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o2773])
+def test_a_key_in_a_folder_that_others_may_write_is_refused(tmp_path, mode):
+    """They could put another key of this user in its place; the remedy is named. /tmp protects its files by itself."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    SigningKey.fresh().write(folder / "signing.key")
+    folder.chmod(mode)
+    with pytest.raises(DeclarationError, match=f"exchange the files in it.* chmod go-w {folder}"):
+        SigningKey.read(folder / "signing.key")
+    (tmp_path / "link").symlink_to(folder)
+    with pytest.raises(DeclarationError, match="exchange the files in it"):
+        SigningKey.read(tmp_path / "link" / "signing.key")
+    folder.chmod(0o1777)
+    SigningKey.read(folder / "signing.key")
+
+
+def test_a_key_is_not_waited_for_if_its_file_system_is_silent(tmp_path, monkeypatch):
+    """A dead server's."""
+    path = tmp_path / "signing.key"
+    SigningKey.fresh().write(path)
+    assert isinstance(bounded_read.signing_key(path), SigningKey)
+    released = threading.Event()
+    monkeypatch.setattr(bounded_read, "SECONDS", 0.3)
+    monkeypatch.setattr(private_files, "read", lambda *_: released.wait(60))
+    try:
+        with pytest.raises(TimeoutError, match="has not answered"):
+            bounded_read.signing_key(path)
+    finally:
+        released.set()

@@ -82,6 +82,8 @@ class NoSuspects:
     cap: int | None = None
     hung = False
     """Whether the previous process was ended because it hung."""
+    settled = 0
+    """About how many rows this process has learned something: from the previous one's end, and by predicting them."""
 
     def __len__(self) -> int:
         return 0
@@ -193,6 +195,7 @@ class Suspects(NoSuspects):
     def passed(self, key: Any) -> None:
         """The row was predicted alone, and the process lives."""
         passed = self._known.pop(_name(key), None)
+        self.settled += passed is not None
         if passed is not None and (not self._known or time.monotonic() - self._saved_at > SAVE_SECONDS):
             self._save()
 
@@ -201,6 +204,7 @@ class Suspects(NoSuspects):
         known = self._known.get(_name(key))
         if known is not None and known.guilty:
             known.guilty, known.offender = False, True
+            self.settled += 1
             self._save()
 
     def close(self) -> None:
@@ -210,6 +214,7 @@ class Suspects(NoSuspects):
     def _learn(self, flight: Path, ended: Ended) -> None:
         """Adds the rows that were at work when the previous process ended."""
         for stage, alone, names, about in _left(flight):
+            self.settled += len(names)
             for name in names:
                 before = name in self._known
                 known = self._known.setdefault(name, _Suspect())
