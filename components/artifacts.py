@@ -217,7 +217,7 @@ class _Identity:
     def __init__(self, torch_half: Any, served: object) -> None:
         self._torch_half = torch_half
         self._own = {} if torch_half is None else torch_half.names_of(served)
-        self.module_ids = frozenset(map(id, served.modules())) if hasattr(served, "modules") else frozenset()
+        self.module_ids = frozenset() if torch_half is None else torch_half.parts_of(served)
         self._known: dict[type, str] = {}
 
     def of(self, cls: type) -> str:
@@ -253,13 +253,16 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         torch_half = _torch_half()
         if torch_half is not None and (archive := torch_half.archived(obj)) is not None:
             return archive
-        reduced = super().reducer_override(obj)
+        reduced = None if torch_half is None else torch_half.parametrized(obj)
+        if reduced is None:
+            reduced = super().reducer_override(obj)
         if isinstance(reduced, tuple) and reduced[0] in _SKELETONS:
             random = internals._DYNAMIC_CLASS_TRACKER_BY_CLASS.get(obj)  # noqa: SLF001
             named = tuple(self._classes.of(obj) if part is random else part for part in reduced[1])
             return (reduced[0], named, *reduced[2:])
-        if reduced is NotImplemented and id(obj) in self._classes.module_ids:
-            return _torch_half().evaluated(obj.__reduce_ex__(5))  # type: ignore[union-attr]
+        if id(obj) in self._classes.module_ids:
+            plain = obj.__reduce_ex__(5) if reduced is NotImplemented else reduced
+            return _torch_half().evaluated(plain)  # type: ignore[union-attr]
         return reduced
 
 

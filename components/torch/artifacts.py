@@ -21,8 +21,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+from torch.nn.utils import parametrize
 
 from components.errors import ArtifactRefused, DeclarationError
+from components.torch.unregistered import unregistered
 
 _KINDS: Mapping[type, str] = {torch.Tensor: "tensor", torch.nn.Parameter: "parameter"}
 
@@ -167,6 +169,13 @@ def names_of(module: Any) -> dict[int, str]:
     return {id(tensor): name for name, tensor in module.state_dict(keep_vars=True).items()}
 
 
+def parts_of(module: Any) -> frozenset[int]:
+    """Return the ids of a module's parts, those in plain lists too; empty if `module` is not a module."""
+    if not isinstance(module, torch.nn.Module):
+        return frozenset()
+    return frozenset(map(id, (*module.modules(), *unregistered(module).values())))
+
+
 def archived(obj: Any) -> tuple[Any, ...] | None:
     """Return the reduced form of a TorchScript module, an archive in evaluation mode; None for any other object."""
     if not isinstance(obj, torch.jit.ScriptModule):
@@ -189,6 +198,26 @@ def _of_archive(data: bytes) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         return torch.jit.load(BytesIO(data), map_location="cpu")  # type: ignore[no-untyped-call]
+
+
+def parametrized(obj: Any) -> tuple[Any, ...] | None:
+    """Return the reduced form of a module with parametrizations (weight_norm, ...); None for any other object.
+
+    torch gives each such module a class of its own, which refuses to be pickled.
+    """
+    if not isinstance(obj, torch.nn.Module) or not parametrize.is_parametrized(obj):
+        return None
+    original = parametrize.type_before_parametrizations(obj)
+    state = super(type(obj), obj).__getstate__()
+    return original.__new__, (original,), state, None, None, _parametrize
+
+
+def _parametrize(module: torch.nn.Module, state: Any) -> None:
+    """Give a new module its state, and the class that computes the parametrized tensors."""
+    module.__setstate__(state)  # type: ignore[no-untyped-call]
+    parametrize._inject_new_class(module)  # noqa: SLF001
+    for name in module.parametrizations:  # type: ignore[union-attr]
+        parametrize._inject_property(module, name)  # noqa: SLF001
 
 
 def evaluated(reduced: Any) -> Any:

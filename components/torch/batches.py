@@ -1,9 +1,9 @@
 """Collates rows to a batch, and splits a batch's output into rows.
 
 A row may be a tensor (or a value that becomes one), a tuple or a dict. The model receives a tuple as several positional
-arguments and a dict as keyword arguments. An output may be a tensor whose first dimension is the batch; a tuple, list,
-dict, named tuple, dataclass or `ModelOutput` of such tensors; or a list with one item per row. A row's output has the
-same type, so a `postprocess` sees what an objective sees.
+arguments and a dict as keyword arguments. An output may be a tensor or array whose first dimension is the batch; a
+tuple, list, dict, named tuple, dataclass or `ModelOutput` of such; or a list with one item per row. A row's output has
+the same type, so a `postprocess` sees what an objective sees.
 
 Whether a dimension or a list is the batch cannot be told from one batch: the 2 layers of a recurrent state look like 2
 rows. So `Contract` compares the outputs for two batches of different sizes.
@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import default_collate
 
 from components.errors import BatchError, OutputShapeError
@@ -68,13 +69,16 @@ def moved(batch: Any, move: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """Return the same structure with `move` applied to every tensor."""
     if isinstance(batch, torch.Tensor):
         return move(batch)
+    if isinstance(batch, PackedSequence):  # the sizes of its batches belong on the CPU
+        places = (None if each is None else move(each) for each in (batch.sorted_indices, batch.unsorted_indices))
+        return PackedSequence(move(batch.data), batch.batch_sizes, *places)
     parts = _parts(batch)
     return batch if parts is None else _made(batch, [(key, moved(value, move)) for key, value in parts])
 
 
 def call(forward: Callable[..., Any], batch: Any) -> Any:
     """Call the model: a tuple holds its arguments, a dict its keyword arguments, any other value is the only one."""
-    if isinstance(batch, tuple):
+    if isinstance(batch, tuple) and not isinstance(batch, PackedSequence):
         return forward(*batch)
     if isinstance(batch, Mapping):
         return forward(**batch)
@@ -95,6 +99,8 @@ def repeated(batch: Any, n: int, times: int) -> Any:
         if batch.ndim == 0 or batch.shape[0] != n:
             raise ValueError(f"a tensor of shape {tuple(batch.shape)} has not {n} rows")
         return batch[:1].repeat(times, *[1] * (batch.ndim - 1))
+    if isinstance(batch, PackedSequence):
+        raise ValueError("a packed sequence does not show its rows")  # noqa: TRY004 - as above
     parts = _parts(batch)
     if isinstance(batch, list) and parts is not None and len(batch) == n:
         return [moved(batch[0], torch.clone) for _ in range(times)]
@@ -124,7 +130,7 @@ def _compare(output: Any, n: int, other: Any, m: int, at: _Place, columns: set[_
             f"the model returned {_named(output)}{_place(at)} for {_rows(n)} and {_named(other)} for {_rows(m)}; "
             "its outputs must have the same type for every batch"
         )
-    if isinstance(output, torch.Tensor):
+    if isinstance(output, (torch.Tensor, np.ndarray)):
         shapes = tuple(output.shape), tuple(other.shape)
         if [shape[:1] for shape in shapes] != [(n,), (m,)]:
             raise OutputShapeError(
@@ -157,13 +163,13 @@ def _remedy(shapes: tuple[tuple[int, ...], ...], n: int, m: int) -> str:
 
 def split(output: Any, n: int, contract: Contract | None = None, at: _Place = ()) -> list[Any]:
     """Split a batch's output into `n` outputs; raises OutputShapeError if it does not have one for each row."""
-    if isinstance(output, torch.Tensor):
+    if isinstance(output, (torch.Tensor, np.ndarray)):
         if output.ndim == 0 or output.shape[0] != n:
             raise OutputShapeError(
                 f"the model returned a tensor of shape {_shape(output)}{_place(at)} for {_rows(n)}; its first "
                 "dimension must be the batch"
             )
-        return list(output.unbind(0))
+        return list(output.unbind(0) if isinstance(output, torch.Tensor) else output)
     if output is None and at:
         return [None] * n  # a part that the model left out
     parts = _parts(output)
@@ -186,7 +192,7 @@ def _parts(value: Any) -> list[tuple[Any, Any]] | None:
     """Return the items of a container with their keys or places; None for any other value."""
     if isinstance(value, Mapping):
         return list(value.items())
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple)) and not isinstance(value, PackedSequence):
         return list(enumerate(value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value) if field.init]
@@ -209,7 +215,7 @@ def _made(like: Any, parts: Sequence[tuple[Any, Any]]) -> Any:
         return dict(parts) if not isinstance(like, (list, tuple)) else tuple(values)
 
 
-def _shape(tensor: torch.Tensor) -> str:
+def _shape(tensor: torch.Tensor | np.ndarray[Any, Any]) -> str:
     return "x".join(map(str, tensor.shape)) or "scalar"
 
 

@@ -23,6 +23,7 @@ from components.model import Model, bundled, check_callable
 from components.torch import batches, devices, moved, randomness, weights
 from components.torch.exported import Exported
 from components.torch.gradients import Gradients, wanted
+from components.torch.unregistered import unregistered
 
 log = logging.getLogger(__name__)
 
@@ -344,6 +345,8 @@ class TorchModule(Model):
         # Not the root's flag alone: a part may have been trained or evaluated before it got this root.
         if self._modules is None:  # walking them takes longer than a small model's forward
             self._modules = tuple(self.object.modules())
+            for module in unregistered(self.object).values():
+                module.eval()
         if any(module.training is not (training and module not in self._frozen) for module in self._modules):
             self.object.train(training)
             for module in self._frozen:

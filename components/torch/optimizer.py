@@ -12,6 +12,7 @@ from components.errors import TrainingError
 from components.torch.loss import Loss
 from components.torch.module import TorchModule
 from components.torch.trainer import TorchTrainer, asks_again
+from components.torch.unregistered import unregistered
 
 
 def optimizer_of(trainer: TorchTrainer, model: TorchModule, loss: Loss) -> torch.optim.Optimizer:
@@ -88,6 +89,7 @@ class Leaves:
     """
 
     def __init__(self, model: TorchModule, loss: Loss) -> None:
+        self._module = model.object
         self._known = {id(weight) for weight in (*model.object.parameters(), *loss.parameters)}
         self._before: dict[int, torch.Tensor] = {}
         self._checks = 2
@@ -102,6 +104,11 @@ class Leaves:
         self._checks -= 1
         leaves = {id(leaf): leaf for leaf in _leaves(loss) if id(leaf) not in self._known}
         for leaf in leaves.values():
+            if isinstance(leaf, torch.nn.Parameter) and (name := self._unregistered(leaf)) is not None:
+                raise TrainingError(
+                    f"{where}: the loss depends on {name}, which is in a plain list or dict of the module, so torch "
+                    "does not train it; use torch.nn.ModuleList or ModuleDict, or set its requires_grad to False"
+                )
             if isinstance(leaf, torch.nn.Parameter) or id(leaf) in self._before:
                 raise TrainingError(
                     f"{where}: the loss depends on a parameter of shape {tuple(leaf.shape)} that is neither the "
@@ -109,6 +116,13 @@ class Leaves:
                     "that holds it, or set its requires_grad to False"
                 )
         self._before = leaves
+
+    def _unregistered(self, leaf: torch.Tensor) -> str | None:
+        for name, module in unregistered(self._module).items():
+            for own, weight in module.named_parameters(recurse=False):
+                if weight is leaf:
+                    return f"{name}.{own}"
+        return None
 
 
 def _leaves(loss: torch.Tensor) -> list[torch.Tensor]:

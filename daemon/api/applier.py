@@ -27,7 +27,7 @@ from components.validation import Validation
 from components.vector_index import VectorIndex
 from daemon.api.component_loader import ComponentLoader
 from daemon.api.connection import Connection
-from daemon.api.declaration_checks import refuse_filters, refuse_keys
+from daemon.api.declaration_checks import refuse_filters, refuse_keys, refuse_trainer
 from daemon.api.rehearsal import rehearse
 from daemon.api.waiter import say, wait_for_job, wait_for_listener, wait_for_swap
 from daemon.plan.judge import judged_part
@@ -171,6 +171,8 @@ class Applier:
         registry, blobs = self._at.registry(), Artifacts(self._at.database)
         known = self._at.catalog()  # raises before anything is written if the key is another service's
         refuse_keys(parts, known, model, ComponentLoader(self._at).code)
+        if model is not None:
+            refuse_trainer(model)
         made: list[Artifact] = [artifact for part in parts for artifact in part.artifacts]
         with reaching():
             for part in parts:

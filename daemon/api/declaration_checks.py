@@ -19,6 +19,7 @@ from components.errors import DeclarationError
 from components.model import Model
 from components.serialization import Declared
 from daemon.check.models import key_mismatches
+from daemon.check.trainers import unfit
 from daemon.config.filters import filter_problems
 from daemon.store.registry.components import Catalog, Component
 
@@ -84,6 +85,15 @@ def _steps(component: Component[ModelDeclaration], code: Code) -> Mapping[str, A
     if isinstance(steps.get("object"), type):
         del steps["object"]
     return steps
+
+
+def refuse_trainer(model: Model) -> None:
+    """Raises DeclarationError, which names the argument, if a trainer of torch does not fit its model's weights."""
+    trainer: Any = model.applied_trainer
+    if trainer is None or not hasattr(trainer, "freeze"):
+        return
+    for problem in unfit(trainer, getattr(model, "object", None), f"trainers.{trainer.identifier}"):
+        raise DeclarationError(f"{problem.path}: {problem.message}")
 
 
 def refuse_filters(declared: Declared) -> None:

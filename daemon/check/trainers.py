@@ -49,21 +49,21 @@ def trainer_problems(
         yield _problem(error, base)
         return
     if built is not None and declared.type == "torch":
-        yield from _unbuilt(trainer, built, base)
+        yield from unfit(trainer, built.object, base)
     elif built is not None and isinstance(trainer.loop, Fit) and (problem := trainer.loop.refuse(built.object)):
         yield Problem(f"{base}.loop", problem)
 
 
-def _unbuilt(trainer: Any, built: Any, base: str) -> Iterator[Problem]:
-    """Yield a problem for each of freeze, optimizer and schedule that does not fit the model's weights."""
+def unfit(trainer: Any, module: Any, base: str) -> Iterator[Problem]:
+    """Yield a problem for each of freeze, optimizer and schedule that does not fit the module's weights."""
     from components.torch.freezing import unmatched  # torch is loaded already, with the model
     from components.torch.optimizer import made_optimizer
 
-    if problem := unmatched(built.object, trainer.freeze):
+    if problem := unmatched(module, trainer.freeze):
         yield Problem(f"{base}.freeze", problem)
     key = "optimizer_arguments"
     try:
-        optimizer = made_optimizer(trainer, list(built.object.named_parameters()))
+        optimizer = made_optimizer(trainer, list(module.named_parameters()))
         key = "scheduler_arguments"
         if trainer.scheduler_cls is not None:
             trainer.scheduler_cls(optimizer, **trainer.scheduler_kwargs)

@@ -18,8 +18,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import bson
-
 from components.datatypes import Datatype, datatype
 from components.declarations import ListenerDeclaration
 from components.errors import OutputShapeError, Problem
@@ -28,6 +26,7 @@ from components.model import Model
 from components.raw_value import fields, readable
 from daemon.handlers.predict.decoding import arguments_of, is_out_of_memory
 from daemon.handlers.predict.records import Row, Seen
+from daemon.handlers.predict.stages import check_storable
 from daemon.logs.text import described, row_id
 from daemon.rehearsal.likeness import alike
 from daemon.store.rows.row_reader import value_at
@@ -140,7 +139,7 @@ class Stage:
         with model.predicting():
             values = [model.finish(output, self._output) for output in outputs]
         for value in values:
-            bson.encode({"": value})
+            check_storable(value)
         return values
 
     @property

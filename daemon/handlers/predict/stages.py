@@ -239,7 +239,7 @@ def predict(prepared: Prepared, out_of_memory: Callable[[int], None]) -> Predict
     def prepare_many(inputs: list[Any]) -> Any:
         return live.threads.preprocess.run(live.model.prepare_many, inputs)
 
-    attempts = Attempts(live.model, fresh, prepare_many, _storable, failed, live.output)
+    attempts = Attempts(live.model, fresh, prepare_many, check_storable, failed, live.output)
     outcomes = attempts.outcomes(prepared.inputs, prepared.many) if prepared.rows else []
     writes = list(judged.writes)
     letters = list(prepared.letters)
@@ -267,7 +267,8 @@ def _set(row: Row, judged: Judged, what: dict[str, Any]) -> Write:
     return Write(row.key, row.seen, "set", judged.at, live.generation, output)
 
 
-def _storable(value: Any) -> None:
+def check_storable(value: Any) -> None:
+    """Raise OutputError if MongoDB cannot store a value in a row."""
     if isinstance(value, float) or value is None or (isinstance(value, int) and -(2**63) <= value < 2**63):
         return
     try:
