@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -293,6 +294,28 @@ def test_without_a_mongod_the_error_says_how_to_get_one(monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MongoUnavailable, match=r"predictd\[embedded\]"):
+        find_mongod()
+
+
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        (
+            "echo 'mongod: error while loading shared libraries: libcurl.so.4: cannot open' >&2; exit 127",
+            "has libcurl.so.4",
+        ),
+        ("exit 3", r"exit code 3\): install MongoDB"),
+    ],
+)
+def test_a_wheel_that_the_system_cannot_run_is_told_before_anything_starts(tmp_path, monkeypatch, script, says):
+    """A minimal installation lacks libcurl: the message names the library and the package, and nobody waits."""
+    mongod = tmp_path / "db" / "bin" / "mongod"
+    mongod.parent.mkdir(parents=True)
+    mongod.write_text(f"#!/bin/sh\n{script}\n")
+    mongod.chmod(0o700)
+    monkeypatch.setenv("PATH", "/bin")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: SimpleNamespace(submodule_search_locations=[tmp_path]))
+    with pytest.raises(MongoUnavailable, match=says):
         find_mongod()
 
 
