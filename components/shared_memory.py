@@ -6,7 +6,6 @@ each size are copied and compared; if none shares memory with another, later one
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
@@ -64,13 +63,19 @@ def copied(value: Any) -> Any:
             return kind(value)
         return kind([copied(item) for item in value])
     if hasattr(value, "untyped_storage"):
-        return value.detach().clone()  # `deepcopy` of a slice copies all of its storage
+        return value.detach().clone().requires_grad_(value.requires_grad)  # `deepcopy` copies all of a slice's storage
     if kind is memoryview:  # `deepcopy` refuses it
-        return memoryview(value.tobytes()).cast("B").cast(value.format, value.shape) if value.nbytes else value
+        held = value.tobytes() if value.readonly else bytearray(value.tobytes())
+        return memoryview(held).cast("B").cast(value.format, value.shape) if value.nbytes else value
+    if _stateless(value) or getattr(value, "is_animated", False):  # a copy of a picture has its first frame only
+        return value
     try:
-        return deepcopy(value)
+        copy = deepcopy(value)
     except Exception:  # noqa: BLE001 - a class of the user's may refuse with anything
         return value
+    if _is_array(value) and not value.flags.writeable:
+        copy.flags.writeable = False
+    return copy
 
 
 _PLAIN = set(_IMMUTABLE)
@@ -78,7 +83,7 @@ _PLAIN = set(_IMMUTABLE)
 
 def _marks(value: Any) -> Iterator[tuple[object, int]]:
     """Yield the addresses of the memory that a value holds and that could be written again, with their sizes."""
-    if isinstance(value, _IMMUTABLE):
+    if isinstance(value, _IMMUTABLE) or _stateless(value):
         return
     if hasattr(value, "untyped_storage"):
         if value.numel():
@@ -86,6 +91,8 @@ def _marks(value: Any) -> Iterator[tuple[object, int]]:
     elif _is_array(value):
         if value.nbytes:
             yield ("memory", _whole(value).__array_interface__["data"][0]), value.nbytes
+        for item in value.flat if getattr(getattr(value, "dtype", None), "hasobject", False) else ():
+            yield from _marks(item)
     elif isinstance(value, memoryview):
         yield id(value.obj), value.nbytes
     else:
@@ -96,15 +103,34 @@ def _marks(value: Any) -> Iterator[tuple[object, int]]:
 
 
 def _held(value: Any) -> Iterable[Any]:
-    """Return what a container or a dataclass holds that could be written again."""
+    """Return what a container or an object holds that could be written again."""
     if isinstance(value, (list, tuple, dict)):
         items: Any = value.values() if isinstance(value, dict) else value
         return () if set(map(type, items)) <= _PLAIN else items
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = (getattr(value, field.name, None) for field in dataclasses.fields(value))
-        # What else it refers to may be shared by intent, such as a vocabulary.
-        return [held for held in fields if hasattr(held, "untyped_storage") or _is_array(held)]
-    return ()
+    # What else an object refers to may be shared by intent, such as a vocabulary.
+    return [held for held in _attributes(value) if hasattr(held, "untyped_storage") or _is_array(held)]
+
+
+def _attributes(value: Any) -> Iterator[Any]:
+    """Yield the attributes of an object, and the items of those that are containers."""
+    try:
+        state = object.__getstate__(value)  # of a class with slots, too
+    except TypeError:  # a class that is not written in Python
+        return
+    parts = state if isinstance(state, tuple) else (state,)
+    for attribute in (each for part in parts if isinstance(part, dict) for each in part.values()):
+        if isinstance(attribute, (list, tuple, dict)):
+            yield from attribute.values() if isinstance(attribute, dict) else attribute
+        else:
+            yield attribute
+            yield from getattr(attribute, "arrays", ())  # of a DataFrame
+
+
+def _stateless(value: Any) -> bool:
+    """Whether a value is nothing but itself, such as `MISSING = object()`, which is compared by `is`."""
+    kind = type(value)
+    plain = all(getattr(kind, name, None) is getattr(object, name) for name in ("__getstate__", "__reduce__"))
+    return plain and not hasattr(kind, "__len__") and not object.__getstate__(value)
 
 
 def _is_array(value: Any) -> bool:

@@ -147,7 +147,9 @@ def _text(file: IO[bytes]) -> str:
 
 def _death(code: int, seconds: float, complaint: str, *, late: bool) -> str:
     """Return a message with the cause of a child's end, and the place in the code."""
-    place = _CRASHED_AT.search(complaint)
+    # Of all threads, the one that crashed; or else the newest one that runs the user's code.
+    places = _CRASHED_AT.finditer(complaint.rpartition("Current thread")[2])
+    place = next((each for each in places if not each[1].endswith(("model_threads.py", "threading.py"))), None)
     where = f", at {place[1]} line {place[2]}" if place else ""
     if late:
         return (

@@ -12,7 +12,8 @@ import os
 import signal
 import sys
 from base64 import b64decode
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import IO, Any
 
 from components import images_apart
@@ -23,6 +24,7 @@ from components.import_paths import ImportPolicy
 from components.secrets import expanded
 from daemon.check.models import model_problems
 from daemon.check.trainers import trainer_problems, validation_problems
+from daemon.handlers.predict.model_threads import ModelThreads
 from daemon.logs.text import masked
 from daemon.rehearsal.rules import Note, rehearsed
 from daemon.rehearsal.sample import made_up
@@ -51,23 +53,37 @@ def main() -> None:
         if any(model.type == "torch" for model in declared["models"].values()):
             import components.torch  # noqa: F401 - importing torch takes up to 10 s, which are not the model's
         built: dict[str, Any] = {}
+        threads: dict[str, ModelThreads] = {}
         for path in order["order"]:
             _report(reports, "begin", path)
             # It prints the place of a hang and exits; it needs neither the interpreter lock nor the parent process.
             faulthandler.dump_traceback_later(order["seconds"], exit=True)
             rows = {name: [b64decode(row) for row in some] for name, some in order["rows"].items()}
-            for problem in _problems(path, declared, policy, built, rows):
-                _report(reports, "note" if isinstance(problem, Note) else "problem", problem.path, problem.message)
+            kind, _, name = path.partition(".")
+            model = declared[kind][name].model if kind == "validations" else name
+            own = threads.setdefault(model, ModelThreads.own(model))
+            section = partial(_problems, kind, name, declared, policy, built, rows, own)
+            own.model.run(_reported, reports, section)
             _report(reports, "done", path)
 
 
+def _reported(reports: IO[str], section: Callable[[], Iterator[Problem]]) -> None:
+    for problem in section():
+        _report(reports, "note" if isinstance(problem, Note) else "problem", problem.path, problem.message)
+
+
 def _problems(
-    path: str, declared: Mapping[str, Any], policy: ImportPolicy, built: dict[str, Any], rows: Mapping[str, list[bytes]]
+    kind: str,
+    name: str,
+    declared: Mapping[str, Any],
+    policy: ImportPolicy,
+    built: dict[str, Any],
+    rows: Mapping[str, list[bytes]],
+    threads: ModelThreads,
 ) -> Iterator[Problem]:
-    """Yield the problems and notes of one section; `built` holds the models so far by name, for the checks of
-    trainers.
+    """Yield the problems and notes of one section, in the model's thread, as in a worker; `built` holds the models so
+    far by name, for the checks of trainers.
     """
-    kind, _, name = path.partition(".")
     declaration = declared[kind][name]
     if kind == "models":
         listeners = {key: one for key, one in declared["listeners"].items() if one.model == name}
@@ -76,7 +92,7 @@ def _problems(
             one, found = listeners[listener], rows[listener]
             fields = {**declared["tables"][one.table].fields, **output_types(declared["listeners"], one.table)}
             given = found or made_up(one, fields)
-            yield from rehearsed(listener, one, fields, built[name], given, made_up=not found)
+            yield from rehearsed(listener, one, fields, built[name], given, made_up=not found, threads=threads)
     elif kind == "trainers":
         yield from trainer_problems(name, declaration, declared["models"][name], policy, built.get(name))
     else:

@@ -53,6 +53,7 @@ def _object_problems(
             code["object"] = source(**arguments)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's constructor may raise anything
             yield Problem(f"{base}.object", f'building "{declared.object}" failed: {described(error)}')
+            del code["object"]
             return
     elif arguments:
         yield Problem(

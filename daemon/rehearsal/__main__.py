@@ -23,6 +23,7 @@ from components.import_folder import ImportFolder
 from components.import_paths import ImportPolicy
 from daemon.engine.child import Channel, leave_with_parent
 from daemon.engine.threads import be_polite
+from daemon.handlers.predict.model_threads import ModelThreads
 from daemon.health.rehearsal_report import RehearsalReport
 from daemon.logs.setup import configure
 from daemon.logs.text import described, readable
@@ -95,10 +96,11 @@ class Rehearsal:
 
     def _rehearse(self, candidate: Candidate, known: Catalog, database: Data) -> None:
         at, seconds = f"models.{candidate.model}", self._assignment.stage_seconds
+        threads = ModelThreads.own(candidate.model)
         self._doing(at, self._assignment.build_seconds)
         try:
-            model = self._patience("model", candidate.build)
-            model.warm()
+            model = self._patience("model", lambda: threads.model.run(candidate.build))
+            threads.model.run(model.warm)
         except BaseException as error:  # noqa: BLE001 - user code may raise any
             self._add(Problem(at, f"it cannot be loaded: {described(error)}"))
             return
@@ -112,7 +114,8 @@ class Rehearsal:
                 calling = partial(self._doing, at, seconds)
                 calling()
                 given = rows or made_up(listener, fields)
-                for found in rehearsed(name, listener, fields, model, given, made_up=not rows, calling=calling):
+                how: dict[str, Any] = {"made_up": not rows, "calling": calling, "threads": threads}
+                for found in rehearsed(name, listener, fields, model, given, **how):
                     self._add(found)
             except BaseException as error:  # noqa: BLE001 - a class of the user's may raise where it is compared
                 self._add(Problem(at, described(error)))

@@ -25,6 +25,7 @@ from components.key import Key
 from components.model import Model
 from components.raw_value import fields, readable
 from daemon.handlers.predict.decoding import arguments_of, is_out_of_memory
+from daemon.handlers.predict.model_threads import ModelThreads
 from daemon.handlers.predict.records import Row, Seen
 from daemon.handlers.predict.stages import check_storable
 from daemon.logs.text import described, row_id
@@ -64,15 +65,16 @@ def rehearsed(
     *,
     made_up: bool = False,
     calling: Callable[[], None] = lambda: None,
+    threads: ModelThreads | None = None,
 ) -> Iterator[Problem]:
     """Yield the problems and notes of one listener. `rows` are documents in BSON; `calling` is called before each call
-    of user code.
+    of user code, which runs in `threads`, without them in the caller's.
     """
     at, code = f"listeners.{name}", f"models.{declared.model}.object"
     if not rows:
         yield Note(at, f"table `{declared.table}` has no row that matches; nothing was predicted")
         return
-    stage = Stage(model, declared.parsed_key, fields, calling, declared.output)
+    stage = Stage(model, declared.parsed_key, fields, calling, declared.output, threads or ModelThreads())
     good: list[tuple[Row, Any]] = []
     bad: list[str] = []
     end = time.monotonic() + ALONE_SECONDS
@@ -111,7 +113,13 @@ class Stage:
     """A model with the key of one listener."""
 
     def __init__(
-        self, model: Model, key: Key, fields: Mapping[str, str], calling: Callable[[], None], output: str | None = None
+        self,
+        model: Model,
+        key: Key,
+        fields: Mapping[str, str],
+        calling: Callable[[], None],
+        output: str | None,
+        threads: ModelThreads,
     ) -> None:
         self._model = model
         self._key = key
@@ -120,6 +128,7 @@ class Stage:
         ]
         self._calling = calling
         self._output = None if output is None else datatype(output)
+        self._threads = threads
 
     def row(self, document: bytes) -> Row:
         """The row of a document in BSON; a field that cannot be decoded counts as null."""
@@ -132,10 +141,19 @@ class Stage:
         if model.by_row and len(rows) > 1:
             return [value for row in rows for value in self.outputs([row])]
         self._calling()
+        inputs = self._threads.preprocess.run(self._prepared, given)
+        return self._threads.model.run(self._predicted, inputs, len(rows))
+
+    def _prepared(self, given: list[Any]) -> Any:
+        model = self._model
         with model.predicting():
-            many = model.watch_batch.own(model.prepare_many(given)) if model.prepare_batch else None
-            each = [] if model.prepare_batch else [model.watch.own(model.prepare(arguments)) for arguments in given]
-        outputs = model.infer_many(many, len(rows)) if model.prepare_batch else model.infer(each)
+            if model.prepare_batch:
+                return model.watch_batch.own(model.prepare_many(given))
+            return [model.watch.own(model.prepare(arguments)) for arguments in given]
+
+    def _predicted(self, inputs: Any, n: int) -> list[Any]:
+        model = self._model
+        outputs = model.infer_many(inputs, n) if model.prepare_batch else model.infer(inputs)
         with model.predicting():
             values = [model.finish(output, self._output) for output in outputs]
         for value in values:

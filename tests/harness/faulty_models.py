@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import time
 from typing import Any
 
@@ -50,6 +51,31 @@ def is_killed(x: Any) -> Any:
 
 def hangs(x: Any) -> Any:
     time.sleep(600)
+
+
+class Connected:
+    """Its connection belongs to the thread that made it."""
+
+    def __init__(self) -> None:
+        self._connection = sqlite3.connect(":memory:")
+
+    def __call__(self, x: Any) -> Any:
+        return self._connection.execute("SELECT ?", (x,)).fetchone()[0]
+
+    def before(self, x: Any) -> Any:
+        return self(x)
+
+
+class Signalled(Connected):
+    """Can be built in the main thread only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
+shared = Connected()
+shared_before = shared.before
 
 
 def random(x: Any) -> float:

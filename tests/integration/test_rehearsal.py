@@ -10,6 +10,8 @@ from harness.commands import predictd
 from pymongo.database import Database
 
 MODELS = """
+import signal
+import sqlite3
 import torch
 
 def good(x):
@@ -44,6 +46,21 @@ def crashes(x):
     import os
     os._exit(3)
 
+class Connected:
+    def __init__(self):
+        self.connection = sqlite3.connect(":memory:")
+    def __call__(self, x):
+        return self.connection.execute("SELECT ?", (x,)).fetchone()[0]
+    def before(self, x):
+        return self(x)
+
+class Signalled(Connected):
+    def __init__(self):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+shared = Connected()
+shared_before = shared.before
+
 class Norm(torch.nn.Module):
     def forward(self, x):
         return (x - x.mean()) / (x.std(unbiased=False) + 1)
@@ -55,6 +72,7 @@ class Linear(torch.nn.Linear):
 OBJECT = 'type = "object"\nobject = "shown_models:{0}"'
 BATCHED = OBJECT + "\nbatched = true"
 TORCH = 'object = "shown_models:{0}"\npreprocess = "shown_steps:one"\npostprocess = "builtins:float"'
+BEFORE = '\npreprocess = "shown_models:shared_before"'
 STEPS = "import torch\n\ndef one(x):\n    return torch.tensor([float(x)])\n"
 
 
@@ -83,8 +101,9 @@ def checked(folder: Path, model: str) -> tuple[int, str]:
         (OBJECT.format("picky"), ["1 of 8 rows would become dead letters; row 3: ValueError: three is too many"]),
         (OBJECT.format("random"), ["the model is random"]),
         (TORCH.format("Linear"), ["8 rows were predicted"]),
+        (OBJECT.format("Connected"), ["8 rows were predicted"]),
     ],
-    ids=["good", "one bad row", "random", "torch"],
+    ids=["good", "one bad row", "random", "torch", "of a thread"],
 )
 def test_a_model_that_can_serve_is_good(
     folder: Path, database: Database[dict[str, Any]], model: str, words: list[str]
@@ -109,8 +128,20 @@ def test_a_model_that_can_serve_is_good(
         (BATCHED.format("too_few"), ["a batch of 2 rows fails"]),
         (TORCH.format("Norm"), ["models.m.object", "must not depend on each other"]),
         (OBJECT.format("crashes"), ["exit code 3"]),
+        (OBJECT.format("Signalled"), ["models.m.object", "signal only works in main thread"]),
+        (OBJECT.format("shared") + BEFORE, ["none of 8 rows can be predicted", "can only be used in that same thread"]),
     ],
-    ids=["raises", "unstorable", "of its batch", "not for two", "too few", "a norm over the batch", "crashes"],
+    ids=[
+        "raises",
+        "unstorable",
+        "of its batch",
+        "not for two",
+        "too few",
+        "a norm over the batch",
+        "crashes",
+        "needs the main thread",
+        "shares a connection with its preprocess",
+    ],
 )
 def test_a_model_that_cannot_serve_is_refused_by_name(
     folder: Path, database: Database[dict[str, Any]], model: str, words: list[str]

@@ -44,6 +44,11 @@ FAULTS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "hangs": (plain("hangs"), ["listeners.L: one step of it took more than 3 s"]),
     "hangs in its constructor": (plain("Stuck"), ["models.changes", "took more than 10 s", "limits.build_seconds"]),
     "not installed": (plain("Missing"), ["models.changes", "a_package_that_is_not_here"]),
+    "needs the main thread": (plain("Signalled"), ["models.changes", "signal only works in main thread"]),
+    "preprocesses in another thread": (
+        plain("shared", preprocess=f"{FAULTY}:shared_before"),
+        ["listeners.L: none of 8 rows can be predicted; row", "can only be used in that same thread"],
+    ),
     "trains itself": (module("Trains"), ["its part 'drop' is in training mode"]),
     "a norm over the batch": (module("Norm"), ["must not depend on each other"]),
     "heads": (module("Heads"), ["models.changes.object"]),

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from bson.timestamp import Timestamp
+from PIL import Image
 
 from components.key import Key
 from components.model import Model, ObjectModel
-from components.shared_memory import Watch
+from components.shared_memory import Watch, copied
 from components.torch import TorchModel
 from daemon.handlers.predict.dirty_keys import Batch, DirtyKey
 from daemon.handlers.predict.records import Row, Seen
@@ -57,6 +62,22 @@ class Features:
     values: np.ndarray[Any, Any]
 
 
+class Sample:
+    """A row's features, in a class of somebody's own."""
+
+    def __init__(self, values: Any) -> None:
+        self.values = values
+
+
+class Slotted:
+    """Another such class."""
+
+    __slots__ = ("values",)
+
+    def __init__(self, values: Any) -> None:
+        self.values = values
+
+
 def kept(kind: str) -> Any:
     """A preprocess that returns memory of its own in another guise; forty buffers in turn; or what it has cached."""
     array, memory, calls = np.zeros(1), bytearray(8), iter(range(10_000))
@@ -67,27 +88,43 @@ def kept(kind: str) -> Any:
         memory[:] = array.tobytes()
         turn = ring[next(calls) % len(ring)]
         turn[0] = x
-        made = {"dataclass": Features(array), "memoryview": memoryview(memory), "ring": turn, "cache": cache[x % 45]}
-        return made[kind]
+        made: dict[str, Callable[[], Any]] = {
+            "dataclass": lambda: Features(array),
+            "memoryview": lambda: memoryview(memory),
+            "ring": lambda: turn,
+            "cache": lambda: cache[x % 45],
+            "object": lambda: Sample(array[:]),
+            "slots": lambda: Slotted(array),
+            "list of an object": lambda: Sample([array]),
+            "namespace": lambda: SimpleNamespace(values=torch.from_numpy(array)),
+            "table": lambda: pd.DataFrame(array.reshape(1, 1), copy=False),
+            "array of objects": lambda: np.array([None, array], dtype=object)[1:],
+        }
+        return made[kind]()
 
     return preprocess
 
 
 def read(prepared_: Any) -> float:
     """The number in it, which is then changed in place, if it can be."""
-    values = prepared_.values if isinstance(prepared_, Features) else np.frombuffer(prepared_)
+    held = getattr(prepared_, "values", prepared_)
+    held = held[0] if isinstance(held, list) or str(getattr(held, "dtype", "")) == "object" else held
+    values = np.frombuffer(np.ravel(np.asarray(held)))
     found = float(values[0])
     if values.flags.writeable:
         values += 1000
     return found
 
 
-@pytest.mark.parametrize("kind", ["dataclass", "memoryview", "ring", "cache"])
+GUISES = ["dataclass", "memoryview", "ring", "cache", "object", "slots", "list of an object", "namespace", "table"]
+
+
+@pytest.mark.parametrize("kind", [*GUISES, "array of objects"])
 def test_memory_that_is_used_again_in_another_guise(kind: str) -> None:
     """In an object, as a view, many in turn, or one for each value, which the model then changes."""
     model = ObjectModel("m", lambda xs: [read(x) for x in xs], preprocess=kept(kind), batched=True)
-    xs = [float(n) for n in range(120)]
-    batches = [prepared(model, xs[n : n + 8], n) for n in range(0, 120, 8)]
+    xs = [float(n) for n in range(480)]  # the first 300 are copied, whatever they are
+    batches = [prepared(model, xs[n : n + 8], n) for n in range(0, 480, 8)]
     assert values(*batches) == [x % 45 if kind == "cache" else x for x in xs]
 
 
@@ -201,3 +238,16 @@ def test_good_functions_are_believed_and_pay_nothing() -> None:
     kept = [torch.zeros(3) for _ in range(6)]
     assert [watch.own(each) is each for each in kept] == [False] * 4 + [True] * 2
     assert not watch.shares
+
+
+def test_a_copy_behaves_like_what_it_is_a_copy_of() -> None:
+    """A model must not work in the first batches only: what it asks of its input it finds in the copy too."""
+    missing = object()
+    assert copied([missing, {"x": missing}]) == [missing, {"x": missing}]
+    assert not copied(np.frombuffer(bytes(8))).flags.writeable
+    assert [copied(memoryview(each)).readonly for each in (bytes(8), bytearray(8))] == [True, False]
+    assert copied(torch.ones(2, requires_grad=True)).requires_grad
+    file = BytesIO()
+    frames = [Image.new("L", (2, 2), level) for level in (0, 255)]
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    assert copied(Image.open(file)).n_frames == 2

@@ -71,3 +71,8 @@ class ModelThreads:
 
     model: Hand = field(default_factory=Hand)
     preprocess: Hand = field(default_factory=Hand)
+
+    @classmethod
+    def own(cls, model: str) -> ModelThreads:
+        """Return new threads, as a worker gives them to a model."""
+        return cls(OneThread(f"{model}.model"), OneThread(f"{model}.preprocess"))

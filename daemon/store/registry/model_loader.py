@@ -29,6 +29,7 @@ from components.errors import DeclarationError, PredictdError, SignatureRefused
 from components.import_paths import ImportPolicy, imported
 from components.model import Model
 from daemon.handlers.predict.model_threads import ModelThreads
+from daemon.handlers.predict.process_settings import PROCESS
 from daemon.handlers.predict.stages import Live
 from daemon.store.registry.artifacts import Artifacts
 from daemon.store.registry.components import Component, object_signature
@@ -191,7 +192,8 @@ class ModelLoader:
     def built(self, component: Component[ModelDeclaration]) -> Model:
         """A new model, as declared, with its initial weights."""
         resolve = self.resolve(component)
-        model = build_model(component.name, component.declaration, resolve)
+        with PROCESS.built(component.name):
+            model = build_model(component.name, component.declaration, resolve)
         if component.signature not in self._sources:
             paths = [slot for slot in component.declaration.code.values() if isinstance(slot, str)]
             self._sources[component.signature] = source_hash([resolve(path) for path in paths], paths)
