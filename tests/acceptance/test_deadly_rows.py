@@ -308,6 +308,53 @@ def test_a_model_that_fails_on_everything_costs_no_row(
         eventually("it is ready", lambda: daemon.readyz().get("ready"))
 
 
+@pytest.mark.slow
+def test_a_model_that_ends_its_process_for_every_row_costs_no_row(
+    tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]], mended: Path
+) -> None:
+    """The breaker opens after a few deaths, and stays open in the next process; the other listener of the worker goes
+    on. What is mended is found by itself, and every row has its output.
+    """
+    text = TWO.replace("harness.deadly_models:deadly", "harness.deadly_models:dies_until_mended")
+    with Site(tmp_path / "site", mongo_uri, database, text) as site:
+        daemon = site.start()
+        mended.touch()
+        site.rows.insert_many([{"_id": f"served {n}", "x": f"x{n}"} for n in range(5)])
+        eventually("they are served", lambda: has_all(site, "rows", "deadly", 5))
+        mended.unlink()
+        site.rows.insert_many([{"_id": n, "x": f"x{n}"} for n in range(300)])
+        failing = eventually(
+            "the listener is failing", lambda: "failing" in str(daemon.readyz().get("reason")) and daemon.readyz(), 120
+        )
+        assert "ends or stops its process on every row" in failing["reason"]
+        died = eventually("a probe died too", lambda: site.log.count("killed by SIGILL") >= 14 and restarts(site), 60)
+        assert died <= 40
+        site.data["others"].insert_many([{"_id": n, "x": f"y{n}"} for n in range(100)])
+        eventually("the other listener goes on", lambda: has_all(site, "others", "sure", 100), 60)
+        assert len(letters(site)) <= 20
+        assert site.log.count("listener is failing") == 1
+        mended.touch()
+        eventually("every row has its output", lambda: has_all(site, "rows", "deadly", 305), 120)
+        eventually("no letter is left", lambda: not letters(site))
+        eventually("it is ready", lambda: daemon.readyz().get("ready"))
+        values = {row["_outputs"]["deadly"].get("value") == digest(row["x"]) for row in site.rows.find()}
+        assert values == {True}
+
+
+@pytest.mark.slow
+def test_a_model_that_fails_on_the_first_rows_is_probed_with_others(
+    tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]]
+) -> None:
+    """It never had an output, and no row comes any more: the rows that wait are enough to find that some are good."""
+    text = ONE.replace("harness.models:fails_until_mended", "harness.deadly_models:knows_fifths")
+    with Site(tmp_path / "site", mongo_uri, database, text) as site:
+        site.rows.insert_many([{"_id": n, "x": str(n)} for n in range(400)])
+        daemon = site.start(ready=False)
+        eventually("each bad row has a letter", lambda: len(letters(site)) == 340, 240)
+        eventually("each good row has its output", lambda: _valued(site) == 60)
+        eventually("it is ready", lambda: daemon.readyz().get("ready"))
+
+
 def test_rows_that_are_bad_do_not_open_the_breaker(
     tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]]
 ) -> None:

@@ -56,6 +56,13 @@ def needs_backend(x: Any) -> Any:
     return digest(x)
 
 
+def dies_until_mended(x: Any) -> Any:
+    """Ends the process for every row, as code for another processor does, while that file does not exist."""
+    if not Path(os.environ["PREDICTD_TEST_MENDED"]).exists():
+        signal.raise_signal(signal.SIGILL)
+    return digest(x)
+
+
 def leaky(x: Any) -> Any:
     """Keeps four megabytes for each row."""
     _KEPT.append(b"x" * (4 << 20))
@@ -66,6 +73,13 @@ def picky(x: Any) -> Any:
     """Raises for poison."""
     if x == "poison":
         raise ValueError("this model cannot digest poison")
+    return digest(x)
+
+
+def knows_fifths(x: str) -> Any:
+    """Raises for all but each fifth number from 100 on."""
+    if int(x) < 100 or int(x) % 5:
+        raise ValueError("this model does not know that number")
     return digest(x)
 
 

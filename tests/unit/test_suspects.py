@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from components import private_files
 from components.errors import MongoUnavailable
 from daemon.handlers.predict import suspects as suspects_module
 from daemon.handlers.predict.records import Row, Seen
-from daemon.handlers.predict.suspects import Ended, Suspects, fewest_first
+from daemon.handlers.predict.suspects import Ended, Suspects, Toll, fewest_first
 
 GENERATION = 3
 NEVER_LEFT: list[Any] = []
@@ -155,3 +156,33 @@ def test_a_folder_that_takes_no_file_is_an_error_of_the_system(tmp_path: Path) -
     tmp_path.joinpath("file").touch()
     with pytest.raises(OSError, match="directory"):
         Suspects(tmp_path / "file" / "folder", "l", "", 16)
+
+
+def test_deaths_with_rows_at_work_are_counted_for_the_model(tmp_path: Path) -> None:
+    """Each once, a SIGKILL from outside half; one of a known row tells nothing of the row that stands by."""
+    known = dies(tmp_path, row(1), row(2), ended="crashed")
+    assert known.toll == Toll(deaths=1.0)
+    assert dies(tmp_path, ended="crashed").toll == Toll(deaths=1.0)
+    known.note(deaths=0.0)
+    for number, ended in enumerate(("crashed", "timed_out"), 1):
+        known = dies(tmp_path, row(number), ended=ended, alone=True)
+        assert known.toll.deaths == number
+    known = dies(tmp_path, row(3), ended="killed", alone=True)
+    assert known.toll.deaths == 2.5
+    known.note(asks=True)
+    enters(known, row(4), alone=True)
+    known = Suspects(tmp_path, "l", "crashed", 16)
+    assert known.toll.asks
+    assert known.deaths(4) == 0.5
+    known.note(asks=False, deaths=0.0, why="it dies", pause=4.0)
+    assert Suspects(tmp_path, "l", "", 16).toll == Toll(0.0, asks=False, why="it dies", pause=4.0)
+
+
+@pytest.mark.parametrize("toll", [{}, {"deaths": "x"}, [], None, {"deaths": 1, "asks": 1, "why": 5, "pause": "inf "}])
+def test_a_damaged_toll_is_none(tmp_path: Path, toll: Any) -> None:
+    """Or one with a pause that ends."""
+    Suspects(tmp_path, "l", "", 16)
+    file = tmp_path / "l.suspects"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "toll": toll}))
+    found = Suspects(tmp_path, "l", "", 16).toll
+    assert found == Toll() or found == Toll(1.0, asks=False, why="5", pause=60.0)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from bson.timestamp import Timestamp
 
 from components.errors import Retry
@@ -13,8 +14,8 @@ from components.listener import Key
 from components.model import ObjectModel
 from daemon.handlers.predict.dirty_keys import Batch, DirtyKey, Progress
 from daemon.handlers.predict.records import Row, Seen, Snapshot
-from daemon.handlers.predict.stages import Live, Predicted, judge, predict, prepare
-from daemon.handlers.predict.suspects import NoSuspects
+from daemon.handlers.predict.stages import Judged, Live, Predicted, judge, predict, prepare
+from daemon.handlers.predict.suspects import NoSuspects, Toll
 from daemon.handlers.predict.triage import TRIP_ROWS, RetryPolicy, Triage
 
 
@@ -231,3 +232,86 @@ def test_broken_pictures_never_open_the_breaker() -> None:
     decided = triage.decide(Predicted(done.judged, (), letters, 0))
     assert len(decided.letters) == 50
     assert not triage.failing
+
+
+class Deadly(Suspected):
+    """Suspects whose toll can be changed; `asked` are the changes."""
+
+    def __init__(self, *keys: Any, toll: Toll) -> None:
+        super().__init__(*keys)
+        self.toll = toll
+        self.asked: list[dict[str, Any]] = []
+
+    def note(self, **changes: Any) -> None:
+        self.asked.append(changes)
+        self.toll = replace(self.toll, **changes)
+
+
+def alone(triage: Triage) -> Judged:
+    triage.sort(Batch((DirtyKey(1, "live"),)))
+    batch = triage.next(idle=True)
+    assert batch is not None
+    assert batch.purpose == "alone"
+    return predicted(str, of=batch).judged
+
+
+@pytest.mark.parametrize("good", [True, False, None])
+def test_the_breaker_opens_if_the_process_dies_of_every_row(good: bool | None) -> None:
+    """Before another one is tried, if there is no row that had an output and gets one now."""
+    suspects = Deadly(1, toll=Toll(deaths=TRIP_ROWS))
+    owed: list[str] = []
+    triage = Triage("l", suspects=suspects, owe=owed.append)
+    triage.known_good = lambda: good
+    assert triage.trips(alone(triage)) is (not good)
+    assert suspects.asked[0] == {"asks": True}
+    assert triage.failing is (not good)
+    assert len(owed) == (not good)
+    assert (suspects.toll.asks, suspects.toll.deaths, suspects.toll.why is None) == (False, 0.0, good is True)
+
+
+def test_a_death_of_a_known_row_opens_the_breaker() -> None:
+    """The next process need not try that again; rows that were alone a few times open nothing."""
+    suspects = Deadly(1, toll=Toll(deaths=3.0, asks=True))
+    triage = Triage("l", suspects=suspects)
+    triage.known_good = lambda: pytest.fail("it would end this process too")
+    judged = alone(triage)
+    assert triage.trips(judged)
+    few = Triage("l", suspects=Deadly(1, toll=Toll(deaths=TRIP_ROWS - 1.0)))
+    assert not few.trips(judged)
+
+
+def test_an_open_breaker_stays_open_in_the_next_process() -> None:
+    """It probes one row of those that wait, after a pause that grows, and closes once that gets an output."""
+    clock, suspects = Clock(), Deadly(toll=Toll(why="it dies", pause=8.0))
+    triage = Triage("l", suspects=suspects, clock=clock)
+    triage.unjudged = lambda _: [7]
+    assert triage.state == ("failing", "it dies")
+    assert triage.holds_scans
+    assert triage.next(idle=True) is None
+    clock.now += 8.1
+    batch = triage.next(idle=True)
+    assert batch is not None
+    assert ([key.key for key in batch.keys], batch.purpose) == ([7], "probe")
+    assert suspects.toll.pause == 16.0
+    assert triage.next(idle=True) is None
+    triage.decide(predicted(str, of=batch))
+    assert not triage.failing
+    assert not triage.holds_scans
+    assert suspects.toll.why is None
+
+
+def test_a_probe_of_nothing_is_tried_again_later() -> None:
+    """No row waits, or MongoDB does not say so soon: nothing spins."""
+    clock, suspects = Clock(), Deadly(toll=Toll(why="it dies"))
+    triage = Triage("l", suspects=suspects, clock=clock)
+    clock.now += 10
+    assert triage.next(idle=True) is None
+    pause = triage.pause()
+    assert pause is not None
+    assert pause > 0.5
+
+
+def test_an_output_ends_the_count_of_deaths() -> None:
+    suspects = Deadly(toll=Toll(deaths=5.0))
+    Triage("l", suspects=suspects).decide(predicted(str, 1))
+    assert suspects.toll.deaths == 0.0

@@ -72,6 +72,7 @@ class OutputsPort(Protocol):
     def read(self, keys: Sequence[Any], after: Timestamp | None, max_bytes: int) -> Snapshot: ...
     def write(self, writes: Sequence[Write]) -> Written: ...
     def known_good(self, keys: Sequence[Any], rows: int, max_bytes: int) -> Snapshot | None: ...
+    def unjudged(self, generation: int, rows: int) -> list[Any]: ...
 
 
 class LettersPort(Protocol):
@@ -113,6 +114,7 @@ class Corridor:
         self._well: deque[Any] = deque(maxlen=PROBE_ROWS)
         self.triage = triage or Triage(listener)
         self.triage.known_good, self.triage.wake = self._known_good, dirty.wake
+        self.triage.unjudged = lambda rows: self._outputs.unjudged(self.live.generation, rows)
 
     def swap(self, live: Live) -> None:
         """Runs this version from the next batch on; batches in flight keep theirs. Its cost is not known yet."""
@@ -138,7 +140,7 @@ class Corridor:
 
     def prepare(self, judged: Judged) -> Prepared:
         """Decodes and preprocesses the rows. Rows for which there is no room become dirty again."""
-        if self.triage.failing and judged.batch.purpose != "probe":
+        if judged.batch.purpose != "probe" and (self.triage.failing or self.triage.trips(judged)):
             return Prepared(judged, (), (), None, ())
         began = time.perf_counter()
         preprocess = judged.live.threads.preprocess

@@ -2,7 +2,8 @@
 
     FOLDER/LISTENER.flight     a slot for each stage: the rows that it works on now, 16 bytes each; also for the stage
                                that writes, because a thread that the model has left behind may kill a moment later
-    FOLDER/LISTENER.suspects   JSON: the rows that were at work when a process died, and how often each died *alone*
+    FOLDER/LISTENER.suspects   JSON: the rows that were at work when a process died, and how often each died *alone*;
+                               and what these deaths say of the model (`Toll`)
 
 The file is mapped into memory, so a note costs only a copy of bytes, and the kernel keeps it if the process is killed.
 A note of a row that is alone holds its deaths so far: they are counted also on a disk that has become full.
@@ -28,7 +29,7 @@ import struct
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -76,12 +77,33 @@ class _Suspect:
     """It died among suspects only."""
 
 
+@dataclass(frozen=True, slots=True)
+class Toll:
+    """What the deaths of the process say of the model, for the breaker (`triage`).
+
+    `deaths` counts those with rows at work since a row was last predicted; `asks` is set while rows are predicted that
+    had an output before; `why` is the reason of the open breaker, `pause` the time until its next probe.
+    """
+
+    deaths: float = 0.0
+    asks: bool = False
+    why: str | None = None
+    pause: float = 0.0
+
+    @classmethod
+    def read(cls, found: Any) -> Toll:
+        """What the file holds. Raises ValueError, TypeError or KeyError."""
+        why = None if found["why"] is None else str(found["why"])
+        return cls(float(found["deaths"]), found["asks"] is True, why, min(60.0, float(found["pause"])))
+
+
 class NoSuspects:
     """Suspects no row and notes nothing."""
 
     cap: int | None = None
     hung = False
     """Whether the previous process was ended because it hung."""
+    toll = Toll()
     settled = 0
     """About how many rows this process has learned something: from the previous one's end, and by predicting them."""
 
@@ -117,6 +139,9 @@ class NoSuspects:
     def sentenced(self, key: Any) -> None:
         """The dead letter of a guilty row is stored."""
 
+    def note(self, **changes: Any) -> None:
+        """Changes the toll, also for the next process."""
+
     def close(self) -> None:
         """The process ends in order: nothing is at work."""
 
@@ -132,7 +157,7 @@ class Suspects(NoSuspects):
         self._listener = listener
         self._slot = _HEADER.size + max(rows, USUAL_ROWS) * _NAME
         self._notes = folder / f"{listener}.suspects"
-        self._known, self.cap = self._read()
+        self._known, self.cap, self.toll = self._read()
         self.hung = ended == "timed_out"
         self._saved_at = 0.0
         flight = folder / f"{listener}.flight"
@@ -207,13 +232,25 @@ class Suspects(NoSuspects):
             self.settled += 1
             self._save()
 
+    def note(self, **changes: Any) -> None:
+        """Changes the toll, also for the next process."""
+        toll = replace(self.toll, **changes)
+        if toll != self.toll:
+            self.toll = toll
+            self._save()
+
     def close(self) -> None:
         """The process ends in order: nothing is at work."""
         self._map[:] = bytes(len(self._map))
 
     def _learn(self, flight: Path, ended: Ended) -> None:
         """Adds the rows that were at work when the previous process ended."""
-        for stage, alone, names, about in _left(flight):
+        if self.toll.asks:
+            ended = ""  # known rows were at work, for which these stood by
+        left = list(_left(flight))
+        if left:
+            self.toll = replace(self.toll, deaths=self.toll.deaths + _WEIGHTS[ended])
+        for stage, alone, names, about in left:
             self.settled += len(names)
             for name in names:
                 before = name in self._known
@@ -239,20 +276,22 @@ class Suspects(NoSuspects):
         for name in list(self._known)[:-KNOWN_ROWS]:
             del self._known[name]
 
-    def _read(self) -> tuple[dict[bytes, _Suspect], int | None]:
+    def _read(self) -> tuple[dict[bytes, _Suspect], int | None, Toll]:
         try:
             document = json.loads(self._notes.read_bytes())
             known = {bytes.fromhex(name): _Suspect(**about) for name, about in document["rows"].items()}
-            return known, document["cap"] if isinstance(document["cap"], int) else None
+            cap = document["cap"] if isinstance(document["cap"], int) else None
+            return known, cap, Toll.read(document["toll"]) if "toll" in document else Toll()
         except FileNotFoundError:
-            return {}, None
+            return {}, None, Toll()
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             log.warning("the file of suspects cannot be read", file=str(self._notes), reason=str(error))
-            return {}, None
+            return {}, None, Toll()
 
     def _save(self) -> None:
         self._saved_at = time.monotonic()
-        document = {"cap": self.cap, "rows": {name.hex(): asdict(known) for name, known in self._known.items()}}
+        rows = {name.hex(): asdict(known) for name, known in self._known.items()}
+        document = {"cap": self.cap, "toll": asdict(self.toll), "rows": rows}
         try:
             private_files.write(self._notes, json.dumps(document).encode())
         except OSError as error:

@@ -14,6 +14,9 @@ such a row still gets one, the failed rows are bad, not the model, and they get 
 known, a failed row is tried once more. An opening breaker orders a scan, which is durable and waits until the breaker
 closes. It then finishes every key, so that the position that other listeners share moves on. The breaker closes when a
 row of a probe gets an output. A version that goes live is probed at once.
+
+It also opens if the process has died `TRIP_ROWS` times since it last predicted a row, and then dies of a row that had
+an output before, or there is none. What is known of that outlives the process; a probe is then one row.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ import structlog
 from components.raw_value import identity
 from daemon.handlers.predict.dirty_keys import Batch, DirtyKey
 from daemon.handlers.predict.records import Letter
-from daemon.handlers.predict.stages import Predicted
+from daemon.handlers.predict.stages import Judged, Predicted
 from daemon.handlers.predict.suspects import NoSuspects, fewest_first
 
 log = structlog.get_logger(__name__)
@@ -76,7 +79,8 @@ class Triage:
     """The state of one listener. The reading thread calls `sort`, `next` and `pause`, the predicting thread `decide`.
 
     `owe(reason)` orders a scan and returns when the order is stored. `known_good()` returns whether a row that had an
-    output before still gets one, None if there is no such row. `wake()` makes the reading thread call `next`.
+    output before still gets one, None if there is no such row; `unjudged(n)` returns the keys of some rows that wait
+    for an output. `wake()` makes the reading thread call `next`.
     """
 
     def __init__(
@@ -90,6 +94,7 @@ class Triage:
     ) -> None:
         self.suspects = NoSuspects() if suspects is None else suspects
         self.known_good: Callable[[], bool | None] = lambda: None
+        self.unjudged: Callable[[int], list[Any]] = lambda _: []
         self.wake: Callable[[], None] = lambda: None
         self._listener = listener
         self.retry = retry or RetryPolicy()
@@ -102,12 +107,13 @@ class Triage:
         self._others_turn = False
         self._failed_rows = 0
         self._rows_bad_until = 0.0
-        self._why: str | None = None
-        self.holds_scans = False
+        toll = self.suspects.toll
+        self._why: str | None = toll.why
+        self.holds_scans = toll.why is not None
         """Whether scans must not begin: the breaker is open, or about to open."""
         self._sample: deque[Any] = deque(maxlen=PROBE_ROWS)
-        self._probe_at = 0.0
-        self._probe_pause = PROBE_SECONDS[0]
+        self._probe_pause = max(PROBE_SECONDS[0], toll.pause)
+        self._probe_at = self._clock() + self._probe_pause
 
     @property
     def failing(self) -> bool:
@@ -155,11 +161,7 @@ class Triage:
         """
         now = self._clock()
         if self.failing:
-            if now < self._probe_at or not self._sample:
-                return None
-            self._probe_at = now + self._probe_pause * random.uniform(0.75, 1.25)  # noqa: S311 - keeps workers apart
-            self._probe_pause = min(PROBE_SECONDS[1], 2 * self._probe_pause)
-            return Batch(tuple(DirtyKey(key, "scan") for key in dict.fromkeys(self._sample)), "probe")
+            return self._probe(now) if now >= self._probe_at else None
         with self._lock:
             due = [name for name, waiting in self._later.items() if waiting.due <= now]
             if due:
@@ -171,6 +173,16 @@ class Triage:
                 keys = fewest_first(self.suspects, [each.key.key for each in self._alone.values()], together)
                 return Batch(tuple(self._alone.pop(identity(key)).key for key in keys), "alone")
         return None
+
+    def _probe(self, now: float) -> Batch | None:
+        self._probe_at = now + self._probe_pause * random.uniform(0.75, 1.25)  # noqa: S311 - keeps workers apart
+        self._probe_pause = min(PROBE_SECONDS[1], 2 * self._probe_pause)
+        if self.suspects.toll.why is not None:  # it may be the last act of this process
+            self.suspects.note(pause=self._probe_pause)
+            keys = [*self._sample][-1:] or self.unjudged(1)
+        else:  # others each time: some may be good though those that came last are not
+            keys = list(dict.fromkeys([*self._sample, *self.unjudged(PROBE_ROWS)]))
+        return Batch(tuple(DirtyKey(key, "scan") for key in keys), "probe") if keys else None
 
     def _may_be_alone(self, now: float, *, idle: bool) -> bool:
         waited = now - min(each.since for each in self._alone.values()) > ALONE_SECONDS
@@ -197,22 +209,42 @@ class Triage:
         purpose = predicted.judged.batch.purpose
         if purpose == "probe":
             return self._probed(predicted)
+        if self.failing:
+            return self.released(predicted)
+        if predicted.predicted:
+            self.suspects.note(deaths=0.0)
         if purpose == "alone":
             for row in predicted.judged.rows:
                 if self.suspects.guilt(row, predicted.judged.live.generation) is None:
                     self.suspects.passed(row.key)
-        if self.failing:
-            return self.released(predicted)
         failed = [letter for letter in predicted.letters if letter.cause != "row"]
         doubtful = bool(failed) and len(failed) > MOSTLY * predicted.predicted and self._model_may_fail()
         if doubtful:
             self._failed_rows += len(failed)
             if self._failed_rows >= TRIP_ROWS:
-                self._open(failed)
+                last = failed[-1]
+                message = f"{last.type}: {' '.join(last.message.split())}"[:SHOWN]
+                why = f"the model fails on every row, in stage {last.stage}: {message}"
+                self._open(why, f"the model failed on every row ({last.type})", failed)
                 return self.released(predicted)
         elif predicted.predicted:
             self._failed_rows = 0
         return self._tried_again(predicted, doubtful=doubtful)
+
+    def trips(self, judged: Judged) -> bool:
+        """Called before a batch is tried: whether the breaker opens, because the process dies of every row."""
+        toll = self.suspects.toll
+        if not judged.rows or not (toll.asks or toll.deaths >= TRIP_ROWS):
+            return False
+        if not toll.asks:
+            self.suspects.note(asks=True)
+            if self.known_good():
+                self.suspects.note(asks=False, deaths=0.0)
+                return False
+        why = "the model ends or stops its process on every row"
+        self._open(why, why)
+        self.suspects.note(asks=False, deaths=0.0, why=why, pause=self._probe_pause)
+        return True
 
     def mended(self) -> None:
         """Another version is live: probes it at once."""
@@ -240,13 +272,11 @@ class Triage:
             return False
         return True
 
-    def _open(self, failed: Sequence[Letter]) -> None:
-        last = failed[-1]
-        message = f"{last.type}: {' '.join(last.message.split())}"[:SHOWN]
+    def _open(self, why: str, owed: str, failed: Sequence[Letter] = ()) -> None:
         self.holds_scans = True  # before the order: the keys of the scan must not be finished with the others
-        self._owe(f"the model failed on every row ({last.type})")  # durable before the first key is finished
+        self._owe(owed)  # durable before the first key is finished
         self._sample.extend(letter.key for letter in failed[-PROBE_ROWS // 2 :])
-        self._why = f"the model fails on every row, in stage {last.stage}: {message}"
+        self._why = why
         self._probe_pause = PROBE_SECONDS[0]
         self._probe_at = self._clock() + self._probe_pause
         with self._lock:
@@ -257,7 +287,7 @@ class Triage:
             self._attempts.clear()
         self.wake()
         log.error("listener is failing: its rows wait until the model works again", listener=self._listener,
-                  reason=self._why, traceback=last.traceback)  # fmt: skip
+                  reason=self._why, traceback=failed[-1].traceback if failed else None)  # fmt: skip
 
     def _probed(self, predicted: Predicted) -> Predicted:
         rows = predicted.judged.rows
@@ -266,6 +296,7 @@ class Triage:
         if self.failing:
             log.info("listener works again: the rows that waited are scanned", listener=self._listener)
             self._why, self.holds_scans = None, False
+            self.suspects.note(why=None, deaths=0.0 if rows else float(TRIP_ROWS - 1))
             self._failed_rows = 0 if rows else TRIP_ROWS - 1  # no row was tried: the next failure opens it again
             self._sample.clear()
         return self._let_go(predicted, {identity(letter.key) for letter in predicted.letters})

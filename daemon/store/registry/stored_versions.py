@@ -16,6 +16,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import reduce
 from typing import Any, Final
 
 from bson import ObjectId
@@ -31,7 +32,7 @@ from components.errors import PredictdError, SignatureRefused
 from components.secrets import expanded
 from daemon.store import names
 from daemon.store.documents import DAMAGED_FILE, read, read_one
-from daemon.store.registry.components import Component, object_signature
+from daemon.store.registry.components import LARGEST, Component, object_signature
 from daemon.store.registry.signed_versions import SignedVersions
 from daemon.store.registry.trust import Trust
 from daemon.store.registry.version import Version
@@ -39,6 +40,15 @@ from daemon.store.registry.version import Version
 VALIDATIONS_KEPT: Final = 1000
 YOUNG_SECONDS: Final = 24 * 3600
 _TRACES: Final = ("metric_values", "metric_steps", "history", "validations")
+
+
+def _without(rest: Any, name: str) -> Any:
+    return {"$unsetField": {"field": name, "input": rest}}
+
+
+_REST: Final = {"$bsonSize": reduce(_without, _TRACES, "$$ROOT")}
+_LISTED: Final = {"state": {"$ne": "discarded"}, "$expr": {"$lte": [_REST, LARGEST]}}
+"""Whoever writes to the database may have written many that are large, and are signed by nobody."""
 
 
 class StoredVersions:
@@ -136,7 +146,7 @@ class StoredVersions:
         """The versions that match and that the key has signed, each with the revision of its last promotion, or 0; only
         promoted ones if `promoted`.
         """
-        query = {"$and": [self._numbered, {"state": {"$ne": "discarded"}}, matching]}
+        query = {"$and": [self._numbered, _LISTED, matching]}
         found = []
         for document in read(self._collection, query, dict.fromkeys(_TRACES, 0), sort=[("number", 1)]):
             version, promotion = Version.from_document(document), self._signed.promoted(document)
@@ -172,7 +182,7 @@ class StoredVersions:
         """All versions, oldest first, or those that match (job=...). Without `traces`, which are their larger part, the
         read is cheap.
         """
-        query = {"$and": [self._numbered, {"state": {"$ne": "discarded"}}, matching]}
+        query = {"$and": [self._numbered, _LISTED, matching]}
         found = read(self._collection, query, None if traces else dict.fromkeys(_TRACES, 0), sort=[("number", 1)])
         return [version for version in map(Version.from_document, found) if version is not None]
 

@@ -33,6 +33,9 @@ log = structlog.get_logger(__name__)
 LETHAL: Final = frozenset({"WorkerDied", "TimedOut"})
 """Letters of rows that kill or hang the worker: another attempt of such a row delays other rows too."""
 
+_REST: Final = {"$bsonSize": {"$unsetField": {"field": "_id", "input": "$$ROOT"}}}
+_READ: Final = {"$expr": {"$lte": [_REST, 1024 * 1024]}}
+"""All but the `_id` of a letter is small, if nobody else has written it; a larger one is not read."""
 LARGEST_LETTER_KEY: Final = 15 * 1024 * 1024  # a letter holds the key in its own `_id`, and a document at most 16 MB
 
 
@@ -95,7 +98,7 @@ class DeadLetters:
         only = {"input": 1, "generation": 1, "unwritable": 1, "lethal": 1}
         dead: dict[Hashable, _Dead | None] = {}
         raw = self._collection.with_options(codec_options=RAW)
-        for found in raw.find({**self._of, "_id.row": {"$exists": True}, **self._share}, only):
+        for found in raw.find({"$and": [{**self._of, "_id.row": {"$exists": True}}, self._share, _READ]}, only):
             letter = _decoded(found)
             unwritable, lethal = letter.get("unwritable") is True, letter.get("lethal") is True
             known = _Dead(letter.get("input"), letter.get("generation"), unwritable, lethal)
@@ -225,7 +228,7 @@ def listed(
     one = {"$type": "string", "$not": {"$type": "array"}}
     whole = {"_id.service": service, "_id.listener": one, "_id.row": {"$exists": True}}
     whole |= {"table": {**one, "$regex": r"^[^.$\0][^$\0]*$"}}
-    for found in raw.find({"$and": [whole, query]}).sort("last_at", 1).limit(limit):
+    for found in raw.find({"$and": [whole, query, _READ]}).sort("last_at", 1).limit(limit):
         letter = _decoded(found, tz_aware=database.codec_options.tz_aware)
         yield {**letter, **asdict(_ADAPTER.validate_python(letter))}
 

@@ -49,6 +49,7 @@ WAITED_OUT: Final = frozenset(
 )
 ALL: Final = 1 << 62
 KNOWN_GOOD_MS: Final = 2_000
+SAMPLED: Final = 64
 FEW: Final = 8
 """Fewer rows than these are written by one bulk: a transaction takes a second round trip."""
 
@@ -182,14 +183,27 @@ class Outputs:
         """These rows, or if `keys` is empty a few that have an output. None if there are none, or MongoDB does not
         answer soon.
         """
-        has_output = {f"{self._path}.value": {"$exists": True}}
         try:
-            if not keys:
-                only = {"filter": has_output, "projection": {"_id": 1}, "limit": rows, "maxTimeMS": KNOWN_GOOD_MS}
-                keys = row_keys(self._table.database.command({"find": self._table.name, **only}, codec_options=RAW))
+            keys = keys or self._some({f"{self._path}.value": {"$exists": True}}, rows)
             return self.read(keys, None, max_bytes) if keys else None
         except PyMongoError:
             return None
+
+    def unjudged(self, generation: int, rows: int) -> list[Any]:
+        """The keys of some rows that have no output of this generation, at random if there are many of them; empty if
+        none are found soon.
+        """
+        query = {"$and": [{f"{self._path}.generation": {"$ne": generation}}, *self._matches]}
+        some = [{"$sample": {"size": SAMPLED}}, {"$match": query}, {"$limit": rows}, {"$project": {"_id": 1}}]
+        try:
+            command = {"aggregate": self._table.name, "pipeline": some, "cursor": {}, "maxTimeMS": KNOWN_GOOD_MS}
+            return row_keys(self._table.database.command(command, codec_options=RAW)) or self._some(query, rows)
+        except PyMongoError:
+            return []
+
+    def _some(self, query: Mapping[str, Any], rows: int) -> list[Any]:
+        only = {"filter": query, "projection": {"_id": 1}, "limit": rows, "maxTimeMS": KNOWN_GOOD_MS}
+        return row_keys(self._table.database.command({"find": self._table.name, **only}, codec_options=RAW))
 
     def write(self, writes: Sequence[Write]) -> Written:
         """Makes the writes, all of one snapshot, and finds those that matched nothing. If the table has become one
