@@ -200,7 +200,11 @@ class TorchModule(Model):
 
     def compile_for(self, rows: Iterable[Callable[[int], Any]]) -> str | None:
         """See `Model`."""
-        made = Compiled(self.object, self.forward_method)
+        try:
+            made = Compiled(self.object, self.forward_method)
+        except Exception as error:  # noqa: BLE001 - a Python, or a torch, that has no compiler
+            self.to_compile = False
+            return said(error)
         with self.judging():
             reason = made.compile_for(rows, self._forwarded, self._weights_dtype())
             self.to_compile = reason is None and not made.kinds

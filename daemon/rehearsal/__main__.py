@@ -129,8 +129,8 @@ class Rehearsal:
         listeners = [known.listeners[name].declaration for name in candidate.listeners]
         read = [(each, known.fields(each.table)) for each in listeners]
         reason = compile_model(model, ModelThreads(), read, database, self._assignment.state_dir)
-        if reason is not None:
-            self._add(Note(at, f"it will serve uncompiled: {reason}", warns=not model.to_compile))
+        if reason is not None and not model.to_compile:  # else it is compiled once there are rows
+            self._add(Note(at, f"it will serve uncompiled: {reason}", warns=True))
 
     @staticmethod
     def _rows(listener: ListenerDeclaration, database: Data) -> list[bytes]:

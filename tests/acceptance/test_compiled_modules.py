@@ -190,3 +190,44 @@ def test_each_dtype_is_compared_with_its_own_rounding(dtype: str):
     batch = torch.rand(6, 3)
     assert ran_compiled(model, batch)
     assert all(each.dtype is torch.float32 for each in model.infer_many(batch, 6))
+
+
+def test_a_torch_that_has_no_compiler_serves_uncompiled(monkeypatch: pytest.MonkeyPatch):
+    """As on a version of Python that torch does not compile for."""
+
+    def refuses(*_: Any) -> None:
+        raise RuntimeError("torch.compile is not supported on this Python")
+
+    monkeypatch.setattr(torch, "compile", refuses)
+    model = asking(Scaled())
+    assert model.compile_for([rows(3)]) == "RuntimeError: torch.compile is not supported on this Python"
+    assert (model.to_compile, len(model.infer_many(torch.rand(4, 3), 4))) == (False, 4)
+
+
+class Pair(torch.nn.Module):
+    """As a model of texts: named inputs, and an output of several parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = torch.nn.Embedding(50, 4)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        found = self.words(ids) * mask[:, :, None]
+        return found.sum(1), [found[:, 0], found[:, -1]]
+
+
+def test_named_inputs_and_nested_outputs():
+    """Of two lengths of text, both of which are compiled, and a third that was not there."""
+    model = asking(Pair())
+
+    def texts(length: int) -> Callable[[int], Any]:
+        return lambda n: {"ids": torch.randint(0, 50, (n, length)), "mask": torch.ones(n, length)}
+
+    assert model.compile_for([texts(7), texts(9), texts(7)]) is None
+    plain = TorchModel("m", model.object, preferred_devices=("cpu",))
+    for length in (7, 9, 30):
+        for n in (1, 5, 40):
+            batch = texts(length)(n)
+            for one, other in zip(model.infer_many(batch, n), plain.infer_many(batch, n), strict=True):
+                assert torch.allclose(one[0], other[0])
+                assert all(map(torch.allclose, one[1], other[1]))
