@@ -110,6 +110,7 @@ def build_model(name: str, declaration: ModelDeclaration, resolve: Resolve) -> M
                 dtype=declaration.dtype,
                 threads=declaration.threads,
                 pretrained=declaration.pretrained,
+                compile=declaration.compile,
             )
             model.origin = None if module is built else built
             return model

@@ -178,6 +178,16 @@ class Model(ABC):
         """Do the work that would delay the first batch."""
         return
 
+    to_compile = False
+    """Whether the model is to be compiled and has not been."""
+
+    def compile_for(self, rows: Iterable[Callable[[int], Any]]) -> str | None:  # noqa: ARG002
+        """Compile the model for such rows, each of which returns a batch of so many like it.
+
+        Returns why it serves uncompiled; None if it is compiled. `to_compile` is left if no row can be predicted.
+        """
+        return None
+
     def broken(self) -> str | None:
         """Return why no call of the model can succeed in this process any more; None if one may."""
         return accelerator.lost()

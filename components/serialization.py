@@ -158,7 +158,8 @@ def _model(model: Model, codes: _Codes) -> ModelDeclaration:
     declared["forward_method"] = given.forward_method
     if of_torch:
         dtype = None if given.dtype is None else str(given.dtype).removeprefix("torch.")
-        declared |= {"device": _device(given.preferred_devices), "dtype": dtype, "pretrained": given.pretrained}
+        declared |= {"device": _device(given.preferred_devices), "dtype": dtype}
+        declared |= {"pretrained": given.pretrained, "compile": given.compile}
     else:
         declared["batched"] = given.batched
     return made(ModelDeclaration, at, declared)

@@ -114,6 +114,12 @@ class ModelDeclaration(Declaration):
         description="true or false: whether the weights that the object is built with count as trained",
         examples=[True],
     )
+    compile: bool = Field(
+        default=False,
+        exclude_if=usual(default=False),
+        description="true or false: whether the torch module is compiled by torch.compile",
+        examples=[True],
+    )
 
     @field_validator("weights")
     @classmethod

@@ -20,6 +20,7 @@ class TorchModel(TorchModule):
         converted back to float32.
     threads: how many threads the daemon's worker computes with; None for its share of the cores.
     pretrained: the module has trained weights: they serve, and the first training's are compared with them.
+    compile: the daemon's worker compiles the module with `torch.compile`, beside the one that serves meanwhile.
 
     Raises DeclarationError if an argument is invalid.
     """

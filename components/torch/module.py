@@ -8,7 +8,7 @@ loading of weights, so a batch is never computed with the weights of two version
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from components.errors import DeclarationError, WeightsError
 from components.key import Arguments
 from components.model import Model, bundled, check_callable
 from components.torch import batches, devices, moved, randomness, weights
+from components.torch.compiled import Compiled, said
 from components.torch.exported import Exported
 from components.torch.gradients import Gradients, wanted
 from components.torch.unregistered import unregistered
@@ -49,9 +50,12 @@ class TorchModule(Model):
         *,
         threads: int | None = None,
         pretrained: bool = False,
+        compile: bool = False,  # noqa: A002  # torch's name
     ) -> None:
         super().__init__(identifier, preprocess, postprocess, threads)
         self.pretrained = pretrained
+        self.compile = self.to_compile = compile
+        self._compiled: Compiled | None = None
         if isinstance(object, torch.export.ExportedProgram):
             object = Exported(object)  # noqa: A001
         if not isinstance(object, torch.nn.Module):
@@ -174,14 +178,41 @@ class TorchModule(Model):
         with self.judging():
             return self._forwarded(batch)
 
-    def _forwarded(self, batch: Any) -> Any:
+    def _forwarded(self, batch: Any, compute: Callable[[Any], Any] | None = None) -> Any:
         def run(batch: Any) -> Any:
-            output = batches.call(getattr(self.object, self.forward_method), batches.moved(batch, self.inward))
+            output = (compute or self._computed)(batches.moved(batch, self.inward))
             return batches.moved(awaited(output), self._outward)
 
-        return self.quietly(run, batch)
+        return self.quietly(run, batch, watch=compute is None)
 
-    def quietly(self, run: Callable[[Any], T], batch: Any) -> T:
+    def _computed(self, batch: Any) -> Any:
+        method = getattr(self.object, self.forward_method)
+        if self._compiled is None or self._in_training:
+            return batches.call(method, batch)
+        try:
+            return batches.call(self._compiled, batch)
+        except batches.OUT_OF_MEMORY:
+            raise
+        except Exception as error:  # noqa: BLE001 - torch raises any kind for compiled code
+            output = batches.call(method, batch)  # it raises what is wrong with a row
+            self._compiled = None
+            log.warning("model %r: it serves uncompiled, since compiled it failed: %s", self.identifier, said(error))
+            return output
+
+    def compile_for(self, rows: Iterable[Callable[[int], Any]]) -> str | None:
+        """See `Model`."""
+        try:
+            made = Compiled(self.object, self.forward_method)
+        except Exception as error:  # noqa: BLE001 - a Python, or a torch, that has no compiler
+            self.to_compile = False
+            return said(error)
+        with self.judging():
+            reason = made.compile_for(rows, self._forwarded, self._weights_dtype())
+            self.to_compile = reason is None and not made.kinds
+            self._compiled = made if made.kinds and reason is None else None
+        return "none of its rows can be predicted" if self.to_compile else reason
+
+    def quietly(self, run: Callable[[Any], T], batch: Any, *, watch: bool = True) -> T:
         """Return `run(batch)`, computed without gradients; with them if the module itself computes one in its
         forward.
         """
@@ -189,7 +220,8 @@ class TorchModule(Model):
         # caches in its forward pass (a table of positions) could not take part in a gradient later.
         quiet = torch.no_grad if self._in_training else torch.inference_mode
         # A compiled module would be compiled once more to be watched.
-        return self._forward_gradients.run(run, batch, quiet, watch=not hasattr(self.object, "_orig_mod"))
+        watch = watch and self._compiled is None and not hasattr(self.object, "_orig_mod")
+        return self._forward_gradients.run(run, batch, quiet, watch=watch)
 
     def postprocessed(self, output: Any) -> Any:
         """Return one output after `postprocess`; inference mode lets it change the tensor in place."""

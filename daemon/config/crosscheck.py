@@ -20,7 +20,7 @@ from daemon.config.values import is_loopback
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _TABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
 _CODE_KEYS = ("object", "preprocess", "preprocess_batch", "postprocess")
-_TORCH_ONLY = ("preprocess_batch", "device", "dtype", "weights", "pretrained")
+_TORCH_ONLY = ("preprocess_batch", "device", "dtype", "weights", "pretrained", "compile")
 _OBJECT_ONLY = ("batched",)
 
 

@@ -5,7 +5,7 @@
 | `service`, `mongo`, `http`, the key files of `security` | needs a restart of the service |
 | `log`, `limits`, `guard`; a trainer, a validation, an index; a listener's limits | applied live |
 | `allow_imports`, `formats` | restarts every worker |
-| a model's `device`, `threads` | restarts its workers |
+| a model's `device`, `threads`, `compile` | restarts its workers |
 | a model's code, also in its files | restarts, scans, predicts anew, with the weights as they are |
 | a model's `object`, `arguments`, `weights`, `type`; a listener's `model` | the same, and may start untrained |
 | the same of a model with a trainer, with the keys of its listeners as they are | the version before serves on |
@@ -32,7 +32,7 @@ Kind = Literal[
     "live", "restarts", "starts", "scans", "removes", "predicts", "stops", "untrained", "serves", "no_input", "service"
 ]
 
-_WHERE_IT_RUNS: Final = ("device", "threads")
+_WHERE_IT_RUNS: Final = ("device", "threads", "compile")
 _WEIGHTS: Final = ("object", "arguments", "weights", "type")
 
 

@@ -21,6 +21,7 @@ from components.declarations import ListenerDeclaration
 from components.errors import DeclarationError, PredictdError, Problem
 from components.import_folder import ImportFolder
 from components.import_paths import ImportPolicy
+from components.model import Model
 from daemon.engine.child import Channel, leave_with_parent
 from daemon.engine.threads import be_polite
 from daemon.handlers.predict.model_threads import ModelThreads
@@ -29,6 +30,7 @@ from daemon.logs.setup import configure
 from daemon.logs.text import described, readable
 from daemon.rehearsal.assignment import RehearsalAssignment
 from daemon.rehearsal.candidates import Candidate, declared_anew, of_version
+from daemon.rehearsal.compiling import compile_model
 from daemon.rehearsal.rules import Note, rehearsed
 from daemon.rehearsal.sample import made_up, rows_of
 from daemon.store.connection import Data, make_client, open_database
@@ -119,6 +121,18 @@ class Rehearsal:
                     self._add(found)
             except BaseException as error:  # noqa: BLE001 - a class of the user's may raise where it is compared
                 self._add(Problem(at, described(error)))
+        if model.to_compile and not self._found["problems"]:
+            self._compile(candidate, known, model, database)
+
+    def _compile(self, candidate: Candidate, known: Catalog, model: Model, database: Data) -> None:
+        """Compiles the model, so that the worker finds the code, and says if it will serve uncompiled."""
+        at = f"models.{candidate.model}"
+        self._doing(at, self._assignment.build_seconds)
+        listeners = [known.listeners[name].declaration for name in candidate.listeners]
+        read = [(each, known.fields(each.table)) for each in listeners]
+        reason = compile_model(model, ModelThreads(), read, database, self._assignment.state_dir)
+        if reason is not None and not model.to_compile:  # else it is compiled once there are rows
+            self._add(Note(at, f"it will serve uncompiled: {reason}", warns=True))
 
     @staticmethod
     def _rows(listener: ListenerDeclaration, database: Data) -> list[bytes]:

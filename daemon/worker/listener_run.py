@@ -29,6 +29,7 @@ from daemon.health.worker_report import ListenerPhase, ListenerReport
 from daemon.listeners.intake import Feed
 from daemon.listeners.scan_lane import ScanLane
 from daemon.logs.text import readable
+from daemon.rehearsal.compiling import compile_model
 from daemon.store.mongo_retry import MongoRetry
 from daemon.store.registry.model_loader import CodeChanged, ModelLoader
 from daemon.store.registry.registry import Declared, Registry
@@ -114,6 +115,7 @@ class ListenerRun:
         self._patience = shared.patience
         self._registry = shared.registry
         self._loader = shared.loader
+        self._assignment, self._database = assignment, database
         self._swapping = threading.Lock()
         self._unloadable: int | None = None
         self._swap_later = partial(shared.swaps.put, self)
@@ -121,20 +123,24 @@ class ListenerRun:
     def _owe_scan(self, reason: str) -> None:
         self.scan.request(reason, self.feed.progress.oldest() or time.monotonic())
 
-    def reload(self, live: Live) -> Live:
+    def reload(self, live: Live, *, compiling: bool = False) -> Live:
         """Asks the registry for the live version, and runs it from the next batch on. A higher generation orders a scan
         (R9d).
 
         Batches in flight keep the version that they were judged for, so that each output is computed by the version
-        that it states. Raises every error of the loading, and DeclarationChanged.
+        that it states. With `compiling`, a model that asks for it is compiled before it serves: another copy of it, if
+        it serves uncompiled. Raises every error of the loading, and DeclarationChanged.
         """
         with self._swapping:  # called for a promotion, and for a row with a newer output
             generation = self._now().generation
-            if generation == live.generation:
+            uncompiled = self.corridor.live.model if compiling and self.corridor.live.model.to_compile else None
+            if generation == live.generation and uncompiled is None:
                 return self.corridor.live
             self._unloadable = generation
             try:
-                _, newer = self._loader.live(self._now, fresh=False)
+                _, newer = self._loader.live(self._now, fresh=False, anew=uncompiled)
+                if compiling and newer.model.to_compile:
+                    self._compile(newer)
             except CodeChanged as error:
                 raise DeclarationChanged(str(error)) from error
             except PyMongoError:
@@ -144,6 +150,8 @@ class ListenerRun:
             before = self.corridor.live
             self.corridor.swap(newer)
             self.triage.mended()
+        if newer.generation == before.generation:
+            return newer  # the same version, compiled
         log.info(
             "swapped",
             listener=self.declared.name,
@@ -153,6 +161,17 @@ class ListenerRun:
         )
         self.scan.request(f"version {newer.version} is live (generation {newer.generation})")
         return newer
+
+    def _compile(self, live: Live) -> None:
+        """Compiles a model that does not serve yet, for all listeners of this worker that it will serve."""
+        began, declared = time.monotonic(), self._registry.worker(self._assignment.worker).values()
+        alike = [(each.listener, each.fields) for each in declared if each.model.name == self.declared.model.name]
+        reason = compile_model(live.model, live.threads, alike, self._database, self._assignment.state_dir)
+        about: dict[str, Any] = {"model": live.model.identifier, "version": live.version}
+        if reason is None:
+            log.info("compiled", seconds=round(time.monotonic() - began, 1), **about)
+        elif not live.model.to_compile:
+            log.warning("the model cannot be compiled; it serves uncompiled", reason=readable(reason), **about)
 
     def _asked(self, live: Live) -> Live:
         """The live version, reloaded because a row has a newer output (R6).

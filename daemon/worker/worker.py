@@ -43,6 +43,7 @@ log = structlog.get_logger(__name__)
 REPORT_SECONDS: Final = 0.5
 REPORT_IDLE_SECONDS: Final = 2.0
 SWAP_AGAIN_SECONDS: Final = 30.0
+COMPILE_SECONDS: Final = 1.0
 REASON: Final = 400
 """The most characters of a reason: a declaration's error has its remedy at the end."""
 
@@ -126,6 +127,7 @@ class Worker:
             run.threads.start()
             self._thread(run.scan.run, f"{run.declared.name}.scan")
         self._thread(self._swap, "swap")
+        self._thread(self._compile, "compile")
         if assignment.partition == 0:  # one of its processes answers
             self._thread(partial(SearchDesk(self.shared, self.runs).run, self.stopping), "searches")
         self._thread(self.intake.run, "stream")
@@ -196,7 +198,19 @@ class Worker:
 
     @staticmethod
     def _swapped(run: ListenerRun) -> Live:
-        return run.reload(run.corridor.live)
+        return run.reload(run.corridor.live, compiling=True)
+
+    def _compile(self) -> None:
+        """Has each model that asks for it compiled, while it serves: at once, and if there was no row to compile it
+        for, again after its first predictions.
+        """
+        waiting = [run for run in self.runs if run.corridor.live.model.to_compile]
+        for run in waiting:
+            self.shared.swaps.put(run)
+        while waiting and not self.stopping.wait(COMPILE_SECONDS):
+            for run in [run for run in waiting if run.measures.totals["predicted"]]:
+                self.shared.swaps.put(run)
+                waiting.remove(run)
 
     def _thread(self, target: Callable[[], None], name: str) -> None:
         def guarded() -> None:

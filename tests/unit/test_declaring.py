@@ -94,7 +94,7 @@ def test_a_torch_model_made_here_comes_back_with_its_weights():
     )
     declared = declare(model)
     assert (declared.kind, declared.name) == ("model", "m")
-    assert set(declared.declaration.dump()) == set(ModelDeclaration.model_fields) - {"weights", "pretrained"}
+    assert set(declared.declaration.dump()) == set(ModelDeclaration.model_fields) - {"weights", "pretrained", "compile"}
     assert declared.declaration.dump()["device"] == "cpu"
     assert declared.declaration.dump()["threads"] == 2
     assert len(declared.artifacts) == len({artifact.slot["$artifact"] for artifact in declared.artifacts})
@@ -506,3 +506,13 @@ def test_the_source_hash_does_not_depend_on_what_else_is_imported(tmp_path, monk
         assert after != before, used
         before = after
     assert source_hash([model.f2]) != source_hash([model.f2], ["sourcepkg.model:f2"])
+
+
+def test_compile_is_declared_and_read_back():
+    """A declaration without it is as an older release wrote it."""
+    declared = declare(TorchModel("m", torch.nn.Linear(3, 2), compile=True)).declaration.dump()
+    assert declared["compile"] is True
+    assert parsed("model", "m", declared).compile is True
+    plain = declare(TorchModel("m", torch.nn.Linear(3, 2))).declaration.dump()
+    assert "compile" not in plain
+    assert parsed("model", "m", plain).compile is False

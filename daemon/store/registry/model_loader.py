@@ -106,27 +106,30 @@ class ModelLoader:
     def versions(self, model: str) -> Versions:
         return Versions(self._database, self._service, model, self._trust)
 
-    def live(self, read: Callable[[], Declared], *, fresh: bool) -> tuple[Declared, Live]:
+    def live(self, read: Callable[[], Declared], *, fresh: bool, anew: Model | None = None) -> tuple[Declared, Live]:
         """What a listener runs now: the model with its live version's weights, and the generation that belongs to it.
 
         With `fresh`, this process has just been started and may make a version of changed code; otherwise changed code
-        raises CodeChanged. Raises DeclarationError, which names the key, if the code cannot be imported or built, and
-        PredictdError if stored weights are damaged.
+        raises CodeChanged. A model that is `anew` is not given again: it is loaded once more. Raises DeclarationError,
+        which names the key, if the code cannot be imported or built, and PredictdError if stored weights are damaged.
         """
-        declared, loaded = until_live(read, lambda declared: self.loaded(declared.model, fresh=fresh))
+        declared, loaded = until_live(read, lambda declared: self.loaded(declared.model, fresh=fresh, anew=anew))
         key = declared.listener.parsed_key
         types = tuple(datatype(declared.fields[path]) if path in declared.fields else None for path in key.fields)
         output = None if declared.listener.output is None else datatype(declared.listener.output)
         number, threads = loaded.version.number, loaded.threads
         return declared, Live(loaded.model, number, declared.generation, key, types, threads, output)
 
-    def loaded(self, component: Component[ModelDeclaration], *, fresh: bool = True) -> Loaded | None:
+    def loaded(
+        self, component: Component[ModelDeclaration], *, fresh: bool = True, anew: Model | None = None
+    ) -> Loaded | None:
         """The model with the weights of `component`'s live version; the listeners of one process share it.
 
         None if there was no such version to load: one was made and promoted, and the caller reads the registry again.
         """
         kept = self._kept.get(component.name)
-        if kept is not None and kept[0] == component.signature and kept[1].version.number == component.live:
+        key = component.signature, component.live
+        if kept is not None and (kept[0], kept[1].version.number) == key and (not anew or kept[1].model is not anew):
             return kept[1]
         threads = self._threads(component.name)
         model = threads.model.run(self.built, component)

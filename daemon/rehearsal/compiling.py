@@ -1,0 +1,54 @@
+"""Compiles a model that asks for it, for real rows of its listeners."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from components.datatypes import datatype
+from components.declarations import ListenerDeclaration
+from components.model import Model
+from daemon.handlers.predict.decoding import arguments_of, weight
+from daemon.handlers.predict.model_threads import ModelThreads
+from daemon.rehearsal.rules import Stage
+from daemon.rehearsal.sample import rows_of
+from daemon.store.connection import Data
+
+Listeners: TypeAlias = "Iterable[tuple[ListenerDeclaration, Mapping[str, str]]]"
+"""Each with the datatypes of its table's fields."""
+BYTES: Final = 64 * 1024 * 1024
+"""The most that a batch's decoded rows take."""
+
+
+def compile_model(
+    model: Model, threads: ModelThreads, listeners: Listeners, database: Data, state_dir: Path
+) -> str | None:
+    """Compiles the model, which serves nothing yet. Returns why it serves uncompiled, None if it is compiled.
+
+    Compiled code is kept in the state directory, so another process, or another version, takes it from there.
+    """
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(state_dir / "compiled"))
+    rows = [each for listener, fields in listeners for each in _rows(model, threads, listener, fields, database)]
+    return threads.model.run(model.compile_for, rows)
+
+
+def _rows(
+    model: Model, threads: ModelThreads, listener: ListenerDeclaration, fields: Mapping[str, str], database: Data
+) -> Iterator[Callable[[int], Any]]:
+    key = listener.parsed_key
+    types = [datatype(fields[path]) if path in fields else None for path in key.fields]
+    stage = Stage(model, key, fields, lambda: None)
+
+    def batch(document: bytes, size: int) -> Any:
+        """A batch of so many rows like this one, at most as large as the listener's."""
+        size = max(
+            1, min(size, listener.max_batch, BYTES // max(1, weight(arguments_of(stage.row(document), key, types))))
+        )
+        arguments = [arguments_of(stage.row(document), key, types) for _ in range(size)]
+        with model.predicting():
+            return model.prepare_many(arguments)
+
+    for document in rows_of(listener, database):
+        yield lambda size, document=document: threads.preprocess.run(batch, document, size)  # type: ignore[misc]

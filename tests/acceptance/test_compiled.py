@@ -1,0 +1,161 @@
+"""A worker whose model is declared with `compile = true`: real rows, real MongoDB, a real C++ compiler."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness.compilers import need_compiler
+from harness.daemons import eventually
+from harness.keys import trust
+from harness.processes import LISTENER, SERVICE, TABLE, WORKER, Service, Worker, Workplace, declarations
+from harness.torch_models import answered, stored
+from pymongo.database import Database
+
+from daemon.store.connection import open_database
+from daemon.store.registry.versions import Versions
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+MODEL = "a"
+STEPS = "harness.torch_models"
+
+
+@pytest.fixture
+def place(mongo_uri: str, database: Database[dict[str, Any]], tmp_path: Path) -> Iterator[Workplace]:
+    with Workplace(mongo_uri, database, tmp_path) as place:
+        yield place
+
+
+def compiling(*listeners: str, key: str = "x") -> dict[str, Any]:
+    """Declarations of listeners that share a model, which is to be compiled."""
+    model = {
+        "type": "torch",
+        "object": f"{STEPS}:Answer",
+        "preprocess": f"{STEPS}:number",
+        "postprocess": f"{STEPS}:plain",
+        "compile": True,
+    }
+    about = {"table": TABLE, "key": key, "model": MODEL, "worker": WORKER}
+    return declarations({TABLE: {"x": "str"}}, {MODEL: model}, dict.fromkeys(listeners or (LISTENER,), about))
+
+
+def events(worker: Worker, event: str) -> list[dict[str, Any]]:
+    """The lines of its log with this event."""
+    lines = [line for line in worker.log.read_text().splitlines() if line.startswith("{")]
+    return [each for each in map(json.loads, lines) if each.get("event") == event]
+
+
+def promoted(place: Workplace, answer: float) -> int:
+    """Promotes a version whose answer is this."""
+    data = open_database(place.database.client, place.database.name)
+    versions = Versions(data, SERVICE, MODEL, trust(data, SERVICE))
+    live = versions.live()
+    assert live is not None
+    weights, digest = stored(answer)
+    made = versions.add(
+        weights, digest, signature=live.signature, source=live.source, object_signature=live.object_signature,
+        origin="a test", parent=live.number, trained=True,
+    )  # fmt: skip
+    assert versions.promote(made.number, reason="a test")
+    return made.number
+
+
+def all_of(place: Workplace, version: int, answer: float, listener: str = LISTENER) -> bool:
+    """Whether every row has its output by this version, which answers this."""
+    output = [(row["x"], row.get("_outputs", {}).get(listener, {})) for row in place.rows.find()]
+    if any(each.get("version") != version for _, each in output):
+        return False
+    assert all(each["value"] == answered(x, answer) for x, each in output)
+    return True
+
+
+def test_rows_are_served_while_the_model_is_compiled_and_afterwards(place: Workplace) -> None:
+    """An empty table shows no row to compile for. A promoted version is compiled before it serves."""
+    need_compiler()
+    place.declare(compiling())
+    worker = place.run()
+    assert not events(worker, "compiled")
+    place.rows.insert_many({"x": f"x{n}"} for n in range(300))
+    eventually("the rows have outputs", lambda: all_of(place, 1, 0.0))
+    worker.until("it is compiled", lambda: len(events(worker, "compiled")) == 1)
+    place.rows.insert_many({"x": f"y{n}"} for n in range(300))
+    eventually("the rows have outputs", lambda: all_of(place, 1, 0.0))
+    for n in (2, 3):
+        assert promoted(place, 10.0 * n) == n
+        place.rows.insert_many({"x": f"z{n}.{each}"} for each in range(100))
+        eventually("every row is of the new version", lambda n=n: all_of(place, n, 10.0 * n))
+        worker.until(
+            "it is compiled, too",
+            lambda n=n: [each["version"] for each in events(worker, "compiled")] == [*range(1, n + 1)],
+        )
+    assert worker.listener()["dead_letters"] == 0
+    assert worker.stop() == 0
+    assert any((place.folder / "compiled").iterdir())
+
+
+def test_listeners_that_share_a_model_share_what_is_compiled(place: Workplace) -> None:
+    """It is compiled once, for the rows of both; a worker that starts again takes the code from the state directory."""
+    need_compiler()
+    place.declare(compiling(LISTENER, "M"))
+    place.rows.insert_many({"x": f"x{n}"} for n in range(100))
+    for starts in (1, 2):
+        worker = place.run()
+        worker.until("it is compiled", lambda worker=worker, n=starts: len(events(worker, "compiled")) == n)
+        place.rows.insert_many({"x": f"{starts}.{n}"} for n in range(100))
+        for listener in (LISTENER, "M"):
+            eventually("the rows have outputs", lambda each=listener: all_of(place, 1, 0.0, each))
+        worker.kill()
+    assert not events(worker, "swapped")
+
+
+def test_without_a_compiler_it_serves_uncompiled_and_says_so_once(place: Workplace) -> None:
+    place.declare(compiling())
+    place.rows.insert_many({"x": f"x{n}"} for n in range(50))
+    worker = place.run(environ={"CXX": "/no/compiler"})
+    said = "the model cannot be compiled; it serves uncompiled"
+    worker.until("it says so", lambda: events(worker, said))
+    place.rows.insert_many({"x": f"y{n}"} for n in range(50))
+    eventually("the rows have outputs", lambda: all_of(place, 1, 0.0))
+    assert promoted(place, 20.0) == 2
+    eventually("every row is of the new version", lambda: all_of(place, 2, 20.0))
+    worker.until("it says so of each version", lambda: [each["version"] for each in events(worker, said)] == [1, 2])
+    assert "C++ compiler" in events(worker, said)[0]["reason"]
+    assert worker.stop() == 0
+
+
+def test_a_service_rehearses_it_compiled_and_predicts_no_row_anew(
+    mongo_uri: str, database: Database[dict[str, Any]], tmp_path: Path
+) -> None:
+    """`compile = true` is added to a service that runs: a rehearsal, a restart of the worker, outputs as they were."""
+    need_compiler()
+    declared = compiling()
+    plain = {**declared, "models": {MODEL: {**declared["models"][MODEL], "compile": False}}}
+    database[TABLE].insert_many({"x": f"x{n}"} for n in range(50))
+
+    def outputs() -> list[Any]:
+        return [row.get("_outputs") for row in database[TABLE].find(sort=[("_id", 1)])]
+
+    with Service(tmp_path, mongo_uri, database.name, plain) as service:
+        service.until_ready()
+        before = eventually("all rows have outputs", lambda: all(outputs()) and outputs())
+        text = (tmp_path / "service.toml").read_text()
+        (tmp_path / "service.toml").write_text(
+            text.replace("[models.a]", "[models.a]\ncompile = true") + "\n[limits]\nbuild_seconds = 200\n"
+        )
+        answer = service.reload()
+        assert answer.status_code == 200, answer.text
+        eventually("the worker says that it is compiled", lambda: '"event": "compiled"' in service.log.read_text())
+        service.until_ready()
+        database[TABLE].insert_one({"x": "after"})
+        eventually("a new row has its output", lambda: all(outputs()))
+        assert outputs()[:-1] == before
+        folder = service.state_dir / "compiled"
+        assert any(folder.iterdir())
+        assert stat.S_IMODE(service.state_dir.stat().st_mode) == 0o700
+        assert service.stop() == 0
+    with Service(tmp_path, mongo_uri, database.name, declared) as service:  # the folder is one that it takes
+        service.until_ready()
