@@ -52,8 +52,10 @@ log = structlog.get_logger(__name__)
 WAITING_BATCHES: Final = 1  # between two stages: enough that a stage always finds the next batch ready
 BATCHES_HELD: Final = 4 + 3 * WAITING_BATCHES  # at most, in the four stages and the three queues between them
 LONE_ROWS: Final = 4
+LONE_SECONDS: Final = 0.1
 """So few rows, if nothing else waits or is in the corridor, go all the way in the reading thread: another thread takes
-longer to wake than most steps take.
+longer to wake than most steps take. Only if the last batches took less than these seconds: while it predicts, it does
+not read what comes next.
 """
 
 ROOM: Final = 8
@@ -304,7 +306,7 @@ class CorridorThreads:
             if batch.keys:
                 self._emptied(batch)
                 judged = self._timed("read", corridor.read, batch)
-                straight = not self._inside and len(batch.keys) <= LONE_ROWS and not any(dirty.depth().values())
+                straight = self._is_lone(batch)
                 self._passed(1)
                 if straight:
                     self._through(judged)
@@ -326,6 +328,10 @@ class CorridorThreads:
     def write(self) -> None:
         while (predicted := self._predicted.get()) is not None:
             self._written(predicted)
+
+    def _is_lone(self, batch: Batch) -> bool:
+        few = len(batch.keys) <= LONE_ROWS and not any(self._corridor.dirty.depth().values())
+        return few and not self._inside and 0 < self._corridor.cap.mean_seconds < LONE_SECONDS
 
     def _through(self, judged: Judged) -> None:
         """Takes a batch through the other steps in this thread: they are idle, and nothing waits behind it."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
+from difflib import get_close_matches
 from typing import Any, Final
 
 from bson import ObjectId
@@ -62,6 +64,22 @@ class Declarations:
     def id(self, kind: str, name: str) -> str:
         """The `_id` of a component's document."""
         return f"{self._service}/{kind}/{name}"
+
+    def applied(self, kinds: Sequence[str]) -> list[str]:
+        """The names of the components of these kinds, sorted."""
+        applied = {"service": self._service, "kind": {"$in": list(kinds)}, "state": "applied"}
+        return sorted(str(each.get("name")) for each in read(self._components, applied, {"name": 1}))
+
+    def absent(self, kind: str, name: str) -> str:
+        """Why there is no such component."""
+        document = read_one(self._components, {"_id": self.id(kind, name)}) or {}
+        at = document.get("removed_at")
+        if document.get("state") == "removed" and isinstance(at, datetime):
+            return f"{kind} {name!r} was removed at {at:%Y-%m-%d %H:%M:%S} UTC; apply it again to use it"
+        there = self.applied([kind])
+        near = get_close_matches(name, there, n=1)
+        more = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(there) or f'no {kind} at all'}"
+        return f"there is no {kind} {name!r}; {more}"
 
     def mend_epochs(self) -> None:
         """Corrects the epochs that no daemon ever had; they would refuse every write of service.toml."""

@@ -14,8 +14,6 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, Final
 from uuid import uuid4
@@ -41,7 +39,7 @@ from components.secrets import sealed
 from components.signing_key import SigningKey
 from daemon.store import names
 from daemon.store.connection import Data, create_collection
-from daemon.store.documents import read, read_one
+from daemon.store.documents import read
 from daemon.store.registry.components import Catalog, Component, canonical, catalog, signature
 from daemon.store.registry.declarations import Declarations, taken
 from daemon.store.registry.references import refuse_dangling, users
@@ -255,23 +253,12 @@ class Registry:
 
     def absent(self, kind: str, name: str) -> str:
         """Why there is no such component."""
-        document = read_one(self._components, {"_id": self._declarations.id(kind, name)}) or {}
-        at = document.get("removed_at")
-        if document.get("state") == "removed" and isinstance(at, datetime):
-            return f"{kind} {name!r} was removed at {at:%Y-%m-%d %H:%M:%S} UTC; apply it again to use it"
-        there = self._names([kind])
-        near = get_close_matches(name, there, 1)
-        more = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(there) or f'no {kind} at all'}"
-        return f"there is no {kind} {name!r}; {more}"
+        return self._declarations.absent(kind, name)
 
     def expect(self, kinds: Sequence[str], name: str) -> None:
         """Raises NotApplied if no component of one of these kinds has the name."""
-        if name not in self._names(kinds):
+        if name not in self._declarations.applied(kinds):
             raise NotApplied(self.absent(kinds[0], name))
-
-    def _names(self, kinds: Sequence[str]) -> list[str]:
-        applied = {"service": self.service, "kind": {"$in": list(kinds)}, "state": "applied"}
-        return sorted(str(each.get("name")) for each in read(self._components, applied, {"name": 1}))
 
     # ---- operating a listener -------------------------------------------------------------------------------------
 
