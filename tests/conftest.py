@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,8 +41,17 @@ def pytest_configure() -> None:
     at once, each with a thread for every core, the threads would wait for each other most of the time.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    sys.dont_write_bytecode = False
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Bytecode is kept of what was imported until now, whatever the environment says: the tests and predictd, which
+    their many processes would compile anew. It is not kept of the code that tests write and change within a second.
+    """
+    sys.dont_write_bytecode = True
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
 
 @pytest.fixture(scope="session")

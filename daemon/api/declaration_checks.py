@@ -20,6 +20,7 @@ from components.model import Model
 from components.serialization import Declared
 from daemon.check.models import key_mismatches
 from daemon.check.trainers import unfit
+from daemon.config.document import dotted
 from daemon.config.filters import filter_problems
 from daemon.store.registry.components import Catalog, Component
 
@@ -104,5 +105,5 @@ def refuse_filters(declared: Declared) -> None:
     datasets = getattr(declared.declaration, "datasets", {})
     paths = [(*base, "datasets", name) for name in datasets] or [base]
     for path, query in zip(paths, queries(declared.declaration), strict=False):
-        for problem in filter_problems(query.where, (*path, "where")):
-            raise DeclarationError(f"{problem.path}: {problem.message}")
+        for at, message in filter_problems(query.where, (*path, "where")):
+            raise DeclarationError(f"{dotted(at)}: {message}")

@@ -27,7 +27,6 @@ from daemon.check.trainers import trainer_problems, validation_problems
 from daemon.handlers.predict.model_threads import ModelThreads
 from daemon.logs.text import masked
 from daemon.rehearsal.rules import Note, rehearsed
-from daemon.rehearsal.sample import made_up
 
 _PR_SET_PDEATHSIG = 1
 
@@ -89,10 +88,9 @@ def _problems(
         listeners = {key: one for key, one in declared["listeners"].items() if one.model == name}
         yield from model_problems(name, declaration, listeners, policy, built)
         for listener in listeners.keys() & rows.keys() if name in built else ():
-            one, found = listeners[listener], rows[listener]
+            one = listeners[listener]
             fields = {**declared["tables"][one.table].fields, **output_types(declared["listeners"], one.table)}
-            given = found or made_up(one, fields)
-            yield from rehearsed(listener, one, fields, built[name], given, made_up=not found, threads=threads)
+            yield from rehearsed(listener, one, fields, built[name], rows[listener], threads=threads)
     elif kind == "trainers":
         yield from trainer_problems(name, declaration, declared["models"][name], policy, built.get(name))
     else:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from components.errors import Problem
-from daemon.config.document import Source, dotted
+from daemon.config.document import Found, Keys, Source, dotted
 from daemon.config.filters import filter_problems
 from daemon.config.references import Named, import_path, key_field, keywords, near_name, reference, sections
 from daemon.config.trainer_checks import learning
@@ -37,20 +37,19 @@ def crosscheck(source: Source) -> list[Problem]:
         *(problem for name, index in sections(source, "indexes").items() for problem in _index(name, index, source)),
         *learning(source),
     ]
-    broken = {dotted(path) for path in source.broken}
-    return [problem for problem in problems if problem.path not in broken]
+    return [Problem(dotted(path), message) for path, message in problems if path not in source.broken]
 
 
-def _mongo(source: Source) -> Iterator[Problem]:
+def _mongo(source: Source) -> Iterator[Found]:
     mongo = source.data.get("mongo")
     if isinstance(mongo, dict) and "port" in mongo and mongo.get("uri", "embedded") != "embedded":
-        yield Problem(
-            "mongo.port",
+        yield Found(
+            ("mongo", "port"),
             'only an embedded MongoDB takes a port; remove it (the port is in the uri), or set uri = "embedded"',
         )
 
 
-def _http(source: Source) -> Iterator[Problem]:
+def _http(source: Source) -> Iterator[Found]:
     http = source.data.get("http")
     listen = http.get("listen") if isinstance(http, dict) else None
     if not isinstance(http, dict) or not isinstance(listen, str) or ":" not in listen or is_loopback(listen):
@@ -61,49 +60,47 @@ def _http(source: Source) -> Iterator[Problem]:
     }
     for key, remedy in needed.items():
         if not http.get(key):
-            yield Problem(
-                f"http.{key}", f'other machines can reach "{listen}": {remedy}; or listen on "127.0.0.1:9477"'
-            )
+            yield Found(("http", key), f'other machines can reach "{listen}": {remedy}; or listen on "127.0.0.1:9477"')
 
 
-def _names(source: Source) -> Iterator[Problem]:
+def _names(source: Source) -> Iterator[Found]:
     patterns = {"tables": _TABLE, "models": _NAME, "listeners": _NAME, "validations": _NAME, "indexes": _NAME}
     for kind, pattern in patterns.items():
         for name in sections(source, kind):
-            path = dotted((kind, name))
+            path = (kind, name)
             if kind == "tables" and name.startswith(("_predictd.", "system.")):
-                yield Problem(
+                yield Found(
                     path,
                     "names that begin with `_predictd.` or `system.` are reserved; name the collection with your rows",
                 )
             elif not pattern.fullmatch(name) or len(name) > 120:
                 dots = ", and dots between its parts" if kind == "tables" else ""
                 noun = "an index" if kind == "indexes" else f"a {kind[:-1]}"
-                yield Problem(
+                yield Found(
                     path,
                     f"not a name for {noun}: it must be letters, digits, - and _{dots}, not beginning with a "
                     f"digit, at most 120, for example [{kind}.{near_name(name)}]",
                 )
 
 
-def _model(name: str, model: Mapping[str, Any], source: Source) -> Iterator[Problem]:
+def _model(name: str, model: Mapping[str, Any], source: Source) -> Iterator[Found]:
     for key in _CODE_KEYS:
         value = model.get(key)
         if isinstance(value, str):
-            yield from import_path(value, dotted(("models", name, key)), source)
+            yield from import_path(value, ("models", name, key), source)
     kind = model.get("type", "torch")
     refused = {"torch": _OBJECT_ONLY, "object": _TORCH_ONLY}.get(kind, ()) if isinstance(kind, str) else ()
     for key in refused:
         if key in model:
             other = "object" if kind == "torch" else "torch"
-            yield Problem(
-                dotted(("models", name, key)),
+            yield Found(
+                ("models", name, key),
                 f'only a model of type = "{other}" takes this key; remove it, or change the type',
             )
     yield from keywords(model.get("arguments"), ("models", name, "arguments"))
 
 
-def _listener(name: str, listener: Mapping[str, Any], source: Source) -> Iterator[Problem]:
+def _listener(name: str, listener: Mapping[str, Any], source: Source) -> Iterator[Found]:
     for key, kind in (("table", "tables"), ("model", "models")):
         yield from reference(listener.get(key), kind, ("listeners", name, key), source)
     for field, path in _key_fields(name, listener):
@@ -113,32 +110,30 @@ def _listener(name: str, listener: Mapping[str, Any], source: Source) -> Iterato
         yield from filter_problems(where, ("listeners", name, "where"))
 
 
-def _index(name: str, index: Mapping[str, Any], source: Source) -> Iterator[Problem]:
+def _index(name: str, index: Mapping[str, Any], source: Source) -> Iterator[Found]:
     yield from reference(index.get("listener"), "listeners", ("indexes", name, "listener"), source)
     listener = sections(source, "listeners").get(str(index.get("listener")))
     if listener is not None and not str(listener.get("output")).startswith("vector"):
-        yield Problem(
-            dotted(("indexes", name, "listener")),
+        yield Found(
+            ("indexes", name, "listener"),
             f'the outputs of listener `{index["listener"]}` are no vectors; give it output = "vector[LENGTH]", for '
             'example `output = "vector[384]"`',
         )
 
 
-def _key_fields(name: str, listener: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _key_fields(name: str, listener: Mapping[str, Any]) -> Iterator[tuple[str, Keys]]:
     """Yield each field that a listener's key names, with its path in the file."""
     key = listener.get("key")
-    base = ("listeners", name, "key")
+    base: Keys = ("listeners", name, "key")
     if isinstance(key, str) and key:
-        yield key, dotted(base)
+        yield key, base
     elif isinstance(key, list):
-        yield from (
-            (field, dotted((*base, place))) for place, field in enumerate(key) if isinstance(field, str) and field
-        )
+        yield from ((field, (*base, place)) for place, field in enumerate(key) if isinstance(field, str) and field)
     elif isinstance(key, dict):
-        yield from ((field, dotted((*base, field))) for field in key)
+        yield from ((field, (*base, field)) for field in key)
 
 
-def _cycles(listeners: Named) -> Iterator[Problem]:
+def _cycles(listeners: Named) -> Iterator[Found]:
     """Yield one problem for each cycle of chained listeners; the message lists the cycle."""
     after: dict[str, list[str]] = {}
     for name, listener in listeners.items():
@@ -155,7 +150,7 @@ def _cycles(listeners: Named) -> Iterator[Problem]:
             message = (
                 f"these listeners wait for each other: {spelled}; one of them must have a field of the table as its key"
             )
-            yield Problem(dotted(("listeners", first, "key")), message)
+            yield Found(("listeners", first, "key"), message)
 
 
 def _way_back(first: str, after: Mapping[str, list[str]]) -> list[str] | None:

@@ -7,11 +7,18 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from components.errors import Problem
 
 Keys = tuple[str | int, ...]
+
+
+class Found(NamedTuple):
+    """What a check found: the key, and the message."""
+
+    path: Keys
+    message: str
 
 
 def dotted(path: Iterable[str | int]) -> str:

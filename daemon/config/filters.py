@@ -17,8 +17,7 @@ from typing import Any
 from bson import json_util
 from bson.errors import BSONError
 
-from components.errors import Problem
-from daemon.config.document import dotted
+from daemon.config.document import Found, Keys
 from daemon.config.problems import suggestion
 
 _LOGICAL = ("$and", "$or", "$nor")
@@ -50,22 +49,20 @@ _OUTPUTS = (
     "chain the listener by its `key`, or filter on a field of your own"
 )
 
-Path = tuple[str | int, ...]
 
-
-def filter_problems(where: Mapping[str, Any], path: Path) -> Iterator[Problem]:
+def filter_problems(where: Mapping[str, Any], path: Keys) -> Iterator[Found]:
     yield from _refused(where, path)
     yield from _document(where, path)
 
 
-def _refused(value: Any, path: Path) -> Iterator[Problem]:
+def _refused(value: Any, path: Keys) -> Iterator[Found]:
     """Yield the problems that are independent of the place in a filter: refused operators, keys and values."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             if key in _REFUSED:
-                yield Problem(dotted((*path, key)), f"{key} is refused in a filter: {_REFUSED[key]}")
+                yield Found((*path, key), f"{key} is refused in a filter: {_REFUSED[key]}")
             elif not key or "\0" in key:
-                yield Problem(dotted(path), "a filter's key is a field's name or an operator, never empty")
+                yield Found(path, "a filter's key is a field's name or an operator, never empty")
             else:
                 yield from _refused(item, (*path, key))
     elif isinstance(value, list):
@@ -75,27 +72,23 @@ def _refused(value: Any, path: Path) -> Iterator[Problem]:
         yield from value_problems(value, path)
 
 
-def value_problems(value: Any, path: Path) -> Iterator[Problem]:
+def value_problems(value: Any, path: Keys) -> Iterator[Found]:
     """Yield the problems of a scalar that will be sent to MongoDB."""
     if isinstance(value, datetime):
         if value.tzinfo is None:
-            yield Problem(
-                dotted(path), f"{value.isoformat()} has no time zone; write it with one, as in {value.isoformat()}Z"
-            )
+            yield Found(path, f"{value.isoformat()} has no time zone; write it with one, as in {value.isoformat()}Z")
     elif isinstance(value, date):
-        yield Problem(
-            dotted(path), f"{value} has no time; write {value}T00:00:00Z, or a string if the field holds strings"
-        )
+        yield Found(path, f"{value} has no time; write {value}T00:00:00Z, or a string if the field holds strings")
     elif isinstance(value, time):
-        yield Problem(dotted(path), f'{value} has no date and MongoDB knows no such value; write a string, "{value}"')
+        yield Found(path, f'{value} has no date and MongoDB knows no such value; write a string, "{value}"')
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-        yield Problem(dotted(path), f"{value} does not fit into 64 bits; write a smaller number, or a string")
+        yield Found(path, f"{value} does not fit into 64 bits; write a smaller number, or a string")
 
 
-def _document(where: Any, path: Path) -> Iterator[Problem]:
+def _document(where: Any, path: Keys) -> Iterator[Found]:
     """Yield the problems of a document of fields and logical operators."""
     if not isinstance(where, Mapping):
-        yield Problem(dotted(path), 'a condition is a section of fields, for example { _fold = "valid" }')
+        yield Found(path, 'a condition is a section of fields, for example { _fold = "valid" }')
         return
     for key, value in where.items():
         here = (*path, key)
@@ -103,24 +96,24 @@ def _document(where: Any, path: Path) -> Iterator[Problem]:
             yield from _logical(key, value, here)
         elif key.startswith("$"):
             if key in _COMPARISONS:
-                yield Problem(dotted(here), f"{key} belongs below a field, as in {{ class = {{ {key} = ... }} }}")
+                yield Found(here, f"{key} belongs below a field, as in {{ class = {{ {key} = ... }} }}")
             elif key not in _TOP and key not in _REFUSED:
-                yield Problem(dotted(here), f"unknown operator; {suggestion(key, _TOP, 'operator')}")
+                yield Found(here, f"unknown operator; {suggestion(key, _TOP, 'operator')}")
         elif key.split(".", maxsplit=1)[0] == "_outputs":
-            yield Problem(dotted(here), _OUTPUTS)
+            yield Found(here, _OUTPUTS)
         elif isinstance(value, Mapping):
             yield from _condition(value, here)
 
 
-def _logical(key: str, value: Any, path: Path) -> Iterator[Problem]:
+def _logical(key: str, value: Any, path: Keys) -> Iterator[Found]:
     if not isinstance(value, list) or not value:
-        yield Problem(dotted(path), f"{key} takes a list of conditions, for example [{{ a = 1 }}, {{ b = 2 }}]")
+        yield Found(path, f"{key} takes a list of conditions, for example [{{ a = 1 }}, {{ b = 2 }}]")
         return
     for place, item in enumerate(value):
         yield from _document(item, (*path, place))
 
 
-def _condition(value: Mapping[str, Any], path: Path) -> Iterator[Problem]:
+def _condition(value: Mapping[str, Any], path: Keys) -> Iterator[Found]:
     """Yield the problems of a field's condition: operators, or a document to be equal to, never a mixture."""
     operators = [key for key in value if key.startswith("$")]
     if not operators:
@@ -129,22 +122,21 @@ def _condition(value: Mapping[str, Any], path: Path) -> Iterator[Problem]:
         try:
             _typed(value)
         except (BSONError, ValueError, TypeError, ArithmeticError) as error:
-            yield Problem(
-                dotted(path),
-                f'not a value in Extended JSON ({error}); for example {{ "$date" = "2026-01-31T00:00:00Z" }}',
+            yield Found(
+                path, f'not a value in Extended JSON ({error}); for example {{ "$date" = "2026-01-31T00:00:00Z" }}'
             )
         return
     for key, item in value.items():
         here = (*path, key)
         if not key.startswith("$"):
-            yield Problem(
-                dotted(here),
+            yield Found(
+                here,
                 f'a plain field beside the operator {operators[0]}; write "{path[-1]}.{key}" as a condition of its own',
             )
         elif key not in _COMPARISONS and key not in _REFUSED:
-            yield Problem(dotted(here), f"unknown operator; {suggestion(key, _COMPARISONS, 'operator')}")
+            yield Found(here, f"unknown operator; {suggestion(key, _COMPARISONS, 'operator')}")
         elif key in {"$in", "$nin", "$all"} and not isinstance(item, list):
-            yield Problem(dotted(here), f"{key} takes a list, for example {{ {key} = [1, 2] }}")
+            yield Found(here, f"{key} takes a list, for example {{ {key} = [1, 2] }}")
         elif isinstance(item, Mapping) and (key == "$not" or set(item) & set(_TYPES)):
             yield from _condition(item, here)
 

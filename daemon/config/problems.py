@@ -16,14 +16,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from components.errors import Problem
-from daemon.config.document import Source, dotted
+from daemon.config.document import Keys, Source, dotted
 
 _SHOWN = 80
 _CREDENTIALS = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://)?.*@", re.DOTALL)
 _QUERY = re.compile(r"(://[^?]*\?).+", re.DOTALL)
 _SECRET_KEY = re.compile(r"pass(word|wd|phrase)?|secret|token|credential|api_?key|private", re.IGNORECASE)
-
-Path = tuple[str | int, ...]
 
 
 def without_credentials(text: str) -> str:
@@ -44,7 +42,7 @@ def toml(value: Any) -> str:
     return str(value)
 
 
-def shown(value: Any, path: Path, source: Source | None = None) -> str:
+def shown(value: Any, path: Keys, source: Source | None = None) -> str:
     """Return `value` for a message: short, without credentials, and with `${VAR}` as the file has it."""
     if any(isinstance(part, str) and _SECRET_KEY.search(part) for part in path):
         return "the value (not shown)"
@@ -54,7 +52,7 @@ def shown(value: Any, path: Path, source: Source | None = None) -> str:
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
-def _without_secrets(value: Any, path: Path, source: Source | None) -> Any:
+def _without_secrets(value: Any, path: Keys, source: Source | None) -> Any:
     if source is not None and path in source.written:
         return source.written[path]
     if isinstance(value, Mapping):
@@ -80,7 +78,7 @@ def suggestion(word: str, known: Iterable[str], noun: str) -> str:
     return f"known {noun}s: {listed}" + (", ..." if len(names) > 12 else "")
 
 
-def model_at(root: type[BaseModel], path: Path) -> type[BaseModel] | None:
+def model_at(root: type[BaseModel], path: Keys) -> type[BaseModel] | None:
     """Return the pydantic model of the section at `path`, or None if `path` names no section."""
     model = root
     parts: Iterator[str | int] = iter(path)
@@ -119,7 +117,7 @@ def _listed(field: FieldInfo) -> tuple[type[BaseModel], bool] | None:
     return None
 
 
-def expected(root: type[BaseModel], path: Path) -> str:
+def expected(root: type[BaseModel], path: Keys) -> str:
     """Return the description of the valid values at `path`, with an example; empty if the key is unknown."""
     for cut in range(len(path), 0, -1):
         model = model_at(root, path[: cut - 1])
@@ -135,13 +133,13 @@ def expected(root: type[BaseModel], path: Path) -> str:
 def worded(error: ValidationError, root: type[BaseModel], source: Source) -> Iterator[Problem]:
     """Yield a Problem for each of pydantic's errors in `root`."""
     for detail in error.errors(include_url=False):
-        path: Path = tuple(part for part in detail["loc"] if part != "[key]")
+        path: Keys = tuple(part for part in detail["loc"] if part != "[key]")
         if path in source.broken:
             continue
         yield Problem(dotted(path), _message(root, detail["type"], path, detail, source) + _origin(path, source))
 
 
-def _message(root: type[BaseModel], kind: str, path: Path, detail: Any, source: Source) -> str:
+def _message(root: type[BaseModel], kind: str, path: Keys, detail: Any, source: Source) -> str:
     what = expected(root, path)
     if kind == "extra_forbidden":
         return _unknown(root, path)
@@ -156,7 +154,7 @@ def _message(root: type[BaseModel], kind: str, path: Path, detail: Any, source: 
     return f"{wrong} is not right; {what}" if what else f"{wrong} is not right: {detail['msg']}"
 
 
-def _unknown(root: type[BaseModel], path: Path) -> str:
+def _unknown(root: type[BaseModel], path: Keys) -> str:
     name = str(path[-1])
     model = model_at(root, path[:-1])
     noun = "section" if len(path) == 1 else "key"
@@ -166,7 +164,7 @@ def _unknown(root: type[BaseModel], path: Path) -> str:
     return f"unknown key; {suggestion(name, known, noun)}"
 
 
-def _origin(path: Path, source: Source) -> str:
+def _origin(path: Keys, source: Source) -> str:
     for cut in range(len(path), 0, -1):
         if path[:cut] in source.overridden:
             return f" (set by {source.overridden[path[:cut]]})"

@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from components.errors import ImportRefused, Problem
+from components.errors import ImportRefused
 from components.import_paths import ALWAYS_ALLOWED, ImportPolicy
-from daemon.config.document import Source, dotted
+from daemon.config.document import Found, Keys, Source
 from daemon.config.filters import value_problems
 from daemon.config.problems import shown, suggestion
 
@@ -20,7 +20,6 @@ _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _IMPORT = re.compile(r"([^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*(?:\.[^\W\d]\w*)*)")
 
 Named = dict[str, dict[str, Any]]
-Path = tuple[str | int, ...]
 
 
 def sections(source: Source, kind: str) -> Named:
@@ -35,32 +34,32 @@ def near_name(name: str) -> str:
     return f"_{near}" if near[0].isdigit() else near
 
 
-def reference(value: Any, kind: str, path: Path, source: Source) -> Iterator[Problem]:
+def reference(value: Any, kind: str, path: Keys, source: Source) -> Iterator[Found]:
     """Yield a problem if there is no such table or model; `kind` is its kind of section."""
     known = source.data.get(kind, {})
     noun = kind.removesuffix("s")
     if isinstance(value, str) and isinstance(known, dict) and value not in known:
         near = suggestion(value, known, noun)
-        yield Problem(
-            dotted(path),
+        yield Found(
+            path,
             f"there is no {noun} `{value}` in this file; {near} Else add a section [{kind}.{near_name(value)}]",
         )
 
 
-def keywords(value: Any, path: Path) -> Iterator[Problem]:
+def keywords(value: Any, path: Keys) -> Iterator[Found]:
     """Yield keyword arguments whose name is no Python identifier, and values that JSON cannot hold."""
     if not isinstance(value, dict):
         return
     for argument in value:
         if not argument.isidentifier():
-            yield Problem(
-                dotted((*path, argument)),
+            yield Found(
+                (*path, argument),
                 "not a name that Python passes an argument by: letters, digits and _, not beginning with a digit",
             )
     yield from arguments(value, path)
 
 
-def arguments(value: Any, path: Path) -> Iterator[Problem]:
+def arguments(value: Any, path: Keys) -> Iterator[Found]:
     """Yield values among an object's arguments that cannot be sent to the process that builds it."""
     if isinstance(value, dict):
         for key, item in value.items():
@@ -69,20 +68,18 @@ def arguments(value: Any, path: Path) -> Iterator[Problem]:
         for place, item in enumerate(value):
             yield from arguments(item, (*path, place))
     elif hasattr(value, "isoformat"):
-        yield Problem(dotted(path), f'dates are not passed to code; write a string, "{value.isoformat()}"')
+        yield Found(path, f'dates are not passed to code; write a string, "{value.isoformat()}"')
     elif isinstance(value, float) and value - value != 0:
-        yield Problem(
-            dotted(path), f"{value} is not a finite number; leave it out, and let the code have its own default"
-        )
+        yield Found(path, f"{value} is not a finite number; leave it out, and let the code have its own default")
     else:
         yield from value_problems(value, path)
 
 
-def import_path(value: str, path: str, source: Source) -> Iterator[Problem]:
+def import_path(value: str, path: Keys, source: Source) -> Iterator[Found]:
     match = _IMPORT.fullmatch(value)
     if match is None:
         near = re.sub(r"\.(\w+)$", r":\1", value) if re.fullmatch(r"\w+(\.\w+)+", value) else "examples.mnist:LeNet5"
-        yield Problem(
+        yield Found(
             path, f'{shown(value, ())} is no import path: write "package.module:attribute", for example "{near}"'
         )
         return
@@ -94,7 +91,7 @@ def import_path(value: str, path: str, source: Source) -> Iterator[Problem]:
     module = match[1]
     if not any(module == package or module.startswith(f"{package}.") for package in (*allowed, *ALWAYS_ALLOWED)):
         listed = ", ".join(f'"{package}"' for package in [*allowed, module.split(".")[0]])
-        yield Problem(
+        yield Found(
             path,
             f'"{value}" names a module outside security.allow_imports; if you trust it, set allow_imports = [{listed}] '
             "in [security]",
@@ -103,10 +100,10 @@ def import_path(value: str, path: str, source: Source) -> Iterator[Problem]:
     try:
         ImportPolicy(allowed).check(value)
     except ImportRefused as error:
-        yield Problem(path, str(error))
+        yield Found(path, str(error))
 
 
-def key_field(field: str, path: str, listener: Mapping[str, Any], source: Source) -> Iterator[Problem]:
+def key_field(field: str, path: Keys, listener: Mapping[str, Any], source: Source) -> Iterator[Found]:
     if field.split(".", maxsplit=1)[0] == "_outputs":
         yield from _chained(field, path, listener, source)
         return
@@ -118,14 +115,14 @@ def key_field(field: str, path: str, listener: Mapping[str, Any], source: Source
     )
     fields = table.get("fields") if isinstance(table, dict) else None
     if isinstance(fields, dict) and field not in fields:
-        yield Problem(
+        yield Found(
             path,
             f"table `{listener['table']}` declares no field `{field}`; {suggestion(field, fields, 'field')} "
             f"Else add it to [tables.{listener['table']}] with its datatype",
         )
 
 
-def _chained(field: str, path: str, listener: Mapping[str, Any], source: Source) -> Iterator[Problem]:
+def _chained(field: str, path: Keys, listener: Mapping[str, Any], source: Source) -> Iterator[Found]:
     """Yield the problems of a key field that is another listener's output."""
     parts = field.split(".")
     if len(parts) < 3 or not all(parts):  # the key's own check reports it
@@ -133,11 +130,11 @@ def _chained(field: str, path: str, listener: Mapping[str, Any], source: Source)
     listeners = sections(source, "listeners")
     upstream = listeners.get(parts[1])
     if upstream is None:
-        yield Problem(
+        yield Found(
             path, f"there is no listener `{parts[1]}` in this file; {suggestion(parts[1], listeners, 'listener')}"
         )
     elif upstream.get("table") != listener.get("table"):
-        yield Problem(
+        yield Found(
             path,
             f"listener `{parts[1]}` writes its output on table `{upstream.get('table')}`, this one reads table "
             f"`{listener.get('table')}`; both must be on the same table",

@@ -10,12 +10,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from components.declarations import TORCHMETRICS
-from components.errors import Problem
 from components.query import mentioned
-from daemon.config.document import Source, dotted
+from daemon.config.document import Found, Keys, Source
 from daemon.config.filters import filter_problems
 from daemon.config.problems import shown, suggestion
-from daemon.config.references import Path, import_path, key_field, keywords, reference, sections
+from daemon.config.references import import_path, key_field, keywords, reference, sections
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _CLASS = re.compile(r"[A-Z]\w*")
@@ -28,7 +27,7 @@ _OWN_LOADER = {
 }
 
 
-def learning(source: Source) -> Iterator[Problem]:
+def learning(source: Source) -> Iterator[Found]:
     """Yield every problem of the trainers and validations that involves more than one key."""
     for name, trainer in sections(source, "trainers").items():
         yield from _trainer(name, trainer, source)
@@ -37,26 +36,26 @@ def learning(source: Source) -> Iterator[Problem]:
     yield from _same_metrics(source)
 
 
-def _trainer(name: str, trainer: Mapping[str, Any], source: Source) -> Iterator[Problem]:
-    base: Path = ("trainers", name)
+def _trainer(name: str, trainer: Mapping[str, Any], source: Source) -> Iterator[Found]:
+    base: Keys = ("trainers", name)
     model = sections(source, "models").get(name)
     if model is None:
         near = suggestion(name, sections(source, "models"), "model")
         message = f"a trainer has the name of the model that it trains; there is no model `{name}` in this file; {near}"
-        yield Problem(dotted(base), message)
+        yield Found(base, message)
     elif model.get("type", "torch") == "object" and trainer.get("type", "torch") == "torch":
-        yield Problem(
-            dotted((*base, "type")),
+        yield Found(
+            (*base, "type"),
             f'model `{name}` is of type = "object"; it is trained by type = "loop", if its object has fit or '
             "partial_fit, or by a loop of your own",
         )
     yield from _rows(trainer, base, trainer.get("key"), (*base, "key"), source)
     for way in ("weighted_by", "balanced_by"):
         if isinstance(trainer.get(way), str):
-            yield from key_field(trainer[way], dotted((*base, way)), trainer, source)
+            yield from key_field(trainer[way], (*base, way), trainer, source)
     for key in ("loop", "objective", "transform", "optimizer", "scheduler"):
         if isinstance(trainer.get(key), str):
-            yield from import_path(trainer[key], dotted((*base, key)), source)
+            yield from import_path(trainer[key], (*base, key), source)
     for key in ("loop_arguments", "loader", "optimizer_arguments", "scheduler_arguments"):
         yield from keywords(trainer.get(key), (*base, key))
         yield from _imported(trainer.get(key), (*base, key), source)
@@ -66,25 +65,23 @@ def _trainer(name: str, trainer: Mapping[str, Any], source: Source) -> Iterator[
     yield from _occasions(trainer.get("when"), (*base, "when"), source, None)
 
 
-def _rows(query: Mapping[str, Any], base: Path, key: Any, at: Path, source: Source) -> Iterator[Problem]:
+def _rows(query: Mapping[str, Any], base: Keys, key: Any, at: Keys, source: Source) -> Iterator[Found]:
     """Yield the problems of a query and of the key that is read from its rows."""
     yield from reference(query.get("table"), "tables", (*base, "table"), source)
     if isinstance(query.get("where"), dict):
         yield from filter_problems(query["where"], (*base, "where"))
     for place, field in enumerate(key if isinstance(key, list) else [key]):
         if isinstance(field, str) and field:
-            yield from key_field(field, dotted((*at, place) if isinstance(key, list) else at), query, source)
+            yield from key_field(field, (*at, place) if isinstance(key, list) else at, query, source)
 
 
-def _imported(value: Any, path: Path, source: Source) -> Iterator[Problem]:
+def _imported(value: Any, path: Keys, source: Source) -> Iterator[Found]:
     """Yield the problems of code among arguments, `{ "$import" = "package.module:name" }`."""
     if isinstance(value, dict) and "$import" in value:
         if len(value) > 1 or not isinstance(value["$import"], str):
-            yield Problem(
-                dotted(path), 'code among arguments has no other key, as in { "$import" = "package.module:name" }'
-            )
+            yield Found(path, 'code among arguments has no other key, as in { "$import" = "package.module:name" }')
         else:
-            yield from import_path(value["$import"], dotted((*path, "$import")), source)
+            yield from import_path(value["$import"], (*path, "$import"), source)
     elif isinstance(value, dict):
         for key, item in value.items():
             yield from _imported(item, (*path, key), source)
@@ -93,10 +90,10 @@ def _imported(value: Any, path: Path, source: Source) -> Iterator[Problem]:
             yield from _imported(item, (*path, place), source)
 
 
-def _loader(loader: Mapping[str, Any], path: Path) -> Iterator[Problem]:
+def _loader(loader: Mapping[str, Any], path: Keys) -> Iterator[Found]:
     for key, reason in _OWN_LOADER.items():
         if key in loader:
-            yield Problem(dotted((*path, key)), f"this is the trainer's own: {reason}; remove it")
+            yield Found((*path, key), f"this is the trainer's own: {reason}; remove it")
     for key, least in (("batch_size", 1), ("num_workers", 0)):
         value = loader.get(key, least)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -104,35 +101,31 @@ def _loader(loader: Mapping[str, Any], path: Path) -> Iterator[Problem]:
                 f"{shown(value, ())} is not right; it must be a whole number, at least {least}, "
                 f"for example `{key} = {64 if least else 2}`"
             )
-            yield Problem(dotted((*path, key)), message)
+            yield Found((*path, key), message)
 
 
-def _judged(name: str, trainer: Mapping[str, Any], source: Source) -> Iterator[Problem]:
+def _judged(name: str, trainer: Mapping[str, Any], source: Source) -> Iterator[Found]:
     """Yield the problems of the metrics that select a trainer's best weights and its versions."""
     own = [validation for validation in sections(source, "validations").values() if validation.get("model") == name]
     measured = [metric for validation in own for metric in _metrics(validation)]
     apart = _keeps_rows_apart(trainer, source)
     promote, metric, listen = (trainer.get(key) for key in ("promote", "promote_metric", "listen"))
     if trainer.get("promote", "better") == "better" and not own and not apart and name in sections(source, "models"):
-        yield Problem(
-            dotted(("trainers", name, "promote")),
+        yield Found(
+            ("trainers", name, "promote"),
             f'"better" needs a validation of model `{name}`: add a section [validations.NAME] with model = "{name}", '
             'set rows apart for the loss (folds = 0.1), or set promote = "always"',
         )
     elif isinstance(metric, str) and metric not in (*measured, *(["valid/loss"] if apart else [])):
         near = suggestion(metric, measured, "metric")
-        yield Problem(
-            dotted(("trainers", name, "promote_metric")), f"no validation of model `{name}` gives `{metric}`; {near}"
-        )
+        yield Found(("trainers", name, "promote_metric"), f"no validation of model `{name}` gives `{metric}`; {near}")
     if isinstance(listen, str) and listen not in (*measured, *_LOSSES):
         near = suggestion(listen, (*measured, *_LOSSES), "metric")
-        yield Problem(dotted(("trainers", name, "listen")), f"model `{name}` has no metric `{listen}`; {near}")
+        yield Found(("trainers", name, "listen"), f"model `{name}` has no metric `{listen}`; {near}")
     if promote in ("always", "manual"):
         for key in ("promote_metric", "promote_margin"):
             if key in trainer:
-                yield Problem(
-                    dotted(("trainers", name, key)), 'only promote = "better" compares; remove it, or change promote'
-                )
+                yield Found(("trainers", name, key), 'only promote = "better" compares; remove it, or change promote')
 
 
 def _keeps_rows_apart(trainer: Mapping[str, Any], source: Source) -> bool:
@@ -153,8 +146,8 @@ def _metrics(validation: Mapping[str, Any]) -> list[str]:
     return [f"{dataset}/{metric}" for dataset in datasets for metric in metrics]
 
 
-def _validation(name: str, validation: Mapping[str, Any], source: Source) -> Iterator[Problem]:
-    base: Path = ("validations", name)
+def _validation(name: str, validation: Mapping[str, Any], source: Source) -> Iterator[Found]:
+    base: Keys = ("validations", name)
     yield from reference(validation.get("model"), "models", (*base, "model"), source)
     datasets, metrics = validation.get("datasets"), validation.get("metrics")
     for dataset, query in (datasets if isinstance(datasets, dict) else {}).items():
@@ -162,27 +155,27 @@ def _validation(name: str, validation: Mapping[str, Any], source: Source) -> Ite
         if isinstance(query, dict):
             yield from _rows(query, (*base, "datasets", dataset), validation.get("key"), (*base, "key"), source)
     for metric, given in (metrics if isinstance(metrics, dict) else {}).items():
-        at: Path = (*base, "metrics", metric)
+        at: Keys = (*base, "metrics", metric)
         yield from _plain_name(metric, at, "metric")
         code = given
         if isinstance(given, dict):
             yield from keywords(given.get("arguments"), (*at, "arguments"))
             code, at = given.get("object"), (*at, "object")
         if isinstance(code, str):
-            yield from import_path(f"{TORCHMETRICS}:{code}" if _CLASS.fullmatch(code) else code, dotted(at), source)
+            yield from import_path(f"{TORCHMETRICS}:{code}" if _CLASS.fullmatch(code) else code, at, source)
     yield from _occasions(validation.get("when"), (*base, "when"), source, name)
 
 
-def _plain_name(name: str, path: Path, noun: str) -> Iterator[Problem]:
+def _plain_name(name: str, path: Keys, noun: str) -> Iterator[Found]:
     if not _NAME.fullmatch(name) or len(name) > 120:
-        yield Problem(
-            dotted(path),
+        yield Found(
+            path,
             f"not a name for a {noun}: it must be letters, digits, - and _, at most 120: it is shown as "
             '"dataset/metric"',
         )
 
 
-def _same_metrics(source: Source) -> Iterator[Problem]:
+def _same_metrics(source: Source) -> Iterator[Found]:
     """Yield metrics of one model that have the same name."""
     seen: dict[tuple[str, str], str] = {}
     for name, validation in sections(source, "validations").items():
@@ -192,40 +185,37 @@ def _same_metrics(source: Source) -> Iterator[Problem]:
                 message = (
                     f"`{metric}` is what a training calls its own loss; give the dataset or the metric another name"
                 )
-                yield Problem(dotted(("validations", name)), message)
+                yield Found(("validations", name), message)
             elif known != name:
                 message = (
                     f"validation `{known}` gives `{metric}` of this model already; "
                     "give a dataset or metric another name"
                 )
-                yield Problem(dotted(("validations", name)), message)
+                yield Found(("validations", name), message)
 
 
-def _occasions(when: Any, path: Path, source: Source, validation: str | None) -> Iterator[Problem]:
+def _occasions(when: Any, path: Keys, source: Source, validation: str | None) -> Iterator[Found]:
     """Yield the problems of a list of triggers; `validation` is the one that they start, or None for a trainer."""
     kinds: list[str] = []
     for place, one in enumerate(when if isinstance(when, list) else ()):
         for kind in one if isinstance(one, dict) else ():
             if kind in ("every", "rows") and kind in kinds:
-                yield Problem(
-                    dotted((*path, place)),
-                    f"`{kind}` occurs twice; keep only the shorter one, which always comes first",
+                yield Found(
+                    (*path, place), f"`{kind}` occurs twice; keep only the shorter one, which always comes first"
                 )
             kinds.append(kind)
             if kind == "below" and isinstance(one["below"], dict):
                 yield from _below(one["below"], (*path, place, "below"), source, validation)
 
 
-def _below(below: Mapping[str, Any], path: Path, source: Source, validation: str | None) -> Iterator[Problem]:
+def _below(below: Mapping[str, Any], path: Keys, source: Source, validation: str | None) -> Iterator[Found]:
     measured = [f"{name}/{metric}" for name, one in sections(source, "validations").items() for metric in _metrics(one)]
     for metric in below:
         if metric not in measured:
             near = suggestion(metric, measured, "metric")
-            yield Problem(
-                dotted((*path, metric)),
+            yield Found(
+                (*path, metric),
                 f'no validation gives this; write "validation/dataset/metric" of one in this file: {near}',
             )
         elif validation is not None and metric.startswith(f"{validation}/"):
-            yield Problem(
-                dotted((*path, metric)), "a validation must not start itself; put this trigger on the trainer"
-            )
+            yield Found((*path, metric), "a validation must not start itself; put this trigger on the trainer")

@@ -261,6 +261,7 @@ def _command(mongod: Path, folder: Path, port: int, parameters: Mapping[str, str
         "logRotate": "reopen",
         "wiredTigerCacheSizeGB": "0.5",
         "oplogSize": "990",
+        "wiredTigerEngineConfigString": "log=(prealloc=false)",  # else two more journal files of 100 MB lie ready
     }
     command = [str(mongod), "--nounixsocket", "--logappend", "--quiet"]
     for name, value in options.items():

@@ -7,7 +7,7 @@ from __future__ import annotations
 from components.model import Model
 from daemon.job.context import Context
 from daemon.rehearsal.rules import Note, rehearsed
-from daemon.rehearsal.sample import made_up, rows_of
+from daemon.rehearsal.sample import rows_of
 
 
 def refusal(context: Context, name: str, model: Model) -> str | None:
@@ -21,8 +21,7 @@ def refusal(context: Context, name: str, model: Model) -> str | None:
             continue
         fields = known.tables[declared.table].declaration.fields
         rows = context.patience("rows", lambda: rows_of(declared, context.database))  # noqa: B023 - called at once
-        given = rows or made_up(declared, fields)
-        for found in rehearsed(listener, declared, fields, model, given, made_up=not rows, calling=voice.moved):
+        for found in rehearsed(listener, declared, fields, model, rows, voice.moved):
             if not isinstance(found, Note):
                 return str(found)
             voice.say(f"rehearsed: {found}")

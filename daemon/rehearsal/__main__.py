@@ -32,7 +32,7 @@ from daemon.rehearsal.assignment import RehearsalAssignment
 from daemon.rehearsal.candidates import Candidate, declared_anew, of_version
 from daemon.rehearsal.compiling import compile_model
 from daemon.rehearsal.rules import Note, rehearsed
-from daemon.rehearsal.sample import made_up, rows_of
+from daemon.rehearsal.sample import rows_of
 from daemon.store.connection import Data, make_client, open_database
 from daemon.store.driver_errors import sentence
 from daemon.store.mongo_retry import MongoRetry
@@ -115,9 +115,7 @@ class Rehearsal:
                 rows = self._patience("rows", lambda: self._rows(listener, database))  # noqa: B023 - called at once
                 calling = partial(self._doing, at, seconds)
                 calling()
-                given = rows or made_up(listener, fields)
-                how: dict[str, Any] = {"made_up": not rows, "calling": calling, "threads": threads}
-                for found in rehearsed(name, listener, fields, model, given, **how):
+                for found in rehearsed(name, listener, fields, model, rows, calling, threads):
                     self._add(found)
             except BaseException as error:  # noqa: BLE001 - a class of the user's may raise where it is compared
                 self._add(Problem(at, described(error)))

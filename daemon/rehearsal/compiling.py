@@ -39,7 +39,7 @@ def _rows(
 ) -> Iterator[Callable[[int], Any]]:
     key = listener.parsed_key
     types = [datatype(fields[path]) if path in fields else None for path in key.fields]
-    stage = Stage(model, key, fields, lambda: None)
+    stage = Stage(model, key, fields, lambda: None, None, threads)
 
     def batch(document: bytes, size: int) -> Any:
         """A batch of so many rows like this one, at most as large as the listener's."""

@@ -30,6 +30,7 @@ from daemon.handlers.predict.records import Row, Seen
 from daemon.handlers.predict.stages import check_storable
 from daemon.logs.text import described, row_id
 from daemon.rehearsal.likeness import alike
+from daemon.rehearsal.sample import made_up
 from daemon.store.rows.row_reader import value_at
 
 SHOWN: Final = 80
@@ -61,16 +62,15 @@ def rehearsed(
     declared: ListenerDeclaration,
     fields: Mapping[str, str],
     model: Model,
-    rows: Sequence[bytes],
-    *,
-    made_up: bool = False,
+    found: Sequence[bytes],
     calling: Callable[[], None] = lambda: None,
     threads: ModelThreads | None = None,
 ) -> Iterator[Problem]:
-    """Yield the problems and notes of one listener. `rows` are documents in BSON; `calling` is called before each call
-    of user code, which runs in `threads`, without them in the caller's.
+    """Yield the problems and notes of one listener. `found` are rows of it, documents in BSON; without any, one is made
+    up. `calling` is called before each call of user code, which runs in `threads`, without them in the caller's.
     """
     at, code = f"listeners.{name}", f"models.{declared.model}.object"
+    rows = found or made_up(declared, fields)
     if not rows:
         yield Note(at, f"table `{declared.table}` has no row that matches; nothing was predicted")
         return
@@ -82,7 +82,7 @@ def rehearsed(
         try:
             good.append((row, stage.outputs([row])[0]))
         except OutputShapeError as error:
-            yield Note(at, f"a made-up row: {error}", warns=True) if made_up else Problem(code, str(error))
+            yield Problem(code, str(error)) if found else Note(at, f"a made-up row: {error}", warns=True)
             return
         except BaseException as error:  # noqa: BLE001 - user code may raise any
             if is_out_of_memory(error):
@@ -92,7 +92,7 @@ def rehearsed(
         if time.monotonic() > end and len(good) >= ENOUGH:
             break
     tried = len(good) + len(bad)
-    if made_up:
+    if not found:
         what = f"cannot be predicted; {bad[0].partition(': ')[2]}" if bad else "was predicted"
         yield Note(at, f"table `{declared.table}` has no row that matches; a made-up one {what}", warns=bool(bad))
     elif not good:

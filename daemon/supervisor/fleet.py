@@ -34,7 +34,7 @@ from daemon.handlers.predict.suspects import Ended
 from daemon.health.backoff import backoff
 from daemon.health.readiness import WorkerState, stuck
 from daemon.health.worker_report import WorkerReport
-from daemon.supervisor.timed_wait import timed_wait
+from daemon.supervisor.timed_wait import timed_wait, watched
 from daemon.worker.assignment import WorkerAssignment
 
 log = structlog.get_logger(__name__)
@@ -187,21 +187,19 @@ class WorkerKeeper:
         self._changed()
         if self._stopping:  # asked while the process came up
             process.kill()
-        end = asyncio.ensure_future(process.wait())
         self._overdue = None
         looked = time.monotonic()
-        while not end.done():
-            await asyncio.wait({end}, timeout=LOOK_SECONDS)
+        async for _ in watched(process, LOOK_SECONDS):
             self._tell()
             before, looked = looked, time.monotonic()
             if looked - before > LOOK_SECONDS + self._spec.stage_seconds / 2:
                 continue  # it was this process that stood still: what workers reported meanwhile is not yet read
-            if not end.done() and self._overdue is None and not self._stopping:
+            if self._overdue is None and not self._stopping:
                 self._overdue = stuck(self.state(), time.monotonic(), self._spec.stage_seconds)
                 if self._overdue is not None:
                     log.error("worker is ended", worker=self._spec.name, pid=process.pid, reason=self._overdue)
                     process.kill()
-        code = end.result()
+        code = await process.wait()
         last = self.state()
         self._caught_up = {name: last.handled_until(name) or at for name, at in self._caught_up.items()}
         self._process = None

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
@@ -18,6 +17,7 @@ from daemon.health.job_report import JobError, JobProgress, JobReport
 from daemon.health.service_status import RunningJob
 from daemon.job.assignment import JobAssignment
 from daemon.store.service.jobs import DECLARED_BY, LOG_LINES, Job
+from daemon.supervisor.timed_wait import watched
 
 log = structlog.get_logger(__name__)
 
@@ -98,11 +98,7 @@ class Attempt:
         log.info("job started", job=self.id, pid=process.pid, attempt=self.job.attempts)
         if self.stopping:  # `kill` was called while the process started
             process.kill()
-        end = asyncio.ensure_future(process.wait())
-        while not end.done():
-            await asyncio.wait({end}, timeout=self._limits.relay)
-            if end.done():
-                break
+        async for _ in watched(process, self._limits.relay):
             overdue = self._overdue(process, time.monotonic())
             if overdue is not None:
                 self._outcome = overdue
@@ -110,7 +106,7 @@ class Attempt:
             elif not await relay(self):
                 self._outcome = Outcome("lost")
                 process.kill()
-        return self._judged(process, end.result())
+        return self._judged(process, await process.wait())
 
     def lines(self) -> list[str]:
         """The lines reported since the last call, for the job's log."""

@@ -19,10 +19,9 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
@@ -37,44 +36,26 @@ from daemon.logs.text import readable
 from daemon.store.connection import Data
 from daemon.store.registry.versions import Versions
 from daemon.store.service.jobs import DECLARED_BY, Job, Jobs
+from daemon.supervisor.claimer import Claimer
 from daemon.supervisor.job_attempt import RETRIES, Attempt, Limits, Outcome, Terms, failed
-from daemon.supervisor.leader_context import LeaderContext
-from daemon.supervisor.timed_wait import timed_wait
 
 log = structlog.get_logger(__name__)
 
 USUAL: Final = Limits()
 
 
-class JobRunner:
+class JobRunner(Claimer):
     """Runs the service's jobs while this daemon leads: between `start` and `stop`.
 
     `finished` is called with each job that is done or has failed for good.
     """
 
     def __init__(self, finished: Callable[[Job], None], *, limits: Limits = USUAL, module: str = "daemon.job") -> None:
+        super().__init__(limits.poll)
         self._finished = finished
         self._limits = limits
         self._module = module
-        self._context: LeaderContext
-        self._nudged = asyncio.Event()
-        self._stopping = True
         self._attempts: dict[str, Attempt] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def start(self, context: LeaderContext) -> None:
-        """Runs jobs as this leader from now on."""
-        self._stopping, self._context = False, context
-        self._keep(self._serve())
-
-    def configure(self, context: LeaderContext) -> None:
-        """Jobs that start from now on use this configuration."""
-        self._context = context
-        self.nudge()
-
-    def nudge(self) -> None:
-        """There may be something to do: a notification came."""
-        self._nudged.set()
 
     async def stop(self, seconds: float) -> None:
         """Claims no more jobs, stops those that run in `seconds` at most, and releases them."""
@@ -98,18 +79,10 @@ class JobRunner:
 
     # ---- claiming -------------------------------------------------------------------------------------------------
 
-    async def _serve(self) -> None:
-        swept = False
-        while not self._stopping:
-            self._nudged.clear()
-            with suppress(MongoUnavailable):
-                if not swept:
-                    await self._sweep()
-                    swept = True
-                await self._tidy()
-                while len(self._attempts) < self._context.config.limits.jobs and await self._claim():
-                    pass
-            await timed_wait(self._nudged, self._limits.poll)
+    async def _turn(self) -> None:
+        await self._tidy()
+        while len(self._attempts) < self._context.config.limits.jobs and await self._claim():
+            pass
 
     async def _claim(self) -> bool:
         """Claims a job and starts it; False if there is none."""
@@ -260,7 +233,7 @@ class JobRunner:
             versions.discard(version.number)
         Jobs(data, self._service).tidied(job.id)
 
-    async def _sweep(self) -> None:
+    async def _prepare(self) -> None:
         """Removes the checkpoints of jobs that have ended elsewhere, and makes the indexes."""
 
         def open_jobs(data: Data) -> list[Job]:
@@ -288,8 +261,3 @@ class JobRunner:
     @property
     def _epoch(self) -> int:
         return self._context.epoch
-
-    def _keep(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = self._context.spawn(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

@@ -38,8 +38,8 @@ from daemon.rehearsal.changes import changed
 from daemon.store.connection import Data
 from daemon.store.registry.components import Catalog
 from daemon.store.registry.rehearsals import Part, Rehearsals, Result
-from daemon.supervisor.leader_context import LeaderContext
-from daemon.supervisor.timed_wait import timed_wait
+from daemon.supervisor.claimer import Claimer
+from daemon.supervisor.timed_wait import watched
 
 log = structlog.get_logger(__name__)
 
@@ -53,31 +53,16 @@ MEMORY_SHARE: Final = 0.9
 """Of the memory that is free when it starts, if there is no limits.worker_memory."""
 
 
-class Rehearser:
+class Rehearser(Claimer):
     """Runs rehearsals between `start` and `stop`."""
 
     def __init__(self, module: str = "daemon.rehearsal") -> None:
+        super().__init__(POLL_SECONDS)
         self._module = module
-        self._context: LeaderContext
         self.torch = False
         """Whether a model of the service needs torch."""
-        self._nudged = asyncio.Event()
-        self._turns = asyncio.Semaphore(AT_ONCE)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._places = asyncio.Semaphore(AT_ONCE)
         self._processes: set[WorkerProcess[RehearsalReport]] = set()
-
-    def start(self, context: LeaderContext) -> None:
-        """Answers requests as this leader from now on."""
-        self._context = context
-        self._keep(self._serve())
-
-    def configure(self, context: LeaderContext) -> None:
-        """Rehearsals that start from now on use this configuration."""
-        self._context = context
-
-    def nudge(self) -> None:
-        """There may be a request: a notification came."""
-        self._nudged.set()
 
     async def stop(self) -> None:
         """Ends all rehearsals. Their requests stay: the next leader claims them."""
@@ -116,17 +101,12 @@ class Rehearser:
             with suppress(MongoUnavailable):  # the TTL index removes it
                 await self._context.call(lambda data: Rehearsals(data, self._context.service).forget(request))
 
-    async def _serve(self) -> None:
-        prepared = False
-        while True:
-            self._nudged.clear()
-            with suppress(MongoUnavailable):
-                if not prepared:
-                    await self._context.call(lambda data: Rehearsals(data, self._context.service).prepare())
-                    prepared = True
-                while (request := await self._context.call(self._claim)) is not None:
-                    self._keep(self._answer(request))
-            await timed_wait(self._nudged, POLL_SECONDS)
+    async def _prepare(self) -> None:
+        await self._context.call(lambda data: Rehearsals(data, self._context.service).prepare())
+
+    async def _turn(self) -> None:
+        while (request := await self._context.call(self._claim)) is not None:
+            self._keep(self._answer(request))
 
     def _claim(self, data: Data) -> str | None:
         return Rehearsals(data, self._context.service).claim(self._context.epoch)
@@ -146,7 +126,7 @@ class Rehearser:
         began = time.monotonic()
         failed = ""
         for attempt in range(1, ATTEMPTS + 1):
-            async with self._turns:
+            async with self._places:
                 try:
                     result = await self._attempt(request, config)
                     break
@@ -193,11 +173,7 @@ class Rehearser:
 
     async def _watch(self, process: WorkerProcess[RehearsalReport], room: int) -> str | None:
         """Returns when it has ended, or why it must be ended."""
-        end = asyncio.ensure_future(process.wait())
-        while not end.done():
-            await asyncio.wait({end}, timeout=WATCH_SECONDS)
-            if end.done():
-                break
+        async for _ in watched(process, WATCH_SECONDS):
             report = process.report
             within = START_SECONDS if report is None else report.within
             since = time.monotonic() - (process.reported_at or process.started_at)
@@ -209,15 +185,8 @@ class Rehearser:
                 return f"it takes {used >> 20:,} MiB of memory, and {room >> 20:,} MiB is the most"
         return None
 
-    def _keep(self, coroutine: Any) -> None:
-        task = self._context.spawn(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
 
 _SAID: Final = ("problems", "warnings", "notes")
-
-
 _MORE: Final = "raise limits.build_seconds (to build it) or limits.stage_seconds (to predict a batch)"
 
 

@@ -46,10 +46,13 @@ class Place:
     mended: Path
 
     def tells(self, *arguments: str) -> Any:
-        """The JSON of a command that ends well."""
-        ran = self.runs(*arguments, "--json")
-        assert ran.returncode == 0, ran.stderr
-        return json.loads(ran.stdout)
+        """The JSON of a command, once it ends well: the daemon's status is published some time after it is ready."""
+
+        def ends_well() -> str:
+            ran = self.runs(*arguments, "--json")
+            return ran.stdout if ran.returncode == 0 else ""
+
+        return json.loads(eventually("the command ends well", ends_well))
 
     def tells_state(self, listener: str) -> str | None:
         """What the status says of a listener: the state in which its worker reports it, or that it is paused."""

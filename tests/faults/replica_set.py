@@ -51,6 +51,7 @@ class Member:
             *(str(find_mongod()), "--replSet", NAME, "--bind_ip", HOST, "--port", str(port), "--nounixsocket"),
             *("--dbpath", str(folder), "--logpath", str(folder / "mongod.log"), "--logappend", "--quiet"),
             *("--wiredTigerCacheSizeGB", "0.25", "--oplogSize", str(oplog_mb)),
+            *("--wiredTigerEngineConfigString", "log=(prealloc=false)"),
             *("--setParameter", "enableTestCommands=1", "--setParameter", "diagnosticDataCollectionEnabled=false"),
             *(("--syncdelay", "5") if disk else ()),  # it ends at a checkpoint if there is no room
             *options,

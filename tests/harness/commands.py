@@ -10,17 +10,19 @@ import select
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import httpx
 import psutil
 
-from harness.daemons import PATIENCE, TESTS, Daemon
+from harness.daemons import PATIENCE, RUN, TESTS, Daemon
 from harness.processes import toml
+from harness.zygote import zygote
 
 PREDICTD = str(Path(sys.executable).with_name("predictd"))
 ESCAPE = "\x1b"
@@ -35,26 +37,34 @@ def environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
 def predictd(
     *arguments: str, cwd: Path, environ: Mapping[str, str] | None = None, timeout: float = PATIENCE
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a command to its end, with pipes instead of a terminal; asserts that there is no traceback and no colour."""
-    ran = subprocess.run(
-        [PREDICTD, *arguments],
-        cwd=cwd,
-        env=environment(environ),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    """Runs a command to its end, without a terminal; asserts that there is no traceback and no colour."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, open(os.devnull, "rb") as null:
+        process = zygote().start(
+            RUN,
+            [PREDICTD, *arguments],
+            cwd=cwd,
+            env=environment(environ),
+            descriptors=[null.fileno(), out.fileno(), err.fileno()],
+        )
+        try:
+            code = process.wait(timeout)
+        finally:
+            process.kill()
+        ran = subprocess.CompletedProcess([PREDICTD, *arguments], code, _text(out), _text(err))
     assert "Traceback" not in ran.stderr, ran.stderr
     assert ESCAPE not in ran.stdout + ran.stderr, repr(ran.stdout + ran.stderr)
     return ran
 
 
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode()
+
+
 def start(folder: Path, *arguments: str, environ: Mapping[str, str] | None = None) -> Daemon:
     """`predictd run` on the service.toml in the folder."""
     (folder / ".predictd" / "http").unlink(missing_ok=True)
-    return Daemon(folder, *arguments, environ=environ, command=(PREDICTD, "run", "-c"))
+    return Daemon(folder, *arguments, environ=environ, function=RUN)
 
 
 UNGUARDED = "[guard]\nunset_share = 1.0\n"

@@ -20,7 +20,10 @@ from typing import Any, Self
 
 import httpx
 
+from harness.zygote import Forked, zygote
+
 TESTS = Path(__file__).parent.parent
+RUN = "daemon.cli:main"
 PATIENCE = 120.0
 """Seconds that a test waits for an expected event; no test measures them."""
 
@@ -36,20 +39,31 @@ def eventually(what: str, probe: Callable[[], Any], patience: float = PATIENCE) 
 
 
 class Daemon:
-    """A daemon on a folder with a service.toml; its state is in `.predictd`."""
+    """A daemon on a folder with a service.toml; its state is in `.predictd`. It is forked and runs `function`, unless
+    `command` names a program.
+    """
 
     def __init__(
-        self, folder: Path, *arguments: str, environ: Mapping[str, str] | None = None, command: tuple[str, ...] = ()
+        self,
+        folder: Path,
+        *arguments: str,
+        environ: Mapping[str, str] | None = None,
+        command: tuple[str, ...] = (),
+        function: str = "harness.daemons:main",
     ) -> None:
         self.folder = folder
         self.state_dir = folder / ".predictd"
         self.log = folder / "log"
-        command = command or (sys.executable, "-m", "harness.daemons")
         environ = {**os.environ, "PYTHONPATH": str(TESTS), **(environ or {})}
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [*command, str(folder / "service.toml"), *arguments], stdout=log, stderr=log, env=environ, cwd=folder
-            )
+        own = ["predictd", "run", "-c"] if function == RUN else ["daemons"]
+        arguments = (*(command or own), str(folder / "service.toml"), *arguments)
+        self.process: subprocess.Popen[bytes] | Forked
+        with self.log.open("ab") as log, open(os.devnull, "rb") as null:
+            if command:
+                self.process = subprocess.Popen(arguments, stdout=log, stderr=log, env=environ, cwd=folder)
+            else:
+                descriptors = [null.fileno(), log.fileno(), log.fileno()]
+                self.process = zygote().start(function, arguments, cwd=folder, env=environ, descriptors=descriptors)
 
     def __enter__(self) -> Self:
         return self

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -23,8 +21,9 @@ from pymongo.database import Database
 from components.declarations import ListenerDeclaration, ModelDeclaration
 from daemon.engine.child import CHANNEL, REQUEST, answer
 from daemon.store.registry.registry import Registry
-from harness.daemons import PATIENCE, TESTS, Daemon, eventually
+from harness.daemons import PATIENCE, RUN, TESTS, Daemon, eventually
 from harness.keys import KEY, trusting
+from harness.zygote import FIRST_NUMBER, zygote
 
 SERVICE, WORKER, TABLE, LISTENER = "s", "w", "rows", "L"
 
@@ -69,17 +68,17 @@ class Worker:
         self.reports: list[dict[str, Any]] = []
         reports, reporting = os.pipe()
         self._reports = os.fdopen(reports, "rb")
+        given, giving = os.pipe()
         with log.open("ab") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "daemon.worker"],
-                stdin=subprocess.PIPE,
-                stdout=errors,
-                stderr=errors,
-                pass_fds=(reporting, errors.fileno()),
-                env={**os.environ, CHANNEL: f"{reporting},{errors.fileno()}", **(environ or {})},
+            self.process = zygote().start(
+                "daemon.worker.__main__:main",
+                ["worker"],
+                env={**os.environ, CHANNEL: f"{FIRST_NUMBER},{FIRST_NUMBER + 1}", **(environ or {})},
+                descriptors=[given, errors.fileno(), errors.fileno(), reporting, errors.fileno()],
             )
-        os.close(reporting)
-        assert self.process.stdin is not None
+        for number in (given, reporting):
+            os.close(number)
+        self.process.stdin = os.fdopen(giving, "wb")
         self.process.stdin.write(json.dumps(assignment).encode() + b"\n")
         self.process.stdin.flush()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -278,8 +277,7 @@ class Service(Daemon):
         (folder / "service.toml").write_text(toml(uri, database, declarations))
         (folder / ".predictd" / "http").unlink(missing_ok=True)
         path = os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))
-        command = (sys.executable, "-P", "-m", "daemon.cli", "run", "-c")
-        super().__init__(folder, command=command, environ={"PYTHONPATH": path})
+        super().__init__(folder, function=RUN, environ={"PYTHONPATH": path})
 
     def worker_pids(self) -> list[int]:
         """The processes of its workers."""

@@ -79,9 +79,11 @@ class Listening:
 
 @pytest.fixture
 def own(mongo_uri: str, database: Database[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The database through a client whose commands alone can be made to fail."""
+    """The database through a client whose commands alone can be made to fail. After a code of a step-down the driver
+    waits until its monitor has heard from the server: here for half a second, else for up to ten.
+    """
     monkeypatch.setattr(stream, "AWAIT_MS", 50)
-    with MongoClient[dict[str, Any]](mongo_uri, appname=APP) as client:
+    with MongoClient[dict[str, Any]](mongo_uri, appname=APP, heartbeatFrequencyMS=500) as client:
         yield open_database(client, database.name)
         server_faults.mend(client)
 
@@ -537,7 +539,6 @@ class _any(Timestamp):  # noqa: N801  # reads as a word
     __hash__ = Timestamp.__hash__
 
 
-# After a code of a step-down the driver first waits for its monitor, up to 10 s each time.
 @pytest.mark.parametrize(("code", "times"), [(43, 8), (189, 1), (10107, 1), (11602, 1)])
 def test_a_stream_that_never_flows_again_is_opened_seldom(own: Any, rows: Any, code: int, times: int) -> None:
     """Whatever the driver would have resumed by itself: each opening is seen, and the pauses grow."""

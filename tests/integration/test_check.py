@@ -181,24 +181,31 @@ def test_a_key_that_does_not_fit_the_code(tmp_path: Path) -> None:
     assert "it takes (x)" in found["listeners.n.key"]
 
 
-@pytest.mark.parametrize(
-    ("lines", "path", "words"),
-    [
-        ('object = "torch.nn:ReLU"\nforward_method = "encode"', "models.m.forward_method", ["no method 'encode'"]),
-        ('object = "torch.nn:Linear"\narguments = { in_features = 3 }', "models.m.arguments", ["out_features"]),
-        ('object = "examples.mnist:preprocess"', "models.m.arguments", ["missing a required argument"]),
-        ('object = "torch.nn:ReLU"\ndevice = "cuda:99"', "models.m.device", ["none of the devices cuda:99", "'cpu'"]),
-    ],
-)
-def test_torch_models(tmp_path: Path, lines: str, path: str, words: list[str]) -> None:
+TORCH_MODELS = [
+    ('object = "torch.nn:ReLU"\nforward_method = "encode"', "forward_method", ["no method 'encode'"]),
+    ('object = "torch.nn:Linear"\narguments = { in_features = 3 }', "arguments", ["out_features"]),
+    ('object = "examples.mnist:preprocess"', "arguments", ["missing a required argument"]),
+    ('object = "torch.nn:ReLU"\ndevice = "cuda:99"', "device", ["none of the devices cuda:99", "'cpu'"]),
+]
+
+
+@pytest.fixture(scope="module")
+def problems_of_torch_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What is wrong with them, by path: one process imports torch and builds all."""
+    file = written(tmp_path_factory.mktemp("torch"), {}).service.import_root / "service.toml"
+    models = [f"\n[models.m{number}]\n{lines}\n" for number, (lines, _, _) in enumerate(TORCH_MODELS)]
+    file.write_text(file.read_text() + "".join(models))
+    return told(build(load(file, {})))
+
+
+@pytest.mark.parametrize("number", range(len(TORCH_MODELS)))
+def test_torch_models(problems_of_torch_models: dict[str, str], number: int) -> None:
     """A torch model is built with its arguments, its method looked for and its device chosen."""
-    config = written(tmp_path, {})
-    file = config.service.import_root / "service.toml"
-    file.write_text(file.read_text() + f"\n[models.m]\n{lines}\n")
-    found = told(build(load(file, {})))
-    assert set(found) == {path}
+    _, key, words = TORCH_MODELS[number]
+    [path] = [path for path in problems_of_torch_models if path.startswith(f"models.m{number}")]
+    assert path == f"models.m{number}.{key}"
     for word in words:
-        assert word in found[path]
+        assert word in problems_of_torch_models[path]
 
 
 TRAINING = """

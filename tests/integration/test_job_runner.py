@@ -86,7 +86,7 @@ def test_a_job_whose_reports_cannot_be_read_is_ended_as_one_that_hangs(play: Any
         stage.behave("done")
         assert await stage.until_state(stage.queue(), "done")
 
-    play(scene, declared=training(retries=0))
+    play(scene, declared=training(retries=0), limits=replace(QUICK, silent=8.0))
 
 
 def test_a_job_of_another_model_than_its_trainer_s_is_refused(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from pymongo.database import Database
 
 from components.errors import LeaseLost, MongoUnavailable
 from daemon.health.service_status import ServiceStatus
-from daemon.store import names
+from daemon.store import connection, names
 from daemon.store.connection import open_client
 from daemon.store.service.leases import AnotherDaemon, Holder, Lease
 from daemon.store.service.status import StatusBoard
@@ -123,9 +123,10 @@ def test_the_status_document_is_not_written_over_by_a_daemon_that_was_replaced(d
     assert 0 <= status.age_seconds < 60
 
 
-def test_a_server_that_is_not_there_is_one_clear_error() -> None:
+def test_a_server_that_is_not_there_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver's own message, without the topology."""
-    client = open_client("mongodb://user:secret@127.0.0.1:9/?serverSelectionTimeoutMS=200")
+    monkeypatch.setattr(connection, "OPERATION_SECONDS", 0.2)
+    client = open_client("mongodb://user:secret@127.0.0.1:9/")
     with client, pytest.raises(MongoUnavailable) as caught:
         Lease(client["x"], "mnist", ONE).acquire()
     assert "127.0.0.1:9" in str(caught.value)

@@ -10,9 +10,9 @@ from harness.commands import predictd
 from pymongo.database import Database
 
 MODELS = """
+import random as chance
 import signal
 import sqlite3
-import torch
 
 def good(x):
     return x * 2
@@ -40,7 +40,7 @@ def unstorable(x):
     return object()
 
 def random(x):
-    return torch.rand(()).item()
+    return chance.random()
 
 def crashes(x):
     import os
@@ -60,6 +60,9 @@ class Signalled(Connected):
 
 shared = Connected()
 shared_before = shared.before
+"""
+NETS = """
+import torch
 
 class Norm(torch.nn.Module):
     def forward(self, x):
@@ -71,7 +74,7 @@ class Linear(torch.nn.Linear):
 """
 OBJECT = 'type = "object"\nobject = "shown_models:{0}"'
 BATCHED = OBJECT + "\nbatched = true"
-TORCH = 'object = "shown_models:{0}"\npreprocess = "shown_steps:one"\npostprocess = "builtins:float"'
+TORCH = 'object = "shown_nets:{0}"\npreprocess = "shown_steps:one"\npostprocess = "builtins:float"'
 BEFORE = '\npreprocess = "shown_models:shared_before"'
 STEPS = "import torch\n\ndef one(x):\n    return torch.tensor([float(x)])\n"
 
@@ -79,10 +82,11 @@ STEPS = "import torch\n\ndef one(x):\n    return torch.tensor([float(x)])\n"
 @pytest.fixture
 def folder(tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]]) -> Path:
     (tmp_path / "shown_models.py").write_text(MODELS)
+    (tmp_path / "shown_nets.py").write_text(NETS)
     (tmp_path / "shown_steps.py").write_text(STEPS)
     (tmp_path / "head.toml").write_text(
         f'[service]\nname = "s"\n[mongo]\nuri = "{mongo_uri}"\ndatabase = "{database.name}"\n'
-        '[security]\nallow_imports = ["shown_models", "shown_steps", "builtins"]\n'
+        '[security]\nallow_imports = ["shown_models", "shown_nets", "shown_steps", "builtins"]\n'
         '[tables.rows]\nfields = { x = "int" }\n[listeners.L]\ntable = "rows"\nkey = "x"\nmodel = "m"\n'
     )
     return tmp_path

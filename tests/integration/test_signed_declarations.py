@@ -29,6 +29,7 @@ from daemon.store.registry.components import LARGEST
 from daemon.store.registry.registry import Registry
 from daemon.store.registry.signed_anew import lead
 from daemon.store.registry.trust import Pins, Trust, pinned, trust_of
+from daemon.store.service import notify
 
 S = "s"
 MODEL = f"{S}/model/m"
@@ -457,6 +458,8 @@ def test_a_daemon_refuses_what_is_moved_and_what_is_put_back(mongo_uri, database
             eventually("at this", lambda: str(seen) in (daemons[1].state_dir / "trust.json").read_text())
             put_back(database, stored(other))
             put_back(other, old)
+            for data in (database, other):  # else it looks every 30 s
+                notify.ring(data, S)
             with pytest.raises(SignatureRefused, match="older than what was applied"):
                 db.load("Model", "m")
             for data, told in ((database, "moved here from another database"), (other, "older than what was applied")):

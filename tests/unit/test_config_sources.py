@@ -6,12 +6,11 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from harness.commands import predictd
 from harness.configurations import GOOD, changed, problems, read
 
 from components.errors import ConfigurationError
@@ -221,14 +220,7 @@ class TestForeignFile:
             file.write_text(GOOD.replace('"embedded"', f'"mongodb://{host}/?serverSelectionTimeoutMS=500"'))
             os.chown(file, 4343, -1)
             for command in ("status", "models", "versions lenet", "dead-letters list", "jobs", "check"):
-                done = subprocess.run(
-                    [sys.executable, "-m", "daemon.cli", *command.split()],
-                    cwd=tmp_path,
-                    env={**os.environ, "AWS_SECRET_ACCESS_KEY": "do-not-send"},
-                    capture_output=True,
-                    text=True,
-                    check=False,
-                )
+                done = predictd(*command.split(), cwd=tmp_path, environ={"AWS_SECRET_ACCESS_KEY": "do-not-send"})
                 assert done.returncode == 78, done.stderr
                 assert "do-not-send" not in done.stdout + done.stderr
             with pytest.raises(TimeoutError):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 
@@ -35,17 +36,27 @@ def keys(model: type[BaseModel] = Config, above: str = "") -> Iterator[tuple[str
             yield from keys(section[0], f"{above}{name}." + ("NAME." if section[1] else ""))
 
 
+@dataclass(frozen=True)
+class Entry:
+    """One row of the page's tables."""
+
+    example: str
+    type: str
+    default: str | None
+    """None: the key must be given."""
+    meaning: str
+
+
+def entries() -> Iterator[tuple[str, Entry]]:
+    """Yield each row of the page by the path of its key."""
+    for heading, text in re.findall(r"^###? \[([^\]]+)\]\n(.*?)(?=^#|\Z)", TEXT, re.MULTILINE | re.DOTALL):
+        for found in re.finditer(r"^\| `([^|]+)` \| (.+); (required|default (.+?)) \| (.+) \|$", text, re.MULTILINE):
+            path = f"{heading}.{found[1].partition(' = ')[0]}"
+            yield path, Entry(found[1], found[2], found[4], found[5])
+
+
 KEYS = dict(keys())
-ENTRIES = {
-    found[1]: found[2] for found in re.finditer(r"^### `([^`]+)`\n(.*?)(?=^#|\Z)", TEXT, re.MULTILINE | re.DOTALL)
-}
-
-
-def line(entry: str, label: str) -> str:
-    """Return what an entry says after `- Label:`."""
-    found = re.search(rf"^- {label}: (.+)$", ENTRIES[entry], re.MULTILINE)
-    assert found is not None, f"docs/configuration.md: `{entry}` has no line '- {label}: ...'"
-    return found[1]
+ENTRIES = dict(entries())
 
 
 def test_every_key_is_documented() -> None:
@@ -64,19 +75,21 @@ def test_every_documented_key_exists() -> None:
 @pytest.mark.parametrize("key", ENTRIES)
 def test_an_entry_is_whole(key: str) -> None:
     """Type, default and meaning are there, and the example is TOML that sets the key."""
-    assert line(key, "Type")
-    assert line(key, "Default")
-    assert line(key, "Meaning")
-    example = tomllib.loads(line(key, "Example").strip("`"))
-    assert list(example) == [key.rpartition(".")[2]]
+    assert list(tomllib.loads(ENTRIES[key].example)) == [key.rpartition(".")[2]]
+
+
+def test_every_row_is_an_entry() -> None:
+    """No row of a table is passed over for its form."""
+    assert len(re.findall(r"^\| `[^`]+ = ", TEXT, re.MULTILINE)) == len(ENTRIES)
 
 
 @pytest.mark.parametrize("key", [key for key in ENTRIES if key in KEYS])
 def test_the_default_is_the_model_s(key: str) -> None:
     """What the page says about a default is what the models do."""
-    said, field = line(key, "Default"), KEYS[key]
-    if field.is_required():
-        assert said.startswith("none, it must be given")
+    said, field = ENTRIES[key].default, KEYS[key]
+    if said is None or field.is_required():
+        assert said is None
+        assert field.is_required()
         return
     default = field.get_default(call_default_factory=True)
     assert default is not PydanticUndefined
@@ -128,7 +141,7 @@ def test_the_examples_are_right(tmp_path: Path) -> None:
     assert whole is not None
     file.write_text(whole[1])
     assert load(file, {}).warnings == ()
-    for key in ENTRIES:
+    for key, entry in ENTRIES.items():
         section, _, name = key.rpartition(".")
         text = whole[1]
         if section.startswith(("trainers", "validations")) or key == "listeners.NAME.key":
@@ -146,7 +159,7 @@ def test_the_examples_are_right(tmp_path: Path) -> None:
         start = text.index(header) + len(header)
         below = re.sub(rf"^{name} = .*\n", "", text[start:].partition("\n[")[0] + "\n", count=1, flags=re.MULTILINE)
         rest = text[start:].partition("\n[")
-        file.write_text(f"{text[:start]}\n{line(key, 'Example').strip('`')}{below}{rest[1]}{rest[2]}")
+        file.write_text(f"{text[:start]}\n{entry.example}{below}{rest[1]}{rest[2]}")
         load(file, {"MONGO_URI": "mongodb://127.0.0.1:27017"})
 
 
@@ -187,5 +200,5 @@ def test_the_options_of_a_listener_are_in_the_api() -> None:
 
 def test_every_datatype_is_named() -> None:
     """The page names every datatype that a field may have."""
-    said = ENTRIES["tables.NAME.fields"]
+    said = ENTRIES["tables.NAME.fields"].meaning
     assert all(f"`{name}" in said for name in NAMES)
