@@ -120,15 +120,17 @@ class Rehearsal:
             except BaseException as error:  # noqa: BLE001 - a class of the user's may raise where it is compared
                 self._add(Problem(at, described(error)))
         if model.to_compile and not self._found["problems"]:
-            self._compile(candidate, known, model, database)
+            self._compile(candidate, known, model, threads, database)
 
-    def _compile(self, candidate: Candidate, known: Catalog, model: Model, database: Data) -> None:
+    def _compile(
+        self, candidate: Candidate, known: Catalog, model: Model, threads: ModelThreads, database: Data
+    ) -> None:
         """Compiles the model, so that the worker finds the code, and says if it will serve uncompiled."""
         at = f"models.{candidate.model}"
         self._doing(at, self._assignment.build_seconds)
         listeners = [known.listeners[name].declaration for name in candidate.listeners]
         read = [(each, known.fields(each.table)) for each in listeners]
-        reason = compile_model(model, ModelThreads(), read, database, self._assignment.state_dir)
+        reason = compile_model(model, threads, read, database, self._assignment.state_dir)
         if reason is not None and not model.to_compile:  # else it is compiled once there are rows
             self._add(Note(at, f"it will serve uncompiled: {reason}", warns=True))
 
