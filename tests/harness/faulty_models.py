@@ -1,14 +1,15 @@
-"""Models of which each breaks the contract in one way. Named in declarations as `harness.faulty_models:...`."""
+"""Models without torch of which each breaks the contract in one way. Named in declarations as
+`harness.faulty_models:...`.
+"""
 
 from __future__ import annotations
 
 import os
+import random as chance
 import signal
 import sqlite3
 import time
 from typing import Any
-
-import torch
 
 
 def raises(x: Any) -> Any:
@@ -79,7 +80,7 @@ shared_before = shared.before
 
 
 def random(x: Any) -> float:
-    return torch.rand(()).item()
+    return chance.random()
 
 
 def picky(x: Any) -> Any:
@@ -106,37 +107,3 @@ class Stuck:
 
     def __call__(self, x: Any) -> Any:
         return x
-
-
-class Trains(torch.nn.Module):
-    """Switches itself to training mode."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.drop = torch.nn.Dropout(0.0)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.drop.train()
-        return self.drop(x)
-
-
-class Norm(torch.nn.Module):
-    """Takes the statistics of each batch."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return (x - x.mean()) / (x.std(unbiased=False) + 1)
-
-
-class Heads(torch.nn.Module):
-    """Its first dimension is not the batch."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.stack([x, x])
-
-
-def one(x: Any) -> torch.Tensor:
-    return torch.tensor([float(len(x))])
-
-
-def listed(output: torch.Tensor) -> Any:
-    return output.tolist()

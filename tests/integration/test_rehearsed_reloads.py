@@ -19,9 +19,9 @@ from pymongo.database import Database
 
 from daemon.store import names
 
-FAULTY = "harness.faulty_models"
+FAULTY, NETS = "harness.faulty_models", "harness.faulty_nets"
 GOOD = {"type": "object", "object": "harness.models:digest"}
-TORCH = {"type": "torch", "preprocess": f"{FAULTY}:one", "postprocess": f"{FAULTY}:listed"}
+TORCH = {"type": "torch", "preprocess": f"{NETS}:one", "postprocess": f"{NETS}:listed"}
 
 
 def plain(name: str, **about: Any) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def plain(name: str, **about: Any) -> dict[str, Any]:
 
 
 def module(name: str) -> dict[str, Any]:
-    return {**TORCH, "object": f"{FAULTY}:{name}"}
+    return {**TORCH, "object": f"{NETS}:{name}"}
 
 
 FAULTS: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -149,7 +149,7 @@ def test_one_bad_row_or_a_random_model_is_a_warning(serving: Service, model: dic
 def test_a_listener_whose_key_does_not_fit_is_refused(serving: Service) -> None:
     """Its model is unchanged; the rows lack the field, so a made-up one is only a warning, and a real one a refusal."""
     serving.rows.update_many({}, {"$set": {"y": [1]}})
-    serving.write(GOOD | {"object": f"{FAULTY}:one"}, key="y")
+    serving.write(GOOD | {"object": f"{NETS}:one"}, key="y")
     code, text = serving.reload()
     assert code == 400, text
     serving.predicts("L", "K")
