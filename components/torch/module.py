@@ -218,6 +218,7 @@ class TorchModule(Model):
         given = {name: torch.as_tensor(value) for name, value in state.items()}
         with self._turn:
             own = self.object.state_dict()
+            given = weights.completed(own, given)
             problems = weights.misfits(own, given)
             if problems:
                 more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
