@@ -21,6 +21,7 @@ from components.errors import DeclarationError, WeightsError
 from components.key import Arguments
 from components.model import Model, bundled, check_callable
 from components.torch import batches, devices, moved, randomness, weights
+from components.torch.artifacts import keep_archive
 from components.torch.exported import Exported
 from components.torch.gradients import Gradients, wanted
 from components.torch.unregistered import unregistered
@@ -339,6 +340,8 @@ class TorchModule(Model):
 
     def _place(self, *, training: bool = False) -> None:
         if not self._placed:
+            if self.device.type != "cpu":
+                keep_archive(self.object)
             # Weights that are moved in inference mode cannot be trained.
             with torch.inference_mode(mode=False):
                 self.object.to(self.device)
