@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := .peers
 STAMP := $(VENV)/.installed
 # Tests mostly wait for processes that start, so more of them run at once than there are cores.
 TESTS_AT_ONCE ?= 4
@@ -11,10 +12,10 @@ PARTITIONS ?= 1
 PYTEST := $(BIN)/python -m pytest --numprocesses $(TESTS_AT_ONCE) --dist worksteal
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup check test acceptance again soak fuzz demo bench clean
+.PHONY: help setup check test acceptance again soak fuzz demo bench bench-peers clean
 
 help:  ## what there is to do
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(STAMP)  ## the environment in .venv, with everything that the other targets need
 
@@ -57,6 +58,18 @@ bench: $(STAMP)  ## predictd beside a hand-written loop, and what else is measur
 	$(BIN)/python -m bench.other_writers $(ARGS)
 	$(BIN)/python -m bench.hot_rows $(ARGS)
 	$(BIN)/python -m bench.page
+
+bench-peers: $(PEERS)/.installed  ## predictd beside the closest peer, too, in an environment of its own
+	$(BIN)/python -m bench.yardstick --pathway $(PEERS)/bin/python --json bench/results/peers.json $(ARGS)
+	$(BIN)/python -m bench.page
+
+# The peer's own packages come first; torch and what the yardstick's sides share are those of .venv.
+$(PEERS)/.installed: $(STAMP)
+	@test -x $(PEERS)/bin/python || $(BIN)/python -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install --quiet pathway==0.33.0
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(PEERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zzz_shared.pth"
+	@touch $@
 
 clean:  ## forget the environment and all state
 	rm -rf $(VENV) .predictd .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -2,19 +2,20 @@
 
     python -m bench.page            (the last step of make bench)
 
-It reads bench/results/yardstick.json, and of hot_rows.json and other_writers.json what is there.
+It reads bench/results/yardstick.json, and of peers.json, hot_rows.json and other_writers.json what is there.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from bench.scale import machines
-from bench.sides import LOOP, PREDICTD, ROOT, SHARED
+from bench.sides import LOOP, PATHWAY, PREDICTD, ROOT, SHARED
 
 RESULTS: Final = ROOT / "bench" / "results"
 PAGE: Final = ROOT / "docs" / "performance.md"
@@ -37,6 +38,8 @@ def page(results: Path = RESULTS) -> str:
     """The page. Raises FileNotFoundError if the yardstick has not run."""
     measured = json.loads((results / "yardstick.json").read_text())
     parts = [BEGIN, "\n".join(_yardstick(measured)), "\n".join(_scale(measured))]
+    if (peers := results / "peers.json").exists():
+        parts.append("\n".join(_peers(json.loads(peers.read_text()))))
     for name, part in (("hot_rows", _hot_rows), ("other_writers", _other_writers)):
         file = results / f"{name}.json"
         if file.exists():
@@ -56,16 +59,35 @@ def _yardstick(measured: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield "![Rates by the loop's](performance.svg)"
     yield ""
-    yield f"| preprocess | | {LOOP} | {PREDICTD} | ratio | {SHARED} | ratio |"
+    yield from _ratios(measured, LOOP)
+
+
+def _ratios(measured: Mapping[str, Any], base: str) -> Iterator[str]:
+    """The table of predictd's figures by those of the side `base`, each ratio within its run."""
+    yield f"| preprocess | | {base} | {PREDICTD} | ratio | {SHARED} | ratio |"
     yield "|---|---|---|---|---|---|---|"
     for preprocess, told in measured["preprocess"].items():
         for name, (words, form) in LINES.items():
-            cells = [preprocess, words, format(told["median"][LOOP][name], form)]
+            cells = [preprocess, words, format(told["median"][base][name], form)]
             for side in (PREDICTD, SHARED):
-                runs = told["ratios_by_run"][side][name]
-                spread = f"{told['ratio'][side][name]:.2f} ({min(runs):.2f} to {max(runs):.2f})"
+                runs = (told["runs"][each][name] for each in (side, base))
+                ratios = [own / other for own, other in zip(*runs, strict=True)]
+                spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
                 cells += [format(told["median"][side][name], form), spread]
             yield f"| {' | '.join(cells)} |"
+
+
+def _peers(measured: Mapping[str, Any]) -> Iterator[str]:
+    plan = measured["plan"]
+    yield "## Beside the closest peer"
+    yield ""
+    yield _wrapped(
+        f"`make bench-peers ARGS='--runs {plan['runs']} --rows {plan['rows']}'`: the same rows, model and weights "
+        "with Pathway and a connector of 100 lines (`bench/pathway_loop.py`), in a run of its own. A ratio is "
+        "predictd's figure by Pathway's. Pathway keeps no versions, trains nothing, and ends at a broken image."
+    )
+    yield ""
+    yield from _ratios(measured, PATHWAY)
 
 
 def _scale(measured: Mapping[str, Any]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The two sides of the yardstick, as processes: started with the same weights, stopped while it is not their turn,
+"""The sides of the yardstick, as processes: started with the same weights, stopped while it is not their turn,
 ended with us.
 """
 
@@ -29,8 +29,8 @@ from daemon.worker.assignment import WorkerAssignment
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = SigningKey.fresh()
-LOOP, PREDICTD, SHARED = "straight loop", "predictd", "two processes"
-PROCESSES = {LOOP: 1, PREDICTD: 1, SHARED: 2}
+LOOP, PREDICTD, SHARED, PATHWAY = "straight loop", "predictd", "two processes", "Pathway"
+PROCESSES = {PREDICTD: 1, SHARED: 2}
 SERVICE, MODEL, TABLE, MAX_BATCH = "yardstick", "lenet", "mnist", 256
 START_SECONDS = 120.0
 SERVICE_TOML = """
@@ -64,11 +64,11 @@ class Failed(Exception):
 class Process:
     """One process of a side."""
 
-    def __init__(self, module: str, order: dict[str, Any], threads: int) -> None:
+    def __init__(self, module: str, order: dict[str, Any], threads: int, python: str) -> None:
         self.said: list[str] = []
-        reports, theirs = os.pipe()  # for both sides: the loop writes to standard output, a worker to its channel
+        reports, theirs = os.pipe()  # for every side: a worker writes to its channel, others to standard output
         self.popen = subprocess.Popen(
-            [sys.executable, "-P", "-m", module],
+            [python, "-P", "-m", module],
             stdin=subprocess.PIPE,
             stdout=theirs,
             pass_fds=(theirs, log := os.dup(2)),
@@ -116,10 +116,16 @@ class Side:
     """The processes that give the rows of a collection their outputs."""
 
     def __init__(
-        self, name: str, collection: Collection[dict[str, Any]], module: str, orders: list[dict[str, Any]], threads: int
+        self,
+        name: str,
+        collection: Collection[dict[str, Any]],
+        module: str,
+        orders: list[dict[str, Any]],
+        threads: int,
+        python: str = sys.executable,
     ) -> None:
         self.name, self.collection = name, collection
-        self._processes = [Process(module, order, threads) for order in orders]
+        self._processes = [Process(module, order, threads, python) for order in orders]
 
     def started(self) -> bool:
         """Whether all streams are open."""
@@ -169,35 +175,46 @@ def start(
     threads: int,
     await_ms: int,
     stack: ExitStack,
+    pathway: str | None = None,
 ) -> dict[str, Side]:
-    """Starts all sides with this preprocess, and leaves them stopped; `stack` ends them. Raises Failed."""
+    """Starts all sides with this preprocess, and leaves them stopped; `stack` ends them. `pathway` is the Python that
+    has Pathway: without it there is no such side. Raises Failed.
+    """
     batched, suffix = preprocess == "batched", preprocess.replace("-", "_")
-    databases = {name: f"{name.replace(' ', '_')}_{suffix}" for name in PROCESSES}
-    sides = {}
+
+    def database(side: str) -> str:
+        return f"{side.replace(' ', '_')}_{suffix}"
+
+    workers, sides = {}, {}
     for name, processes in PROCESSES.items():
-        if name != LOOP:
-            assignment = publish(client, uri, folder, databases[name], batched=batched, partitions=processes)
-            orders = [replace(assignment, partition=n, partitions=processes).order() for n in range(processes)]
-            sides[name] = Side(name, client[databases[name]][TABLE], "daemon.worker", orders, threads)
-            stack.callback(sides[name].close)
-    loop = Order(
+        assignment = publish(client, uri, folder, database(name), batched=batched, partitions=processes)
+        orders = [replace(assignment, partition=n, partitions=processes).order() for n in range(processes)]
+        workers[name] = Side(name, client[database(name)][TABLE], "daemon.worker", orders, threads)
+        stack.callback(workers[name].close)
+    order = Order(
         uri=uri,
-        database=databases[LOOP],
+        database="",
         collection=TABLE,
         batched=batched,
         max_batch=MAX_BATCH,
         await_ms=await_ms,
-        weights_database=databases[PREDICTD],
+        weights_database=database(PREDICTD),
         service=SERVICE,
         model=MODEL,
     )
-    client[databases[LOOP]].create_collection(TABLE)
-    sides[LOOP] = Side(LOOP, client[databases[LOOP]][TABLE], "bench.straight_loop", [asdict(loop)], threads)
-    stack.callback(sides[LOOP].close)
+    others = {LOOP: ("bench.straight_loop", sys.executable)}
+    if pathway is not None:
+        others[PATHWAY] = ("bench.pathway_loop", pathway)
+    for name, (module, python) in others.items():
+        collection = client[database(name)].create_collection(TABLE)
+        orders = [asdict(replace(order, database=database(name)))]
+        sides[name] = Side(name, collection, module, orders, threads, python)
+        stack.callback(sides[name].close)
+    sides = {LOOP: sides.pop(LOOP), **workers, **sides}
     for side in sides.values():
         side.await_until(side.started, START_SECONDS, 0.05, "open change stream")
         side.pause()
-    return {name: sides[name] for name in PROCESSES}
+    return sides
 
 
 def publish(

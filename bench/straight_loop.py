@@ -49,9 +49,9 @@ class Order:
 def main() -> None:
     """Serves until standard input ends."""
     order = Order(**json.loads(sys.stdin.buffer.readline()))
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    threading.Thread(target=leave_with_parent, daemon=True).start()
     client: MongoClient[dict[str, Any]] = MongoClient(order.uri)
-    run(order, client, _model(client, order))
+    run(order, client, served_model(client, order))
 
 
 def run(order: Order, client: MongoClient[dict[str, Any]], model: torch.nn.Module) -> None:
@@ -80,7 +80,7 @@ def run(order: Order, client: MongoClient[dict[str, Any]], model: torch.nn.Modul
             )
 
 
-def _model(client: MongoClient[dict[str, Any]], order: Order) -> torch.nn.Module:
+def served_model(client: MongoClient[dict[str, Any]], order: Order) -> torch.nn.Module:
     """LeNet with the very weights that predictd made and serves."""
     versions = Versions(client[order.weights_database], order.service, order.model)
     while (version := versions.live()) is None:
@@ -90,7 +90,8 @@ def _model(client: MongoClient[dict[str, Any]], order: Order) -> torch.nn.Module
     return model.eval()
 
 
-def _leave_with_parent() -> None:
+def leave_with_parent() -> None:
+    """Ends this process when standard input ends: its parent has ended."""
     while sys.stdin.buffer.read(4096):
         pass
     os._exit(0)

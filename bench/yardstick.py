@@ -1,6 +1,7 @@
 """predictd beside a straight hand-written loop, in one go, on the same MongoDB, with the same model and weights.
 
     python -m bench.yardstick [--runs 5] [--rows 5000] [--quick] [--json PATH]      (or: make bench ARGS=--quick)
+    python -m bench.yardstick --pathway PYTHON      (or: make bench-peers, which makes an environment for it)
 
 The sides are the loop, a worker of predictd, and a worker of two processes that share the rows: three with the
 tutorial's per-row preprocess and three with the batched one. They take turns, run by run: a burst of rows, timed from
@@ -37,7 +38,7 @@ from pymongo import MongoClient
 from rich.console import Console
 from rich.table import Table
 
-from bench.sides import LOOP, PREDICTD, ROOT, SHARED, Failed, Side, clocks, start
+from bench.sides import LOOP, ROOT, Failed, Side, clocks, start
 from bench.straight_loop import FIELD
 from daemon.embedded.server import ensure
 from examples.digits import digits, png
@@ -82,7 +83,10 @@ class Sides:
 
     preprocess: str
     sides: dict[str, Side]
-    turns: dict[str, list[Turn]] = field(default_factory=lambda: {LOOP: [], PREDICTD: [], SHARED: []})
+    turns: dict[str, list[Turn]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.turns = {name: [] for name in self.sides}
 
 
 # ---- one turn -----------------------------------------------------------------------------------------------------
@@ -209,7 +213,8 @@ def table(summaries: dict[str, dict[str, Any]], plan: Plan) -> Table:
     shown = Table(
         title=f"medians of {plan.runs} interleaved runs of {plan.rows:,} rows in a burst and {plan.singles} one by one"
     )
-    for heading in ("preprocess", "", LOOP, PREDICTD, "ratio", SHARED, "ratio"):
+    others = [side for side in next(iter(summaries.values()))["median"] if side != LOOP]
+    for heading in ("preprocess", "", LOOP, *(heading for side in others for heading in (side, "ratio"))):
         shown.add_column(heading, justify="left" if heading in {"preprocess", ""} else "right")
     lines = {
         "rows_per_second": ("burst, rows/s", ",.0f"),
@@ -221,7 +226,7 @@ def table(summaries: dict[str, dict[str, Any]], plan: Plan) -> Table:
     for preprocess, told in summaries.items():
         for name, (words, form) in lines.items():
             cells = [format(told["median"][LOOP][name], form)]
-            for side in (PREDICTD, SHARED):
+            for side in others:
                 by_run = told["ratios_by_run"][side][name]
                 spread = f" ({min(by_run):.2f} to {max(by_run):.2f})"
                 cells += [format(told["median"][side][name], form), f"{told['ratio'][side][name]:.2f}{spread}"]
@@ -230,7 +235,9 @@ def table(summaries: dict[str, dict[str, Any]], plan: Plan) -> Table:
     return shown
 
 
-def compare(plan: Plan, preprocesses: Iterable[str], console: Console) -> dict[str, dict[str, Any]]:
+def compare(
+    plan: Plan, preprocesses: Iterable[str], console: Console, pathway: str | None = None
+) -> dict[str, dict[str, Any]]:
     """The whole comparison; whatever was started is ended when this returns or raises."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="predictd-yardstick-")))
@@ -249,6 +256,7 @@ def compare(plan: Plan, preprocesses: Iterable[str], console: Console) -> dict[s
                 threads=plan.threads,
                 await_ms=plan.await_ms,
                 stack=stack,
+                pathway=pathway,
             )
             for side in started.values():
                 take_turn(side, images[:BURST], replace(plan, singles=0))  # the first batches of a process are slow
@@ -270,6 +278,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one run of 1,000 rows")
     parser.add_argument("--preprocess", choices=["per-row", "batched"], help="only this one (both)")
     parser.add_argument("--await-ms", type=int, default=1, help="how long the loop's stream waits for an event (1)")
+    parser.add_argument("--pathway", metavar="PYTHON", help="measure Pathway, too, which this Python has")
     parser.add_argument("--threads", type=int, default=half, help=f"torch threads of each process ({half})")
     parser.add_argument("--json", type=Path, default=ROOT / "bench" / "results" / "yardstick.json", metavar="PATH")
     given = parser.parse_args()
@@ -278,7 +287,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     console = Console()
     try:
-        summaries = compare(plan, [given.preprocess] if given.preprocess else ["per-row", "batched"], console)
+        preprocesses = [given.preprocess] if given.preprocess else ["per-row", "batched"]
+        summaries = compare(plan, preprocesses, console, given.pathway)
     except Failed as error:
         sys.exit(f"yardstick: {error}")
     console.print(table(summaries, plan))

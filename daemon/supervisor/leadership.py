@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TypeVar
 
 import structlog
@@ -259,9 +260,10 @@ class Leadership:
     async def _renew(self, epoch: int) -> None:
         def renew(data: Data) -> None:
             self._lease(data).renew(epoch)
-            with suppress(PyMongoError):  # at the next renewal, then
-                end_left_transactions(data.client)
-                SearchRequests(data, self._config.service.name, "leader").give_up()
+            searches = SearchRequests(data, self._config.service.name, "leader")
+            for tidy in (partial(end_left_transactions, data.client), searches.give_up):
+                with suppress(PyMongoError):  # at the next renewal, then
+                    tidy()
 
         await self.call(renew)
 

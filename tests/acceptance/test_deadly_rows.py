@@ -224,11 +224,14 @@ def test_a_row_may_kill_in_any_step(tmp_path: Path, mongo_uri: str, database: Da
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("step", ["object", "preprocess", "postprocess"])
 def test_a_row_that_breaks_the_accelerator_for_its_process_costs_itself(
-    tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]]
+    tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]], step: str
 ) -> None:
     """Every later call of the process would fail, with any row: a new process finds the one that does it."""
-    text = ONE.replace("harness.models:fails_until_mended", "harness.deadly_models:asserts")
+    code = {"object": "harness.models:echo", step: "harness.deadly_models:asserts"}
+    lines = "\n".join(f'{key} = "{path}"' for key, path in code.items())
+    text = ONE.replace('object = "harness.models:fails_until_mended"', lines)
     with Site(tmp_path / "site", mongo_uri, database, text) as site:
         site.start()
         site.rows.insert_many([{"_id": n, "x": "assert" if n == 30 else f"x{n}"} for n in range(60)])

@@ -31,12 +31,12 @@ def deadly(x: Any) -> Any:
 
 
 def asserts(x: Any) -> Any:
-    """From the row "assert" on, each call fails, as CUDA's do after a failed assertion on the device."""
+    """From a row with "assert" on, each call fails, as CUDA's do after a failed assertion on the device."""
 
     def refused(_: object = None) -> None:
         raise RuntimeError("CUDA error: device-side assert triggered\nCompile with TORCH_USE_CUDA_DSA")
 
-    if x == "assert":
+    if "assert" in x:
         torch.cuda.is_initialized, torch.cuda.synchronize = lambda: True, refused  # type: ignore[assignment]
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         refused()

@@ -229,6 +229,32 @@ def test_a_document_that_is_divided_in_no_known_way_counts_as_none(
     assert position(own, 2, partition).claim("h") == Position(Timestamp(5, 1))
 
 
+def test_processes_that_begin_at_the_same_moment_do_not_fence_each_other(own: Any) -> None:
+    """MongoDB answers the later of two inserts of a document with DuplicateKeyError; it is the neighbour's."""
+    wrong: list[BaseException] = []
+
+    def begin(n: int, partition: Partition, together: threading.Barrier) -> None:
+        together.wait()
+        try:
+            Scans(own, SERVICE, f"L{n}", 1, partition).begin(ONE_MARK, "first start", "oldest")
+            Positions(own, SERVICE, f"w{n}", 1, partition).save(Position(Timestamp(5, 1)), "h")
+        except Fenced as error:
+            wrong.append(error)
+
+    for n in range(60):
+        together = threading.Barrier(4)
+        threads = [threading.Thread(target=begin, args=(n, each, together)) for each in everyone(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+    own[names.SCANS].update_one({"_id": f"{SERVICE}/L0"}, {"$set": {"epoch": 2}})
+    own[names.LEASES].insert_one({"_id": SERVICE, "epoch": 2})
+    with pytest.raises(Fenced, match="owns the scan of"):
+        Scans(own, SERVICE, "L0", 1, everyone(4)[0]).begin(ONE_MARK, "another", "oldest")
+
+
 # ---- real processes -------------------------------------------------------------------------------------------------
 
 

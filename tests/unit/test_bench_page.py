@@ -10,7 +10,7 @@ import pytest
 
 from bench import page
 from bench.scale import CORES, Costs, machine, machines
-from bench.sides import LOOP, PREDICTD, SHARED
+from bench.sides import LOOP, PATHWAY, PREDICTD, SHARED
 
 FIGURES = {"rows_per_second": 5000.0, "cpu_us": 100.0, "mongod_cpu_us": 40.0, "client_cpu_us": 10.0}
 SINGLES = {"single_p50_ms": 3.0, "single_p99_ms": 5.0}
@@ -20,8 +20,12 @@ def measured() -> dict[str, Any]:
     medians = dict.fromkeys((LOOP, PREDICTD, SHARED), FIGURES | SINGLES)
     medians[SHARED] = medians[SHARED] | {"mongod_cpu_us": 50.0}
     ratio = {side: dict.fromkeys(of, 1.25) for side, of in medians.items()}
-    by_run = {side: {key: [1.0, 1.25, 1.5] for key in of} for side, of in medians.items()}
-    told = {"median": medians, "ratio": ratio, "ratios_by_run": by_run}
+    by_run = {
+        side: {key: [figure * of for of in (1.0, 1.25, 1.5)] for key, figure in of.items()}
+        for side, of in medians.items()
+    }
+    by_run[LOOP] = {key: [figure] * 3 for key, figure in medians[LOOP].items()}
+    told = {"median": medians, "ratio": ratio, "runs": by_run}
     return {"plan": {"runs": 3, "rows": 5000, "threads": 1}, "cores": 2, "preprocess": {"batched": told}}
 
 
@@ -49,8 +53,17 @@ def test_the_page_has_the_figures_of_all_sides_with_their_spread(tmp_path: Path)
     text = page.page(tmp_path)
     assert "| batched | burst, rows/s | 5,000 | 5,000 | 1.25 (1.00 to 1.50) | 5,000 | 1.25 (1.00 to 1.50) |" in text
     assert "Rows that change all the time" not in text
+    assert "Beside the closest peer" not in text
     (tmp_path / "hot_rows.json").write_text(json.dumps({"medians": {"mnist": {"rows/s": 1234.4}}}))
     assert "| the table of the burst | 1,234 |" in page.page(tmp_path)
+    told = measured()
+    of = told["preprocess"]["batched"]
+    of["median"][PATHWAY], of["runs"][PATHWAY] = (
+        of["median"][LOOP],
+        {key: [2 * n for n in runs] for key, runs in of["runs"][LOOP].items()},
+    )
+    (tmp_path / "peers.json").write_text(json.dumps(told))
+    assert "| batched | burst, rows/s | 5,000 | 5,000 | 0.62 (0.50 to 0.75) |" in page.page(tmp_path)
 
 
 def test_the_chart_is_the_same_for_the_same_figures(tmp_path: Path) -> None:

@@ -172,6 +172,7 @@ def prepare(
                         keep = max(1, len(rows) // 2)
                         left = (*rows[keep:], *todo[place - 1 :])
                         return _prepared(judged, rows[:keep], inputs[:keep], letters, left)
+                    _check_usable(live, error)
                     letters.append(letter(row, live, "preprocess" if failed is None else "decode", error))
                     continue
                 rows.append(row)
@@ -228,9 +229,7 @@ def predict(prepared: Prepared, out_of_memory: Callable[[int], None]) -> Predict
     judged, live = prepared.judged, prepared.judged.live
 
     def failed(error: BaseException, rows: int) -> None:
-        if (reason := live.model.broken()) is not None:
-            # It ends the worker. The next one predicts these rows alone, and finds the one that does this.
-            raise AcceleratorLost(reason) from error
+        _check_usable(live, error)
         if rows > 1 and is_out_of_memory(error):
             out_of_memory(rows)
 
@@ -248,6 +247,7 @@ def predict(prepared: Prepared, out_of_memory: Callable[[int], None]) -> Predict
         if outcome.error is None:
             writes.append(_set(row, judged, {"value": outcome.value}))
         else:
+            _check_usable(live, outcome.error)
             letters.append(letter(row, live, outcome.stage, outcome.error))
     by_key = {identity(row.key): row for row in judged.rows}
     writes.extend(_set(by_key[identity(dead.key)], judged, {"error": dead.mark()}) for dead in letters)
@@ -279,6 +279,14 @@ def check_storable(value: Any) -> None:
         raise OutputError(
             f"the output takes {size} bytes, and a row of MongoDB holds 16 MB with its input; return less, or a vector"
         )
+
+
+def _check_usable(live: Live, error: BaseException) -> None:
+    """Raise AcceleratorLost if user code failed because no call can succeed in this process any more. That ends the
+    worker; the next one predicts these rows alone, and finds the one that does this.
+    """
+    if (reason := live.model.broken()) is not None:
+        raise AcceleratorLost(reason) from error
 
 
 def letter(row: Row, live: Live, stage: str, error: BaseException) -> Letter:

@@ -19,15 +19,13 @@ from bson.timestamp import Timestamp
 from pymongo import ReturnDocument
 from pymongo.collection import Collection
 from pymongo.database import Database
-from pymongo.errors import DuplicateKeyError
 
-from components.errors import Fenced
 from components.raw_value import fields, readable
 from daemon.store import names
 from daemon.store.connection import end_sessions
 from daemon.store.documents import change_one
 from daemon.store.partition import WHOLE, Partition, lay_out, shares
-from daemon.store.service.epochs import mended
+from daemon.store.service.epochs import fenced
 
 T = TypeVar("T")
 
@@ -140,15 +138,7 @@ class Positions:
 
     def _fenced(self, write: Callable[[], T]) -> T:
         """Makes a write that only the owner of the stream may make. Raises Fenced."""
-        for attempt in (1, 2):
-            try:
-                return write()
-            except DuplicateKeyError:
-                if attempt == 2 or not mended(self._collection, self._id, self._service, self._epoch):
-                    raise Fenced(
-                        f"another daemon, with a higher epoch than {self._epoch}, owns the stream {self._id}"
-                    ) from None
-        raise AssertionError  # the second attempt returned or raised
+        return fenced(write, self._collection, self._own, self._service, self._epoch, f"the stream {self._id}")
 
 
 def cluster_time(database: Database[dict[str, Any]]) -> Timestamp:

@@ -20,20 +20,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from bson import ObjectId
 from bson.timestamp import Timestamp
 from pymongo.collection import Collection
 from pymongo.database import Database
-from pymongo.errors import DuplicateKeyError
 
-from components.errors import Fenced
 from components.raw_value import document, fields, readable
 from daemon.store import names
 from daemon.store.documents import change_one, read_one
 from daemon.store.partition import WHOLE, Partition, combined, lay_out, shares
-from daemon.store.service.epochs import mended
+from daemon.store.service.epochs import fenced
 
 _PARTS: Final = ("mark", "state", "reason", "done", "run", "order", "last", "owed", "started_at", "finished_at")
 """The fields of each share."""
@@ -116,14 +115,8 @@ class Scans:
             "order": order,
         }
         about = {self._partition.path(name): value for name, value in about.items()}
-        try:
-            self._begin(about, owed)
-        except DuplicateKeyError:
-            if not mended(self._collection, self._id, self._service, self._epoch):
-                raise Fenced(
-                    f"another daemon, with a higher epoch than {self._epoch}, owns the scan of {self._id}"
-                ) from None
-            self._begin(about, owed)
+        begin = partial(self._begin, about, owed)
+        fenced(begin, self._collection, self._own, self._service, self._epoch, f"the scan of {self._id}")
         return run
 
     def _begin(self, about: Mapping[str, Any], owed: Timestamp | None) -> None:

@@ -1,4 +1,4 @@
-"""Repairs epochs that no daemon ever had.
+"""Epochs in documents: a write that only the leader may make, and the repair of epochs that no daemon ever had.
 
 A leader writes the epoch of its lease into its documents, and a document with a higher epoch refuses its writes. A
 document that was restored or written by hand may have a higher epoch than any lease ever had: it would refuse every
@@ -7,16 +7,46 @@ daemon's writes for ever.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
 
 import structlog
 from pymongo.collection import Collection
+from pymongo.errors import DuplicateKeyError
 
+from components.errors import Fenced
 from components.raw_value import RAW, RawValue, document, fields
 from daemon.store import names
 from daemon.store.documents import read_one
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+ATTEMPTS: Final = 5
+
+
+def fenced(
+    write: Callable[[], T],
+    collection: Collection[dict[str, Any]],
+    own: Mapping[str, Any],
+    service: str,
+    epoch: int,
+    what: str,
+) -> T:
+    """Makes a write: an upsert of the document that the filter `own` matches as long as it is this leader's.
+
+    The server answers DuplicateKeyError if the document does not match, and also if a neighbour, another process of the
+    same worker, has inserted it at the same moment: then the next attempt matches it. Raises Fenced; `what` is what the
+    document is about.
+    """
+    for _ in range(ATTEMPTS):
+        try:
+            return write()
+        except DuplicateKeyError:
+            if not collection.count_documents(own, limit=1) and not mended(collection, own["_id"], service, epoch):
+                break
+    raise Fenced(f"another daemon, with a higher epoch than {epoch}, owns {what}")
 
 
 def mended(collection: Collection[dict[str, Any]], identifier: str, service: str, epoch: int) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
+from pymongo import timeout
 from pymongo.database import Database
 
 from components.raw_value import RAW, equals, fields, readable
@@ -23,6 +24,8 @@ KEEP_SECONDS: Final = 3600
 
 PATIENCE_SECONDS: Final = 60
 """How long a request waits for a worker, by the server's clock."""
+
+LOOK_SECONDS: Final = 2.0
 
 
 class SearchRequests:
@@ -51,10 +54,11 @@ class SearchRequests:
         """Answers those that have waited for so long since a leader saw them first."""
         error = f"no worker has answered for {seconds:g} s; `predictd status` tells whether its listener is served"
         seen = {"$currentDate": {"seen_at": True}}
-        self._collection.update_many({**self._new, "seen_at": {"$exists": False}}, seen)
         late = {"$lt": ["$seen_at", {"$subtract": ["$$NOW", seconds * 1000]}]}
         failed = {"$set": {"state": "failed", "error": error, "answered_at": "$$NOW"}}
-        self._collection.update_many({**self._new, "$expr": late}, [failed])
+        with timeout(LOOK_SECONDS):  # the leader has its lease to renew
+            self._collection.update_many({**self._new, "seen_at": {"$exists": False}}, seen)
+            self._collection.update_many({**self._new, "$expr": late}, [failed])
 
     def next(self, mine: Collection[str], known: Collection[str]) -> Mapping[str, Any] | None:
         """A request for one of the indexes `mine`, or for one that is not among those that are `known`, claimed for the
