@@ -7,13 +7,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
+from io import BytesIO
+from pathlib import Path
 from typing import Any, Final
 
+from components import program_files
 from components.artifacts import bound, rebound, together
 from components.code_source import importable
 from components.dataset import Dataset
@@ -79,6 +83,10 @@ def build_model(name: str, declaration: ModelDeclaration, resolve: Resolve) -> M
         code = {key: _resolved(f"{at}.{key}", slot, resolve) for key, slot in slots.items() if isinstance(slot, str)}
         try:
             arguments = _given(f"{at}.arguments", declaration.arguments, resolve)
+            program, file = None, program_files.argument(declaration.object, declaration.arguments)
+            if file is not None:  # what is hashed is what runs, whatever happens to the file meanwhile
+                content = Path(arguments[file]).read_bytes()
+                program, arguments = hashlib.sha256(content).hexdigest(), {**arguments, file: BytesIO(content)}
             makes = isinstance(source, type) or (inspect.isroutine(source) if of_torch else bool(arguments))
             built = source(**arguments) if by_path and makes else source
             module = _copied(built) if of_torch and built is source and by_path else built
@@ -112,7 +120,7 @@ def build_model(name: str, declaration: ModelDeclaration, resolve: Resolve) -> M
                 pretrained=declaration.pretrained,
                 compile=declaration.compile,
             )
-            model.origin = None if module is built else built
+            model.origin, model.program = None if module is built else built, program
             return model
         except PredictdError:
             raise

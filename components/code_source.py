@@ -64,10 +64,11 @@ def travelling_modules(allow: Sequence[str] = ()) -> list[ModuleType]:
     ]
 
 
-def source_hash(objects: Iterable[object], paths: Iterable[str] = ()) -> str:
+def source_hash(objects: Iterable[object], paths: Iterable[str] = (), program: str | None = None) -> str:
     """Return the SHA-256 of the source code of these (imported) objects; "" if all of it was stored by value.
 
-    paths: the import paths of the objects; the modules of these paths count too.
+    paths: the import paths of the objects; the modules of these paths count too. program: the SHA-256 of the file of
+        a program, which counts like a module (`components.program_files`).
 
     The user's modules count by the bytes of their files, with the user's modules that they import and the packages of
     these. Installed packages count by name and version. predictd itself does not count: upgrading it does not make a
@@ -77,7 +78,7 @@ def source_hash(objects: Iterable[object], paths: Iterable[str] = ()) -> str:
     process.
     """
     names = [getattr(obj, "__module__", None) or type(obj).__module__ for obj in objects]
-    hashes: dict[str, str] = {}
+    hashes: dict[str, str] = {} if program is None else {"program": program}
     for name in (*names, *(path.partition(":")[0] for path in paths)):
         file = getattr(sys.modules.get(name), "__file__", None)
         if file is None:

@@ -57,6 +57,8 @@ class Model(ABC):
         """Find out whether inputs, preprocessed batches and results share memory."""
         self.origin: Any = None
         """The module of a user's file that `object` is a copy of, or None; the user's functions may refer to it."""
+        self.program: str | None = None
+        """The SHA-256 of the file that holds the program which `object` is, or None (`components.program_files`)."""
         self.trainer: Any = None
         self.validation: Any = None
         self._turn = Lock()  # two listeners may share a model, and few callables are thread-safe

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, PlainValidator, ValidationInfo, field_validator, model_validator
 
+from components import program_files
 from components.datatypes import datatype
 from components.declarations.schema import PATH, Code, Declaration, Duration, Filter, KeyShape, absent, usual
 from components.errors import DeclarationError
@@ -121,12 +122,26 @@ class ModelDeclaration(Declaration):
         examples=[True],
     )
 
+    @field_validator("arguments")
+    @classmethod
+    def _program(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        """Resolve the file of a program from the folder of service.toml."""
+        root: Path | None = (info.context or {}).get("root")
+        name = program_files.argument(info.data.get("object"), value)
+        return value if root is None or name is None else {**value, name: str(resolved(value[name], root))}
+
     @field_validator("weights")
     @classmethod
     def _from_the_file(cls, value: str | None, info: ValidationInfo) -> str | None:
         """Resolve from the folder of service.toml."""
         root: Path | None = (info.context or {}).get("root")
         return str(resolved(value, root)) if root is not None and value else value
+
+    @property
+    def program(self) -> str | None:
+        """The file of the program that the object is, None if it is none."""
+        name = program_files.argument(self.object, self.arguments)
+        return None if name is None else str(self.arguments[name])
 
     @property
     def begins_trained(self) -> bool:

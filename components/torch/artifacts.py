@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from io import BytesIO
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError
@@ -25,6 +26,7 @@ from torch.nn.utils import parametrize
 
 from components.errors import ArtifactRefused, DeclarationError
 from components.torch.unregistered import unregistered
+from components.torch.weights import content_hash, copied
 
 _KINDS: Mapping[type, str] = {torch.Tensor: "tensor", torch.nn.Parameter: "parameter"}
 
@@ -180,10 +182,21 @@ def archived(obj: Any) -> tuple[Any, ...] | None:
     """Return the reduced form of a TorchScript module, an archive in evaluation mode; None for any other object."""
     if not isinstance(obj, torch.jit.ScriptModule):
         return None
-    data = _archive(deepcopy(obj).eval())
-    if any(tensor.device.type != "cpu" for tensor in obj.state_dict().values()):
-        data = _archive(_of_archive(data))  # the same as before it was moved to a GPU
-    return _of_archive, (data,)
+    if obj in _kept:
+        data, before = _kept[obj]
+        state = copied(obj.state_dict())
+        return _of_archive, (data,) if content_hash(state) == before else (data, state)
+    return _of_archive, (_archive(deepcopy(obj).eval()),)
+
+
+_kept: WeakKeyDictionary[torch.jit.ScriptModule, tuple[bytes, str]] = WeakKeyDictionary()
+"""The archives of TorchScript modules that were moved to an accelerator, and the hashes of their weights, of before."""
+
+
+def keep_archive(module: torch.nn.Module) -> None:
+    """To be called before a module is moved to an accelerator: a prediction there changes what torch saves of it."""
+    if isinstance(module, torch.jit.ScriptModule) and module not in _kept:
+        _kept[module] = _archive(deepcopy(module).eval()), content_hash(module.state_dict())
 
 
 def _archive(module: torch.jit.ScriptModule) -> bytes:
@@ -194,10 +207,13 @@ def _archive(module: torch.jit.ScriptModule) -> bytes:
     return file.getvalue()
 
 
-def _of_archive(data: bytes) -> Any:
+def _of_archive(data: bytes, state: Mapping[str, torch.Tensor] | None = None) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        return torch.jit.load(BytesIO(data), map_location="cpu")  # type: ignore[no-untyped-call]
+        made = torch.jit.load(BytesIO(data), map_location="cpu")  # type: ignore[no-untyped-call]
+    if state is not None:
+        made.load_state_dict(state)
+    return made
 
 
 def parametrized(obj: Any) -> tuple[Any, ...] | None:

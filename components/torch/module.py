@@ -21,6 +21,7 @@ from components.errors import DeclarationError, WeightsError
 from components.key import Arguments
 from components.model import Model, bundled, check_callable
 from components.torch import batches, devices, moved, randomness, weights
+from components.torch.artifacts import keep_archive
 from components.torch.compiled import Compiled, said
 from components.torch.exported import Exported
 from components.torch.gradients import Gradients, wanted
@@ -250,6 +251,7 @@ class TorchModule(Model):
         given = {name: torch.as_tensor(value) for name, value in state.items()}
         with self._turn:
             own = self.object.state_dict()
+            given = weights.completed(own, given)
             problems = weights.misfits(own, given)
             if problems:
                 more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
@@ -370,6 +372,8 @@ class TorchModule(Model):
 
     def _place(self, *, training: bool = False) -> None:
         if not self._placed:
+            if self.device.type != "cpu":
+                keep_archive(self.object)
             # Weights that are moved in inference mode cannot be trained.
             with torch.inference_mode(mode=False):
                 self.object.to(self.device)

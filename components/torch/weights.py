@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,10 @@ def read(path: str) -> dict[str, torch.Tensor]:
     state = found.get("state_dict", found) if isinstance(found, Mapping) else found
     if not isinstance(state, Mapping):
         raise WeightsError(f"{path} holds a {type(state).__name__}; save the module's state_dict() there")
+    strange = [name for name, value in state.items() if not isinstance(value, (torch.Tensor, int, float))]
+    if strange:
+        what = f"{strange[0]!r}, a {type(state[strange[0]]).__name__}"
+        raise WeightsError(f"{path} holds more than the weights of a module: {what}; save its state_dict() alone")
     return dict(state)
 
 
@@ -121,8 +125,35 @@ def _identity(tensor: torch.Tensor) -> object:
     return (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
 
 
+def completed(own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return given weights with those that a file may leave out: they are tied to one that is given."""
+    there = {_identity(tensor): name for name, tensor in own.items() if name in given}
+    tied = {name: there.get(_identity(tensor)) for name, tensor in own.items() if name not in given}
+    return {**given, **{name: given[source] for name, source in tied.items() if source is not None}}
+
+
+def prefix_of(own: Collection[str], given: Collection[str]) -> str:
+    """Return what to do, in words, if the given names differ from a module's by a prefix only; else ""."""
+    for some, others, remedy in (
+        (own, given, "the names in it begin with {0!r}: save the state_dict() of the part {1!r}, or rename them"),
+        (
+            given,
+            own,
+            "the model's names begin with {0!r}: load them into the part {1!r}, and save its whole state_dict()",
+        ),
+    ):
+        first = next(iter(some), "")
+        longer = next((name for name in others if name.endswith(f".{first}")), "")
+        prefix = longer.removesuffix(first)
+        if prefix and {f"{prefix}{name}" for name in some} == set(others):
+            return remedy.format(prefix, prefix[:-1])
+    return ""
+
+
 def misfits(own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> list[str]:
     """Return what does not fit, before anything is copied, because load_state_dict would stop half-way."""
+    if remedy := prefix_of(own, given):
+        return [remedy]
     problems = [f"{name!r} is missing" for name in own if name not in given]
     problems += [f"{name!r} is not in the model" for name in given if name not in own]
     for name, tensor in own.items():

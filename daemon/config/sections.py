@@ -10,13 +10,13 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 
-from components import private_files
+from components import private_files, program_files
 from components.declarations import (
     TUNED,
     Declaration,
@@ -318,6 +318,12 @@ class Config(Declaration):
             for kind, named in self.declarations().items()
             for name, declared in named.items()
         }
+
+    @cached_property
+    def programs(self) -> dict[str, str]:
+        """SHA-256 of the file of each model's program, as it was when this configuration was accepted."""
+        files = {name: model.program for name, model in self.models.items()}
+        return {name: program_files.digest(file) for name, file in files.items() if file is not None}
 
     @property
     def worker_fingerprints(self) -> dict[str, str]:

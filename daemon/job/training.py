@@ -35,7 +35,7 @@ from daemon.job.judges import LOSS, Judges
 from daemon.job.measurer import Compared, Measurer
 from daemon.job.pins import Pins
 from daemon.job.rehearsal import refusal
-from daemon.store.registry.components import object_signature, signature
+from daemon.store.registry.components import signature
 from daemon.store.registry.version import Version
 from daemon.store.rows.datasets import NAME_SHOWN, Pinned, pinned
 from daemon.store.service.jobs import Job
@@ -266,7 +266,7 @@ class Training:
                 weights,
                 content_hash,
                 signature=self._component.signature,
-                object_signature=object_signature(self._component.declaration),
+                object_signature=self._context.loader.made_from(self._component),
                 source=self._context.loader.source(self._component),
                 origin=f"training {self._job.id}",
                 trained=True,

@@ -10,6 +10,8 @@ import os
 import signal
 import sys
 import threading
+import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
@@ -43,6 +45,8 @@ from daemon.store.registry.rehearsals import Rehearsals
 from daemon.store.registry.trust import Trust
 
 MONGODB_SECONDS: Final = 30.0
+LEAST_SECONDS: Final = 10.0
+"""For the predictions of a listener, however long its model took to build."""
 
 
 def main() -> None:
@@ -97,15 +101,18 @@ class Rehearsal:
             self._rehearse(candidate, known, database)
 
     def _rehearse(self, candidate: Candidate, known: Catalog, database: Data) -> None:
-        at, seconds = f"models.{candidate.model}", self._assignment.stage_seconds
+        at, limits, began = f"models.{candidate.model}", self._assignment, time.monotonic()
         threads = ModelThreads.own(candidate.model)
-        self._doing(at, self._assignment.build_seconds)
+        self._doing(at, limits.build_seconds)
         try:
             model = self._patience("model", lambda: threads.model.run(candidate.build))
             threads.model.run(model.warm)
         except BaseException as error:  # noqa: BLE001 - user code may raise any
             self._add(Problem(at, f"it cannot be loaded: {described(error)}"))
             return
+        # One time for building and predicting: who waits for a refusal does not wait for the sum of the two.
+        both = max(limits.build_seconds, limits.stage_seconds) - (time.monotonic() - began)
+        seconds = min(limits.stage_seconds, max(LEAST_SECONDS, both))
         for name in candidate.listeners:
             listener = known.listeners[name].declaration
             fields = known.fields(listener.table)
@@ -113,9 +120,10 @@ class Rehearsal:
             at = f"listeners.{name}"
             try:
                 rows = self._patience("rows", lambda: self._rows(listener, database))  # noqa: B023 - called at once
-                calling = partial(self._doing, at, seconds)
+                left = partial(_left, time.monotonic() + seconds)
+                calling = partial(self._calling, at, left)
                 calling()
-                for found in rehearsed(name, listener, fields, model, rows, calling, threads):
+                for found in rehearsed(name, listener, fields, model, rows, calling, threads, left):
                     self._add(found)
             except BaseException as error:  # noqa: BLE001 - a class of the user's may raise where it is compared
                 self._add(Problem(at, described(error)))
@@ -145,6 +153,9 @@ class Rehearsal:
         kind = "problems" if not isinstance(found, Note) else "warnings" if found.warns else "notes"
         self._found[kind].append((found.path, readable(found.message)))
 
+    def _calling(self, stage: str, left: Callable[[], float]) -> None:
+        self._doing(stage, left())
+
     def _doing(self, stage: str, within: float, *, done: bool = False) -> None:
         """Reports what comes next, and what was found until now."""
         found: dict[str, Any] = {name: tuple(said) for name, said in self._found.items()}
@@ -153,6 +164,10 @@ class Rehearsal:
     def _connect(self) -> Data:
         client = make_client(self._assignment.uri, "predictd rehearsal", socketTimeoutMS=20_000, tz_aware=True)
         return open_database(client, self._assignment.database)
+
+
+def _left(end: float) -> float:
+    return max(0.1, end - time.monotonic())
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ A model must give a row the same output alone as in any batch, in evaluation mod
 
 from __future__ import annotations
 
+import math
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from typing import Any, Final
 
 from components.datatypes import Datatype, datatype
 from components.declarations import ListenerDeclaration
-from components.errors import OutputShapeError, Problem
+from components.errors import OutputShapeError, PredictdError, Problem
 from components.key import Key
 from components.model import Model
 from components.raw_value import fields, readable
@@ -65,16 +66,18 @@ def rehearsed(
     found: Sequence[bytes],
     calling: Callable[[], None] = lambda: None,
     threads: ModelThreads | None = None,
+    left: Callable[[], float] = lambda: math.inf,
 ) -> Iterator[Problem]:
     """Yield the problems and notes of one listener. `found` are rows of it, documents in BSON; without any, one is made
-    up. `calling` is called before each call of user code, which runs in `threads`, without them in the caller's.
+    up. `calling` is called before each call of user code, which runs in `threads`, without them in the caller's. `left`
+    returns the seconds for all of it: no call begins that would take longer than is left.
     """
     at, code = f"listeners.{name}", f"models.{declared.model}.object"
     rows = found or made_up(declared, fields)
     if not rows:
         yield Note(at, f"table `{declared.table}` has no row that matches; nothing was predicted")
         return
-    stage = Stage(model, declared.parsed_key, fields, calling, declared.output, threads or ModelThreads())
+    stage = Stage(model, declared.parsed_key, fields, calling, declared.output, threads or ModelThreads(), left)
     good: list[tuple[Row, Any]] = []
     bad: list[str] = []
     end = time.monotonic() + ALONE_SECONDS
@@ -89,7 +92,7 @@ def rehearsed(
                 yield Note(at, f"there is no memory to rehearse it beside what serves: {described(error)}", warns=True)
                 return
             bad.append(f"row {row_id(row.key)}: {described(error)}")
-        if time.monotonic() > end and len(good) >= ENOUGH:
+        if (time.monotonic() > end and len(good) >= ENOUGH) or stage.lacks_time(1):
             break
     tried = len(good) + len(bad)
     if not found:
@@ -120,6 +123,7 @@ class Stage:
         calling: Callable[[], None],
         output: str | None,
         threads: ModelThreads,
+        left: Callable[[], float] = lambda: math.inf,
     ) -> None:
         self._model = model
         self._key = key
@@ -127,6 +131,9 @@ class Stage:
             datatype(fields[path]) if path in fields else None for path in key.fields
         ]
         self._calling = calling
+        self._left = left
+        self.seconds = 0.0
+        """A row's seconds in the last call; the first call may have loaded or compiled something."""
         self._output = None if output is None else datatype(output)
         self._threads = threads
 
@@ -135,11 +142,30 @@ class Stage:
         found = readable(fields(document), "_id")
         return Row(found["_id"], tuple(value_at(found, path) for path in self._key.fields), b"", Seen())
 
+    def lacks_time(self, rows: int) -> bool:
+        """Return whether to predict so many rows may take longer than is left, as long as the last ones took."""
+        return self.seconds * rows > self._left()
+
+    def check_time(self, rows: int) -> None:
+        """Raise _EnoughError if there is no time for so many rows."""
+        if self.lacks_time(rows):
+            raise _EnoughError(
+                f"a row takes {self.seconds:.2g} s, so there was no time to try it in a batch; raise "
+                "limits.stage_seconds to know whether its rows depend on each other"
+            )
+
     def outputs(self, rows: Sequence[Row]) -> list[Any]:
         """Return what would be stored for each row. The model gets new arguments each time, as it may change them."""
+        began = time.monotonic()
+        try:
+            return self._outputs(rows)
+        finally:
+            self.seconds = (time.monotonic() - began) / len(rows)
+
+    def _outputs(self, rows: Sequence[Row]) -> list[Any]:
         model, given = self._model, [arguments_of(row, self._key, self._datatypes) for row in rows]
         if model.by_row and len(rows) > 1:
-            return [value for row in rows for value in self.outputs([row])]
+            return [value for row in rows for value in self._outputs([row])]
         self._calling()
         inputs = self._threads.preprocess.run(self._prepared, given)
         return self._threads.model.run(self._predicted, inputs, len(rows))
@@ -172,44 +198,53 @@ def _in_batches(at: str, code: str, stage: Stage, rows: Sequence[tuple[Row, Any]
             code, f"{part} is in training mode while it predicts (dropout, batch statistics): do not call train() there"
         )
         return
-    first, alone = rows[0]
-    began, memory = time.perf_counter(), _peak()
-    again = stage.outputs([first])[0]
-    seconds = time.perf_counter() - began
-    if not alike(alone, again):
-        shown = f"row {row_id(first.key)} gives {_short(alone)}, then {_short(again)}"
-        yield Note(at, f"{shown}: the model is random", warns=True)
-        return
-    for size in sorted({2, len(rows)}):
-        if size > len(rows):
-            continue
-        began = time.perf_counter()
-        try:
-            found = stage.outputs([row for row, _ in rows[:size]])
-        except BaseException as error:  # noqa: BLE001 - user code may raise any
-            if is_out_of_memory(error):
-                yield Note(at, f"a batch of {size} rows does not fit into memory: {described(error)}", warns=True)
-                break
-            yield Problem(code, f"a batch of {size} rows fails, and each of them alone passes: {described(error)}")
-            return
-        seconds = (time.perf_counter() - began) / size
-        for (row, expected), value in zip(rows, found, strict=False):
-            if not alike(expected, value):
-                again = [stage.outputs([row])[0] for _ in range(AGAIN)]
-                if not all(alike(expected, each) for each in again):
-                    yield Note(
-                        at, f"row {row_id(row.key)} gives another output each time: the model is random", warns=True
-                    )
-                    return
-                yield Problem(
-                    code,
-                    f"row {row_id(row.key)} gives {_short(expected)} alone, and {_short(value)} in a batch of {size}: "
-                    "the rows of a batch must not depend on each other",
-                )
+    memory, seconds = _peak(), stage.seconds
+    try:
+        for size in [1, *(size for size in sorted({2, len(rows)}) if size <= len(rows))]:
+            began = time.perf_counter()
+            found = _in_one(at, code, stage, rows[:size])
+            if found is not None:
+                yield found
                 return
+            seconds = (time.perf_counter() - began) / size
+    except _EnoughError as error:
+        yield Note(at, str(error), warns=True)
     more = max(0, _peak() - memory) // max(1, len(rows))
     words = f"{len(rows)} rows were predicted" + (f", {1000 * seconds:.3g} ms a row" if len(rows) > 1 else "")
     yield Passed(at, words, rows=len(rows), seconds=seconds, memory=more)
+
+
+def _in_one(at: str, code: str, stage: Stage, rows: Sequence[tuple[Row, Any]]) -> Problem | None:
+    """Predict rows in one batch and return what is wrong with it. Raises _EnoughError if it cannot be tried."""
+    size = len(rows)
+    stage.check_time(size)
+    try:
+        found = stage.outputs([row for row, _ in rows])
+    except BaseException as error:  # user code may raise any
+        if is_out_of_memory(error):
+            raise _EnoughError(f"a batch of {size} rows does not fit into memory: {described(error)}") from error
+        what = f"a batch of {size} rows fails, and each of them alone passes" if size > 1 else "a row passes once only"
+        return Problem(code, f"{what}: {described(error)}")
+    for (row, expected), value in zip(rows, found, strict=False):
+        if alike(expected, value):
+            continue
+        shown = f"row {row_id(row.key)} gives {_short(expected)}"
+        if size == 1:
+            return Note(at, f"{shown}, then {_short(value)}: the model is random", warns=True)
+        stage.check_time(AGAIN)
+        again = [stage.outputs([row])[0] for _ in range(AGAIN)]
+        if not all(alike(expected, each) for each in again):
+            return Note(at, f"row {row_id(row.key)} gives another output each time: the model is random", warns=True)
+        return Problem(
+            code,
+            f"{shown} alone, and {_short(value)} in a batch of {size}: the rows of a batch must not depend on each "
+            "other",
+        )
+    return None
+
+
+class _EnoughError(PredictdError):
+    """A larger batch cannot be tried, but what was tried was good."""
 
 
 def _peak() -> int:

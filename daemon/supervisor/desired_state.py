@@ -108,13 +108,16 @@ def built_from(config: Config) -> dict[str, Any]:
 
 
 def _files(config: Config, model: str) -> list[tuple[str, str]]:
-    """The files that the import paths of a model lead to, as far as they lie beside service.toml, with their hashes."""
+    """The files that the import paths of a model lead to, as far as they lie beside service.toml, and the file of its
+    program, with their hashes.
+    """
+    programs = [(str(config.models[model].program), config.programs[model])] if model in config.programs else []
     root = config.service.import_root
     found = set()
     for path in config.models[model].code.values():
         module = str(path).partition(":")[0].replace(".", "/")
         found |= {path for path in (root / f"{module}.py", root / module / "__init__.py") if module and path.is_file()}
-    return [(str(path), hashlib.sha256(_bytes(path)).hexdigest()) for path in sorted(found)]
+    return programs + [(str(path), hashlib.sha256(_bytes(path)).hexdigest()) for path in sorted(found)]
 
 
 def _bytes(path: Path) -> bytes:

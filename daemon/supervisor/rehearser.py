@@ -180,14 +180,14 @@ class Rehearser(Claimer):
             if since > within and not (report is not None and report.done):
                 what = "one step of it" if report is not None and report.stage else "its process"
                 more = "" if report is None or not report.stage else f"; {_MORE} if it only needs more time"
-                return f"{what} took more than {within:g} s{more}"
+                return f"{what} took more than {round(within, 1):g} s{more}"
             if (used := await asyncio.to_thread(_memory, process.pid)) > room:
                 return f"it takes {used >> 20:,} MiB of memory, and {room >> 20:,} MiB is the most"
         return None
 
 
 _SAID: Final = ("problems", "warnings", "notes")
-_MORE: Final = "raise limits.build_seconds (to build it) or limits.stage_seconds (to predict a batch)"
+_MORE: Final = "raise limits.build_seconds (to build it) or limits.stage_seconds (to predict its rows)"
 
 
 class _FailedError(PredictdError):

@@ -95,12 +95,14 @@ def test_a_file_that_holds_code_or_nothing_of_use_is_refused(tmp_path: Path) -> 
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Touches(tmp_path / "canary")))
     (tmp_path / "garbage.safetensors").write_bytes(b"garbage")
     torch.save([1, 2], tmp_path / "list.pt")
+    torch.save({"model": {"a": torch.ones(1)}, "epoch": 3}, tmp_path / "checkpoint.pt")
     for name, why in (
         ("code.pt", "cannot be loaded safely"),
         ("plain.pt", "cannot be loaded safely"),
         ("garbage.safetensors", "cannot be loaded safely"),
         ("missing.pt", "cannot be read"),
         ("list.pt", "holds a list"),
+        ("checkpoint.pt", "more than the weights of a module: 'model', a dict; save its state_dict"),
     ):
         with pytest.raises(WeightsError, match=f"{name}.*{why}"):
             stored_weights.read(str(tmp_path / name))

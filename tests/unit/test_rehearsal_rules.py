@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import re
 import struct
+import time
+from typing import Any
 
 import bson
 
@@ -44,3 +47,33 @@ def test_a_random_model_that_gives_the_same_twice_is_no_faulty_one() -> None:
     steady = ObjectModel("m", lambda xs: [x + len(xs) for x in xs], batched=True)
     (problem,) = rehearsed("l", listener, {"x": "int"}, steady, rows)
     assert "must not depend on each other" in str(problem)
+
+
+def test_a_slow_model_is_tried_as_far_as_there_is_time() -> None:
+    """No call begins for which too little is left: rows that pass are good, with a warning; that none passes is said
+    after the rows that there was time for.
+    """
+    listener = ListenerDeclaration(table="rows", key="x", model="m", worker="m")
+    rows = [bson.encode({"_id": n, "x": n}) for n in range(8)]
+
+    def slow(xs: list[int]) -> list[int]:
+        time.sleep(0.05 * len(xs))
+        return xs
+
+    def fails(xs: list[int]) -> list[int]:
+        slow(xs)
+        raise ValueError("never any")
+
+    def found(function: Any, seconds: float) -> list[str]:
+        end = time.monotonic() + seconds
+        model = ObjectModel("m", function, batched=True)
+        given = rehearsed("l", listener, {"x": "int"}, model, rows, left=lambda: end - time.monotonic())
+        return [str(each) for each in given]
+
+    warning, passed = found(slow, 0.12)
+    assert "no time to try it in a batch; raise limits.stage_seconds" in warning
+    assert re.search(r"[1-3] rows were predicted", passed)
+    (passed,) = found(slow, 60.0)
+    assert "rows were predicted" in passed
+    (problem,) = found(fails, 0.12)
+    assert re.search(r"none of [1-3] rows can be predicted", problem)

@@ -7,14 +7,15 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_model
 from torch.nn.functional import mse_loss
 from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.parametrizations import weight_norm as norm
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from components.artifacts import dumps, loads
-from components.errors import OutputShapeError, TrainingError
-from components.torch import TorchModel
+from components.errors import OutputShapeError, TrainingError, WeightsError
+from components.torch import TorchModel, weights
 
 
 class Symmetric(torch.nn.Module):
@@ -151,3 +152,35 @@ def test_an_array_is_an_output_for_each_row(texts):
         assert np.allclose(output, module.encode([text])[0], atol=1e-6)
     with pytest.raises(OutputShapeError, match="its first dimension must be the batch"):
         TorchModel("m", module, forward_method="across").predict_batches(texts)
+
+
+@pytest.mark.parametrize(
+    ("given", "inner", "words"),
+    [
+        (lambda net: torch.nn.DataParallel(net).state_dict(), True, "begin with 'module.': save .* the part 'module'"),
+        (lambda net: {"state_dict": {f"net.{k}": v for k, v in net.state_dict().items()}}, True, "begin with 'net.'"),
+        (lambda net: net.state_dict(), False, "model's names begin with 'net.': load them into the part 'net'"),
+    ],
+    ids=["DataParallel", "Lightning", "a part alone"],
+)
+def test_a_checkpoint_with_a_prefix_is_refused_with_what_to_do(given, inner, words, tmp_path):
+    net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4))
+    torch.save(given(net), tmp_path / "net.pt")
+    model = TorchModel("m", net if inner else torch.nn.ModuleDict({"net": net}), forward_method="get_submodule")
+    with pytest.raises(WeightsError, match=words):
+        model.load_state(weights.read(str(tmp_path / "net.pt")))
+
+
+def test_a_file_may_leave_out_tied_weights(tmp_path):
+    """As `save_model` of safetensors does, and the files of language models."""
+    nets = [torch.nn.Sequential(torch.nn.Linear(4, 4, bias=False), torch.nn.Linear(4, 4)) for _ in range(2)]
+    for net in nets:
+        net[1].weight = net[0].weight
+    save_model(nets[0], tmp_path / "net.safetensors")
+    model = TorchModel("m", nets[1])
+    model.load_state(weights.read(str(tmp_path / "net.safetensors")))
+    row = torch.randn(4)
+    assert torch.equal(model.predict(row), TorchModel("m", nets[0]).predict(row))
+    nets[1][0].weight = torch.nn.Parameter(nets[1][0].weight.detach().clone())
+    with pytest.raises(WeightsError, match=r"'\d.weight' is missing"):  # not tied any more
+        TorchModel("m", nets[1]).load_state(weights.read(str(tmp_path / "net.safetensors")))

@@ -43,6 +43,7 @@ from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 from pymongo.database import Database
 
+from components import program_files
 from components.declarations import (
     KINDS,
     Declaration,
@@ -189,9 +190,11 @@ def signed(
     return ("declaration", service, kind, name, source, str(revision), *filter(None, [serving]), sizes, text)
 
 
-def object_signature(declaration: ModelDeclaration) -> str:
+def object_signature(declaration: ModelDeclaration, program: str | None = None) -> str:
     """A hash of everything that determines a model's initial weights. While it stays the same, trained weights survive
     a change of the rest of the declaration.
+
+    program: the SHA-256 of the file of the program that a process runs; by default of the file as it is now.
 
     The versions of Python and torch that an artifact was made with are not part of it, nor are the values of secrets.
     """
@@ -199,6 +202,8 @@ def object_signature(declaration: ModelDeclaration) -> str:
     if isinstance(made_from, Mapping):
         made_from = {name: made_from.get(name) for name in ("$artifact", "tensors")}
     parts = {"type": declaration.type, "object": made_from, "arguments": unsealed(declaration.arguments)}
+    if declaration.program is not None:
+        parts["program"] = program or program_files.digest(declaration.program)
     return signature(parts | ({"weights": declaration.weights} if declaration.weights else {}))
 
 

@@ -97,6 +97,7 @@ class ModelLoader:
         self._policy = policy
         self._blobs = Artifacts(database)
         self._sources: dict[str, str] = {}
+        self._programs: dict[str, str | None] = {}
         self._kept: dict[str, tuple[str, Loaded]] = {}
 
     def resolve(self, component: Component[Any]) -> Callable[[Any], Any]:
@@ -199,7 +200,8 @@ class ModelLoader:
             model = build_model(component.name, component.declaration, resolve)
         if component.signature not in self._sources:
             paths = [slot for slot in component.declaration.code.values() if isinstance(slot, str)]
-            self._sources[component.signature] = source_hash([resolve(path) for path in paths], paths)
+            self._programs[component.signature] = model.program
+            self._sources[component.signature] = source_hash([resolve(path) for path in paths], paths, model.program)
         return model
 
     def source(self, component: Component[ModelDeclaration]) -> str:
@@ -207,6 +209,10 @@ class ModelLoader:
         if component.signature not in self._sources:
             self.built(component)
         return self._sources[component.signature]
+
+    def made_from(self, component: Component[ModelDeclaration]) -> str:
+        """The `object_signature` of a model as this process has built it."""
+        return object_signature(component.declaration, self._programs.get(component.signature))
 
     def _make(
         self, component: Component[ModelDeclaration], model: Model, versions: Versions, before: Version | None
@@ -233,7 +239,7 @@ class ModelLoader:
             digest,
             signature=component.signature,
             source=source,
-            object_signature=object_signature(component.declaration),
+            object_signature=self.made_from(component),
             origin=origin,
             parent=before.number if before else None,
             # A rollback goes to the weights before these: the same weights with other code are one step.
@@ -254,7 +260,7 @@ class ModelLoader:
         skipped.
         """
         now = (component.signature, self._sources[component.signature], before.content_hash if before else None)
-        alike = versions.alike(component.declaration, component.live)
+        alike = versions.alike(component.declaration, component.live, self._programs[component.signature])
         for each in sorted(alike, key=lambda each: (each.signature, each.source, each.content_hash) != now):
             try:
                 if each.weights is not None:

@@ -156,13 +156,15 @@ class StoredVersions:
                     found.append((version, promotion.revision if promotion else 0))
         return found
 
-    def alike(self, own: ModelDeclaration, live: int | None) -> list[Version]:
+    def alike(self, own: ModelDeclaration, live: int | None, program: str | None = None) -> list[Version]:
         """The believed versions that were live and whose object was declared as `own` declares it, in the order in
         which one with its weights would serve: the live one, then the one that was live last.
+
+        program: as for `object_signature`.
         """
         # An older release stored secrets in clear, and hashed them.
         in_clear = own.model_copy(update={"arguments": expanded(own.arguments, os.environ)})
-        wanted = {object_signature(own), object_signature(in_clear)}
+        wanted = {object_signature(own, program), object_signature(in_clear, program)}
         known = [each for each in self.believed(promoted=True) if each[0].loadable]
         known.sort(key=lambda found: (found[0].number == live, found[1]), reverse=True)
         return [version for version, _ in known if version.object_signature in wanted]
