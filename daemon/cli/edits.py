@@ -15,7 +15,7 @@ from urllib.parse import quote
 import typer
 from rich.text import Text
 
-from components.errors import ConfigurationError, PredictdError, Problem
+from components.errors import ConfigurationError, DeclarationError, PredictdError, Problem
 from daemon import config as configuration
 from daemon.cli.command import (
     CONFIGURATION,
@@ -68,6 +68,8 @@ def beside(config: Config, path: Path) -> int:
         return 0
     try:
         found = _planned(path)
+    except ConfigurationError:
+        raise
     except PredictdError as error:
         hint(f"what it would change is not known: {error}")
         return 0
@@ -95,7 +97,10 @@ def _compared(path: Path) -> dict[str, Any]:
     key = signing_key(candidate)
     with place(path) as here:
         registry = here.registry(key)
-        plan, _ = judged_at_start(here.database, registry, candidate, registry.trust)
+        try:
+            plan, _ = judged_at_start(here.database, registry, candidate, registry.trust)
+        except DeclarationError as error:  # MongoDB refuses a filter
+            raise ConfigurationError([Problem("listeners", str(error))]) from None
         return plan.document()
 
 

@@ -31,7 +31,7 @@ def _differs(part: Part, known: Catalog) -> bool:
 def _judged(declaration: Any) -> Any:
     """The parts of a declaration that a rehearsal judges: not how fast or where a listener works."""
     if isinstance(declaration, ListenerDeclaration):
-        return [declaration.table, declaration.key, declaration.model, declaration.where]
+        return [declaration.table, declaration.key, declaration.model, declaration.where, declaration.output]
     return canonical(declaration)
 
 

@@ -62,7 +62,7 @@ class Service:
     """A daemon with two listeners: L, whose model changes, and K, which never does."""
 
     def __init__(self, folder: Path, uri: str, database: Database[dict[str, Any]]) -> None:
-        self._folder, self._uri, self._database = folder, uri, database
+        self.folder, self._uri, self._database = folder, uri, database
         self.rows = database["rows"]
         self.rows.insert_many({"_id": n, "x": f"x{n}"} for n in range(20))
         self.write(GOOD)
@@ -78,7 +78,7 @@ class Service:
             "models": {"changes": model, "stays": GOOD},
             "listeners": {"L": {**about, "model": "changes", **listener}, "K": {**about, "model": "stays"}},
         }
-        write_service(self._folder, self._uri, self._database.name, declared, more=UNGUARDED)
+        write_service(self.folder, self._uri, self._database.name, declared, more=UNGUARDED)
 
     def reload(self) -> tuple[int, str]:
         answer = self.daemon.reload()
@@ -152,6 +152,26 @@ def test_a_listener_whose_key_does_not_fit_is_refused(serving: Service) -> None:
     serving.write(GOOD | {"object": f"{NETS}:one"}, key="y")
     code, text = serving.reload()
     assert code == 400, text
+    serving.predicts("L", "K")
+
+
+def test_a_listener_whose_outputs_do_not_fit_their_datatype_is_refused(serving: Service) -> None:
+    """Nothing else of it has changed; who reads its outputs would lose all of its own."""
+    serving.write(GOOD, output="int")
+    code, text = serving.reload()
+    assert code == 400, text
+    assert "listeners.L: none of 8 rows can be predicted" in text
+    assert "expected an int, got str" in text
+    serving.predicts("L", "K")
+
+
+@pytest.mark.parametrize("command", ["plan", "check", "reload"])
+def test_a_filter_that_mongodb_refuses_is_refused_by_each_command(serving: Service, command: str) -> None:
+    """Only the server knows its regular expressions; a daemon runs, so it is asked."""
+    serving.write(GOOD, where={"x": {"$regex": "("}})
+    ran = commands.predictd(command, cwd=serving.folder)
+    assert ran.returncode == 78, ran.stdout + ran.stderr
+    assert "Regular expression is invalid" in " ".join(ran.stderr.split())
     serving.predicts("L", "K")
 
 
