@@ -15,7 +15,7 @@ import structlog
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
-from components.errors import Fenced
+from components.errors import Fenced, PredictdError
 from components.import_paths import ImportPolicy
 from daemon.engine import Ending, threads
 from daemon.engine.child import Channel
@@ -228,6 +228,8 @@ class Worker:
             return  # this process is stopping
         if self.failure is None:
             self.failure = error
+            for run in self.runs if not isinstance(error, PredictdError) else ():
+                run.suspects.blame()
         self.stopping.set()
 
     # ---- run ------------------------------------------------------------------------------------------------------

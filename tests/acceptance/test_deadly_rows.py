@@ -229,6 +229,24 @@ def test_a_row_may_kill_in_any_step(tmp_path: Path, mongo_uri: str, database: Da
 
 
 @pytest.mark.slow
+def test_a_row_that_takes_the_descriptors_of_its_process_costs_itself(
+    tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]]
+) -> None:
+    """What fails then may be a thread of the other listener; the row's own is told to stop, and yet it is blamed."""
+    bad = "predict import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))\nopen('/dev/null')"
+    other = TWO[TWO.index("[models.sure]") : TWO.index("[listeners.deadly]")]
+    other += TWO[TWO.index("[listeners.sure]") :] + '[tables.others]\nfields = { x = "str" }\n'
+    text = STEPS + 'worker = "w"\n' + other
+    with Site(tmp_path / "site", mongo_uri, database, text) as site:
+        site.start()
+        site.rows.insert_many([{"_id": n, "x": bad if n == 20 else f"x{n}"} for n in range(40)])
+        with Trickle(site.data["others"], "_outputs.sure"):
+            eventually("every row is judged", lambda: has_all(site, "rows", "m", 40), 180)
+        assert letters(site) == {20: "WorkerDied"}
+        assert site.rows.count_documents({"_outputs.m.value": {"$exists": True}}) == 39
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["object", "preprocess", "postprocess"])
 def test_a_row_that_breaks_the_accelerator_for_its_process_costs_itself(
     tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]], step: str

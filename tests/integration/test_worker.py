@@ -693,7 +693,8 @@ def test_reports_are_json_with_everything_that_the_contract_names(place: Workpla
     assert [*dict.fromkeys(states)] in (["starting", "running", "stopping"], ["running", "stopping"])
     report = next(report for report in worker.reports if report["state"] == "running")
     assert report["pid"] == worker.process.pid
-    assert set(report) == {"state", "reason", "ending", "pid", "threads", "busy", "listeners", "stream", "samples"}
+    named = {"state", "reason", "ending", "pid", "threads", "settled", "busy", "listeners", "stream", "samples"}
+    assert set(report) == named
     assert set(report["listeners"][LISTENER]) >= {
         "state", "reason", "generation", "version", "lag_seconds", "queue", "scan", "rows"
     }  # fmt: skip

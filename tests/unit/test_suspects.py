@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from bson import ObjectId
 
 from components import private_files
-from components.errors import MongoUnavailable
+from components.errors import MongoUnavailable, Stopped
 from daemon.handlers.predict import suspects as suspects_module
 from daemon.handlers.predict.records import Row, Seen
 from daemon.handlers.predict.suspects import Ended, Suspects, Toll, fewest_first
@@ -186,3 +187,18 @@ def test_a_damaged_toll_is_none(tmp_path: Path, toll: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), "toll": toll}))
     found = Suspects(tmp_path, "l", "", 16).toll
     assert found == Toll() or found == Toll(1.0, asks=False, why="5", pause=60.0)
+
+
+@pytest.mark.parametrize("blames", [False, True])
+def test_what_is_at_work_when_the_process_fails_is_blamed(tmp_path: Path, blames: bool) -> None:
+    """The stage itself is only told to stop, as at an end in order: another one has met what the row has damaged."""
+    suspects = Suspects(tmp_path, "l", "", 16)
+    if blames:
+        suspects.blame()
+    with suppress(Stopped), suspects.working("write", [row(1)], GENERATION, alone=True):
+        raise Stopped
+    with suspects.working("predict", [row(2)], GENERATION, alone=False):
+        pass
+    known = Suspects(tmp_path, "l", "crashed", 16)
+    assert known.deaths(1) == (1.0 if blames else None)
+    assert known.deaths(2) is None

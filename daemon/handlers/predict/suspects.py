@@ -142,6 +142,9 @@ class NoSuspects:
     def note(self, **changes: Any) -> None:
         """Changes the toll, also for the next process."""
 
+    def blame(self) -> None:
+        """This process fails, and a row at work may have damaged it: what is at work now stays noted."""
+
     def close(self) -> None:
         """The process ends in order: nothing is at work."""
 
@@ -158,6 +161,7 @@ class Suspects(NoSuspects):
         self._slot = _HEADER.size + max(rows, USUAL_ROWS) * _NAME
         self._notes = folder / f"{listener}.suspects"
         self._known, self.cap, self.toll = self._read()
+        self._blames = False
         self.hung = ended == "timed_out"
         self._saved_at = 0.0
         flight = folder / f"{listener}.flight"
@@ -186,8 +190,8 @@ class Suspects(NoSuspects):
         try:
             yield
             blamed = False
-        except PredictdError:  # such as a stop
-            blamed = False
+        except PredictdError:  # such as a stop, of which there need be no other reason
+            blamed = self._blames
             raise
         finally:
             if not blamed:
@@ -231,6 +235,10 @@ class Suspects(NoSuspects):
             known.guilty, known.offender = False, True
             self.settled += 1
             self._save()
+
+    def blame(self) -> None:
+        """This process fails, and a row at work may have damaged it: what is at work now stays noted."""
+        self._blames = True
 
     def note(self, **changes: Any) -> None:
         """Changes the toll, also for the next process."""
