@@ -73,7 +73,7 @@ def copied(value: Any) -> Any:
         copy = deepcopy(value)
     except Exception:  # noqa: BLE001 - a class of the user's may refuse with anything
         return value
-    if _is_array(value) and not value.flags.writeable:
+    if _is_array(value) and value.shape and not value.flags.writeable:  # numpy's scalars have flags, but none to set
         copy.flags.writeable = False
     return copy
 

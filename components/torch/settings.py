@@ -26,9 +26,23 @@ def _set_matmul_precision(value: str) -> None:
         torch.set_float32_matmul_precision(value)
 
 
+def _cudnn_tf32() -> bool | str:
+    try:
+        return torch._C._get_cudnn_allow_tf32()  # noqa: SLF001
+    except RuntimeError:
+        return _MIXED
+
+
+def _set_cudnn_tf32(value: bool | str) -> None:
+    if value != _MIXED:
+        torch._C._set_cudnn_allow_tf32(value)  # type: ignore[arg-type]  # noqa: SLF001
+
+
 _SETTERS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "default_dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    # The old names of torch set the precisions below, and a flag beside each.
     "float32_matmul_precision": (_matmul_precision, _set_matmul_precision),
+    "cudnn.allow_tf32": (_cudnn_tf32, _set_cudnn_tf32),
     "deterministic_algorithms": (
         lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
         lambda value: torch.use_deterministic_algorithms(value[0], warn_only=value[1]),

@@ -70,6 +70,7 @@ def test_what_a_call_changes_is_put_back_and_said_once(name: str) -> None:
                 CHANGES[name]()
                 assert held(process) != before
             assert held(process) == before
+    assert torch.backends.cudnn.allow_tf32  # raises if the old and the new names disagree
     said = [line for line in logs if line["change"].startswith(f"{name} was changed from")]
     assert len(said) == 1
     assert said[0]["models"] == "m"
