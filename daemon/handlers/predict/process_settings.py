@@ -25,6 +25,7 @@ class ProcessSettings:
         self._imported = False
         """Whether torch was imported after the first batch had begun, by the code of a model."""
         self._working: list[str] = []
+        self._compiling = 0
         self._reported: set[str] = set()
 
     @contextmanager
@@ -40,7 +41,20 @@ class ProcessSettings:
                 self._check()
                 self._working.remove(model)
 
+    @contextmanager
+    def unchecked(self) -> Iterator[None]:
+        """The context in which torch compiles: it changes settings of its own meanwhile, and puts them back."""
+        with self._lock:
+            self._compiling += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._compiling -= 1
+
     def _check(self) -> None:
+        if self._compiling:
+            return
         if "torch" not in sys.modules:
             self._imported = True
             return
