@@ -57,6 +57,7 @@ bench: $(STAMP)  ## predictd beside a hand-written loop, and what else is measur
 	$(BIN)/python -m bench.training $(ARGS)
 	$(BIN)/python -m bench.other_writers $(ARGS)
 	$(BIN)/python -m bench.hot_rows $(ARGS)
+	$(BIN)/python -m bench.large_tables $(ARGS)
 	$(BIN)/python -m bench.page
 
 bench-peers: $(PEERS)/.installed  ## predictd beside the closest peer, too, in an environment of its own

@@ -2,7 +2,8 @@
 
     python -m bench.page            (the last step of make bench)
 
-It reads bench/results/yardstick.json, and of peers.json, hot_rows.json and other_writers.json what is there.
+It reads bench/results/yardstick.json, and of peers.json, hot_rows.json, other_writers.json and large_tables.json what
+is there.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ def page(results: Path = RESULTS) -> str:
         file = results / f"{name}.json"
         if file.exists():
             parts.append("\n".join(part(json.loads(file.read_text())["medians"])))
+    if (large := results / "large_tables.json").exists():
+        parts.append("\n".join(_large_tables(json.loads(large.read_text()))))
     return "\n".join(f"{part}\n" for part in parts).rstrip("\n") + "\n"
 
 
@@ -122,6 +125,26 @@ def _other_writers(medians: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
     )
     yield ""
     yield from _medians("outputs are written by", {}, medians)
+
+
+def _large_tables(measured: Mapping[str, float]) -> Iterator[str]:
+    rows, small = (f"{measured[name]:,.0f}" for name in ("rows", "small"))
+    yield "## A large table"
+    yield ""
+    yield _wrapped(
+        f"`python -m bench.large_tables`: a daemon with an embedded MongoDB, LeNet-5 with the batched preprocess, a "
+        f"table of {rows} rows; a page of a scan in a table of {small} small rows."
+    )
+    yield ""
+    yield "| | |"
+    yield "|---|---|"
+    yield f"| backfill, rows/s | {measured['backfill']:,.0f} |"
+    yield f"| the same by the rate of bursts of new rows | {measured['backfill'] / measured['burst']:.2f} |"
+    yield f"| growth of the memory after 10,000 rows of the backfill, MiB | {measured['backfill_memory']:.1f} |"
+    yield f"| resync, rows/s | {measured['resync']:,.0f} |"
+    yield f"| growth of the memory in the resync, MiB | {measured['resync_memory']:.1f} |"
+    yield f"| a page of 1,000 rows at the beginning of the table, ms | {measured['page_first_ms']:.2f} |"
+    yield f"| a page at its end, ms | {measured['page_last_ms']:.2f} |"
 
 
 def _medians(first: str, words: Mapping[str, str], medians: Mapping[str, Mapping[str, float]]) -> Iterator[str]:

@@ -180,8 +180,10 @@ class Model(ABC):
         """Do the work that would delay the first batch."""
         return
 
+    serves = False
+    """Whether a listener runs it."""
     to_compile = False
-    """Whether the model is to be compiled and has not been."""
+    """Whether it is to be compiled and has not been."""
 
     def compile_for(self, rows: Iterable[Callable[[int], Any]]) -> str | None:  # noqa: ARG002
         """Compile the model for such rows, each of which returns a batch of so many like it.

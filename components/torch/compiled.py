@@ -57,7 +57,7 @@ class Compiled:
             except _UnfitError as error:
                 self.kinds.add(kind)
                 return str(error)
-            except Exception:  # noqa: BLE001, S112 - a bad row gets its letter when it is predicted
+            except BaseException:  # noqa: BLE001, S112 - a bad row gets its letter when it is predicted
                 continue
             self.kinds.add(kind)
         return None

@@ -136,9 +136,9 @@ class Rehearsal:
         """Compiles the model, so that the worker finds the code, and says if it will serve uncompiled."""
         at = f"models.{candidate.model}"
         self._doing(at, self._assignment.build_seconds)
-        listeners = [known.listeners[name].declaration for name in candidate.listeners]
-        read = [(each, known.fields(each.table)) for each in listeners]
-        reason = compile_model(model, threads, read, database, self._assignment.state_dir)
+        listeners = {name: known.listeners[name].declaration for name in candidate.listeners}
+        read = {name: (each, known.fields(each.table)) for name, each in listeners.items()}
+        reason = compile_model(model, threads, read, database, self._assignment.state_dir, proven=False)
         if reason is not None and not model.to_compile:  # else it is compiled once there are rows
             self._add(Note(at, f"it will serve uncompiled: {reason}", warns=True))
 

@@ -16,26 +16,34 @@ from daemon.rehearsal.rules import Stage
 from daemon.rehearsal.sample import rows_of
 from daemon.store.connection import Data
 
-Listeners: TypeAlias = "Iterable[tuple[ListenerDeclaration, Mapping[str, str]]]"
-"""Each with the datatypes of its table's fields."""
+Listeners: TypeAlias = "Mapping[str, tuple[ListenerDeclaration, Mapping[str, str]]]"
+"""By name, each with the datatypes of its table's fields."""
 BYTES: Final = 64 * 1024 * 1024
 """The most that a batch's decoded rows take."""
 
 
 def compile_model(
-    model: Model, threads: ModelThreads, listeners: Listeners, database: Data, state_dir: Path
+    model: Model, threads: ModelThreads, listeners: Listeners, database: Data, state_dir: Path, *, proven: bool
 ) -> str | None:
-    """Compiles the model, which serves nothing yet. Returns why it serves uncompiled, None if it is compiled.
+    """Compiles the model, which serves nothing yet. Returns why it serves uncompiled, None if it is compiled. With
+    `proven` only for rows that have an output: another one may end the process, or never return.
 
     Compiled code is kept in the state directory, so another process, or another version, takes it from there.
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(state_dir / "compiled"))
-    rows = [each for listener, fields in listeners for each in _rows(model, threads, listener, fields, database)]
+    rows: list[Callable[[int], Any]] = []
+    for name, (listener, fields) in listeners.items():
+        found = rows_of(listener, database, (f"_outputs.{name}.value",) if proven else ())
+        rows += _batches(model, threads, listener, fields, found)
     return threads.model.run(model.compile_for, rows)
 
 
-def _rows(
-    model: Model, threads: ModelThreads, listener: ListenerDeclaration, fields: Mapping[str, str], database: Data
+def _batches(
+    model: Model,
+    threads: ModelThreads,
+    listener: ListenerDeclaration,
+    fields: Mapping[str, str],
+    documents: Iterable[bytes],
 ) -> Iterator[Callable[[int], Any]]:
     key = listener.parsed_key
     types = [datatype(fields[path]) if path in fields else None for path in key.fields]
@@ -50,5 +58,5 @@ def _rows(
         with model.predicting():
             return model.prepare_many(arguments)
 
-    for document in rows_of(listener, database):
+    for document in documents:
         yield lambda size, document=document: threads.preprocess.run(batch, document, size)  # type: ignore[misc]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -24,10 +24,12 @@ MILLISECONDS: Final = 5000
 """How long MongoDB may look for rows: a filter without an index may match few of many."""
 
 
-def rows_of(listener: ListenerDeclaration, database: Data) -> list[bytes]:
-    """Return the documents, in BSON, of up to eight rows that match the listener: those inserted last, and first."""
+def rows_of(listener: ListenerDeclaration, database: Data, having: Sequence[str] = ()) -> list[bytes]:
+    """Return the documents, in BSON, of up to eight rows that match the listener, and have these fields too: those
+    inserted last, and first.
+    """
     fields = listener.parsed_key.fields
-    query = {"$and": [{path: {"$exists": True}} for path in fields] + [decoded(listener.where)]}
+    query = {"$and": [{path: {"$exists": True}} for path in (*fields, *having)] + [decoded(listener.where)]}
     table = database[listener.table].with_options(codec_options=RAW)
     rows: dict[bytes, None] = {}
     size = 0

@@ -20,6 +20,7 @@ from components.extended_json import decoded
 from daemon.handlers.predict.batch_cap import BatchCap
 from daemon.handlers.predict.corridor import BATCHES_HELD, Corridor, CorridorThreads
 from daemon.handlers.predict.dirty_keys import DirtyKeys
+from daemon.handlers.predict.process_settings import PROCESS
 from daemon.handlers.predict.stages import Live
 from daemon.handlers.predict.suspects import NoSuspects, Suspects
 from daemon.handlers.predict.triage import RetryPolicy, Triage
@@ -71,6 +72,7 @@ class ListenerRun:
         name, listener = declared.name, declared.listener
         table = database[listener.table]
         self.declared = declared
+        live.model.serves = True
         self.measures = Measures(shared.measures, name)
         self.letters = DeadLetters(database, assignment.service, name, listener.table, assignment.share)
         self.outputs = outputs = Outputs(table, name, live.key.fields, decoded(listener.where))
@@ -133,12 +135,13 @@ class ListenerRun:
         """
         with self._swapping:  # called for a promotion, and for a row with a newer output
             generation = self._now().generation
-            uncompiled = self.corridor.live.model if compiling and self.corridor.live.model.to_compile else None
-            if generation == live.generation and uncompiled is None:
+            # Compiling may have been what ended the process before this one.
+            uncompiled = self.corridor.live.model.to_compile and not self._assignment.ended
+            if generation == live.generation and not (compiling and uncompiled):
                 return self.corridor.live
             self._unloadable = generation
             try:
-                _, newer = self._loader.live(self._now, fresh=False, anew=uncompiled)
+                _, newer = self._loader.live(self._now, fresh=False, compiling=compiling)
                 if compiling and newer.model.to_compile:
                     self._compile(newer)
             except CodeChanged as error:
@@ -148,6 +151,9 @@ class ListenerRun:
                 raise
             self._unloadable = None
             before = self.corridor.live
+            if newer.generation == before.generation and newer.model.to_compile:
+                return before  # there was no row to compile it for
+            newer.model.serves = True
             self.corridor.swap(newer)
             self.triage.mended()
         if newer.generation == before.generation:
@@ -164,9 +170,11 @@ class ListenerRun:
 
     def _compile(self, live: Live) -> None:
         """Compiles a model that does not serve yet, for all listeners of this worker that it will serve."""
-        began, declared = time.monotonic(), self._registry.worker(self._assignment.worker).values()
-        alike = [(each.listener, each.fields) for each in declared if each.model.name == self.declared.model.name]
-        reason = compile_model(live.model, live.threads, alike, self._database, self._assignment.state_dir)
+        began, declared = time.monotonic(), self._registry.worker(self._assignment.worker).items()
+        model, state_dir = self.declared.model.name, self._assignment.state_dir
+        alike = {name: (each.listener, each.fields) for name, each in declared if each.model.name == model}
+        with PROCESS.unchecked():
+            reason = compile_model(live.model, live.threads, alike, self._database, state_dir, proven=True)
         about: dict[str, Any] = {"model": live.model.identifier, "version": live.version}
         if reason is None:
             log.info("compiled", seconds=round(time.monotonic() - began, 1), **about)

@@ -56,3 +56,13 @@ def test_a_quick_run_of_the_trainings_has_a_figure_for_each_part(tmp_path: Path)
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert {"overhead", "beside", "swap"} <= set(json.loads(figures.read_text()))
+
+
+def test_a_quick_run_with_a_large_table_has_all_figures(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "bench.large_tables", "--quick", "--json", str(figures)]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    measured = json.loads(figures.read_text())
+    assert {"backfill", "backfill_memory", "resync", "resync_memory", "rows", "small"} < set(measured)
+    assert all(measured[name] > 0 for name in ("burst", "page_first_ms", "page_last_ms"))

@@ -19,7 +19,9 @@ from pymongo.database import Database
 from daemon.store.connection import open_database
 from daemon.store.registry.versions import Versions
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+COMPILING = 400.0
+"""Seconds: the first compilation on a machine takes up to a minute of its processors."""
 MODEL = "a"
 STEPS = "harness.torch_models"
 
@@ -81,18 +83,19 @@ def test_rows_are_served_while_the_model_is_compiled_and_afterwards(place: Workp
     assert not events(worker, "compiled")
     place.rows.insert_many({"x": f"x{n}"} for n in range(300))
     eventually("the rows have outputs", lambda: all_of(place, 1, 0.0))
-    worker.until("it is compiled", lambda: len(events(worker, "compiled")) == 1)
+    worker.until("it is compiled", lambda: len(events(worker, "compiled")) == 1, COMPILING)
     place.rows.insert_many({"x": f"y{n}"} for n in range(300))
     eventually("the rows have outputs", lambda: all_of(place, 1, 0.0))
     for n in (2, 3):
         assert promoted(place, 10.0 * n) == n
         place.rows.insert_many({"x": f"z{n}.{each}"} for each in range(100))
-        eventually("every row is of the new version", lambda n=n: all_of(place, n, 10.0 * n))
+        eventually("every row is of the new version", lambda n=n: all_of(place, n, 10.0 * n), COMPILING)
         worker.until(
             "it is compiled, too",
             lambda n=n: [each["version"] for each in events(worker, "compiled")] == [*range(1, n + 1)],
         )
     assert worker.listener()["dead_letters"] == 0
+    assert not events(worker, "a model changed a setting of torch for the whole process; it was put back")
     assert worker.stop() == 0
     assert any((place.folder / "compiled").iterdir())
 
@@ -104,7 +107,7 @@ def test_listeners_that_share_a_model_share_what_is_compiled(place: Workplace) -
     place.rows.insert_many({"x": f"x{n}"} for n in range(100))
     for starts in (1, 2):
         worker = place.run()
-        worker.until("it is compiled", lambda worker=worker, n=starts: len(events(worker, "compiled")) == n)
+        worker.until("it is compiled", lambda worker=worker, n=starts: len(events(worker, "compiled")) == n, COMPILING)
         place.rows.insert_many({"x": f"{starts}.{n}"} for n in range(100))
         for listener in (LISTENER, "M"):
             eventually("the rows have outputs", lambda each=listener: all_of(place, 1, 0.0, each))
@@ -112,16 +115,29 @@ def test_listeners_that_share_a_model_share_what_is_compiled(place: Workplace) -
     assert not events(worker, "swapped")
 
 
+def test_after_a_process_that_crashed_it_serves_uncompiled_until_a_promotion(place: Workplace) -> None:
+    """If compiling crashes the process, the next one serves."""
+    need_compiler()
+    place.declare(compiling())
+    place.rows.insert_many({"x": f"x{n}"} for n in range(100))
+    worker = place.run(ended="crashed")
+    eventually("the rows have outputs", lambda: all_of(place, 1, 0.0))
+    assert promoted(place, 20.0) == 2
+    eventually("every row is of the new version", lambda: all_of(place, 2, 20.0), COMPILING)
+    worker.until("it is compiled", lambda: events(worker, "compiled"), COMPILING)
+    assert [each["version"] for each in events(worker, "compiled")] == [2]
+
+
 def test_without_a_compiler_it_serves_uncompiled_and_says_so_once(place: Workplace) -> None:
     place.declare(compiling())
     place.rows.insert_many({"x": f"x{n}"} for n in range(50))
     worker = place.run(environ={"CXX": "/no/compiler"})
     said = "the model cannot be compiled; it serves uncompiled"
-    worker.until("it says so", lambda: events(worker, said))
+    worker.until("it says so", lambda: events(worker, said), COMPILING)
     place.rows.insert_many({"x": f"y{n}"} for n in range(50))
     eventually("the rows have outputs", lambda: all_of(place, 1, 0.0))
     assert promoted(place, 20.0) == 2
-    eventually("every row is of the new version", lambda: all_of(place, 2, 20.0))
+    eventually("every row is of the new version", lambda: all_of(place, 2, 20.0), COMPILING)
     worker.until("it says so of each version", lambda: [each["version"] for each in events(worker, said)] == [1, 2])
     assert "C++ compiler" in events(worker, said)[0]["reason"]
     assert worker.stop() == 0
@@ -144,11 +160,11 @@ def test_a_service_rehearses_it_compiled_and_predicts_no_row_anew(
         before = eventually("all rows have outputs", lambda: all(outputs()) and outputs())
         text = (tmp_path / "service.toml").read_text()
         (tmp_path / "service.toml").write_text(
-            text.replace("[models.a]", "[models.a]\ncompile = true") + "\n[limits]\nbuild_seconds = 200\n"
+            text.replace("[models.a]", "[models.a]\ncompile = true") + "\n[limits]\nbuild_seconds = 400\n"
         )
-        answer = service.reload()
-        assert answer.status_code == 200, answer.text
-        eventually("the worker says that it is compiled", lambda: '"event": "compiled"' in service.log.read_text())
+        eventually(
+            "the worker says that it is compiled", lambda: '"event": "compiled"' in service.log.read_text(), COMPILING
+        )
         service.until_ready()
         database[TABLE].insert_one({"x": "after"})
         eventually("a new row has its output", lambda: all(outputs()))

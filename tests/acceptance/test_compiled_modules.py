@@ -12,7 +12,7 @@ from harness.compilers import need_compiler
 
 from components.torch import TorchModel
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 class Scaled(torch.nn.Module):
@@ -37,6 +37,11 @@ def rows(*shape: int) -> Callable[[int], torch.Tensor]:
     return lambda n: torch.rand(n, *shape)
 
 
+def close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether they are equal but for the rounding of another order of sums, also near zero."""
+    return torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
 def asking(module: torch.nn.Module, **more: Any) -> TorchModel:
     return TorchModel("m", module, preferred_devices=("cpu",), compile=True, **more)
 
@@ -58,10 +63,10 @@ def test_batches_of_any_size_are_computed_compiled_and_others_as_before():
     for n in (1, 2, 7, 8, 15, 16, 64, 300):
         batch = torch.rand(n, 3)
         assert ran_compiled(model, batch)
-        assert torch.allclose(torch.stack(model.infer_many(batch, n)), torch.stack(plain.infer_many(batch, n)))
+        assert close(torch.stack(model.infer_many(batch, n)), torch.stack(plain.infer_many(batch, n)))
     other = torch.rand(5, 4, 3)
     assert not ran_compiled(model, other)
-    assert torch.allclose(torch.stack(model.infer_many(other, 5)), torch.stack(plain.infer_many(other, 5)))
+    assert close(torch.stack(model.infer_many(other, 5)), torch.stack(plain.infer_many(other, 5)))
 
 
 def test_a_training_has_the_module_as_it_is():
@@ -73,7 +78,7 @@ def test_a_training_has_the_module_as_it_is():
         module.layer.weight.data.fill_(2.0)
     batch = torch.ones(4, 3)
     assert ran_compiled(model, batch)
-    assert torch.allclose(model.infer_many(batch, 4)[0], torch.tanh(module.layer.bias + 6.0) * 2)
+    assert close(model.infer_many(batch, 4)[0], torch.tanh(module.layer.bias + 6.0) * 2)
 
 
 def test_a_version_after_another_takes_over_what_is_compiled():
@@ -146,7 +151,7 @@ def test_a_module_that_is_compiled_in_parts_has_all_of_its_outputs():
     assert [set(each) for each in found] == [{"sum", "first"}] * 5
     expected = model.object(batch)
     for name in ("sum", "first"):
-        assert torch.allclose(torch.stack([each[name] for each in found]), expected[name])
+        assert close(torch.stack([each[name] for each in found]), expected[name])
 
 
 def test_bad_rows_are_passed_over_and_without_a_good_one_it_stays_to_be_compiled():
@@ -229,5 +234,5 @@ def test_named_inputs_and_nested_outputs():
         for n in (1, 5, 40):
             batch = texts(length)(n)
             for one, other in zip(model.infer_many(batch, n), plain.infer_many(batch, n), strict=True):
-                assert torch.allclose(one[0], other[0])
-                assert all(map(torch.allclose, one[1], other[1]))
+                assert close(one[0], other[0])
+                assert all(map(close, one[1], other[1]))

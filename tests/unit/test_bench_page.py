@@ -56,6 +56,10 @@ def test_the_page_has_the_figures_of_all_sides_with_their_spread(tmp_path: Path)
     assert "Beside the closest peer" not in text
     (tmp_path / "hot_rows.json").write_text(json.dumps({"medians": {"mnist": {"rows/s": 1234.4}}}))
     assert "| the table of the burst | 1,234 |" in page.page(tmp_path)
+    figures = {"backfill": 6000.0, "burst": 5000.0, "backfill_memory": 12.34, "resync": 5500.0, "resync_memory": 3.0}
+    figures |= {"page_first_ms": 1.0, "page_last_ms": 1.1, "rows": 100_000, "small": 1_000_000}
+    (tmp_path / "large_tables.json").write_text(json.dumps(figures))
+    assert "| the same by the rate of bursts of new rows | 1.20 |" in page.page(tmp_path)
     told = measured()
     of = told["preprocess"]["batched"]
     of["median"][PATHWAY], of["runs"][PATHWAY] = (

@@ -54,6 +54,7 @@ class ProcessSettings:
         self._imported = False
         """Whether torch was imported after the first batch had begun, by the code of a model."""
         self._working: list[str] = []
+        self._compiling = 0
         self._reported: set[str] = set()
 
     @contextmanager
@@ -86,6 +87,17 @@ class ProcessSettings:
             for kept in (self._torch, self._python):
                 kept.update({name: value for name, value in changed.items() if name in kept})
 
+    @contextmanager
+    def unchecked(self) -> Iterator[None]:
+        """The context in which torch compiles: it changes settings of its own meanwhile, and puts them back."""
+        with self._lock:
+            self._compiling += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._compiling -= 1
+
     @staticmethod
     def _held() -> dict[str, Any]:
         found = {name: get() for name, (get, _) in _PYTHON.items()}
@@ -96,6 +108,8 @@ class ProcessSettings:
         return found
 
     def _check(self, *, alone: bool) -> None:
+        if self._compiling:
+            return
         self._python = self._python or {name: get() for name, (get, _) in _PYTHON.items()}
         if alone:  # else another one may have changed it for a moment, in its call
             self._report("Python", self._put_back())

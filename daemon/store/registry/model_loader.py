@@ -107,14 +107,16 @@ class ModelLoader:
     def versions(self, model: str) -> Versions:
         return Versions(self._database, self._service, model, self._trust)
 
-    def live(self, read: Callable[[], Declared], *, fresh: bool, anew: Model | None = None) -> tuple[Declared, Live]:
+    def live(self, read: Callable[[], Declared], *, fresh: bool, compiling: bool = False) -> tuple[Declared, Live]:
         """What a listener runs now: the model with its live version's weights, and the generation that belongs to it.
 
         With `fresh`, this process has just been started and may make a version of changed code; otherwise changed code
-        raises CodeChanged. A model that is `anew` is not given again: it is loaded once more. Raises DeclarationError,
+        raises CodeChanged. With `compiling`, one that serves uncompiled is loaded once more. Raises DeclarationError,
         which names the key, if the code cannot be imported or built, and PredictdError if stored weights are damaged.
         """
-        declared, loaded = until_live(read, lambda declared: self.loaded(declared.model, fresh=fresh, anew=anew))
+        declared, loaded = until_live(
+            read, lambda declared: self.loaded(declared.model, fresh=fresh, compiling=compiling)
+        )
         key = declared.listener.parsed_key
         types = tuple(datatype(declared.fields[path]) if path in declared.fields else None for path in key.fields)
         output = None if declared.listener.output is None else datatype(declared.listener.output)
@@ -122,7 +124,7 @@ class ModelLoader:
         return declared, Live(loaded.model, number, declared.generation, key, types, threads, output)
 
     def loaded(
-        self, component: Component[ModelDeclaration], *, fresh: bool = True, anew: Model | None = None
+        self, component: Component[ModelDeclaration], *, fresh: bool = True, compiling: bool = False
     ) -> Loaded | None:
         """The model with the weights of `component`'s live version; the listeners of one process share it.
 
@@ -130,8 +132,10 @@ class ModelLoader:
         """
         kept = self._kept.get(component.name)
         key = component.signature, component.live
-        if kept is not None and (kept[0], kept[1].version.number) == key and (not anew or kept[1].model is not anew):
-            return kept[1]
+        if kept is not None and (kept[0], kept[1].version.number) == key:
+            model = kept[1].model
+            if not (compiling and model.serves and model.to_compile):
+                return kept[1]
         threads = self._threads(component.name)
         model = threads.model.run(self.built, component)
         versions = self.versions(component.name)
