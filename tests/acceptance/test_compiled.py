@@ -26,6 +26,12 @@ MODEL = "a"
 STEPS = "harness.torch_models"
 
 
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch notes in the environment where it keeps compiled code; a test that compiled in this process has left it."""
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+
+
 @pytest.fixture
 def place(mongo_uri: str, database: Database[dict[str, Any]], tmp_path: Path) -> Iterator[Workplace]:
     with Workplace(mongo_uri, database, tmp_path) as place:
