@@ -76,7 +76,8 @@ class Zygote:
                 pass_fds=(theirs.fileno(),),
             )
         self._turn = threading.Lock()
-        self._started: dict[int, Forked] = {}
+        self._running: dict[int, Forked] = {}  # the system gives the number of one that has ended to another
+        self._latest: Forked | None = None
         self._answers = self._messages()
         self._news = threading.Condition()
         threading.Thread(target=self._listen, name="zygote", daemon=True).start()
@@ -93,11 +94,11 @@ class Zygote:
         """Runs the function in a process; the descriptors are its standard ones, then those from FIRST_NUMBER on."""
         request = {"function": function, "arguments": list(arguments), "cwd": str(cwd or Path.cwd()), "env": dict(env)}
         with self._turn, self._news:
+            self._latest = None
             socket.send_fds(self._socket, [json.dumps(request).encode()], list(descriptors))
-            before = set(self._started)
-            assert self._news.wait_for(lambda: self._started.keys() - before, 120), "the zygote does not answer"
-            (pid,) = self._started.keys() - before
-            return self._started[pid]
+            self._news.wait_for(lambda: self._latest is not None, 120)
+            assert self._latest is not None, "the zygote does not answer"
+            return self._latest
 
     def _messages(self) -> Iterator[dict[str, int]]:
         while message := self._socket.recv(_MESSAGE):
@@ -108,13 +109,12 @@ class Zygote:
             pid = message["pid"]
             with self._news:
                 if "code" in message:
-                    self._started[pid].end(message["code"])
+                    self._running.pop(pid).end(message["code"])
                 else:
-                    self._started[pid] = Forked(pid)
+                    self._latest = self._running[pid] = Forked(pid)
                     self._news.notify_all()
-        for forked in self._started.values():
-            if forked.returncode is None:
-                forked.end(-signal.SIGKILL)
+        for forked in self._running.values():
+            forked.end(-signal.SIGKILL)
 
 
 @functools.cache
