@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from harness.daemons import eventually
-from harness.torch_models import stored
+from harness.torch_models import promote
 from harness.trainings import Site
 from pymongo.database import Database
 
@@ -36,14 +36,7 @@ FAILING_SECONDS = 5 * 3
 
 def goes_live(site: Site, answer: float) -> int:
     """A version with this answer is promoted; its number."""
-    versions, live = site.versions("a"), site.live("a")
-    data, digest = stored(answer)
-    version = versions.add(
-        data, digest, signature=live.signature, source=live.source, object_signature=live.object_signature,
-        origin="a test", parent=live.number, trained=True,
-    )  # fmt: skip
-    assert versions.promote(version.number, reason="a test")
-    return version.number
+    return promote(site.versions("a"), answer)
 
 
 @pytest.mark.slow

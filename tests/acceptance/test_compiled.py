@@ -13,7 +13,7 @@ from harness.compilers import need_compiler
 from harness.daemons import eventually
 from harness.keys import trust
 from harness.processes import LISTENER, SERVICE, TABLE, WORKER, Service, Worker, Workplace, declarations
-from harness.torch_models import answered, stored
+from harness.torch_models import answered, promote
 from pymongo.database import Database
 
 from daemon.store.connection import open_database
@@ -61,15 +61,7 @@ def promoted(place: Workplace, answer: float) -> int:
     """Promotes a version whose answer is this."""
     data = open_database(place.database.client, place.database.name)
     versions = Versions(data, SERVICE, MODEL, trust(data, SERVICE))
-    live = versions.live()
-    assert live is not None
-    weights, digest = stored(answer)
-    made = versions.add(
-        weights, digest, signature=live.signature, source=live.source, object_signature=live.object_signature,
-        origin="a test", parent=live.number, trained=True,
-    )  # fmt: skip
-    assert versions.promote(made.number, reason="a test")
-    return made.number
+    return promote(versions, answer)
 
 
 def all_of(place: Workplace, version: int, answer: float, listener: str = LISTENER) -> bool:

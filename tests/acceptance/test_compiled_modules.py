@@ -90,7 +90,7 @@ def test_a_version_after_another_takes_over_what_is_compiled():
 
 
 def test_without_a_compiler_it_serves_uncompiled():
-    """The reason is told; nothing is tried again."""
+    """It gives the reason, and does not try again."""
     import torch._inductor.config as inductor
 
     model = asking(Scaled())
@@ -172,7 +172,7 @@ def test_bad_rows_are_passed_over_and_without_a_good_one_it_stays_to_be_compiled
 
 
 def test_compiled_code_that_fails_later_is_given_up(caplog: pytest.LogCaptureFixture):
-    """The batch has its outputs, and the reason is told once."""
+    """The batch has its outputs, and the log gives the reason once."""
     model = asking(Scaled())
     assert model.compile_for([rows(3)]) is None
 

@@ -232,7 +232,7 @@ def test_a_row_may_kill_in_any_step(tmp_path: Path, mongo_uri: str, database: Da
 def test_a_row_that_takes_the_descriptors_of_its_process_costs_itself(
     tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]]
 ) -> None:
-    """What fails then may be a thread of the other listener; the row's own is told to stop, and yet it is blamed."""
+    """A thread of the other listener may fail first; the dead letter is still that of the row."""
     bad = "predict import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))\nopen('/dev/null')"
     other = TWO[TWO.index("[models.sure]") : TWO.index("[listeners.deadly]")]
     other += TWO[TWO.index("[listeners.sure]") :] + '[tables.others]\nfields = { x = "str" }\n'

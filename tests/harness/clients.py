@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -80,7 +81,7 @@ def _absent(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
-class Client:
+class Client(ABC):
     """Runs JavaScript in which `rows` is the collection and `image(base64)` is how this client writes bytes."""
 
     name = ""
@@ -121,8 +122,9 @@ class Client:
         assert ran.returncode == 0, f"{self.name} failed on {expression[:200]}: {ran.stdout}{ran.stderr}"
         return json_util.loads(ran.stdout)
 
+    @abstractmethod
     def _command(self, expression: str) -> list[str]:
-        raise NotImplementedError
+        """The command that prints the value of an expression."""
 
 
 class Mongosh(Client):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tracemalloc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
+from harness.allocations import at_most
 from harness.keys import trust
 from harness.processes import LISTENER, SERVICE, TABLE
 from pymongo.database import Database
@@ -19,16 +17,6 @@ from daemon.store.rows.dead_letters import DeadLetters, listed
 
 LARGE = "x" * 15_000_000
 MODEL = "f"
-
-
-@contextmanager
-def at_most(megabytes: int) -> Iterator[None]:
-    tracemalloc.start()
-    try:
-        yield
-        assert tracemalloc.get_traced_memory()[1] < megabytes * 1_000_000
-    finally:
-        tracemalloc.stop()
 
 
 def test_large_letters_are_neither_loaded_nor_listed(database: Database[dict[str, Any]]) -> None:

@@ -7,14 +7,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import tracemalloc
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from harness.allocations import at_most
 from harness.daemons import Daemon, eventually
 from pymongo.database import Database
 
@@ -351,16 +350,6 @@ def test_a_program_waits_for_a_daemon_of_this_release(database, tmp_path, key):
 
 
 # ---- sizes --------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def at_most(megabytes: int) -> Iterator[None]:
-    tracemalloc.start()
-    try:
-        yield
-        assert tracemalloc.get_traced_memory()[1] < megabytes * 1_000_000
-    finally:
-        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("size", [15_500_000, LARGEST - 1000])
