@@ -385,7 +385,10 @@ def test_a_validation_comes_back_with_its_metrics_and_datasets():
     validation = Validation(
         "v",
         ["img", "class"],
-        [Dataset("d", Query("t").filter(Query("t")["_fold"] == "valid").limit(5), pin=True)],
+        [
+            Dataset("d", Query("t").filter(Query("t")["_fold"] == "valid").limit(5), pin=True),
+            Dataset("e", Query("t"), sample=500, seed=7),
+        ],
         [
             Metric("acc", lambda p, t: sum(a == b for a, b in zip(p, t, strict=True)), greater_is_better=True),
             Metric("mse", "MeanSquaredError", arguments={"squared": False}),
