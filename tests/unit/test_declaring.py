@@ -71,7 +71,7 @@ def test_a_table_and_a_listener_come_back_the_same():
     assert (declared.kind, declared.name, declared.artifacts) == ("table", "mnist", [])
     assert set(declared.declaration.dump()) == set(TableDeclaration.model_fields)
     assert build_table("mnist", parsed("table", "mnist", travelled(declared.declaration.dump()))) == table
-    assert table.datatype_of("img").spec == "pil_image"
+    assert table.datatypes.get("img").spec == "pil_image"
 
     listener = Listener("digit", "mnist", ("img",), "lenet", where={"n": {"$gt": float("inf")}}, scan_rate=50)
     declared = declare(listener)
