@@ -9,16 +9,19 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial, partialmethod
 from importlib.machinery import PathFinder
 from importlib.metadata import packages_distributions, version
 from importlib.util import resolve_name
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from components import source_files
+from components.errors import DeclarationError
 from components.import_folder import ImportFolder
 from components.source_files import installed as _installed
 
@@ -63,6 +66,57 @@ def travelling_modules(allow: Sequence[str] = ()) -> list[ModuleType]:
         and not _within(name, allow)
         and not _stays(name, module)
     ]
+
+
+def foreign_methods(kind: type) -> list[str]:
+    """Return the methods of a class that a module of the user's has assigned to it, and not the module of the class:
+    a process that imports the class has others.
+    """
+    return [name for name, value in vars(kind).items() if any(_users(home) for home in _homes(value, kind.__module__))]
+
+
+def refuse_replaced(cls: type) -> None:
+    """Raise DeclarationError if foreign methods of an importable class, or of a base of it, replace its own."""
+    names = [
+        name
+        for place, kind in enumerate(cls.__mro__)
+        for name in foreign_methods(kind)
+        if any(name in vars(base) for base in cls.__mro__[place + 1 :]) or _writes(kind, name)
+    ]
+    if names:
+        raise DeclarationError(
+            f"the {', '.join(names)} of {cls.__module__}.{cls.__qualname__} was replaced in this process, and the "
+            "daemon imports the class with its own; write a subclass instead"
+        )
+
+
+def _writes(kind: type, name: str) -> bool:
+    """Return whether the source of a class has a method of this name."""
+    try:
+        written = inspect.getsource(kind)
+    except (OSError, TypeError):
+        return False
+    method = re.escape(name)
+    return re.search(rf"^\s+((async )?def {method}\(|{method}\s*[:=])", written, re.MULTILINE) is not None
+
+
+def _users(name: object) -> bool:
+    return isinstance(name, str) and name in sys.modules and not _stays(name, sys.modules[name])
+
+
+def _homes(value: Any, own: str) -> Iterator[object]:
+    """Yield the modules, other than `own`, that the functions of a class's attribute were made in."""
+    while isinstance(value, _WRAPPERS):
+        value = getattr(value, "fget", None) or getattr(value, "__func__", None) or getattr(value, "func", None)
+    while inspect.isfunction(value):
+        if (home := value.__globals__.get("__name__")) != own:
+            yield home
+        value = getattr(value, "__wrapped__", None)
+    if callable(value) and not isinstance(value, type):
+        yield type(value).__module__
+
+
+_WRAPPERS = (property, staticmethod, classmethod, partial, partialmethod)
 
 
 def source_hash(objects: Iterable[object], paths: Iterable[str] = (), program: str | None = None) -> str:
