@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from daemon import config
 from daemon.engine.child import CHANNEL, REQUEST, answer
 from daemon.store.registry.registry import Registry
 from daemon.worker.assignment import WorkerAssignment
+from examples.digits import digits, png
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = SigningKey.fresh()
@@ -55,6 +57,11 @@ key = "img"
 model = "lenet"
 """
 BATCHED = '[models.lenet]\npreprocess_batch = "examples.mnist:preprocess_batch"'
+
+
+def pictures(rows: int) -> list[bytes]:
+    """Digits as PNG, for so many rows; the same again after some thousand."""
+    return list(islice(cycle([png(image) for image, _ in digits(min(rows, 5000))]), rows))
 
 
 class Failed(Exception):
