@@ -103,7 +103,7 @@ def copied(value: Any) -> Any:
         copy = deepcopy(value, {id(held): copied(held) for held in _attributes(value) if _reads(held)})
     except Exception:  # noqa: BLE001 - a class of the user's may refuse with anything
         return value
-    if _is_array(value) and value.shape and not value.flags.writeable:  # numpy's scalars have flags, but none to set
+    if _is_array(value) and value.shape and not value.flags.writeable:
         copy.flags.writeable = False
     return copy
 
@@ -250,7 +250,8 @@ def _stateless(value: Any) -> bool:
 
 
 def _is_array(value: Any) -> bool:
-    return hasattr(value, "__array_interface__") and hasattr(value, "base")
+    # A scalar of numpy has the interface too, of a new array each time.
+    return hasattr(value, "__array_interface__") and hasattr(value, "base") and hasattr(value, "__setitem__")
 
 
 def _whole(array: Any) -> Any:
