@@ -50,11 +50,11 @@ class Watch:
         """Whether a value has shared memory with another: from then on all are copied."""
 
     def own(self, value: Any) -> Any:
-        """Return the value, or a copy of it that shares memory with no other. Raises RowError if such memory cannot
-        be copied.
+        """Return the value, or a copy of it that shares memory with no other. Raises RowError if it reads memory and
+        cannot be copied.
         """
         if self.shares:
-            return self._apart(value)
+            return copied(value)
         if isinstance(value, _IMMUTABLE):
             return value
         marks = dict(_marks(value))
@@ -63,27 +63,22 @@ class Watch:
             return value
         if not self._marks.isdisjoint(marks):
             self.shares = True
-            return self._apart(value)
+            self._kept, self._marks = [], set()
+            return copied(value)
+        own = copied(value)
         self._seen[size.bit_length()] += 1
         self._bytes += size
-        own = copied(value)
-        if own is value and (_reads(value) or isinstance(value, _CDATA)) and size:
-            raise RowError(_UNCOPYABLE.format(type(value).__name__))
         if self._seen[size.bit_length()] == self._enough or self._bytes > KEPT_BYTES:
             self._kept, self._marks, self._bytes = [], set(), 0
         self._kept.append(value)
         self._marks |= marks.keys()
         return own
 
-    def _apart(self, value: Any) -> Any:
-        own = copied(value)
-        if not self._marks.isdisjoint(_memory(value) & _memory(own)):
-            raise RowError(_UNCOPYABLE.format(type(value).__name__))
-        return own
-
 
 def copied(value: Any) -> Any:
-    """Return a copy of tensors, arrays and containers; a value that cannot be copied is returned itself."""
+    """Return a copy of tensors, arrays, containers and functions; what cannot be copied is returned itself. Raises
+    RowError if that is something that reads memory when it is used.
+    """
     if isinstance(value, _IMMUTABLE):
         return value
     kind = type(value)
@@ -95,7 +90,7 @@ def copied(value: Any) -> Any:
         return kind([copied(item) for item in value])
     if hasattr(value, "untyped_storage"):
         return value.detach().clone().requires_grad_(value.requires_grad)  # `deepcopy` copies all of a slice's storage
-    if _reads(value) or kind is memoryview:
+    if _reads(value) or isinstance(value, (memoryview, _CDATA)):
         return _copied_reader(value)
     if _stateless(value) or getattr(value, "is_animated", False):  # a copy of a picture has its first frame only
         return value
@@ -132,7 +127,9 @@ def _copied_reader(value: Any) -> Any:
             held: Any = memoryview(value.tobytes() if value.readonly else bytearray(value.tobytes()))
             return held.cast("B").cast(value.format, value.shape) if value.nbytes else value
         return deepcopy(value)
-    except (TypeError, RecursionError):  # a generator, or functions that refer to each other
+    except (TypeError, ValueError, RecursionError):  # a generator, a pointer, or functions that refer to each other
+        if any(size for _, size in _marks(value)):
+            raise RowError(_UNCOPYABLE.format(type(value).__name__)) from None
         return value
 
 
@@ -144,10 +141,6 @@ def _copied_function(value: FunctionType) -> FunctionType:
     own.__kwdefaults__ = copied(value.__kwdefaults__)
     own.__dict__.update(value.__dict__)
     return own
-
-
-def _memory(value: Any) -> set[object]:
-    return {mark for mark, size in _marks(value) if size}
 
 
 def _marks(value: Any, seen: set[int] | None = None) -> Iterator[tuple[object, int]]:
@@ -179,6 +172,8 @@ def _address(value: Any) -> tuple[object, int] | None:
     if hasattr(value, "untyped_storage"):
         return ("memory", value.untyped_storage().data_ptr()), value.nbytes
     if _is_array(value):
+        if not hasattr(value, "__setitem__"):  # numpy's scalars
+            return None, 0
         return ("memory", _whole(value).__array_interface__["data"][0]), value.nbytes
     if isinstance(value, _CDATA):
         with suppress(ValueError):  # a null pointer

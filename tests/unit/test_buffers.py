@@ -221,6 +221,9 @@ def test_functions_that_hold_nothing_or_each_other_pass_as_they_are() -> None:
     assert watch.own(first_of)([7.0]) == 7.0
     assert watch.own(even)(4)
     assert watch.own(torch.relu) is torch.relu
+    scalars = [np.int64(n) for n in range(9)]
+    assert [watch.own(each) for each in scalars] == scalars
+    assert not watch.shares
 
 
 class Named(torch.nn.Module):
