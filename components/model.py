@@ -205,7 +205,8 @@ class Model(ABC):
 
 
 class ObjectModel(Model):
-    """Any callable as a model: called once per row, or, with `batched`, once per batch with the list of inputs.
+    """Any callable as a model: called once per row, or, with `batched`, once per batch with the list of inputs. Of an
+    object that is not callable, its method `predict` is.
 
     An object with `fit` or `partial_fit`, such as an estimator of scikit-learn, is called by its method
     `forward_method` ("predict" by default) with the inputs of a batch: an array with a row for each, a list of texts,
@@ -228,7 +229,7 @@ class ObjectModel(Model):
         forward_method: str = "__call__",
     ) -> None:
         super().__init__(identifier, preprocess, postprocess, threads)
-        if forward_method == "__call__" and not callable(object) and estimators.learns(object):
+        if forward_method == "__call__" and not callable(object) and callable(getattr(object, "predict", None)):
             forward_method = "predict"
         self.object = object
         self.forward_method = forward_method
@@ -244,7 +245,10 @@ class ObjectModel(Model):
         super().check()
         kind, method = type(self.object).__name__, self.forward_method
         if method == "__call__" and not callable(self.object):
-            raise DeclarationError(f"model {self.identifier!r}: object: expected a callable, got {kind}")
+            raise DeclarationError(
+                f"model {self.identifier!r}: object: expected a callable or an object with a method `predict`, got "
+                f"{kind}; `forward_method` names another method"
+            )
         if not callable(getattr(self.object, method, None)):
             raise DeclarationError(f"model {self.identifier!r}: forward_method: {kind} has no method {method!r}")
 
