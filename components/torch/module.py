@@ -83,20 +83,17 @@ class TorchModule(Model):
         self._said = False
 
     def check(self) -> None:
-        """Raise DeclarationError as `Model.check` does, also of the module and its method."""
+        """See `Model.check`."""
         super().check()
         at, module, kind = f"model {self.identifier!r}", self.object, type(self.object).__name__
         if not isinstance(module, torch.nn.Module):
-            got = module.__name__ if isinstance(module, type) else kind
             raise DeclarationError(
-                f"{at}: object: expected an instance of torch.nn.Module, got {got}; any other callable, or object with "
-                'a method `predict`, is an ObjectModel: type = "object" in service.toml'
+                f"{at}: object: expected an instance of torch.nn.Module, got {getattr(module, '__name__', kind)}; any "
+                'other callable, or object with a method `predict`, is an ObjectModel: type = "object" in service.toml'
             )
-        lazy = [name for name, one in module.named_parameters() if is_lazy(one)]
-        if lazy:
-            raise DeclarationError(
-                f"{at}: object: {lazy[0]} has no shape yet (a lazy module); call the module with a batch first"
-            )
+        lazy = next((name for name, one in module.named_parameters() if is_lazy(one)), None)
+        if lazy is not None:
+            raise DeclarationError(f"{at}: object: {lazy} has no shape yet; call the module with a batch first")
         if not callable(getattr(module, self.forward_method, None)):
             raise DeclarationError(f"{at}: forward_method: {kind} has no method {self.forward_method!r}")
 
