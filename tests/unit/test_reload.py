@@ -156,7 +156,7 @@ def test_a_reload_that_was_asked_for_meanwhile_gets_the_same_refusal(
         """No rows are counted."""
 
     monkeypatch.setattr(acceptance, "build", build)
-    operation: Any = SimpleNamespace(active=True, plan=planned, code=UserCode())
+    operation: Any = SimpleNamespace(active=True, plan=planned, code=UserCode.read(before))
     leadership: Any = None
     judge = acceptance.Acceptance(path, before, {}, operation, leadership)
     asked = time.monotonic()
