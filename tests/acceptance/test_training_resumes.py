@@ -23,10 +23,10 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["components.torch"])
 
 
-def started(checkpoints: Path, result: Path) -> BaseProcess:
+def started(checkpoints: Path, result: Path, combination: str = "") -> BaseProcess:
     """A training process that is about to make, or to resume, its first step."""
     ready, told = PROCESSES.Pipe(duplex=False)
-    process = PROCESSES.Process(target=training_script.run, args=(checkpoints, result, told))
+    process = PROCESSES.Process(target=training_script.run, args=(checkpoints, result, told, combination))
     process.start()
     told.close()
     with ready:
@@ -61,3 +61,22 @@ def test_twenty_kills_change_not_one_bit(tmp_path):
                 finished(process)
         assert result.read_bytes() == expected
     assert kills == KILLS
+
+
+@pytest.mark.parametrize("combination", training_script.COMBINATIONS)
+def test_kills_change_not_one_bit_of_what_people_combine(combination: str, tmp_path: Path) -> None:
+    """Each at another moment, until three have met a training that had begun."""
+    finished(started(tmp_path / "undisturbed", tmp_path / "undisturbed.result", combination))
+    chance, kills, result = random.Random(combination), 0, tmp_path / "killed.result"
+    for wait in (0.0, 0.15, 0.3, 0.45):
+        process = started(tmp_path / "killed", result, combination)
+        time.sleep(wait * chance.uniform(0.5, 1.5))
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+        if result.exists():
+            break
+    if not result.exists():
+        finished(started(tmp_path / "killed", result, combination))
+    assert kills
+    assert result.read_bytes() == (tmp_path / "undisturbed.result").read_bytes()

@@ -71,6 +71,49 @@ def trainer(**changes: Any) -> TorchTrainer:
     return TorchTrainer("net", **(options | changes))
 
 
+class Centres(torch.nn.Module):
+    """An objective with parameters: a temperature, and a centre for each class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature = torch.nn.Parameter(torch.ones(()))
+        self.centres = torch.nn.Parameter(torch.zeros(3, 3))
+
+    def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Return the loss."""
+        apart = ((output - self.centres[target]) ** 2).mean()
+        return torch.nn.functional.cross_entropy(output * self.temperature, target) + 0.1 * apart
+
+
+def grouped(parameters: Any) -> torch.optim.Optimizer:
+    """Two groups, each with a state and a learning rate of its own."""
+    held = list(parameters)
+    groups = [{"params": held[::2], "lr": 0.01, "momentum": 0.9}, {"params": held[1::2], "weight_decay": 0.1}]
+    return torch.optim.SGD(groups, lr=0.05)
+
+
+DRAWN = {"chances": [float(place % 7) ** 3 for place in range(ROWS)]}
+COSINE = {"scheduler_cls": "CosineAnnealingLR", "scheduler_kwargs": {"T_max": 60}}
+CYCLE = {"scheduler_cls": "OneCycleLR", "scheduler_kwargs": {"max_lr": 0.1, "total_steps": 60}}
+COMBINATIONS: dict[str, dict[str, Any]] = {
+    "averages, drawn rows, cosine": {"ema": 0.9, **DRAWN, **COSINE},
+    "averages, accumulation, bfloat16": {"ema": 0.95, "accumulate": 3, "mixed_precision": "bfloat16"},
+    "groups, a schedule by steps, clipping": {"optimizer_cls": grouped, "gradient_clip": 0.5, "scheduler_cls": "StepLR"}
+    | {"scheduler_kwargs": {"step_size": 9}},
+    "frozen parts, averages, clipping": {"freeze": ["body.*"], "ema": 0.9, "gradient_clip": 0.1},
+    "an objective's parameters, averages": {"objective": Centres(), "ema": 0.9, "gradient_clip": 1.0},
+    "an objective's parameters, accumulation, drawn rows": {"objective": Centres(), "accumulate": 2, **DRAWN},
+    "early stopping, schedule, averages": {"no_improve_then_stop": 2, "ema": 0.9, "validation_interval": 3, **CYCLE},
+    "epochs, accumulation, groups": {"max_epochs": 2, "accumulate": 4, "optimizer_cls": grouped},
+    "float16, clipping, cosine": {"mixed_precision": "float16", "gradient_clip": 0.5, **COSINE},
+    "drawn rows, processes that load, frozen parts": {**DRAWN, "freeze": ["head.bias"]}
+    | {"loader_kwargs": {"batch_size": 8, "num_workers": 1}},
+    "all of it": {"objective": Centres(), "ema": 0.9, "accumulate": 2, "gradient_clip": 0.5, "freeze": ["body.0.bias"]}
+    | {"mixed_precision": "bfloat16", **DRAWN, **CYCLE},
+}
+"""What a person may combine, of 60 steps; `chances` is an argument of `train`."""
+
+
 def trained(
     checkpoints: Checkpoints | None, changes: dict[str, Any] | None = None, net: TorchModel | None = None, **hooks: Any
 ) -> Trained:
@@ -86,11 +129,13 @@ def trained(
     return train(learner, trainer(**(changes or {})), rows(ROWS, 1), rows(30, 2), checkpoints=checkpoints, **options)
 
 
-def run(checkpoints: Path, result: Path, ready: Connection) -> None:
+def run(checkpoints: Path, result: Path, ready: Connection, combination: str = "") -> None:
     """Train to the end; `ready` is written before the first step, `result` the final weights and traces."""
     torch.set_num_threads(1)
+    changes = {"max_iterations": 60, **COMBINATIONS[combination]} if combination else {}
+    chances = changes.pop("chances", None)
     ready.send("training")
-    outcome = trained(Checkpoints(checkpoints))
+    outcome = trained(Checkpoints(checkpoints), changes, chances=chances)
     traces = {"steps": outcome.metric_steps, "values": outcome.metric_values, "best": outcome.best_step}
     fresh = result.with_suffix(".new")
     fresh.write_bytes(json.dumps(traces).encode() + b"\n" + weights.save(outcome.state))
