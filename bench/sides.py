@@ -83,7 +83,7 @@ class Process:
                 **os.environ,
                 "PYTHONPATH": str(ROOT),
                 "OMP_NUM_THREADS": str(threads),
-                CHANNEL: f"{theirs},{log}",
+                CHANNEL: f"{theirs},{log},",
             },
             # A process group of its own, not a session: should we be killed, the kernel wakes and ends who is stopped
             # in it.
@@ -104,7 +104,7 @@ class Process:
                 if line.startswith(REQUEST):
                     stdin.write(answer(line.removeprefix(REQUEST), KEY.sign))
                     stdin.flush()
-                else:
+                elif line.strip():
                     self.said = [line.decode()]  # each report is whole: only the latest counts
 
     def started(self) -> bool:

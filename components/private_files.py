@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -90,14 +91,18 @@ def make_folder(path: Path) -> None:
         each.chmod(0o700)  # independent of the umask
 
 
-def close_folder(folder: Path, keep: str = "") -> list[Path]:
-    """Make a folder for this user alone, or close an existing one and all in it to other users. Return what was open.
+def close_folder(folder: Path, keep: str = "") -> Iterator[Path | None]:
+    """Make a folder for this user alone, or close an existing one and all in it to other users. Yield after each file
+    and folder: its path if it was open, else None.
 
     keep: the name of files that are left open: who reads them refuses them, as others may have read them.
 
     Raises DeclarationError, with the remedy, if others can change the folder or own something in it, and OSError if it
     cannot be used.
     """
+    for each in (*reversed(folder.parents), folder):
+        if each.is_symlink() and (owner := each.lstat().st_uid) not in (os.geteuid(), 0):
+            raise DeclarationError(f"{each}: is a link of another user (uid {owner}); name a folder of your own")
     make_folder(folder)
     about = folder.stat()
     mode = stat.S_IMODE(about.st_mode)
@@ -111,7 +116,7 @@ def close_folder(folder: Path, keep: str = "") -> list[Path]:
             f"{folder}: others than its owner can change it (mode {mode:04o}), and may have put files there; look at "
             f"what it holds, then run: chmod 700 {folder}"
         )
-    closed = [folder] if _close(folder, about) else []
+    yield folder if _close(folder, about) else None
     for parent, folders, files in os.walk(folder, onerror=_raise_unless_gone):
         for each in (Path(parent, name) for name in (*folders, *files)):
             with suppress(FileNotFoundError):  # a MongoDB that runs in the folder deletes files
@@ -121,9 +126,7 @@ def close_folder(folder: Path, keep: str = "") -> list[Path]:
                         f"{each}: belongs to another user (uid {about.st_uid}), and all in {folder} must be this "
                         f"user's; remove it, or if you know that it is right, run: chown -h {os.geteuid()} {each}"
                     )
-                if each.name != keep and _close(each, about):
-                    closed.append(each)
-    return closed
+                yield each if each.name != keep and _close(each, about) else None
 
 
 def _close(path: Path, about: os.stat_result) -> bool:

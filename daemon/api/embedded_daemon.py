@@ -155,7 +155,7 @@ def _one_at_a_time(state_dir: Path) -> Iterator[None]:
         raise DeclarationError(f"connect('embedded', folder=...): {error}") from None
     except OSError as error:
         raise DeclarationError(
-            f"the folder {state_dir} cannot be used ({error.strerror}): name one that you may write, "
+            f"the folder {state_dir} cannot be used ({error.strerror or error}): name one that you may write, "
             "connect('embedded', folder=...)"
         ) from None
     with lock:

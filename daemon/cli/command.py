@@ -88,7 +88,7 @@ def loaded(path: Path | None) -> Config:
     config = configuration.load(configuration.find(path, os.environ), os.environ, trusted=False)
     for each in config.warnings:
         warn(str(each))
-    return config
+    return _answering(config)
 
 
 def located(path: Path | None, *, quietly: bool = False) -> Config:
@@ -99,7 +99,7 @@ def located(path: Path | None, *, quietly: bool = False) -> Config:
     """
     found = configuration.find(path, os.environ)
     try:
-        return configuration.load(found, os.environ, trusted=False)
+        return _answering(configuration.load(found, os.environ, trusted=False))
     except ConfigurationError as error:
         source = read(found, os.environ, trusted=False)
         broken = {problem.path.split(".")[0] for problem in error.problems}
@@ -113,7 +113,19 @@ def located(path: Path | None, *, quietly: bool = False) -> Config:
             raise error from None
         for problem in () if quietly else error.problems:
             warn(f"{found}: {problem}")
-        return config
+        return _answering(config)
+
+
+def _answering(config: Config) -> Config:
+    """The configuration, whose commands read the state directory. Raises PredictdError if its file system is silent."""
+    folder = config.service.state_dir
+    try:
+        bounded_read.within(bounded_read.SECONDS, (folder / "mongod" / "state.json").exists)
+    except TimeoutError as error:
+        raise PredictdError(f"service.state_dir: {folder} cannot be read: {error}") from None
+    except OSError:  # what needs it says why
+        pass
+    return config
 
 
 def address(config: Config) -> str:

@@ -10,7 +10,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -38,23 +38,41 @@ def signing_key(path: Path) -> SigningKey:
 
 def within(seconds: float, function: Callable[[], T]) -> T:
     """Return the result of `function`, or raise its error; raises TimeoutError after so many seconds."""
+
+    def once() -> Iterator[T]:
+        yield function()
+
+    [result] = each_within(seconds, once())
+    return result
+
+
+def each_within(seconds: float, steps: Iterator[T]) -> list[T]:
+    """Return the results of all steps, or raise their error; raises TimeoutError if a step takes longer than so many
+    seconds.
+    """
     results: list[T] = []
     errors: list[BaseException] = []
+    silent_since = time.monotonic()
 
     def work() -> None:
+        nonlocal silent_since
         try:
-            results.append(function())
+            for result in steps:
+                results.append(result)
+                silent_since = time.monotonic()
         except BaseException as error:  # noqa: BLE001 - it is raised again in the caller's thread
             errors.append(error)
 
     thread = threading.Thread(target=work, name="predictd-read", daemon=True)
     thread.start()
-    thread.join(seconds)
+    while thread.is_alive():
+        rest = silent_since + seconds - time.monotonic()
+        if rest <= 0:
+            raise TimeoutError(f"its file system has not answered for {seconds:.0f} s")
+        thread.join(rest)
     if errors:
         raise errors[0]
-    if not results:
-        raise TimeoutError(f"its file system has not answered for {seconds:.0f} s")
-    return results[0]
+    return results
 
 
 def _content(path: Path) -> bytes:

@@ -31,7 +31,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from pymongo import MongoClient
@@ -39,6 +38,7 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from components import private_files
 from components.errors import DeclarationError, MongoUnavailable
+from daemon.config.bounded_read import SECONDS, each_within
 from daemon.embedded import login
 from daemon.embedded.binary import find_mongod
 from daemon.embedded.guardian import PORT_TAKEN, STOP_SECONDS, Serving
@@ -87,9 +87,7 @@ class EmbeddedMongo:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -107,12 +105,12 @@ def ensure(state_dir: Path, port: int | None = None, *, parameters: Mapping[str,
             f"the embedded MongoDB needs Linux, and this is {platform.system()}: name a replica set in service.toml "
             '([mongo] uri = "mongodb://...")'
         )
-    folder = _folder(state_dir)
     try:
-        private_files.close_folder(state_dir, keep="signing.key")
+        each_within(SECONDS, private_files.close_folder(state_dir, keep="signing.key"))
+        folder = _folder(state_dir)
         private_files.make_folder(folder)
     except (DeclarationError, OSError) as error:
-        raise MongoUnavailable(str(error)) from None
+        raise MongoUnavailable(f"{state_dir}: {error}" if isinstance(error, TimeoutError) else str(error)) from None
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         lock = _take_lock(state_dir)

@@ -10,14 +10,20 @@ from pathlib import Path
 import pytest
 from bson.timestamp import Timestamp
 from harness.daemons import Daemon
+from harness.silent_mount import silent_mount
 
 from components import private_files
-from components.errors import ConfigurationError, DeclarationError, MongoUnavailable
+from components.errors import ConfigurationError, DeclarationError, MongoUnavailable, PredictdError
 from components.signing_key import SigningKey
 from components.torch.checkpoints import Checkpoints
+from daemon.cli import command
+from daemon.config import bounded_read
+from daemon.embedded import server
 from daemon.embedded.server import ensure
 from daemon.handlers.predict.suspects import Suspects
 from daemon.job import pins
+from daemon.store.service import keyring, state_directory
+from daemon.store.service.keyring import Keyring
 from daemon.store.service.state_directory import StateDirectory, make_private
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
@@ -91,6 +97,19 @@ def test_a_link_to_the_directory_is_followed(tmp_path):
     (tmp_path / "state").symlink_to("private")
     used(tmp_path / "state")
     assert opened(tmp_path / "private") == {}
+
+
+@AS_ROOT
+@pytest.mark.parametrize("place", ["link", "link/state"])
+def test_a_link_of_another_user_is_not_followed(tmp_path, place):
+    """It could lead to any folder of this user, which would be closed and written to."""
+    (tmp_path / "mine").mkdir(mode=0o755)
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    os.lchown(tmp_path / "link", 4343, -1)
+    with pytest.raises(ConfigurationError, match=r"link: is a link of another user \(uid 4343\)"):
+        used(tmp_path / place)
+    assert stat.S_IMODE((tmp_path / "mine").stat().st_mode) == 0o755
+    assert not list((tmp_path / "mine").iterdir())
 
 
 def test_a_key_that_others_could_read_is_not_closed_but_refused(tmp_path):
@@ -204,3 +223,39 @@ def test_a_draft_that_is_a_link_is_not_written_through(tmp_path):
     private_files.write(tmp_path / "file", b"x")
     assert (tmp_path / "file").read_bytes() == b"x"
     assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("below", [".", "mongod", "checkpoints/one"])
+def test_a_directory_that_does_not_answer_is_not_waited_for(tmp_path, monkeypatch, below):
+    """All of it, or a folder in it, is on the file system of a server that is gone: a daemon, an embedded MongoDB and
+    the commands say so.
+    """
+    for module in (state_directory, server, bounded_read):
+        monkeypatch.setattr(module, "SECONDS", 0.5)
+    state = tmp_path / ".predictd"
+    (state / below).mkdir(parents=True)
+    state.chmod(0o700)
+    (tmp_path / "service.toml").write_text(FILE.format(uri="embedded"))
+    silence = "its file system has not answered"
+    with silent_mount(state / below):
+        with pytest.raises(ConfigurationError, match=f"{state} cannot be used .{silence}"):
+            used(state)
+        with pytest.raises(MongoUnavailable, match=f"{state}: {silence}"):
+            ensure(state)
+        if below != "checkpoints/one":  # no command reads that
+            with pytest.raises(PredictdError, match=f"service.state_dir: {state} cannot be read: {silence}"):
+                command.located(tmp_path / "service.toml")
+    used(state)
+
+
+def test_a_key_that_is_noted_and_does_not_answer_hinders_no_other_daemon(tmp_path, monkeypatch):
+    """The notes of this user name the keys of all of their daemons."""
+    monkeypatch.setattr(keyring, "SECONDS", 0.5)
+    gone, here, notes = tmp_path / "gone", tmp_path / "here.key", Keyring(tmp_path / "keys")
+    gone.mkdir()
+    here.touch()
+    notes.note("a" * 32, gone / "signing.key")
+    with silent_mount(gone):
+        notes.note("b" * 32, here)
+        assert notes.key_file("b" * 32) == here
+        assert notes.key_file("a" * 32) == gone / "signing.key"

@@ -35,6 +35,7 @@ from pymongo.database import Database
 from components import private_files
 from components.errors import ConfigurationError, DeclarationError, Problem, SignatureRefused
 from components.signing_key import SigningKey, VerifyKey
+from daemon.config.bounded_read import SECONDS, within
 from daemon.store import names
 
 log = structlog.get_logger(__name__)
@@ -262,7 +263,7 @@ class Pins:
 
 def _read(path: Path) -> dict[str, _Pinned]:
     """Raises OSError, and DeclarationError if it is not this user's own, or is damaged."""
-    raw = private_files.read(path, _MOST)
+    raw = within(SECONDS, lambda: private_files.read(path, _MOST))
     try:
         return {
             name: _Pinned(

@@ -20,6 +20,7 @@ from typing import Final
 
 from components import private_files
 from components.errors import DeclarationError
+from daemon.config.bounded_read import SECONDS, within
 
 _INSTANCE: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _LONGEST: Final = 4096
@@ -105,9 +106,11 @@ class Keyring:
 
 
 def _is_gone(path: Path) -> bool:
-    """Whether the file certainly does not exist; one that cannot be examined may exist."""
+    """Whether the file certainly does not exist; one that cannot be examined, or is on a silent file system, may
+    exist.
+    """
     try:
-        path.lstat()
+        within(SECONDS, path.lstat)
     except (FileNotFoundError, NotADirectoryError):
         return True
     except OSError:

@@ -25,7 +25,6 @@ import stat
 import uuid
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 import structlog
@@ -33,6 +32,7 @@ import structlog
 from components import private_files
 from components.errors import ConfigurationError, DeclarationError, Problem
 from components.signing_key import SigningKey
+from daemon.config.bounded_read import SECONDS, each_within, within
 from daemon.store.service.leases import AnotherDaemon
 
 log = structlog.get_logger(__name__)
@@ -56,7 +56,7 @@ class StateDirectory:
         try:
             make_private(self.path)
             self._lock = _opened(self.path / "lock")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            within(SECONDS, lambda: fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB))
         except BlockingIOError:
             holder = os.pread(self._lock, 32, 0).decode(errors="replace").strip()
             os.close(self._lock)
@@ -69,16 +69,15 @@ class StateDirectory:
         except OSError as error:
             if self._lock >= 0:
                 os.close(self._lock)
-            message = f"{self.path} cannot be used ({error.strerror}): name a folder that this user may write"
+            why = error.strerror or error
+            message = f"{self.path} cannot be used ({why}): name a folder that this user may write"
             raise ConfigurationError([Problem("service.state_dir", message)]) from None
         with suppress(OSError):  # the disk may be full; the lock counts, its content is for people
             os.ftruncate(self._lock, 0)
             os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with suppress(OSError):
             (self.path / "http").unlink()
         os.close(self._lock)
@@ -184,8 +183,10 @@ def _line(path: Path) -> str | None:
 
 
 def make_private(folder: Path) -> None:
-    """Makes the folder, or closes an existing one to other users. Raises as `private_files.close_folder`."""
-    closed = private_files.close_folder(folder, keep=_KEY)
+    """Makes the folder, or closes an existing one to other users. Raises as `private_files.close_folder`, and
+    TimeoutError if its file system is silent.
+    """
+    closed = [each for each in each_within(SECONDS, private_files.close_folder(folder, keep=_KEY)) if each is not None]
     if closed:
         log.warning("files were open to other users, and are closed to them now", first=str(closed[0]), n=len(closed))
 
