@@ -104,6 +104,10 @@ class Model(ABC):
         """Return the input of a batch, which `infer_many` takes."""
         return [self.prepare(arguments) for arguments in rows]
 
+    def collated(self, inputs: list[Any]) -> Any:  # noqa: ARG002
+        """Return these inputs as `infer_many` takes them; None if only `infer` does it. Raises as `infer` does."""
+        return None
+
     @abstractmethod
     def infer(self, xs: list[Any]) -> list[Any]:
         """Return one output per row, in order; raises OutputError if the model returned a different number."""

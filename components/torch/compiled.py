@@ -81,6 +81,7 @@ class Compiled:
         import torch._inductor.config as inductor  # with it comes the compiler
 
         inductor.compile_threads = 1  # others would be processes, which this one would have to end
+        inductor.cpp_cache_precompile_headers = False  # they would be in /tmp, whatever folder is set
         for tensor in batches.tensors(batch):
             if tensor.ndim:
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)  # noqa: SLF001

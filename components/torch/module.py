@@ -70,8 +70,7 @@ class TorchModule(Model):
         # Now, not when it is moved to its device: the weights' hash must not depend on whether a batch has run.
         self.object = object if self.dtype is None else object.to(self.dtype)
         self._device: torch.device | None = None
-        self._placed = False
-        self._in_training = False
+        self._placed = self._in_training = self._said = False
         self._frozen: frozenset[torch.nn.Module] = frozenset()  # the parts that a training step leaves as they are
         self._forward_gradients, self._postprocess_gradients = Gradients(), Gradients()
         self._preprocess_needs_gradients = False
@@ -80,7 +79,6 @@ class TorchModule(Model):
         self._modules: tuple[torch.nn.Module, ...] | None = None
         self._casts: dict[torch.dtype, torch.dtype | None] = {}
         """The dtype of all floating-point weights, by that of the first parameter."""
-        self._said = False
 
     def check(self) -> None:
         """See `Model.check`."""
@@ -143,12 +141,13 @@ class TorchModule(Model):
             self._preprocess_needs_gradients = True
             return prepared
 
-    def infer(self, xs: list[Any]) -> list[Any]:
-        """Collate the rows, run the module and split its output into rows.
+    def collated(self, inputs: list[Any]) -> Any:
+        """See `Model`."""
+        return batches.collate(inputs)
 
-        Raises BatchError, OutputError, and the module's exceptions.
-        """
-        return self.infer_many(batches.collate(xs), len(xs)) if xs else []
+    def infer(self, xs: list[Any]) -> list[Any]:
+        """See `infer_many`, which gets the collated rows; raises BatchError, too."""
+        return self.infer_many(self.collated(xs), len(xs)) if xs else []
 
     def infer_many(self, batch: Any, n: int) -> list[Any]:
         """Run the module on a batch of `n` rows; returns each row's output on the CPU."""

@@ -30,7 +30,8 @@ def compile_model(
 
     Compiled code is kept in the state directory, so another process, or another version, takes it from there.
     """
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(state_dir / "compiled"))
+    # Whatever is there: a module that imports torch's compiler makes it a folder in /tmp, where anyone may put code.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(state_dir / "compiled")
     rows: list[Callable[[int], Any]] = []
     for name, (listener, fields) in listeners.items():
         found = rows_of(listener, database, (f"_outputs.{name}.value",) if proven else ())

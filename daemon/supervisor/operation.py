@@ -54,7 +54,7 @@ from daemon.supervisor.leadership import in_thread
 from daemon.supervisor.rehearser import Rehearser
 from daemon.supervisor.scheduler import Scheduler
 from daemon.supervisor.user_code import UserCode
-from daemon.worker.assignment import WorkerAssignment
+from daemon.worker.assignment import COMPILE_SECONDS, WorkerAssignment
 
 log = structlog.get_logger(__name__)
 
@@ -299,6 +299,7 @@ class Operation:
             queue_rows=config.limits.queue_rows,
             queue_bytes=config.limits.queue_bytes,
             stage_seconds=config.limits.stage_seconds,
+            compile_seconds=max(COMPILE_SECONDS, config.limits.build_seconds),
             memory=config.limits.worker_memory,
             module=self._worker_module,
             **self._context.assignment(models),

@@ -5,6 +5,7 @@ MongoDB.
     assignment.py    the assignment, which its parent sends
     worker.py        the composition root: starts everything, reports, swaps versions, stops
     listener_run.py  one listener: its corridor, its scans, the version that it runs
+    compiler.py      runs a compilation, and gives it up if it does not return
     search_desk.py   answers the searches of other clients
     memory.py        the limit on the worker's memory
 

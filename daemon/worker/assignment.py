@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from daemon.engine.assignment import Assignment
 from daemon.handlers.predict.suspects import Ended
 from daemon.health.worker_report import WorkerReport
 from daemon.store.partition import Partition
 
+COMPILE_SECONDS: Final = 600.0
 TUNED = ("log", "queue_rows", "queue_bytes", "memory")
 """What a running worker takes up when it changes."""
 
@@ -26,6 +27,8 @@ class WorkerAssignment(Assignment[WorkerReport]):
     queue_rows: int = 100_000
     queue_bytes: int = 256 * 1024 * 1024
     stage_seconds: float = 20.0
+    compile_seconds: float = COMPILE_SECONDS
+    """After so long it gives up compiling a model."""
     memory: int = 0
     """Bytes; 0 for no limit."""
     ended: Ended = ""

@@ -20,7 +20,6 @@ from components.extended_json import decoded
 from daemon.handlers.predict.batch_cap import BatchCap
 from daemon.handlers.predict.corridor import BATCHES_HELD, Corridor, CorridorThreads
 from daemon.handlers.predict.dirty_keys import DirtyKeys
-from daemon.handlers.predict.process_settings import PROCESS
 from daemon.handlers.predict.stages import Live
 from daemon.handlers.predict.suspects import NoSuspects, Suspects
 from daemon.handlers.predict.triage import RetryPolicy, Triage
@@ -39,6 +38,7 @@ from daemon.store.rows.outputs import Outputs
 from daemon.store.rows.scans import Mark, Scans
 from daemon.store.rows.table_kind import refusal
 from daemon.worker.assignment import WorkerAssignment
+from daemon.worker.compiler import Compiler, StillCompiling
 
 log = structlog.get_logger(__name__)
 
@@ -60,6 +60,7 @@ class Shared:
     patience: MongoRetry
     measures: WorkerMeasures
     fail: Callable[[BaseException], None]
+    compiler: Compiler
     swaps: queue.Queue[ListenerRun] = field(default_factory=queue.Queue)
     turnstile: Turnstile = field(default_factory=Turnstile)
 
@@ -117,6 +118,7 @@ class ListenerRun:
         self._patience = shared.patience
         self._registry = shared.registry
         self._loader = shared.loader
+        self._compiler = shared.compiler
         self._assignment, self._database = assignment, database
         self._swapping = threading.Lock()
         self._unloadable: int | None = None
@@ -143,7 +145,7 @@ class ListenerRun:
             try:
                 _, newer = self._loader.live(self._now, fresh=False, compiling=compiling)
                 if compiling and newer.model.to_compile:
-                    self._compile(newer)
+                    newer = self._compiled(newer)
             except CodeChanged as error:
                 raise DeclarationChanged(str(error)) from error
             except PyMongoError:
@@ -168,18 +170,33 @@ class ListenerRun:
         self.scan.request(f"version {newer.version} is live (generation {newer.generation})")
         return newer
 
-    def _compile(self, live: Live) -> None:
-        """Compiles a model that does not serve yet, for all listeners of this worker that it will serve."""
+    def _compiled(self, live: Live) -> Live:
+        """Compiles a model that does not serve yet, for all listeners of this worker that it will serve. Returns it, or
+        another copy if compiling does not return.
+        """
         began, declared = time.monotonic(), self._registry.worker(self._assignment.worker).items()
         model, state_dir = self.declared.model.name, self._assignment.state_dir
         alike = {name: (each.listener, each.fields) for name, each in declared if each.model.name == model}
-        with PROCESS.unchecked():
-            reason = compile_model(live.model, live.threads, alike, self._database, state_dir, proven=True)
         about: dict[str, Any] = {"model": live.model.identifier, "version": live.version}
+        reason: str | None = "an earlier compilation has not returned; another process of the worker can compile"
+        if self._compiler.stuck:
+            live.model.to_compile = False
+        else:
+            log.info("compiling; the model serves uncompiled meanwhile", **about)
+            try:
+                reason = self._compiler.run(
+                    partial(compile_model, live.model, live.threads, alike, self._database, state_dir, proven=True)
+                )
+            except StillCompiling as error:
+                reason = str(error)
+                self._loader.forget(model)
+                _, live = self._loader.live(self._now, fresh=False)
+                live.model.to_compile = False
         if reason is None:
             log.info("compiled", seconds=round(time.monotonic() - began, 1), **about)
         elif not live.model.to_compile:
             log.warning("the model cannot be compiled; it serves uncompiled", reason=readable(reason), **about)
+        return live
 
     def _asked(self, live: Live) -> Live:
         """The live version, reloaded because a row has a newer output (R6).

@@ -34,6 +34,7 @@ from daemon.store.registry.registry import Registry
 from daemon.store.registry.trust import Trust
 from daemon.store.rows.positions import Positions
 from daemon.worker.assignment import WorkerAssignment
+from daemon.worker.compiler import Compiler
 from daemon.worker.listener_run import DeclarationChanged, ListenerRun, Shared, chained
 from daemon.worker.memory import MemoryLimit
 from daemon.worker.search_desk import SearchDesk
@@ -90,6 +91,7 @@ class Worker:
             self.patience,
             self.measures,
             self.fail,
+            Compiler(assignment.compile_seconds),
         )
         declared = self.patience("registry", lambda: self.shared.registry.worker(assignment.worker))
         for name in declared:

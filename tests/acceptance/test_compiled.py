@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.compiled_models import COMPILING, MODEL, all_of, compiling, events, promoted
 from harness.compilers import need_compiler
 from harness.daemons import eventually
-from harness.keys import trust
-from harness.processes import LISTENER, SERVICE, TABLE, WORKER, Service, Worker, Workplace, declarations
-from harness.torch_models import answered, promote
+from harness.processes import LISTENER, TABLE, Service, Workplace
 from pymongo.database import Database
 
-from daemon.store.connection import open_database
-from daemon.store.registry.versions import Versions
-
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-COMPILING = 400.0
-"""Seconds: the first compilation on a machine takes up to a minute of its processors."""
-MODEL = "a"
-STEPS = "harness.torch_models"
 
 
 @pytest.fixture(autouse=True)
@@ -36,41 +27,6 @@ def own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 def place(mongo_uri: str, database: Database[dict[str, Any]], tmp_path: Path) -> Iterator[Workplace]:
     with Workplace(mongo_uri, database, tmp_path) as place:
         yield place
-
-
-def compiling(*listeners: str, key: str = "x") -> dict[str, Any]:
-    """Declarations of listeners that share a model, which is to be compiled."""
-    model = {
-        "type": "torch",
-        "object": f"{STEPS}:Answer",
-        "preprocess": f"{STEPS}:number",
-        "postprocess": f"{STEPS}:plain",
-        "compile": True,
-    }
-    about = {"table": TABLE, "key": key, "model": MODEL, "worker": WORKER}
-    return declarations({TABLE: {"x": "str"}}, {MODEL: model}, dict.fromkeys(listeners or (LISTENER,), about))
-
-
-def events(worker: Worker, event: str) -> list[dict[str, Any]]:
-    """The lines of its log with this event."""
-    lines = [line for line in worker.log.read_text().splitlines() if line.startswith("{")]
-    return [each for each in map(json.loads, lines) if each.get("event") == event]
-
-
-def promoted(place: Workplace, answer: float) -> int:
-    """Promotes a version whose answer is this."""
-    data = open_database(place.database.client, place.database.name)
-    versions = Versions(data, SERVICE, MODEL, trust(data, SERVICE))
-    return promote(versions, answer)
-
-
-def all_of(place: Workplace, version: int, answer: float, listener: str = LISTENER) -> bool:
-    """Whether every row has its output by this version, which answers this."""
-    output = [(row["x"], row.get("_outputs", {}).get(listener, {})) for row in place.rows.find()]
-    if any(each.get("version") != version for _, each in output):
-        return False
-    assert all(each["value"] == answered(x, answer) for x, each in output)
-    return True
 
 
 def test_rows_are_served_while_the_model_is_compiled_and_afterwards(place: Workplace) -> None:

@@ -40,7 +40,7 @@ class Disk:
         )
 
     def __enter__(self) -> Self:
-        eventually("the disk is mounted", (self._seen / "mounted").exists)
+        eventually("the disk is mounted", (self.seen / "mounted").exists)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -53,13 +53,13 @@ class Disk:
         return ("nsenter", "--target", str(self._holder.pid), "--user", "--mount", "--preserve-credentials")
 
     @property
-    def _seen(self) -> Path:
-        """The folder as the processes in it see it."""
+    def seen(self) -> Path:
+        """The folder as the processes in it see it, by a path for others."""
         return Path(f"/proc/{self._holder.pid}/root{self._folder.resolve()}")
 
     def fill(self) -> None:
         """Takes every byte that is free."""
-        with (self._seen / "ballast").open("ab", buffering=0) as ballast:
+        with (self.seen / "ballast").open("ab", buffering=0) as ballast:
             try:
                 while ballast.write(CHUNK):
                     pass
@@ -68,4 +68,4 @@ class Disk:
 
     def free(self) -> None:
         """Gives back what `fill` took."""
-        (self._seen / "ballast").unlink(missing_ok=True)
+        (self.seen / "ballast").unlink(missing_ok=True)

@@ -78,12 +78,45 @@ def stored(answer: float) -> tuple[bytes, str]:
 
 def promote(versions: Versions, answer: float) -> int:
     """Promotes a trained version of an `Answer` that gives this answer; returns its number."""
+    return promote_weights(versions, *stored(answer))
+
+
+def promote_weights(versions: Versions, data: bytes, digest: str) -> int:
+    """Promotes a trained version with these weights; returns its number."""
     live = versions.live()
     assert live is not None
-    data, digest = stored(answer)
     made = versions.add(
         data, digest, signature=live.signature, source=live.source, object_signature=live.object_signature,
         origin="a test", parent=live.number, trained=True,
     )  # fmt: skip
     assert versions.promote(made.number, reason="a test")
     return made.number
+
+
+class Hanging(Answer):
+    """Its compilation does not return."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.compiler.is_dynamo_compiling():
+            hang()
+        return x + self.answer
+
+
+class Uncompilable(Answer):
+    """Its compilation fails."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.compiler.is_dynamo_compiling():
+            refuse()
+        return x + self.answer
+
+
+@torch.compiler.assume_constant_result
+def hang() -> int:
+    while True:
+        time.sleep(0.1)
+
+
+@torch.compiler.assume_constant_result
+def refuse() -> int:
+    raise ValueError("this cannot be compiled")

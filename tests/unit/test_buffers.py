@@ -349,3 +349,22 @@ def test_a_copy_behaves_like_what_it_is_a_copy_of() -> None:
     frames = [Image.new("L", (2, 2), level) for level in (0, 255)]
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
     assert copied(Image.open(file)).n_frames == 2
+
+
+def test_a_batch_of_tensors_is_made_before_it_is_predicted() -> None:
+    """And its rows are not held beside it."""
+    batch = prepared(TorchModel("m", Identity(), torch.tensor, float, preferred_devices=["cpu"]), [1.0, 2.0, 3.0])
+    assert batch.many.tolist() == [1.0, 2.0, 3.0]
+    assert batch.inputs == (None, None, None)
+    assert values(batch) == [1.0, 2.0, 3.0]
+
+
+def test_rows_that_form_no_batch_are_predicted_all_the_same() -> None:
+    """Each alone, as those that fail are."""
+
+    def preprocess(x: int) -> torch.Tensor:
+        return torch.full((x,), float(x))
+
+    batch = prepared(TorchModel("m", Identity(), preprocess, torch.Tensor.tolist, preferred_devices=["cpu"]), [1, 2, 3])
+    assert batch.many is None
+    assert values(batch) == [[1.0], [2.0, 2.0], [3.0, 3.0, 3.0]]

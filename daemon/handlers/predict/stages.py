@@ -70,8 +70,9 @@ class Prepared:
     """A batch ready for the model.
 
     `inputs` has one item for each of `rows`: the preprocessed input, or the arguments if the model preprocesses whole
-    batches. `many` then is the preprocessed batch, None if that failed. User code may change an input in place, so each
-    input is used once: `predict` makes new ones when it bisects.
+    batches. `many` is the batch of them, made here so that the next stage has only to run the model; None if it could
+    not be made, or if the model makes it. User code may change an input in place, so each input is used once: `predict`
+    makes new ones when it bisects.
     """
 
     judged: Judged
@@ -193,10 +194,13 @@ def _prepared(
         judged = replace(judged, batch=replace(judged.batch, keys=keys), rows=some)
     model = judged.live.model
     many = None
-    if model.prepare_batch and rows:
+    if rows and not model.by_row:
         try:
-            with model.predicting():
-                many = model.watch_batch.own(model.prepare_many(inputs))
+            if model.prepare_batch:
+                with model.predicting():
+                    many = model.watch_batch.own(model.prepare_many(inputs))
+            elif (many := model.collated(inputs)) is not None:
+                inputs = [None] * len(inputs)  # they would take as much memory once more
         except ANYTHING:
             many = None  # one row is the cause: `predict` bisects
     return Prepared(judged, tuple(rows), tuple(inputs), many, tuple(letters), left)

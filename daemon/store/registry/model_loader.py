@@ -163,6 +163,10 @@ class ModelLoader:
         self._kept[component.name] = (component.signature, loaded)
         return loaded
 
+    def forget(self, model: str) -> None:
+        """Load the model anew, when a listener asks for it next: its copy can no longer be used."""
+        self._kept.pop(model, None)
+
     def version(self, component: Component[ModelDeclaration], number: int) -> Loaded:
         """The model with the weights of any version, live or not. Raises NotApplied, DeclarationError, WeightsError."""
         versions = self.versions(component.name)
