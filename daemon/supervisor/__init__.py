@@ -10,6 +10,7 @@ scheduler.py       queues trainings and validations when they are due
 claimer.py         claims what clients have asked for: the base of the next two
 rehearser.py       runs rehearsals, each in a process
 job_runner.py      claims queued jobs, runs one attempt after another: job_attempt.py
+user_code.py       the user's code behind service.toml, as it was proven
 leader_context.py  what all of these share while this daemon leads
 timed_wait.py      waits for an event, or for the end of a process
 reporter.py        writes the status document
