@@ -12,6 +12,7 @@ from components.fitting import Fit
 from components.import_paths import ImportPolicy
 from components.metric import Metric
 from daemon.check.code import Imported, mismatch
+from daemon.config.document import dotted, within
 from daemon.logs.text import described
 
 _KEYS = {
@@ -32,8 +33,9 @@ def trainer_problems(
     named = {key: getattr(declared, key) for key in ("loop", "objective", "transform", "optimizer", "scheduler")}
     code = {key: imported.get(path, f"{base}.{key}", called=key != "loop") for key, path in named.items() if path}
     for key in ("loop_arguments", "loader", "optimizer_arguments", "scheduler_arguments"):
-        for place, path in _among(getattr(declared, key), f"{base}.{key}"):
-            imported.get(path, place)
+        for at, item in within(getattr(declared, key), ("trainers", name, key)):
+            if isinstance(item, dict) and "$import" in item:
+                imported.get(item["$import"], dotted(at))
     yield from imported.problems
     if imported.problems:
         return
@@ -133,18 +135,6 @@ def _called(
     reason = mismatch(function, tuple(args), kwargs or {})
     if reason:
         yield Problem(at, f'"{path}" cannot be called with ({", ".join(args)}): {reason}')
-
-
-def _among(value: Any, at: str) -> Iterator[tuple[str, str]]:
-    """Yield the path in the file and the import path of all code among arguments."""
-    if isinstance(value, dict) and "$import" in value:
-        yield at, value["$import"]
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _among(item, f"{at}.{key}")
-    elif isinstance(value, list):
-        for place, item in enumerate(value):
-            yield from _among(item, f"{at}[{place}]")
 
 
 def _problem(error: PredictdError, base: str) -> Problem:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,14 @@ def dotted(path: Iterable[str | int]) -> str:
         else:
             text += ("." if text else "") + (part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else json.dumps(part))
     return text
+
+
+def within(value: Any, path: Keys) -> Iterator[tuple[Keys, Any]]:
+    """Yield a value and all values in it, each with its path."""
+    yield path, value
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from within(item, (*path, key))
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import Any
 
 from components.errors import ImportRefused
 from components.import_paths import ALWAYS_ALLOWED, ImportPolicy
-from daemon.config.document import Found, Keys, Source
+from daemon.config.document import Found, Keys, Source, within
 from daemon.config.filters import value_problems
 from daemon.config.problems import shown, suggestion
 
@@ -47,7 +47,9 @@ def reference(value: Any, kind: str, path: Keys, source: Source) -> Iterator[Fou
 
 
 def keywords(value: Any, path: Keys) -> Iterator[Found]:
-    """Yield keyword arguments whose name is no Python identifier, and values that JSON cannot hold."""
+    """Yield keyword arguments whose name is no Python identifier, and values that JSON cannot hold: they cannot be sent
+    to the process that builds the object.
+    """
     if not isinstance(value, dict):
         return
     for argument in value:
@@ -56,23 +58,13 @@ def keywords(value: Any, path: Keys) -> Iterator[Found]:
                 (*path, argument),
                 "not a name that Python passes an argument by: letters, digits and _, not beginning with a digit",
             )
-    yield from arguments(value, path)
-
-
-def arguments(value: Any, path: Keys) -> Iterator[Found]:
-    """Yield values among an object's arguments that cannot be sent to the process that builds it."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from arguments(item, (*path, key))
-    elif isinstance(value, list):
-        for place, item in enumerate(value):
-            yield from arguments(item, (*path, place))
-    elif hasattr(value, "isoformat"):
-        yield Found(path, f'dates are not passed to code; write a string, "{value.isoformat()}"')
-    elif isinstance(value, float) and value - value != 0:
-        yield Found(path, f"{value} is not a finite number; leave it out, and let the code have its own default")
-    else:
-        yield from value_problems(value, path)
+    for at, item in within(value, path):
+        if hasattr(item, "isoformat"):
+            yield Found(at, f'dates are not passed to code; write a string, "{item.isoformat()}"')
+        elif isinstance(item, float) and item - item != 0:
+            yield Found(at, f"{item} is not a finite number; leave it out, and let the code have its own default")
+        elif not isinstance(item, dict | list):
+            yield from value_problems(item, at)
 
 
 def import_path(value: str, path: Keys, source: Source) -> Iterator[Found]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from components.declarations import TORCHMETRICS
 from components.query import mentioned
-from daemon.config.document import Found, Keys, Source
+from daemon.config.document import Found, Keys, Source, within
 from daemon.config.filters import filter_problems
 from daemon.config.problems import shown, suggestion
 from daemon.config.references import import_path, key_field, keywords, reference, sections
@@ -77,17 +77,13 @@ def _rows(query: Mapping[str, Any], base: Keys, key: Any, at: Keys, source: Sour
 
 def _imported(value: Any, path: Keys, source: Source) -> Iterator[Found]:
     """Yield the problems of code among arguments, `{ "$import" = "package.module:name" }`."""
-    if isinstance(value, dict) and "$import" in value:
-        if len(value) > 1 or not isinstance(value["$import"], str):
-            yield Found(path, 'code among arguments has no other key, as in { "$import" = "package.module:name" }')
+    for at, item in within(value, path):
+        if not isinstance(item, dict) or "$import" not in item:
+            continue
+        if len(item) > 1 or not isinstance(item["$import"], str):
+            yield Found(at, 'code among arguments has no other key, as in { "$import" = "package.module:name" }')
         else:
-            yield from import_path(value["$import"], (*path, "$import"), source)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _imported(item, (*path, key), source)
-    elif isinstance(value, list):
-        for place, item in enumerate(value):
-            yield from _imported(item, (*path, place), source)
+            yield from import_path(item["$import"], (*at, "$import"), source)
 
 
 def _loader(loader: Mapping[str, Any], path: Keys) -> Iterator[Found]:
