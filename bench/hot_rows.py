@@ -1,15 +1,14 @@
 """What the rows of a table get while four clients update 50 of them as fast as they can.
 
-    python -m bench.hot_rows [--rows 10000] [--rounds 3] [--json PATH]
+    python -m bench.hot_rows [--runs 3] [--rows 10000] [--quick] [--json PATH]
 
-The daemon has an embedded MongoDB and LeNet-5 with the batched preprocess. Each round has two bursts of new rows, timed
+The daemon has an embedded MongoDB and LeNet-5 with the batched preprocess. Each run has two bursts of new rows, timed
 from the first insert to the last output. In both the four clients are at work: first on 50 rows of a table that nobody
 watches, then on 50 rows of the table of the burst, whose images they change. So the clients and MongoDB cost the same.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import signal
@@ -27,8 +26,9 @@ from pymongo import MongoClient
 from rich.console import Console
 from rich.table import Table
 
+from bench import arguments
 from bench.large_tables import burst_rate
-from bench.sides import BATCHED, ROOT, SERVICE_TOML
+from bench.sides import BATCHED, ROOT, SERVICE_TOML, pictures
 from daemon.demo.process import Daemon
 from daemon.store.connection import open_database
 from daemon.store.service.status import StatusBoard
@@ -66,9 +66,9 @@ def _predicted(board: StatusBoard, rows: int) -> bool:
     return counts(board)["predicted"] >= rows
 
 
-def measured(rows: int, rounds: int) -> list[dict[str, dict[str, float]]]:
-    """The figures of each round, by the table that the clients update."""
-    images = [png(image) for image, _ in digits(min(rows, 5000))]
+def measured(rows: int, runs: int) -> list[dict[str, dict[str, float]]]:
+    """The figures of each run, by the table that the clients update."""
+    images = pictures(rows)
     found = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="predictd-hot-")))
@@ -79,9 +79,9 @@ def measured(rows: int, rounds: int) -> list[dict[str, dict[str, float]]]:
         database = open_database(client, "yardstick")
         board = StatusBoard(database, "yardstick")
         for table in (WATCHED, UNWATCHED):
-            database[table].insert_many({"_id": n, "img": images[n]} for n in range(HOT))
+            database[table].insert_many({"_id": n, "img": images[n % rows]} for n in range(HOT))
         burst_rate(daemon, database[WATCHED], images, 1000)
-        for _ in range(rounds):
+        for _ in range(runs):
             figures = {}
             for table in (UNWATCHED, WATCHED):
                 command = [sys.executable, "-m", "bench.hot_rows", "--update", daemon.uri(), table]
@@ -107,28 +107,24 @@ def measured(rows: int, rounds: int) -> list[dict[str, dict[str, float]]]:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.hot_rows", description=__doc__.split("\n\n", 1)[0])
-    parser.add_argument("--rows", type=int, default=10_000, help="rows of each burst (10000)")
-    parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (3)")
-    parser.add_argument("--quick", action="store_true", help="one round of 500 rows")
-    parser.add_argument("--json", type=Path, default=ROOT / "bench" / "results" / "hot_rows.json", metavar="PATH")
-    parser.add_argument("--update", nargs=2, help=argparse.SUPPRESS)
+    parser = arguments.parser("hot_rows", __doc__, runs=3, rows=10_000)
+    parser.add_argument("--update", nargs=2, help=arguments.HIDDEN)
     given = parser.parse_args()
     if given.update:
         return update(*given.update)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    rows, rounds = (500, 1) if given.quick else (given.rows, given.rounds)
-    found = measured(rows, rounds)
+    rows, runs = (500, 1) if given.quick else (given.rows, given.runs)
+    found = measured(rows, runs)
     medians = {table: {name: statistics.median(each[table][name] for each in found) for name in of}
                for table, of in found[0].items()}  # fmt: skip
-    shown = Table("clients update", *medians[WATCHED], title=f"medians of {rounds} bursts of {rows:,} rows")
+    shown = Table("clients update", *medians[WATCHED], title=f"medians of {runs} bursts of {rows:,} rows")
     for table, of in medians.items():
         shown.add_row("the table of the burst" if table == WATCHED else "another", *(f"{v:,.0f}" for v in of.values()))
     Console().print(shown)
     ratios = [each[WATCHED]["rows/s"] / each[UNWATCHED]["rows/s"] for each in found]
     Console().print(f"the burst with hot rows by the burst without: {', '.join(f'{each:.2f}' for each in ratios)}")
     given.json.parent.mkdir(parents=True, exist_ok=True)
-    given.json.write_text(json.dumps({"medians": medians, "rounds": found}, indent=2) + "\n")
+    given.json.write_text(json.dumps({"medians": medians, "rows": rows, "runs": found}, indent=2) + "\n")
     return None
 
 

@@ -1,7 +1,7 @@
 """Large tables: a backfill and a resync beside bursts of new rows, the worker's memory meanwhile, and what a page of a
 scan costs at the beginning and at the end of a table.
 
-    python -m bench.large_tables [--rows 100000] [--burst 10000] [--small 1000000] [--json PATH]
+    python -m bench.large_tables [--runs 3] [--rows 10000] [--table 100000] [--small 1000000] [--quick] [--json PATH]
 
 The daemon has an embedded MongoDB and LeNet-5 with the batched preprocess. The rows are inserted while the daemon does
 not serve them; then the listener is declared, and the backfill is timed from the first output to the last. Bursts come
@@ -10,7 +10,6 @@ after it, then a resync, which predicts each row anew.
 
 from __future__ import annotations
 
-import argparse
 import json
 import signal
 import statistics
@@ -28,13 +27,13 @@ from pymongo.collection import Collection
 from rich.console import Console
 from rich.table import Table
 
-from bench.sides import BATCHED, ROOT, SERVICE_TOML
+from bench import arguments
+from bench.sides import BATCHED, ROOT, SERVICE_TOML, pictures
 from daemon.demo.process import Daemon
 from daemon.listeners.scan import PAGE, pages
 from daemon.store.connection import open_database
 from daemon.store.rows.positions import cluster_time
 from daemon.store.service.status import StatusBoard
-from examples.digits import digits, png
 
 MIB: Final = 1 << 20
 WARM_ROWS: Final = 10_000
@@ -89,7 +88,7 @@ def burst_rate(daemon: Daemon, table: Collection[dict[str, Any]], images: list[b
     assert newest is not None
     began = time.monotonic()
     for start in range(0, rows, 500):
-        table.insert_many({"img": images[n % len(images)]} for n in range(start, start + 500))
+        table.insert_many({"img": images[n % len(images)]} for n in range(start, min(rows, start + 500)))
     missing = {"_id": {"$gt": newest["_id"]}, OUTPUT: {"$exists": False}}
     daemon.until("the burst", lambda: table.find_one(missing, {"_id": 1}) is None, SECONDS, pause=0.05)
     return rows / (time.monotonic() - began)
@@ -107,9 +106,9 @@ def page_costs(table: Collection[dict[str, Any]], rows: int) -> tuple[float, flo
     return statistics.median(taken[:tenth]), statistics.median(taken[-tenth - 1 : -1])
 
 
-def measured(rows: int, burst: int, small: int) -> dict[str, float]:
-    """All figures, by name."""
-    images = [png(image) for image, _ in digits(min(rows, 5000))]
+def measured(rows: int, burst: int, runs: int, small: int) -> dict[str, float]:
+    """All figures, by name. rows, burst, small: rows of the table, of each of `runs` bursts, of the table of pages."""
+    images = pictures(min(rows, 5000))
     figures: dict[str, float] = {}
     service = SERVICE_TOML.replace("[models.lenet]", BATCHED)
     declared, _, listener = service.partition("[listeners.digit]")
@@ -129,7 +128,7 @@ def measured(rows: int, burst: int, small: int) -> dict[str, float]:
         memory = Memory(daemon.until("the worker", lambda: _worker(board), 60.0))
         figures["backfill"] = followed(daemon, board, rows, memory)
         figures["backfill_memory"] = memory.growth
-        figures["burst"] = statistics.median(burst_rate(daemon, table, images, burst) for _ in range(3))
+        figures["burst"] = statistics.median(burst_rate(daemon, table, images, burst) for _ in range(runs))
         memory = Memory(daemon.until("the worker", lambda: _worker(board), 60.0))
         before = predicted(board)
         subprocess.run([sys.executable, "-m", "daemon.cli", "resync", "digit", "-c", str(daemon.file)], check=True)
@@ -148,16 +147,14 @@ def _worker(board: StatusBoard) -> psutil.Process | None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.large_tables", description=__doc__.split("\n\n", 1)[0])
-    parser.add_argument("--rows", type=int, default=100_000, help="rows of the backfill (100000)")
-    parser.add_argument("--burst", type=int, default=10_000, help="rows of each of three bursts (10000)")
+    parser = arguments.parser("large_tables", __doc__, runs=3, rows=10_000)
+    parser.add_argument("--table", type=int, default=100_000, help="rows of the backfill (100000)")
     parser.add_argument("--small", type=int, default=1_000_000, help="rows of the table of the pages (1000000)")
-    parser.add_argument("--quick", action="store_true", help="2,000 rows, bursts of 500, and 20,000 small rows")
-    parser.add_argument("--json", type=Path, default=ROOT / "bench" / "results" / "large_tables.json", metavar="PATH")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    rows, burst, small = (2_000, 500, 20_000) if given.quick else (given.rows, given.burst, given.small)
-    figures = {"rows": rows, "small": small, **measured(rows, burst, small)}
+    runs, burst = (3, 500) if given.quick else (given.runs, given.rows)
+    rows, small = (2_000, 20_000) if given.quick else (given.table, given.small)
+    figures = {"rows": rows, "small": small, **measured(rows, burst, runs, small)}
     shown = Table("what", "figure", title=f"a table of {rows:,} rows; one of {small:,} for the pages")
     shown.add_row("backfill, rows/s", f"{figures['backfill']:,.0f}")
     shown.add_row("burst, rows/s", f"{figures['burst']:,.0f}")

@@ -1,16 +1,15 @@
 """What other writers of the same rows feel while outputs are written: the worst case, with no model in between.
 
-    python -m bench.other_writers [--seconds 4] [--rounds 3] [--json PATH]
+    python -m bench.other_writers [--runs 3] [--seconds 4] [--quick] [--json PATH]
 
 A process writes the outputs of 2,048 rows over and over, in batches of 256, as fast as MongoDB takes them. Meanwhile
 one client updates single rows among them, and another runs transactions of three rows. Each way of writing takes its
-turn in each round: not at all, the guarded bulk, transactions that read the guards, and what predictd does, which
+turn in each run: not at all, the guarded bulk, transactions that read the guards, and what predictd does, which
 begins with transactions at the snapshot.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import statistics
@@ -28,6 +27,7 @@ from pymongo.errors import PyMongoError
 from rich.console import Console
 from rich.table import Table
 
+from bench import arguments
 from daemon.embedded.server import ensure
 from daemon.handlers.predict.records import Write
 from daemon.listeners.change_stream import watch
@@ -37,7 +37,6 @@ from daemon.store.rows import outputs
 from daemon.store.rows.positions import Position, cluster_time
 from daemon.store.rows.transactions import Aborted, Transactions
 
-ROOT = Path(__file__).resolve().parents[1]
 ROWS, BATCH = 2048, 256
 WAYS = ("nothing", "bulk", "with guards", "predictd")
 
@@ -121,25 +120,22 @@ def turn(uri: str, way: str, seconds: float) -> dict[str, float]:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.other_writers", description=__doc__.split("\n", 1)[0])
+    parser = arguments.parser("other_writers", __doc__, runs=3)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each turn (4)")
-    parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (3)")
-    parser.add_argument("--quick", action="store_true", help="one round of one second")
-    parser.add_argument("--json", type=Path, default=ROOT / "bench" / "results" / "other_writers.json", metavar="PATH")
-    parser.add_argument("--write", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--write", nargs=2, help=arguments.HIDDEN)
     given = parser.parse_args()
     if given.write:
         return write(*given.write)
-    rounds, seconds = (1, 1.0) if given.quick else (given.rounds, given.seconds)
+    runs, seconds = (1, 1.0) if given.quick else (given.runs, given.seconds)
     turns: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory(prefix="predictd-bench-") as folder, ensure(Path(folder)) as mongo:
         with MongoClient[dict[str, Any]](mongo.uri) as client:
             client["bench"]["rows"].insert_many({"_id": n, "x": n} for n in range(ROWS))
-        for _ in range(rounds):
+        for _ in range(runs):
             for way in WAYS:
                 turns[way].append(turn(mongo.uri, way, seconds))
     medians = {way: {name: statistics.median(each[name] for each in of) for name in of[0]} for way, of in turns.items()}
-    table = Table("outputs are written by", *medians["nothing"], title=f"medians of {rounds} interleaved rounds")
+    table = Table("outputs are written by", *medians["nothing"], title=f"medians of {runs} interleaved runs")
     for way, of in medians.items():
         table.add_row(way, *(f"{value:,.1f}" for value in of.values()))
     Console().print(table)

@@ -15,10 +15,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from bench.arguments import RESULTS
 from bench.scale import machines
 from bench.sides import LOOP, PATHWAY, PREDICTD, ROOT, SHARED
 
-RESULTS: Final = ROOT / "bench" / "results"
 PAGE: Final = ROOT / "docs" / "performance.md"
 CHART: Final = ROOT / "docs" / "performance.svg"
 
@@ -39,14 +39,10 @@ def page(results: Path = RESULTS) -> str:
     """The page. Raises FileNotFoundError if the yardstick has not run."""
     measured = json.loads((results / "yardstick.json").read_text())
     parts = [BEGIN, "\n".join(_yardstick(measured)), "\n".join(_scale(measured))]
-    if (peers := results / "peers.json").exists():
-        parts.append("\n".join(_peers(json.loads(peers.read_text()))))
-    for name, part in (("hot_rows", _hot_rows), ("other_writers", _other_writers)):
+    for name, part in _PARTS.items():
         file = results / f"{name}.json"
         if file.exists():
-            parts.append("\n".join(part(json.loads(file.read_text())["medians"])))
-    if (large := results / "large_tables.json").exists():
-        parts.append("\n".join(_large_tables(json.loads(large.read_text()))))
+            parts.append("\n".join(part(json.loads(file.read_text()))))
     return "\n".join(f"{part}\n" for part in parts).rstrip("\n") + "\n"
 
 
@@ -105,18 +101,20 @@ def _scale(measured: Mapping[str, Any]) -> Iterator[str]:
             yield f"| {preprocess} | {each.cores} | {each.processes} | {each.rows_per_second:,.0f} | {each.binds} |"
 
 
-def _hot_rows(medians: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+def _hot_rows(measured: Mapping[str, Any]) -> Iterator[str]:
     yield "## Rows that change all the time"
     yield ""
     yield _wrapped(
-        "`python -m bench.hot_rows`: bursts of new rows while four clients update 50 rows as fast as they can, of "
-        "another table or of the same one. *Conflict* is a prediction that was thrown away."
+        f"`python -m bench.hot_rows --runs {len(measured['runs'])} --rows {measured['rows']}`: bursts of new rows, "
+        "while four clients update 50 rows as fast as they can, of another table or of the same one. *Conflict* is a "
+        "prediction that was thrown away."
     )
     yield ""
-    yield from _medians("clients update", {"mnist": "the table of the burst", "elsewhere": "another table"}, medians)
+    words = {"mnist": "the table of the burst", "elsewhere": "another table"}
+    yield from _medians("clients update", words, measured["medians"])
 
 
-def _other_writers(medians: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+def _other_writers(measured: Mapping[str, Any]) -> Iterator[str]:
     yield "## What other writers feel"
     yield ""
     yield _wrapped(
@@ -124,7 +122,7 @@ def _other_writers(medians: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
         "among 2,048 rows whose outputs are written over and over, without a model in between: the worst case."
     )
     yield ""
-    yield from _medians("outputs are written by", {}, medians)
+    yield from _medians("outputs are written by", {}, measured["medians"])
 
 
 def _large_tables(measured: Mapping[str, float]) -> Iterator[str]:
@@ -145,6 +143,14 @@ def _large_tables(measured: Mapping[str, float]) -> Iterator[str]:
     yield f"| growth of the memory in the resync, MiB | {measured['resync_memory']:.1f} |"
     yield f"| a page of 1,000 rows at the beginning of the table, ms | {measured['page_first_ms']:.2f} |"
     yield f"| a page at its end, ms | {measured['page_last_ms']:.2f} |"
+
+
+_PARTS: Final = {
+    "peers": _peers,
+    "hot_rows": _hot_rows,
+    "other_writers": _other_writers,
+    "large_tables": _large_tables,
+}
 
 
 def _medians(first: str, words: Mapping[str, str], medians: Mapping[str, Mapping[str, float]]) -> Iterator[str]:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from daemon import config
 from daemon.engine.child import CHANNEL, REQUEST, answer
 from daemon.store.registry.registry import Registry
 from daemon.worker.assignment import WorkerAssignment
+from examples.digits import digits, png
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = SigningKey.fresh()
@@ -57,6 +59,11 @@ model = "lenet"
 BATCHED = '[models.lenet]\npreprocess_batch = "examples.mnist:preprocess_batch"'
 
 
+def pictures(rows: int) -> list[bytes]:
+    """Digits as PNG, for so many rows; the same again after some thousand."""
+    return list(islice(cycle([png(image) for image, _ in digits(min(rows, 5000))]), rows))
+
+
 class Failed(Exception):
     """The yardstick cannot say anything: a side did not start, did not answer, or answered wrongly."""
 
@@ -76,7 +83,7 @@ class Process:
                 **os.environ,
                 "PYTHONPATH": str(ROOT),
                 "OMP_NUM_THREADS": str(threads),
-                CHANNEL: f"{theirs},{log}",
+                CHANNEL: f"{theirs},{log},",
             },
             # A process group of its own, not a session: should we be killed, the kernel wakes and ends who is stopped
             # in it.
@@ -97,7 +104,7 @@ class Process:
                 if line.startswith(REQUEST):
                     stdin.write(answer(line.removeprefix(REQUEST), KEY.sign))
                     stdin.flush()
-                else:
+                elif line.strip():
                     self.said = [line.decode()]  # each report is whole: only the latest counts
 
     def started(self) -> bool:

@@ -1,6 +1,6 @@
 """What a training costs, and what it and a swap cost the rows that stream in meanwhile.
 
-    python -m bench.training [--runs 5] [--quick] [--json PATH]        (or: make bench, after the yardstick)
+    python -m bench.training [--runs 5] [--quick] [--json PATH]      (or: make bench, after the yardstick)
 
 On a real `predictd run` with its own MongoDB, the real LeNet and real digits:
 
@@ -15,7 +15,6 @@ On a real `predictd run` with its own MongoDB, the real LeNet and real digits:
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -38,6 +37,7 @@ from pymongo import MongoClient
 from rich.console import Console
 from rich.table import Table
 
+from bench import arguments
 from bench.bare_training import Order
 from bench.sides import ROOT, Failed
 from components.signing_key import SigningKey
@@ -400,14 +400,11 @@ def measure(plan: Plan, parts: list[str], console: Console) -> dict[str, dict[st
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.training", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--runs", type=int, default=5, help="trainings (5)")
+    parser = arguments.parser("training", __doc__, runs=5)
     parser.add_argument("--singles", type=int, default=200, help="single rows a turn (200)")
     parser.add_argument("--swaps", type=int, default=6, help="promotions under the stream (6)")
     parser.add_argument("--rate", type=float, default=300.0, help="rows a second of the stream (300)")
-    parser.add_argument("--quick", action="store_true", help="two runs of everything")
     parser.add_argument("--only", action="append", choices=["overhead", "beside", "swap"], help="only this part")
-    parser.add_argument("--json", type=Path, default=ROOT / "bench" / "results" / "training.json", metavar="PATH")
     given = parser.parse_args()
     plan = (
         Plan(2, 50, 2, given.rate, 3.0)

@@ -1,6 +1,6 @@
 """predictd beside a straight hand-written loop, in one go, on the same MongoDB, with the same model and weights.
 
-    python -m bench.yardstick [--runs 5] [--rows 5000] [--quick] [--json PATH]      (or: make bench ARGS=--quick)
+    python -m bench.yardstick [--runs 5] [--rows 5000] [--quick] [--json PATH]   (or: make bench)
     python -m bench.yardstick --pathway PYTHON      (or: make bench-peers, which makes an environment for it)
 
 The sides are the loop, a worker of predictd, and a worker of two processes that share the rows: three with the
@@ -19,7 +19,6 @@ run.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
@@ -38,10 +37,10 @@ from pymongo import MongoClient
 from rich.console import Console
 from rich.table import Table
 
-from bench.sides import LOOP, ROOT, Failed, Side, clocks, start
+from bench import arguments
+from bench.sides import LOOP, Failed, Side, clocks, pictures, start
 from bench.straight_loop import FIELD
 from daemon.embedded.server import ensure
-from examples.digits import digits, png
 
 BURST = 500
 OUTPUT_SECONDS = 120.0
@@ -244,7 +243,7 @@ def compare(
         status = stack.enter_context(console.status("starting MongoDB"))
         mongo = stack.enter_context(ensure(folder))
         client: MongoClient[dict[str, Any]] = stack.enter_context(MongoClient(mongo.uri))
-        images = [png(image) for image, _ in digits(plan.rows)]
+        images = pictures(plan.rows)
         all_sides = []
         for preprocess in preprocesses:
             status.update(f"starting the sides with the {preprocess} preprocess")
@@ -271,16 +270,12 @@ def compare(
 def main() -> None:
     """The command line."""
     half = max(1, (os.cpu_count() or 1) // 2)
-    parser = argparse.ArgumentParser(prog="python -m bench.yardstick", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--runs", type=int, default=5, help="interleaved runs (5)")
-    parser.add_argument("--rows", type=int, default=5000, help="rows of a burst, at most 5000 (5000)")
+    parser = arguments.parser("yardstick", __doc__, runs=5, rows=5000)
     parser.add_argument("--singles", type=int, default=100, help="rows one by one (100)")
-    parser.add_argument("--quick", action="store_true", help="one run of 1,000 rows")
     parser.add_argument("--preprocess", choices=["per-row", "batched"], help="only this one (both)")
     parser.add_argument("--await-ms", type=int, default=1, help="how long the loop's stream waits for an event (1)")
     parser.add_argument("--pathway", metavar="PYTHON", help="measure Pathway, too, which this Python has")
     parser.add_argument("--threads", type=int, default=half, help=f"torch threads of each process ({half})")
-    parser.add_argument("--json", type=Path, default=ROOT / "bench" / "results" / "yardstick.json", metavar="PATH")
     given = parser.parse_args()
     runs, rows = (1, 1000) if given.quick else (given.runs, given.rows)
     plan = Plan(runs, rows, given.singles, given.await_ms, given.threads)

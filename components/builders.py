@@ -200,7 +200,10 @@ def build_validation(
             )
             for metric, given in declaration.metrics.items()
         ]
-    datasets = [Dataset(dataset, _query(given), given.pin) for dataset, given in declaration.datasets.items()]
+    datasets = [
+        Dataset(dataset, _query(given), given.pin, given.sample, given.seed)
+        for dataset, given in declaration.datasets.items()
+    ]
     return Validation(name, declaration.key, datasets, metrics, model=declaration.model, when=declaration.when)
 
 

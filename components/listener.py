@@ -8,13 +8,15 @@ from typing import Any
 from components.declarations import ListenerDeclaration, documented, made
 from components.errors import DeclarationError
 from components.key import Key, KeySpec
+from components.model import Model
 from components.names import check_identifier
+from components.table import Table
 
 
 @documented(ListenerDeclaration)
 class Listener:
     """Runs `model` on the rows of `table` that hold every field of `key` and match `where`; writes
-    `_outputs.<identifier>`.
+    `_outputs.<identifier>`. Model and table are given by name, or as what was applied.
 
     `latency_budget`: the longest time for one batch, in seconds; it limits the batch's size. `max_batch`: the most rows
     in a batch. `worker`: the name of the process that runs the listener (default: one for each model). `partitions`:
@@ -28,9 +30,9 @@ class Listener:
     def __init__(
         self,
         identifier: str,
-        table: str,
+        table: str | Table,
         key: KeySpec,
-        model: str,
+        model: str | Model,
         where: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
@@ -38,7 +40,8 @@ class Listener:
         owner = f"listener {identifier!r}"
         self.identifier = identifier
         self.where = {} if where is None else where
-        given = {"table": table, "key": key, "model": model, "where": self.where, **options}
+        named = {"table": getattr(table, "identifier", table), "model": getattr(model, "identifier", model)}
+        given = {"key": key, "where": self.where, **named, **options}
         read = made(ListenerDeclaration, owner, given)
         self.declaration = read.model_copy(update={"key": read.parsed_key.spec})
         if identifier in self.parsed_key.upstream:

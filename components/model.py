@@ -202,7 +202,8 @@ class Model(ABC):
 
 
 class ObjectModel(Model):
-    """Any callable as a model: called once per row, or, with `batched`, once per batch with the list of inputs.
+    """Any callable as a model: called once per row, or, with `batched`, once per batch with the list of inputs. Of an
+    object that is not callable, its method `predict` is.
 
     An object with `fit` or `partial_fit`, such as an estimator of scikit-learn, is called by its method
     `forward_method` ("predict" by default) with the inputs of a batch: an array with a row for each, a list of texts,
@@ -225,10 +226,13 @@ class ObjectModel(Model):
         forward_method: str = "__call__",
     ) -> None:
         super().__init__(identifier, preprocess, postprocess, threads)
-        if forward_method == "__call__" and not callable(object) and estimators.learns(object):
-            forward_method = "predict"
         if forward_method == "__call__" and not callable(object):
-            raise DeclarationError(f"model {identifier!r}: object: expected a callable, got {type(object).__name__}")
+            if not callable(getattr(object, "predict", None)):
+                raise DeclarationError(
+                    f"model {identifier!r}: object: expected a callable or an object with a method `predict`, "
+                    f"got {type(object).__name__}; `forward_method` names another method"
+                )
+            forward_method = "predict"
         if not callable(getattr(object, forward_method, None)):
             raise DeclarationError(
                 f"model {identifier!r}: forward_method: {type(object).__name__} has no method {forward_method!r}"

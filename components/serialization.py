@@ -250,7 +250,13 @@ def _validation(validation: Validation, codes: _Codes, model: str | None) -> Val
         "model": model,
         "key": validation.key.spec,
         "datasets": {
-            dataset.identifier: {**_rows(dataset.select), "pin": dataset.pin} for dataset in validation.datasets
+            dataset.identifier: {
+                **_rows(dataset.select),
+                "pin": dataset.pin,
+                "sample": dataset.sample,
+                "seed": dataset.seed,
+            }
+            for dataset in validation.datasets
         },
         "metrics": {
             metric.identifier: {

@@ -40,7 +40,3 @@ class Table:
 
     def __reduce__(self) -> tuple[type[Table], tuple[str, dict[str, str]]]:
         return type(self), (self.identifier, dict(self.fields))  # a mappingproxy cannot be pickled
-
-    def datatype_of(self, path: str) -> Datatype | None:
-        """Return the datatype of a field; None if it is not declared, so its values are passed unchanged."""
-        return self.datatypes.get(path)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from components.declarations.schema import PATH, Code, Declaration, Filter
+from components.declarations.schema import PATH, Code, Declaration, Filter, absent, usual
 from components.declarations.trainers import MOST, Keyed
 from components.declarations.when import WHEN, Occasions
 
@@ -49,6 +49,25 @@ class DatasetDeclaration(Declaration):
         default=None, ge=1, le=MOST, description="a whole number of rows, at least 1", examples=[1000]
     )
     pin: bool = Field(default=False, description="true or false", examples=[True])
+    sample: int | None = Field(
+        default=None,
+        ge=1,
+        le=MOST,
+        exclude_if=absent,
+        description="a whole number of rows, at least 1",
+        examples=[500],
+    )
+    seed: int = Field(
+        default=0, ge=0, le=MOST, exclude_if=usual(0), description="a whole number from 0, of 63 bits", examples=[0]
+    )
+
+    @model_validator(mode="after")
+    def _chosen_one_way(self) -> Self:
+        if self.sample is not None and self.limit is not None:
+            raise ValueError("limit takes the first rows and sample takes any; name one of the two")
+        if self.sample is None and self.seed:
+            raise ValueError("seed: there is no sample that it chooses; add sample, or remove seed")
+        return self
 
 
 class ValidationArguments(Keyed):

@@ -61,7 +61,10 @@ class TorchModule(Model):
             object = Exported(object)  # noqa: A001
         if not isinstance(object, torch.nn.Module):
             got = object.__name__ if isinstance(object, type) else type(object).__name__
-            raise DeclarationError(f"model {identifier!r}: object: expected an instance of torch.nn.Module, got {got}")
+            raise DeclarationError(
+                f"model {identifier!r}: object: expected an instance of torch.nn.Module, got {got}; any other "
+                'callable, or object with a method `predict`, is an ObjectModel: type = "object" in service.toml'
+            )
         check_callable(identifier, "preprocess_batch", preprocess_batch)
         lazy = [name for name, one in object.named_parameters() if is_lazy(one)]
         if lazy:

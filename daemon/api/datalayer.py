@@ -13,7 +13,6 @@ The daemon does all the work. This process only writes declarations and reads re
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar, get_args
 
 from components.datatypes import Datatype, datatype
@@ -214,9 +213,7 @@ class Datalayer(Controls):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:

@@ -10,7 +10,7 @@ are made with matplotlib's objects, never with pyplot's state, so any thread or 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, Final
@@ -72,12 +72,21 @@ Row = tuple[Draw | None, Draw | None]
 """The two panels of a row of the figure: the metrics and the losses."""
 
 
-def _by_version(versions: Sequence[Version]) -> Row:
-    def panel(*, losses: bool) -> Draw | None:
-        names = _names((version.metrics for version in versions), losses=losses)
-        return (lambda axes: _draw_versions(axes, versions, names, _what(losses=losses))) if names else None
+def _row(measured: Sequence[Mapping[str, Any]], draw: Callable[[Axes, Sequence[str], str], None]) -> Row:
+    """The two panels of what was measured; `draw` gets the names that a panel shows, and what they are together."""
 
-    return panel(losses=False), panel(losses=True)
+    def panel(what: str) -> Draw | None:
+        names = _names(measured, losses=what == "losses")
+        return (lambda axes: draw(axes, names, what)) if names else None
+
+    return panel("metrics"), panel("losses")
+
+
+def _by_version(versions: Sequence[Version]) -> Row:
+    return _row(
+        [version.metrics for version in versions],
+        lambda axes, names, what: _draw_versions(axes, versions, names, what),
+    )
 
 
 def _by_step(versions: Sequence[Version]) -> Row:
@@ -85,12 +94,10 @@ def _by_step(versions: Sequence[Version]) -> Row:
     newest = [version for version in traced if version.state != "live"][::-1]
     live = [version for version in traced if version.state == "live"]
     shown = sorted([*live, *newest[: NEWEST - len(live)]], key=lambda version: version.number)
-
-    def panel(*, losses: bool) -> Draw | None:
-        names = _names((version.metric_values for version in shown), losses=losses)
-        return (lambda axes: _draw_steps(axes, shown, names, _what(losses=losses))) if names else None
-
-    return panel(losses=False), panel(losses=True)
+    return _row(
+        [version.metric_values for version in shown],
+        lambda axes, names, what: _draw_steps(axes, shown, names, what),
+    )
 
 
 def _by_time(versions: Sequence[Version]) -> Row:
@@ -100,12 +107,7 @@ def _by_time(versions: Sequence[Version]) -> Row:
         for name, value in entry["metrics"].items():
             points.setdefault(f"{entry['validation']}/{name}", []).append((entry["at"], value))
     promoted = [(version.promoted_at, version.number) for version in versions if version.promoted_at is not None]
-
-    def panel(*, losses: bool) -> Draw | None:
-        names = _names([points], losses=losses)
-        return (lambda axes: _draw_times(axes, points, names, promoted)) if names else None
-
-    return panel(losses=False), panel(losses=True)
+    return _row([points], lambda axes, names, _: _draw_times(axes, points, names, promoted))
 
 
 # ---- panels -------------------------------------------------------------------------------------------------------
@@ -222,10 +224,6 @@ def _titled(axes: Axes, title: str, below: str) -> None:
     axes.set_xlabel(below, fontsize=9, color=_QUIET)
 
 
-def _what(*, losses: bool) -> str:
-    return "losses" if losses else "metrics"
-
-
 def _legend(axes: Axes, names: Sequence[str], *, hollow: bool = False) -> None:
     if hollow:
         axes.plot(
@@ -266,7 +264,7 @@ def _shade(place: int, count: int) -> str:
     return to_hex(colours(1.0 if count == 1 else place / (count - 1)))
 
 
-def _names(measured: Iterator[Mapping[str, Any]] | Sequence[Mapping[str, Any]], *, losses: bool) -> list[str]:
+def _names(measured: Sequence[Mapping[str, Any]], *, losses: bool) -> list[str]:
     """The metrics that were measured, in the order of their first appearance: losses, or all others."""
     met = dict.fromkeys(name for each in measured for name, value in each.items() if value is not None)
     return [name for name in met if ("loss" in name.rpartition("/")[2]) == losses]

@@ -68,12 +68,13 @@ class TableHandle(Query):
 
     def insert(self, rows: Iterable[Mapping[str, Any]] | Mapping[str, Any]) -> list[Any]:
         """Stores all rows, or none if one cannot be stored, and returns their `_id`s in order. The caller's
-        dictionaries stay as they were.
+        dictionaries stay as they were. A pandas.DataFrame is its records.
 
         Raises EncodeError, which names row and field, if a value does not fit its field's datatype or MongoDB cannot
         hold it. Raises PredictdError if MongoDB refuses a row (its `_id` exists already): the rows before it are then
         stored.
         """
+        rows = rows.to_dict("records") if hasattr(rows, "columns") and hasattr(rows, "to_dict") else rows
         given = [rows] if isinstance(rows, Mapping) else list(rows)
         datatypes, codec = self._datatypes(self.table), self._collection.codec_options
         ids: list[Any] = []

@@ -47,7 +47,13 @@ def _object_problems(
     if isinstance(source, type) or (inspect.isroutine(source) and (arguments or declared.type == "torch")):
         reason = mismatch(source, (), arguments)
         if reason:
-            yield Problem(f"{base}.arguments", f'"{declared.object}" cannot be built with these arguments: {reason}')
+            hint = (
+                '; if the function itself is the model, say type = "object"'
+                if declared.type == "torch" and not arguments and not isinstance(source, type)
+                else ""
+            )
+            text = f'"{declared.object}" cannot be built with these arguments: {reason}{hint}'
+            yield Problem(f"{base}.arguments", text)
             return
         try:
             code["object"] = source(**arguments)

@@ -112,10 +112,12 @@ def check(
 
 
 def init(
-    path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("service.toml"),
+    path: Annotated[Path, typer.Argument(help="The file to write, or its folder.")] = Path("service.toml"),
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Write a first service.toml, valid and with comments."""
+    if path.is_dir():
+        path /= "service.toml"
     try:
         with path.open("w" if force else "x", encoding="utf-8") as file:
             file.write(first_service())

@@ -25,7 +25,8 @@ from daemon.engine.family import MARK, end_family
 from daemon.health.report import ReportRefused
 
 CHANNEL: Final = "_PREDICTD_CHANNEL"
-"""The variable that names the descriptors for reports and for log lines: "7,8"."""
+"""The variable that names the descriptors for reports and for log lines, and the pass of the reports: "7,8,c0ffee".
+"""
 
 PARENT_GONE: Final = 70
 """The exit code of a process that ended because its parent had ended."""
@@ -45,9 +46,10 @@ _FIRST_NUMBER: Final = 100  # above the numbers that user code closes when it ma
 class Channel:
     """The channel of a process to its parent, for reports and log lines."""
 
-    def __init__(self, reports: int, log: TextIO) -> None:
+    def __init__(self, reports: int, pass_: str, log: TextIO) -> None:
         self.log = log
         self._reports = reports
+        self._pass = pass_.encode()
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
         self._asked: dict[int, queue.SimpleQueue[dict[str, Any]]] = {}
@@ -60,8 +62,9 @@ class Channel:
         once, before any user code.
         """
         _end_after_parent()
-        reports, log = (_moved(int(number)) for number in os.environ.pop(CHANNEL).split(","))
-        return cls(reports, os.fdopen(log, "w", encoding="utf-8", errors="backslashreplace"))
+        *numbers, pass_ = os.environ.pop(CHANNEL).split(",")
+        reports, log = (_moved(int(number)) for number in numbers)
+        return cls(reports, pass_, os.fdopen(log, "w", encoding="utf-8", errors="backslashreplace"))
 
     def report(self, report: str) -> None:
         """Sends one report, a line of JSON. Does nothing if the parent is gone or user code has closed the
@@ -94,7 +97,7 @@ class Channel:
         return "number" in answer
 
     def _send(self, text: bytes) -> None:
-        line = memoryview(text + b"\n")
+        line = memoryview(b"\n" + self._pass + text + b"\n")  # the first line break ends what user code has written
         with self._lock, suppress(OSError):
             while line:
                 line = line[os.write(self._reports, line) :]

@@ -10,7 +10,7 @@ own.
 |---|---|
 | first, from the supervisor | `preload`: names of modules; `later`: further ones, imported while there is no request |
 | first, to the supervisor | `ready`, and `complete` with the number of threads; or the process ends |
-| a request | `id`, `module`, `name`, `mark`, `environ`, `parent`, and five descriptors: `ChildEnds` |
+| a request | `id`, `module`, `name`, `mark`, `pass`, `environ`, `parent`, and five descriptors: `ChildEnds` |
 | its answer | `id`, `pid`, and a pidfd: sent by the child itself, once it is the supervisor's |
 | another answer | `id`, `stale`: a file that has changed since it was imported; or `id`, `error` |
 
@@ -157,7 +157,7 @@ def _settle(control: socket.socket, request: Mapping[str, Any], descriptors: Seq
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(request["environ"])
-    os.environ[CHANNEL] = f"{reports},{log}"
+    os.environ[CHANNEL] = f"{reports},{log},{request['pass']}"
     time.tzset()
     _write_mark(request["mark"])
     _write_name(request["module"], request["name"])

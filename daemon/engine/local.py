@@ -33,7 +33,7 @@ from daemon.engine.assignment import Assignment
 from daemon.engine.child import CHANNEL, answer
 from daemon.engine.family import MARK, Orphans, become_subreaper, end_family, end_left_behind, new_mark
 from daemon.engine.nursery import Forked, Nursery
-from daemon.engine.pipes import ChildEnds, Output, Pipes, Reports
+from daemon.engine.pipes import Output, Pipes, Reports
 from daemon.engine.threads import variables
 
 log = structlog.get_logger(__name__)
@@ -66,8 +66,8 @@ class LocalEngine:
         process: Forked | Executed | None = None
         try:
             if self._nursery is not None:
-                process = await self._nursery.fork(spec, mark, environ, pipes.child)
-            process = process or _exec(spec, pipes.child, environ)
+                process = await self._nursery.fork(spec, mark, environ, pipes)
+            process = process or _exec(spec, pipes, environ)
         except BaseException:
             pipes.close()
             raise
@@ -121,7 +121,8 @@ class Executed:
         return self.process.wait()
 
 
-def _exec(spec: Assignment[Any], ends: ChildEnds, environ: Mapping[str, str]) -> Executed:
+def _exec(spec: Assignment[Any], pipes: Pipes, environ: Mapping[str, str]) -> Executed:
+    ends = pipes.child
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", spec.module, spec.name],  # ps shows the name
         stdin=ends.stdin,
@@ -129,7 +130,7 @@ def _exec(spec: Assignment[Any], ends: ChildEnds, environ: Mapping[str, str]) ->
         stderr=ends.stderr,
         pass_fds=(ends.reports, ends.log),
         start_new_session=True,
-        env={**environ, CHANNEL: f"{ends.reports},{ends.log}"},
+        env={**environ, CHANNEL: f"{ends.reports},{ends.log},{pipes.pass_}"},
     )
     return Executed(process.pid, os.pidfd_open(process.pid), process)
 
@@ -160,7 +161,7 @@ class _LocalProcess(Generic[R]):
         loop = asyncio.get_running_loop()
         self._code: asyncio.Future[int] = loop.create_future()
         self._readers = (
-            Reports(pipes.reports, spec.name, spec.decode, self._take, self._answer),
+            Reports(pipes.reports, pipes.pass_, spec.name, spec.decode, self._take, self._answer),
             Output(pipes.stdout, spec.name, "stdout"),
             Output(pipes.stderr, spec.name, "stderr"),
         )

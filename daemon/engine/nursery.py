@@ -28,7 +28,7 @@ import structlog
 from daemon.engine.assignment import Assignment
 from daemon.engine.family import MARK, MARK_BYTES
 from daemon.engine.fork_server import MESSAGE_BYTES, PADDING
-from daemon.engine.pipes import ChildEnds, Output
+from daemon.engine.pipes import ChildEnds, Output, Pipes
 
 log = structlog.get_logger(__name__)
 
@@ -89,9 +89,7 @@ class Nursery:
             await self._server.over.wait()
             self._server = None
 
-    async def fork(
-        self, spec: Assignment[Any], mark: str, environ: Mapping[str, str], ends: ChildEnds
-    ) -> Forked | None:
+    async def fork(self, spec: Assignment[Any], mark: str, environ: Mapping[str, str], pipes: Pipes) -> Forked | None:
         """A process of this specification; None if it has to be started by exec."""
         server = self._server
         if server is None:
@@ -107,11 +105,12 @@ class Nursery:
             "module": spec.module,
             "name": spec.name,
             "mark": mark,
+            "pass": pipes.pass_,
             "environ": dict(environ),
             "parent": os.getpid(),
         }
         try:
-            return await server.ask(request, ends)
+            return await server.ask(request, pipes.child)
         except _NotForked as error:
             if server is self._server and self._keeping is not None:
                 self._replace(server, str(error))

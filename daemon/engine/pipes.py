@@ -4,7 +4,7 @@
 |---|---|
 | standard input | the assignment, one line; then answers to requests and, to a worker, changed settings, a line each |
 | standard output, standard error | the supervisor's log, a line at a time, bounded, under the process's name |
-| descriptor for reports | one JSON object a line; after `?`, a request for a signature |
+| descriptor for reports | the process's pass, then one JSON object or, after `?`, a request for a signature |
 | descriptor for log lines | the supervisor's standard error |
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -64,6 +65,8 @@ class Pipes:
     stderr: int
     reports: int
     child: ChildEnds
+    pass_: str
+    """What each line of the reports begins with: user code that writes to every descriptor does not know it."""
 
     @classmethod
     def open(cls) -> Self:
@@ -80,7 +83,8 @@ class Pipes:
         (stdin, order), (stdout, out), (stderr, err), (reports, report) = zip(opened[:8:2], opened[1:8:2], strict=True)
         for descriptor in (order, stdout, stderr, reports):
             os.set_blocking(descriptor, False)
-        return cls(order, stdout, stderr, reports, ChildEnds(stdin, out, err, report, opened[8]))
+        child = ChildEnds(stdin, out, err, report, opened[8])
+        return cls(order, stdout, stderr, reports, child, secrets.token_hex(16))
 
     def close(self) -> None:
         """Closes those that stay here."""
@@ -158,12 +162,14 @@ class Reports(_Lines, Generic[R]):
     def __init__(
         self,
         descriptor: int,
+        pass_: str,
         name: str,
         decode: Callable[[bytes], R],
         take: Callable[[R], None],
         answer: Callable[[bytes], None],
     ) -> None:
         super().__init__(descriptor, REPORT_BYTES)
+        self._pass = pass_.encode()
         self._name = name
         self._decode = decode
         self._take = take
@@ -172,9 +178,14 @@ class Reports(_Lines, Generic[R]):
         self._said = -SAY_SECONDS
 
     def line(self, text: bytes, *, cut: bool) -> None:
+        if not text:
+            return
         try:
             if cut:
                 raise ReportRefused(f"it is longer than {self._limit} bytes")
+            if not text.startswith(self._pass):
+                raise ReportRefused("user code has written to the descriptor for reports")
+            text = text.removeprefix(self._pass)
             if text.startswith(REQUEST):
                 self._answer(text.removeprefix(REQUEST))
                 return

@@ -48,14 +48,18 @@ class Evaluation:
         self._context = context
         self._declared = tuple(validations)
         self._rows: dict[str, Examples] = {}
+        self._contents: dict[str, str] = {}
         self._names: dict[tuple[str, str], str] = {}
         self.greater: dict[str, bool] = {}
         for each in validations:
             validation = self._built(each, model)
             for name, dataset in each.declaration.datasets.items():
                 place = f"{each.name}/{name}"
-                rows = instead.get(place) or as_pinned(context, each, name, known, ids[place])
-                self._rows[place] = rows or keep(context.rows(dataset.table, each.declaration.key, ids[place], known))
+                self._rows[place] = (
+                    instead.get(place)
+                    or self._as_pinned(each, name, known, ids[place])
+                    or keep(context.rows(dataset.table, each.declaration.key, ids[place], known))
+                )
             for name in validation.names:
                 whole = (
                     f"{each.name}/{name}" if name in self.greater else name
@@ -86,6 +90,24 @@ class Evaluation:
             metrics |= {self._names[validation.identifier, name]: value for name, value in found.items()}
         return Measured(metrics, by_validation)
 
+    def contents(self, validation: str) -> dict[str, str]:
+        """The SHA-256 of the content of each pinned dataset of a validation that is kept."""
+        of = f"{validation}/"
+        return {place.removeprefix(of): sha for place, sha in self._contents.items() if place.startswith(of)}
+
+    def _as_pinned(
+        self, validation: Component[ValidationDeclaration], name: str, known: Catalog, ids: Sequence[Any]
+    ) -> Examples | None:
+        """The rows of a pinned dataset as they were; None if it is not pinned, or its contents are not kept."""
+        context = self._context
+        file = contents(context, validation, name, known, ids)
+        rows = None if file is None else context.patience("rows", lambda: kept_rows.kept(context.database, file))
+        if file is None or rows is None:
+            return None
+        self._contents[f"{validation.name}/{name}"] = file
+        table, key = validation.declaration.datasets[name].table, validation.declaration.key
+        return KeptExamples(table, context.fields(table, key, known), rows)
+
     def _built(self, declared: Component[ValidationDeclaration], model: Model) -> Validation:
         """A validation, whose metrics may refer to the module of `model`."""
         return build_validation(
@@ -106,18 +128,6 @@ def contents(
     if found is None and ids:
         context.voice.say(f"dataset {name!r} is too large to keep its contents: what its rows hold now counts")
     return found
-
-
-def as_pinned(
-    context: Context, validation: Component[ValidationDeclaration], name: str, known: Catalog, ids: Sequence[Any]
-) -> Examples | None:
-    """The rows of a pinned dataset as they were; None if it is not pinned, or its contents are not kept."""
-    file = contents(context, validation, name, known, ids)
-    rows = None if file is None else context.patience("rows", lambda: kept_rows.kept(context.database, file))
-    if rows is None:
-        return None
-    table, key = validation.declaration.datasets[name].table, validation.declaration.key
-    return KeptExamples(table, context.fields(table, key, known), rows)
 
 
 def of_model(context: Context, known: Catalog, model: str) -> list[Component[ValidationDeclaration]]:

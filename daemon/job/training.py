@@ -173,7 +173,7 @@ class Training:
             history=thinned(trained.history, HISTORY_KEPT),
         )
         for validation, found in measured.validations.items():
-            self._note(candidate, validation, found)
+            self._note(candidate, validation, found, evaluation.contents(validation))
         return candidate
 
     def _data(
@@ -277,10 +277,11 @@ class Training:
         self._context.job()  # a cancelled job leaves no candidate
         return self._context.patience("versions", store)
 
-    def _note(self, version: Version, validation: str, metrics: Mapping[str, float]) -> None:
-        self._context.patience(
-            "versions", lambda: self._versions.validated(version.number, validation, metrics, self._job.id)
-        )
+    def _note(
+        self, version: Version, validation: str, metrics: Mapping[str, float], contents: Mapping[str, str]
+    ) -> None:
+        number, job = version.number, self._job.id
+        self._context.patience("versions", lambda: self._versions.validated(number, validation, metrics, job, contents))
 
     # ---- deciding -------------------------------------------------------------------------------------------------
 

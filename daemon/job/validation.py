@@ -32,7 +32,8 @@ def validate(context: Context, job: Job) -> dict[str, Any]:
     versions, number = context.loader.versions(job.model), live.version.number
 
     context.job()
-    context.patience("versions", lambda: versions.validated(number, declared.name, metrics, job.id))
+    contents = evaluation.contents(declared.name)
+    context.patience("versions", lambda: versions.validated(number, declared.name, metrics, job.id, contents))
     context.voice.say(", ".join(f"{name} {value:.6g}" for name, value in metrics.items()))
     return {"version": number, "promoted": False, "reason": "", "metrics": metrics, "rows": evaluation.rows}
 

@@ -18,6 +18,7 @@ from bson.timestamp import Timestamp
 from pymongo.database import Database
 from pymongo.errors import OperationFailure, PyMongoError
 
+from components.errors import PredictdError
 from components.raw_value import UNDECODABLE, RawValue, readable
 from daemon.health.backoff import backoff
 from daemon.listeners.event_cursor import EventCursor
@@ -26,11 +27,8 @@ from daemon.store import names
 from daemon.store.driver_errors import sentence
 from daemon.store.rows.positions import Position, cluster_time
 
-# ChangeStreamHistoryLost, CappedPositionLost, InvalidResumeToken, ChangeStreamFatalError; and the codes for a damaged
-# token.
-HISTORY_LOST: Final = frozenset(
-    {286, 136, 260, 280} | {9, 14, 15, 40647, 40648, 40649, 50793, 50795, 50796, 50811, 50872, 51055}
-)
+# ChangeStreamHistoryLost, CappedPositionLost, InvalidResumeToken, ChangeStreamFatalError.
+HISTORY_LOST: Final = frozenset({286, 136, 260, 280})
 NEVER_SPIN: Final = {13, 18}  # not allowed, not authenticated: an administrator has to act, so retry seldom
 PASSES: Final = frozenset(
     {
@@ -39,6 +37,8 @@ PASSES: Final = frozenset(
     }
 )  # fmt: skip
 """Errors that are not about the stream's position: they are retried."""
+
+_NOT_OF_THE_PLACE: Final = PASSES | NEVER_SPIN
 
 AWAIT_MS: Final = 1000
 FIRST_AWAIT_MS: Final = 1  # the first reply after the opening shows that the stream works; it may be empty
@@ -141,6 +141,17 @@ class _Place:
         # After an invalidate only startAfter works; elsewhere resumeAfter is the same.
         return {"startAfter": self.position.token}
 
+    def refused(self, error: Exception) -> bool:
+        """Whether the server refused to open the stream at this token: then its time is tried. What may be wrong with a
+        token has dozens of codes.
+        """
+        refused = (
+            bool(self.position.token) and isinstance(error, OperationFailure) and error.code not in _NOT_OF_THE_PLACE
+        )
+        if refused:
+            self.position = Position(self.position.cluster_time)
+        return refused
+
     def flows(self) -> None:
         self.failures, self.batch = 0, min(BATCH, self.batch * 2)
 
@@ -171,18 +182,22 @@ def watch(
     """
     place = _Place(position)
     while not stop.is_set():
+        opened = False
         try:
             with _open(database, subscription, place) as cursor:
+                opened = True
                 yield Opened()
                 yield from _read(cursor, subscription, place, stop, answered)
-        except (PyMongoError, *UNDECODABLE) as error:
+        except (PyMongoError, *UNDECODABLE, _AheadOfServer) as error:
             code = error.code if isinstance(error, OperationFailure) else None
-            place.failed(passes=code in PASSES or code in NEVER_SPIN or not isinstance(error, _ABOUT_THE_PLACE))
-            if code in HISTORY_LOST or place.lost(code):
-                reason = "history is lost" if code in HISTORY_LOST else "next event cannot be read"
+            place.failed(passes=code in _NOT_OF_THE_PLACE or not isinstance(error, _ABOUT_THE_PLACE))
+            loss = _loss(error, code, place)
+            if not opened and place.refused(error):
+                yield Interrupted(_reason(error, code))
+            elif loss is not None:
                 try:
                     place = _Place(Position(cluster_time(database)), failures=place.failures)
-                    yield HistoryLost(f"the change stream's {reason} ({sentence(error)})", place.position)
+                    yield HistoryLost(f"the change stream's {loss} ({sentence(error)})", place.position)
                 except PyMongoError as also:
                     yield Interrupted(_reason(also, None))  # the position stays the lost one, and is found lost again
             else:
@@ -193,6 +208,21 @@ def watch(
 
 
 _ABOUT_THE_PLACE: Final = (OperationFailure, *UNDECODABLE)
+
+
+class _AheadOfServer(PredictdError):
+    """The position lies in the future, as after a restore from a server whose clock was ahead: until that time is
+    reached, no event would come.
+    """
+
+
+def _loss(error: Exception, code: int | None, place: _Place) -> str | None:
+    """What is wrong with the position, if the stream has to go on from another one; else None."""
+    if isinstance(error, _AheadOfServer):
+        return "position lies in the future"
+    if code in HISTORY_LOST:
+        return "history is lost"
+    return "next event cannot be read" if place.lost(code) else None
 
 
 def _reason(error: Exception, code: int | None) -> str:
@@ -235,6 +265,8 @@ def _read(
         if cursor.token is not None:
             # The token of an idle stream's last event becomes invalid with the oplog; that of an empty reply does not.
             place.position = Position.at_token(cursor.token, place.position.cluster_time)
+        if place.position.cluster_time > cursor.time:
+            raise _AheadOfServer(f"the server's time is {cursor.time.as_datetime().isoformat()}")
         yield Reached(place.position, flowing)
         cursor.more(AWAIT_MS if flowing else FIRST_AWAIT_MS)
         flowing = True

@@ -135,14 +135,6 @@ class StreamIntake:
         self.pulse.answered(now)
         if position is None:
             position = self._fresh(Position(now), "first start")
-        elif position.cluster_time > now:
-            # As after a restore from a server whose clock was ahead: no event would come until the time is reached.
-            log.error(
-                "the stream's position lies in the future: every row is scanned",
-                position=position.cluster_time.as_datetime().isoformat(),
-                server=now.as_datetime().isoformat(),
-            )
-            position = self._fresh(Position(now), "the change stream's position was in the future")
         self.pulse.reached(position.cluster_time)
         self._start = position
 

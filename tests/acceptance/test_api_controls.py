@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from harness.daemons import eventually
+from pymongo import MongoClient
 
 from components import Listener, Metric, ObjectModel, Table, Validation
 from components.dataset import Dataset
@@ -180,6 +181,39 @@ def test_a_validation_that_is_attached_later_runs(db: Datalayer) -> None:
     assert [each["validation"] for each in live.validations] == ["exam"]
     assert db.validate("exam")["result"]["metrics"]
     assert len(db.jobs(kind="validate", target="exam")) == 2
+
+
+def test_a_pinned_dataset_stays_whatever_becomes_of_its_rows(db: Datalayer) -> None:
+    """Changed, deleted, its collection dropped: each validation has the same value, and the version says of which
+    content; what is not pinned has another value.
+    """
+    db.apply(Table("exams", {"x": "float", "y": "float"}))
+    client = MongoClient[Any](db.uri)
+    rows = client["predictd"]["exams"]
+    db["exams"].insert({"x": float(n), "y": float(n % 7)} for n in range(300))
+    far = Metric("far", lambda xs, ys: sum(abs(a - b) for a, b in zip(xs, ys, strict=True)), greater_is_better=False)
+    part = db["exams"].filter(db["exams"]["y"] > 2)
+    datasets = [Dataset("pinned", part, pin=True, sample=40, seed=3), Dataset("now", part, sample=40, seed=3)]
+    db.apply(Validation("stays", model="line", key=["x", "y"], datasets=datasets, metrics=[far]))
+    rows.update_many({}, {"$mul": {"y": 100.0}})
+    db.validate("stays")
+    rows.delete_many({"x": {"$lt": 200}})
+    db.validate("stays")
+    rows.drop()
+    client.close()
+    db["exams"].insert({"x": float(n), "y": 5.0} for n in range(50))
+    db.validate("stays")
+    live = db.versions("line").live
+    assert live is not None
+    ran = [each for each in live.validations if each["validation"] == "stays"]
+    assert len(ran) == 4
+    assert len({each["metrics"]["pinned/far"] for each in ran}) == 1
+    assert len({each["metrics"]["now/far"] for each in ran}) > 2
+    assert ran[0]["metrics"]["now/far"] == ran[0]["metrics"]["pinned/far"]
+    [contents] = {tuple(each["contents"].items()) for each in ran}
+    assert [name for name, _ in contents] == ["pinned"]
+    with pytest.raises(DeclarationError, match="dataset 'd': limit takes the first rows"):
+        Dataset("d", db["exams"].limit(3), sample=3)
 
 
 def test_a_failed_job_is_raised_and_a_waiting_one_can_be_cancelled(db: Datalayer) -> None:

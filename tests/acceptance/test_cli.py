@@ -107,7 +107,7 @@ def test_init_writes_a_first_file_that_is_good(tmp_path: Path) -> None:
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr == "error: service.toml is there already; --force overwrites it\n"
     assert (tmp_path / "service.toml").read_text() == "mine"
-    assert predictd("init", "--force", cwd=tmp_path).returncode == 0
+    assert predictd("init", "--force", ".", cwd=tmp_path).returncode == 0, "a folder stands for the file in it"
     assert (tmp_path / "service.toml").read_text() != "mine"
 
 

@@ -73,7 +73,7 @@ class Worker:
             self.process = zygote().start(
                 "daemon.worker.__main__:main",
                 ["worker"],
-                env={**os.environ, CHANNEL: f"{FIRST_NUMBER},{FIRST_NUMBER + 1}", **(environ or {})},
+                env={**os.environ, CHANNEL: f"{FIRST_NUMBER},{FIRST_NUMBER + 1},", **(environ or {})},
                 descriptors=[given, errors.fileno(), errors.fileno(), reporting, errors.fileno()],
             )
         for number in (given, reporting):
@@ -88,7 +88,7 @@ class Worker:
         for line in self._reports:
             if line.startswith(REQUEST):
                 self._answer(line.removeprefix(REQUEST))
-            else:
+            elif line.strip():
                 self.reports.append(json.loads(line))
 
     def _answer(self, request: bytes) -> None:

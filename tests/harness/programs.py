@@ -88,10 +88,19 @@ def floods(channel: Channel, order: Mapping[str, Any]) -> None:
 
 def reports_garbage(channel: Channel, order: Mapping[str, Any]) -> None:
     channel.report(json.dumps({"state": "running", "reason": "good"}))
-    raw = channel._reports
     for line in (b"\xff\xfe", b"[]", b'{"state": {"a": 1}}', b"{", b"null", b"[" * 100_000, b"1" * 5000):
-        os.write(raw, line + b"\n")
-    os.write(raw, b'{"state": "half')
+        channel._send(line)
+    os.write(channel._reports, b'{"state": "half')
+
+
+def forges_reports(channel: Channel, order: Mapping[str, Any]) -> None:
+    """Writes what looks like a report, a request or half a report to every descriptor of its own."""
+    channel.report(json.dumps({"state": "running", "reason": "good"}))
+    for line in (b'{"state": "forged"}\n', b'\n{"state": "forged", "ending": "fenced"}\n', b"?{}\n", b'{"state": "ha'):
+        for number in range(3, 300):
+            with suppress(OSError):
+                os.write(number, line)
+    channel.report(json.dumps({"state": "failed", "reason": "last", "ending": "cannot_be_built"}))
 
 
 def exits(channel: Channel, order: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import bson
 import numpy as np
+import pandas as pd
 import pytest
 from harness.daemons import PATIENCE, eventually
 from PIL import Image
@@ -237,6 +238,12 @@ def test_ids_come_back_in_order_the_callers_own_among_them(mnist: Datalayer) -> 
     assert ids[1:] == [1, 2]
     assert mnist["mnist"].insert({"_id": "alone"}) == ["alone"]
     assert mnist["mnist"].insert([]) == []
+
+
+def test_the_rows_of_a_dataframe_are_inserted(mnist: Datalayer) -> None:
+    """Each record is a row, with NumPy's scalars as the numbers that they stand for."""
+    mnist["mnist"].insert(pd.DataFrame({"class": [3, 4], "name": ["a", "b"]}))
+    assert [(row["class"], row["name"]) for row in mnist["mnist"]] == [(3, "a"), (4, "b")]
 
 
 @pytest.mark.parametrize(

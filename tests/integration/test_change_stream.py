@@ -440,21 +440,37 @@ def token_of_an_event(own: Any) -> str:
         lambda _: {"_data": ""},
         lambda _: {"_data": 5},
         lambda _: {"other": 1},
+        lambda token: {"_data": f"{token[:18]}2BFF{token[22:]}"},
+        lambda token: {"_data": f"{token[:22]}00{token[24:]}"},
+        lambda token: {"_data": f"{token}0F"},
     ],
-    ids=["old", "garbage", "cut at half a byte", "cut", "short", "empty", "a number", "no data"],
+    ids=["old", "garbage", "half a byte", "cut", "short", "empty", "a number", "no data", "version", "type", "long"],
 )
-def test_a_place_that_is_lost_is_told_with_a_fresh_one(own: Any, rows: Any, damage: Any) -> None:
-    """A token whose history is gone and one that does not parse alike; the stream goes on from the fresh place."""
-    position = Position(Timestamp(1, 1), damage(token_of_an_event(own)))
-    before = cluster_time(own)
-    listening = Listening(own, position=position)
+def test_a_damaged_token_costs_nothing_if_the_time_is_known(own: Any, rows: Any, damage: Any) -> None:
+    """The server refuses it, by any of dozens of codes, and the stream goes on from the position's time."""
+    position = Position(just_after(cluster_time(own)), damage(token_of_an_event(own)))
     rows.insert_one({"_id": 1})
+    listening = Listening(own, position=position)
+    heard = listening.heard()
+    assert [key for event in heard if isinstance(event, stream.Changed) for key in event.keys] == [1]
+    assert not [event for event in heard if isinstance(event, stream.HistoryLost)]
+    assert len(listening.stop.delays) <= 1
+
+
+@pytest.mark.parametrize("spelled", [str.upper, str.lower])
+@pytest.mark.parametrize("whole", [True, False], ids=["a token", "a time"])
+def test_a_place_in_the_future_is_told_with_a_fresh_one(own: Any, rows: Any, spelled: Any, whole: bool) -> None:
+    """Whatever says so: no event would come until then."""
+    now = cluster_time(own)
+    ahead = Timestamp(now.time + 3600, 1)
+    token = {"_data": spelled(f"82{ahead.time:08X}{ahead.inc:08X}{token_of_an_event(own)[18:]}")}
+    listening = Listening(own, position=Position(now, token) if whole else Position(ahead))
     heard = listening.heard()
     (lost,) = [event for event in heard if isinstance(event, stream.HistoryLost)]
-    assert lost.fresh.token is None
-    assert lost.fresh.cluster_time >= before
-    rows.insert_one({"_id": 2})
-    assert listening.changed() == [2]
+    assert "lies in the future" in lost.reason
+    assert now <= lost.fresh.cluster_time < ahead
+    rows.insert_one({"_id": 1})
+    assert listening.changed() == [1]
 
 
 def test_an_empty_token_counts_as_none(own: Any, rows: Any) -> None:

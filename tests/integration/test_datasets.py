@@ -23,8 +23,8 @@ TABLE = "rows"
 SEVERAL: list[Any] = ["a", 1.5, 7, {"k": 1}, b"b", True, ObjectId(), Timestamp(1, 1)]
 
 
-def query(where: Any = None, *, limit: int | None = None, pin: bool = False) -> dict[str, Any]:
-    return {"table": TABLE, "where": encoded_filter(where or {}), "limit": limit, "pin": pin}
+def query(where: Any = None, *, limit: int | None = None, pin: bool = False, **sample: int) -> dict[str, Any]:
+    return {"table": TABLE, "where": encoded_filter(where or {}), "limit": limit, "pin": pin, **sample}
 
 
 def png(shade: int) -> bytes:
@@ -63,6 +63,47 @@ def test_a_table_that_does_not_exist_has_no_rows(database: Database[dict[str, An
 def test_many_rows_come_in_several_replies_of_one_snapshot(database: Database[dict[str, Any]]) -> None:
     database[TABLE].insert_many({"_id": n, "x": n} for n in range(5000))
     assert pinned(database, TABLE, {}, ["x"]).ids == list(range(5000))
+
+
+def test_a_sample_is_the_same_rows_again(database: Database[dict[str, Any]]) -> None:
+    """Chosen by the seed among the rows that match and have the fields; rows that come change it by one at most each,
+    rows that are deleted are replaced.
+    """
+
+    def chosen(size: int = 50, seed: int = 0) -> list[Any]:
+        return list(kept(database, "s", "proof", "d", query({"x": {"$lt": 1000}}, sample=size, seed=seed), ["x"]).ids)
+
+    database[TABLE].insert_many({"_id": n, "x": n} for n in range(2000))
+    database[TABLE].insert_many({"_id": -n, "y": n} for n in range(1, 500))
+    first = chosen()
+    assert first == chosen() == sorted(first)
+    assert len(set(first)) == 50
+    assert all(0 <= key < 1000 for key in first)
+    assert any(key > 500 for key in first)
+    assert len(set(first) & set(chosen(seed=1))) < 25
+    assert set(first) < set(chosen(100))
+    database[TABLE].insert_many({"_id": n, "x": 1} for n in range(3000, 3020))
+    later = chosen()
+    assert len(later) == 50
+    assert set(later) - set(first) <= set(range(3000, 3020))
+    database[TABLE].delete_many({"_id": {"$in": later[:10]}})
+    assert set(later[10:]) < set(chosen())
+    assert len(chosen(5000)) == 1010
+
+
+def test_a_sample_has_ids_of_every_type(database: Database[dict[str, Any]]) -> None:
+    database[TABLE].insert_many({"_id": key, "x": 1} for key in SEVERAL)
+    found = kept(database, "s", "proof", "d", query(sample=len(SEVERAL)), ["x"])
+    assert found.ids == [row["_id"] for row in database[TABLE].find().sort("_id", 1)]
+    assert isinstance(found.at, Timestamp)
+    assert kept(database, "s", "proof", "d", {**query(sample=3), "table": "nowhere"}, ["x"]).ids == []
+
+
+def test_a_pinned_sample_stays(database: Database[dict[str, Any]]) -> None:
+    database[TABLE].insert_many({"_id": n, "x": n} for n in range(100))
+    first = kept(database, "s", "proof", "d", query(pin=True, sample=10), ["x"])
+    database[TABLE].delete_many({})
+    assert kept(database, "s", "proof", "d", query(pin=True, sample=10), ["x"]) == first
 
 
 # ---- pinned datasets ------------------------------------------------------------------------------------------------

@@ -105,6 +105,20 @@ def test_a_report_that_is_none_is_logged_and_the_last_good_one_stays() -> None:
     assert len(refused) == 1
 
 
+def test_user_code_that_writes_to_every_descriptor_forges_no_report() -> None:
+    """Its lines are refused and logged, and half a line of its own does not spoil the report that follows."""
+    states: list[str] = []
+
+    async def scene(engine: LocalEngine) -> None:
+        process = await engine.start(Program("forges_reports"), lambda: states.append(process.report["state"]))
+        await process.wait()
+        assert process.report == {"state": "failed", "reason": "last", "ending": "cannot_be_built"}
+
+    (refused,) = [entry for entry in play(scene) if entry["event"] == "a report cannot be used"]
+    assert states == ["running", "failed"]
+    assert refused["reason"] == "user code has written to the descriptor for reports"
+
+
 def test_an_error_in_who_listens_to_reports_does_not_end_the_supervisor() -> None:
     """It is logged as that of the report."""
 

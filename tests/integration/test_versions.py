@@ -198,13 +198,16 @@ def test_validations_are_kept_with_their_version_newest_last(
     versions.validated(number, "w", {"valid/acc": 0.7}, "j2")
     for _ in range(3):  # as after lost answers
         versions.validated(number, "v", {"valid/acc": 0.6}, "j2")
+    versions.validated(number, "x", {"valid/acc": 0.7}, "j3", {"valid": "5ha"})
     found = versions.get(number)
     assert found is not None
     assert [(each["validation"], each["metrics"], each["job"]) for each in found.validations] == [
         ("v", {"valid/acc": 0.5}, "j1"),
         ("v", {"valid/acc": 0.6}, "j2"),
         ("w", {"valid/acc": 0.7}, "j2"),
+        ("x", {"valid/acc": 0.7}, "j3"),
     ]
+    assert [each.get("contents") for each in found.validations] == [None, None, None, {"valid": "5ha"}]
     assert all(each["at"] for each in found.validations)
 
 

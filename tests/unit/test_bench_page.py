@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import pytest
 
 from bench import page
 from bench.scale import CORES, Costs, machine, machines
-from bench.sides import LOOP, PATHWAY, PREDICTD, SHARED
+from bench.sides import LOOP, PATHWAY, PREDICTD, ROOT, SHARED
 
 FIGURES = {"rows_per_second": 5000.0, "cpu_us": 100.0, "mongod_cpu_us": 40.0, "client_cpu_us": 10.0}
 SINGLES = {"single_p50_ms": 3.0, "single_p99_ms": 5.0}
@@ -54,8 +57,11 @@ def test_the_page_has_the_figures_of_all_sides_with_their_spread(tmp_path: Path)
     assert "| batched | burst, rows/s | 5,000 | 5,000 | 1.25 (1.00 to 1.50) | 5,000 | 1.25 (1.00 to 1.50) |" in text
     assert "Rows that change all the time" not in text
     assert "Beside the closest peer" not in text
-    (tmp_path / "hot_rows.json").write_text(json.dumps({"medians": {"mnist": {"rows/s": 1234.4}}}))
+    (tmp_path / "hot_rows.json").write_text(
+        json.dumps({"rows": 500, "runs": [{}, {}], "medians": {"mnist": {"rows/s": 1234.4}}})
+    )
     assert "| the table of the burst | 1,234 |" in page.page(tmp_path)
+    assert "bench.hot_rows --runs 2 --rows 500" in page.page(tmp_path)
     figures = {"backfill": 6000.0, "burst": 5000.0, "backfill_memory": 12.34, "resync": 5500.0, "resync_memory": 3.0}
     figures |= {"page_first_ms": 1.0, "page_last_ms": 1.1, "rows": 100_000, "small": 1_000_000}
     (tmp_path / "large_tables.json").write_text(json.dumps(figures))
@@ -75,3 +81,21 @@ def test_the_chart_is_the_same_for_the_same_figures(tmp_path: Path) -> None:
     for name in ("a.svg", "b.svg"):
         page.chart(measured(), tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+def benchmarks() -> list[str]:
+    """The modules that `make bench` runs with the arguments that it is given."""
+    return sorted(set(re.findall(r"-m (bench\.\w+).*\$\(ARGS\)", (ROOT / "Makefile").read_text())))
+
+
+@pytest.mark.parametrize("module", benchmarks())
+def test_all_benchmarks_take_the_same_arguments(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`make bench ARGS="--runs 3"` reaches each of them: the only argument that is refused is one that none has."""
+    taken = ["--runs", "3", "--rows", "100", "--quick", "--json", "figures.json"]
+    monkeypatch.setattr(sys, "argv", [module, *taken, "--of-none"])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(module).main()
+    assert ended.value.code == 2
+    assert "unrecognized arguments: --of-none\n" in capsys.readouterr().err

@@ -286,6 +286,21 @@ BAD = {
         "validations.v.datasets.valid.pinned",
         ["unknown key"],
     ),
+    "a dataset with a sample of the first rows": (
+        changed('where = { _fold = "valid" }', "limit = 5, sample = 5"),
+        "validations.v.datasets.valid",
+        ["limit takes the first rows", "name one of the two"],
+    ),
+    "a dataset with a seed for nothing": (
+        changed('where = { _fold = "valid" }', "seed = 5"),
+        "validations.v.datasets.valid",
+        ["there is no sample that it chooses"],
+    ),
+    "a dataset with an empty sample": (
+        changed('where = { _fold = "valid" }', "sample = 0"),
+        "validations.v.datasets.valid.sample",
+        ["a whole number of rows, at least 1"],
+    ),
     "a dataset with a slash": (
         changed("datasets = { valid", 'datasets = { "a/b"'),
         'validations.v.datasets."a/b"',

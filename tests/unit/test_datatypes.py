@@ -304,8 +304,8 @@ def test_a_tensor_goes_in_and_out():
 def test_a_table_knows_its_fields_datatypes():
     """Undeclared fields have none."""
     table = Table("mnist", fields={"img": "superduper_pillow.pil_image", "class": "int", "_fold": "str"})
-    assert table.datatype_of("img").spec == "pil_image"
-    assert table.datatype_of("other") is None
+    assert table.datatypes.get("img").spec == "pil_image"
+    assert table.datatypes.get("other") is None
     assert table == Table("mnist", fields=dict(table.fields))
 
 

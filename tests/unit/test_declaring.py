@@ -58,6 +58,12 @@ def travelled(body):
     return json.loads(json.dumps(body))
 
 
+def test_a_listener_takes_the_table_and_the_model_themselves():
+    """As names that it shares with what was applied."""
+    table, model = Table("mnist", {"class": "int"}), ObjectModel("double", abs)
+    assert Listener("digit", table, "class", model) == Listener("digit", "mnist", "class", "double")
+
+
 def test_a_table_and_a_listener_come_back_the_same():
     """With the keys that the configuration declares them with."""
     table = Table("mnist", {"img": "superduper_pillow.pil_image", "class": "int"})
@@ -65,7 +71,7 @@ def test_a_table_and_a_listener_come_back_the_same():
     assert (declared.kind, declared.name, declared.artifacts) == ("table", "mnist", [])
     assert set(declared.declaration.dump()) == set(TableDeclaration.model_fields)
     assert build_table("mnist", parsed("table", "mnist", travelled(declared.declaration.dump()))) == table
-    assert table.datatype_of("img").spec == "pil_image"
+    assert table.datatypes.get("img").spec == "pil_image"
 
     listener = Listener("digit", "mnist", ("img",), "lenet", where={"n": {"$gt": float("inf")}}, scan_rate=50)
     declared = declare(listener)
@@ -379,7 +385,10 @@ def test_a_validation_comes_back_with_its_metrics_and_datasets():
     validation = Validation(
         "v",
         ["img", "class"],
-        [Dataset("d", Query("t").filter(Query("t")["_fold"] == "valid").limit(5), pin=True)],
+        [
+            Dataset("d", Query("t").filter(Query("t")["_fold"] == "valid").limit(5), pin=True),
+            Dataset("e", Query("t"), sample=500, seed=7),
+        ],
         [
             Metric("acc", lambda p, t: sum(a == b for a, b in zip(p, t, strict=True)), greater_is_better=True),
             Metric("mse", "MeanSquaredError", arguments={"squared": False}),

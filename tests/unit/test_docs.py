@@ -152,6 +152,8 @@ def test_the_examples_are_right(tmp_path: Path) -> None:
             text = text.replace("[models.lenet]", '[models.lenet]\ntype = "object"')
         if name in {"loop", "loop_arguments"}:
             text = re.sub(r"objective = .*", 'type = "loop"', text)
+        if key == "validations.NAME.datasets.NAME.seed":
+            text = text.replace("[validations.v.datasets.valid]", "[validations.v.datasets.valid]\nsample = 500")
         parts = section.split(".")
         header = f"[{NAMED[parts[-2]] if parts[-1] == 'NAME' else section}]"
         if header not in text:

@@ -156,7 +156,7 @@ def test_importing_components_does_not_import_torch():
     """Neither do declarations, not even of a tensor: the supervisor and the command line live on them."""
     script = (
         "import sys, components\n"
-        "components.Table('t', {'x': 'tensor[float32,2]', 'img': 'pil_image'}).datatype_of('img')\n"
+        "components.Table('t', {'x': 'tensor[float32,2]', 'img': 'pil_image'}).datatypes.get('img')\n"
         "components.Listener('l', 't', 'x', 'm')\n"
         "components.ObjectModel('m', len).finish([1.0])\n"
         "print(sorted(m for m in sys.modules if m.split('.')[0] in ('torch', 'torchvision', 'pymongo', 'asyncio')))\n"

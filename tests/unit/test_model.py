@@ -87,10 +87,21 @@ def test_a_batched_callable_may_return_a_dataframe(rows):
         ObjectModel("m", lambda _: Lying([1, 2, 3]), batched=True).infer([1, 2])
 
 
+class Rule:
+    def predict(self, x):
+        return x + 1
+
+
+def test_the_method_predict_of_an_object_that_cannot_be_called_is_the_model():
+    """Without `fit` it gets one row, as any callable does; with `batched` a list."""
+    assert ObjectModel("m", Rule()).predict(2) == 3
+    assert ObjectModel("m", Rule(), preprocess=lambda x: x * 10).predict_batches([1, 2]) == [11, 21]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ObjectModel("m", 3), "object: expected a callable, got int"),
+        (lambda: ObjectModel("m", 3), "object: expected a callable or an object with a method `predict`, got int"),
         (lambda: ObjectModel("m", len, preprocess="x"), "preprocess: expected a callable, got str"),
         (lambda: ObjectModel("m.x", len), "a name has letters"),
         (lambda: ObjectModel("m", len).load_state({"w": 1}), "has no weights"),

@@ -123,7 +123,7 @@ class Corridor:
 
     def read(self, batch: Batch) -> Judged:
         """Reads the batch's rows at one snapshot and decides what each needs."""
-        after = max((t for t in (batch.after, self._floor) if t is not None), default=None)  # R3a
+        after = max((t for t in (batch.after, self._floor) if t is not None), default=None)  # R3a, R3b
         snapshot = self._outputs.read([key.key for key in batch.keys], after, self.batch_bytes)
         if snapshot.unread:
             unread = {identity(key) for key in snapshot.unread}

@@ -231,6 +231,8 @@ class ModelLoader:
             self._promote(component, versions, alike, reason)
             return
         origin, trained = "initial weights of the declaration (untrained)", component.declaration.begins_trained
+        if model.state() is None:
+            origin = "the object as it is declared"
         if trained:
             origin = f"pretrained weights: {component.declaration.weights or 'those that the object is built with'}"
         if alike is None:

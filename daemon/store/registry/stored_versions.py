@@ -17,6 +17,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import reduce
+from types import MappingProxyType
 from typing import Any, Final
 
 from bson import ObjectId
@@ -291,11 +292,19 @@ class StoredVersions:
             {"_id": self._id(number), "state": {"$in": ["candidate", "rejected"]}}, {"$set": what}
         )
 
-    def validated(self, number: int, validation: str, metrics: Mapping[str, float], job: Any) -> None:
+    def validated(
+        self,
+        number: int,
+        validation: str,
+        metrics: Mapping[str, float],
+        job: Any,
+        contents: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         """Adds the outcome of one validation to the version's history, once for each job: it is tried again if the
-        answer is lost.
+        answer is lost. `contents`: the hashes of the contents of its pinned datasets.
         """
         entry = {
+            **({"contents": {"$literal": dict(contents)}} if contents else {}),
             "at": "$$NOW",
             "validation": {"$literal": validation},
             "metrics": {"$literal": dict(metrics)},

@@ -13,13 +13,13 @@ part last; only one writer succeeds, and its first part names the run whose part
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 import bson
 import structlog
-from bson import ObjectId
+from bson import Int64, ObjectId
 from bson.timestamp import Timestamp
 from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
@@ -67,25 +67,61 @@ def pinned(
     of `fields`, and of the field `valued` too, if one is named.
     """
     every = [*fields, *([valued] if valued else [])]
-    conditions: list[Mapping[str, Any]] = [{field: {"$exists": True}} for field in every]
-    conditions += [decoded(where)] if where else []
-    command: dict[str, Any] = {
+    command = {
         "find": table,
-        "filter": {"$and": conditions} if conditions else {},
+        "filter": _matching(where, every),
         "projection": {"_id": 1, **({valued: 1} if valued else {})},
         "sort": {"_id": 1},
-        "readConcern": {"level": "snapshot"},
         **({"limit": limit} if limit else {}),
     }
+    rows, at = _read(database, table, command)
+    return Pinned([row["_id"] for row in rows], at, [value_at(row, valued) for row in rows] if valued else ())
+
+
+def sampled(
+    database: Database[dict[str, Any]],
+    table: str,
+    where: Mapping[str, Any],
+    fields: Sequence[str],
+    size: int,
+    seed: int,
+) -> Pinned:
+    """`size` of the rows that `pinned` finds, chosen by the server: those with the lowest hash of `seed` and `_id`. A
+    row that comes or goes changes at most one of them.
+    """
+    hashed = {"$toHashedIndexKey": {"seed": {"$literal": Int64(seed)}, "_id": "$_id"}}
+    pipeline = [
+        {"$match": _matching(where, fields)},
+        {"$project": {"hash": hashed}},
+        {"$sort": {"hash": 1, "_id": 1}},
+        {"$limit": size},
+        {"$sort": {"_id": 1}},
+        {"$project": {"_id": 1}},
+    ]
+    rows, at = _read(database, table, {"aggregate": table, "pipeline": pipeline, "cursor": {}, "allowDiskUse": True})
+    return Pinned([row["_id"] for row in rows], at)
+
+
+def _matching(where: Mapping[str, Any], fields: Iterable[str]) -> dict[str, Any]:
+    conditions: list[Mapping[str, Any]] = [{field: {"$exists": True}} for field in fields]
+    conditions += [decoded(where)] if where else []
+    return {"$and": conditions} if conditions else {}
+
+
+def _read(
+    database: Database[dict[str, Any]], table: str, command: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], Timestamp | None]:
+    """All rows that a command finds at one snapshot, and its cluster time."""
     with database.client.start_session(causal_consistency=False) as session:
-        cursor = database.command(command, session=session, codec_options=ROW_CODEC)["cursor"]
+        given = {**command, "readConcern": {"level": "snapshot"}}
+        cursor = database.command(given, session=session, codec_options=ROW_CODEC)["cursor"]
         at = cursor.get("atClusterTime")
         rows = list(cursor["firstBatch"])
         while cursor["id"]:
             more = {"getMore": cursor["id"], "collection": table}
             cursor = database.command(more, session=session, codec_options=ROW_CODEC)["cursor"]
             rows += cursor["nextBatch"]
-    return Pinned([row["_id"] for row in rows], at, [value_at(row, valued) for row in rows] if valued else ())
+    return rows, at
 
 
 def kept(
@@ -96,11 +132,13 @@ def kept(
     query: Mapping[str, Any],
     fields: Sequence[str],
 ) -> Pinned:
-    """The rows of a declared dataset (`query`: table, where, limit, pin): chosen now, or, with `pin`, those of the
-    first choice.
+    """The rows of a declared dataset (`query`: table, where, limit, pin, sample, seed): chosen now, or, with `pin`,
+    those of the first choice.
     """
 
     def choose() -> Pinned:
+        if query.get("sample"):
+            return sampled(database, query["table"], query["where"], fields, query["sample"], query.get("seed", 0))
         return pinned(database, query["table"], query["where"], fields, query["limit"])
 
     if not query["pin"]:

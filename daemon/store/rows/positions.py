@@ -98,7 +98,7 @@ class Positions:
         if not isinstance(time, Timestamp):
             return None
         token = before.get("token") if before.get("subscription") == subscription else None
-        return Position.at_token(token, time) if isinstance(token, dict) else Position(time)
+        return Position(time, token if isinstance(token, dict) else None)
 
     def save(self, position: Position, subscription: str) -> None:
         """Saves the position. Raises Fenced if a higher epoch owns the stream."""

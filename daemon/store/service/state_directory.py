@@ -25,7 +25,6 @@ import stat
 import uuid
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 import structlog
@@ -79,9 +78,7 @@ class StateDirectory:
             os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with suppress(OSError):
             (self.path / "http").unlink()
         os.close(self._lock)
