@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -91,11 +91,11 @@ def make_folder(path: Path) -> None:
         each.chmod(0o700)  # independent of the umask
 
 
-def close_folder(folder: Path, keep: str = "") -> Iterator[Path | None]:
+def close_folder(folder: Path, keep: Collection[str] = ()) -> Iterator[Path | None]:
     """Make a folder for this user alone, or close an existing one and all in it to other users. Yield after each file
     and folder: its path if it was open, else None.
 
-    keep: the name of files that are left open: who reads them refuses them, as others may have read them.
+    keep: the names of files that are left open: who reads them refuses them, as others may have read them.
 
     Raises DeclarationError, with the remedy, if others can change the folder or own something in it, and OSError if it
     cannot be used.
@@ -126,7 +126,7 @@ def close_folder(folder: Path, keep: str = "") -> Iterator[Path | None]:
                         f"{each}: belongs to another user (uid {about.st_uid}), and all in {folder} must be this "
                         f"user's; remove it, or if you know that it is right, run: chown -h {os.geteuid()} {each}"
                     )
-                yield each if each.name != keep and _close(each, about) else None
+                yield each if each.name not in keep and _close(each, about) else None
 
 
 def _close(path: Path, about: os.stat_result) -> bool:

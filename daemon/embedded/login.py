@@ -18,6 +18,9 @@ from pymongo import MongoClient
 from components import private_files
 from components.errors import DeclarationError
 
+NAME: Final = "password"
+"""Of the file that holds it."""
+
 REPLICA_SET: Final = "rs0"
 SYSTEM_USER: Final = "__system"
 _USERS: Final = "local"
@@ -25,9 +28,12 @@ _BYTES: Final = 32
 
 
 def make_password(folder: Path) -> None:
-    """Makes the password of the server in `folder`, unless there is one; a link is never replaced."""
-    if not os.path.lexists(_file(folder)):
-        private_files.write(_file(folder), secrets.token_hex(_BYTES).encode(), durable=True)
+    """Makes the password of the server in `folder`, unless there is one that no other user could read; a link is never
+    replaced.
+    """
+    path = _file(folder)
+    if not os.path.lexists(path) or (not path.is_symlink() and path.stat().st_mode & 0o077):
+        private_files.write(path, secrets.token_hex(_BYTES).encode(), durable=True)
 
 
 def password(folder: Path) -> str:
@@ -64,4 +70,4 @@ def direct(port: int, password: str) -> MongoClient[dict[str, Any]]:
 
 
 def _file(folder: Path) -> Path:
-    return folder / "password"
+    return folder / NAME

@@ -106,7 +106,7 @@ def ensure(state_dir: Path, port: int | None = None, *, parameters: Mapping[str,
             '([mongo] uri = "mongodb://...")'
         )
     try:
-        each_within(SECONDS, private_files.close_folder(state_dir, keep="signing.key"))
+        each_within(SECONDS, private_files.close_folder(state_dir, keep=("signing.key", login.NAME)))
         folder = _folder(state_dir)
         private_files.make_folder(folder)
     except (DeclarationError, OSError) as error:

@@ -1,7 +1,8 @@
 """What a change stream is asked for: the server filters and projects.
 
-It does not send an update whose paths are all under `_outputs.`, so the daemon's own writes cost nothing. An event
-contains only its key, so no event is too large and an update needs no lookup.
+It does not send an update whose paths are all under `_outputs.`, so the daemon's own writes cost nothing; but for those
+by which somebody else takes an output away. An event contains only its key, so no event is too large and an update
+needs no lookup.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class Subscription:
     """
     partition: Partition = WHOLE
     """The keys whose events it reads."""
+    outputs: tuple[tuple[str, str], ...] = ()
+    """The tables and listeners whose outputs this worker keeps: it hears if somebody else takes one away."""
 
     @property
     def hash(self) -> str:
@@ -44,6 +47,10 @@ class Subscription:
         changes = [
             {"operationType": {"$in": ["insert", "replace", "delete"]}, "ns.coll": here, **self._share()},
             {"operationType": "update", "ns.coll": here, **self._share(_touches_more_than_outputs(self.chained))},
+            *(
+                {"operationType": "update", "ns.coll": table, **self._share(_takes_away(listener))}
+                for table, listener in self.outputs
+            ),
             {"operationType": "insert", "ns.coll": names.REQUESTS, **self._asked()},
             # Without these, the stream would end without an event.
             {"operationType": {"$in": ["drop", "rename"]}, "$or": [{"ns.coll": here}, {"to.coll": here}]},
@@ -85,6 +92,27 @@ def _touches_more_than_outputs(chained: Sequence[str]) -> Mapping[str, Any]:
     replaced = {"$or": [{"$not": [{"$in": [{"$type": whole}, ["missing", "object"]]}]}, {"$eq": [whole, {}]}]}
     changed = {"$anyElementTrue": [{"$map": {"input": changed_paths(), "as": "path", "in": {"$or": wanted}}}]}
     return {"$or": [taken_away, replaced, changed]}
+
+
+def _takes_away(listener: str) -> Mapping[str, Any]:
+    """The condition for an update that takes the listener's output away: that removes it or its value, puts an error
+    in its place, or changes what it belongs to. The daemon sets whole outputs, and errors in transactions of its own.
+    """
+    change, path = "$updateDescription", f"_outputs.{listener}"
+    updated = f"{change}.updatedFields"
+    removed = {"$setIntersection": [[path, f"{path}.value"], {"$ifNull": [f"{change}.removedFields", []]}]}
+    wanted: list[Mapping[str, Any]] = [{"$ne": [removed, []]}]
+    for part in ("error", "input", "generation"):
+        field = {"$getField": {"field": {"$literal": f"{path}.{part}"}, "input": {"$ifNull": [updated, {}]}}}
+        wanted.append({"$ne": [{"$type": field}, "missing"]})
+    own = {"$getField": {"field": {"$literal": path}, "input": {"$ifNull": [updated, {}]}}}
+    for output in (own, f"{updated}.{path}"):
+        is_none = {"$not": [{"$in": [{"$type": "$$output"}, ["missing", "object"]]}]}
+        has_value = {"$ne": [{"$type": "$$output.value"}, "missing"]}
+        has_error = {"$ne": [{"$type": "$$output.error"}, "missing"]}
+        is_hollow = {"$and": [{"$eq": [{"$type": "$$output"}, "object"]}, {"$or": [has_error, {"$not": [has_value]}]}]}
+        wanted.append({"$let": {"vars": {"output": output}, "in": {"$or": [is_none, is_hollow]}}})
+    return {"$or": wanted}
 
 
 def changed_paths() -> Mapping[str, Any]:

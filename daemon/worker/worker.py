@@ -105,6 +105,7 @@ class Worker:
             chained=paths,
             dropped=() if reads_own else sessions,
             partition=assignment.share,
+            outputs=tuple((run.feed.table, run.declared.name) for run in self.runs),
         )
         self.intake = StreamIntake(
             self.database,

@@ -50,12 +50,18 @@ class Listening:
     """A stream that is read as far as asked."""
 
     def __init__(
-        self, database: Database[dict[str, Any]], *, chained: tuple[str, ...] = (), position: Position | None = None
+        self,
+        database: Database[dict[str, Any]],
+        *,
+        chained: tuple[str, ...] = (),
+        position: Position | None = None,
+        **more: Any,
     ) -> None:
         self.database = database
         self.stop = Hurried()
         self.position = position or Position(just_after(cluster_time(database)))
-        self._events = stream.watch(database, stream.Subscription("s", ("rows",), chained), self.position, self.stop)
+        subscription = stream.Subscription("s", ("rows",), chained, **more)
+        self._events = stream.watch(database, subscription, self.position, self.stop)
 
     def heard(self) -> list[stream.Event]:
         """Whatever comes until all has come that was written before, without the Reached in between."""
@@ -240,6 +246,44 @@ def test_the_daemons_own_writes_bring_no_events(own: Any, rows: Any) -> None:
     assert (written.missed, written.refused) == (frozenset(), {})
     assert len(writes) == 22
     assert listening.changed() == []
+
+
+OUTPUT = {"value": 1, "model": "f", "version": 1, "generation": 1, "asof": Timestamp(3, 3), "input": b"h"}
+
+
+@pytest.mark.parametrize(
+    ("update", "heard"),
+    [
+        ({"$unset": {"_outputs.L": ""}}, True),
+        ({"$unset": {"_outputs.L.value": ""}}, True),
+        ({"$rename": {"_outputs.L.value": "_outputs.L.was"}}, True),
+        ({"$set": {"_outputs.L.error": None}}, True),
+        ({"$set": {"_outputs.L.error.type": "E"}}, True),
+        ({"$set": {"_outputs.L": {**OUTPUT, "error": {"type": "E"}}}}, True),
+        ({"$set": {"_outputs.L": {"generation": 1, "input": b"h"}}}, True),
+        ({"$set": {"_outputs.L": {}}}, True),
+        ({"$set": {"_outputs.L": [OUTPUT]}}, True),
+        ({"$set": {"_outputs.L": None}}, True),
+        ({"$set": {"_outputs": {"L": {"input": b"h"}}}}, True),
+        ({"$set": {"_outputs": {"L": 5}}}, True),
+        ({"$set": {"_outputs.L.input": b"another"}}, True),
+        ({"$inc": {"_outputs.L.generation": -1}}, True),
+        ({"$set": {"_outputs.L": OUTPUT}}, False),
+        ({"$set": {"_outputs": {"L": OUTPUT}}}, False),
+        ({"$set": {"_outputs.L.asof": Timestamp(4, 4)}}, False),
+        ({"$set": {"_outputs.L2.error": 1}}, False),
+        ({"$set": {"_outputs.M": {"error": {"type": "E"}}}}, False),
+        ({"$unset": {"_outputs.M": ""}}, False),
+        ({"$unset": {"_outputs.L.error": ""}}, False),
+    ],
+    ids=repr,
+)
+def test_an_output_that_is_taken_away_is_heard(own: Any, rows: Any, update: Any, heard: bool) -> None:
+    """By the worker that keeps it, whatever takes it away; what the daemon writes is not."""
+    rows.insert_one({"_id": 1, "x": 1, "_outputs": {"L": OUTPUT, "M": OUTPUT}, **LARGE})
+    listening = Listening(own, outputs=(("rows", "L"), ("others", "M")))
+    rows.update_one({"_id": 1}, update)
+    assert listening.changed() == [1] * heard
 
 
 CHAINED = ("_outputs.embed.value",)

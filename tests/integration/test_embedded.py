@@ -468,7 +468,7 @@ def test_nobody_gets_in_while_it_starts(state_dir, monkeypatch):
 
 
 def test_the_password_is_for_this_user_alone_and_kept(state_dir):
-    """The URI carries it; a file of another mode, and a damaged one, are refused."""
+    """The URI carries it; if others could read the file, it is another one; a damaged file is refused."""
     with ensure(state_dir) as mongo:
         password = state_dir / "mongod" / "password"
         assert stat.S_IMODE(password.stat().st_mode) == 0o600
@@ -477,8 +477,12 @@ def test_the_password_is_for_this_user_alone_and_kept(state_dir):
         command = Path(f"/proc/{serving(state_dir).mongod}/cmdline").read_text()
         assert password.read_text() not in command
     password.chmod(0o644)
-    with ensure(state_dir) as again:  # the folder is closed to others, and so is what it holds
-        assert again.uri == mongo.uri
+    with ensure(state_dir) as again:
+        assert again.uri != mongo.uri
+        assert password.read_text() in again.uri
+        known = {"username": "__system", "password": mongo.uri.split(":")[2].split("@")[0], "authSource": "local"}
+        with stranger(again.port, **known) as client:
+            assert refused(client.test.rows.find_one)
         assert stat.S_IMODE(password.stat().st_mode) == 0o600
     password.write_text("short")
     with pytest.raises(MongoUnavailable, match="password: is damaged"):

@@ -63,6 +63,76 @@ def test_a_forged_error_hides_no_row(place: Workplace, more: dict[str, Any]) -> 
     Oracle(place.database).settle()
 
 
+SHAPES: dict[str, Any] = {
+    "only the hash": lambda its: {"input": its["input"], "generation": its["generation"]},
+    "all but the value": lambda its: {name: part for name, part in its.items() if name != "error"},
+    "an empty error": lambda its: {**its, "error": {}},
+    "an error beside a value": lambda its: {**its, "value": "forged"},
+    "of another version and model": lambda its: {**its, "version": 99, "model": "other"},
+    "of a later generation": lambda its: {**its, "generation": 2**62},
+    "of a generation that is no integer": lambda its: {**its, "generation": float(its["generation"])},
+    "of the future": lambda its: {**its, "asof": Timestamp(2**32 - 1, 2**32 - 1)},
+    "of no time": lambda its: {**its, "asof": [Timestamp(1, 1)]},
+    "in an array": lambda its: [its],
+    "within itself": lambda its: {LISTENER: its},
+    "no output at all": lambda _: "forged",
+    "null": lambda _: None,
+}
+
+
+@pytest.mark.parametrize("how", ["before the scan", "insert", "replace", "update"])
+def test_what_takes_an_output_away_is_undone(place: Workplace, how: str) -> None:
+    """Whatever stands in an output's place, and however it comes: each row has its output again, and no letter."""
+    place.declare()
+    place.rows.insert_one({"_id": -1, "x": TEXT})
+    worker = place.run()
+    its = forged(place)
+    forgeries = {name: make(its) for name, make in SHAPES.items()}
+    if how == "before the scan":
+        worker.stop()
+        place.database[names.SCANS].delete_many({})
+    if how in ("before the scan", "insert"):
+        place.rows.insert_many({"_id": n, "x": TEXT, "_outputs": {LISTENER: each}} for n, each in forgeries.items())
+        if how == "before the scan":
+            place.run()
+    else:
+        place.rows.insert_many({"_id": name, "x": TEXT} for name in forgeries)
+        Oracle(place.database).settle()
+        for name, each in forgeries.items():
+            if how == "replace":
+                place.rows.replace_one({"_id": name}, {"x": TEXT, "_outputs": {LISTENER: each}})
+            else:
+                place.rows.update_one({"_id": name}, {"$set": {f"_outputs.{LISTENER}": each}})
+    Oracle(place.database).settle()
+    assert place.rows.count_documents({f"_outputs.{LISTENER}.value": digest(TEXT)}) == 1 + len(forgeries)
+    assert place.database[names.DEAD_LETTERS].count_documents({}) == 0
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        {"$unset": {f"_outputs.{LISTENER}": ""}},
+        {"$unset": {f"_outputs.{LISTENER}.value": ""}},
+        {"$set": {f"_outputs.{LISTENER}.error": {"type": "ValueError", "message": "forged", "stage": "predict"}}},
+        {"$rename": {f"_outputs.{LISTENER}": "_outputs.elsewhere"}},
+        {"$set": {f"_outputs.{LISTENER}.generation": 0}},
+        [{"$set": {f"_outputs.{LISTENER}": "$$REMOVE"}}],
+    ],
+    ids=repr,
+)
+def test_a_part_of_an_output_that_is_taken_away_comes_back(place: Workplace, update: Any) -> None:
+    """At once, for a row that has its output and does not change otherwise."""
+    place.declare()
+    place.rows.insert_one({"_id": 1, "x": TEXT})
+    worker = place.run()
+    Oracle(place.database).settle()
+    before = worker.rows()["predicted"]
+    place.rows.update_one({"_id": 1}, update)
+    worker.until("the row is predicted again", lambda: worker.rows()["predicted"] > before)
+    row = eventually("the output", lambda: place.rows.find_one({f"_outputs.{LISTENER}.value": digest(TEXT)}))
+    assert "error" not in row["_outputs"][LISTENER]
+
+
 def test_a_copied_dead_row_gets_a_letter_of_its_own(place: Workplace) -> None:
     """The copy holds the error of the first row, with the right hash; each dead row is listed."""
     place.declare()

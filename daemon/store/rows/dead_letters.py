@@ -242,7 +242,7 @@ def retry(database: Database[dict[str, Any]], letter: Mapping[str, Any]) -> None
     about = letter["_id"]
     path = f"_outputs.{about['listener']}"
     database[letter["table"]].update_one(
-        {"_id": equals(about["row"]), f"{path}.error": {"$exists": True}}, {"$unset": {path: ""}}
+        {"_id": equals(about["row"]), f"{path}.error": {"$exists": True}}, {"$unset": {f"{path}.error": ""}}
     )
     requests.retry(database, about)
 

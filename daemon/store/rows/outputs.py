@@ -6,7 +6,7 @@ The daemon's promise depends on this file. Its rules have the names of docs/arch
 - R1b  a write that matched nothing is reported, so that the row is judged again; R1c not before that write's time
 - R2   the filter holds `where` and the existence of the key fields
 - R3a  a batch is not read at a snapshot before its newest event (`after`)
-- R5   a current output is touched: only its `asof` moves
+- R5   a current output is touched: only its `asof` moves; one with neither value nor error is not current
 - R8   a row that does not match loses its output; R8b by a write whose filter holds `asof` as seen
 
 A batch's writes take the first of three ways that works; each keeps the same rules, and lands only what the next would.
@@ -23,6 +23,7 @@ its filter of the daemon's own writes.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from bson.raw_bson import RawBSONDocument
@@ -32,7 +33,7 @@ from pymongo.collection import Collection
 from pymongo.errors import OperationFailure, PyMongoError
 
 from components.raw_value import RAW, among, equals, fields, identity
-from daemon.handlers.predict.records import MISSING, Seen, Snapshot, Write, Written
+from daemon.handlers.predict.records import MISSING, Row, Seen, Snapshot, Write, Written
 from daemon.store.rows import raw_updates
 from daemon.store.rows.raw_updates import Refusal
 from daemon.store.rows.row_reader import SEEN_PARTS, RowReader
@@ -51,7 +52,9 @@ ALL: Final = 1 << 62
 KNOWN_GOOD_MS: Final = 2_000
 SAMPLED: Final = 64
 FEW: Final = 8
-"""Fewer rows than these are written by one bulk: a transaction takes a second round trip."""
+"""Fewer rows than these are written by one bulk: a transaction takes a second round trip. An error is written by a
+transaction, whose event the stream drops, because that of an error that somebody else writes must come.
+"""
 
 GUARDED_ROWS: Final = 64
 """The rows of a transaction that reads the guards. Smaller ones seldom conflict, and hold up other writers less."""
@@ -102,7 +105,7 @@ class Outputs:
             concern["afterClusterTime"] = after
         with self._table.database.client.start_session(causal_consistency=False) as session:
             found, at, whole = self._by_id(session, keys, self._matches, self._projection, concern, max_bytes)
-            rows = tuple(row for batch in found for row in self._rows.rows(batch))
+            rows = self._hollowed(session, [row for batch in found for row in self._rows.rows(batch)], at)
             names = {identity(row.key) for row in rows}
             rest = [key for key in keys if identity(key) not in names]
             if not whole:
@@ -116,6 +119,21 @@ class Outputs:
                 seen = (pair for batch in found for pair in self._rows.seen(batch))
                 strays = tuple((key, output) for key, output in seen if identity(key) not in names)
             return Snapshot(at, rows, strays, ())
+
+    def _hollowed(self, session: ClientSession, rows: Sequence[Row], at: Timestamp) -> tuple[Row, ...]:
+        """The rows. If an output has the hash of its row's input and neither a value nor an error, somebody else has
+        written it: the row is read as if the hash were missing.
+        """
+        current = [row.key for row in rows if row.seen.input == row.input and not row.seen.error]
+        if not current:
+            return tuple(rows)
+        concern = {"level": "snapshot", "atClusterTime": at}
+        empty = [{f"{self._path}.value": {"$exists": False}}]
+        found, _, _ = self._by_id(session, current, empty, {"_id": 1}, concern, ALL)
+        hollow = {identity(key) for batch in found for key in row_keys(batch)}
+        return tuple(
+            replace(row, seen=replace(row.seen, input=None)) if identity(row.key) in hollow else row for row in rows
+        )
 
     def _by_id(
         self,
@@ -220,7 +238,7 @@ class Outputs:
         return written
 
     def _write(self, writes: Sequence[Write]) -> Written:
-        if len(writes) < FEW:
+        if len(writes) < FEW and not any("error" in (w.output or ()) for w in writes):
             return self._bulk(writes)
         if self._at_snapshot.worth_trying():
             try:

@@ -33,6 +33,7 @@ from components import private_files
 from components.errors import ConfigurationError, DeclarationError, Problem
 from components.signing_key import SigningKey
 from daemon.config.bounded_read import SECONDS, each_within, within
+from daemon.embedded import login
 from daemon.store.service.leases import AnotherDaemon
 
 log = structlog.get_logger(__name__)
@@ -186,7 +187,8 @@ def make_private(folder: Path) -> None:
     """Makes the folder, or closes an existing one to other users. Raises as `private_files.close_folder`, and
     TimeoutError if its file system is silent.
     """
-    closed = [each for each in each_within(SECONDS, private_files.close_folder(folder, keep=_KEY)) if each is not None]
+    looked_at = each_within(SECONDS, private_files.close_folder(folder, keep=(_KEY, login.NAME)))
+    closed = [each for each in looked_at if each is not None]
     if closed:
         log.warning("files were open to other users, and are closed to them now", first=str(closed[0]), n=len(closed))
 
