@@ -27,6 +27,7 @@ from components.source_files import installed as _installed
 
 _OWN = ("components", "daemon", "examples", "predictd")
 _OWN_ROOT = Path(__file__).resolve().parents[1]
+_Finder = ImportFolder | type[PathFinder]
 
 
 def importable(obj: object, allow: Sequence[str] = ()) -> str | None:
@@ -138,7 +139,8 @@ def source_hash(objects: Iterable[object], paths: Iterable[str] = (), program: s
         if file is None:
             continue
         if not _installed(file):
-            _add_sources(name, file, hashes)
+            for module, (_, source) in _closure(name, file, _finder()).items():
+                hashes[module] = "unreadable" if source is None else hashlib.sha256(source).hexdigest()
         elif distributions := _distributions().get(name.split(".")[0]):
             # The standard library has no distribution; its version is Python's.
             hashes[distributions[0]] = version(distributions[0])
@@ -148,23 +150,39 @@ def source_hash(objects: Iterable[object], paths: Iterable[str] = (), program: s
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _add_sources(name: str, file: str, hashes: dict[str, str]) -> None:
+def user_files(name: str, folder: ImportFolder) -> dict[str, bytes]:
+    """Return the files of a module and of those that it imports, as far as they are the user's, with their content.
+    Nothing is imported.
+    """
+    file = _file_of(name, folder)
+    if file is None or _installed(file):
+        return {}
+    return {file: source for file, source in _closure(name, file, folder).values() if source is not None}
+
+
+def _closure(name: str, file: str, finder: _Finder) -> dict[str, tuple[str, bytes | None]]:
+    """Return the user's module of this name and all that it imports: of each the file, and its content. None if it
+    cannot be read: a module from a zip file, or one whose file was deleted.
+    """
+    found: dict[str, tuple[str, bytes | None]] = {}
     waiting = [(name, file)]
     while waiting:
         name, file = waiting.pop()
-        if name in hashes or name == "__main__" or _predictd(name, file):
+        if name in found or name == "__main__" or _predictd(name, file):
             continue
         package = name if Path(file).stem == "__init__" else name.rpartition(".")[0]
         try:
             source = source_files.source(file)
-            hashes[name], used = hashlib.sha256(source).hexdigest(), _imported(package, source)
-        except OSError:  # a module from a zip file, or one whose file was deleted: only its name counts
-            hashes[name], used = "unreadable", frozenset()
+        except OSError:
+            found[name], used = (file, None), frozenset[str]()
+        else:
+            found[name], used = (file, source), _imported(package, source)
         parents = {module.rpartition(".")[0] for module in (name, *used)}
         for module in (used | parents) - {""}:
-            other = _file_of(module)
+            other = _file_of(module, finder)
             if other is not None and not _installed(other):
                 waiting.append((module, other))
+    return found
 
 
 @lru_cache(maxsize=4096)
@@ -189,13 +207,14 @@ def _imports(package: str, source: bytes) -> Iterator[str]:
             yield from (str(origin), *(f"{origin}.{alias.name}" for alias in node.names))
 
 
-def _file_of(name: str) -> str | None:
+def _finder() -> _Finder:
+    return next((each for each in sys.meta_path if isinstance(each, ImportFolder)), PathFinder)
+
+
+def _file_of(name: str, finder: _Finder) -> str | None:
     """Return the file of a module, without importing anything; None if there is no such module, or it has no file."""
     search: Sequence[str] | None = None
     spec = None
-    finder: ImportFolder | type[PathFinder] = next(
-        (each for each in sys.meta_path if isinstance(each, ImportFolder)), PathFinder
-    )
     parts = name.split(".")
     for end in range(1, len(parts) + 1):
         spec = finder.find_spec(".".join(parts[:end]), search)

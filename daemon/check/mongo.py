@@ -63,10 +63,8 @@ def _server_problems(config: Config) -> Iterator[Problem]:
     except ConfigurationError as error:
         yield from error.problems
         return
-    for warning in ignored:
-        yield Problem(
-            "mongo.uri", f"the driver would ignore an option: {masked(str(warning.message))}; correct or remove it"
-        )
+    for warning in dict.fromkeys(str(each.message) for each in ignored):
+        yield Problem("mongo.uri", f"the driver would ignore an option: {masked(warning)}; correct or remove it")
     with client:
         try:
             connection.check(client)

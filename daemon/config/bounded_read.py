@@ -84,9 +84,11 @@ def _content(path: Path) -> bytes:
         if not stat.S_ISREG(kind):
             raise NotAFileError("this is not a regular file (a pipe or a device, say); name a file")
         with os.fdopen(file, "rb", closefd=False) as opened:
-            data = opened.read(LARGEST + 1)
+            data: bytes | None = opened.read(LARGEST + 1)
     finally:
         os.close(file)
+    if data is None:  # such as /proc/kmsg, which calls itself regular
+        raise NotAFileError("nothing can be read from it now; name a regular file")
     if len(data) > LARGEST:
         raise NotAFileError(f"it has more than {LARGEST // 1024 // 1024} MiB; this is no service.toml")
     return data

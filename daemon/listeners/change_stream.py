@@ -265,7 +265,7 @@ def _read(
         if cursor.token is not None:
             # The token of an idle stream's last event becomes invalid with the oplog; that of an empty reply does not.
             place.position = Position.at_token(cursor.token, place.position.cluster_time)
-        if place.position.cluster_time > cursor.time:
+        if cursor.server_is_before(place.position.cluster_time):
             raise _AheadOfServer(f"the server's time is {cursor.time.as_datetime().isoformat()}")
         yield Reached(place.position, flowing)
         cursor.more(AWAIT_MS if flowing else FIRST_AWAIT_MS)

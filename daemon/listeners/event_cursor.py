@@ -20,6 +20,7 @@ from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
 from components.raw_value import EXACT, RAW, STRICT, UNDECODABLE, RawValue, fields, readable
+from daemon.store.rows.positions import cluster_time
 
 _COLLECTION: Final = "$cmd.aggregate"  # the collection name in `getMore` for a database's change stream
 
@@ -68,6 +69,12 @@ class EventCursor:
     def alive(self) -> bool:
         """Whether the server keeps the stream open; an `invalidate` ends it."""
         return self._id != 0
+
+    def server_is_before(self, place: Timestamp) -> bool:
+        """Whether the server's time has not come to this place. A reply's `time` is that of what is known to be
+        committed, which may be less than before for a moment after an election; then the server is asked.
+        """
+        return place > self.time and place > cluster_time(self._database)
 
     def __enter__(self) -> Self:
         return self

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import ssl
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -32,7 +33,7 @@ from pymongo.uri_parser import split_options
 
 from components.errors import ConfigurationError, MongoUnavailable, Problem
 from daemon.health.backoff import backoff
-from daemon.logs.text import masked
+from daemon.logs.text import brief, masked
 from daemon.store.driver_errors import sentence
 
 Client = MongoClient[dict[str, Any]]
@@ -114,14 +115,26 @@ def _refused(message: str) -> ConfigurationError:
 
 
 def _without_pinned(uri: str) -> str:
-    """The URI without the options that predictd sets. The driver still warns of an invalid value in one of them."""
+    """The URI without the options that predictd sets. Of an invalid value in one of them there is only a warning.
+
+    Raises ConfigurationError if another option has an invalid value, or two. The driver would ignore the first one, as
+    if there were no `tls=True`, and send the password in clear.
+    """
     place, _, query = uri.partition("?")
-    options = [option for option in re.split("[&;]", query) if option]
-    pinned = [option for option in options if option.partition("=")[0].lower() in PINNED]
-    for option in pinned:
-        split_options(option, warn=True)
-    kept = [option for option in options if option not in pinned]
-    return f"{place}?{'&'.join(kept)}" if kept else place
+    kept: dict[str, str] = {}
+    for option in filter(None, re.split("[&;]", query)):
+        name = option.partition("=")[0].lower()
+        try:
+            split_options(option, warn=name in PINNED)
+        except (ValueError, TypeError, LookupError) as error:
+            if name not in PINNED:
+                raise _refused(f"an option is invalid: {masked(str(error))}; correct it") from None
+            warnings.warn(f"{option} is invalid", stacklevel=2)
+        except DriverConfigurationError:
+            pass  # the driver warns of an option that it does not know, and refuses what is no option at all
+        if name not in PINNED and kept.setdefault(name, option).partition("=")[2] != option.partition("=")[2]:
+            raise _refused(f"the option {name} is given twice, with different values; remove one of them")
+    return f"{place}?{'&'.join(kept.values())}" if kept else place
 
 
 def _require_files(given: Mapping[str, str]) -> None:
@@ -135,10 +148,12 @@ def _require_files(given: Mapping[str, str]) -> None:
                 Path(path).open("rb").close()
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            raise _refused(f"{name} {path} cannot be read ({reason}): correct the path or the file's rights") from None
+            raise _refused(
+                f"{name} {brief(path)} cannot be read ({reason}): correct the path or the file's rights"
+            ) from None
         if not regular:
             what = "is not a file" if Path(path).exists() else "does not exist"
-            raise _refused(f"{name} {path} {what}: correct the path")
+            raise _refused(f"{name} {brief(path)} {what}: correct the path")
 
 
 def _broken_file(given: Mapping[str, str]) -> str | None:
@@ -159,7 +174,7 @@ def _broken_file(given: Mapping[str, str]) -> str | None:
                 if name == "tlsCertificateKeyFile"
                 else "at least one certificate or revocation list"
             )
-            return f"{name} {path} cannot be used ({error}): it must hold, in PEM format, {what}"
+            return f"{name} {brief(path)} cannot be used ({error}): it must hold, in PEM format, {what}"
     return None
 
 

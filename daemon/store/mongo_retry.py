@@ -14,12 +14,24 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import stamina
+import structlog
 from pymongo.errors import PyMongoError
+from stamina.instrumentation import RetryDetails, set_on_retry_hooks
 
 from components.errors import MongoUnavailable, PredictdError
 from daemon.store.driver_errors import sentence
 
+log = structlog.get_logger(__name__)
+
 T = TypeVar("T")
+
+
+def _retried(details: RetryDetails) -> None:
+    """Logs a retry. The library's own line would show the driver's reply: thousands of bytes, and what rows hold."""
+    log.warning("tried again", attempt=details.retry_num, reason=sentence(details.caused_by))
+
+
+set_on_retry_hooks([_retried])
 
 
 class Stopping(PredictdError):

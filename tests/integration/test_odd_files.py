@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from harness.processes import TABLE, Service, declared
 from pymongo.database import Database
 
 from daemon.config import bounded_read
-from daemon.config.bounded_read import within
+from daemon.config.bounded_read import NotAFileError, content, within
 
 COMMANDS = (("check",), ("status",), ("run",))
 
@@ -54,6 +55,21 @@ def test_an_odd_file_is_refused_with_a_sentence(tmp_path: Path, name: str) -> No
         ended = predictd(*command, "-c", str(path), cwd=tmp_path)
         assert ended.returncode == 78, ended.stderr
         assert reason in ended.stderr
+
+
+def test_a_device_that_calls_itself_a_regular_file_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As /proc/kmsg does while it has nothing to say."""
+    monkeypatch.setattr(stat, "S_ISREG", lambda _: True)
+    fifo = tmp_path / "service.toml"
+    os.mkfifo(fifo)
+    writer = os.open(fifo, os.O_RDWR)
+    try:
+        with pytest.raises(NotAFileError, match="nothing can be read from it now"):
+            content(fifo)
+    finally:
+        os.close(writer)
 
 
 def test_a_silent_file_system_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,42 @@ def test_a_daemon_runs_under_options_that_would_stop_it(
         assert daemon.stop() == 0
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("tls=True", "tls must be 'true' or 'false'"),
+        ("ssl=maybe", "must be 'true' or 'false'"),
+        ("tls=true&TLS=false", "the option tls is given twice"),
+        ("tls=true&tlsAllowInvalidCertificates=1", "tlsallowinvalidcertificates must be 'true' or 'false'"),
+        ("directConnection=yes", "directconnection must be 'true' or 'false'"),
+        ("loadBalanced=1", "loadbalanced must be 'true' or 'false'"),
+        ("authMechanism=SCRAM", "authmechanism must be in"),
+        ("authMechanismProperties=AWS_SESSION_TOKEN:hush,x", "Malformed auth mechanism properties"),
+        ("authSource=a&authSource=b", "the option authsource is given twice"),
+        ("zlibCompressionLevel=99", "between -1 and 9"),
+        ("srvMaxHosts=x", "srvmaxhosts must be an integer"),
+        ("compressors", "key=value pairs"),
+    ],
+)
+def test_an_option_of_the_connection_with_an_invalid_value_is_refused(options: str, words: str) -> None:
+    """The driver would ignore it, and send a password in clear though TLS was asked for."""
+    with pytest.raises(ConfigurationError) as caught:
+        open_client(f"mongodb://u:hush@127.0.0.1:1/?{options}")
+    [problem] = caught.value.problems
+    assert (problem.path, words in problem.message) == ("mongo.uri", True)
+    assert "hush" not in problem.message
+
+
+@pytest.mark.parametrize(
+    "option", ["w=-5", "readPreference=none", "datetime_conversion=none", "maxPoolSize=1&maxPoolSize=2"]
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_invalid_value_of_an_option_without_effect_changes_no_client(mongo_uri: str, option: str) -> None:
+    """`check --mongo` tells of it."""
+    with open_client(mongo_uri) as plain, open_client(with_options(mongo_uri, option)) as client:
+        assert repr(client) == repr(plain)
+
+
 def test_a_promotion_is_a_majority_transaction(mongo_uri: str, database: Database[dict[str, Any]]) -> None:
     """Transactions carry their own concerns, so a client that somebody else made cannot weaken them."""
     weak = MongoClient[dict[str, Any]](mongo_uri, readPreference="secondary", w=0)

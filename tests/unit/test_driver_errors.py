@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import bson
 import pytest
 from bson.errors import InvalidDocument
@@ -14,10 +16,12 @@ from pymongo.errors import (
     PyMongoError,
     ServerSelectionTimeoutError,
 )
+from structlog.testing import capture_logs
 
 from components.errors import MongoUnavailable
 from daemon.store.connection import reaching
 from daemon.store.driver_errors import sentence
+from daemon.store.mongo_retry import MongoRetry
 
 REPLY = {"ok": 0.0, "errmsg": "x" * 5000, "code": 91, "$clusterTime": {"signature": "s" * 5000}}
 TIMEOUTS = " (configured timeouts: socketTimeoutMS: 20000.0ms, connectTimeoutMS: 5000.0ms)"
@@ -77,3 +81,21 @@ def test_a_damaged_answer_is_waited_out_as_no_answer_is() -> None:
         bson.decode(b"\x05\0\0\0\xff")
     with pytest.raises(InvalidDocument), reaching():
         bson.encode({"a": object()})
+
+
+def test_a_retry_is_one_short_line_of_the_log() -> None:
+    """Without the reply, which may hold rows and goes on for thousands of bytes."""
+    refused = iter((OperationFailure("no", 96, {**REPLY, "writeErrors": [{"op": {"secret": "of a row"}}]}), None))
+
+    def call() -> str:
+        error = next(refused)
+        if error is not None:
+            raise error
+        return "done"
+
+    with capture_logs() as logged:
+        assert MongoRetry(threading.Event())("L.read", call) == "done"
+    [line] = logged
+    assert (line["event"], line["attempt"]) == ("tried again", 1)
+    assert "of a row" not in str(line)
+    assert len(str(line)) < 400
