@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Literal
 
-from components.errors import JobFailed, NotApplied
+from components.errors import DeclarationError, JobFailed, NotApplied
 from components.raw_value import identity
 from daemon.api.connection import Connection
 from daemon.api.rehearsal import rehearse_version
@@ -23,8 +23,23 @@ from daemon.store.service import notify
 from daemon.store.service.jobs import Jobs
 
 
+def name_of(component: Any) -> str:
+    """The name of a component, or what is a name already. Raises DeclarationError for anything else."""
+    name = getattr(component, "identifier", component)
+    if not isinstance(name, str):
+        raise DeclarationError(f"expected the name of a component, or a component, got {component!r}")
+    return name
+
+
+def at_least_one(limit: int) -> int:
+    """How many to list at most. Raises DeclarationError if it is no such number."""
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+        raise DeclarationError(f"limit: expected a whole number, at least 1, got {limit!r}")
+    return limit
+
+
 class Controls(ABC):
-    """The calls. Each raises NotApplied if what it names is not applied."""
+    """The calls. Each takes a name or the component itself, and raises NotApplied if that is not applied."""
 
     @abstractmethod
     def _open(self) -> Connection:
@@ -32,15 +47,15 @@ class Controls(ABC):
 
     # ---- jobs -----------------------------------------------------------------------------------------------------
 
-    def train(self, model: str, wait: bool = True) -> dict[str, Any]:
+    def train(self, model: str | Any, wait: bool = True) -> dict[str, Any]:
         """Trains a model with its trainer; returns the job. Raises JobFailed, with the reason, if it fails."""
-        return self._job("train", model, wait=wait)
+        return self._job("train", name_of(model), wait=wait)
 
-    def validate(self, validation: str, wait: bool = True) -> dict[str, Any]:
+    def validate(self, validation: str | Any, wait: bool = True) -> dict[str, Any]:
         """Measures the live version of a validation's model; returns the job, with the metrics in its `result`. Raises
         JobFailed, with the reason, if it fails.
         """
-        return self._job("validate", validation, wait=wait)
+        return self._job("validate", name_of(validation), wait=wait)
 
     def cancel(self, job: str) -> bool:
         """Cancels a job; `job` is its id, or the end of it. Returns whether it was not too late."""
@@ -68,12 +83,15 @@ class Controls(ABC):
 
     # ---- versions -------------------------------------------------------------------------------------------------
 
-    def promote(self, model: str, number: int, wait: bool = True) -> None:
+    def promote(self, model: str | Any, number: int, wait: bool = True) -> None:
         """Makes a version the live one; returns when every output of the model's listeners follows it. Raises
         DeclarationError, with the reason, if it cannot predict rows of these listeners.
         """
-        at = self._open()
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise DeclarationError(f"promote: expected the number of a version, got {number!r}")
+        at, model = self._open(), name_of(model)
         with reaching():
+            at.registry().expect(["model"], model)
             versions = Versions(at.database, at.service, model, at.registry().trust)
             due = not versions.is_live(number)
         if due:
@@ -82,10 +100,11 @@ class Controls(ABC):
                 versions.promote(number, reason="promoted by hand")
         self._followed(model, wait=wait)
 
-    def rollback(self, model: str, wait: bool = True) -> int:
+    def rollback(self, model: str | Any, wait: bool = True) -> int:
         """Makes the previous live version live again; returns its number when every output follows it."""
-        at = self._open()
+        at, model = self._open(), name_of(model)
         with reaching():
+            at.registry().expect(["model"], model)
             now = Versions(at.database, at.service, model, at.registry().trust).rollback("rolled back by hand")
         self._followed(model, wait=wait)
         return now.number
@@ -98,18 +117,20 @@ class Controls(ABC):
 
     # ---- listeners ------------------------------------------------------------------------------------------------
 
-    def pause(self, listener: str) -> None:
+    def pause(self, listener: str | Any) -> None:
         """Pauses a listener: its rows are not predicted, and its outputs stay, until `resume`."""
-        self._change(lambda registry: registry.pause(listener))
+        self._change(lambda registry: registry.pause(name_of(listener)))
 
-    def resume(self, listener: str, wait: bool = True) -> None:
+    def resume(self, listener: str | Any, wait: bool = True) -> None:
         """Resumes a paused listener; returns when a scan has found what has changed in the meantime."""
+        listener = name_of(listener)
         self._change(lambda registry: registry.resume(listener))
         if wait:
             wait_for_listener(self._open(), listener)
 
-    def resync(self, listener: str, wait: bool = True) -> None:
+    def resync(self, listener: str | Any, wait: bool = True) -> None:
         """Predicts every row of a listener again, while changed rows still go first; returns when all are."""
+        listener = name_of(listener)
         self._change(lambda registry: registry.resync(listener))
         if wait:
             wait_for_listener(self._open(), listener)
@@ -122,18 +143,18 @@ class Controls(ABC):
 
     # ---- dead letters ---------------------------------------------------------------------------------------------
 
-    def dead_letters(self, listener: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
+    def dead_letters(self, listener: str | Any = None, limit: int = 100) -> list[dict[str, Any]]:
         """The rows that cannot be predicted, oldest first: of each `listener`, `table`, `row` (its `_id`), `error`,
         `traceback`, `attempts`, `first_at` and `last_at`. Raises NotApplied if there is no such listener.
         """
-        found = self._letters(listener, limit)
+        found = self._letters(listener, at_least_one(limit))
         return [
             {"listener": letter["_id"]["listener"], "row": letter["_id"]["row"]}
             | {name: value for name, value in letter.items() if name in _SHOWN}
             for letter in found
         ]
 
-    def retry(self, listener: str | None = None, row: Any = None) -> int:
+    def retry(self, listener: str | Any = None, row: Any = None) -> int:
         """Tries dead rows again: all, those of one listener, or only the one with the `_id` `row`. Returns how many.
 
         Raises NotApplied if the row is not dead.
@@ -141,7 +162,7 @@ class Controls(ABC):
         at = self._open()
         return self._each(listener, row, lambda letter: dead_letters.retry(at.database, letter))
 
-    def discard(self, listener: str | None = None, row: Any = None) -> int:
+    def discard(self, listener: str | Any = None, row: Any = None) -> int:
         """Deletes dead letters, chosen as by `retry`; their rows keep the error until they change. Returns how many.
 
         Raises NotApplied if the row is not dead.
@@ -149,7 +170,7 @@ class Controls(ABC):
         at = self._open()
         return self._each(listener, row, lambda letter: dead_letters.discard(at.database, letter))
 
-    def _each(self, listener: str | None, row: Any, do: Callable[[dict[str, Any]], None]) -> int:
+    def _each(self, listener: str | Any, row: Any, do: Callable[[dict[str, Any]], None]) -> int:
         chosen = [
             letter
             for letter in self._letters(listener, 0)
@@ -162,8 +183,8 @@ class Controls(ABC):
                 do(letter)
         return len(chosen)
 
-    def _letters(self, listener: str | None, limit: int) -> list[dict[str, Any]]:
-        at = self._open()
+    def _letters(self, listener: str | Any, limit: int) -> list[dict[str, Any]]:
+        at, listener = self._open(), None if listener is None else name_of(listener)
         query = {} if listener is None else {"_id.listener": listener}
         with reaching():
             found = list(dead_letters.listed(at.database, at.service, query, limit))

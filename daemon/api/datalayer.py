@@ -20,7 +20,7 @@ from components.errors import DeclarationError, NotApplied, PredictdError
 from daemon.api.applier import Applier
 from daemon.api.component_loader import ComponentLoader
 from daemon.api.connection import Connection, open_connection
-from daemon.api.controls import Controls
+from daemon.api.controls import Controls, at_least_one
 from daemon.api.kinds import kind_of, named, type_name
 from daemon.api.remover import remove
 from daemon.api.search import Searches
@@ -178,7 +178,7 @@ class Datalayer(Controls):
         wanted = {"model": model, "kind": kind, "target": target, "state": state}
         matching = {name: value for name, value in wanted.items() if value is not None}
         with reaching():
-            found = Jobs(at.database, at.service).listed(limit, **matching)
+            found = Jobs(at.database, at.service).listed(at_least_one(limit), **matching)
             if not found and model is not None:
                 at.registry().expect(["model"], model)
             if not found and target is not None:

@@ -83,7 +83,9 @@ def rollback(model: ModelName, config: ConfigFile = None, wait: WaitForRows = Fa
 
 def _signing(here: Place, model: str) -> Versions:
     """The versions of a model, by a person who has the service's key."""
-    return Versions(here.database, here.service, model, here.registry(signing_key(here.config)).trust)
+    registry = here.registry(signing_key(here.config))
+    registry.expect(["model"], model)
+    return Versions(here.database, here.service, model, registry.trust)
 
 
 def _named(version: Version | None, number: int) -> str:

@@ -498,6 +498,17 @@ def test_jobs_are_listed(mnist: Datalayer) -> None:
         (lambda db: db.jobs(model="pluss"), "there is no model 'pluss'; did you mean 'plus'?"),
         (lambda db: db.jobs(target="nothing"), "there is no model 'nothing'"),
         (lambda db: db.versions("pluss"), "did you mean 'plus'?"),
+        (lambda db: db.promote("pluss", 1), "there is no model 'pluss'; did you mean 'plus'?"),
+        (lambda db: db.rollback("pluss"), "there is no model 'pluss'; did you mean 'plus'?"),
+        (lambda db: db.promote("plus", "1"), "promote: expected the number of a version, got '1'"),
+        (lambda db: db.promote("plus", True), "promote: expected the number of a version, got True"),
+        (lambda db: db.train("plus"), "there is no trainer 'plus' in service"),
+        (lambda db: db.validate("exams"), "there is no validation 'exams' in service 'digits'; did you mean 'exam'?"),
+        (lambda db: db.pause(None), "expected the name of a component, or a component, got None"),
+        (lambda db: db.pause(Listener("digits", table="mnist", key="img", model="plus")), "did you mean 'digit'?"),
+        (lambda db: db.resync("digits"), "there is no listener 'digits'; did you mean 'digit'?"),
+        (lambda db: db.jobs(limit=0), "limit: expected a whole number, at least 1, got 0"),
+        (lambda db: db.dead_letters(limit=-1), "limit: expected a whole number, at least 1, got -1"),
         (lambda db: db.dead_letters("digits"), "there is no listener 'digits'; did you mean 'digit'?"),
         (lambda db: db.retry("digits"), "did you mean 'digit'?"),
         (lambda db: db.discard("digits"), "did you mean 'digit'?"),
@@ -507,6 +518,8 @@ def test_what_is_spelled_wrong_is_told_and_no_empty_list(mnist: Datalayer, ask: 
     """Of something that is there and has nothing, the list is empty."""
     mnist.apply(ObjectModel("plus", lambda x: x + 1), wait=False)
     mnist.apply(Listener("digit", table="mnist", key="img", model="plus"), wait=False)
+    mse = Metric("mse", "MeanSquaredError")
+    mnist.apply(Validation("exam", ["img", "class"], [Dataset("d", mnist["mnist"])], [mse], model="plus"), wait=False)
     with pytest.raises(PredictdError, match=re.escape(said)):
         ask(mnist)
     assert mnist.jobs(model="plus", kind="train") == mnist.dead_letters("digit") == []

@@ -485,7 +485,7 @@ def test_promote_without_wait_says_who_follows(place: Place) -> None:
 
 def test_what_cannot_be_promoted_is_refused_in_a_line(place: Place) -> None:
     assert "model 'net' has no version 7" in place.runs("promote", "net", "7", code=1)
-    assert "model 'nothing' is not applied" in place.runs("promote", "nothing", "1", code=1)
+    assert "there is no model 'nets'; did you mean 'net'?" in place.runs("promote", "nets", "1", code=1)
     place.added(1.0, signature="another declaration's")
     told = place.runs("promote", "net", "1", code=1)
     assert "was made for another declaration of the model" in told

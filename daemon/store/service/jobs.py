@@ -31,6 +31,7 @@ from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
 
 from components.errors import NotApplied
+from components.names import meant
 from daemon.health.job_report import JobError, JobProgress
 from daemon.health.report import defaulting
 from daemon.store import names
@@ -328,7 +329,10 @@ class Jobs:
             {"declaration": 1},
         )
         if component is None:
-            raise NotApplied(f"there is no {declared} {target!r} in service {self._service!r}; apply it first")
+            applied = {"service": self._service, "kind": declared, "state": "applied"}
+            others = [str(each.get("name")) for each in read(self._database[names.COMPONENTS], applied, {"name": 1})]
+            near = meant(target, others) or "; apply it first"
+            raise NotApplied(f"there is no {declared} {target!r} in service {self._service!r}{near}")
         try:
             return str(json.loads(component["declaration"])["model"])
         except (KeyError, TypeError, ValueError, RecursionError):  # it is not signed, and the daemon refuses it as well
