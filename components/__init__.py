@@ -3,6 +3,21 @@
 The package holds declarations and pure computation. It does not connect to MongoDB and starts no thread. The
 supervisor, the command line and the configuration use it, so importing it does not import torch. Code that needs torch
 is in `components.torch`.
+
+| about | modules |
+|---|---|
+| declared by users | `table`, `model`, `listener`, `dataset`, `metric`, `validation`, `vector_index`, `loop_trainer` |
+| named in these | `query`, `key` |
+| as it is stored | `declarations/`, `serialization` (there), `builders` (back), `names`, `extended_json`, `secrets` |
+| values | `datatypes`, `arrays`, `images`, `outputs`, `raw_value`, `hashing`, `nearest` |
+| images in another process | `images_apart`, `image_decoder` |
+| code | `import_paths`, `import_folder`, `known_classes`, `program_files`, `artifacts`, `stable_pickle` |
+| where it comes from | `code_source`, `code_references`, `source_files` |
+| calling it | `awaited`, `frames`, `shared_memory`, `accelerator` |
+| learning | `training_loop`, `fitting`, `estimators`, `object_state`, `trainer_arguments`, `examples`, `trained` |
+| metrics | `metric_arguments`, `metric_direction` |
+| triggers | `cron` |
+| keys and files | `signing_key`, `private_files`, `home`, `errors` |
 """
 
 from __future__ import annotations

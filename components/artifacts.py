@@ -40,7 +40,7 @@ import cloudpickle
 from cloudpickle import cloudpickle as internals
 
 from components.code_references import refers
-from components.code_source import importable, travelling_modules
+from components.code_source import importable, refuse_replaced, travelling_modules
 from components.errors import ArtifactRefused, DeclarationError
 from components.stable_pickle import canonical
 
@@ -76,11 +76,19 @@ def code_slot(
 
     Raises DeclarationError if it cannot be pickled.
     """
-    return importable(obj, allow) or dumps(obj, allow, served, roots)
+    path = importable(obj, allow)
+    if path is not None and isinstance(obj, type):
+        refuse_replaced(obj)
+    return path or dumps(obj, allow, served, roots)
 
 
 def dumps(
-    obj: object, allow: Sequence[str] = (), served: object = None, roots: Mapping[str, Any] | None = None
+    obj: object,
+    allow: Sequence[str] = (),
+    served: object = None,
+    roots: Mapping[str, Any] | None = None,
+    *,
+    travels: bool = True,
 ) -> Artifact:
     """Pickle an object.
 
@@ -90,13 +98,14 @@ def dumps(
     served: the module that a TorchModel serves. Training its weights changes the tensors, not the pickle. The module is
         pickled in evaluation mode, the mode in which it is served.
     roots: modules by name; the pickle names their parts instead of holding them, and is loaded within `bound`.
+    travels: whether another process loads it.
     """
     name = getattr(obj, "__qualname__", None) or type(obj).__qualname__
     torch_half = _torch_half()
     tensors = None if torch_half is None else torch_half.Writer(roots or {})
     with _turn, travelling(allow):
         try:
-            data = _pickled(obj, tensors, _Identity(torch_half, served))
+            data = _pickled(obj, tensors, _Identity(torch_half, served, travels=travels))
         except DeclarationError as error:
             raise DeclarationError(f"{name} cannot travel to the daemon: {error}") from error
         except Exception as error:  # pickling calls the user's __reduce__ and __getstate__, which may raise anything
@@ -175,7 +184,7 @@ def rebound(obj: Any, original: object, module: object) -> Any:
     """
     if obj is None or not refers(obj, original):
         return obj
-    made = dumps(obj, served=original, roots={"model": original})
+    made = dumps(obj, served=original, roots={"model": original}, travels=False)
     with bound(lambda _: module):
         return loads(made.slot, made.blobs.__getitem__)
 
@@ -214,8 +223,9 @@ def travelling(allow: Sequence[str]) -> Iterator[None]:
 class _Identity:
     """The names of classes in one pickle: a hash of each class's content."""
 
-    def __init__(self, torch_half: Any, served: object) -> None:
+    def __init__(self, torch_half: Any, served: object, *, travels: bool) -> None:
         self._torch_half = torch_half
+        self.travels = travels
         self._own = {} if torch_half is None else torch_half.names_of(served)
         self.module_ids = frozenset() if torch_half is None else torch_half.parts_of(served)
         self._known: dict[type, str] = {}
@@ -234,6 +244,7 @@ class _Ordinals:
 
     def __init__(self, identity: _Identity) -> None:
         self.module_ids = identity.module_ids
+        self.travels = identity.travels
         self._places: dict[type, str] = {}
 
     def of(self, cls: type) -> str:
@@ -256,6 +267,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         reduced = None if torch_half is None else torch_half.parametrized(obj)
         if reduced is None:
             reduced = super().reducer_override(obj)
+        if reduced is NotImplemented and self._classes.travels and isinstance(obj, type):
+            refuse_replaced(obj)
         if isinstance(reduced, tuple) and reduced[0] in _SKELETONS:
             random = internals._DYNAMIC_CLASS_TRACKER_BY_CLASS.get(obj)  # noqa: SLF001
             named = tuple(self._classes.of(obj) if part is random else part for part in reduced[1])

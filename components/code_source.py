@@ -9,21 +9,25 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial, partialmethod
 from importlib.machinery import PathFinder
 from importlib.metadata import packages_distributions, version
 from importlib.util import resolve_name
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from components import source_files
+from components.errors import DeclarationError
 from components.import_folder import ImportFolder
 from components.source_files import installed as _installed
 
 _OWN = ("components", "daemon", "examples", "predictd")
 _OWN_ROOT = Path(__file__).resolve().parents[1]
+_Finder = ImportFolder | type[PathFinder]
 
 
 def importable(obj: object, allow: Sequence[str] = ()) -> str | None:
@@ -64,6 +68,57 @@ def travelling_modules(allow: Sequence[str] = ()) -> list[ModuleType]:
     ]
 
 
+def foreign_methods(kind: type) -> list[str]:
+    """Return the methods of a class that a module of the user's has assigned to it, and not the module of the class:
+    a process that imports the class has others.
+    """
+    return [name for name, value in vars(kind).items() if any(_users(home) for home in _homes(value, kind.__module__))]
+
+
+def refuse_replaced(cls: type) -> None:
+    """Raise DeclarationError if foreign methods of an importable class, or of a base of it, replace its own."""
+    names = [
+        name
+        for place, kind in enumerate(cls.__mro__)
+        for name in foreign_methods(kind)
+        if any(name in vars(base) for base in cls.__mro__[place + 1 :]) or _writes(kind, name)
+    ]
+    if names:
+        raise DeclarationError(
+            f"the {', '.join(names)} of {cls.__module__}.{cls.__qualname__} was replaced in this process, and the "
+            "daemon imports the class with its own; write a subclass instead"
+        )
+
+
+def _writes(kind: type, name: str) -> bool:
+    """Return whether the source of a class has a method of this name."""
+    try:
+        written = inspect.getsource(kind)
+    except (OSError, TypeError):
+        return False
+    method = re.escape(name)
+    return re.search(rf"^\s+((async )?def {method}\(|{method}\s*[:=])", written, re.MULTILINE) is not None
+
+
+def _users(name: object) -> bool:
+    return isinstance(name, str) and name in sys.modules and not _stays(name, sys.modules[name])
+
+
+def _homes(value: Any, own: str) -> Iterator[object]:
+    """Yield the modules, other than `own`, that the functions of a class's attribute were made in."""
+    while isinstance(value, _WRAPPERS):
+        value = getattr(value, "fget", None) or getattr(value, "__func__", None) or getattr(value, "func", None)
+    while inspect.isfunction(value):
+        if (home := value.__globals__.get("__name__")) != own:
+            yield home
+        value = getattr(value, "__wrapped__", None)
+    if callable(value) and not isinstance(value, type):
+        yield type(value).__module__
+
+
+_WRAPPERS = (property, staticmethod, classmethod, partial, partialmethod)
+
+
 def source_hash(objects: Iterable[object], paths: Iterable[str] = (), program: str | None = None) -> str:
     """Return the SHA-256 of the source code of these (imported) objects; "" if all of it was stored by value.
 
@@ -84,7 +139,8 @@ def source_hash(objects: Iterable[object], paths: Iterable[str] = (), program: s
         if file is None:
             continue
         if not _installed(file):
-            _add_sources(name, file, hashes)
+            for module, (_, source) in _closure(name, file, _finder()).items():
+                hashes[module] = "unreadable" if source is None else hashlib.sha256(source).hexdigest()
         elif distributions := _distributions().get(name.split(".")[0]):
             # The standard library has no distribution; its version is Python's.
             hashes[distributions[0]] = version(distributions[0])
@@ -94,23 +150,39 @@ def source_hash(objects: Iterable[object], paths: Iterable[str] = (), program: s
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _add_sources(name: str, file: str, hashes: dict[str, str]) -> None:
+def user_files(name: str, folder: ImportFolder) -> dict[str, bytes]:
+    """Return the files of a module and of those that it imports, as far as they are the user's, with their content.
+    Nothing is imported.
+    """
+    file = _file_of(name, folder)
+    if file is None or _installed(file):
+        return {}
+    return {file: source for file, source in _closure(name, file, folder).values() if source is not None}
+
+
+def _closure(name: str, file: str, finder: _Finder) -> dict[str, tuple[str, bytes | None]]:
+    """Return the user's module of this name and all that it imports: of each the file, and its content. None if it
+    cannot be read: a module from a zip file, or one whose file was deleted.
+    """
+    found: dict[str, tuple[str, bytes | None]] = {}
     waiting = [(name, file)]
     while waiting:
         name, file = waiting.pop()
-        if name in hashes or name == "__main__" or _predictd(name, file):
+        if name in found or name == "__main__" or _predictd(name, file):
             continue
         package = name if Path(file).stem == "__init__" else name.rpartition(".")[0]
         try:
             source = source_files.source(file)
-            hashes[name], used = hashlib.sha256(source).hexdigest(), _imported(package, source)
-        except OSError:  # a module from a zip file, or one whose file was deleted: only its name counts
-            hashes[name], used = "unreadable", frozenset()
+        except OSError:
+            found[name], used = (file, None), frozenset[str]()
+        else:
+            found[name], used = (file, source), _imported(package, source)
         parents = {module.rpartition(".")[0] for module in (name, *used)}
         for module in (used | parents) - {""}:
-            other = _file_of(module)
+            other = _file_of(module, finder)
             if other is not None and not _installed(other):
                 waiting.append((module, other))
+    return found
 
 
 @lru_cache(maxsize=4096)
@@ -135,13 +207,14 @@ def _imports(package: str, source: bytes) -> Iterator[str]:
             yield from (str(origin), *(f"{origin}.{alias.name}" for alias in node.names))
 
 
-def _file_of(name: str) -> str | None:
+def _finder() -> _Finder:
+    return next((each for each in sys.meta_path if isinstance(each, ImportFolder)), PathFinder)
+
+
+def _file_of(name: str, finder: _Finder) -> str | None:
     """Return the file of a module, without importing anything; None if there is no such module, or it has no file."""
     search: Sequence[str] | None = None
     spec = None
-    finder: ImportFolder | type[PathFinder] = next(
-        (each for each in sys.meta_path if isinstance(each, ImportFolder)), PathFinder
-    )
     parts = name.split(".")
     for end in range(1, len(parts) + 1):
         spec = finder.find_spec(".".join(parts[:end]), search)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -34,11 +34,14 @@ class ImportFolder:
         self._allow = tuple(allow)
         self._names = frozenset(name.partition(".")[0] for name in allow)
 
-    def open(self) -> Self:
-        """Let this process, and the Python processes that it spawns, import from the folder; raises ImportRefused."""
+    def open(self, sources: Mapping[str, bytes] | None = None) -> Self:
+        """Let this process, and the Python processes that it spawns, import from the folder; raises ImportRefused.
+
+        sources: what the files hold as far as this process is concerned; the others are read.
+        """
         for name in sorted(self._names):
             self._refuse_second(name)
-        source_files.read_once()
+        source_files.read_once(sources)
         # Before PathFinder, which also asks the folders of sys.path; after the finders of built-in modules.
         place = sys.meta_path.index(PathFinder) if PathFinder in sys.meta_path else len(sys.meta_path)
         sys.meta_path.insert(place, self)

@@ -46,9 +46,6 @@ class Model(ABC):
         postprocess: Callable[[Any], Any] | None = None,
         threads: int | None = None,
     ) -> None:
-        check_identifier(identifier, "model")
-        check_callable(identifier, "preprocess", preprocess)
-        check_callable(identifier, "postprocess", postprocess)
         self.identifier = identifier
         self.preprocess = preprocess
         self.postprocess = postprocess
@@ -62,6 +59,12 @@ class Model(ABC):
         self.trainer: Any = None
         self.validation: Any = None
         self._turn = Lock()  # two listeners may share a model, and few callables are thread-safe
+
+    def check(self) -> None:
+        """Raise DeclarationError if an attribute was changed to a value that the model cannot have."""
+        check_identifier(self.identifier, "model")
+        for step in ("preprocess", "preprocess_batch", "postprocess"):
+            check_callable(self.identifier, step, getattr(self, step, None))
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_turn"}
@@ -226,24 +229,28 @@ class ObjectModel(Model):
         forward_method: str = "__call__",
     ) -> None:
         super().__init__(identifier, preprocess, postprocess, threads)
-        if forward_method == "__call__" and not callable(object):
-            if not callable(getattr(object, "predict", None)):
-                raise DeclarationError(
-                    f"model {identifier!r}: object: expected a callable or an object with a method `predict`, "
-                    f"got {type(object).__name__}; `forward_method` names another method"
-                )
+        if forward_method == "__call__" and not callable(object) and callable(getattr(object, "predict", None)):
             forward_method = "predict"
-        if not callable(getattr(object, forward_method, None)):
-            raise DeclarationError(
-                f"model {identifier!r}: forward_method: {type(object).__name__} has no method {forward_method!r}"
-            )
         self.object = object
         self.forward_method = forward_method
+        self.check()
         self._stacks = forward_method != "__call__" and estimators.learns(object)
         self.batched = batched or self._stacks
         self._by_row = False
         self._loaded: tuple[Any, str] | None = None
         """The object as it was declared, and the hash of the state that was loaded into a copy of it."""
+
+    def check(self) -> None:
+        """Raise DeclarationError as `Model.check` does, also of the object and its method."""
+        super().check()
+        kind, method = type(self.object).__name__, self.forward_method
+        if method == "__call__" and not callable(self.object):
+            raise DeclarationError(
+                f"model {self.identifier!r}: object: expected a callable or an object with a method `predict`, got "
+                f"{kind}; `forward_method` names another method"
+            )
+        if not callable(getattr(self.object, method, None)):
+            raise DeclarationError(f"model {self.identifier!r}: forward_method: {kind} has no method {method!r}")
 
     @property
     def declared(self) -> Any:

@@ -29,7 +29,7 @@ from components.declarations import (
 )
 from components.errors import DeclarationError
 from components.fitting import Fit
-from components.known_classes import refuse_unknown
+from components.known_classes import refuse_unknown, remade
 from components.listener import Listener
 from components.loop_trainer import LoopTrainer
 from components.metric import Metric
@@ -76,7 +76,6 @@ def declare(component: Any, allow: Sequence[str] = (), *, model: Model | str | N
         refuse_unknown(f"indexes.{component.identifier}", component, VectorIndex, "declare a VectorIndex")
         return Declared("index", component.identifier, component.declaration)
     if isinstance(component, Validation):
-        component.check_directions()
         declaration = _validation(component, codes, component.model or name)
         return Declared("validation", component.identifier, declaration, codes.artifacts)
     if isinstance(component, Model):
@@ -144,6 +143,7 @@ def _model(model: Model, codes: _Codes) -> ModelDeclaration:
     known = torch_model if torch_model is not None and of_torch else ObjectModel
     instead = "declare a TorchModel or an ObjectModel, with your own code in its object, preprocess and postprocess"
     refuse_unknown(at, model, known, instead)
+    model.check()
     given: Any = model
     # An import path to a class would be built on loading, but this class is itself the callable: store it by value.
     # A torch module is stored by value too, because the user has built it already.
@@ -180,7 +180,9 @@ def _is_trainer(component: object) -> bool:
 
 def _trainer(trainer: Any, codes: _Codes, model: str) -> TrainerDeclaration:
     at = f"trainers.{model}"
-    refuse_unknown(at, trainer, _trainer_class(trainer), _OWN_LOOP)
+    known = _trainer_class(trainer)
+    refuse_unknown(at, trainer, known, _OWN_LOOP)
+    trainer = remade(trainer, known)
     for name in ("select", "key"):
         if getattr(trainer, name) is None:
             raise DeclarationError(
@@ -189,6 +191,9 @@ def _trainer(trainer: Any, codes: _Codes, model: str) -> TrainerDeclaration:
     declared = {"model": model, "identifier": trainer.identifier, **_rows(trainer.select), "key": trainer.key.spec}
     if isinstance(trainer, LoopTrainer):
         by_method = type(trainer.loop) is Fit
+        if by_method:
+            refuse_unknown(f"{at}.loop", trainer.loop, Fit, "write a loop of your own as a subclass of TrainingLoop")
+            remade(trainer.loop, Fit)
         return made(
             TrainerDeclaration,
             at,
@@ -236,12 +241,15 @@ def _validation(validation: Validation, codes: _Codes, model: str | None) -> Val
     at = f"validations.{validation.identifier}"
     instead = "declare a Validation, with your own code in its metrics: a Metric of any callable"
     refuse_unknown(at, validation, Validation, instead)
+    validation = remade(validation, Validation)
     for dataset in validation.datasets:
         refuse_unknown(f"{at}.datasets.{dataset.identifier}", dataset, Dataset, "declare a Dataset of a query")
     for metric in validation.metrics:
         refuse_unknown(
             f"{at}.metrics.{metric.identifier}", metric, Metric, "declare a Metric, with your own code as its object"
         )
+    metrics = [remade(metric, Metric, greater_is_better="declared_direction") for metric in validation.metrics]
+    validation.check_directions()
     if model is None:
         raise DeclarationError(
             f"{at}.model: belongs to no model; attach it: model.validation = ..., or give it model='name'"
@@ -266,7 +274,7 @@ def _validation(validation: Validation, codes: _Codes, model: str | None) -> Val
                 "arguments": codes.given(f"{at}.metrics.{metric.identifier}.arguments", metric.arguments),
                 "greater_is_better": metric.declared_direction,
             }
-            for metric in validation.metrics
+            for metric in metrics
         },
         "when": validation.when,
     }

@@ -2,16 +2,38 @@
 
 A `preprocess` that fills one buffer again and again would change rows that wait to be predicted. The first values of
 each size are copied and compared; if none shares memory with another, later ones are trusted and cost nothing.
+
+A value holds memory itself (a tensor, an array, a ctypes view), or reads it when it is used: a function by its closure,
+its defaults and the globals that it names, a partial, a bound method, an iterator.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import ItemsView, Iterable, Iterator, ValuesView
+from contextlib import suppress
 from copy import deepcopy
+from dis import get_instructions
+from functools import partial
+from types import BuiltinMethodType, CellType, FunctionType, GeneratorType, MethodType, MethodWrapperType, ModuleType
 from typing import Any
 
+from components.errors import RowError
+
+_CDATA = ctypes.Array.__mro__[1]
+_EMPTY = CellType()
+_BUFFERS = (bytearray, array, memoryview)
+_VIEWS = (ItemsView, ValuesView)
+_BOUND = (BuiltinMethodType, MethodWrapperType)
+_READERS = (FunctionType, MethodType, partial, GeneratorType)
 _IMMUTABLE = (str, bytes, int, float, complex, bool, type(None))
+_UNCOPYABLE = (
+    "the function returned a {} that reads memory and cannot be copied, so that another call may change it: return the "
+    "values themselves"
+)
 KEPT_BYTES = 64 * 1024 * 1024
 
 
@@ -28,7 +50,9 @@ class Watch:
         """Whether a value has shared memory with another: from then on all are copied."""
 
     def own(self, value: Any) -> Any:
-        """Return the value, or a copy of it that shares memory with no other."""
+        """Return the value, or a copy of it that shares memory with no other. Raises RowError if it reads memory and
+        cannot be copied.
+        """
         if self.shares:
             return copied(value)
         if isinstance(value, _IMMUTABLE):
@@ -41,9 +65,9 @@ class Watch:
             self.shares = True
             self._kept, self._marks = [], set()
             return copied(value)
+        own = copied(value)
         self._seen[size.bit_length()] += 1
         self._bytes += size
-        own = copied(value)
         if self._seen[size.bit_length()] == self._enough or self._bytes > KEPT_BYTES:
             self._kept, self._marks, self._bytes = [], set(), 0
         self._kept.append(value)
@@ -52,7 +76,9 @@ class Watch:
 
 
 def copied(value: Any) -> Any:
-    """Return a copy of tensors, arrays and containers; a value that cannot be copied is returned itself."""
+    """Return a copy of tensors, arrays, containers and functions; what cannot be copied is returned itself. Raises
+    RowError if that is something that reads memory when it is used.
+    """
     if isinstance(value, _IMMUTABLE):
         return value
     kind = type(value)
@@ -64,16 +90,15 @@ def copied(value: Any) -> Any:
         return kind([copied(item) for item in value])
     if hasattr(value, "untyped_storage"):
         return value.detach().clone().requires_grad_(value.requires_grad)  # `deepcopy` copies all of a slice's storage
-    if kind is memoryview:  # `deepcopy` refuses it
-        held = value.tobytes() if value.readonly else bytearray(value.tobytes())
-        return memoryview(held).cast("B").cast(value.format, value.shape) if value.nbytes else value
+    if _reads(value) or isinstance(value, (memoryview, _CDATA)):
+        return _copied_reader(value)
     if _stateless(value) or getattr(value, "is_animated", False):  # a copy of a picture has its first frame only
         return value
     try:
-        copy = deepcopy(value)
+        copy = deepcopy(value, {id(held): copied(held) for held in _attributes(value) if _reads(held)})
     except Exception:  # noqa: BLE001 - a class of the user's may refuse with anything
         return value
-    if _is_array(value) and value.shape and not value.flags.writeable:  # numpy's scalars have flags, but none to set
+    if _is_array(value) and value.shape and not value.flags.writeable:
         copy.flags.writeable = False
     return copy
 
@@ -81,25 +106,82 @@ def copied(value: Any) -> Any:
 _PLAIN = set(_IMMUTABLE)
 
 
-def _marks(value: Any) -> Iterator[tuple[object, int]]:
-    """Yield the addresses of the memory that a value holds and that could be written again, with their sizes."""
-    if isinstance(value, _IMMUTABLE) or _stateless(value):
+def _copied_reader(value: Any) -> Any:
+    """Return a copy of what `deepcopy` takes as it is, with the memory that it reads; what cannot be copied is returned
+    itself.
+    """
+    try:
+        if isinstance(value, FunctionType):
+            return _copied_function(value)
+        if isinstance(value, partial):
+            return type(value)(copied(value.func), *map(copied, value.args), **copied(value.keywords))
+        if isinstance(value, MethodType):
+            return MethodType(copied(value.__func__), copied(value.__self__))
+        if isinstance(value, _BOUND):
+            return getattr(copied(value.__self__), value.__name__)
+        if isinstance(value, _VIEWS):
+            named = isinstance(value, ItemsView)
+            items = copied(dict(value if named else enumerate(value)))
+            return items.items() if named else items.values()
+        if isinstance(value, memoryview):
+            held: Any = memoryview(value.tobytes() if value.readonly else bytearray(value.tobytes()))
+            return held.cast("B").cast(value.format, value.shape) if value.nbytes else value
+        return deepcopy(value)
+    except (TypeError, ValueError, RecursionError):  # a generator, a pointer, or functions that refer to each other
+        if any(size for _, size in _marks(value)):
+            raise RowError(_UNCOPYABLE.format(type(value).__name__)) from None
+        return value
+
+
+def _copied_function(value: FunctionType) -> FunctionType:
+    named = {name: copied(each) for name, each in _globals_read(value).items()}
+    cells = tuple(cell if cell == _EMPTY else CellType(copied(cell.cell_contents)) for cell in value.__closure__ or ())
+    known = {**value.__globals__, **named} if named else value.__globals__
+    own = FunctionType(value.__code__, known, value.__name__, copied(value.__defaults__), cells)
+    own.__kwdefaults__ = copied(value.__kwdefaults__)
+    own.__dict__.update(value.__dict__)
+    return own
+
+
+def _marks(value: Any, seen: set[int] | None = None) -> Iterator[tuple[object, int]]:
+    """Yield the addresses of the memory that a value holds or reads and that could be written again, with their
+    sizes.
+    """
+    seen = set() if seen is None else seen
+    if isinstance(value, _IMMUTABLE) or id(value) in seen:
         return
-    if hasattr(value, "untyped_storage"):
-        if value.numel():
-            yield ("memory", value.untyped_storage().data_ptr()), value.nbytes
-    elif _is_array(value):
-        if value.nbytes:
-            yield ("memory", _whole(value).__array_interface__["data"][0]), value.nbytes
-        for item in value.flat if getattr(getattr(value, "dtype", None), "hasobject", False) else ():
-            yield from _marks(item)
-    elif isinstance(value, memoryview):
-        yield id(value.obj), value.nbytes
+    seen.add(id(value))
+    parts: Iterable[Any]
+    if (address := _address(value)) is not None:
+        yield from [address] if address[1] else []
+        parts = value.flat if getattr(getattr(value, "dtype", None), "hasobject", False) else ()
+    elif _reads(value):
+        parts = _read_by(value)
+    elif _stateless(value):
+        return
     else:
         if not isinstance(value, tuple):
             yield id(value), 0
-        for item in _held(value):
-            yield from _marks(item)
+        parts = _held(value)
+    for part in parts:
+        yield from _marks(part, seen)
+
+
+def _address(value: Any) -> tuple[object, int] | None:
+    """Return where the memory of a tensor, an array or a buffer is, and its size; None for anything else."""
+    if hasattr(value, "untyped_storage"):
+        return ("memory", value.untyped_storage().data_ptr()), value.nbytes
+    if _is_array(value):
+        if not hasattr(value, "__setitem__"):  # numpy's scalars
+            return None, 0
+        return ("memory", _whole(value).__array_interface__["data"][0]), value.nbytes
+    if isinstance(value, _CDATA):
+        with suppress(ValueError):  # a null pointer
+            held: Any = value.contents if hasattr(value, "contents") else value
+            return ("memory", ctypes.addressof(held)), ctypes.sizeof(held)
+    if isinstance(value, memoryview):
+        return id(value.obj), value.nbytes
+    return (id(value), len(value)) if isinstance(value, (bytearray, array)) else None
 
 
 def _held(value: Any) -> Iterable[Any]:
@@ -108,7 +190,36 @@ def _held(value: Any) -> Iterable[Any]:
         items: Any = value.values() if isinstance(value, dict) else value
         return () if set(map(type, items)) <= _PLAIN else items
     # What else an object refers to may be shared by intent, such as a vocabulary.
-    return [held for held in _attributes(value) if hasattr(held, "untyped_storage") or _is_array(held)]
+    return [held for held in _attributes(value) if _is_memory(held) or _reads(held)]
+
+
+def _reads(value: Any) -> bool:
+    """Whether a value reads what it refers to only when it is used."""
+    if isinstance(value, _BOUND):
+        return not isinstance(value.__self__, ModuleType | type | None)
+    iterates = hasattr(value, "__next__") or isinstance(value, _VIEWS)
+    return isinstance(value, _READERS) or (iterates and type(value).__module__ in {"builtins", "itertools"})
+
+
+def _read_by(value: Any) -> list[Any]:
+    if isinstance(value, _BOUND):
+        return [value.__self__]
+    if not isinstance(value, FunctionType):
+        return [each for each in gc.get_referents(value) if not isinstance(each, type)]
+    cells = [cell.cell_contents for cell in value.__closure__ or () if cell != _EMPTY]
+    defaults = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+    return [*cells, *defaults, *_globals_read(value).values()]
+
+
+def _globals_read(function: FunctionType) -> dict[str, Any]:
+    """The memory that a function finds by name. What else a module holds is shared by intent, such as a network."""
+    loads = [each.argval for each in get_instructions(function.__code__) if each.opname == "LOAD_GLOBAL"]
+    named = {name: function.__globals__.get(name) for name in loads}
+    return {name: each for name, each in named.items() if _is_memory(each) or isinstance(each, (list, dict))}
+
+
+def _is_memory(value: Any) -> bool:
+    return hasattr(value, "untyped_storage") or _is_array(value) or isinstance(value, (*_BUFFERS, _CDATA))
 
 
 def _attributes(value: Any) -> Iterator[Any]:
@@ -134,7 +245,8 @@ def _stateless(value: Any) -> bool:
 
 
 def _is_array(value: Any) -> bool:
-    return hasattr(value, "__array_interface__") and hasattr(value, "base")
+    # A scalar of numpy has the interface too, of a new array each time.
+    return hasattr(value, "__array_interface__") and hasattr(value, "base") and hasattr(value, "__setitem__")
 
 
 def _whole(array: Any) -> Any:

@@ -1,14 +1,20 @@
 """The files of modules: which belong to the user, and what this process has read of them.
 
 A module is *installed* if it is in the standard library or under site-packages. In a process that reads each file only
-once (`read_once`), the source that is hashed is the source that runs, whatever happens to the file meanwhile.
+once (`read_once`), the source that is hashed is the source that runs, whatever happens to the file meanwhile. A
+supervisor keeps the sources that it has proven (`keep`), and its processes run these (`kept`).
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sysconfig
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+
+from components import private_files
 
 _STDLIB = tuple({Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")})
 
@@ -29,10 +35,10 @@ def installed(file: str) -> bool:
     return file.startswith("<")  # "<frozen ...>"
 
 
-def read_once() -> None:
-    """From now on, `source` returns what it returned for a file before."""
+def read_once(known: Mapping[str, bytes] | None = None) -> None:
+    """From now on, `source` returns what it returned for a file before, and at first what is `known`."""
     global _read  # noqa: PLW0603 - a process either keeps what it reads or does not
-    _read = {} if _read is None else _read
+    _read = {**(known or {}), **(_read or {})}
 
 
 def source(file: str) -> bytes:
@@ -42,3 +48,22 @@ def source(file: str) -> bytes:
     if file not in _read:
         _read[file] = Path(file).read_bytes()
     return _read[file]
+
+
+def keep(folder: Path, sources: Mapping[str, bytes]) -> Path:
+    """Write the sources of these files into a folder; return the file that `kept` reads. Raises OSError."""
+    text = json.dumps({file: source.decode("latin-1") for file, source in sorted(sources.items())}).encode()
+    path = folder / hashlib.sha256(text).hexdigest()
+    if not path.exists():
+        private_files.make_folder(folder)
+        private_files.write(path, text)
+    return path
+
+
+def kept(path: Path | None) -> dict[str, bytes]:
+    """Return the sources that `keep` has written; none if the file is missing."""
+    try:
+        text = "{}" if path is None else path.read_bytes()
+    except FileNotFoundError:  # newer ones have been kept, which are also in the files themselves
+        text = "{}"
+    return {file: source.encode("latin-1") for file, source in json.loads(text).items()}

@@ -10,6 +10,9 @@ from components.datatypes import Datatype, datatype
 from components.declarations import TableDeclaration, made
 from components.errors import DeclarationError
 
+_LONGEST = 255 - 64
+"""Bytes of a collection's name in a database whose name is as long as MongoDB permits."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -26,14 +29,16 @@ class Table:
     def __post_init__(self) -> None:
         name = self.identifier
         if (
-            not name
+            not isinstance(name, str)
             or "$" in name
             or "\0" in name
-            or name.startswith(("system.", "_predictd.", "."))
-            or name.endswith(".")
+            or name.startswith(("system.", "_predictd."))
+            or not all(name.split("."))
+            or len(name.encode()) > _LONGEST
         ):
             raise DeclarationError(f"table {name!r}: no collection can have this name, or it is reserved")
-        declared = made(TableDeclaration, f"table {name!r}", {"fields": dict(self.fields)})
+        fields = dict(self.fields) if isinstance(self.fields, Mapping) else self.fields
+        declared = made(TableDeclaration, f"table {name!r}", {"fields": fields})
         object.__setattr__(self, "fields", MappingProxyType(declared.fields))
         known = {path: datatype(spec) for path, spec in declared.fields.items()}
         object.__setattr__(self, "datatypes", MappingProxyType(known))

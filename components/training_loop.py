@@ -148,7 +148,7 @@ class Training:
 
     @property
     def stopping(self) -> str | None:
-        """Why the run is to end now, or None. A loop that looks at it saves a checkpoint and calls `report`."""
+        """Why the run is to end now, or None. A loop that looks at it saves a checkpoint and returns."""
         return self._stopped()
 
     def report(self, loss: float | None = None, *, total: int | None = None, **more: Any) -> None:
@@ -292,13 +292,15 @@ def run(
             trainer.loop.run(training)
         except (TrainingError, Stopped, MemoryError):
             raise
-        except Exception as error:  # the loop is the user's
+        except (Exception, SystemExit) as error:  # the loop is the user's
             stop = _cause(error)
             if stop is not None:
                 raise stop from error
             raise TrainingError(
                 f"step {training.step}: the loop {type(trainer.loop).__name__} raised {type(error).__name__}: {error}"
             ) from error
+        if (reason := stopped()) is not None:  # the loop has noticed it and ended, or caught what `report` raised
+            raise Stopped(reason)
         return training.end()
 
 

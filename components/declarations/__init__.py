@@ -2,6 +2,13 @@
 
 Each field has its type, bounds, default and meaning.
 
+    schema.py       the base class, and the types of fields
+    models.py       tables, models, listeners
+    trainers.py     trainers
+    validations.py  validations
+    indexes.py      vector indexes
+    when.py         triggers
+
     service.toml -> its section ----+
     Listener(...), TorchTrainer(...) +-> declaration -> dump -> signed JSON -> declaration
 

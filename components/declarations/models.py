@@ -158,8 +158,8 @@ class ModelDeclaration(Declaration):
 class RetryDeclaration(Declaration):
     """How often, and for how long, a row with a temporary error is retried before it becomes a dead letter."""
 
-    attempts: int = Field(default=5, ge=1, le=1_000)
-    within: Duration = Field(default=600.0, gt=0)
+    attempts: int = Field(default=5, ge=1, le=1_000, description="a whole number, from 1 to 1000", examples=[5])
+    within: Duration = Field(default=600.0, gt=0, description='a duration above 0, such as "10m"', examples=["10m"])
 
 
 class ListenerDeclaration(Declaration):

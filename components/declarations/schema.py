@@ -75,10 +75,12 @@ def _reason(kind: type[Declaration], detail: Any, reason: str, also: Iterable[st
     path = [str(part) for part in detail["loc"] if part != "[key]"]
     if not path:
         return reason or str(detail["msg"])
-    if detail["type"] == "extra_forbidden" and len(path) == 1:
-        names = [*also, *kind.model_fields]
-        near = meant(path[0], names) or f"; the arguments are {', '.join(names)}"
-        return f"there is no argument {path[0]!r}{near}"
+    if detail["type"] == "extra_forbidden":
+        within = _section(kind, path[:-1])
+        names = [*(also if len(path) == 1 else ()), *within.model_fields]
+        near = meant(path[-1], names) or f"; the arguments are {', '.join(names)}"
+        at = f"{'.'.join(path[:-1])}: " if path[1:] else ""
+        return f"{at}there is no argument {path[-1]!r}{near}"
     field = _field(kind, path)
     right = f"it must be {field.description}" + (f", for example {field.examples[0]!r}" if field.examples else "")
     wrong = "it is missing" if detail["type"] == "missing" else f"got {detail['input']!r}"
@@ -93,6 +95,14 @@ def _field(kind: type[BaseModel], path: list[str]) -> FieldInfo:
         if inner is not None and part in inner.model_fields:
             return _field(inner, path[place:])
     return field
+
+
+def _section(kind: type[BaseModel], path: list[str]) -> type[BaseModel]:
+    """Return the declaration that a path leads to; a part of it may be a place in a list, or a name."""
+    for part in path:
+        field = kind.model_fields.get(part)
+        kind = (_inner(field.annotation) if field is not None else None) or kind
+    return kind
 
 
 def _inner(annotation: Any) -> type[BaseModel] | None:

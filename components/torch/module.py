@@ -19,7 +19,7 @@ from components import accelerator
 from components.awaited import awaited
 from components.errors import DeclarationError, WeightsError
 from components.key import Arguments
-from components.model import Model, bundled, check_callable
+from components.model import Model, bundled
 from components.torch import batches, devices, moved, randomness, weights
 from components.torch.artifacts import keep_archive
 from components.torch.compiled import Compiled, said
@@ -59,28 +59,13 @@ class TorchModule(Model):
         self._compiled: Compiled | None = None
         if isinstance(object, torch.export.ExportedProgram):
             object = Exported(object)  # noqa: A001
-        if not isinstance(object, torch.nn.Module):
-            got = object.__name__ if isinstance(object, type) else type(object).__name__
-            raise DeclarationError(
-                f"model {identifier!r}: object: expected an instance of torch.nn.Module, got {got}; any other "
-                'callable, or object with a method `predict`, is an ObjectModel: type = "object" in service.toml'
-            )
-        check_callable(identifier, "preprocess_batch", preprocess_batch)
-        lazy = [name for name, one in object.named_parameters() if is_lazy(one)]
-        if lazy:
-            raise DeclarationError(
-                f"model {identifier!r}: object: {lazy[0]} has no shape yet (a lazy module); call the module with a "
-                "batch first"
-            )
-        if not callable(getattr(object, forward_method, None)):
-            raise DeclarationError(
-                f"model {identifier!r}: forward_method: {type(object).__name__} has no method {forward_method!r}"
-            )
+        self.object = object
         self.preprocess_batch = preprocess_batch
         self.preferred_devices = (
             (preferred_devices,) if isinstance(preferred_devices, str) else tuple(preferred_devices)
         )
         self.forward_method = forward_method
+        self.check()
         self.dtype = None if dtype is None else devices.dtype(identifier, dtype)
         # Now, not when it is moved to its device: the weights' hash must not depend on whether a batch has run.
         self.object = object if self.dtype is None else object.to(self.dtype)
@@ -96,6 +81,21 @@ class TorchModule(Model):
         self._casts: dict[torch.dtype, torch.dtype | None] = {}
         """The dtype of all floating-point weights, by that of the first parameter."""
         self._said = False
+
+    def check(self) -> None:
+        """See `Model.check`."""
+        super().check()
+        at, module, kind = f"model {self.identifier!r}", self.object, type(self.object).__name__
+        if not isinstance(module, torch.nn.Module):
+            raise DeclarationError(
+                f"{at}: object: expected an instance of torch.nn.Module, got {getattr(module, '__name__', kind)}; any "
+                'other callable, or object with a method `predict`, is an ObjectModel: type = "object" in service.toml'
+            )
+        lazy = next((name for name, one in module.named_parameters() if is_lazy(one)), None)
+        if lazy is not None:
+            raise DeclarationError(f"{at}: object: {lazy} has no shape yet; call the module with a batch first")
+        if not callable(getattr(module, self.forward_method, None)):
+            raise DeclarationError(f"{at}: forward_method: {kind} has no method {self.forward_method!r}")
 
     @property
     def device(self) -> torch.device:

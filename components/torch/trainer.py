@@ -112,19 +112,6 @@ class TorchTrainer:
         self.metric_values: dict[str, list[float]] = {}
         self.metric_steps: list[int] = []
         self.history: list[dict[str, Any]] = []
-        self._given = {
-            "identifier": identifier,
-            "objective": objective,
-            "select": self.select,
-            "key": key,
-            "transform": transform,
-            "loader_kwargs": loader_kwargs,
-            "optimizer_cls": optimizer_cls,
-            "optimizer_kwargs": optimizer_kwargs,
-            "scheduler_cls": scheduler_cls,
-            "scheduler_kwargs": scheduler_kwargs,
-            **arguments,
-        }
 
     def __getattr__(self, name: str) -> Any:
         """Return one of the plain arguments."""
@@ -134,7 +121,8 @@ class TorchTrainer:
 
     def replaced(self, **changes: Any) -> Self:
         """Return a copy of this trainer with some arguments changed and no history; raises DeclarationError."""
-        return type(self)(**{**self._given, **changes})
+        given = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        return type(self)(**{**given, **changes})
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.identifier!r})"

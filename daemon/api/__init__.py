@@ -1,4 +1,20 @@
-"""The Python API of predictd: `connect`, and the database that it gives. `from daemon import connect` is the same."""
+"""The Python API of predictd: `connect`, and the database that it gives. `from daemon import connect` is the same.
+
+datalayer.py           the database: start reading here
+connection.py          finds the daemon that serves a database
+embedded_daemon.py     the daemon of `connect("embedded")`
+applier.py             writes a component, and waits for the daemon
+declaration_checks.py  what is checked before anything is stored
+rehearsal.py           has the daemon rehearse it first
+component_loader.py    builds a component from the registry
+remover.py             removes one
+controls.py            what the commands do too: train, promote, pause, retry
+waiter.py              waits for a job, a listener, a swap; shows progress
+table.py               the rows of a table
+search.py              the nearest rows
+versions.py, plots.py  the versions of a model, as a list and as a figure
+kinds.py               the names of components
+"""
 
 from __future__ import annotations
 

@@ -247,6 +247,9 @@ def _attached(model: Any) -> list[Declared]:
             )
         found.append(declare(validation, model=model))
     if model.applied_trainer is not None:
+        if not hasattr(model.applied_trainer, "select"):
+            got = type(model.applied_trainer).__name__
+            raise DeclarationError(f"model {name!r}: trainer: expected a TorchTrainer or a LoopTrainer, got {got}")
         found.append(declare(model.applied_trainer, model=model))
     return found
 

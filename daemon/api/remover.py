@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from components.errors import DeclarationError, NotApplied
@@ -9,7 +10,8 @@ from daemon.api.connection import Connection
 from daemon.api.kinds import kind_of, named
 from daemon.api.waiter import wait_until_unserved
 from daemon.store.connection import reaching
-from daemon.store.registry.components import Component
+from daemon.store.registry.components import Catalog, Component
+from daemon.store.registry.references import users
 from daemon.store.registry.versions import Versions
 from daemon.store.rows import left_tables
 from daemon.store.service import notify as bells
@@ -26,8 +28,8 @@ def remove(connection: Connection, type_: str | type[Any], identifier: str, *, o
     found = next((each for each in known.of(kind).values() if named(each) == identifier), None)
     if found is not None and of not in (None, getattr(found.declaration, "type", None)):
         raise NotApplied(connection.registry().absent(kind, identifier))
-    if outputs and kind == "model":
-        for listener in [each for each in known.listeners.values() if each.declaration.model == identifier]:
+    if outputs and kind == "model" and found is not None:
+        for listener in removable(known, identifier):
             _forget(connection, listener)
     if outputs and kind == "listener" and found is not None:
         _forget(connection, found)
@@ -50,6 +52,31 @@ def _take_out(connection: Connection, kind: str, name: str) -> None:
         notification = bells.ring(connection.database, connection.service)
     if kind == "listener" and served_now:
         wait_until_unserved(connection, name, notification)
+
+
+def removable(known: Catalog, model: str) -> list[Component[Any]]:
+    """The listeners of a model, each after those that read it. Raises DeclarationError, before anything is removed, if
+    something else needs one of them, or the model.
+    """
+    ordered: list[Component[Any]] = []
+    left = known
+    while of_model := [each for each in left.listeners.values() if each.declaration.model == model]:
+        fixed = next((each.name for each in of_model if each.source == "config"), None)
+        if fixed is not None:
+            raise DeclarationError(
+                f"listener {fixed!r} of model {model!r} is declared in service.toml; remove it there"
+            )
+        free = [each for each in of_model if not users(left, "listener", each.name)]
+        own = {f"listener {each.name}" for each in of_model}
+        for each in of_model if not free else ():
+            if needing := ", ".join(name for name in users(left, "listener", each.name) if name not in own):
+                raise DeclarationError(f"listener {each.name!r} is in use by {needing}; remove that first")
+        ordered += free
+        gone = {each.name for each in free}
+        left = replace(left, listeners={name: each for name, each in left.listeners.items() if name not in gone})
+    if needing := ", ".join(users(left, "model", model)):
+        raise DeclarationError(f"model {model!r} is in use by {needing}; remove that first")
+    return ordered
 
 
 def _forget(connection: Connection, listener: Component[Any]) -> None:

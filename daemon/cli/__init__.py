@@ -4,7 +4,7 @@ output is plain.
     run.py           the daemon itself: run, check, init, demo, mongod, uri
     edits.py         a changed service.toml: plan, apply, reload
     show.py          the state of the service: status, tables, models, versions
-    models.py        commands about a model: train, validate, promote, rollback, predict
+    models.py        commands about a model: train, validate, promote, rollback, predict (predict.py)
     listeners.py     commands about a listener: pause, resume, resync
     jobs.py          trainings and validations: list, inspect, cancel, read the log
     dead_letters.py  rows that cannot be predicted

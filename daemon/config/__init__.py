@@ -6,7 +6,7 @@
   values.
 * `crosscheck` checks keys against each other (a listener's table, a chain of listeners), with `references`, `filters`
   (filter documents) and `trainer_checks`.
-* `problems` writes the messages.
+* `problems` writes the messages; `bounded_read` reads a file that may be anything.
 """
 
 from __future__ import annotations

@@ -139,6 +139,9 @@ def _condition(value: Mapping[str, Any], path: Keys) -> Iterator[Found]:
             yield Found(here, f"{key} takes a list, for example {{ {key} = [1, 2] }}")
         elif isinstance(item, Mapping) and (key == "$not" or set(item) & set(_TYPES)):
             yield from _condition(item, here)
+        elif isinstance(item, Mapping) and key == "$elemMatch":
+            of_fields = any(not part.startswith("$") or part in _LOGICAL for part in item)
+            yield from (_document if of_fields else _condition)(item, here)
 
 
 def _typed(value: Mapping[str, Any]) -> Any:

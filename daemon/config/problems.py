@@ -86,7 +86,7 @@ def model_at(root: type[BaseModel], path: Keys) -> type[BaseModel] | None:
         field = model.model_fields.get(str(part))
         if field is None:
             return None
-        inner = section_of(field) or _listed(field)
+        inner = section_of(field) or _listed(field) or _optional(field)
         if inner is None:
             return None
         model, named = inner
@@ -115,6 +115,12 @@ def _listed(field: FieldInfo) -> tuple[type[BaseModel], bool] | None:
     if len(inner) == 1 and isinstance(inner[0], type) and issubclass(inner[0], BaseModel):
         return inner[0], True
     return None
+
+
+def _optional(field: FieldInfo) -> tuple[type[BaseModel], bool] | None:
+    """Return the section model of a key that may be absent, such as `retry`."""
+    inner = [each for each in get_args(field.annotation) if isinstance(each, type) and issubclass(each, BaseModel)]
+    return (inner[0], False) if len(inner) == 1 and len(get_args(field.annotation)) == 2 else None
 
 
 def expected(root: type[BaseModel], path: Keys) -> str:

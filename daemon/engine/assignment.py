@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, Final, Generic, Self, TypeVar
 
 from components.errors import SignatureRefused
+from components.import_folder import ImportFolder
+from components.source_files import kept
 
 R = TypeVar("R")
 
@@ -42,6 +44,8 @@ class Assignment(ABC, Generic[R]):
     allow_imports: tuple[str, ...] = ()
     formats: tuple[str, ...] = ()
     """The formats of images that it decodes; none means all."""
+    code: Path | None = None
+    """The user's sources as they were proven (`components.source_files.kept`); what is not in it is read."""
     images: str = "here"
     """Where it decodes images: "here", or "apart" (`components.images_apart`)."""
     log: Mapping[str, str] = field(default_factory=dict)
@@ -61,6 +65,10 @@ class Assignment(ABC, Generic[R]):
     def decode(self, line: bytes) -> R:
         """The report in a line of the process. Raises ReportRefused."""
 
+    def open_imports(self) -> None:
+        """Lets this process import the user's code. Raises ImportRefused."""
+        ImportFolder(self.import_root, self.allow_imports).open(kept(self.code))
+
     def sign(self, *parts: str) -> str:
         """The signature that the process asks for. Raises SignatureRefused."""
         return self.signing(*parts)
@@ -74,6 +82,6 @@ class Assignment(ABC, Generic[R]):
     def read(cls, line: str | bytes) -> Self:
         """The assignment in a line of JSON."""
         order = json.loads(line)
-        paths = {name: Path(order[name]) for name in ("state_dir", "import_root")}
+        paths = {name: Path(order[name]) for name in ("state_dir", "import_root", "code") if order.get(name)}
         lists = {name: tuple(order.get(name, ())) for name in ("allow_imports", "formats")}
         return cls(**{**order, **paths, **lists})

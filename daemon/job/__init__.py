@@ -8,6 +8,9 @@
     evaluation.py   a model measured by its validations, always on the same rows
     training.py     train, store a candidate, decide, promote
     measurer.py     measures a candidate, as a fresh load of it, and the live version on the same rows
+    judges.py       the rows that judged the last promotion, and judge the next
+    served.py       whether a fresh load of what was learned predicts the same
+    rehearsal.py    the candidate predicts a few rows before it goes live
     pins.py         what a training fixed before its first step, for the attempt that resumes it
     validation.py   measure the live version, add to its history
 

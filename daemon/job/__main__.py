@@ -15,7 +15,6 @@ import structlog
 
 from components import images_apart
 from components.errors import DeclarationError, Fenced, MetricError, NotApplied, Stopped, TrainingError
-from components.import_folder import ImportFolder
 from daemon.engine import Ending
 from daemon.engine.child import Channel, leave_with_parent
 from daemon.engine.threads import be_polite
@@ -58,7 +57,7 @@ def main() -> None:
 def work(assignment: JobAssignment, reporter: JobReporter, patience: MongoRetry, stopping: threading.Event) -> int:
     """Does the job and reports its end; the exit code."""
     try:
-        ImportFolder(assignment.import_root, assignment.allow_imports).open()
+        assignment.open_imports()
         images_apart.use(assignment.formats, assignment.images)
         context = Context(assignment, reporter, patience, stopping)
         job = context.job()

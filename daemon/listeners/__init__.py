@@ -4,6 +4,7 @@ change_stream.py     the keys of changed rows, and how far the stream is
 subscription.py      what the server is asked for
 event_cursor.py      the cursor of a change stream
 followed_vectors.py  a listener's vectors in memory, followed by a stream of their own
+index_vectors.py     the vectors of all indexes in one process
 pulse.py             when the server last answered, and how far behind the stream is
 intake.py            reads the stream and hands the keys to each listener's queue
 scan.py              the `_id`s of a table, page by page

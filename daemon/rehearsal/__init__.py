@@ -6,6 +6,8 @@
     candidates.py   builds what is to be rehearsed, with the weights that it would have
     sample.py       the rows: real ones, or made-up ones if there are none
     rules.py        predicts them and judges the outputs
+    likeness.py     whether two outputs of one row are alike
+    compiling.py    compiles a model for such rows; workers do so too
 
-`predictd check --rows` and the job of a training use the last two in their own processes.
+`predictd check --rows` and the job of a training use `sample` and `rules` in their own processes.
 """

@@ -21,7 +21,6 @@ from pymongo.errors import OperationFailure
 from components import images_apart
 from components.declarations import ListenerDeclaration
 from components.errors import DeclarationError, PredictdError, Problem
-from components.import_folder import ImportFolder
 from components.import_paths import ImportPolicy
 from components.model import Model
 from daemon.engine.child import Channel, leave_with_parent
@@ -83,7 +82,7 @@ class Rehearsal:
 
     def _all(self) -> None:
         assignment = self._assignment
-        ImportFolder(assignment.import_root, assignment.allow_imports).open()
+        assignment.open_imports()
         images_apart.use(assignment.formats, assignment.images)
         database = self._patience("mongodb", self._connect)
         trust = Trust.decoded(assignment.trust)

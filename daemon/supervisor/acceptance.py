@@ -27,9 +27,9 @@ from daemon.handlers.reload import frozen_changes
 from daemon.health.service_status import ConfigState
 from daemon.logs.setup import configure
 from daemon.plan.plan import Plan, PlanHeld
-from daemon.supervisor.desired_state import built_from
 from daemon.supervisor.leadership import Leadership, in_thread
 from daemon.supervisor.operation import Operation
+from daemon.supervisor.user_code import UserCode
 
 log = structlog.get_logger(__name__)
 
@@ -47,11 +47,11 @@ class Acceptance:
         self._operation = operation
         self._leadership = leadership
         self._planning = asyncio.Lock()  # whoever asks has rows counted
-        self._built = built_from(config)
         self.config = config
         self.state = ConfigState(loaded_at=_now())
         self.owed = False
-        self._refused: tuple[float, Config, Mapping[str, Any], ConfigurationError] | None = None
+        self._refused: tuple[float, Config, UserCode, ConfigurationError] | None = None
+        self._seen = self._followed = UserCode()
 
     async def document(self) -> dict[str, Any]:
         """See `Supervisor.plan`."""
@@ -70,10 +70,9 @@ class Acceptance:
         try:
             config = await self._read()
             plan = await self._judged(config, confirm)
-            built = await self._proven(config, asked)
+            code = await self._proven(config, asked)
             async with changing:
-                done = await self._apply(config, plan)
-            self._built = built
+                done = await self._apply(config, plan, code)
         except PlanHeld as held:
             self._hold(held.plan)
             raise
@@ -85,10 +84,22 @@ class Acceptance:
             raise
         return done
 
+    async def code_changed(self) -> bool:
+        """Whether files of the code that runs have changed since that was last asked, and rest: they are to be proven,
+        or are again as they were proven, which takes a refusal back.
+        """
+        if not self._operation.active:
+            return False
+        before, self._seen = self._seen, await in_thread(lambda: UserCode.read(self.config))
+        if self._seen == self._followed or self._seen != before:
+            return False
+        self._followed = self._seen
+        return self._seen != self._operation.code or not self.state.ok
+
     async def hold(self, plan: Plan, config: Config) -> None:
         """The file waits for a person; `config`, which was accepted last, goes on."""
         self._hold(plan)
-        self.config, self._built = config, await in_thread(lambda: built_from(config))
+        self.config = config
         configure(config.log.format, config.log.level)
 
     def _hold(self, plan: Plan) -> None:
@@ -117,36 +128,33 @@ class Acceptance:
 
     async def _planned(self, config: Config) -> Plan | None:
         """What `config` changes; None while nothing runs here."""
-        files = {name: parts[-1] for name, parts in self._built.items()}
-        built = await in_thread(lambda: built_from(config))
-        changed = [name for name, parts in built.items() if files.get(name, parts[-1]) != parts[-1]]
+        code = await in_thread(lambda: UserCode.read(config))
         try:
-            return await self._operation.plan(config, [name.removeprefix("models.") for name in changed])
+            return await self._operation.plan(config, code.edited(self._operation.code))
         except MongoUnavailable as error:
             self._owe(str(error))
         except DeclarationError as error:
             raise ConfigurationError([Problem("listeners", str(error))]) from None
 
-    async def _proven(self, config: Config, asked: float) -> dict[str, Any]:
-        """What the sections of `config` are built from. Raises ConfigurationError if a section that has changed cannot
-        be built, or must not go live.
+    async def _proven(self, config: Config, asked: float) -> UserCode:
+        """What `config` is built from. Raises ConfigurationError if a section that has changed cannot be built, or must
+        not go live.
 
         That may take long; nothing else waits for it, but reloads. One that was `asked` for before the same files were
         refused, such as a command right after the file was saved, gets the same answer.
         """
-        built = await in_thread(lambda: built_from(config))
-        if self._refused is not None and self._refused[0] > asked and self._refused[1:3] == (config, built):
+        code = await in_thread(lambda: UserCode.read(config))
+        if self._refused is not None and self._refused[0] > asked and self._refused[1:3] == (config, code):
             raise self._refused[3]
         try:
-            await self._prove(
-                config, [section for section, parts in built.items() if self._built.get(section) != parts]
-            )
+            await self._prove(config, code)
         except ConfigurationError as error:
-            self._refused = time.monotonic(), config, built, error
+            self._refused = time.monotonic(), config, code, error
             raise
-        return built
+        return code
 
-    async def _prove(self, config: Config, changed: list[str]) -> None:
+    async def _prove(self, config: Config, code: UserCode) -> None:
+        changed = code.changed(self._operation.code)
         if changed and self._operation.active:  # what cannot be built must not replace what runs
             try:
                 problems = await in_thread(lambda: self._unbuildable(config, changed))
@@ -155,16 +163,16 @@ class Acceptance:
             if problems:
                 raise ConfigurationError(problems)
         if self._operation.active:
-            await self._rehearse(config, changed)
+            await self._rehearse(config, changed, await in_thread(lambda: code.kept(config)))
 
     def _unbuildable(self, config: Config, changed: Collection[str]) -> list[Problem]:
         without = configuration.uri_variables(self._path, self._environ)
         return build(config, seconds=config.limits.build_seconds, only=changed, without=without)
 
-    async def _rehearse(self, config: Config, changed: Collection[str]) -> None:
+    async def _rehearse(self, config: Config, changed: Collection[str], code: Path | None) -> None:
         """Has what `config` changes predict a few rows. Raises ConfigurationError if that must not go live."""
         try:
-            result = await self._operation.rehearser.of_config(config, self._operation.known, changed)
+            result = await self._operation.rehearser.of_config(config, self._operation.known, changed, code)
         except MongoUnavailable as error:
             self._owe(str(error))
         problems = [Problem(*each) for each in result.problems]
@@ -174,13 +182,13 @@ class Acceptance:
         if problems:
             raise ConfigurationError(problems)
 
-    async def _apply(self, config: Config, plan: Plan | None) -> list[str]:
+    async def _apply(self, config: Config, plan: Plan | None, code: UserCode) -> list[str]:
         """Applies the whole `config`, or nothing of it; returns what was done, in words."""
         self.owed = False
         if self._operation.active and self._leadership.mongo is not None:
             self._owe(self._leadership.mongo)
         try:
-            work = await self._operation.change(config)
+            work = await self._operation.change(config, code)
         except (LeaseLost, MongoUnavailable) as error:
             self._owe(str(error))
         except DeclarationError as error:

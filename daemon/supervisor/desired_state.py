@@ -13,13 +13,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from components.declarations import TUNED, ListenerDeclaration
 from daemon.config import Config
 from daemon.store.partition import Partition, everyone
 from daemon.store.registry.components import Catalog, Component
+from daemon.supervisor.user_code import UserCode
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +34,8 @@ class Desired:
     tuned: Mapping[str, str] = field(default_factory=dict)
 
 
-def desired(config: Config, known: Catalog) -> Desired:
-    """What this configuration and the applied declarations ask for. Reads the files of the code that the configuration
-    names.
-    """
+def desired(config: Config, known: Catalog, code: UserCode) -> Desired:
+    """What this configuration, of this code, and the applied declarations ask for."""
     workers: dict[str, list[str]] = {}
     parts: dict[str, list[Any]] = {}
     tuned: dict[str, list[Any]] = {}
@@ -47,7 +45,7 @@ def desired(config: Config, known: Catalog) -> Desired:
         resumed = [known.listeners[name].resumed for name in listeners if name in known.listeners]
         workers[worker] = [name for name in listeners if name not in paused]
         models = {config.listeners[name].model for name in listeners}
-        files = sorted(file for model in models for file in _files(config, model))
+        files = sorted(file for model in models for file in code.files(model))
         parts[worker] = [settings[worker], paused, sorted(filter(None, resumed)), files]
     for name, listener in known.listeners.items():
         model, table = (known.models.get(listener.declaration.model), known.tables.get(listener.declaration.table))
@@ -89,42 +87,6 @@ def _started_with(listener: Component[ListenerDeclaration]) -> list[Any]:
     """What of a listener its worker was started with: not what a running one takes up."""
     declared = {name: value for name, value in listener.declaration.dump().items() if name not in TUNED}
     return [listener.name, listener.source, declared, listener.forced, listener.resumed]
-
-
-def built_from(config: Config) -> dict[str, Any]:
-    """What each model, trainer and validation of the file is built from, by its section ("models.lenet"): its
-    declaration, and the files of its code.
-    """
-    declared = config.declarations()
-    keys = {
-        name: sorted(str(one.key) for one in config.listeners.values() if one.model == name)
-        for name in declared["models"]
-    }
-    return {
-        f"{kind}.{name}": [body, keys.get(name), _files(config, name) if kind == "models" else None]
-        for kind in ("models", "trainers", "validations")
-        for name, body in declared[kind].items()
-    }
-
-
-def _files(config: Config, model: str) -> list[tuple[str, str]]:
-    """The files that the import paths of a model lead to, as far as they lie beside service.toml, and the file of its
-    program, with their hashes.
-    """
-    programs = [(str(config.models[model].program), config.programs[model])] if model in config.programs else []
-    root = config.service.import_root
-    found = set()
-    for path in config.models[model].code.values():
-        module = str(path).partition(":")[0].replace(".", "/")
-        found |= {path for path in (root / f"{module}.py", root / module / "__init__.py") if module and path.is_file()}
-    return programs + [(str(path), hashlib.sha256(_bytes(path)).hexdigest()) for path in sorted(found)]
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:  # it is being replaced; importing it reports the error
-        return b""
 
 
 def _digest(value: Any) -> str:

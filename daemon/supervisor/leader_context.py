@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import structlog
@@ -50,6 +51,8 @@ class LeaderContext:
     epoch: int = 0
     uri: str = field(default="", repr=False)
     session: ClientSession | None = None
+    code: Path | None = None
+    """The user's sources as they were proven: what its processes run (`daemon.supervisor.user_code`)."""
 
     @property
     def service(self) -> str:
@@ -81,6 +84,7 @@ class LeaderContext:
             "state_dir": config.service.state_dir,
             "import_root": config.service.import_root,
             "trust": self.pins.trust.encoded(),
+            "code": self.code,
             "allow_imports": tuple(config.security.allow_imports),
             "formats": tuple(config.security.formats),
             "images": config.security.decode,

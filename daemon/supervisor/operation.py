@@ -53,6 +53,7 @@ from daemon.supervisor.leader_context import LeaderContext
 from daemon.supervisor.leadership import in_thread
 from daemon.supervisor.rehearser import Rehearser
 from daemon.supervisor.scheduler import Scheduler
+from daemon.supervisor.user_code import UserCode
 from daemon.worker.assignment import WorkerAssignment
 
 log = structlog.get_logger(__name__)
@@ -76,6 +77,8 @@ class Operation:
         self.rehearser = Rehearser()
         self._scheduling = Scheduler(context.call, context.service, context.spawn, self._jobs.nudge)
         self._desired = Desired(context.config.workers())
+        self.code = UserCode()
+        """What runs is built from."""
         self.known = Catalog()
         """What was applied when the registry was last read."""
         self.held: Mapping[str, str] = {}
@@ -96,9 +99,10 @@ class Operation:
         """
         self._context = replace(self._context, config=config, epoch=epoch, uri=uri, session=session)
         config, changed = await self._context.call(lambda data: self._accepted(data, config))
-        self._context = replace(self._context, config=config)
         await self._publish(config)
-        self._desired = await self._asked_for(config)
+        self.code = await in_thread(lambda: UserCode.read(config))
+        self._context = await self._with_code(config, self.code)
+        self._desired = desired(config, self.known, self.code)
         for name in self._desired.workers:
             self._start_worker(name)
         self.active = True
@@ -150,13 +154,15 @@ class Operation:
         self._jobs.kill()
         self.rehearser.kill()
 
-    async def change(self, config: Config) -> WorkersPlan:
-        """Applies `config` and returns which workers that concerned. Raises as `start` does; then what ran goes on.
+    async def change(self, config: Config, code: UserCode) -> WorkersPlan:
+        """Applies `config`, which is built from `code`; returns which workers that concerned. Raises as `start` does;
+        then what ran goes on.
 
         The workers that differ stop before it is published, so that none reads parts of both.
         """
-        after = await self._asked_for(config)
+        after = desired(config, self.known, code)
         work = workers_plan(self._desired.fingerprints, after.fingerprints)
+        context = await self._with_code(config, code)
         if self.active:
             await self._stop_workers(work.leaving)
             try:
@@ -165,7 +171,7 @@ class Operation:
                 for name in work.leaving:
                     self._start_worker(name)
                 raise
-        self._context, self._desired = replace(self._context, config=config), after
+        self._context, self._desired, self.code = context, after, code
         self._jobs.configure(self._context)
         self.rehearser.configure(self._context)
         if self.active:
@@ -176,6 +182,7 @@ class Operation:
             self._scheduling.change(_scheduled(self.known))
             self._clear_left()
         self._fleet.nudge()  # the code that a worker failed on may be repaired; no declaration shows that
+        await in_thread(lambda: UserCode.forget_all_but(context.code, config))
         return work
 
     async def look(self, *, notified: bool) -> None:
@@ -186,7 +193,7 @@ class Operation:
             return
         self._learn(await self._context.call(self._watched))
         await self._look_at_versions()
-        after = await self._asked_for(self._context.config)
+        after = desired(self._context.config, self.known, self.code)
         work = workers_plan(self._desired.fingerprints, after.fingerprints)
         if work.leaving or work.coming:
             log.info("what is applied has changed", done=str(work))
@@ -221,8 +228,8 @@ class Operation:
 
     # ---- parts ----------------------------------------------------------------------------------------------------
 
-    async def _asked_for(self, config: Config) -> Desired:
-        return await in_thread(lambda: desired(config, self.known))
+    async def _with_code(self, config: Config, code: UserCode) -> LeaderContext:
+        return replace(self._context, config=config, code=await in_thread(lambda: code.kept(config)))
 
     async def _publish(self, config: Config) -> None:
         def publish(data: Data) -> Catalog:

@@ -39,6 +39,7 @@ from daemon.store.connection import Data
 from daemon.store.registry.components import Catalog
 from daemon.store.registry.rehearsals import Part, Rehearsals, Result
 from daemon.supervisor.claimer import Claimer
+from daemon.supervisor.leader_context import LeaderContext
 from daemon.supervisor.timed_wait import watched
 
 log = structlog.get_logger(__name__)
@@ -79,8 +80,10 @@ class Rehearser(Claimer):
 
     # ---- requests -------------------------------------------------------------------------------------------------
 
-    async def of_config(self, config: Config, known: Catalog, also: Collection[str]) -> Result:
-        """Rehearses what `config` changes; `also` are the sections whose code has changed. Raises MongoUnavailable."""
+    async def of_config(self, config: Config, known: Catalog, also: Collection[str], code: Path | None) -> Result:
+        """Rehearses what `config` changes; `also` are the sections whose code has changed, `code` are the sources.
+        Raises MongoUnavailable.
+        """
         trust = self._context.pins.trust
         parts = [
             Part(kind, name, "config", parsed(kind, name, sealed(given, os.environ, trust.seal)))
@@ -96,7 +99,7 @@ class Rehearser(Claimer):
 
         request = await self._context.call(ask)
         try:
-            return await self._run(request, config)
+            return await self._run(request, replace(self._context, config=config, code=code))
         finally:
             with suppress(MongoUnavailable):  # the TTL index removes it
                 await self._context.call(lambda data: Rehearsals(data, self._context.service).forget(request))
@@ -112,7 +115,7 @@ class Rehearser(Claimer):
         return Rehearsals(data, self._context.service).claim(self._context.epoch)
 
     async def _answer(self, request: str) -> None:
-        result, epoch = await self._run(request, self._context.config), self._context.epoch
+        result, epoch = await self._run(request, self._context), self._context.epoch
         while True:
             with suppress(MongoUnavailable):
                 return await self._context.call(
@@ -122,13 +125,13 @@ class Rehearser(Claimer):
 
     # ---- one rehearsal --------------------------------------------------------------------------------------------
 
-    async def _run(self, request: str, config: Config) -> Result:
+    async def _run(self, request: str, context: LeaderContext) -> Result:
         began = time.monotonic()
         failed = ""
         for attempt in range(1, ATTEMPTS + 1):
             async with self._places:
                 try:
-                    result = await self._attempt(request, config)
+                    result = await self._attempt(request, context)
                     break
                 except OSError as error:
                     failed = f"its process cannot be started: {error}"
@@ -143,9 +146,9 @@ class Rehearser(Claimer):
         (log.warning if refused else log.info)("rehearsed", rehearsal=request, refused=refused, seconds=seconds, **said)
         return result
 
-    async def _attempt(self, request: str, config: Config) -> Result:
+    async def _attempt(self, request: str, context: LeaderContext) -> Result:
         """Runs one process. Raises OSError, and _FailedError if it could not rehearse."""
-        context = replace(self._context, config=config)
+        config = context.config
         spec = RehearsalAssignment(
             rehearsal=request,
             build_seconds=config.limits.build_seconds,

@@ -4,6 +4,7 @@
     main loop   `_lead`      connect to MongoDB, take the lease (or stand by), publish the declarations, keep the
                              workers running; again when the lease is lost
                 `_follow`    apply each change of service.toml: all of it, or nothing
+                `_follow_code`  the same after a change of the code that it names
                 `_listen`    after a notification, apply what clients applied, removed or paused
                 `Reporter`   the status document, systemd's STATUS, and its watchdog while the workers make progress
     shutdown    STOPPING, drain the workers together, give the lease back, stop HTTP, and the embedded MongoDB last
@@ -60,6 +61,7 @@ log = structlog.get_logger(__name__)
 
 _NOTIFIED_SECONDS = 1.0  # one document is read, by its _id
 END_SECONDS = 2.0  # the last status is published within them, or not at all
+_CODE_SECONDS = 2.0  # the user's files are read, and what they import is looked for
 _LOOK_SECONDS = 30.0  # a client may end between its change and its notification
 _LEFT_AT_ONCE = 1
 
@@ -162,6 +164,7 @@ class Supervisor:
         parts = (
             self._lead(wait=wait, standby=standby),
             self._follow(),
+            self._follow_code(),
             self._listen(),
             self._reporter.publish_status(),
             self._reporter.feed_watchdog(),
@@ -235,6 +238,17 @@ class Supervisor:
     async def _follow(self) -> None:
         async for _ in changes(self._path):
             await self._reload_quietly()
+
+    async def _follow_code(self) -> None:
+        took = 0.0
+        while True:
+            await asyncio.sleep(max(_CODE_SECONDS, 50 * took))
+            began = time.monotonic()
+            changed = await self._acceptance.code_changed()
+            took = time.monotonic() - began
+            if changed:
+                log.info("the code behind service.toml has changed")
+                await self._reload_quietly()
 
     async def _reload_quietly(self) -> None:
         with suppress(ConfigurationError, PlanHeld):  # `reload` reports it

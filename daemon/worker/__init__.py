@@ -6,6 +6,7 @@ MongoDB.
     worker.py        the composition root: starts everything, reports, swaps versions, stops
     listener_run.py  one listener: its corridor, its scans, the version that it runs
     search_desk.py   answers the searches of other clients
+    memory.py        the limit on the worker's memory
 
 Started as `python -P -m daemon.worker`. The first line on standard input is its `WorkerAssignment`. Standard input then
 stays open until the parent ends; the worker then exits at once, and its successor replays from the saved position.

@@ -14,7 +14,6 @@ import structlog
 
 from components import images_apart
 from components.errors import DeclarationError, Fenced, PredictdError
-from components.import_folder import ImportFolder
 from daemon.engine import Ending, threads
 from daemon.engine.child import Channel, leave_with_parent
 from daemon.logs.setup import configure
@@ -59,7 +58,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=worker.report_on, name="reporter", daemon=True).start()
     try:
-        ImportFolder(assignment.import_root, assignment.allow_imports).open()
+        assignment.open_imports()
         images_apart.use(assignment.formats, assignment.images)
         worker.start()
         gc.freeze()  # imported modules and models stay: collections need not walk through them

@@ -339,8 +339,10 @@ def test_a_listener_is_waited_for_until_all_rows_have_its_outputs(db: Datalayer)
 
 
 def test_a_model_is_removed_with_its_listeners_outputs_when_asked(db: Datalayer) -> None:
-    db.apply(ObjectModel("plus", lambda x: float(x[0]) + 1))
+    """Also those that read one another."""
+    db.apply(ObjectModel("plus", lambda x: float(np.ravel(x)[0]) + 1))
     db.apply(Listener("sum", table="points", key="x", model="plus"))
+    db.apply(Listener("more", table="points", key="_outputs.sum.value", model="plus"))
     db.remove("ObjectModel", "plus", outputs=True)
     assert (
         db["points"].filter(db["points"]["_outputs"].exists()).count()

@@ -65,7 +65,7 @@ def outputs(database: Any) -> list[Any]:
 
 
 def test_nothing_unnamed_runs_and_a_replaced_file_runs_as_it_is(daemon: Daemon, database: Any) -> None:
-    """Another source of the same size and time (rsync, tar) is predicted by the new source, after a reload."""
+    """Another source of the same size and time (rsync, tar) is proven, and then predicts all rows."""
     database.texts.insert_one({"_id": 1, "text": "a"})
     eventually("the output", lambda: outputs(database) == ["a1"])
     assert not (daemon.folder / "ran").exists()
@@ -79,16 +79,72 @@ def test_nothing_unnamed_runs_and_a_replaced_file_runs_as_it_is(daemon: Daemon, 
     eventually("the new output", lambda: outputs(database) == ["a2"])
 
 
-def test_a_worker_comes_back_as_soon_as_its_file_is_mended(daemon: Daemon, database: Any) -> None:
-    """While the file is broken a worker that dies cannot start; the mended file is tried at once."""
+def config_of(daemon: Daemon) -> Any:
+    return daemon.readyz().get("config", {})
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        "def f(text) return text\n",
+        "def f(text): raise ValueError(text)\n",
+        "import os\ndef f(text): os._exit(3)\n",
+        "import helper\ndef f(text): return helper.f(text)\n",
+    ],
+    ids=["no Python", "raises", "exits", "unnamed helper"],
+)
+def test_a_file_that_cannot_serve_changes_nothing_whatever_is_killed(
+    daemon: Daemon, database: Any, edited: str
+) -> None:
+    """A saved module is proven like a saved service.toml: until it is good, what was proven runs, also in the worker
+    that comes after a kill. The good file takes the refusal back.
+    """
+    database.texts.insert_one({"_id": 1, "text": "a"})
+    eventually("the output", lambda: outputs(database) == ["a1"])
     file = daemon.folder / "mine.py"
     good = file.read_text()
-    file.write_text("def f(text) return text\n")
-    os.kill(next(iter(worker_pids(daemon))), signal.SIGKILL)
-    eventually("the log has it", lambda: "worker cannot run what is declared" in daemon.log.read_text())
-    database.texts.insert_one({"_id": 1, "text": "a"})
+    before = worker_pids(daemon)
+    file.write_text(edited)
+    eventually("it is refused", lambda: config_of(daemon).get("ok") is False)
+    assert worker_pids(daemon) == before
+    database.texts.insert_one({"_id": 2, "text": "b"})
+    eventually("the output of what serves", lambda: outputs(database) == ["a1", "b1"])
+    os.kill(next(iter(before)), signal.SIGKILL)
+    database.texts.insert_one({"_id": 3, "text": "c"})
+    eventually("the output of its successor", lambda: outputs(database) == ["a1", "b1", "c1"])
     file.write_text(good)
-    eventually("the output", lambda: outputs(database) == ["a1"], patience=20)
+    eventually("the refusal is taken back", lambda: config_of(daemon).get("ok"))
+    file.write_text(good.replace("ONE = 1", "ONE = 2"))
+    eventually("a good edit is taken up", lambda: outputs(database) == ["a2", "b2", "c2"])
+
+
+def test_a_module_behind_the_named_one_is_proven_too(daemon: Daemon, mongo_uri: str, database: Any) -> None:
+    """No import path names the helper: broken it changes nothing, and mended every output follows."""
+    write(daemon.folder, mongo_uri, database.name, allow='"mine", "behind"')
+    (daemon.folder / "behind.py").write_text("TWO = 2\n")
+    (daemon.folder / "mine.py").write_text("import behind\ndef f(text): return f'{text}{behind.TWO}'\n")
+    database.texts.insert_one({"_id": 1, "text": "a"})
+    eventually("both files are taken up", lambda: outputs(database) == ["a2"])
+    (daemon.folder / "behind.py").write_text("THREE = 3\n")
+    eventually("it is refused", lambda: config_of(daemon).get("ok") is False)
+    os.kill(next(iter(worker_pids(daemon))), signal.SIGKILL)
+    database.texts.insert_one({"_id": 2, "text": "b"})
+    eventually("what was proven serves", lambda: outputs(database) == ["a2", "b2"])
+    (daemon.folder / "behind.py").write_text("TWO = 3\n")
+    eventually("every output follows", lambda: outputs(database) == ["a3", "b3"])
+
+
+def test_a_daemon_that_starts_on_a_broken_file_serves_once_it_is_mended(
+    tmp_path: Path, mongo_uri: str, database: Any
+) -> None:
+    """Nothing is proven before a start: the worker waits, and the mended file is tried at once."""
+    write(tmp_path, mongo_uri, database.name)
+    (tmp_path / "mine.py").write_text("def f(text) return text\n")
+    with Daemon(tmp_path, command=RUN) as daemon:
+        eventually("the log has it", lambda: "worker cannot run what is declared" in daemon.log.read_text())
+        database.texts.insert_one({"_id": 1, "text": "a"})
+        (tmp_path / "mine.py").write_text("def f(text): return text\n")
+        eventually("the output", lambda: outputs(database) == ["a"], patience=20)
 
 
 def test_a_name_of_two_modules_says_so_at_the_start(tmp_path: Path, mongo_uri: str, database: Any) -> None:

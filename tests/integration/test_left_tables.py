@@ -167,7 +167,7 @@ def test_a_move_asks_those_who_read_its_output(data: Database[dict[str, Any]]) -
     told = listening("old", reads={"table": "old", "key": "_outputs.moves.value", "model": "f", "worker": "w"})
     client.apply([(kind, n, each) for kind in ("table", "model", "listener") for n, each in told[f"{kind}s"].items()])
     moved = ("listener", "moves", listening("new")["listeners"]["moves"])
-    with pytest.raises(DeclarationError, match="leave table 'old', where listener reads reads them; remove that first"):
+    with pytest.raises(DeclarationError, match="leave table 'old'; they are read by listener reads; remove that first"):
         client.apply([moved])
     assert client.read().listeners["moves"].declaration.table == "old"
     client.remove("listener", "reads")

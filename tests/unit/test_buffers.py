@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from types import SimpleNamespace
 from typing import Any
@@ -126,6 +129,101 @@ def test_memory_that_is_used_again_in_another_guise(kind: str) -> None:
     xs = [float(n) for n in range(480)]  # the first 300 are copied, whatever they are
     batches = [prepared(model, xs[n : n + 8], n) for n in range(0, 480, 8)]
     assert values(*batches) == [x % 45 if kind == "cache" else x for x in xs]
+
+
+NUMBERS, BYTES, ITEMS = np.zeros(1), bytearray(8), [0.0]
+DOUBLES = (ctypes.c_double * 1)()
+
+
+class Reader:
+    """Reads memory of its own, when it is asked."""
+
+    held = NUMBERS
+
+    def __init__(self) -> None:
+        self.values = NUMBERS
+
+    def first(self) -> Any:
+        return self.values[0]
+
+
+def first_of(values: Any, place: int = 0) -> Any:
+    return values[place]
+
+
+def reading(values: Any) -> Callable[[], Any]:
+    return lambda: values[0]
+
+
+READERS: dict[str, Callable[[], Any]] = {
+    "lambda with a global": lambda: lambda: NUMBERS[0],
+    "lambda with a list": lambda: lambda: ITEMS[0],
+    "lambda with a closure": lambda: reading(NUMBERS),
+    "lambda with a default": lambda: lambda held=NUMBERS: held[0],
+    "partial": lambda: partial(first_of, NUMBERS),
+    "partial of a lambda": lambda: partial(lambda place: NUMBERS[place], place=0),
+    "method": lambda: Reader().first,
+    "method of an array": lambda: NUMBERS.sum,
+    "method of a list": lambda: partial(ITEMS.__getitem__, 0),
+    "function in an object": lambda: SimpleNamespace(read=[lambda: NUMBERS[0]]),
+    "function in a dictionary": lambda: {"read": lambda: NUMBERS[0]},
+    "iterator of an array": lambda: iter(NUMBERS),
+    "map": lambda: map(float, NUMBERS),
+    "slice of a list": lambda: itertools.islice(ITEMS, 1),
+    "values of a dictionary": {"held": NUMBERS}.values,
+    "ctypes array": lambda: DOUBLES,
+    "ctypes view": lambda: (ctypes.c_double * 1).from_buffer(BYTES),
+    "array of a ctypes array": lambda: np.ctypeslib.as_array(DOUBLES),
+    "view of bytes": lambda: torch.frombuffer(BYTES, dtype=torch.float64),
+    "generator": lambda: (number for number in NUMBERS),
+    "ctypes pointer": lambda: ctypes.cast(DOUBLES, ctypes.POINTER(ctypes.c_double)),
+}
+UNCOPYABLE = ["generator", "ctypes pointer"]
+
+
+def asked(value: Any) -> float:
+    """The number that it reads now."""
+    if isinstance(value, (SimpleNamespace, dict)):
+        value = value["read"] if isinstance(value, dict) else value.read[0]
+    if callable(value):
+        value = [value()]
+    found = value[0] if hasattr(value, "__getitem__") else next(iter(value))
+    return float(found[0] if isinstance(found, np.ndarray) else found)
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_memory_that_is_read_only_when_the_model_asks(kind: str) -> None:
+    """By a function, an iterator or a view of ctypes: each row has its own, or a letter that says what to return."""
+
+    def preprocess(x: float) -> Any:
+        NUMBERS[0] = ITEMS[0] = DOUBLES[0] = x
+        BYTES[:] = NUMBERS.tobytes()
+        return READERS[kind]()
+
+    model = ObjectModel("m", asked, preprocess=preprocess)
+    batches = [prepared(model, [float(10 * b + n) for n in range(3)], 10 * b) for b in range(3)]
+    expected = [float(10 * b + n) for b in range(3) for n in range(3)]
+    assert values(*batches) == (["RowError"] * 9 if kind in UNCOPYABLE else expected)
+
+
+def test_functions_that_hold_nothing_or_each_other_pass_as_they_are() -> None:
+    """A generator of plain values, a function of a module, functions that call each other."""
+
+    def even(n: int) -> bool:
+        return n == 0 or odd(n - 1)
+
+    def odd(n: int) -> bool:
+        return n != 0 and even(n - 1)
+
+    watch, plain = Watch(300), (n for n in range(3))
+    assert watch.own(plain) is plain
+    assert watch.own(len) is len
+    assert watch.own(first_of)([7.0]) == 7.0
+    assert watch.own(even)(4)
+    assert watch.own(torch.relu) is torch.relu
+    scalars = [np.int64(n) for n in range(9)]
+    assert [watch.own(each) for each in scalars] == scalars
+    assert not watch.shares
 
 
 class Named(torch.nn.Module):

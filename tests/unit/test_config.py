@@ -312,6 +312,26 @@ BAD = {
         'listeners.digit.where."$and"[0]."$expr"',
         ["fail on one row"],
     ),
+    "an operator inside an element": (
+        GOOD + 'where = { class = { "$elemMatch" = { "$gtt" = 3 } } }',
+        'listeners.digit.where.class."$elemMatch"."$gtt"',
+        ["did you mean `$gt`?"],
+    ),
+    "an operator of an element's field": (
+        GOOD + 'where = { class = { "$elemMatch" = { a = { "$gtt" = 3 } } } }',
+        'listeners.digit.where.class."$elemMatch".a."$gtt"',
+        ["did you mean `$gt`?"],
+    ),
+    "an unknown key of retry": (
+        GOOD + "retry = { attemps = 3 }",
+        "listeners.digit.retry.attemps",
+        ["unknown key", "did you mean `attempts`?"],
+    ),
+    "too few attempts": (
+        GOOD + "retry = { attempts = 0 }",
+        "listeners.digit.retry.attempts",
+        ["0 is not right", "a whole number, from 1 to 1000"],
+    ),
     "a filter on outputs": (
         GOOD + 'where = { "_outputs.digit.value" = 1 }',
         'listeners.digit.where."_outputs.digit.value"',

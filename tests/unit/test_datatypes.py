@@ -21,7 +21,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from components import DecodeError, EncodeError, Table, UnknownDatatype, datatype, images
+from components.datatypes import NAMES
+from components.declarations import ListenerDeclaration
 from components.errors import DeclarationError
+from daemon.rehearsal.sample import made_up
 
 NOON = datetime(2024, 5, 1, 12, 0)  # noqa: DTZ001  # what the driver returns unless told otherwise: UTC, and naive
 
@@ -317,6 +320,13 @@ def test_a_table_knows_its_fields_datatypes():
         ("mnist", {"a..b": "int"}, "is no field"),
         ("mnist", {"$a": "int"}, "is no field"),
         ("", {}, "no collection can have this name"),
+        ("a..b", {}, "no collection can have this name"),
+        (".a", {}, "no collection can have this name"),
+        ("a.", {}, "no collection can have this name"),
+        ("a" * 200, {}, "no collection can have this name"),
+        ("é" * 100, {}, "no collection can have this name"),
+        (3, {}, "no collection can have this name"),
+        ("t", None, "fields: it must be a section of field names"),
         ("system.users", {}, "no collection can have this name"),
         ("_predictd.jobs", {}, "reserved"),
     ],
@@ -331,3 +341,11 @@ def test_a_table_that_makes_no_sense_is_refused(name, fields, message):
 def test_aware_datetimes_are_stored():
     """Time zones are the driver's business."""
     assert stored("datetime", NOON.replace(tzinfo=UTC)) == NOON
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_rehearsal_makes_up_a_value_of_every_datatype(name):
+    """It is encoded as a client would, and the model's side decodes it."""
+    spec = {"array": "array[float32,2x2]", "tensor": "tensor[float32,2x2]", "vector": "vector[3]"}.get(name, name)
+    [row] = made_up(ListenerDeclaration(table="t", key="x", model="m"), {"x": spec})
+    assert datatype(spec).decode(bson.decode(row)["x"]) is not None

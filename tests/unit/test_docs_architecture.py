@@ -13,6 +13,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 STEP = re.compile(r"^(?:(->|<-|=>|<=) )?(\S+\.py) +(\S.*)$")
+PACKAGES = sorted(
+    str(file.parent.relative_to(ROOT))
+    for top in ("daemon", "components")
+    for file in ROOT.glob(f"{top}/**/__init__.py")
+)
 WAYS = [block for block in re.findall(r"```\n(.*?)```", TEXT, re.DOTALL) if "\n<- " in block]
 
 
@@ -44,6 +49,14 @@ def test_the_rooms_are_the_packages_of_the_daemon() -> None:
     layers = contracts["importlinter:contract:layers"]["layers"].split("\n")[1:]
     drawn = {int(layer): {room for number, room in rows if number == layer} for layer, _ in rows}
     assert [drawn[layer] for layer in sorted(drawn, reverse=True)] == [set(line.split(" | ")) for line in layers]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_names_its_modules(package: str) -> None:
+    """Its docstring is what a stranger reads first: `name.py`, or the name in backticks."""
+    text = ast.get_docstring(ast.parse((ROOT / package / "__init__.py").read_text(encoding="utf-8"))) or ""
+    modules = sorted(file.stem for file in (ROOT / package).glob("*.py") if not file.stem.startswith("__"))
+    assert not [name for name in modules if not re.search(rf"\b{name}\.py\b|`{name}`", text)]
 
 
 def test_there_are_two_ways() -> None:

@@ -15,6 +15,7 @@ from daemon.config import Config, load
 from daemon.handlers.reload import Plan, frozen_changes, plan
 from daemon.listeners.config_file import directories
 from daemon.supervisor import acceptance
+from daemon.supervisor.user_code import UserCode
 
 FILE = """
 [service]
@@ -155,7 +156,7 @@ def test_a_reload_that_was_asked_for_meanwhile_gets_the_same_refusal(
         """No rows are counted."""
 
     monkeypatch.setattr(acceptance, "build", build)
-    operation: Any = SimpleNamespace(active=True, plan=planned)
+    operation: Any = SimpleNamespace(active=True, plan=planned, code=UserCode())
     leadership: Any = None
     judge = acceptance.Acceptance(path, before, {}, operation, leadership)
     asked = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -103,6 +104,24 @@ def test_a_daemon_that_stops_ends_the_loop_at_its_next_report():
         trained(Wrapping(), stopped=lambda: "the daemon stops")
 
 
+@pytest.mark.parametrize("how", ["returns", "catches", "exits"])
+def test_a_loop_that_ends_early_because_the_daemon_stops_makes_no_version(how):
+    """It has looked at `stopping`, or a framework has caught the exception and returned, or exited."""
+
+    def ends(training):
+        with torch.no_grad():
+            training.module.head.bias.add_(1)
+        if how != "returns" or training.stopping is None:
+            try:
+                training.report()
+            except Stopped:
+                if how == "exits":
+                    raise SystemExit(0) from None
+
+    with pytest.raises(Stopped, match="the daemon stops"):
+        trained(Does(ends), stopped=lambda: "the daemon stops", evaluate=dict)
+
+
 class Does(TrainingLoop):
     """A loop that does one thing."""
 
@@ -124,6 +143,7 @@ def spoiled(training):
         (lambda _: None, "changed no weight"),
         (spoiled, r"weight 'head.bias' is no longer finite"),
         (lambda _: 1 / 0, "step 0: the loop Does raised ZeroDivisionError"),
+        (lambda _: sys.exit(3), "step 0: the loop Does raised SystemExit: 3"),
         (lambda training: training.report(loss=math.nan), "step 1: the loss is nan"),
         (lambda training: training.checkpoint({"f": open}), "the checkpoint could not be read again"),
     ],

@@ -75,6 +75,18 @@ def test_what_there_is_may_be_named(given):
     ("make", "message"),
     [
         (
+            lambda: Listener("l", "t", "x", "m", retry={"attemps": 3}),
+            "listener 'l': retry: there is no argument 'attemps'; did you mean 'attempts'",
+        ),
+        (
+            lambda: Listener("l", "t", "x", "m", retry={"attempts": 0}),
+            r"retry\.attempts: it must be a whole number, from 1 to 1000",
+        ),
+        (
+            lambda: TorchTrainer("t", mse_loss, when=[{"evry": "6h"}]),
+            r"when\.0: there is no argument 'evry'; did you mean 'every'",
+        ),
+        (
             lambda: TorchTrainer("t", mse_loss, loader_kwarg={}),
             "no argument 'loader_kwarg'; did you mean 'loader_kwargs'",
         ),

@@ -1,12 +1,15 @@
 """The handling of a dirty row: the corridor, from a key to a guarded write.
 
-dirty_keys.py  the waiting keys, each once, and how far their sources are finished
-corridor.py    the four steps and the threads that run them: start reading here
-stages.py      the pure part of the steps: judge, prepare, predict, dead letters
-decoding.py    from stored values to a model's arguments, a chunk of rows at a time
-triage.py      rows that fail: which are tried again, which are predicted alone, and the circuit breaker
-suspects.py    the file that names the rows at work, so that the next process finds the one that killed this one
-turnstile.py   the lock that lets one row run alone in the process
-batch_cap.py   how many rows a batch may hold
-records.py     the records that pass between the steps
+dirty_keys.py        the waiting keys, each once, and how far their sources are finished
+corridor.py          the four steps and the threads that run them: start reading here
+stages.py            the pure part of the steps: judge, prepare, predict, dead letters
+decoding.py          from stored values to a model's arguments, a chunk of rows at a time
+triage.py            rows that fail: which are tried again, which are predicted alone, and the circuit breaker
+suspects.py          the file that names the rows at work, so that the next process finds the one that killed this one
+attempts.py          runs a batch in as few calls as possible, and bisects one that fails
+model_threads.py     the threads in which a model's code runs
+process_settings.py  settings of the process that user code must not leave changed
+turnstile.py         the lock that lets one row run alone in the process
+batch_cap.py         how many rows a batch may hold
+records.py           the records that pass between the steps
 """

@@ -6,6 +6,7 @@ A declaration is refused if it names what is not applied; what others name is no
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from components.declarations import (
@@ -39,7 +40,7 @@ def refuse_dangling(kind: str, name: str, declaration: Declaration, known: Catal
     before = known.listeners[name].declaration.table if kind == "listener" and name in known.listeners else None
     if before not in (None, getattr(declaration, "table", None)) and (readers := users(known, "listener", name)):
         raise DeclarationError(
-            f"{owner}: its outputs leave table {before!r}, where {', '.join(readers)} reads them; remove that first"
+            f"{owner}: its outputs leave table {before!r}; they are read by {', '.join(readers)}; remove that first"
         )
     for table, key in _reads(declaration):
         if table not in known.tables:
@@ -127,17 +128,36 @@ def _refuse_upstream(owner: str, listener: str, upstream: str, table: str, known
 
 
 def users(known: Catalog, kind: str, name: str) -> list[str]:
-    """The components that need a table, a model or a listener. A model's trainer and validations are removed with it,
-    so they do not count.
+    """The components that need a table, a model, a listener or a validation. A model's trainer and validations are
+    removed with it, so they do not count.
     """
+    if kind == "validation":
+        return _metric_users(known, {name})
     if kind == "listener":
         indexes = [_shown(each) for each in known.indexes.values() if each.declaration.listener == name]
         return [_shown(each) for each in _declared(known) if name in _upstream(each.declaration)] + indexes
     listeners = [_shown(each) for each in known.listeners.values() if getattr(each.declaration, kind) == name]
     if kind == "model":
-        return listeners
+        own = {each.name for each in known.validations.values() if each.declaration.model == name}
+        return listeners + _metric_users(known, own, name)
     others: list[Component[Any]] = [*known.trainers.values(), *known.validations.values()]
     return listeners + [_shown(each) for each in others if name in {table for table, _ in _reads(each.declaration)}]
+
+
+def _metric_users(known: Catalog, gone: set[str], model: str | None = None) -> list[str]:
+    """The components, but those of `model`, that name a metric which only these validations give."""
+    left = replace(known, validations={name: each for name, each in known.validations.items() if name not in gone})
+    others: list[Component[Any]] = [*known.trainers.values(), *left.validations.values()]
+    others = [each for each in others if each.declaration.model != model]
+    return [_shown(each) for each in others if _is_dangling(each, left) and not _is_dangling(each, known)]
+
+
+def _is_dangling(component: Component[Any], known: Catalog) -> bool:
+    try:
+        _refuse_metrics("", component.declaration, known)
+    except DeclarationError:
+        return True
+    return False
 
 
 def _declared(known: Catalog) -> Iterator[Component[Any]]:
@@ -155,7 +175,9 @@ def _reads(declaration: Declaration) -> Iterator[tuple[str, Key]]:
 
 
 def _upstream(declaration: Declaration) -> set[str]:
-    return {name for _, key in _reads(declaration) for name in key.upstream}
+    drawn = declaration.drawn_by if isinstance(declaration, TrainerDeclaration) else None
+    of_key = {name for _, key in _reads(declaration) for name in key.upstream}
+    return of_key if drawn is None else of_key.union(Key.parse(drawn).upstream)
 
 
 def _shown(component: Component[Any]) -> str:

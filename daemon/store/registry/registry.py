@@ -242,7 +242,7 @@ class Registry:
             raise NotApplied(self.absent(kind, name))
         if component is not None and component.source == "config":
             raise DeclarationError(f"{kind} {name!r} is declared in service.toml; remove it there")
-        if kind in ("table", "model", "listener") and (needing := users(known, kind, name)):
+        if kind in ("table", "model", "listener", "validation") and (needing := users(known, kind, name)):
             raise DeclarationError(f"{kind} {name!r} is in use by {', '.join(needing)}; remove that first")
         if kind == "model":
             others: list[Component[Any]] = [*known.trainers.values(), *known.validations.values()]
