@@ -18,7 +18,7 @@ from components.signing_key import SigningKey
 from daemon import config as configuration
 from daemon.cli import screens
 from daemon.config import Config, bounded_read
-from daemon.config.source import read
+from daemon.config.source import PREFIX, read, user
 from daemon.embedded import server as embedded
 from daemon.logs.terminal import Terminal
 from daemon.logs.text import masked
@@ -108,7 +108,8 @@ def located(path: Path | None, *, quietly: bool = False) -> Config:
         usable = (*NEEDED, *({"http"} - broken))  # `reload` needs its token
         sections = {name: source.data[name] for name in usable if name in source.data}
         try:
-            config = Config.model_validate(sections, context={"root": source.path.parent, "environ": os.environ})
+            context = {"root": source.path.parent, "environ": os.environ, "stranger": source.stranger}
+            config = Config.model_validate(sections, context=context)
         except ValidationError:
             raise error from None
         for problem in () if quietly else error.problems:
@@ -157,6 +158,7 @@ def place(path: Path | None) -> Iterator[Place]:
 
 def signing_key(config: Config) -> SigningKey:
     """The key that the service's declarations are signed with. Raises PredictdError if it cannot be read."""
+    _refuse_strangers(config, "security.signing_key_file", "the signing key")
     path = config.security.signing_key_file or StateDirectory(config.service.state_dir).signing_key_file
     try:
         return bounded_read.signing_key(path)
@@ -171,6 +173,23 @@ def signing_key(config: Config) -> SigningKey:
         ) from None
     except DeclarationError as error:
         raise PredictdError(str(error)) from None
+
+
+def token(config: Config) -> str | None:
+    """What the daemon's HTTP server asks for. Raises PredictdError if it cannot be read."""
+    if config.http.token_file is not None:
+        _refuse_strangers(config, "http.token_file", "the token")
+    return config.http.token()
+
+
+def _refuse_strangers(config: Config, key: str, what: str) -> None:
+    """A file of another user may lead to a key or token of this user, and to a server of that other."""
+    variable = PREFIX + key.upper().replace(".", "__")
+    if config.stranger is not None and variable not in os.environ:
+        raise PredictdError(
+            f"service.toml belongs to {user(config.stranger)}, so this command does not use {what} to which it leads; "
+            f"run it as that user, or set {variable}"
+        )
 
 
 def show(document: Any, screen: Callable[[Any], Any], *, json: bool) -> None:

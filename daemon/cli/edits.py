@@ -29,6 +29,7 @@ from daemon.cli.command import (
     say,
     show,
     signing_key,
+    token,
     warn,
 )
 from daemon.config import Config
@@ -131,8 +132,8 @@ def _post(config: Config, path: str) -> tuple[int, str]:
     address = http_address(folder)
     if address is None:
         raise PredictdError(f"no daemon runs in {folder}; `predictd run` reads service.toml when it starts")
-    token = config.http.token()
-    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    bearer = token(config)
+    headers = {} if bearer is None else {"Authorization": f"Bearer {bearer}"}
     host, _, port = address.rpartition(":")
     here = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - listening everywhere includes this machine
     host = host.strip("[]")

@@ -50,17 +50,16 @@ __all__ = [
 def load(path: Path, environ: Mapping[str, str], *, trusted: bool = True) -> Config:
     """Return the configuration of `path` and `environ`; raises ConfigurationError with all of its problems.
 
-    A file that is not `trusted` gets no variables if it belongs to another user.
+    A file that is not `trusted` gets no variables if it belongs to another user, and `stranger` is that user.
 
     It imports and builds nothing and connects to no server: `predictd check` does that (`daemon.check`).
     """
     source = read(path, environ, trusted=trusted)
     problems = list(source.problems)
     config: Config | None = None
+    context = {"root": source.path.parent, "environ": environ, "stranger": source.stranger, IN_FILE: True}
     try:
-        config = Config.model_validate(
-            with_references(source, environ), context={"root": source.path.parent, "environ": environ, IN_FILE: True}
-        )
+        config = Config.model_validate(with_references(source, environ), context=context)
     except ValidationError as error:
         problems += worded(error, Config, source)
     problems += crosscheck(source)

@@ -283,6 +283,16 @@ class Config(Declaration):
     trainers: dict[str, TrainerConfig] = Field(default_factory=dict)
     validations: dict[str, ValidationDeclaration] = Field(default_factory=dict)
     indexes: dict[str, IndexDeclaration] = Field(default_factory=dict)
+    _stranger: int | None = PrivateAttr(default=None)
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Store the file's owner, if it is another user whom this process does not trust."""
+        self._stranger = (context or {}).get("stranger")
+
+    @property
+    def stranger(self) -> int | None:
+        """The file's owner, if it is another user whom this process does not trust."""
+        return self._stranger
 
     def declarations(self) -> dict[str, Any]:
         """Return all declarations, by kind and name, with their defaults filled in, as JSON.

@@ -213,7 +213,7 @@ def _expanded(value: Any, path: Keys, environ: Mapping[str, str], source: Source
         elif source.stranger is not None:
             source.report(
                 path,
-                f"the file belongs to {_user(source.stranger)}, so this command does not put the variable {name} of "
+                f"the file belongs to {user(source.stranger)}, so this command does not put the variable {name} of "
                 f"your environment into it; run it as that user, or set {PREFIX}"
                 + "__".join(_spelled(str(key)) for key in path),
             )
@@ -239,7 +239,8 @@ def _hide_secrets(path: Keys, text: str, environ: Mapping[str, str]) -> None:
             hide(value)
 
 
-def _user(number: int) -> str:
+def user(number: int) -> str:
+    """Return how a message names a user."""
     try:
         return f"user {pwd.getpwuid(number).pw_name}"
     except KeyError:

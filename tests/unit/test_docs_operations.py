@@ -95,7 +95,7 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_test_that_a_page_names_exists(page: Path) -> None:
     """A guarantee whose test was renamed or taken away fails here."""
-    for file, test in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text(encoding="utf-8")):
+    for file, test in re.findall(r"`(tests/[\w/]+\.py)::(?:\w+::)?(\w+)`", page.read_text(encoding="utf-8")):
         source = (ROOT / file).read_text(encoding="utf-8") if (ROOT / file).exists() else ""
         assert re.search(rf"def {test}\(", source), f"{page.name} names {file}::{test}"
 
