@@ -136,6 +136,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
     "a field of another type": ({"x": "a"}, {"index": INDEX}, PredictdError, r"like\.x: expected a float"),
     "a row that the model cannot predict": ({"x": -1.0}, {"index": INDEX}, DeclarationError, "ValueError.*negative"),
     "a vector of another length": ([1.0], {"index": INDEX}, DeclarationError, "vector of 4 numbers"),
+    "a vector with nan": ([1.0, float("nan"), 0, 0], {"index": INDEX}, DeclarationError, "holds nan or an infinity"),
     "no vector": ("text", {"index": INDEX}, DeclarationError, "vector of 4 numbers"),
     "no row asked for": ({"x": 1.0}, {"index": INDEX, "n": 0}, DeclarationError, "a number of rows from 1"),
 }
