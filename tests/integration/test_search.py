@@ -164,6 +164,7 @@ def test_an_index_is_applied_and_removed_by_a_program(place: Workplace, db: Data
     with pytest.raises(DeclarationError, match=r"listener 'embedd' is not applied.*'embed'"):
         db.apply(VectorIndex("i", listener="embedd"))
     db.apply(VectorIndex("i", listener="embed"))
+    assert "was applied a moment ago" in db._at.registry().absent("index", "i")  # a search that came just before
     assert db.load("VectorIndex", "i") == VectorIndex("i", listener="embed", measure="cosine")
     assert {"type": "VectorIndex", "identifier": "i", "source": "api"} in db.show()
     assert db[TABLE].like({"x": 1.0}, index="i", n=1)[0]["_score"] == pytest.approx(1.0)
