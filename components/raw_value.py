@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any, Final
 
 import bson
-from bson import Binary, Decimal128, Int64, ObjectId
+from bson import Binary, Decimal128, Int64, ObjectId, UuidRepresentation
 from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.datetime_ms import DatetimeMS
 from bson.raw_bson import RawBSONDocument
@@ -22,6 +22,8 @@ from bson.timestamp import Timestamp
 
 STRICT: Final[CodecOptions[dict[str, Any]]] = CodecOptions(datetime_conversion=DatetimeConversion.DATETIME_AUTO)
 """Decodes every date, and refuses text that is not UTF-8 instead of altering it."""
+
+_ENCODING: Final[CodecOptions[dict[str, Any]]] = CodecOptions(uuid_representation=UuidRepresentation.STANDARD)
 
 RAW: Final[CodecOptions[RawBSONDocument]] = CodecOptions(document_class=RawBSONDocument)
 
@@ -50,8 +52,24 @@ class RawValue(bytes):
         """Return the value, encoded; a RawValue is returned unchanged."""
         if type(value) is RawValue:
             return value
-        document = bson.encode({"": value})
+        document = bson.encode({"": value}, codec_options=_ENCODING)
         return cls(document[4:5] + document[6:-1])
+
+    @classmethod
+    def text(cls, encoded: bytes) -> RawValue:
+        """Return a string of these bytes, which need not be UTF-8."""
+        return cls(b"\x02" + struct.pack("<i", len(encoded) + 1) + encoded + b"\0")
+
+    @classmethod
+    def stored(cls, value: bytes) -> RawValue:
+        """Return the value of these bytes; raises ValueError if they are not exactly one value."""
+        try:
+            whole = fields(document({}, {"": cls(value)}).raw)
+        except (LookupError, struct.error, *UNDECODABLE):
+            whole = {}
+        if whole != {"": value}:
+            raise ValueError(f"not the bytes of one BSON value: {value[:40].hex()}")
+        return cls(value)
 
     def __repr__(self) -> str:
         try:
@@ -95,6 +113,16 @@ def key_of(value: RawValue) -> Any:
         except UNDECODABLE:
             return value
     return value
+
+
+def plain(key: Any) -> Any:
+    """Return the Python value of a key, if it would be encoded to the same bytes; otherwise the key, as a RawValue."""
+    raw = RawValue.of(key)
+    try:
+        value = raw.value()
+        return value if RawValue.of(value) == raw else raw
+    except UNDECODABLE:
+        return raw
 
 
 def identity(key: Any) -> Any:

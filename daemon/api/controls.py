@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from components.errors import DeclarationError, JobFailed, NotApplied
-from components.raw_value import identity
+from components.raw_value import UNDECODABLE, RawValue, key_of, plain
 from daemon.api.connection import Connection
 from daemon.api.rehearsal import rehearse_version
 from daemon.api.waiter import wait_for_job, wait_for_listener
@@ -146,15 +146,18 @@ class Controls(ABC):
     def dead_letters(self, listener: str | Any = None, limit: int = 100) -> list[dict[str, Any]]:
         """The rows that cannot be predicted, oldest first: of each `listener`, `table`, `row` (its `_id`), `error`,
         `traceback`, `attempts`, `first_at` and `last_at`. Raises NotApplied if there is no such listener.
+
+        An `_id` that the driver cannot decode, or would send back changed, is a RawValue; `retry` and `discard` take
+        it.
         """
-        found = self._letters(listener, at_least_one(limit))
+        found = self._letters(listener, {}, at_least_one(limit))
         return [
-            {"listener": letter["_id"]["listener"], "row": letter["_id"]["row"]}
+            {"listener": letter["_id"]["listener"], "row": plain(letter["_id"]["row"])}
             | {name: value for name, value in letter.items() if name in _SHOWN}
             for letter in found
         ]
 
-    def retry(self, listener: str | Any = None, row: Any = None) -> int:
+    def retry(self, listener: str | Any = None, row: Any = ...) -> int:
         """Tries dead rows again: all, those of one listener, or only the one with the `_id` `row`. Returns how many.
 
         Raises NotApplied if the row is not dead.
@@ -162,7 +165,7 @@ class Controls(ABC):
         at = self._open()
         return self._each(listener, row, lambda letter: dead_letters.retry(at.database, letter))
 
-    def discard(self, listener: str | Any = None, row: Any = None) -> int:
+    def discard(self, listener: str | Any = None, row: Any = ...) -> int:
         """Deletes dead letters, chosen as by `retry`; their rows keep the error until they change. Returns how many.
 
         Raises NotApplied if the row is not dead.
@@ -171,26 +174,29 @@ class Controls(ABC):
         return self._each(listener, row, lambda letter: dead_letters.discard(at.database, letter))
 
     def _each(self, listener: str | Any, row: Any, do: Callable[[dict[str, Any]], None]) -> int:
-        chosen = [
-            letter
-            for letter in self._letters(listener, 0)
-            if row is None or identity(letter["_id"]["row"]) == identity(row)
-        ]
-        if row is not None and not chosen:
+        chosen = self._letters(listener, {} if row is ... else _of_row(row), 0)
+        if row is not ... and not chosen:
             raise NotApplied(f"row {row!r} is not dead; db.dead_letters() lists those that are")
         with reaching():
             for letter in chosen:
                 do(letter)
         return len(chosen)
 
-    def _letters(self, listener: str | Any, limit: int) -> list[dict[str, Any]]:
+    def _letters(self, listener: str | Any, query: dict[str, Any], limit: int) -> list[dict[str, Any]]:
         at, listener = self._open(), None if listener is None else name_of(listener)
-        query = {} if listener is None else {"_id.listener": listener}
+        query = query if listener is None else {"_id.listener": listener, **query}
         with reaching():
             found = list(dead_letters.listed(at.database, at.service, query, limit))
             if not found and listener is not None:
                 at.registry().expect(["listener"], listener)
             return [letter for letter in found if "row" in letter["_id"]]
+
+
+def _of_row(row: Any) -> dict[str, Any]:
+    try:
+        return dead_letters.of_row(key_of(RawValue.of(row)))
+    except UNDECODABLE as error:
+        raise DeclarationError(f"row: expected the `_id` of a row, got {row!r}: {error}") from None
 
 
 _SHOWN = frozenset({"table", "error", "traceback", "attempts", "first_at", "last_at"})

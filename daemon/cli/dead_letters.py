@@ -10,7 +10,7 @@ import typer
 from components.errors import PredictdError
 from daemon.cli import screens
 from daemon.cli.command import ConfigFile, Json, Place, place, say, show
-from daemon.logs.text import names_row, row_id, shown_id
+from daemon.logs.text import is_cut, names_row, row_id, row_key, shown_id
 from daemon.store.connection import Data
 from daemon.store.rows import dead_letters
 
@@ -82,8 +82,12 @@ def _chosen(here: Place, rows: list[str], *, every: bool, listener: str | None) 
         return
     for row in rows:
         name, _, identifier = row.partition("/")
-        of_listener = _letters(here, {"_id.listener": name})
-        found = next((letter for letter in of_listener if names_row(identifier, letter["_id"]["row"])), None)
+        of_listener = {"_id.listener": name}
+        if is_cut(identifier):
+            letters = [each for each in _letters(here, of_listener) if names_row(identifier, each["_id"]["row"])]
+        else:
+            letters = _letters(here, of_listener | dead_letters.of_row(row_key(identifier)))
+        found = next(iter(letters), None)
         if found is None:
             raise PredictdError(f"there is no dead letter {row!r}; `predictd dead-letters list` shows all of them")
         yield found

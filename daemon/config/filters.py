@@ -101,6 +101,8 @@ def _document(where: Any, path: Keys) -> Iterator[Found]:
                 yield Found(here, f"unknown operator; {suggestion(key, _TOP, 'operator')}")
         elif key.split(".", maxsplit=1)[0] == "_outputs":
             yield Found(here, _OUTPUTS)
+        elif "" in key.split("."):
+            yield Found(here, "no field has this path: a part of it is empty; write the names of fields, a dot between")
         elif isinstance(value, Mapping):
             yield from _condition(value, here)
 

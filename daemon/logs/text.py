@@ -12,7 +12,7 @@ from bson import ObjectId, json_util
 from bson.codec_options import DatetimeConversion
 
 from components import secrets
-from components.raw_value import UNDECODABLE, RawValue, identity, key_of
+from components.raw_value import UNDECODABLE, RawValue, identity, key_of, plain
 
 # Greedy up to the last "@", to mask also a password that is not percent-encoded as it should be.
 _USERINFO = re.compile(r"(mongodb(?:\+srv)?://)[^\s\"'<>]*@", re.IGNORECASE)
@@ -96,19 +96,24 @@ _RAW: Final = "$bson"
 def row_id(key: Any) -> str:
     """A row's `_id` as a text that can be typed, and that `row_key` turns back into the key.
 
-    An ObjectId is its digits, a string is itself unless it reads as another value, and every other value is extended
-    JSON. A value that extended JSON cannot represent is {"$bson": "HEX"}, with the byte of its BSON type first. A long
-    text is cut, and ends with a hash; `names_row` knows it by that end.
+    An ObjectId is its digits, a string is itself unless it reads as another value or holds what is not seen, and every
+    other value is extended JSON. A value that extended JSON cannot represent is {"$bson": "HEX"}, with the byte of its
+    BSON type first. A long text is cut, and ends with a hash; `names_row` knows it by that end.
     """
     name = _row_id(key)
     return name if len(name) <= LONGEST_ID else f"{name[:60]}{_end(key)}"
 
 
+def is_cut(name: str) -> bool:
+    """Whether this text is a cut name, or the end of one; no other name ends like it."""
+    return _CUT_NAME.search(name) is not None
+
+
 def names_row(name: str, key: Any) -> bool:
     """Whether this text names the row: as `row_id` shows it, in full, or by the end of a cut name ("...HASH")."""
-    if identity(row_key(name)) == identity(key) or row_id(key) == name:
-        return True
-    return name.startswith(_CUT) and len(RawValue.of(key)) > LONGEST_ID // 2 and name == _end(key)
+    if is_cut(name):
+        return name.endswith(_end(key)) and name in (_end(key), row_id(key))
+    return bool(identity(row_key(name)) == identity(key))
 
 
 def _end(key: Any) -> str:
@@ -122,33 +127,25 @@ def row_key(name: str) -> Any:
     try:
         value = json.loads(name, object_pairs_hook=lambda pairs: _from_extended(dict(pairs)))
         return key_of(value if isinstance(value, RawValue) else RawValue.of(value))
-    except (ValueError, TypeError, *UNDECODABLE):
-        return name
+    except UNDECODABLE:
+        return key_of(RawValue.text(name.encode("utf-8", "surrogateescape")))  # bytes of an argument that is not UTF-8
 
 
 def shown_id(key: Any, *, cut: bool = False) -> Any:
     """A row's `_id` for extended JSON; a long one, if it is to be `cut`, as `row_id` shows it."""
-    value: Any = key
     if cut and len(RawValue.of(key)) > LONGEST_ID and len(name := row_id(key)) <= LONGEST_ID:
         return name
-    if isinstance(key, RawValue):
-        try:
-            value = key.value()
-        except UNDECODABLE:
-            return {_RAW: key.hex()}
-    return value if identity(value) == identity(key) else {_RAW: RawValue.of(key).hex()}
+    value = plain(key)
+    return {_RAW: value.hex()} if isinstance(value, RawValue) else value
 
 
 def _row_id(key: Any) -> str:
-    value = key
-    if isinstance(key, RawValue):
-        try:
-            value = key.value()
-        except UNDECODABLE:
-            return _hexadecimal(key)
+    value = plain(key)
+    if isinstance(value, RawValue):
+        return _hexadecimal(key)
     if isinstance(value, ObjectId):
         return str(value)
-    if isinstance(value, str) and escaped(value) == value and identity(row_key(value)) == identity(key):
+    if isinstance(value, str) and _is_seen(value) and not is_cut(value) and identity(row_key(value)) == identity(key):
         return value
     for options in (_RELAXED, _CANONICAL):
         try:
@@ -160,16 +157,22 @@ def _row_id(key: Any) -> str:
     return _hexadecimal(key)
 
 
+def _is_seen(text: str) -> bool:
+    """Whether a person who reads the text in a table sees each character: no double space, nothing invisible."""
+    return text.isprintable() and text == text.strip() and "  " not in text
+
+
 def _hexadecimal(key: Any) -> str:
     return json.dumps({_RAW: RawValue.of(key).hex()})
 
 
 def _from_extended(document: dict[str, Any]) -> Any:
     if document.keys() == {_RAW}:
-        return RawValue(bytes.fromhex(document[_RAW]))
+        return RawValue.stored(bytes.fromhex(document[_RAW]))
     return json_util.object_hook(document, _RELAXED)
 
 
+_CUT_NAME: Final = re.compile(re.escape(_CUT) + r"[0-9a-f]{16}\Z")
 _OBJECT_ID: Final = re.compile("[0-9a-f]{24}")
 _RELAXED, _CANONICAL = (
     json_util.JSONOptions(json_mode=mode, datetime_conversion=DatetimeConversion.DATETIME_AUTO, tz_aware=False)

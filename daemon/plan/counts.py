@@ -34,6 +34,7 @@ class Facts:
     """What is counted for one listener: the rows of its table, its outputs now, those that it would lose, the rows that
     it would predict. A count that the server did not finish is None.
 
+    `nothing`: the table has rows, and none of them matches the listener.
     `untrained`: its model would work with weights that no training made; `worse`: it works with better ones now.
     """
 
@@ -43,6 +44,7 @@ class Facts:
     predicted: Count | None = Count(0)
     untrained: bool = False
     worse: bool = False
+    nothing: bool = False
 
 
 def count(
@@ -88,7 +90,9 @@ class _Counting:
         predicted = _count(table, {"$and": [matching, *only]}) if "predicts" in kinds else Count(0)
         scanned = Count(table.estimated_document_count(maxTimeMS=COUNT_MS)) if "scans" in kinds else Count(0)
         untrained, worse = self._untrained() if "untrained" in kinds else (False, False)
-        return Facts(scanned, outputs, lost, predicted, untrained, worse)
+        nothing = new.where != {} and predicted == Count(0) and scanned not in (None, Count(0)) and "predicts" in kinds
+        nothing = nothing and (anew or _count(table, matching) == Count(0))
+        return Facts(scanned, outputs, lost, predicted, untrained, worse, nothing)
 
     def _matching(self, name: str, narrowed: Collection[str]) -> Iterator[Mapping[str, Any]]:
         """The conditions that a row must meet to have this listener's output after the edit."""

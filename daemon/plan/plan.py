@@ -50,6 +50,8 @@ class Consequence:
                 return f"scans {rows} of {self.table}"
             case "removes":
                 return f"removes {outputs} of {self.target}{self._share}"
+            case "predicts" if self.rows == 0:
+                return f"no row of {self.table} matches listener {self.target}"
             case "predicts":
                 time = "" if self.seconds is None else f" (about {_time(self.seconds)})"
                 return f"predicts {rows} of {self.target} anew{time}"
@@ -181,6 +183,8 @@ def _consequence(
             rate, rows = rates.get(target), _rows(facts.predicted)
             seconds = rows / rate if rate and rows is not None else None
             return Consequence("predicts", target, rows, about=_about(facts.predicted), seconds=seconds)
+        case "predicts" if facts.nothing and listener is not None:
+            return Consequence("predicts", target, 0, table=listener.table)
         case "stops":
             return Consequence("stops", target, of, of, _about(facts.outputs))
         case "untrained" if facts.untrained and listener is not None:

@@ -61,7 +61,14 @@ def plan(registry: Registry, folder: Path, database: Database[dict[str, Any]], g
     [
         ({"where": {"n": {"$lt": 95}}}, ["removes 5 outputs of first (5%)", "removes 5 outputs of second (5%)"]),
         ({"where": {"n": {"$lt": 40}}}, ["removes 60 outputs of first (60%)", "removes 60 outputs of second (60%)"]),
-        ({"where": {"n": "typo"}}, ["removes 100 outputs of first (all of them)", "scans 101 rows of rows"]),
+        (
+            {"where": {"n": "typo"}},
+            [
+                "removes 100 outputs of first (all of them)",
+                "scans 101 rows of rows; no row of rows matches listener first",
+            ],
+        ),
+        ({"where": {"m": 1}}, ["removes 100 outputs of first", "no row of rows matches listener first"]),
         ({"key": "y"}, ["removes 60 outputs of first (60%)", "predicts 40 rows of first anew"]),
         ({"model": "g"}, ["predicts 101 rows of first anew", "predicts 100 rows of second anew"]),
     ],
@@ -74,6 +81,20 @@ def test_outputs_that_would_go_are_counted(
     assert all(each in " ".join(made.lines()) for each in said), made.lines()
     share = int(next((each.split()[1] for each in said if each.startswith("removes")), "0")) / ROWS
     assert made.verdict == ("held" if share > 0.1 else "good")
+
+
+def test_a_new_listener_whose_filter_matches_nothing_is_told(
+    registry: Registry, tmp_path: Path, database: Database[dict[str, Any]]
+) -> None:
+    """A misspelled field of a filter is no error; not said of an empty table, whose rows may still come."""
+    given = declared()
+    given["listeners"] |= {"third": {**given["listeners"]["first"], "where": {"m": 1}}}
+    assert (
+        "scans 101 rows of rows; no row of rows matches listener third"
+        in plan(registry, tmp_path, database, given).lines()[0]
+    )
+    database.rows.delete_many({})
+    assert "no row" not in plan(registry, tmp_path, database, given).lines()[0]
 
 
 def test_a_listener_that_moves_loses_all_and_so_does_its_reader(

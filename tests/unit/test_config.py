@@ -337,6 +337,11 @@ BAD = {
         'listeners.digit.where."_outputs.digit.value"',
         ["cannot use outputs", "chain"],
     ),
+    "a filter on no field": (
+        GOOD + 'where = { "$or" = [{ "a..b" = 1 }] }',
+        'listeners.digit.where."$or"[0]."a..b"',
+        ["no field has this path", "a part of it is empty"],
+    ),
     "an unknown operator": (
         GOOD + 'where = { class = { "$gtt" = 3 } }',
         'listeners.digit.where.class."$gtt"',

@@ -233,6 +233,11 @@ def listed(
         yield {**letter, **asdict(_ADAPTER.validate_python(letter))}
 
 
+def of_row(key: Any) -> dict[str, Any]:
+    """The condition that a letter is of this row; the server takes 5 and 5.0 for the same `_id`."""
+    return {"_id.row": equals(key)}
+
+
 def retry(database: Database[dict[str, Any]], letter: Mapping[str, Any]) -> None:
     """Gives a dead row another attempt: removes the error from the row, then sends the worker a request through its own
     change stream.
