@@ -72,7 +72,7 @@ class Vectors:
     def nearest(self, vector: Array, generation: int, n: int) -> list[tuple[Any, float]]:
         """Return the keys of the `n` nearest vectors of this generation with their scores, the nearest first."""
         wanted = self._measured(np.asarray(vector, np.float32))
-        scores = [block[:rows] @ wanted for block, rows in self._filled(self._vectors)]
+        scores = [_products(block[:rows], wanted) for block, rows in self._filled(self._vectors)]
         ours = [block[:rows] == generation for block, rows in self._filled(self._generations)]
         if not scores:
             return []
@@ -92,5 +92,15 @@ class Vectors:
 
     def _measured(self, vector: Array) -> Array:
         """Return the vector as it is held: of cosine, with the length 1, so that a product is the cosine."""
-        norm = float(np.linalg.norm(vector.astype(np.float64))) if self._cosine else 1.0
-        return np.asarray(vector / norm, np.float32) if norm else vector
+        wide = vector.astype(np.float64)  # the length may be more than float32 can hold
+        norm = np.linalg.norm(wide) if self._cosine else 0.0
+        return np.asarray(wide / norm, np.float32) if norm else vector
+
+
+def _products(vectors: Array, wanted: Array) -> Array:
+    """Return the dot product of each vector with another."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        products = vectors @ wanted
+    if np.isfinite(products).all():
+        return np.asarray(products)
+    return np.asarray(vectors.astype(np.float64) @ wanted.astype(np.float64))

@@ -30,6 +30,7 @@ _VIEWS = (ItemsView, ValuesView)
 _BOUND = (BuiltinMethodType, MethodWrapperType)
 _READERS = (FunctionType, MethodType, partial, GeneratorType)
 _IMMUTABLE = (str, bytes, int, float, complex, bool, type(None))
+_ARRAY_ITERATORS = ("flatiter", "nditer", "broadcast")
 _UNCOPYABLE = (
     "the function returned a {} that reads memory and cannot be copied, so that another call may change it: return the "
     "values themselves"
@@ -90,12 +91,13 @@ def copied(value: Any) -> Any:
         return kind([copied(item) for item in value])
     if hasattr(value, "untyped_storage"):
         return value.detach().clone().requires_grad_(value.requires_grad)  # `deepcopy` copies all of a slice's storage
-    if _reads(value) or isinstance(value, (memoryview, _CDATA)):
+    if _by_itself(value):
         return _copied_reader(value)
     if _stateless(value) or getattr(value, "is_animated", False):  # a copy of a picture has its first frame only
         return value
+    own = {id(held): copied(held) for held in _attributes(value) if _by_itself(held)}
     try:
-        copy = deepcopy(value, {id(held): copied(held) for held in _attributes(value) if _reads(held)})
+        copy = deepcopy(value, own)
     except Exception:  # noqa: BLE001 - a class of the user's may refuse with anything
         return value
     if _is_array(value) and value.shape and not value.flags.writeable:
@@ -104,6 +106,11 @@ def copied(value: Any) -> Any:
 
 
 _PLAIN = set(_IMMUTABLE)
+
+
+def _by_itself(value: Any) -> bool:
+    """Whether `deepcopy` cannot copy a value, or not with the memory that it reads."""
+    return _reads(value) or isinstance(value, (memoryview, _CDATA))
 
 
 def _copied_reader(value: Any) -> Any:
@@ -123,6 +130,8 @@ def _copied_reader(value: Any) -> Any:
             named = isinstance(value, ItemsView)
             items = copied(dict(value if named else enumerate(value)))
             return items.items() if named else items.values()
+        if _iterates_arrays(value) and hasattr(value, "base"):
+            return _copied_elements(value)
         if isinstance(value, memoryview):
             held: Any = memoryview(value.tobytes() if value.readonly else bytearray(value.tobytes()))
             return held.cast("B").cast(value.format, value.shape) if value.nbytes else value
@@ -131,6 +140,13 @@ def _copied_reader(value: Any) -> Any:
         if any(size for _, size in _marks(value)):
             raise RowError(_UNCOPYABLE.format(type(value).__name__)) from None
         return value
+
+
+def _copied_elements(value: Any) -> Any:
+    elements = copied(value.base).flat
+    for _ in range(value.index):  # the copy is where the original is
+        next(elements)
+    return elements
 
 
 def _copied_function(value: FunctionType) -> FunctionType:
@@ -198,12 +214,21 @@ def _reads(value: Any) -> bool:
     if isinstance(value, _BOUND):
         return not isinstance(value.__self__, ModuleType | type | None)
     iterates = hasattr(value, "__next__") or isinstance(value, _VIEWS)
-    return isinstance(value, _READERS) or (iterates and type(value).__module__ in {"builtins", "itertools"})
+    known = iterates and type(value).__module__ in {"builtins", "itertools"}
+    return known or isinstance(value, _READERS) or _iterates_arrays(value)
+
+
+def _iterates_arrays(value: Any) -> bool:
+    return type(value).__module__ == "numpy" and type(value).__name__ in _ARRAY_ITERATORS
 
 
 def _read_by(value: Any) -> list[Any]:
     if isinstance(value, _BOUND):
         return [value.__self__]
+    if _iterates_arrays(value):
+        with suppress(ValueError):  # one that is closed
+            return [value.base] if hasattr(value, "base") else list(getattr(value, "operands", None) or value.iters)
+        return []
     if not isinstance(value, FunctionType):
         return [each for each in gc.get_referents(value) if not isinstance(each, type)]
     cells = [cell.cell_contents for cell in value.__closure__ or () if cell != _EMPTY]

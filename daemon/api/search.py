@@ -16,7 +16,7 @@ from components.errors import DeclarationError, NotApplied, RowError
 from daemon.api.component_loader import ComponentLoader
 from daemon.api.connection import Connection
 from daemon.handlers.predict.stages import Live
-from daemon.handlers.search import embedded
+from daemon.handlers.search import embedded, given
 from daemon.listeners.index_vectors import Index, IndexVectors, applied
 from daemon.store import names
 from daemon.store.connection import reaching
@@ -88,7 +88,7 @@ class Searches:
         if isinstance(like, Mapping):
             return embedded(self._live(index), like)
         try:
-            return kind.decode(kind.encode(like))
+            return given(kind, kind.encode(like))
         except RowError as error:
             raise DeclarationError(
                 f"like: {error}; or give a document with the fields that the listener reads"

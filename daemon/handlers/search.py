@@ -1,4 +1,4 @@
-"""The vector of something that is searched for: the listener's model computes it as it computes a row's output."""
+"""The vector of something that is searched for: it is given, or the listener's model computes it as a row's output."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from bson.timestamp import Timestamp
 
+from components.datatypes import Datatype
 from components.errors import DeclarationError
 from daemon.handlers.predict.dirty_keys import Batch
 from daemon.handlers.predict.records import Row, Seen
@@ -32,6 +33,14 @@ def embedded(live: Live, document: Mapping[str, Any]) -> Array:
             f"{error.get('stage')}: {error.get('message')}"
         )
     return np.asarray(live.output.decode(output["value"]))
+
+
+def given(kind: Datatype, stored: Any) -> Array:
+    """A vector, as a client wrote it. Raises DecodeError, and DeclarationError if it is near to nothing."""
+    vector = np.asarray(kind.decode(stored))
+    if not np.isfinite(vector).all():
+        raise DeclarationError("like: the vector holds nan or an infinity, which is near to nothing")
+    return vector
 
 
 def _at(document: Mapping[str, Any], path: str) -> Any:

@@ -236,7 +236,8 @@ class Operation:
             lead(data, self._context.service, self._context.pins, self._context.session)
             registry = self._context.registry(data)
             registry.publish(config.declarations())
-            keep_settings(data, self._context.service, self._context.pins.trust, storable(config))
+            pins = self._context.pins
+            pins.learn_settings(keep_settings(data, self._context.service, pins.trust, storable(config)))
             Artifacts(data).prune()
             Versions.sweep(data)
             kept_rows.sweep(data, judged.named(data))

@@ -10,13 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from threading import Event
 from typing import Any, Final
 
-import numpy as np
 import structlog
 from pymongo.errors import PyMongoError
 
 from components.errors import DeclarationError, PredictdError, RowError
 from components.raw_value import document
-from daemon.handlers.search import embedded
+from daemon.handlers.search import embedded, given
 from daemon.listeners.followed_vectors import FollowedVectors
 from daemon.listeners.index_vectors import Index, IndexVectors, applied
 from daemon.logs.text import brief, readable
@@ -88,7 +87,7 @@ class SearchDesk:
         live = self._runs[index.listener.name].corridor.live
         if live.output is None:
             raise DeclarationError(f"index {name!r}: its listener is being declared anew; ask again")
-        wanted = embedded(live, like) if isinstance(like, Mapping) else np.asarray(live.output.decode(like))
+        wanted = embedded(live, like) if isinstance(like, Mapping) else given(live.output, like)
         vectors = self._followed(index).current()
         found = vectors.nearest(wanted, live.generation, n)
         return {

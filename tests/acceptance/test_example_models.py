@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from bson import json_util
+from harness import predictions
 from harness.commands import predictd
 from harness.daemons import eventually
 from harness.trainings import SERVICE, Site
@@ -129,22 +130,24 @@ def given(db: Datalayer, key: Any) -> list[Arguments]:
     ]
 
 
-def asked(site: Site, model: str, key: Any, place: int) -> Any:
-    """What `predictd predict` says for a row."""
-    row = list(site.data.things.find().sort("_id"))[place]
+def asked(site: Site, model: str, key: Any) -> list[Any]:
+    """What `predictd predict` says for each row."""
     fields = Key.parse(key).fields
-    if fields == ("img",):
-        file = site.folder / "row.jpg"
-        file.write_bytes(row["img"])
-    else:
-        values = [
-            row["_outputs"]["embedding"]["value"] if path.startswith("_outputs") else row[path] for path in fields
-        ]
-        file = site.folder / "row.json"
-        file.write_text(json_util.dumps(values if len(fields) > 1 else values[0]))
-    ran = predictd("predict", model, str(file), "--json", cwd=site.folder)
+    files = []
+    for row in site.data.things.find().sort("_id"):
+        if fields == ("img",):
+            file = site.folder / f"row-{len(files)}.jpg"
+            file.write_bytes(row["img"])
+        else:
+            values = [
+                row["_outputs"]["embedding"]["value"] if path.startswith("_outputs") else row[path] for path in fields
+            ]
+            file = site.folder / f"row-{len(files)}.json"
+            file.write_text(json_util.dumps(values if len(fields) > 1 else values[0]))
+        files.append(str(file))
+    ran = predictd(model, *files, cwd=site.folder, function=predictions.RUN)
     assert ran.returncode == 0, ran.stderr
-    return json_util.loads(ran.stdout)["output"]
+    return [json_util.loads(each)["output"] for each in ran.stdout.split(predictions.BETWEEN)[:-1]]
 
 
 def agree(site: Site, db: Datalayer, name: str, model: Model, key: Any) -> None:
@@ -153,8 +156,8 @@ def agree(site: Site, db: Datalayer, name: str, model: Model, key: Any) -> None:
     together = [storable(output) for output in model.predict_batches(given(db, key))]
     assert close(daemon, here), (daemon, here)
     assert close(daemon, together), (daemon, together)
-    place = ROWS - 1
-    assert close(daemon[place], asked(site, name, key, place))
+    command = asked(site, name, key)
+    assert close(daemon, command), (daemon, command)
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

@@ -244,6 +244,35 @@ def test_an_edit_while_the_daemon_was_stopped_waits_too(
     assert writer._failure is None, writer._failure
 
 
+def test_older_accepted_settings_that_are_put_back_do_not_count(
+    service: Service, database: Database[dict[str, Any]]
+) -> None:
+    """Somebody who writes to the database puts back what once allowed more imports, and the daemon starts with an edit
+    that it holds: it says so, and what may be imported is what the file says.
+    """
+    database.rows.insert_many({"_id": n, "x": f"x{n}", "m": True} for n in range(BEFORE))
+    narrow = service.good
+    until_ready(service.daemon, "a", "b")
+    service.accepted(service.edited(('allow_imports = ["harness"]', 'allow_imports = ["harness", "json"]')))
+    eventually("outputs are there", lambda: output_count(database, "b") == BEFORE)
+    old = database[names.SERVICES].find_one()
+    assert old is not None
+    assert "json" in old["accepted"]
+    service.accepted(narrow)
+    assert service.daemon.stop() == 0
+    put_back = {"$set": {name: old[name] for name in ("accepted", "accepted_mac")}}
+    database[names.SERVICES].update_one({"_id": old["_id"]}, put_back)
+    save(service.folder, service.edited(('where = { "m" = true }', 'where = { "m" = "ture" }')))
+    service.daemon = commands.start(service.folder)
+    until_ready(service.daemon, "a", "b")
+    eventually("it is held", lambda: service.config().get("held"))
+    now = database[names.SERVICES].find_one({"_id": old["_id"]}) or {}
+    assert json.loads(now["accepted"])["security.allow_imports"] == ["harness"]
+    assert "the accepted settings in the database are refused" in service.daemon.log.read_text()
+    assert output_count(database, "b") == BEFORE
+    assert service.daemon.stop() == 0
+
+
 LEARNER = """
 [tables.rows]
 fields = {{ x = "float", y = "float" }}

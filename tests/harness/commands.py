@@ -35,12 +35,16 @@ def environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def predictd(
-    *arguments: str, cwd: Path, environ: Mapping[str, str] | None = None, timeout: float = PATIENCE
+    *arguments: str,
+    cwd: Path,
+    environ: Mapping[str, str] | None = None,
+    timeout: float = PATIENCE,
+    function: str = RUN,
 ) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end, without a terminal; asserts that there is no traceback and no colour."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, open(os.devnull, "rb") as null:
         process = zygote().start(
-            RUN,
+            function,
             [PREDICTD, *arguments],
             cwd=cwd,
             env=environment(environ),

@@ -136,6 +136,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
     "a field of another type": ({"x": "a"}, {"index": INDEX}, PredictdError, r"like\.x: expected a float"),
     "a row that the model cannot predict": ({"x": -1.0}, {"index": INDEX}, DeclarationError, "ValueError.*negative"),
     "a vector of another length": ([1.0], {"index": INDEX}, DeclarationError, "vector of 4 numbers"),
+    "a vector with nan": ([1.0, float("nan"), 0, 0], {"index": INDEX}, DeclarationError, "holds nan or an infinity"),
     "no vector": ("text", {"index": INDEX}, DeclarationError, "vector of 4 numbers"),
     "no row asked for": ({"x": 1.0}, {"index": INDEX, "n": 0}, DeclarationError, "a number of rows from 1"),
 }
@@ -163,6 +164,7 @@ def test_an_index_is_applied_and_removed_by_a_program(place: Workplace, db: Data
     with pytest.raises(DeclarationError, match=r"listener 'embedd' is not applied.*'embed'"):
         db.apply(VectorIndex("i", listener="embedd"))
     db.apply(VectorIndex("i", listener="embed"))
+    assert "was applied a moment ago" in db._at.registry().absent("index", "i")  # a search that came just before
     assert db.load("VectorIndex", "i") == VectorIndex("i", listener="embed", measure="cosine")
     assert {"type": "VectorIndex", "identifier": "i", "source": "api"} in db.show()
     assert db[TABLE].like({"x": 1.0}, index="i", n=1)[0]["_score"] == pytest.approx(1.0)

@@ -100,6 +100,7 @@ def test_what_cannot_be_answered_has_a_reason(place: Workplace) -> None:
         ({"index": "embed"}, "is null; expected a vector of 4 numbers"),
         ({"index": "embed", "like": "text"}, "expected a vector of 4 numbers"),
         ({"index": "embed", "like": [1.0]}, "expected a vector of 4 numbers"),
+        ({"index": "embed", "like": [float("inf"), 0.0, 0.0, 0.0]}, "holds nan or an infinity"),
         ({"index": "embed", "like": {}}, "no field 'x'"),
         ({"index": "embed", "like": {"x": "a"}}, "DecodeError in decode: x: expected a float"),
         ({"index": "embed", "like": {"x": -1.0}}, "ValueError in preprocess: a negative number"),

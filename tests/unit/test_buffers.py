@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
+from operator import itemgetter
 from types import SimpleNamespace
 from typing import Any
 
@@ -177,8 +178,17 @@ READERS: dict[str, Callable[[], Any]] = {
     "view of bytes": lambda: torch.frombuffer(BYTES, dtype=torch.float64),
     "generator": lambda: (number for number in NUMBERS),
     "ctypes pointer": lambda: ctypes.cast(DOUBLES, ctypes.POINTER(ctypes.c_double)),
+    "flat iterator": lambda: NUMBERS.flat,
+    "enumeration of an array": lambda: map(itemgetter(1), np.ndenumerate(NUMBERS)),
+    "nditer": lambda: np.nditer(NUMBERS),
+    "broadcast": lambda: np.broadcast(NUMBERS, NUMBERS),
+    "generator in an object": lambda: SimpleNamespace(read=[(number for number in NUMBERS)]),
+    "nditer in an object": lambda: SimpleNamespace(read=[np.nditer(NUMBERS)]),
+    "memoryview in an object": lambda: SimpleNamespace(read=[memoryview(BYTES).cast("d")]),
+    "pointer in an object": lambda: SimpleNamespace(read=[ctypes.cast(DOUBLES, ctypes.POINTER(ctypes.c_double))]),
 }
-UNCOPYABLE = ["generator", "ctypes pointer"]
+UNCOPYABLE = ["generator", "ctypes pointer", "enumeration of an array", "nditer", "broadcast"]
+UNCOPYABLE += ["generator in an object", "nditer in an object", "pointer in an object"]
 
 
 def asked(value: Any) -> float:
@@ -343,6 +353,9 @@ def test_a_copy_behaves_like_what_it_is_a_copy_of() -> None:
     missing = object()
     assert copied([missing, {"x": missing}]) == [missing, {"x": missing}]
     assert not copied(np.frombuffer(bytes(8))).flags.writeable
+    elements = np.arange(6.0).reshape(2, 3).T.flat
+    next(elements)
+    assert list(copied(elements)) == list(elements)
     assert [copied(memoryview(each)).readonly for each in (bytes(8), bytearray(8))] == [True, False]
     assert copied(torch.ones(2, requires_grad=True)).requires_grad
     file = BytesIO()

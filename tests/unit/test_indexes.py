@@ -144,9 +144,21 @@ def test_a_vector_of_zeros_is_near_to_nothing() -> None:
     assert [score for _, score in vectors.nearest(np.zeros(2, np.float32), 1, 9)] == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e30])
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scale", [1e-42, 1e-30, 1e30, 3e38])
 def test_the_length_of_a_vector_does_not_matter_to_a_cosine(scale: float) -> None:
     """However small or large its numbers are: they are squared in float64."""
     vectors = Vectors(2, "cosine", 9)
     vectors.put("a", np.asarray([scale, 0], np.float32), 1)
     assert vectors.nearest(np.asarray([scale, scale], np.float32), 1, 1) == [("a", pytest.approx(0.5**0.5))]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_dot_product_that_float32_cannot_hold_is_right_all_the_same() -> None:
+    """It is neither infinite nor nan, so that the order is right."""
+    vectors = Vectors(2, "dot", 9)
+    for key, x, y in (("both", 3e38, 3e38), ("one", 3e38, 1.0), ("other", 1.0, 3e38), ("none", 1.0, 2.0)):
+        vectors.put(key, np.asarray([x, y], np.float32), 1)
+    found = vectors.nearest(np.asarray([3e38, -3e38], np.float32), 1, 9)
+    assert [key for key, _ in found] == ["one", "both", "none", "other"]
+    assert [score for _, score in found] == pytest.approx([9e76, 0.0, -3e38, -9e76])

@@ -77,6 +77,8 @@ class Declarations:
         if document.get("state") == "removed" and isinstance(at, datetime):
             return f"{kind} {name!r} was removed at {at:%Y-%m-%d %H:%M:%S} UTC; apply it again to use it"
         there = self.applied([kind])
+        if name in there:
+            return f"{kind} {name!r} was applied a moment ago; try again"
         near = get_close_matches(name, there, n=1)
         more = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(there) or f'no {kind} at all'}"
         return f"there is no {kind} {name!r}; {more}"

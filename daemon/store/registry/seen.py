@@ -21,6 +21,7 @@ from pymongo.database import Database
 from components.declarations import KINDS
 from components.errors import ConfigurationError, SignatureRefused
 from components.signing_key import SigningKey
+from daemon.store.registry.accepted import settings_revision
 from daemon.store.registry.components import Catalog
 from daemon.store.registry.trust import Pins, Trust
 from daemon.store.registry.versions import Versions
@@ -56,5 +57,6 @@ def remember(
         pins.open(database, service)
         pins.learn(believed, known.there)
         pins.learn_lives(lives, {})
+        pins.learn_settings(settings_revision(database, service, trust))
     except (OSError, ConfigurationError) as error:
         log.warning("what was seen of this service cannot be saved", reason=str(error))

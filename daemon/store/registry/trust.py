@@ -14,6 +14,8 @@ its state directory, and its word counts:
                              "lives": {MODEL: [revision of the last promotion, version]}, "generations": {LISTENER: n},
                              "versions": whether they are signed}}
 
+Among the revisions is that of the settings that were accepted last ("settings").
+
 Workers and jobs get it with their assignment; programs on the daemon's machine read it there. What is not pinned yet is
 taken from the database: at the first start of a state directory, and by programs on other machines.
 """
@@ -42,6 +44,9 @@ log = structlog.get_logger(__name__)
 
 _IDENTITY: Final = re.compile("[0-9a-f]{32}", re.ASCII)
 _MOST: Final = 64 * 1024 * 1024
+
+SETTINGS: Final = "settings"
+"""The name of the accepted settings among the revisions; the others are "KIND/NAME"."""
 
 
 class Signer(Protocol):
@@ -248,6 +253,13 @@ class Pins:
             known[name] = (max(revision, known.get(name, (0, True))[0]), True)
         if known != own.revisions:
             own.revisions = known
+            self.keep()
+
+    def learn_settings(self, revision: int) -> None:
+        """Notes the revision of the settings that were accepted last; a lower one changes nothing."""
+        revisions = self._known[self._name].revisions
+        if revision > revisions.get(SETTINGS, (0, False))[0]:
+            revisions[SETTINGS] = (revision, False)  # not counted as removed by `learn`
             self.keep()
 
     def learn_lives(self, lives: Mapping[str, tuple[int, int]], generations: Mapping[str, int]) -> None:
