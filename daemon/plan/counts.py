@@ -115,7 +115,8 @@ class _Counting:
         """Whether the listener's model would work untrained, and whether what works now is better than that."""
         old, name = self.before.listeners.get(self.name), self.after.listeners[self.name].model
         declared = self.after.models.get(name)
-        learns = declared is not None and (declared.type == "torch" or name in self.after.trainers)
+        taught = name in self.after.trainers or name in self.before.trainers
+        learns = declared is not None and (declared.type == "torch" or taught)
         if declared is None or not learns or self._will_be_trained(name, declared):
             return False, False
         live = None if old is None else Versions(self.database, self.service, old.model).live()

@@ -160,10 +160,15 @@ def test_the_settings_of_the_last_accepted_file_are_signed(
         keep_settings(database, SERVICE, registry.trust, storable(config))
 
 
-def test_a_model_that_comes_without_its_trainer_does_not_serve_on(database: Database[dict[str, Any]]) -> None:
-    """By the API: its trained outputs would be replaced by those of initial weights."""
+@pytest.mark.parametrize("kind", ["torch", "object"])
+def test_a_model_that_comes_without_its_trainer_does_not_serve_on(
+    database: Database[dict[str, Any]], kind: str
+) -> None:
+    """By the API: its trained outputs would be replaced by those of initial weights, or of an object that has learned
+    nothing.
+    """
     registry = Registry(database, SERVICE, 0, KEY)
-    model = declaration("model", type="torch", object="harness.learners:Line")
+    model = declaration("model", type=kind, object="harness.learners:Line")
     trainer = declaration("trainer", table="rows", key=["x", "y"])
     listener = declaration("listener", table="rows", key="x", model="m")
     registry.apply(
@@ -174,7 +179,7 @@ def test_a_model_that_comes_without_its_trainer_does_not_serve_on(database: Data
     about = {"state": "live", "service": SERVICE, "model": "m", "number": 1, "signature": "s", "trained": True}
     database[names.VERSIONS].insert_one({"_id": f"{SERVICE}/m/1", **about})
     database[names.COMPONENTS].update_one({"_id": f"{SERVICE}/model/m"}, {"$set": {"live": 1}})
-    other = declaration("model", type="torch", object="harness.learners:Line", arguments={"slope": 2.0})
+    other = declaration("model", type=kind, object="harness.learners:Line", arguments={"slope": 2.0})
     with_it = judged_part(database, registry, [("model", "m", other), ("trainer", "m", trainer)])
     assert (with_it.verdict, "serves as it was declared" in with_it.lines()[0]) == ("good", True)
     without = judged_part(database, registry, [("model", "m", other)])

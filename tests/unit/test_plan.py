@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import tomllib
+from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -510,6 +513,32 @@ def test_what_cannot_be_counted_is_held(tmp_path: Path) -> None:
     made = plan(tmp_path, replaced(('"valid"', '"other"')), {"digit": Facts(Count(9), None, None)})
     assert made.verdict == "held"
     assert "removes an unknown number of outputs of digit" in made.lines()[0]
+
+
+def prefixes(text: str) -> list[str]:
+    """What is left of the file where it is cut off and is still TOML; one for each content."""
+    found: dict[str, str] = {}
+    for end in range(len(text)):
+        with suppress(tomllib.TOMLDecodeError):
+            found.setdefault(repr(tomllib.loads(text[:end])), text[:end])
+    return list(found.values())
+
+
+def test_a_file_that_is_cut_off_is_refused_or_held_or_loses_no_output(tmp_path: Path) -> None:
+    """Each prefix of the service.toml that we ship: a listener that is no longer there is held, by its name."""
+    shipped = (Path(__file__).parents[2] / "service.toml").read_text()
+    (tmp_path / "examples").symlink_to(Path(__file__).parents[2] / "examples")
+    verdicts: Counter[str] = Counter()
+    for text in prefixes(shipped):
+        try:
+            made = plan(tmp_path, text, {"digit": GONE}, before=shipped)
+        except ConfigurationError:
+            verdicts["refused"] += 1
+            continue
+        verdicts[made.verdict] += 1
+        listens = "digit" in tomllib.loads(text).get("listeners", {})
+        assert made.held == (() if listens else ("it removes listener digit",))
+    assert verdicts == {"refused": 28, "held": 11, "good": 2, "unchanged": 1}
 
 
 def test_a_plan_has_the_name_of_its_changes(tmp_path: Path) -> None:
