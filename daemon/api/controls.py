@@ -14,7 +14,7 @@ from components.errors import DeclarationError, JobFailed, NotApplied
 from components.raw_value import UNDECODABLE, RawValue, key_of, plain
 from daemon.api.connection import Connection
 from daemon.api.rehearsal import rehearse_version
-from daemon.api.waiter import wait_for_job, wait_for_listener
+from daemon.api.waiter import Watch, wait_for_job, wait_for_listener
 from daemon.store.connection import reaching
 from daemon.store.registry.registry import Registry
 from daemon.store.registry.versions import Versions
@@ -110,8 +110,12 @@ class Controls(ABC):
         return now.number
 
     def _followed(self, model: str, *, wait: bool) -> None:
+        if not wait:
+            return
         at = self._open()
-        for name, listener in at.catalog().listeners.items() if wait else ():
+        # A MongoDB that is away is waited for: who is told of an error repeats the call, and so rolls back twice.
+        known = Watch(at, f"model {model!r}")(at.catalog)
+        for name, listener in known.listeners.items():
             if listener.declaration.model == model:
                 wait_for_listener(at, name)
 

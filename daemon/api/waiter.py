@@ -93,8 +93,8 @@ def wait_for_listener(connection: Connection, listener: str) -> None:
     Raises DeclarationError if its worker cannot run it, SignatureRefused if the daemon refuses a declaration that it
     needs, NotApplied if it was removed meanwhile, NotServed if no daemon is left.
     """
-    scans, registry = connection.database[names.SCANS], connection.registry()
     watch = Watch(connection, f"listener {listener}")
+    scans, registry = connection.database[names.SCANS], watch(connection.registry)
     with shown(f"backfill {listener}") as show:
         while True:
             own = watch(connection.catalog).listeners.get(listener)

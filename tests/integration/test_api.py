@@ -36,8 +36,10 @@ from components.query import Query
 from components.signing_key import SigningKey
 from daemon import connect
 from daemon.api import Datalayer, NotServed
+from daemon.api.connection import Connection
 from daemon.config import keyring_folder
 from daemon.health.service_status import ServiceStatus
+from daemon.store.registry.components import Catalog
 from daemon.store.registry.registry import Registry
 from daemon.store.service import notify
 from daemon.store.service.keyring import Keyring
@@ -230,6 +232,23 @@ def test_the_callers_dictionaries_stay_as_they_were(mnist: Datalayer) -> None:
     assert inner == {"vector": [0.5, 0.5]}
     assert row["img"] is picture
     assert mnist["mnist"].count() == 2, "one dictionary twice is two rows"
+
+
+def test_what_was_promoted_or_rolled_back_is_waited_for_though_mongodb_is_away_a_moment(
+    mnist: Datalayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is done by then: an error would make its caller repeat it, and so roll back twice."""
+    catalog, calls = Connection.catalog, list[Connection]()
+
+    def away_at_first(self: Connection) -> Catalog:
+        calls.append(self)
+        if len(calls) == 1:
+            raise MongoUnavailable("no primary answers")
+        return catalog(self)
+
+    monkeypatch.setattr(Connection, "catalog", away_at_first)
+    mnist._followed("lenet", wait=True)
+    assert len(calls) == 2
 
 
 def test_ids_come_back_in_order_the_callers_own_among_them(mnist: Datalayer) -> None:
