@@ -113,7 +113,7 @@ class Controls(ABC):
         if not wait:
             return
         at = self._open()
-        # A MongoDB that is away is waited for: who is told of an error repeats the call, and so rolls back twice.
+        # The change is made. If this raised while MongoDB is away, the caller would repeat it, and so roll back twice.
         known = Watch(at, f"model {model!r}")(at.catalog)
         for name, listener in known.listeners.items():
             if listener.declaration.model == model:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,15 @@ def site(folder: Path, uri: str, database: Database[dict[str, Any]], options: st
     return Site(folder / "site", uri, database, TEXT.format(options=options, **names_))
 
 
+@contextmanager
+def pictures(folder: Path, uri: str, database: Database[dict[str, Any]], options: str = "") -> Iterator[Site]:
+    """A daemon that runs `Pictures` on the GPU."""
+    names_ = {"object": "Pictures", "preprocess": "picture", "postprocess": "listed"}
+    with site(folder, uri, database, options, **names_) as served:
+        served.start()
+        yield served
+
+
 def judged(rows: Any) -> bool:
     return not rows.count_documents({"_outputs.m": {"$exists": False}})
 
@@ -72,8 +82,7 @@ def test_a_daemon_on_a_gpu_writes_the_outputs_of_the_cpu(
     tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]]
 ) -> None:
     """Each process starts CUDA itself: the nursery, from which it is forked, has not."""
-    with site(tmp_path, mongo_uri, database, object="Pictures", preprocess="picture", postprocess="listed") as served:
-        served.start()
+    with pictures(tmp_path, mongo_uri, database) as served:
         served.rows.insert_many([{"_id": n, "x": f"x{n}"} for n in range(1_000)])
         eventually("every row is judged", lambda: judged(served.rows), 120)
         found = {row["_id"]: row["_outputs"]["m"]["value"] for row in served.rows.find()}
@@ -160,10 +169,7 @@ def test_a_daemon_compiles_on_the_gpu_and_swaps_versions_without_taking_more_of_
     tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]]
 ) -> None:
     """Rows are right before, while and after it is compiled, and after each of six promotions."""
-    with site(
-        tmp_path, mongo_uri, database, "compile = true", object="Pictures", preprocess="picture", postprocess="listed"
-    ) as served:
-        served.start()
+    with pictures(tmp_path, mongo_uri, database, "compile = true") as served:
         insert(served, 0)
         eventually("it is compiled", lambda: events(served, "compiled"), COMPILED)
         insert(served, 1000)
@@ -187,10 +193,7 @@ def test_a_daemon_compiles_on_the_gpu_and_swaps_versions_without_taking_more_of_
 def test_a_worker_that_dies_while_it_compiles_leaves_no_row_without_its_output(
     tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]]
 ) -> None:
-    with site(
-        tmp_path, mongo_uri, database, "compile = true", object="Pictures", preprocess="picture", postprocess="listed"
-    ) as served:
-        served.start()
+    with pictures(tmp_path, mongo_uri, database, "compile = true") as served:
         insert(served, 0)
         eventually("it compiles", lambda: events(served, "compiling; the model serves uncompiled meanwhile"), 60)
         for each in served.processes("daemon.worker"):

@@ -49,7 +49,7 @@ def failure(command: str) -> BaseException:
 
 @pytest.fixture
 def server() -> Iterator[socket.socket]:
-    """The stranger's server; whoever connects is told at the end."""
+    """The stranger's server. A test asks it in the end whether a command has connected."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.settimeout(0.1)
         yield listening
