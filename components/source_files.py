@@ -54,16 +54,24 @@ def keep(folder: Path, sources: Mapping[str, bytes]) -> Path:
     """Write the sources of these files into a folder; return the file that `kept` reads. Raises OSError."""
     text = json.dumps({file: source.decode("latin-1") for file, source in sorted(sources.items())}).encode()
     path = folder / hashlib.sha256(text).hexdigest()
-    if not path.exists():
+    if _whole(path) is None:
         private_files.make_folder(folder)
         private_files.write(path, text)
     return path
 
 
 def kept(path: Path | None) -> dict[str, bytes]:
-    """Return the sources that `keep` has written; none if the file is missing."""
+    """Return the sources that `keep` has written; none if the file is missing or damaged: the files themselves are read
+    then.
+    """
+    text = None if path is None else _whole(path)
+    return {file: source.encode("latin-1") for file, source in json.loads(text or "{}").items()}
+
+
+def _whole(path: Path) -> bytes | None:
+    """The content of a file that is named by its hash; None if there is none, or another, as after a power cut."""
     try:
-        text = "{}" if path is None else path.read_bytes()
-    except FileNotFoundError:  # newer ones have been kept, which are also in the files themselves
-        text = "{}"
-    return {file: source.encode("latin-1") for file, source in json.loads(text).items()}
+        text = path.read_bytes()
+    except OSError:
+        return None
+    return text if hashlib.sha256(text).hexdigest() == path.name else None
