@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Final, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainValidator, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
 from pydantic import ValidationInfo as Info
 from pydantic.fields import FieldInfo
 
@@ -25,6 +25,9 @@ IN_FILE: Final = "in_file"
 
 STORED: Final = "stored"
 """A key of the validation context: the declaration was checked in the process that made it."""
+
+MOST: Final = 2**63 - 1
+"""The largest whole number that MongoDB stores."""
 
 PATH: Final = 'an import path "package.module:attribute"'
 
@@ -53,6 +56,24 @@ def absent(value: Any) -> bool:
 def usual(default: Any) -> Callable[[Any], bool]:
     """Return what makes the dump leave out a field at this default, which the first release did not have."""
     return lambda value: bool(value == default)
+
+
+def whole(
+    what: str, default: int | None, example: int, *, least: int = 1, most: int = MOST, also: str = "", new: bool = False
+) -> Any:
+    """Return the field of a whole number of something.
+
+    also: the end of its description. new: the dump leaves out the default, since the first release had no such field.
+    """
+    bounds = f"at least {least:,}" if most == MOST else f"from {least:,} to {most:,}"
+    return Field(
+        default=default,
+        ge=least,
+        le=most,
+        exclude_if=usual(default) if new else None,
+        description=f"a whole number of {what}, {bounds}{also}",
+        examples=[example],
+    )
 
 
 def made(kind: type[D], owner: str, given: Mapping[str, Any], *, stored: bool = False, also: Iterable[str] = ()) -> D:
