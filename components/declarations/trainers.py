@@ -1,4 +1,4 @@
-"""The declarations of trainers."""
+"""The declarations of trainers: the arguments of every training, and those of torch's loop (`TrainerArguments`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""A trigger of a training or a validation: `When`."""
+"""A trigger of a training or a validation: `When`.
+
+When it is due: `daemon.handlers.schedule`; what it asks of the rows and versions: `daemon.supervisor.scheduler`; its
+text: `daemon.plan.changes` and `daemon.cli.screens`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The sections of service.toml as pydantic models: the one list of every key, with its type, default and meaning.
+"""The sections of service.toml as pydantic models: every key of the daemon's own, with its type, default and meaning.
+
+The keys of tables, models, listeners, trainers, validations and indexes stand in `components.declarations`.
 
 A field's `description` completes the sentence "it must be ..." and `examples` has a valid value: messages use both.
 docs/configuration.md describes every key too, and a test compares them. `crosscheck` checks keys against each other.
