@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from components import private_files
 from components.errors import DeclarationError, MongoUnavailable, PredictdError
@@ -54,8 +54,6 @@ _NOT_ACTIVE: Final = (
 _TAIL_LINES: Final = 20
 _LOG_BYTES: Final = 10_000_000
 
-# Variables that the user has set for another daemon must not lead this one to another database. All others are passed
-# on.
 _NOT_INHERITED: Final = ("PREDICTD_", "STATE_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_", "MPLBACKEND")
 
 _CONFIGURATION: Final = f"""\
@@ -195,7 +193,6 @@ def _start(state_dir: Path, users: int) -> _Child:
     private_files.write(file, _CONFIGURATION.encode())
     if log.exists() and log.stat().st_size > _LOG_BYTES:
         log.replace(log.with_name("daemon.log.1"))
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
     with os.fdopen(private_files.create(log, os.O_WRONLY | os.O_APPEND), "ab") as output:
         output.write(f"---- started by process {os.getpid()}\n".encode())
         process = subprocess.Popen(
@@ -203,7 +200,7 @@ def _start(state_dir: Path, users: int) -> _Child:
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
-            env=environ,
+            env=environment(),
             start_new_session=True,
         )
     child = _children[state_dir] = _Child(state_dir, process, users)
@@ -227,9 +224,8 @@ def _until_active(child: _Child) -> Embedded | None:
     if code == _ANOTHER and is_held(child.state_dir / "lock"):
         return None
     why = f"is not active after {START_SECONDS:.0f} s" if code is None else f"has ended with exit code {code}"
-    raise MongoUnavailable(
-        f"the daemon in {child.state_dir} {why}; the end of {child.state_dir / 'daemon.log'}:\n{tail(child.state_dir)}"
-    )
+    log = child.state_dir / "daemon.log"
+    raise MongoUnavailable(f"the daemon in {child.state_dir} {why}; the end of {log}:\n{tail(log)}")
 
 
 def _active(state_dir: Path) -> Embedded | None:
@@ -249,24 +245,37 @@ def _active(state_dir: Path) -> Embedded | None:
 
 def _leads(state_dir: Path) -> bool:
     """Whether /readyz reports the daemon as active: its service.toml is published, and it is not stopping."""
+    page = readiness(state_dir)
+    return page is not None and not (page.get("reason") or "").startswith(_NOT_ACTIVE)
+
+
+def readiness(state_dir: Path) -> dict[str, Any] | None:
+    """What /readyz of the daemon in this folder says; None if it does not answer."""
     address = http_address(state_dir)
     if address is None:
-        return False
+        return None
     connection = http.client.HTTPConnection(address, timeout=5)
     try:
         connection.request("GET", "/readyz")
-        reason = json.loads(connection.getresponse().read()).get("reason") or ""
+        page: dict[str, Any] = json.loads(connection.getresponse().read())
     except (OSError, http.client.HTTPException, ValueError):
-        return False
+        return None
     finally:
         connection.close()
-    return not reason.startswith(_NOT_ACTIVE)
+    return page
 
 
-def tail(state_dir: Path) -> str:
-    """The last lines of the daemon's log, fit for a terminal."""
+def environment() -> dict[str, str]:
+    """The environment of a daemon that this process starts. Variables that the user has set for another daemon must not
+    lead it to another database.
+    """
+    return {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
+
+
+def tail(log: Path) -> str:
+    """The last lines of a daemon's log, fit for a terminal."""
     try:
-        lines = (state_dir / "daemon.log").read_text(errors="replace").splitlines()
+        lines = log.read_text(errors="replace").splitlines()
     except OSError as error:
         return f"(it cannot be read: {error.strerror})"
     return "\n".join(escaped(masked(line)) for line in lines[-_TAIL_LINES:])

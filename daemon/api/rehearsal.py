@@ -43,7 +43,7 @@ def rehearse(connection: Connection, parts: Sequence[Declared], known: Catalog, 
         for part in parts
     ]
     proposed = changed(known, given, [f"{part.kind}s.{part.name}" for part in given] if force else ())
-    if not proposed or all(part.kind == "table" and part.name not in known.tables for part in proposed):
+    if not proposed:
         return
     trust = connection.registry().trust
     what = ", ".join(f"{part.kind} {part.name!r}" for part in proposed)

@@ -230,7 +230,7 @@ class Watch:
         for process, status in self._status.processes(name).items():
             why = self._failing.why(process, status, time.monotonic())
             if why is not None:
-                raise DeclarationError(f"worker {process}: {why.partition(': ')[2] or why}")
+                raise DeclarationError(f"worker {process}: {why}")
 
     def failing(self, listener: str, generation: int) -> str | None:
         """Why the listener fails on every row under this generation; None if it does not."""

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from rich.progress import Progress
 
-from components.errors import DeclarationError, PredictdError
+from components.errors import PredictdError
 from daemon.api import waiter
 from daemon.api.connection import NotServed
 from daemon.api.waiter import PATIENCE_SECONDS
@@ -69,7 +69,7 @@ def follow(here: Place, listeners: Sequence[str]) -> None:
                         progress.remove_task(tasks.pop(name))
                         say(_outcome(name, scan))
                         continue
-                    watch.stalled(scan["worker"])
+                    watch.worker(scan["worker"])
                     trouble = watch.trouble(name)
                     if trouble is not None:
                         progress.remove_task(tasks.pop(name))
@@ -114,13 +114,6 @@ class _Watch(waiter.Watch):
         except NotServed:
             raise PredictdError(self._unserved) from None
         return {name: report.scan for name, report in self._status.listeners().items() if report.scan is not None}
-
-    def stalled(self, name: str) -> None:
-        """Raises DeclarationError if this worker has been unable to build what is declared for a while."""
-        for process, status in self._status.processes(name).items():
-            why = self._failing.why(process, status, time.monotonic())
-            if why is not None:
-                raise DeclarationError(f"worker {process}: {why}")
 
     def trouble(self, name: str) -> str | None:
         """Why this listener will not judge its rows by itself; None as long as it may."""

@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
-from components.errors import NotApplied, PredictdError
+from components.errors import NotApplied
+from daemon.api.versions import VersionList
 from daemon.cli import screens
 from daemon.cli.command import FAILED, ConfigFile, Json, ModelName, hint, out, place, show
 from daemon.health.service_status import ServiceStatus
-from daemon.store.registry.version import Version
 from daemon.store.registry.versions import Versions
 from daemon.store.service import overview, services
 from daemon.store.service.status import StatusBoard
@@ -75,15 +75,6 @@ def versions(
         if not found and not overview.is_applied(here.database, here.service, "model", model):
             raise NotApplied(here.registry().absent("model", model))
         if plot is not None:
-            _draw(model, found, plot)
+            VersionList(model, found).plot(plot)
             hint(f"wrote {plot}")
         show([asdict(version) for version in found], screens.versions, json=json)
-
-
-def _draw(model: str, found: list[Version], file: Path) -> None:
-    from daemon.api.plots import versions_figure  # matplotlib is imported only if needed
-
-    try:
-        versions_figure(found, title=model).savefig(file)
-    except (OSError, ValueError) as error:  # no such folder, no such format
-        raise PredictdError(f"{file} cannot be written: {error}") from None

@@ -25,6 +25,7 @@ from pymongo.errors import PyMongoError
 from rich.console import Console
 
 from components.errors import PredictdError
+from daemon.api.embedded_daemon import tail
 from daemon.demo.process import Daemon, DemoFailed, own_folder
 from daemon.demo.story import KEY, TABLE, Digit, Story
 from daemon.demo.training import MODEL
@@ -63,7 +64,7 @@ def show(out: Console, service_toml: str, *, keep: bool, rows: int) -> int:
             # The driver's error does not explain that the daemon has ended.
             gone = None if isinstance(error, DemoFailed) else daemon.ended()
             out.print(f"the demo failed: {gone or escaped(str(error))}", style="red", markup=False)
-            out.print(f"the end of {daemon.log}:\n{daemon.tail()}", style="dim", markup=False)
+            out.print(f"the end of {daemon.log}:\n{tail(daemon.log)}", style="dim", markup=False)
             return 1
         finally:
             if not kept:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import http.client
-import json
-import os
 import shutil
 import subprocess
 import sys
@@ -13,19 +10,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from rich.console import Console
 from rich.text import Text
 
 from components.errors import PredictdError
 from daemon import config as configuration
+from daemon.api.embedded_daemon import environment, readiness
 from daemon.embedded import server as embedded
 from daemon.logs.text import escaped
 from daemon.store.service.state_directory import http_address, is_held
 
 READY_SECONDS, STOP_SECONDS = 120.0, 45.0
-TAIL_LINES = 20
 
 T = TypeVar("T")
 
@@ -76,9 +73,7 @@ class Daemon:
         self.file = folder / "service.toml"
         self.file.write_text(service_toml, encoding="utf-8")
         self.log = folder / "log"
-        # The settings of a person's own daemon must not lead the demo to their database or port.
-        own = ("PREDICTD_", "STATE_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_")
-        environ = {name: value for name, value in os.environ.items() if not name.startswith(own)} | {
+        environ = environment() | {
             "PREDICTD_MONGO__URI": "embedded",
             "PREDICTD_HTTP__LISTEN": "127.0.0.1:0",
             "PREDICTD_LOG__FORMAT": "console",
@@ -110,9 +105,8 @@ class Daemon:
                 return reason is None
 
             self.until("the daemon to be ready", ready, READY_SECONDS, why=lambda: self._unready() or "")
-        out.print(
-            f"ready after {time.monotonic() - began:.1f} s: /readyz on http://{self._address()} says so", markup=False
-        )
+        address = http_address(self.config.service.state_dir)
+        out.print(f"ready after {time.monotonic() - began:.1f} s: /readyz on http://{address} says so", markup=False)
 
     def uri(self) -> str:
         running = embedded.attach(self.config.service.state_dir)
@@ -148,10 +142,6 @@ class Daemon:
         if (reason := self.ended()) is not None:
             raise DemoFailed(reason)
 
-    def tail(self) -> str:
-        """The last lines of its log."""
-        return "\n".join(map(escaped, self.log.read_text(errors="replace").splitlines()[-TAIL_LINES:]))
-
     def stop(self, out: Console) -> None:
         """Stops it as systemd would. Raises DemoFailed if it ends with an error."""
         with out.status("stopping the daemon and its MongoDB"):
@@ -174,20 +164,9 @@ class Daemon:
             self._process.kill()
             self._process.wait()
 
-    def _address(self) -> str:
-        return http_address(self.config.service.state_dir) or ""
-
     def _unready(self) -> str | None:
         """Why the daemon is not ready; None if it is."""
-        address = self._address()
-        if not address:
+        page = readiness(self.config.service.state_dir)
+        if page is None:
             return "the daemon starts"
-        connection = http.client.HTTPConnection(address, timeout=5)
-        try:
-            connection.request("GET", "/readyz")
-            page: dict[str, Any] = json.loads(connection.getresponse().read())
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            return f"http://{address} does not answer: {error}"
-        finally:
-            connection.close()
         return None if page["ready"] else str(page["reason"])

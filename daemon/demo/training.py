@@ -22,7 +22,7 @@ from typing import Any
 from pymongo.collection import Collection
 from rich.console import Console
 
-from daemon.api.plots import versions_figure
+from daemon.api.versions import VersionList
 from daemon.demo.process import Daemon, DemoFailed
 from daemon.health.job_report import JobProgress
 from daemon.logs.terminal import Bar, bar, say
@@ -147,12 +147,9 @@ class Training:
         self.figures["resync"] = f"{rate} ({count:,} rows, from going live to the last output)"
 
     def plot(self, file: Path) -> None:
-        """Draws what `predictd versions lenet --plot FILE` draws. Raises DemoFailed if it cannot be written."""
+        """Draws what `predictd versions lenet --plot FILE` draws. Raises PredictdError if it cannot be written."""
         with self._out.status("drawing the versions"):
-            try:
-                versions_figure(self._versions.listed(), title=MODEL).savefig(file)
-            except OSError as error:
-                raise DemoFailed(f"{file} cannot be written: {error}") from None
+            VersionList(MODEL, self._versions.listed()).plot(file)
         self.figures["metrics and losses"] = str(file)
 
     def _trainings(self) -> list[str]:

@@ -11,16 +11,18 @@ from daemon.store.registry.rehearsals import Part
 
 
 def changed(known: Catalog, parts: Iterable[Part], also: Collection[str] = ()) -> list[Part]:
-    """The tables, models and listeners that differ from what is applied.
+    """The tables, models and listeners that differ from what is applied; none if they are only new tables, which no
+    listener reads.
 
     also: sections ("models.lenet") that count as changed in any case, because the code behind them has changed.
     """
-    return [
+    found = [
         part
         for part in parts
         if isinstance(part.declaration, (TableDeclaration, ModelDeclaration, ListenerDeclaration))
         and (f"{part.kind}s.{part.name}" in also or _differs(part, known))
     ]
+    return found if any(part.kind != "table" or part.name in known.tables for part in found) else []
 
 
 def _differs(part: Part, known: Catalog) -> bool:

@@ -91,7 +91,7 @@ class Rehearser(Claimer):
             for name, given in config.declarations()[f"{kind}s"].items()
         ]
         parts = changed(known, parts, also)
-        if not any(part.kind != "table" or part.name in known.tables for part in parts):
+        if not parts:
             return Result()
 
         def ask(data: Data) -> str:

@@ -29,7 +29,7 @@ from harness.torch_models import answered, stored
 from PIL import Image
 from pymongo.database import Database
 
-from components.errors import PredictdError
+from components.errors import DeclarationError, PredictdError
 from components.key import Key
 from daemon import config as configuration
 from daemon.cli import main
@@ -504,7 +504,7 @@ def test_a_worker_that_cannot_build_the_model_ends_the_waiting(place: Place, mon
     place.daemon_is_active(workers={"net": {"up": False, "reason": why, "listeners": {}}})
     monkeypatch.setattr(failing, "FAILING_SECONDS", 0.5)
     config = configuration.load(place.folder / "service.toml", {})
-    with pytest.raises(following.DeclarationError, match="there is no module 'gone'"):
+    with pytest.raises(DeclarationError, match="there is no module 'gone'"):
         following.follow(shared.Place(config, place.data.client, place.data), ["L"])
 
 
