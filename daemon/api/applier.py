@@ -194,6 +194,8 @@ class Applier:
         plan = judged_part(self._at.database, registry, declared)
         if plan.held and plan.name != self._confirm:
             raise PlanHeld(plan, f"{plan.name} is held: {'; '.join(plan.held)}. {_GO_ON.format(plan.name)}")
+        for each in plan.unmatched:
+            warnings.warn(each, stacklevel=5)
 
     def _as_declared(self, model: Model, own: Declared, before: Component[ModelDeclaration] | None) -> Declared:
         """The declaration; if the model holds the weights of one of its versions, with the weights it was applied with
