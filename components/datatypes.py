@@ -20,6 +20,7 @@ from importlib import import_module
 from typing import Any
 
 from bson.binary import VECTOR_SUBTYPE, Binary
+from bson.code import Code
 from bson.decimal128 import Decimal128, create_decimal128_context
 from bson.int64 import Int64
 
@@ -159,7 +160,7 @@ def _instance(kind: type, expects: str, error: type[RowError]) -> Callable[[Any]
     """Accept instances of one type and return that type itself, not a subclass (bson's Binary is a bytes)."""
 
     def convert(value: Any) -> object:
-        if not isinstance(value, kind):
+        if not isinstance(value, kind) or isinstance(value, Code):  # a str, but no string: it may have a scope
             raise _wrong(error, expects, value)
         return value if kind is datetime or type(value) is kind else kind(value)
 
@@ -169,7 +170,7 @@ def _instance(kind: type, expects: str, error: type[RowError]) -> Callable[[Any]
 def _json(error: type[RowError]) -> Callable[[Any], object]:
     def check(value: Any, at: str) -> None:
         value = plain_scalar(value)
-        if value is None or isinstance(value, (str, int, float)):
+        if value is None or (isinstance(value, (str, int, float)) and not isinstance(value, Code)):
             return
         if isinstance(value, Mapping):
             for key, item in value.items():
