@@ -207,9 +207,9 @@ class Watch:
                     self._look()
             except MongoRefuses:
                 raise
-            except MongoUnavailable:
+            except MongoUnavailable as error:
                 if time.monotonic() - self._seen > PATIENCE_SECONDS:
-                    raise
+                    raise MongoUnavailable(f"{self._what}: {error}" if self._what else str(error)) from None
                 time.sleep(1.0)
             else:
                 return result
