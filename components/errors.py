@@ -77,7 +77,7 @@ class NotApplied(PredictdError):
 
 
 class IndexFull(PredictdError):
-    """A vector index would take more memory than `limits.index_bytes`."""
+    """A vector index would take more memory than `limits.index_bytes`, even with rounded vectors."""
 
 
 class MetricError(PredictdError):
@@ -129,6 +129,10 @@ class Retry(PredictdError):
 
 class MongoUnavailable(PredictdError):
     """MongoDB cannot be reached; the caller retries, or exits with code 69."""
+
+
+class MongoRefuses(MongoUnavailable):
+    """MongoDB answers that it will not do this, and would answer the same again."""
 
 
 class LeaseLost(PredictdError):
