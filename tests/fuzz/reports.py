@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,4 @@ def _show(report: WorkerReport) -> None:
     stuck(state.workers[0], 2.0, 30.0)
     exposition(state)
     stored = bson.decode(bson.encode(service_status(state, 2.0).document()))
-    Console(file=(Path("/dev/null")).open("w"), width=80).print(  # noqa: SIM115 - closed with its garbage
-        screens.status(ServiceStatus.from_document(stored), {})
-    )
+    Console(file=StringIO(), width=80).print(screens.status(ServiceStatus.from_document(stored), {}))
