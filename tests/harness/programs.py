@@ -157,12 +157,14 @@ def leaves_orphans(channel: Channel, order: Mapping[str, Any]) -> None:
 
 def tells_about_itself(channel: Channel, order: Mapping[str, Any]) -> None:
     import numpy as np
+    from threadpoolctl import threadpool_info
 
     threads.limit(order.get("threads"))
     while _null() != [0]:  # the thread that waits for the parent's end opens one more and closes it
         time.sleep(0.01)
     told: dict[str, Any] = {
         "torch_threads": threads.in_use(),
+        "blas_threads": [each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"],
         "random": [random.random(), float(np.random.rand())],  # noqa: NPY002  # the legacy generator is the shared one
         "descriptors": _descriptors(),
         "session": os.getsid(0),
