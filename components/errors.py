@@ -77,7 +77,7 @@ class NotApplied(PredictdError):
 
 
 class IndexFull(PredictdError):
-    """A vector index would take more memory than `limits.index_bytes`."""
+    """A vector index would take more memory than `limits.index_bytes`, even with rounded vectors."""
 
 
 class MetricError(PredictdError):

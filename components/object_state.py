@@ -3,13 +3,15 @@
     state of a trained object -> dump -> bytes;   the object as it is declared, bytes -> load -> a trained object
 
 The class of the object comes from its declaration, which is signed. In the file, only these types are accepted: those
-that skops knows, the classes of scikit-learn, and those that the declared object holds as well.
+that skops knows, the classes of scikit-learn, those that the declared object holds as well, and other classes of the
+packages that these come from (a Booster of the XGBClassifier that is declared).
 """
 
 from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Iterable
 from copy import deepcopy
 from importlib import import_module
 from typing import Any
@@ -37,11 +39,12 @@ def load(declared: object, data: bytes) -> Any:
     try:
         own = skops.get_untrusted_types(data=skops.dumps(_state(declared)))
         found = skops.get_untrusted_types(data=data)
-        foreign = [name for name in found if name not in own and not _of_sklearn(name)]
+        packages = _packages([*own, f"{type(declared).__module__}."])
+        foreign = [name for name in found if name not in own and not _class_of(name, packages)]
         if foreign:
             raise WeightsError(
                 f"what {type(declared).__name__} has learned holds {', '.join(foreign)}, and only types that skops "
-                "knows, those of scikit-learn and those in the declared object are loaded"
+                f"knows, those in the declared object and classes of {', '.join(sorted(packages))} are loaded"
             )
         state = skops.loads(data, trusted=found)
         vars(trained).clear()
@@ -68,9 +71,14 @@ def _state(trained: Any) -> dict[str, Any]:
     return state
 
 
-def _of_sklearn(name: str) -> bool:
+def _packages(names: Iterable[str]) -> set[str]:
+    """Return the packages of these names and those that only hold data; of Python's own no others."""
+    return {"collections", "sklearn", *({name.split(".")[0] for name in names} - sys.stdlib_module_names)}
+
+
+def _class_of(name: str, packages: set[str]) -> bool:
     module, _, cls = name.rpartition(".")
-    if module.split(".")[0] != "sklearn":
+    if module.split(".")[0] not in packages:
         return False
     try:
         return isinstance(getattr(sys.modules.get(module) or import_module(module), cls, None), type)

@@ -59,6 +59,12 @@ class Searches:
                 "live one and are not compared; the listener predicts them anew",
                 stacklevel=3,
             )
+        if not vectors.exact:
+            warnings.warn(
+                f"index {name!r}: its {len(vectors):,} vectors are more than limits.index_bytes holds as they are: "
+                "each number is rounded to one byte, and the search is approximate; raise it for an exact one",
+                stacklevel=3,
+            )
 
         def nearest(n: int) -> list[tuple[Any, float]]:
             with self._turn:

@@ -140,11 +140,11 @@ class TableHandle(Query):
         """The `n` of the rows whose outputs are nearest to `like`, the nearest first, each with its `_score`.
 
         `like` is a document with the fields that the index's listener reads, from which the listener's live version
-        computes a vector, or a vector. Every row of the index is compared (the search is exact), as the rows are now.
-        Rows whose output is of another version are left out, with a UserWarning.
+        computes a vector, or a vector. Every row of the index is compared, as the rows are now. A UserWarning says if
+        rows whose output is of another version are left out, or if the search is approximate.
 
         Raises NotApplied if there is no such index, DeclarationError if `like` does not fit or cannot be predicted,
-        IndexFull if the vectors take more memory than `limits.index_bytes`.
+        IndexFull if even rounded vectors take more memory than `limits.index_bytes`.
         """
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise DeclarationError(f"like: n: expected a number of rows from 1, got {n!r}")

@@ -37,8 +37,6 @@ BATCH: Final = 2000
 ROWS, BYTES = 1000, 4 * 1024 * 1024
 REREAD: Final = 20_000
 """If more rows have changed, and half as many as there are vectors, a scan is quicker than reading them by key."""
-KEY_BYTES: Final = 256
-"""About what a key takes beside its vector."""
 FULL_SECONDS: Final = 60.0
 _ABOUT_THE_STREAM: Final = (OperationFailure, *UNDECODABLE)
 
@@ -84,6 +82,8 @@ class FollowedVectors:
             except BaseException as error:
                 self._close_cursor()  # what it has read and not applied is read again, from the token
                 code = error.code if isinstance(error, OperationFailure) else None
+                if isinstance(error, (KeyboardInterrupt, MemoryError)):  # amid a change, perhaps
+                    self.close()
                 if attempt == ATTEMPTS or code in NEVER_SPIN or not isinstance(error, _ABOUT_THE_STREAM):
                     raise
                 if code not in PASSES:
@@ -102,14 +102,10 @@ class FollowedVectors:
 
     def _full(self) -> IndexFull:
         return IndexFull(
-            f"table {self._table!r} has more than {self._most:,} outputs at {self._path}, which is what "
-            f"limits.index_bytes ({self._most_bytes:,}) holds of vectors of {self._length} numbers: raise it, or give "
-            "the listener a `where` that takes fewer rows"
+            f"table {self._table!r} has more outputs at {self._path} than limits.index_bytes ({self._most_bytes:,}) "
+            f"holds of vectors of {self._length} numbers, even rounded: raise it, or give the listener a `where` that "
+            "takes fewer rows"
         )
-
-    @property
-    def _most(self) -> int:
-        return self._most_bytes // (4 * self._length + KEY_BYTES)
 
     # ---- following ------------------------------------------------------------------------------------------------
 
@@ -122,7 +118,7 @@ class FollowedVectors:
             self.close()
             self._cursor = self._open()
         vectors, after = self._vectors, max(now, self._cursor.time)
-        if vectors is None or dirty is None or len(dirty) > max(REREAD, len(vectors) // 2):
+        if vectors is None or dirty is None or len(dirty) > max(REREAD, len(vectors) // 2) or vectors.fit_exactly:
             self._vectors = None
             vectors = self._scanned(after)
         else:
@@ -180,7 +176,7 @@ class FollowedVectors:
     # ---- reading --------------------------------------------------------------------------------------------------
 
     def _scanned(self, after: Timestamp) -> Vectors:
-        vectors = Vectors(self._length, self._measure, self._most)
+        vectors = Vectors(self._length, self._measure, self._most_bytes)
         for key, vector, generation in self._read({f"{self._path}.value": {"$exists": True}}, after):
             if vector is not None:
                 vectors.put(key, vector, generation)

@@ -96,6 +96,7 @@ class SearchDesk:
             "version": live.version,
             "compared": vectors.count(live.generation),
             "of": len(vectors),
+            "exact": vectors.exact,
         }
 
     def _followed(self, index: Index) -> FollowedVectors:

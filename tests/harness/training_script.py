@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
+from components import LoopTrainer, Training, TrainingLoop, training_loop
 from components.examples import ListExamples
 from components.torch import Checkpoints, TorchModel, TorchTrainer, Trained, train, weights
 
@@ -92,6 +95,30 @@ def grouped(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=0.05)
 
 
+class Own(TrainingLoop):
+    """A loop of the user's own: an optimizer and a schedule with states, a checkpoint after each epoch."""
+
+    def run(self, training: Training) -> None:
+        """Ten epochs."""
+        optimizer = torch.optim.Adam(training.module.parameters(), 0.01)
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 3)
+        done = training.restored or {"epoch": 0}
+        if training.restored:
+            optimizer.load_state_dict(done["optimizer"])
+            schedule.load_state_dict(done["schedule"])
+        for epoch in range(done["epoch"], 10):
+            for given, target in DataLoader(training.rows, batch_size=8, shuffle=True):  # type: ignore[arg-type]
+                loss = torch.nn.functional.cross_entropy(training.module(given), target)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                training.report(loss=loss.item())
+            schedule.step()
+            training.measure()
+            state = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+            training.checkpoint({"epoch": epoch + 1, **state})
+
+
 DRAWN = {"chances": [float(place % 7) ** 3 for place in range(ROWS)]}
 COSINE = {"scheduler_cls": "CosineAnnealingLR", "scheduler_kwargs": {"T_max": 60}}
 CYCLE = {"scheduler_cls": "OneCycleLR", "scheduler_kwargs": {"max_lr": 0.1, "total_steps": 60}}
@@ -108,6 +135,7 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
     "float16, clipping, cosine": {"mixed_precision": "float16", "gradient_clip": 0.5, **COSINE},
     "drawn rows, processes that load, frozen parts": {**DRAWN, "freeze": ["head.bias"]}
     | {"loader_kwargs": {"batch_size": 8, "num_workers": 1}},
+    "a loop of one's own": {"loop": Own()},
     "all of it": {"objective": Centres(), "ema": 0.9, "accumulate": 2, "gradient_clip": 0.5, "freeze": ["body.0.bias"]}
     | {"mixed_precision": "bfloat16", **DRAWN, **CYCLE},
 }
@@ -126,6 +154,11 @@ def trained(
         return {"v/score": sum(output.sum().item() for output in outputs)}
 
     options = {"evaluate": evaluate, **hooks}
+    if "loop" in (changes or {}):
+        loop = LoopTrainer("net", Own(), key=("x", "y"), transform=transform, seed=5)
+        del options["chances"]
+        outcome = training_loop.run(learner, loop, rows(ROWS, 1), rows(30, 2), checkpoints=checkpoints, **options)
+        return replace(outcome, state=learner.state())
     return train(learner, trainer(**(changes or {})), rows(ROWS, 1), rows(30, 2), checkpoints=checkpoints, **options)
 
 

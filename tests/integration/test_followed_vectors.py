@@ -13,8 +13,10 @@ from bson.timestamp import Timestamp
 from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
+from components import nearest
 from components.datatypes import datatype
 from components.errors import IndexFull
+from components.nearest import KEY_BYTES
 from components.raw_value import RawValue, document, identity
 from daemon.listeners import followed_vectors
 from daemon.listeners.followed_vectors import FollowedVectors
@@ -229,17 +231,93 @@ def test_what_was_read_from_the_stream_and_not_applied_is_read_again(
     agree(data, followed)
 
 
-def test_more_vectors_than_the_limit_are_refused(data: Database[dict[str, Any]]) -> None:
+WIDE = datatype("vector[256]")
+
+
+def wide(key: Any, generation: int = 1) -> dict[str, Any]:
+    """A row near to others: its vector differs by its own part from one that every tenth shares."""
+    shared = np.random.default_rng(RNG.integers(10)).normal(size=256)
+    value = WIDE.encode((shared + RNG.normal(scale=0.5, size=256)).astype(np.float32))
+    return {"_id": key, "_outputs": {"embed": output(generation, value)}}
+
+
+@pytest.mark.parametrize("measure", ["cosine", "dot"])
+def test_vectors_beyond_the_limit_are_rounded_and_followed(data: Database[dict[str, Any]], measure: Any) -> None:
+    """At least 95 of the 100 nearest are found, after each change of rows and version; all of them once they fit."""
+
+    def hits(generation: int = 1) -> float:
+        vectors, wanted = followed.current(), RNG.normal(size=256).astype(np.float32)
+        query = {"_outputs.embed.generation": generation}
+        given = {each["_id"]: WIDE.decode(each["_outputs"]["embed"]["value"]) for each in data.docs.find(query)}
+        matrix = np.stack(list(given.values())).astype(np.float64)
+        scores = matrix @ wanted / (np.linalg.norm(matrix, axis=1) if measure == "cosine" else 1.0)
+        best = {list(given)[place] for place in np.argsort(-scores)[:100]}
+        found = vectors.nearest(wanted, generation, 100)
+        assert vectors.count(generation) == len(given)
+        assert [score for _, score in found] == sorted((score for _, score in found), reverse=True)
+        return len(best & {key for key, _ in found}) / 100
+
+    one = 4 * 256 + KEY_BYTES
+    followed = FollowedVectors(data, "docs", "embed", WIDE, measure, 1000 * one)
+    data.docs.insert_many([wide(key) for key in range(1000)])
+    assert hits() == 1.0
+    assert followed.current().exact
+    data.docs.insert_many([wide(key) for key in range(1000, 2000)])
+    assert hits() >= 0.95
+    assert not followed.current().exact
+    for key in range(0, 400, 2):
+        data.docs.replace_one({"_id": key}, wide(key))
+    data.docs.delete_many({"_id": {"$gte": 1500, "$lt": 1700}})
+    assert hits() >= 0.95
+    for key in range(300):
+        data.docs.replace_one({"_id": key}, wide(key, 2))
+    assert hits() >= 0.95
+    assert hits(2) >= 0.95
+    data.docs.delete_many({"_id": {"$gte": 700}})
+    assert hits() == 1.0
+    assert followed.current().exact
+    followed.close()
+
+
+def test_more_vectors_than_the_limit_holds_rounded_are_refused(data: Database[dict[str, Any]]) -> None:
     """The message says which limit; the vectors that were read are forgotten."""
     data.docs.insert_many([row(key) for key in range(10)])
-    one = 4 * LENGTH + followed_vectors.KEY_BYTES
-    enough = FollowedVectors(data, "docs", "embed", KIND, "cosine", 10 * one)
-    agree(data, enough)
+    one = LENGTH + KEY_BYTES
+    enough = FollowedVectors(data, "docs", "embed", KIND, "dot", 10 * one)
+    assert len(enough.current()) == 10
     data.docs.insert_one(row(10))
     for _ in range(2):
-        with pytest.raises(IndexFull, match=r"more than 10 outputs at _outputs.embed.*limits.index_bytes"):
+        with pytest.raises(IndexFull, match=r"more outputs at _outputs.embed.*limits.index_bytes"):
             enough.current()
     assert enough._vectors is None
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, MemoryError])
+def test_an_interrupted_search_leaves_no_half_of_a_change(
+    data: Database[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, interruption: type[BaseException]
+) -> None:
+    """As by Ctrl-C in a notebook, while the second block is rounded: the vectors are read anew."""
+    monkeypatch.setattr("components.nearest.BLOCK", 4)
+    followed = FollowedVectors(data, "docs", "embed", WIDE, "dot", 8 * (4 * 256 + KEY_BYTES))
+    data.docs.insert_many([wide(key) for key in range(8)])
+    assert len(followed.current()) == 8
+    data.docs.insert_one(wide(8))
+    rounded, calls = nearest._rounded, []
+
+    def interrupted(vectors: Any) -> Any:
+        calls.append(vectors)
+        if len(calls) == 2:
+            raise interruption
+        return rounded(vectors)
+
+    monkeypatch.setattr(nearest, "_rounded", interrupted)
+    with pytest.raises(interruption):
+        followed.current()
+    data.docs.delete_one({"_id": 5})
+    stored = {each["_id"]: WIDE.decode(each["_outputs"]["embed"]["value"]) for each in data.docs.find()}
+    true = {key: float(value @ stored[8]) for key, value in stored.items()}
+    assert dict(followed.current().nearest(stored[8], 1, 9)) == pytest.approx(true, abs=2)
+    followed.close()
 
 
 def test_both_measures_are_exact(data: Database[dict[str, Any]]) -> None:

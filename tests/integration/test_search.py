@@ -18,6 +18,7 @@ from pymongo.database import Database
 
 from components import IndexFull, VectorIndex
 from components.errors import DeclarationError, NotApplied, PredictdError, SignatureRefused
+from components.nearest import KEY_BYTES
 from daemon.api.connection import Connection
 from daemon.api.datalayer import Datalayer
 from daemon.store import names
@@ -179,7 +180,9 @@ def test_an_index_is_applied_and_removed_by_a_program(place: Workplace, db: Data
 
 
 def test_more_vectors_than_the_limit_are_refused(place: Workplace, db: Datalayer) -> None:
-    """`limits.index_bytes` of the file that the daemon has accepted; with a higher one the same program goes on."""
+    """`limits.index_bytes` of the file that the daemon has accepted; with a higher one the same program goes on, and is
+    told that it is approximate; with one yet higher it is exact.
+    """
     place.declare(declared())
     insert(place, *range(30))
     place.run()
@@ -188,6 +191,9 @@ def test_more_vectors_than_the_limit_are_refused(place: Workplace, db: Datalayer
     keep_settings(place.database, SERVICE, trust, {"limits.index_bytes": 4_000})
     with pytest.raises(IndexFull, match=r"limits.index_bytes \(4,000\)"):
         db[TABLE].like({"x": 1.0}, index=INDEX)
+    keep_settings(place.database, SERVICE, trust, {"limits.index_bytes": 30 * (4 + KEY_BYTES)})
+    with pytest.warns(UserWarning, match=r"its 30 vectors are more than limits.index_bytes holds.*approximate"):
+        assert len(db[TABLE].like({"x": 1.0}, index=INDEX, n=50)) == 30
     keep_settings(place.database, SERVICE, trust, {"limits.index_bytes": 40_000})
     assert len(db[TABLE].like({"x": 1.0}, index=INDEX, n=50)) == 30
 

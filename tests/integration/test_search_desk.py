@@ -78,7 +78,7 @@ def test_a_document_in_and_neighbours_out(place: Workplace) -> None:
     answer = answered(place, asked(place, index="embed", like={"x": 3.0}, n=3))
     assert ids(answer) == [19, 18, 17]
     assert answer["found"][0]["score"] == pytest.approx(float(vectors.spread(3.0) @ vectors.spread(19.0)))
-    assert (answer["compared"], answer["of"], answer["version"]) == (20, 20, 1)
+    assert (answer["compared"], answer["of"], answer["version"], answer["exact"]) == (20, 20, 1, True)
     assert answer["like"] == {"x": 3.0}
     assert answer["answered_at"] is not None
     for like in ([0, -1, 0, 0], KIND.encode([0, -1, 0, 0])):

@@ -5,6 +5,10 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
+from collections import OrderedDict
+from fractions import Fraction
+from functools import partial
+from uuid import UUID
 
 import numpy as np
 import pandas as pd
@@ -91,7 +95,16 @@ class Mean:
 
 
 class Part:
-    """Code that is in no declaration."""
+    """A class of the package that the declared object comes from: a tree of its own, a booster of xgboost."""
+
+    def __init__(self, handle=b"1"):
+        self.handle = handle
+
+    def __getstate__(self):
+        return {"handle": bytearray(self.handle)}
+
+    def __setstate__(self, state):
+        self.handle = bytes(state["handle"])
 
 
 def test_an_object_of_the_users_own_learns_too():
@@ -103,15 +116,33 @@ def test_an_object_of_the_users_own_learns_too():
     assert fresh.predict(5) == 1.0
 
 
-def test_a_foreign_class_among_what_was_learned_is_not_loaded():
-    """The file may be another's: only the declaration, which is signed, says which classes count."""
+def test_what_is_learned_may_be_of_the_package_that_is_declared():
+    """An object that holds none of these before it has learned; ordered dictionaries, too."""
     model = ObjectModel("m", Mean())
-    model.object.mean = Part()
-    with pytest.raises(WeightsError, match=r"holds \S*Part, and only types that skops knows"):
+    model.object.mean = OrderedDict(parts=[Part(b"2")])
+    fresh = ObjectModel("m", Mean())
+    fresh.unpack(model.packed()[0])
+    assert fresh.object.mean["parts"][0].handle == b"2"
+
+
+@pytest.mark.parametrize("foreign", [pd.Series([1.0]), partial(len), len, UUID(int=1), fitted])
+def test_a_foreign_class_among_what_was_learned_is_not_loaded(foreign):
+    """The file may be another's: only the declaration, which is signed, says whose classes count."""
+    model = ObjectModel("m", Mean())
+    model.object.mean = foreign
+    with pytest.raises(WeightsError, match=r"holds .*, and only types that skops knows|cannot be stored by skops"):
         ObjectModel("m", Mean()).unpack(model.packed()[0])
-    declared = Mean()
-    declared.mean = Part()
-    ObjectModel("m", declared).unpack(model.packed()[0])  # here the declaration has it
+
+
+def test_a_class_that_the_declared_object_holds_is_loaded():
+    """Whatever package it is of."""
+    model, declared = ObjectModel("m", Mean()), Mean()
+    model.object.mean, declared.mean = Fraction(1, 3), Fraction(1, 2)
+    with pytest.raises(WeightsError, match=r"holds fractions\.Fraction"):
+        ObjectModel("m", Mean()).unpack(model.packed()[0])
+    fresh = ObjectModel("m", declared)
+    fresh.unpack(model.packed()[0])
+    assert fresh.object.mean == Fraction(1, 3)
 
 
 @pytest.mark.parametrize("data", [b"", b"PK", pickle.dumps({"mean": 1}), b"\0" * 100])
