@@ -47,6 +47,7 @@ _SETTERS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
         lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
         lambda value: torch.use_deterministic_algorithms(value[0], warn_only=value[1]),
     ),
+    "num_threads": (torch.get_num_threads, torch.set_num_threads),
     "anomaly detection": (torch.is_anomaly_enabled, torch.set_anomaly_enabled),
 }
 

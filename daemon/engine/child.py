@@ -18,7 +18,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final, Self, TextIO
+from typing import Any, Final, NoReturn, Self, TextIO
 
 from components.errors import MongoUnavailable, SignatureRefused
 from daemon.engine.family import MARK, end_family
@@ -139,10 +139,16 @@ def leave_with_parent(
             for line in lines:
                 told(line)
         last()
-        if mark := os.environ.get(MARK):
-            end_family(mark, os.getpid())
     finally:  # also if user code has damaged what is called here: nobody else would notice the parent's end
-        os._exit(PARENT_GONE)
+        leave(PARENT_GONE)
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the processes that this one has started, while their parent shows whose they are; then this process."""
+    try:
+        end_family(os.environ.get(MARK, ""), os.getpid())
+    finally:
+        os._exit(code)
 
 
 def _end_after_parent() -> None:

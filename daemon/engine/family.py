@@ -1,8 +1,9 @@
 """Finds all processes that a worker or job has started, directly or not, and ends them with it.
 
 A worker or job leads a session, and has a mark of its own in its environment, which its children inherit. A process
-belongs to its family if it has the mark or the session. A process is not found only if it leaves the session and was
-started without the environment. The supervisor is the *subreaper*: a process that loses its parent becomes the
+belongs to its family if it has the mark or the session, or descends from the worker while that lives. A process is not
+found only if it leaves the session, has lost or overwritten the environment (`setproctitle` does), and has lost its
+parent. The supervisor is the *subreaper*: a process that loses its parent becomes the
 supervisor's child, and is reaped by it.
 """
 
@@ -26,6 +27,7 @@ MARK_BYTES: Final = 32
 _PLACE_BYTES: Final = 12
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_GENERATIONS: Final = 20
 _ROUNDS: Final = 10  # a process may fork while it is looked for
 _ZOMBIE_SECONDS: Final = 60.0
 
@@ -49,10 +51,22 @@ def become_subreaper() -> None:
 
 
 def end_family(mark: str, leader: int) -> set[int]:
-    """Ends every process that has the mark or belongs to the leader's session, except the leader and this process.
-    Returns the process ids.
+    """Ends every process that has the mark, belongs to the leader's session or descends from it, except the leader and
+    this process. Returns the process ids.
     """
-    return _end_all(lambda each: each.session == leader or _mark(each.pid) == mark, {leader, os.getpid()})
+
+    def belongs(each: _Process) -> bool:
+        return each.session == leader or (bool(mark) and _mark(each.pid) == mark) or _descends(each, leader)
+
+    return _end_all(belongs, {leader, os.getpid()})
+
+
+def _descends(each: _Process | None, leader: int) -> bool:
+    for _ in range(_GENERATIONS):
+        if each is None or each.parent == leader:
+            return each is not None
+        each = _read(each.parent)
+    return False
 
 
 def end_left_behind(place: str) -> set[int]:

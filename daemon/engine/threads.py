@@ -7,13 +7,20 @@ have been imported before a fork.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+_BLAS: Final = re.compile(r"/[^/]*(openblas|mkl_rt|libblis)[^/]*\.so[^/]*$")
+_SET_NUMBER: Final = (
+    *(f"{prefix}openblas_set_num_threads{suffix}" for prefix in ("", "scipy_") for suffix in ("", "64_")),
+    *("MKL_Set_Num_Threads", "bli_thread_set_num_threads"),
+)
 _VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -38,8 +45,22 @@ def limit(threads: int | None) -> None:
     if threads is None:
         return
     os.environ.update(variables(threads))
+    _limit_loaded(threads)
     if (set_number := getattr(sys.modules.get("torch"), "set_num_threads", None)) is not None:
         set_number(threads)
+
+
+def _limit_loaded(threads: int) -> None:
+    """Limits the libraries of linear algebra that this process has loaded, such as numpy's own: they have read the
+    variables.
+    """
+    with suppress(OSError):
+        maps = Path("/proc/self/maps").read_text(errors="replace")
+        for path in {line.partition("/")[2] for line in maps.splitlines() if _BLAS.search(line)}:
+            library = ctypes.CDLL(f"/{path}")
+            for name in _SET_NUMBER:
+                if (set_number := getattr(library, name, None)) is not None:
+                    set_number(threads)
 
 
 def chosen(environ: Mapping[str, str]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import faulthandler
 import logging
-import os
 import signal
 import sys
 import threading
@@ -16,7 +15,7 @@ import structlog
 from components import images_apart
 from components.errors import DeclarationError, Fenced, MetricError, NotApplied, Stopped, TrainingError
 from daemon.engine import Ending
-from daemon.engine.child import Channel, leave_with_parent
+from daemon.engine.child import Channel, leave, leave_with_parent
 from daemon.engine.threads import be_polite
 from daemon.health.job_report import JobError
 from daemon.job.assignment import JobAssignment
@@ -49,9 +48,7 @@ def main() -> None:
     threading.Thread(target=leave_with_parent, kwargs={"told": channel.answered}, name="parent", daemon=True).start()
     reporter.threads = be_polite(assignment.threads)
     threading.Thread(target=reporter.report_on, name="reporter", daemon=True).start()
-    os._exit(
-        work(assignment, reporter, patience, stopping)
-    )  # threads may still wait for MongoDB: nothing of theirs is lost
+    leave(work(assignment, reporter, patience, stopping))  # threads may still wait for MongoDB: nothing is lost
 
 
 def work(assignment: JobAssignment, reporter: JobReporter, patience: MongoRetry, stopping: threading.Event) -> int:

@@ -6,7 +6,6 @@ It has no key, stores nothing, and ends with its parent. The parent ends it if a
 from __future__ import annotations
 
 import faulthandler
-import os
 import signal
 import sys
 import threading
@@ -23,7 +22,7 @@ from components.declarations import ListenerDeclaration
 from components.errors import DeclarationError, PredictdError, Problem
 from components.import_paths import ImportPolicy
 from components.model import Model
-from daemon.engine.child import Channel, leave_with_parent
+from daemon.engine.child import Channel, leave, leave_with_parent
 from daemon.engine.threads import be_polite
 from daemon.handlers.predict.model_threads import ModelThreads
 from daemon.health.rehearsal_report import RehearsalReport
@@ -59,7 +58,7 @@ def main() -> None:
     threading.Thread(target=leave_with_parent, name="parent", daemon=True).start()
     be_polite(assignment.threads)
     Rehearsal(assignment, channel).run()
-    os._exit(0)  # threads of the user's code may still run: nothing of theirs is kept
+    leave(0)  # threads of the user's code may still run: nothing of theirs is kept
 
 
 class Rehearsal:

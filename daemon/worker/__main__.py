@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import signal
 import sys
 import threading
@@ -15,7 +14,7 @@ import structlog
 from components import images_apart
 from components.errors import DeclarationError, Fenced, PredictdError
 from daemon.engine import Ending, threads
-from daemon.engine.child import Channel, leave_with_parent
+from daemon.engine.child import Channel, leave, leave_with_parent
 from daemon.logs.setup import configure
 from daemon.worker.assignment import WorkerAssignment
 from daemon.worker.listener_run import DeclarationChanged
@@ -80,7 +79,7 @@ def main() -> None:
         worker.last(ending(worker.failure), "failed", f"{type(worker.failure).__name__}: {worker.failure}")
     else:  # the last report has the counts of the drained batches
         worker.last(Ending.MEMORY_LIMIT if worker.outgrown else Ending.STOPPED, reason=worker.outgrown)
-    os._exit(0 if worker.failure is None else BROKEN)  # threads may still wait for MongoDB; their rows are replayed
+    leave(0 if worker.failure is None else BROKEN)  # threads may still wait for MongoDB; their rows are replayed
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Any
 
 from components.errors import SignatureRefused
 from daemon.engine import threads
-from daemon.engine.child import Channel, leave_with_parent
+from daemon.engine.child import Channel, leave, leave_with_parent
 from daemon.health.report import ReportRefused
 
 
@@ -53,6 +53,13 @@ class Program:
         except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
             raise ReportRefused(str(error)) from error
         raise ReportRefused("it has no state")
+
+
+def starts_one_and_leaves(channel: Channel, order: Mapping[str, Any]) -> None:
+    """As a worker does that ends in order; its child has neither its session nor its environment."""
+    child = subprocess.Popen(["sleep", "600"], start_new_session=True, env={})
+    channel.report(json.dumps({"state": "running", "children": [child.pid]}))
+    leave(0)
 
 
 def reports_and_stays(channel: Channel, order: Mapping[str, Any]) -> None:
@@ -114,9 +121,13 @@ def ends_well(channel: Channel, order: Mapping[str, Any]) -> None:
 
 def has_children(channel: Channel, order: Mapping[str, Any]) -> None:
     """One in its group, one in a session of its own, one that it forked, one whose parent is gone; it reports their
-    process ids.
+    process ids. With `unmarked` one that has neither its session nor its environment.
     """
     sleep = ["sleep", "600"]
+    if order.get("unmarked"):
+        child = subprocess.Popen(sleep, start_new_session=True, env={})
+        channel.report(json.dumps({"state": "running", "children": [child.pid]}))
+        threading.Event().wait()
     pids = [subprocess.Popen(sleep).pid, subprocess.Popen(sleep, start_new_session=True).pid]
     forked = os.fork()
     if forked == 0:
@@ -157,12 +168,14 @@ def leaves_orphans(channel: Channel, order: Mapping[str, Any]) -> None:
 
 def tells_about_itself(channel: Channel, order: Mapping[str, Any]) -> None:
     import numpy as np
+    from threadpoolctl import threadpool_info
 
     threads.limit(order.get("threads"))
     while _null() != [0]:  # the thread that waits for the parent's end opens one more and closes it
         time.sleep(0.01)
     told: dict[str, Any] = {
         "torch_threads": threads.in_use(),
+        "blas_threads": [each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"],
         "random": [random.random(), float(np.random.rand())],  # noqa: NPY002  # the legacy generator is the shared one
         "descriptors": _descriptors(),
         "session": os.getsid(0),

@@ -57,6 +57,14 @@ class LeavesAChild:
     def __call__(self, x): return x
 
 def one(x): return x
+
+class Incomparable:
+    def __call__(self, x): return x
+    def __eq__(self, other): raise RuntimeError("compare its parts")
+    def __bool__(self): raise RuntimeError("neither true nor false")
+    __hash__ = None
+
+incomparable = Incomparable()
 def factory(n): return lambda x: x * n
 
 class Looks:
@@ -166,6 +174,12 @@ def test_what_the_code_prints_or_leaves_behind_does_no_harm(tmp_path: Path) -> N
     began = time.monotonic()
     assert build(config, seconds=30) == []
     assert time.monotonic() - began < 30
+
+
+def test_an_object_that_can_neither_be_compared_nor_be_true_has_no_problem(tmp_path: Path) -> None:
+    """As arrays and frames are."""
+    listener = '[listeners.l]\ntable = "rows"\nkey = "a"\nmodel = "m"\n'
+    assert build(written(tmp_path, {"m": 'object = "mycode:incomparable"'}, listener)) == []
 
 
 def test_a_factory_with_arguments(tmp_path: Path) -> None:

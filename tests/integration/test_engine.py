@@ -168,6 +168,22 @@ def test_what_a_process_started_ends_with_it(end: str) -> None:
     play(scene)
 
 
+@pytest.mark.parametrize("does", ["has_children", "starts_one_and_leaves"])
+def test_a_child_without_session_and_environment_ends_with_a_process_that_is_ended_or_leaves(does: str) -> None:
+    """Its parent shows whose it is. `setproctitle` overwrites the environment, too."""
+
+    async def scene(engine: LocalEngine) -> None:
+        process = await engine.start(Program(does, more={"unmarked": True}), lambda: None)
+        (child,) = (await until(lambda: process.report))["children"]
+        if does == "has_children":
+            assert alive(child)
+            process.kill()
+        await process.wait()
+        await until(lambda: not alive(child))
+
+    play(scene)
+
+
 def test_zombies_of_a_process_that_runs_on_are_reaped(monkeypatch: pytest.MonkeyPatch) -> None:
     """What has lost its parent is the supervisor's to reap."""
     monkeypatch.setattr(local, "REAP_IDLE_SECONDS", 0.2)

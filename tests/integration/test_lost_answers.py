@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from harness.jobs import MODEL, VALIDATION, training
 from harness.keys import KEY, trust
 from harness.processes import LISTENER, SERVICE, declared
 from pymongo.database import Database
 
 from components.errors import MongoRefuses
+from components.torch import TorchModel, TorchTrainer
 from daemon import connect
 from daemon.api import Datalayer, waiter
 from daemon.health.service_status import ServiceStatus
@@ -145,6 +147,39 @@ def test_resumed_once(place: Place) -> None:
     place.fail(LOST["done"], COMMANDS, 2)
     place.db.resume(LISTENER, wait=False)
     assert not Registry(place.data, SERVICE, 1, KEY).read().listeners[LISTENER].paused
+
+
+def test_a_training_is_queued_though_whoever_applied_it_was_killed_before(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same once more does nothing, unless nobody has trained what is applied now."""
+    db, model = place.db, TorchModel("line", torch.nn.Linear(1, 1), preprocess=torch.as_tensor)
+
+    def apply(steps: int) -> int:
+        model.trainer = TorchTrainer(
+            "taught",
+            objective=torch.nn.functional.mse_loss,
+            select=db["rows"],
+            key=("x", "y"),
+            max_iterations=steps,
+        )
+        db.apply(model, wait=False)
+        return len(Jobs(place.data, SERVICE).listed(kind="train", target="line"))
+
+    assert apply(5) == 1
+    assert apply(5) == 1, "it waits"
+    place.data[names.JOBS].update_many({}, {"$set": {"state": "done"}})
+    assert apply(5) == 1, "it is done"
+    with monkeypatch.context() as patch:
+        patch.setattr(Jobs, "queue", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            apply(6)
+    assert apply(6) == 2
+    assert apply(6) == 2
+
+
+def interrupted(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_what_mongodb_refuses_for_good_is_told_at_once(place: Place) -> None:

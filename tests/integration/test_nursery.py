@@ -144,6 +144,8 @@ def test_threads_are_limited_in_a_process_whose_torch_was_imported_before_the_fo
         usual, one = await told(engine)
         limited, other = await told(engine, threads=usual["torch_threads"] + 1)
         assert limited["torch_threads"] == usual["torch_threads"] + 1
+        assert limited["blas_threads"] == [limited["torch_threads"]], "numpy's"
+        assert usual["blas_threads"] != limited["blas_threads"]
         for process in (one, other):
             process.kill()
             await process.wait()

@@ -27,6 +27,7 @@ def attribute(of: Any, name: str, value: Any) -> Callable[[], None]:
 CHANGES: dict[str, Callable[[], Any]] = {
     "default_dtype": lambda: torch.set_default_dtype(torch.bfloat16),
     "float32_matmul_precision": lambda: torch.set_float32_matmul_precision("medium"),
+    "num_threads": lambda: torch.set_num_threads(torch.get_num_threads() + 1),
     "deterministic_algorithms": lambda: torch.use_deterministic_algorithms(mode=True),
     "cuda.matmul.fp32_precision": attribute(BACKENDS.cuda.matmul, "fp32_precision", "tf32"),
     "generic.all.fp32_precision": attribute(BACKENDS, "fp32_precision", "tf32"),
