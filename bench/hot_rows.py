@@ -27,8 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import arguments
+from bench.kinds import pictures
 from bench.large_tables import burst_rate
-from bench.sides import BATCHED, ROOT, SERVICE_TOML, pictures
+from bench.sides import ROOT, service_toml
 from daemon.demo.process import Daemon
 from daemon.store.connection import open_database
 from daemon.store.service.status import StatusBoard
@@ -72,7 +73,7 @@ def measured(rows: int, runs: int) -> list[dict[str, dict[str, float]]]:
     found = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="predictd-hot-")))
-        daemon = Daemon(folder, SERVICE_TOML.replace("[models.lenet]", BATCHED), {"PYTHONPATH": str(ROOT)})
+        daemon = Daemon(folder, service_toml("batched"), {"PYTHONPATH": str(ROOT)})
         stack.callback(daemon.end)
         daemon.until_ready(Console(quiet=True))
         client: MongoClient[dict[str, Any]] = stack.enter_context(MongoClient(daemon.uri()))

@@ -28,7 +28,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import arguments
-from bench.sides import BATCHED, ROOT, SERVICE_TOML, pictures
+from bench.kinds import pictures
+from bench.sides import ROOT, service_toml
 from daemon.demo.process import Daemon
 from daemon.listeners.scan import PAGE, pages
 from daemon.store.connection import open_database
@@ -110,7 +111,7 @@ def measured(rows: int, burst: int, runs: int, small: int) -> dict[str, float]:
     """All figures, by name. rows, burst, small: rows of the table, of each of `runs` bursts, of the table of pages."""
     images = pictures(min(rows, 5000))
     figures: dict[str, float] = {}
-    service = SERVICE_TOML.replace("[models.lenet]", BATCHED)
+    service = service_toml("batched")
     declared, _, listener = service.partition("[listeners.digit]")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="predictd-large-")))

@@ -63,11 +63,11 @@ def _yardstick(measured: Mapping[str, Any]) -> Iterator[str]:
 
 def _ratios(measured: Mapping[str, Any], base: str) -> Iterator[str]:
     """The table of predictd's figures by those of the side `base`, each ratio within its run."""
-    yield f"| preprocess | | {base} | {PREDICTD} | ratio | {SHARED} | ratio |"
+    yield f"| work | | {base} | {PREDICTD} | ratio | {SHARED} | ratio |"
     yield "|---|---|---|---|---|---|---|"
-    for preprocess, told in measured["preprocess"].items():
+    for kind, told in measured["kinds"].items():
         for name, (words, form) in LINES.items():
-            cells = [preprocess, words, format(told["median"][base][name], form)]
+            cells = [kind, words, format(told["median"][base][name], form)]
             for side in (PREDICTD, SHARED):
                 runs = (told["runs"][each][name] for each in (side, base))
                 ratios = [own / other for own, other in zip(*runs, strict=True)]
@@ -94,11 +94,11 @@ def _scale(measured: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield "Computed by `python -m bench.scale` from the CPU times above; its docstring has the formula."
     yield ""
-    yield "| preprocess | cores | processes | rows/s | what binds |"
+    yield "| work | cores | processes | rows/s | what binds |"
     yield "|---|---|---|---|---|"
-    for preprocess, of in machines(measured).items():
+    for kind, of in machines(measured).items():
         for each in of:
-            yield f"| {preprocess} | {each.cores} | {each.processes} | {each.rows_per_second:,.0f} | {each.binds} |"
+            yield f"| {kind} | {each.cores} | {each.processes} | {each.rows_per_second:,.0f} | {each.binds} |"
 
 
 def _hot_rows(measured: Mapping[str, Any]) -> Iterator[str]:
@@ -176,9 +176,9 @@ def chart(measured: Mapping[str, Any], file: Path = CHART) -> None:
     plt.rcParams["svg.hashsalt"] = "predictd"  # the same figures give the same file
     figure, axes = plt.subplots(figsize=(6, 2.4), layout="constrained")
     labels, values = [], []
-    for preprocess, told in measured["preprocess"].items():
+    for kind, told in measured["kinds"].items():
         for side in (LOOP, PREDICTD, SHARED):
-            labels.append(f"{preprocess}: {side}")
+            labels.append(f"{kind}: {side}")
             values.append(told["ratio"][side]["rows_per_second"])
     axes.barh(labels, values, color=["#999999", "#1f77b4", "#1f77b4"] * (len(labels) // 3))
     axes.invert_yaxis()

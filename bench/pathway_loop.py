@@ -14,18 +14,17 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from io import BytesIO
 from typing import Any
 
 import pathway as pw  # type: ignore[import-not-found]
 import torch
 from bson import ObjectId
-from PIL import Image
 from pymongo import MongoClient, UpdateOne
 from pymongo.collection import Collection
 
-from bench.straight_loop import FIELD, Order, leave_with_parent, served_model
-from examples.mnist import postprocess, preprocess, preprocess_batch
+from bench.kinds import KINDS
+from bench.straight_loop import FIELD, Order, leave_with_parent, prepared, served_model
+from examples.mnist import postprocess
 
 
 class Row(pw.Schema):  # type: ignore[misc]
@@ -84,13 +83,13 @@ def main() -> None:
     client: MongoClient[dict[str, Any]] = MongoClient(order.uri)
     collection = client[order.database][order.collection]
     model = served_model(client, order)
+    kind = KINDS[order.kind]
+    prepare = prepared(kind)
 
-    @pw.udf(max_batch_size=order.max_batch, deterministic=True)  # type: ignore[untyped-decorator]
+    @pw.udf(max_batch_size=kind.max_batch, deterministic=True)  # type: ignore[untyped-decorator]
     def digit(contents: list[bytes]) -> list[int]:
-        images: list[Image.Image] = [Image.open(BytesIO(content)) for content in contents]
-        batch = preprocess_batch(images) if order.batched else torch.stack([preprocess(image) for image in images])
         with torch.inference_mode():
-            return [postprocess(logits) for logits in model(batch)]
+            return [postprocess(logits) for logits in model(prepare(contents))]
 
     rows = pw.io.python.read(Inserts(collection, order.await_ms), schema=Row, autocommit_duration_ms=None)
     pw.io.python.write(rows.select(pw.this.key, digit=digit(pw.this.img)), Outputs(collection))

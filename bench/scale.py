@@ -42,7 +42,7 @@ class Costs:
 
     @classmethod
     def of(cls, medians: Mapping[str, Mapping[str, float]]) -> Costs:
-        """Those that the yardstick has measured with one preprocess."""
+        """Those that the yardstick has measured with one kind of work."""
         one, two = medians[PREDICTD], medians[SHARED]
         stream = max(0.0, two["mongod_cpu_us"] - one["mongod_cpu_us"])
         return cls(max(one["cpu_us"], two["cpu_us"]), one["client_cpu_us"], one["mongod_cpu_us"], stream)
@@ -71,10 +71,9 @@ def machine(costs: Costs, cores: int) -> Machine:
 
 
 def machines(measured: Mapping[str, Any]) -> dict[str, list[Machine]]:
-    """For each preprocess that was measured, what machines of `CORES` do."""
+    """For each kind of work that was measured, what machines of `CORES` do."""
     return {
-        preprocess: [machine(Costs.of(told["median"]), cores) for cores in CORES]
-        for preprocess, told in measured["preprocess"].items()
+        kind: [machine(Costs.of(told["median"]), cores) for cores in CORES] for kind, told in measured["kinds"].items()
     }
 
 
@@ -83,12 +82,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--json", type=Path, default=ROOT / "bench" / "results" / "yardstick.json", metavar="PATH")
     given = parser.parse_args()
-    shown = Table(
-        "preprocess", "cores", "processes", "rows/s", "what binds", title="computed from the yardstick's figures"
-    )
-    for preprocess, of in machines(json.loads(given.json.read_text())).items():
+    shown = Table("work", "cores", "processes", "rows/s", "what binds", title="computed from the yardstick's figures")
+    for kind, of in machines(json.loads(given.json.read_text())).items():
         for each in of:
-            shown.add_row(preprocess, f"{each.cores}", f"{each.processes}", f"{each.rows_per_second:,.0f}", each.binds)
+            shown.add_row(kind, f"{each.cores}", f"{each.processes}", f"{each.rows_per_second:,.0f}", each.binds)
     Console().print(shown)
 
 

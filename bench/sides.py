@@ -14,26 +14,25 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 from pymongo import MongoClient
 from pymongo.collection import Collection
 
+from bench.kinds import KINDS
 from bench.straight_loop import Order
 from components.signing_key import SigningKey
 from daemon import config
 from daemon.engine.child import CHANNEL, REQUEST, answer
 from daemon.store.registry.registry import Registry
 from daemon.worker.assignment import WorkerAssignment
-from examples.digits import digits, png
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = SigningKey.fresh()
 LOOP, PREDICTD, SHARED, PATHWAY = "straight loop", "predictd", "two processes", "Pathway"
 PROCESSES = {PREDICTD: 1, SHARED: 2}
-SERVICE, MODEL, TABLE, MAX_BATCH = "yardstick", "lenet", "mnist", 256
+SERVICE, MODEL, TABLE = "yardstick", "lenet", "mnist"
 START_SECONDS = 120.0
 SERVICE_TOML = """
 [service]
@@ -42,26 +41,15 @@ name = "yardstick"
 uri = "embedded"
 database = "yardstick"
 [security]
-allow_imports = ["examples"]
+allow_imports = ["examples", "bench", "torchvision"]
 [tables.mnist]
 fields = { img = "pil_image", class = "int" }
-[models.lenet]
-object = "examples.mnist:LeNet5"
-arguments = { num_classes = 10 }
-preprocess = "examples.mnist:preprocess"
-postprocess = "examples.mnist:postprocess"
-device = "cpu"
-[listeners.digit]
-table = "mnist"
-key = "img"
-model = "lenet"
 """
-BATCHED = '[models.lenet]\npreprocess_batch = "examples.mnist:preprocess_batch"'
 
 
-def pictures(rows: int) -> list[bytes]:
-    """Digits as PNG, for so many rows; the same again after some thousand."""
-    return list(islice(cycle([png(image) for image, _ in digits(min(rows, 5000))]), rows))
+def service_toml(kind: str) -> str:
+    """The service.toml for a kind of work."""
+    return SERVICE_TOML + KINDS[kind].toml()
 
 
 class Failed(Exception):
@@ -177,24 +165,24 @@ def start(
     client: MongoClient[dict[str, Any]],
     uri: str,
     folder: Path,
-    preprocess: str,
+    kind: str,
     *,
     threads: int,
     await_ms: int,
     stack: ExitStack,
     pathway: str | None = None,
 ) -> dict[str, Side]:
-    """Starts all sides with this preprocess, and leaves them stopped; `stack` ends them. `pathway` is the Python that
+    """Starts all sides with this kind of work, and leaves them stopped; `stack` ends them. `pathway` is the Python that
     has Pathway: without it there is no such side. Raises Failed.
     """
-    batched, suffix = preprocess == "batched", preprocess.replace("-", "_")
+    suffix = kind.replace("-", "_").replace(" ", "_")
 
     def database(side: str) -> str:
         return f"{side.replace(' ', '_')}_{suffix}"
 
     workers, sides = {}, {}
     for name, processes in PROCESSES.items():
-        assignment = publish(client, uri, folder, database(name), batched=batched, partitions=processes)
+        assignment = publish(client, uri, folder, database(name), kind, processes)
         orders = [replace(assignment, partition=n, partitions=processes).order() for n in range(processes)]
         workers[name] = Side(name, client[database(name)][TABLE], "daemon.worker", orders, threads)
         stack.callback(workers[name].close)
@@ -202,8 +190,7 @@ def start(
         uri=uri,
         database="",
         collection=TABLE,
-        batched=batched,
-        max_batch=MAX_BATCH,
+        kind=kind,
         await_ms=await_ms,
         weights_database=database(PREDICTD),
         service=SERVICE,
@@ -225,12 +212,11 @@ def start(
 
 
 def publish(
-    client: MongoClient[dict[str, Any]], uri: str, folder: Path, database: str, *, batched: bool, partitions: int
+    client: MongoClient[dict[str, Any]], uri: str, folder: Path, database: str, kind: str, partitions: int
 ) -> WorkerAssignment:
     """Declares the service as the supervisor would, and returns the assignment of its worker."""
     file = folder / f"{database}.toml"
-    text = SERVICE_TOML.replace("[models.lenet]", BATCHED) if batched else SERVICE_TOML
-    file.write_text(f"{text}partitions = {partitions}\n")
+    file.write_text(f"{service_toml(kind)}partitions = {partitions}\n")
     read = config.load(file, {})
     registry = Registry(client[database], SERVICE, 1, KEY)
     registry.publish(read.declarations())

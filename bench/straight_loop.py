@@ -16,6 +16,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -24,9 +25,10 @@ import torch
 from PIL import Image
 from pymongo import MongoClient, UpdateOne
 
+from bench.kinds import KINDS, Kind, found
 from components.torch import weights
 from daemon.store.registry.versions import Versions
-from examples.mnist import LeNet5, postprocess, preprocess, preprocess_batch
+from examples.mnist import postprocess
 
 FIELD = "_outputs.digit.value"
 
@@ -38,8 +40,7 @@ class Order:
     uri: str
     database: str
     collection: str
-    batched: bool  # preprocess a batch at once, rather than row by row
-    max_batch: int
+    kind: str  # of work, in KINDS
     await_ms: int  # how long the server waits for an event before it says that there is none
     weights_database: str
     service: str
@@ -57,6 +58,8 @@ def main() -> None:
 def run(order: Order, client: MongoClient[dict[str, Any]], model: torch.nn.Module) -> None:
     """The loop itself."""
     collection = client[order.database][order.collection]
+    kind = KINDS[order.kind]
+    prepare = prepared(kind)
     inserts: list[dict[str, Any]] = [
         {"$match": {"operationType": "insert"}},
         {"$project": {"fullDocument.img": 1, "documentKey": 1}},
@@ -65,12 +68,11 @@ def run(order: Order, client: MongoClient[dict[str, Any]], model: torch.nn.Modul
         print("ready", flush=True)
         while True:
             events: list[Any] = []
-            while len(events) < order.max_batch and (event := stream.try_next()) is not None:
+            while len(events) < kind.max_batch and (event := stream.try_next()) is not None:
                 events.append(event)
             if not events:
                 continue
-            images: list[Image.Image] = [Image.open(BytesIO(event["fullDocument"]["img"])) for event in events]
-            batch = preprocess_batch(images) if order.batched else torch.stack([preprocess(image) for image in images])
+            batch = prepare([event["fullDocument"]["img"] for event in events])
             collection.bulk_write(
                 [
                     UpdateOne({"_id": event["documentKey"]["_id"]}, {"$set": {FIELD: postprocess(logits)}})
@@ -80,12 +82,20 @@ def run(order: Order, client: MongoClient[dict[str, Any]], model: torch.nn.Modul
             )
 
 
+def prepared(kind: Kind) -> Callable[[list[bytes]], torch.Tensor]:
+    """How a batch is made of encoded images."""
+    preprocess = found(kind.preprocess)
+    if kind.batched:
+        return lambda contents: preprocess([Image.open(BytesIO(content)) for content in contents])
+    return lambda contents: torch.stack([preprocess(Image.open(BytesIO(content))) for content in contents])
+
+
 def served_model(client: MongoClient[dict[str, Any]], order: Order) -> torch.nn.Module:
-    """LeNet with the very weights that predictd made and serves."""
+    """The model with the very weights that predictd made and serves."""
     versions = Versions(client[order.weights_database], order.service, order.model)
     while (version := versions.live()) is None:
         time.sleep(0.05)
-    model = LeNet5(10)
+    model: torch.nn.Module = found(KINDS[order.kind].object)(num_classes=10)
     model.load_state_dict(weights.load(versions.weights(version)))
     return model.eval()
 

@@ -3,8 +3,9 @@
     python -m bench.yardstick [--runs 5] [--rows 5000] [--quick] [--json PATH]   (or: make bench)
     python -m bench.yardstick --pathway PYTHON      (or: make bench-peers, which makes an environment for it)
 
-The sides are the loop, a worker of predictd, and a worker of two processes that share the rows: three with the
-tutorial's per-row preprocess and three with the batched one. They take turns, run by run: a burst of rows, timed from
+The sides are the loop, a worker of predictd, and a worker of two processes that share the rows: three with each kind of
+work (bench/kinds.py: the tutorial's per-row preprocess, the batched one, photographs of 1 MB for a ResNet-18, of which
+there are fewer). They take turns, run by run: a burst of rows, timed from
 the first insert until every output stands, then rows one by one, each timed from its insert until its output stands.
 Whoever's turn it is not is stopped (SIGSTOP), so that nobody else's change stream costs anything. Each process gets as
 many torch threads (half of the cores, as mongod and the client need some too: on two cores, two threads for such small
@@ -38,7 +39,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import arguments
-from bench.sides import LOOP, Failed, Side, clocks, pictures, start
+from bench.kinds import KINDS, Kind
+from bench.sides import LOOP, Failed, Side, clocks, start
 from bench.straight_loop import FIELD
 from daemon.embedded.server import ensure
 
@@ -78,9 +80,9 @@ class Turn:
 
 @dataclass
 class Sides:
-    """The sides with one preprocess, and their turns so far."""
+    """The sides with one kind of work, and their turns so far."""
 
-    preprocess: str
+    kind: str
     sides: dict[str, Side]
     turns: dict[str, list[Turn]] = field(init=False)
 
@@ -164,8 +166,9 @@ def values(side: Side, keys: list[ObjectId]) -> list[Any]:
     return [found[key] for key in keys]
 
 
-def measure(sides: Sides, images: list[bytes], plan: Plan) -> None:
+def measure(sides: Sides, kind: Kind, plan: Plan) -> None:
     """One run: the turns of all sides, one after the other."""
+    images, plan = kind.pictures(kind.rows(plan.rows)), replace(plan, singles=kind.rows(plan.singles))
     outputs = {}
     for name, side in sides.sides.items():
         turn, outputs[name] = take_turn(side, images, plan)
@@ -174,7 +177,7 @@ def measure(sides: Sides, images: list[bytes], plan: Plan) -> None:
         differ = sum(a != b for a, b in zip(outputs[LOOP], found, strict=True))
         if differ:
             raise Failed(
-                f"{sides.preprocess}: {differ} of {len(found)} outputs of {name} differ from the loop's, with the same "
+                f"{sides.kind}: {differ} of {len(found)} outputs of {name} differ from the loop's, with the same "
                 "weights"
             )
 
@@ -213,8 +216,8 @@ def table(summaries: dict[str, dict[str, Any]], plan: Plan) -> Table:
         title=f"medians of {plan.runs} interleaved runs of {plan.rows:,} rows in a burst and {plan.singles} one by one"
     )
     others = [side for side in next(iter(summaries.values()))["median"] if side != LOOP]
-    for heading in ("preprocess", "", LOOP, *(heading for side in others for heading in (side, "ratio"))):
-        shown.add_column(heading, justify="left" if heading in {"preprocess", ""} else "right")
+    for heading in ("work", "", LOOP, *(heading for side in others for heading in (side, "ratio"))):
+        shown.add_column(heading, justify="left" if heading in {"work", ""} else "right")
     lines = {
         "rows_per_second": ("burst, rows/s", ",.0f"),
         "cpu_us": ("CPU us a row", ",.0f"),
@@ -222,20 +225,20 @@ def table(summaries: dict[str, dict[str, Any]], plan: Plan) -> Table:
         "single_p50_ms": ("one row, p50, ms", ".1f"),
         "single_p99_ms": ("one row, p99, ms", ".1f"),
     }
-    for preprocess, told in summaries.items():
+    for kind, told in summaries.items():
         for name, (words, form) in lines.items():
             cells = [format(told["median"][LOOP][name], form)]
             for side in others:
                 by_run = told["ratios_by_run"][side][name]
                 spread = f" ({min(by_run):.2f} to {max(by_run):.2f})"
                 cells += [format(told["median"][side][name], form), f"{told['ratio'][side][name]:.2f}{spread}"]
-            shown.add_row(preprocess, words, *cells)
+            shown.add_row(kind, words, *cells)
         shown.add_section()
     return shown
 
 
 def compare(
-    plan: Plan, preprocesses: Iterable[str], console: Console, pathway: str | None = None
+    plan: Plan, kinds: Iterable[str], console: Console, pathway: str | None = None
 ) -> dict[str, dict[str, Any]]:
     """The whole comparison; whatever was started is ended when this returns or raises."""
     with ExitStack() as stack:
@@ -243,28 +246,28 @@ def compare(
         status = stack.enter_context(console.status("starting MongoDB"))
         mongo = stack.enter_context(ensure(folder))
         client: MongoClient[dict[str, Any]] = stack.enter_context(MongoClient(mongo.uri))
-        images = pictures(plan.rows)
         all_sides = []
-        for preprocess in preprocesses:
-            status.update(f"starting the sides with the {preprocess} preprocess")
+        for kind in kinds:
+            status.update(f"starting the sides with {kind} work")
             started = start(
                 client,
                 mongo.uri,
                 folder,
-                preprocess,
+                kind,
                 threads=plan.threads,
                 await_ms=plan.await_ms,
                 stack=stack,
                 pathway=pathway,
             )
             for side in started.values():
-                take_turn(side, images[:BURST], replace(plan, singles=0))  # the first batches of a process are slow
-            all_sides.append(Sides(preprocess, started))
+                images = KINDS[kind].pictures(KINDS[kind].rows(BURST))
+                take_turn(side, images, replace(plan, singles=0))  # the first batches of a process are slow
+            all_sides.append(Sides(kind, started))
         for run in range(1, plan.runs + 1):
             for sides in all_sides:
-                status.update(f"run {run} of {plan.runs}, {sides.preprocess} preprocess")
-                measure(sides, images, plan)
-        return {sides.preprocess: summary(sides) for sides in all_sides}
+                status.update(f"run {run} of {plan.runs}, {sides.kind} work")
+                measure(sides, KINDS[sides.kind], plan)
+        return {sides.kind: summary(sides) for sides in all_sides}
 
 
 def main() -> None:
@@ -272,7 +275,7 @@ def main() -> None:
     half = max(1, (os.cpu_count() or 1) // 2)
     parser = arguments.parser("yardstick", __doc__, runs=5, rows=5000)
     parser.add_argument("--singles", type=int, default=100, help="rows one by one (100)")
-    parser.add_argument("--preprocess", choices=["per-row", "batched"], help="only this one (both)")
+    parser.add_argument("--kind", choices=KINDS, help="only this kind of work (all)")
     parser.add_argument("--await-ms", type=int, default=1, help="how long the loop's stream waits for an event (1)")
     parser.add_argument("--pathway", metavar="PYTHON", help="measure Pathway, too, which this Python has")
     parser.add_argument("--threads", type=int, default=half, help=f"torch threads of each process ({half})")
@@ -282,14 +285,13 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     console = Console()
     try:
-        preprocesses = [given.preprocess] if given.preprocess else ["per-row", "batched"]
-        summaries = compare(plan, preprocesses, console, given.pathway)
+        summaries = compare(plan, [given.kind] if given.kind else KINDS, console, given.pathway)
     except Failed as error:
         sys.exit(f"yardstick: {error}")
     console.print(table(summaries, plan))
     given.json.parent.mkdir(parents=True, exist_ok=True)
     given.json.write_text(
-        json.dumps({"plan": asdict(plan), "cores": os.cpu_count(), "preprocess": summaries}, indent=2) + "\n"
+        json.dumps({"plan": asdict(plan), "cores": os.cpu_count(), "kinds": summaries}, indent=2) + "\n"
     )
     others = statistics.median(each for told in summaries.values() for each in told["others_cores"])
     console.print(f"meanwhile other processes used {others:.1f} of {os.cpu_count()} cores", soft_wrap=True)

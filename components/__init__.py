@@ -14,7 +14,7 @@ is in `components.torch`.
 | code | `import_paths`, `import_folder`, `known_classes`, `program_files`, `artifacts`, `stable_pickle` |
 | where it comes from | `code_source`, `code_references`, `source_files` |
 | calling it | `awaited`, `frames`, `shared_memory`, `accelerator` |
-| learning | `training_loop`, `fitting`, `estimators`, `object_state`, `trainer_arguments`, `examples`, `trained` |
+| learning | `training_loop`, `fitting`, `estimators`, `object_state`, `argument_checks`, `examples`, `trained` |
 | metrics | `metric_arguments`, `metric_direction` |
 | triggers | `cron` |
 | keys and files | `signing_key`, `private_files`, `home`, `errors` |

@@ -4,6 +4,8 @@ A declaration names a datatype by its spec: `pil_image`, `int`, `array[float32,2
 strict, because any client may write a row: a value of another type is an error of the row, which becomes a dead letter
 with the reason. An error message follows the field's name: "img: expected an image as bytes (PNG, JPEG, WebP...), got
 str".
+
+A made-up value of each is in `daemon.rehearsal.sample`.
 """
 
 from __future__ import annotations

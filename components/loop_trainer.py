@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from components.argument_checks import Checks
 from components.declarations import LoopArguments, documented, made
 from components.errors import DeclarationError
 from components.fitting import Fit
 from components.key import Key, KeySpec
 from components.names import check_identifier
 from components.query import Query
-from components.trainer_arguments import Checks
 from components.training_loop import TrainingLoop
 
 

@@ -58,6 +58,8 @@ class Watch:
             return copied(value)
         if isinstance(value, _IMMUTABLE):
             return value
+        if hasattr(value, "untyped_storage") and self._seen[value.nbytes.bit_length()] >= self._enough:
+            return value  # its marks, which take longer to find, would add up to the same size
         marks = dict(_marks(value))
         size = sum(marks.values())
         if self._seen[size.bit_length()] >= self._enough:

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, PlainValidator, ValidationInfo, fiel
 
 from components import program_files
 from components.datatypes import datatype
-from components.declarations.schema import PATH, Code, Declaration, Duration, Filter, KeyShape, absent, usual
+from components.declarations.schema import PATH, Code, Declaration, Duration, Filter, KeyShape, absent, usual, whole
 from components.errors import DeclarationError
 from components.home import resolved
 from components.key import Key
@@ -94,14 +94,7 @@ class ModelDeclaration(Declaration):
         description='true or false, only with type = "object": whether the callable takes a list of inputs',
         examples=[True],
     )
-    threads: int | None = Field(
-        default=None,
-        exclude_if=absent,
-        ge=1,
-        le=1_024,
-        description="a whole number of threads, from 1 to 1024",
-        examples=[1],
-    )
+    threads: int | None = whole("threads", None, 1, most=1_024, new=True)
     weights: str | None = Field(
         default=None,
         exclude_if=absent,
@@ -158,7 +151,7 @@ class ModelDeclaration(Declaration):
 class RetryDeclaration(Declaration):
     """How often, and for how long, a row with a temporary error is retried before it becomes a dead letter."""
 
-    attempts: int = Field(default=5, ge=1, le=1_000, description="a whole number, from 1 to 1000", examples=[5])
+    attempts: int = whole("attempts", 5, 5, most=1_000)
     within: Duration = Field(default=600.0, gt=0, description='a duration above 0, such as "10m"', examples=["10m"])
 
 
@@ -175,23 +168,14 @@ class ListenerDeclaration(Declaration):
     latency_budget: Duration = Field(
         default=0.1, gt=0, allow_inf_nan=True, description='a duration above 0, such as "100ms"', examples=["100ms"]
     )
-    max_batch: int = Field(
-        default=256, ge=1, lt=2**63, description="a whole number of rows, at least 1", examples=[256]
-    )
+    max_batch: int = whole("rows", 256, 256)
     worker: str = Field(
         default="",
         pattern=r"^([A-Za-z0-9_][A-Za-z0-9_-]{0,119})?$",
         description="a name of letters, digits, - and _, at most 120",
         examples=["gpu0"],
     )
-    partitions: int = Field(
-        default=1,
-        exclude_if=lambda partitions: partitions == 1,
-        ge=1,
-        le=PARTITIONS,
-        description=f"a whole number of processes, from 1 to {PARTITIONS}",
-        examples=[2],
-    )
+    partitions: int = whole("processes", 1, 2, most=PARTITIONS, new=True)
     scan_order: Literal["newest", "oldest"] = Field(
         default="newest", description='"newest" (the rows inserted last come first) or "oldest"', examples=["oldest"]
     )

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, Final, TypeVar, get_args
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any, Final, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainValidator, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
 from pydantic import ValidationInfo as Info
 from pydantic.fields import FieldInfo
 
@@ -25,6 +25,9 @@ IN_FILE: Final = "in_file"
 
 STORED: Final = "stored"
 """A key of the validation context: the declaration was checked in the process that made it."""
+
+MOST: Final = 2**63 - 1
+"""The largest whole number that MongoDB stores."""
 
 PATH: Final = 'an import path "package.module:attribute"'
 
@@ -55,6 +58,24 @@ def usual(default: Any) -> Callable[[Any], bool]:
     return lambda value: bool(value == default)
 
 
+def whole(
+    what: str, default: int | None, example: int, *, least: int = 1, most: int = MOST, also: str = "", new: bool = False
+) -> Any:
+    """Return the field of a whole number of something.
+
+    also: the end of its description. new: the dump leaves out the default, since the first release had no such field.
+    """
+    bounds = f"at least {least:,}" if most == MOST else f"from {least:,} to {most:,}"
+    return Field(
+        default=default,
+        ge=least,
+        le=most,
+        exclude_if=usual(default) if new else None,
+        description=f"a whole number of {what}, {bounds}{also}",
+        examples=[example],
+    )
+
+
 def made(kind: type[D], owner: str, given: Mapping[str, Any], *, stored: bool = False, also: Iterable[str] = ()) -> D:
     """Return the declaration of `owner` ("trainer 'lenet'"); raises DeclarationError, which names the field.
 
@@ -76,40 +97,47 @@ def _reason(kind: type[Declaration], detail: Any, reason: str, also: Iterable[st
     if not path:
         return reason or str(detail["msg"])
     if detail["type"] == "extra_forbidden":
-        within = _section(kind, path[:-1])
+        within = section_at(kind, path[:-1]) or kind
         names = [*(also if len(path) == 1 else ()), *within.model_fields]
         near = meant(path[-1], names) or f"; the arguments are {', '.join(names)}"
         at = f"{'.'.join(path[:-1])}: " if path[1:] else ""
         return f"{at}there is no argument {path[-1]!r}{near}"
-    field = _field(kind, path)
+    _, field = field_at(kind, path) or ("", kind.model_fields[path[0]])
     right = f"it must be {field.description}" + (f", for example {field.examples[0]!r}" if field.examples else "")
     wrong = "it is missing" if detail["type"] == "missing" else f"got {detail['input']!r}"
     return f"{'.'.join(path)}: {reason or right}; {wrong}"
 
 
-def _field(kind: type[BaseModel], path: list[str]) -> FieldInfo:
-    """Return the innermost field of a path that has a description."""
-    field = kind.model_fields[path[0]]
-    for place, part in enumerate(path[1:], 1):
-        inner = _inner(field.annotation)
-        if inner is not None and part in inner.model_fields:
-            return _field(inner, path[place:])
-    return field
+def field_at(root: type[BaseModel], path: Sequence[str | int]) -> tuple[str, FieldInfo] | None:
+    """Return the innermost field of a path that has a description, with its name; None if there is none."""
+    for cut in range(len(path), 0, -1):
+        section, name = section_at(root, path[: cut - 1]), str(path[cut - 1])
+        field = None if section is None else section.model_fields.get(name)
+        if field is not None and field.description:
+            return name, field
+    return None
 
 
-def _section(kind: type[BaseModel], path: list[str]) -> type[BaseModel]:
-    """Return the declaration that a path leads to; a part of it may be a place in a list, or a name."""
-    for part in path:
-        field = kind.model_fields.get(part)
-        kind = (_inner(field.annotation) if field is not None else None) or kind
-    return kind
+def section_at(root: type[BaseModel], path: Iterable[str | int]) -> type[BaseModel] | None:
+    """Return the declaration that a path leads to, None if it leads to none."""
+    section, parts = root, iter(path)
+    for part in parts:
+        field = section.model_fields.get(str(part))
+        inner = None if field is None else held(field)
+        if inner is None:
+            return None
+        section, several = inner
+        if several and next(parts, None) is None:
+            return None
+    return section
 
 
-def _inner(annotation: Any) -> type[BaseModel] | None:
-    """Return the declaration that an annotation holds, such as list[When]."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((inner for part in get_args(annotation) if (inner := _inner(part)) is not None), None)
+def held(field: FieldInfo) -> tuple[type[BaseModel], bool] | None:
+    """Return the declaration that a field holds, and whether it may hold several, by their names or places."""
+    for part in (field.annotation, *get_args(field.annotation)):
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            return part, get_origin(field.annotation) in (dict, list)
+    return None
 
 
 def documented(declaration: type[Declaration]) -> Callable[[C], C]:

@@ -1,4 +1,4 @@
-"""The declarations of trainers."""
+"""The declarations of trainers: the arguments of every training, and those of torch's loop (`TrainerArguments`)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,20 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from components.declarations.schema import PATH, Code, Declaration, Duration, ExampleKey, Filter, absent, usual
+from components.declarations.schema import (
+    MOST,
+    PATH,
+    Code,
+    Declaration,
+    Duration,
+    ExampleKey,
+    Filter,
+    absent,
+    usual,
+    whole,
+)
 from components.declarations.when import WHEN, Occasions
 from components.key import Key
-
-MOST = 2**63 - 1
-"""The largest whole number that MongoDB stores."""
-
 
 USUAL_FALL = 0.05
 """How far a candidate's metric may fall, on the rows of the last promotion, without a person being asked."""
@@ -64,15 +71,13 @@ class LoopArguments(Declaration):
     promote_fall: Literal["any"] | float = Field(
         default=USUAL_FALL, exclude_if=usual(USUAL_FALL), description='a number, at least 0, or "any"', examples=[0.05]
     )
-    keep: int = Field(default=5, ge=1, le=MOST, description="a whole number of versions, at least 1", examples=[5])
+    keep: int = whole("versions", 5, 5)
     when: Occasions = Field(default_factory=list, description=WHEN, examples=[[{"every": "6h"}]])
     time_limit: Duration | None = Field(
         default=None, gt=0, description='a duration above 0, such as "2h"', examples=["2h"]
     )
-    retries: int = Field(default=2, ge=0, le=MOST, description="a whole number, at least 0", examples=[2])
-    threads: int | None = Field(
-        default=None, ge=1, le=MOST, description="a whole number of threads, at least 1", examples=[1]
-    )
+    retries: int = whole("retries", 2, 2, least=0)
+    threads: int | None = whole("threads", None, 1)
 
     @field_validator("promote_fall", mode="before")
     @classmethod
@@ -97,23 +102,10 @@ class LoopArguments(Declaration):
 class TrainerArguments(LoopArguments):
     """The plain arguments of a training by torch's loop, which service.toml and TorchTrainer share."""
 
-    max_iterations: int = Field(
-        default=1000, ge=1, le=MOST, description="a whole number of steps, at least 1", examples=[1000]
-    )
-    max_epochs: int | None = Field(
-        default=None,
-        ge=1,
-        le=MOST,
-        exclude_if=absent,
-        description="a whole number of passes over all rows, at least 1",
-        examples=[20],
-    )
-    validation_interval: int = Field(
-        default=100, ge=1, le=MOST, description="a whole number of steps, at least 1", examples=[100]
-    )
-    no_improve_then_stop: int | None = Field(
-        default=None, ge=1, le=MOST, description="a whole number of validations, at least 1", examples=[5]
-    )
+    max_iterations: int = whole("steps", 1000, 1000)
+    max_epochs: int | None = whole("passes over all rows", None, 20, new=True)
+    validation_interval: int = whole("steps", 100, 100)
+    no_improve_then_stop: int | None = whole("validations", None, 5)
     gradient_clip: float | None = Field(
         default=None, gt=0, exclude_if=absent, description="a number above 0, the largest norm", examples=[1.0]
     )
@@ -139,9 +131,7 @@ class TrainerArguments(LoopArguments):
         description="a list of patterns of names of the model's parameters",
         examples=[["backbone.*"]],
     )
-    accumulate: int = Field(
-        default=1, ge=1, le=MOST, exclude_if=usual(1), description="a whole number of batches, at least 1", examples=[4]
-    )
+    accumulate: int = whole("batches", 1, 4, new=True)
     mixed_precision: Literal["float16", "bfloat16"] | None = Field(
         default=None, exclude_if=absent, description='"float16" or "bfloat16"', examples=["bfloat16"]
     )
@@ -181,9 +171,7 @@ class TrainerSection(TrainerArguments, Keyed):
     type: Literal["torch", "loop"] = Field(default="torch", description='"torch" or "loop"', examples=["loop"])
     table: str = Field(description="the name of a table", examples=["mnist"])
     where: Filter = Field(default_factory=dict, description="a MongoDB filter document", examples=[{"_fold": "train"}])
-    limit: int | None = Field(
-        default=None, ge=1, le=MOST, description="a whole number of rows, at least 1", examples=[50_000]
-    )
+    limit: int | None = whole("rows", None, 50_000)
     loop: Code | None = Field(default=None, exclude_if=absent, description=PATH, examples=["mine:Loop"])
     loop_arguments: dict[str, Any] = Field(
         default_factory=dict,

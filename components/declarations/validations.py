@@ -6,8 +6,8 @@ from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from components.declarations.schema import PATH, Code, Declaration, Filter, absent, usual
-from components.declarations.trainers import MOST, Keyed
+from components.declarations.schema import MOST, PATH, Code, Declaration, Filter, usual, whole
+from components.declarations.trainers import Keyed
 from components.declarations.when import WHEN, Occasions
 
 TORCHMETRICS = "torchmetrics"
@@ -45,18 +45,9 @@ class DatasetDeclaration(Declaration):
 
     table: str = Field(description="the name of a table", examples=["mnist"])
     where: Filter = Field(default_factory=dict, description="a MongoDB filter document", examples=[{"_fold": "valid"}])
-    limit: int | None = Field(
-        default=None, ge=1, le=MOST, description="a whole number of rows, at least 1", examples=[1000]
-    )
+    limit: int | None = whole("rows", None, 1000)
     pin: bool = Field(default=False, description="true or false", examples=[True])
-    sample: int | None = Field(
-        default=None,
-        ge=1,
-        le=MOST,
-        exclude_if=absent,
-        description="a whole number of rows, at least 1",
-        examples=[500],
-    )
+    sample: int | None = whole("rows", None, 500, new=True)
     seed: int = Field(
         default=0, ge=0, le=MOST, exclude_if=usual(0), description="a whole number from 0, of 63 bits", examples=[0]
     )

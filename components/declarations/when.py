@@ -1,4 +1,8 @@
-"""A trigger of a training or a validation: `When`."""
+"""A trigger of a training or a validation: `When`.
+
+When it is due: `daemon.handlers.schedule`; what it asks of the rows and versions: `daemon.supervisor.scheduler`; its
+text: `daemon.plan.changes` and `daemon.cli.screens`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_serializer, 
 from pydantic import ValidationInfo as Info
 
 from components import cron
-from components.declarations.schema import IN_FILE, STORED, Declaration, Duration
+from components.declarations.schema import IN_FILE, STORED, Declaration, Duration, whole
 
 LONGEST_SECONDS = 366 * 86_400
 MOST_ROWS = 10**12
@@ -36,13 +40,7 @@ class When(Declaration):
         default=None, description="minute, hour, day of the month, month, day of the week", examples=["0 3 * * *"]
     )
     timezone: str | None = Field(default=None, description="the name of a time zone", examples=["Europe/Berlin"])
-    rows: int | None = Field(
-        default=None,
-        ge=1,
-        le=MOST_ROWS,
-        description="a whole number of new rows from 1 to 1000000000000",
-        examples=[1000],
-    )
+    rows: int | None = whole("new rows", None, 1000, most=MOST_ROWS)
     below: dict[str, float] | None = Field(
         default=None,
         min_length=1,

@@ -11,13 +11,13 @@ from typing import Any, Self
 
 import torch
 
+from components.argument_checks import Checks
 from components.declarations import TrainerArguments, documented, made
 from components.errors import DeclarationError
 from components.key import Key, KeySpec
 from components.names import check_identifier, meant
 from components.query import Query
 from components.torch.loader_options import LoaderOptions
-from components.trainer_arguments import Checks
 
 
 @documented(TrainerArguments)

@@ -2,8 +2,8 @@
 
 * `source` finds and reads the file and applies the environment (`${VAR}`, `PREDICTD_SECTION__KEY`); `document` holds
   the result.
-* `sections` checks each value by itself (pydantic models, the one list of keys); `values` has the checks of single
-  values.
+* `sections` checks each value by itself (pydantic models; those of declared objects are in `components.declarations`);
+  `values` has the checks of single values.
 * `crosscheck` checks keys against each other (a listener's table, a chain of listeners), with `references`, `filters`
   (filter documents) and `trainer_checks`.
 * `problems` writes the messages; `bounded_read` reads a file that may be anything.

@@ -10,11 +10,12 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, get_args
+from typing import Any, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from components.declarations.schema import field_at, held, section_at
 from components.errors import Problem
 from daemon.config.document import Keys, Source, dotted
 
@@ -78,62 +79,22 @@ def suggestion(word: str, known: Iterable[str], noun: str) -> str:
     return f"known {noun}s: {listed}" + (", ..." if len(names) > 12 else "")
 
 
-def model_at(root: type[BaseModel], path: Keys) -> type[BaseModel] | None:
-    """Return the pydantic model of the section at `path`, or None if `path` names no section."""
-    model = root
-    parts: Iterator[str | int] = iter(path)
-    for part in parts:
-        field = model.model_fields.get(str(part))
-        if field is None:
-            return None
-        inner = section_of(field) or _listed(field) or _optional(field)
-        if inner is None:
-            return None
-        model, named = inner
-        if named and next(parts, None) is None:
-            return None
-    return model
-
-
 def section_of(field: FieldInfo) -> tuple[type[BaseModel], bool] | None:
     """Return the model of a field's section, and whether the field holds many by name (`[tables.NAME]`).
 
-    None means that the field is a plain key.
+    None means that the field is a plain key, as is one that holds a list of sections, or may be absent.
     """
-    annotation = field.annotation
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation, False
-    inner = get_args(annotation)
-    if len(inner) == 2 and isinstance(inner[1], type) and issubclass(inner[1], BaseModel):
-        return inner[1], True
-    return None
-
-
-def _listed(field: FieldInfo) -> tuple[type[BaseModel], bool] | None:
-    """Return the section model of a key that holds a list of sections, such as `when`."""
-    inner = get_args(field.annotation)
-    if len(inner) == 1 and isinstance(inner[0], type) and issubclass(inner[0], BaseModel):
-        return inner[0], True
-    return None
-
-
-def _optional(field: FieldInfo) -> tuple[type[BaseModel], bool] | None:
-    """Return the section model of a key that may be absent, such as `retry`."""
-    inner = [each for each in get_args(field.annotation) if isinstance(each, type) and issubclass(each, BaseModel)]
-    return (inner[0], False) if len(inner) == 1 and len(get_args(field.annotation)) == 2 else None
+    return held(field) if get_origin(field.annotation) in (None, dict) else None
 
 
 def expected(root: type[BaseModel], path: Keys) -> str:
     """Return the description of the valid values at `path`, with an example; empty if the key is unknown."""
-    for cut in range(len(path), 0, -1):
-        model = model_at(root, path[: cut - 1])
-        field = model.model_fields.get(str(path[cut - 1])) if model is not None else None
-        if field is not None and field.description:
-            words = f"it must be {field.description}"
-            if field.examples:
-                words += f", for example `{path[cut - 1]} = {toml(field.examples[0])}`"
-            return words
-    return ""
+    found = field_at(root, path)
+    if found is None:
+        return ""
+    name, field = found
+    example = f", for example `{name} = {toml(field.examples[0])}`" if field.examples else ""
+    return f"it must be {field.description}{example}"
 
 
 def worded(error: ValidationError, root: type[BaseModel], source: Source) -> Iterator[Problem]:
@@ -162,7 +123,7 @@ def _message(root: type[BaseModel], kind: str, path: Keys, detail: Any, source: 
 
 def _unknown(root: type[BaseModel], path: Keys) -> str:
     name = str(path[-1])
-    model = model_at(root, path[:-1])
+    model = section_at(root, path[:-1])
     noun = "section" if len(path) == 1 else "key"
     known = list(model.model_fields) if model is not None else []
     if len(path) == 1:

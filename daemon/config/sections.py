@@ -1,4 +1,6 @@
-"""The sections of service.toml as pydantic models: the one list of every key, with its type, default and meaning.
+"""The sections of service.toml as pydantic models: every key of the daemon's own, with its type, default and meaning.
+
+The keys of tables, models, listeners, trainers, validations and indexes stand in `components.declarations`.
 
 A field's `description` completes the sentence "it must be ..." and `examples` has a valid value: messages use both.
 docs/configuration.md describes every key too, and a test compares them. `crosscheck` checks keys against each other.
@@ -28,13 +30,14 @@ from components.declarations import (
     TrainerSection,
     ValidationDeclaration,
 )
-from components.declarations.schema import Duration
+from components.declarations.schema import Duration, whole
 from components.errors import ConfigurationError, DeclarationError, Problem
 from components.home import resolved
 from components.images import FORMATS
 from daemon.config.bounded_read import SECONDS, within
 from daemon.config.values import Database, FileName, Host, Listen, Module, Uri, is_loopback
 
+_MIB, _TIB = 1 << 20, 1 << 40
 _TOKEN = re.compile(r"[!-~]{16,512}")
 _FORM = (
     "a token is 16 to 512 printable ASCII characters without spaces; make one with: "
@@ -206,20 +209,8 @@ class LogConfig(Declaration):
 class LimitsConfig(Declaration):
     """[limits]: the memory of queues and indexes, the time for a batch and a build, and the number of parallel jobs."""
 
-    queue_rows: int = Field(
-        default=100_000,
-        ge=100,
-        le=100_000_000,
-        description="a whole number of rows from 100 to 100000000",
-        examples=[100_000],
-    )
-    queue_bytes: int = Field(
-        default=268_435_456,
-        ge=1_048_576,
-        le=1_099_511_627_776,
-        description="a whole number of bytes from 1048576 (1 MiB) to 1099511627776 (1 TiB)",
-        examples=[268_435_456],
-    )
+    queue_rows: int = whole("rows", 100_000, 100_000, least=100, most=100_000_000)
+    queue_bytes: int = whole("bytes", 268_435_456, 268_435_456, least=_MIB, most=_TIB)
     stage_seconds: float = Field(
         default=20.0,
         ge=1.0,
@@ -234,21 +225,9 @@ class LimitsConfig(Declaration):
         description="how many seconds a model may take to be built before it goes live, from 1 to 86400",
         examples=[25.0],
     )
-    worker_memory: int = Field(
-        default=0,
-        ge=0,
-        le=1_099_511_627_776,
-        description="a whole number of bytes up to 1099511627776 (1 TiB), 0 for no limit",
-        examples=[2_147_483_648],
-    )
-    index_bytes: int = Field(
-        default=1_073_741_824,
-        ge=1_048_576,
-        le=1_099_511_627_776,
-        description="a whole number of bytes from 1048576 (1 MiB) to 1099511627776 (1 TiB)",
-        examples=[4_294_967_296],
-    )
-    jobs: int = Field(default=1, ge=1, le=64, description="a whole number of jobs from 1 to 64", examples=[1])
+    worker_memory: int = whole("bytes", 0, 2_147_483_648, least=0, most=_TIB, also=", 0 for no limit")
+    index_bytes: int = whole("bytes", 1_073_741_824, 4_294_967_296, least=_MIB, most=_TIB)
+    jobs: int = whole("jobs", 1, 1, most=64)
 
 
 class GuardConfig(Declaration):

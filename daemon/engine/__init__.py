@@ -2,7 +2,7 @@
 handle; the caller restarts it if it ends.
 
 A process needs only its specification, so the same program can run as a child process (`daemon.engine.local`) or on
-another machine, with another engine.
+another machine, with another engine. `daemon.supervisor.service` chooses it.
 
     __init__.py     the protocols of every engine: handles, reports, the reason of an end
     local.py        the engine of this machine: child processes, by fork from the nursery or by exec

@@ -42,6 +42,12 @@ def limit(threads: int | None) -> None:
         set_number(threads)
 
 
+def chosen(environ: Mapping[str, str]) -> int:
+    """The threads that the variables set; if none does, or in another form than a number, all cores."""
+    set_ = next((value for name in _VARIABLES if (value := environ.get(name))), "")
+    return int(set_) if set_.isdigit() and int(set_) > 0 else len(os.sched_getaffinity(0))
+
+
 def in_use() -> int | None:
     """The threads of torch, None if it is not imported."""
     number = getattr(sys.modules.get("torch"), "get_num_threads", None)  # another thread may be importing it just now

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from components.errors import Problem
 from daemon.config import Config
 
-FROZEN = {"service": None, "mongo": None, "http": None, "security": ("signing_key_file", "former_signing_key_file")}
-"""Sections (None: all of it) and keys that the daemon reads once, at its start."""
+FROZEN: Final = ("service.", "mongo.", "http.", "security.signing_key_file", "security.former_signing_key_file")
+"""Sections and keys that the daemon reads once, at its start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +59,10 @@ def plan(old: Mapping[str, str], new: Mapping[str, str]) -> Plan:
 
 def frozen_changes(before: Config, after: Config) -> list[Problem]:
     """One problem for each changed key that only a restart of the service can change."""
-    problems = []
-    for section, keys in FROZEN.items():
-        old, new = getattr(before, section), getattr(after, section)
-        problems += [
-            Problem(f"{section}.{key}", "this cannot change while the service runs: restart the service to change it")
-            for key in keys or type(old).model_fields
-            if getattr(old, key) != getattr(new, key)
-        ]
-    return problems
+    return [
+        Problem(key, "this cannot change while the service runs: restart the service to change it")
+        for section in dict.fromkeys(name.partition(".")[0] for name in FROZEN)
+        for field in type(getattr(before, section)).model_fields
+        if (key := f"{section}.{field}").startswith(FROZEN)
+        and getattr(getattr(before, section), field) != getattr(getattr(after, section), field)
+    ]

@@ -1,6 +1,6 @@
 """The Prometheus metrics of a worker, in a registry of its own; the supervisor shows them on /metrics.
 
-Every name is documented in docs/operations.md and in `daemon.web.metrics`.
+Every name is documented in docs/operations.md and in `daemon.web.metrics`. `daemon.worker.worker` sets the gauges.
 """
 
 from __future__ import annotations

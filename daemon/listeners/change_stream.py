@@ -4,7 +4,7 @@
 backoff), and yields an event for each error that it cannot repair. For lost history it yields a fresh start point
 *before* the stream goes on from there, so that the consumer can save the point and order scans. If the stream does not
 get past a position (an event of more than 16 MB with its tokens), it reads in ever smaller batches; in the end that
-counts as lost history.
+counts as lost history. `HISTORY_LOST` lists the error codes that do.
 """
 
 from __future__ import annotations

@@ -20,10 +20,9 @@ from components.declarations import (
 )
 from components.secrets import sealed
 from daemon.config import Config
+from daemon.handlers.reload import FROZEN
 from daemon.store.registry.components import Catalog
 
-FROZEN: Final = ("service.", "mongo.", "http.", "security.signing_key_file", "security.former_signing_key_file")
-"""Settings that the daemon reads once, at its start."""
 SETTINGS: Final = ("service", "mongo", "http", "security", "log", "limits", "guard")
 
 

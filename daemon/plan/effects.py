@@ -24,8 +24,9 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from components.declarations import TUNED, ListenerDeclaration
+from daemon.handlers.reload import FROZEN
 from daemon.plan.changes import Change
-from daemon.plan.declared import FROZEN, Declared
+from daemon.plan.declared import Declared
 from daemon.store.registry.components import object_signature
 
 Kind = Literal[

@@ -1,6 +1,7 @@
 """The driver's errors as one short sentence: the one place that words them.
 
 The driver's own text may go on for thousands of characters, with the reply, the topology and its timeouts.
+What follows from an error is decided where it is caught: `mongo_retry`, `daemon.listeners.change_stream`.
 """
 
 from __future__ import annotations

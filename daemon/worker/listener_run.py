@@ -120,7 +120,7 @@ class ListenerRun:
         self._loader = shared.loader
         self._compiler = shared.compiler
         self._assignment, self._database = assignment, database
-        self._swapping = threading.Lock()
+        self._swapping = threading.RLock()
         self._unloadable: int | None = None
         self._swap_later = partial(shared.swaps.put, self)
 
@@ -201,10 +201,14 @@ class ListenerRun:
     def _asked(self, live: Live) -> Live:
         """The live version, reloaded because a row has a newer output (R6).
 
-        A version that cannot be loaded is left to the swap, which tries again. Meanwhile the previous version is
-        served, and the scan after the swap predicts these rows again.
+        A version that cannot be loaded is left to the swap, which tries again; so is any version while a swap is under
+        way, which may be compiling for minutes. Meanwhile the previous version is served, and the scan after the swap
+        predicts these rows again.
         """
         if self._now().generation == self._unloadable:
+            return self.corridor.live
+        if not self._swapping.acquire(blocking=False):
+            self._swap_later()
             return self.corridor.live
         try:
             return self.reload(live)
@@ -213,6 +217,8 @@ class ListenerRun:
         except Exception:  # noqa: BLE001 - user code may raise anything; the swap reports it
             self._swap_later()
             return self.corridor.live
+        finally:
+            self._swapping.release()
 
     def _now(self) -> Declared:
         """The listener as it is declared now. Raises DeclarationChanged if that has changed since this worker was

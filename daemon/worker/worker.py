@@ -19,6 +19,7 @@ from components.errors import Fenced, PredictdError
 from components.import_paths import ImportPolicy
 from daemon.engine import Ending, threads
 from daemon.engine.child import Channel
+from daemon.handlers.predict.decoding import Decoders
 from daemon.handlers.predict.model_threads import ModelThreads, OneThread
 from daemon.handlers.predict.stages import Live
 from daemon.health.measures import WorkerMeasures
@@ -64,6 +65,7 @@ class Worker:
         self.database: Database[dict[str, Any]]
         self.shared: Shared
         self._preprocess: dict[str, OneThread] = {}
+        self._decoders: Decoders
         self.runs: list[ListenerRun] = []
         self.intake: StreamIntake | None = None
         self.keeper: PositionSaver | None = None
@@ -81,6 +83,7 @@ class Worker:
     def start(self) -> None:
         """Loads and starts everything. Raises DeclarationError if the user's code cannot be built."""
         assignment = self.assignment
+        self._decoders = Decoders(threads.chosen(os.environ))
         self.database = self.patience("mongodb", self._connect)
         trust, policy = Trust.decoded(assignment.trust, self._channel), ImportPolicy(assignment.allow_imports)
         self.shared = Shared(
@@ -172,7 +175,7 @@ class Worker:
         """New threads of a model; all versions of it have the same one for `preprocess`."""
         if model not in self._preprocess:
             self._preprocess[model] = OneThread(f"{model}.preprocess")
-        return ModelThreads(OneThread(f"{model}.model"), self._preprocess[model])
+        return ModelThreads(OneThread(f"{model}.model"), self._preprocess[model], self._decoders)
 
     def _load(self, name: str) -> ListenerRun:
         shared = self.shared

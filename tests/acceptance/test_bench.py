@@ -15,10 +15,10 @@ pytestmark = pytest.mark.slow
 
 def test_a_quick_run_of_the_yardstick_compares_all_sides(tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
-    command = [sys.executable, "-m", "bench.yardstick", "--quick", "--preprocess", "batched", "--json", str(figures)]
+    command = [sys.executable, "-m", "bench.yardstick", "--quick", "--kind", "batched", "--json", str(figures)]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    ratio = json.loads(figures.read_text())["preprocess"]["batched"]["ratio"]
+    ratio = json.loads(figures.read_text())["kinds"]["batched"]["ratio"]
     assert all(ratio[side]["rows_per_second"] > 0 for side in ("predictd", "two processes"))
 
 

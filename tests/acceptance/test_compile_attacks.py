@@ -13,7 +13,7 @@ from faults.disk import Disk, require_mounts
 from harness.compiled_models import COMPILING, all_of, compiling, events, promoted
 from harness.compilers import need_compiler
 from harness.daemons import eventually
-from harness.processes import Worker, Workplace
+from harness.processes import LISTENER, Worker, Workplace
 from pymongo.database import Database
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -156,3 +156,17 @@ def test_a_model_whose_compilation_does_not_return_serves_and_is_promoted(place:
     served(place, worker, "promoted", 2, 20.0)
     assert "an earlier compilation has not returned" in events(worker, REFUSED)[1]["reason"]
     assert worker.stop() == 0
+
+
+def test_rows_do_not_wait_for_a_compilation_if_another_process_serves_a_newer_version(place: Workplace) -> None:
+    """A row that shows the newer generation is predicted by the version that serves, and anew after the swap."""
+    place.declare(compiling(module="Hanging"))
+    worker = place.run(compile_seconds=40.0)
+    worker.until("it compiles", lambda: events(worker, "compiling; the model serves uncompiled meanwhile"), COMPILING)
+    worker.until("the rows have outputs", lambda: all_of(place, 1, 0.0))
+    assert promoted(place, 20.0) == 2
+    generation = f"_outputs.{LISTENER}.generation"
+    place.rows.update_one({"x": "first.0"}, {"$set": {"x": "first.100"}, "$inc": {generation: 1}})
+    served(place, worker, "meanwhile")
+    assert not events(worker, REFUSED)
+    worker.until("the newer version serves", lambda: all_of(place, 2, 20.0), COMPILING)

@@ -29,12 +29,12 @@ def measured() -> dict[str, Any]:
     }
     by_run[LOOP] = {key: [figure] * 3 for key, figure in medians[LOOP].items()}
     told = {"median": medians, "ratio": ratio, "runs": by_run}
-    return {"plan": {"runs": 3, "rows": 5000, "threads": 1}, "cores": 2, "preprocess": {"batched": told}}
+    return {"plan": {"runs": 3, "rows": 5000, "threads": 1}, "cores": 2, "kinds": {"batched": told}}
 
 
 def test_one_process_is_bound_by_its_own_time_and_many_by_the_cores() -> None:
     """A hundred microseconds a row are ten thousand rows a second; each further stream costs the cores ten."""
-    costs = Costs.of(measured()["preprocess"]["batched"]["median"])
+    costs = Costs.of(measured()["kinds"]["batched"]["median"])
     assert costs == Costs(worker=100.0, client=10.0, mongod=40.0, stream=10.0)
     few = machine(costs, 2)
     assert (few.processes, few.binds) == (2, "the cores")
@@ -67,7 +67,7 @@ def test_the_page_has_the_figures_of_all_sides_with_their_spread(tmp_path: Path)
     (tmp_path / "large_tables.json").write_text(json.dumps(figures))
     assert "| the same by the rate of bursts of new rows | 1.20 |" in page.page(tmp_path)
     told = measured()
-    of = told["preprocess"]["batched"]
+    of = told["kinds"]["batched"]
     of["median"][PATHWAY], of["runs"][PATHWAY] = (
         of["median"][LOOP],
         {key: [2 * n for n in runs] for key, runs in of["runs"][LOOP].items()},

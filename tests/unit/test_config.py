@@ -330,7 +330,7 @@ BAD = {
     "too few attempts": (
         GOOD + "retry = { attempts = 0 }",
         "listeners.digit.retry.attempts",
-        ["0 is not right", "a whole number, from 1 to 1000"],
+        ["0 is not right", "a whole number of attempts, from 1 to 1,000"],
     ),
     "a filter on outputs": (
         GOOD + 'where = { "_outputs.digit.value" = 1 }',

@@ -234,7 +234,7 @@ BAD = {
         "trainers.lenet.when[0].timezone",
         ["only a cron"],
     ),
-    "no rows": (when("{ rows = 0 }"), "trainers.lenet.when[0].rows", ["new rows from 1"]),
+    "no rows": (when("{ rows = 0 }"), "trainers.lenet.when[0].rows", ["new rows, from 1"]),
     "below an unknown metric": (
         when('{ below = { "v/valid/ac" = 0.9 } }'),
         'trainers.lenet.when[0].below."v/valid/ac"',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,9 @@ from components.datatypes import datatype
 from components.errors import OutputError
 from components.key import Arguments, Key
 from components.model import Model, ObjectModel
-from daemon.handlers.predict.decoding import CHUNK_BYTES, CHUNK_ROWS
+from daemon.handlers.predict.decoding import CHUNK_BYTES, CHUNK_ROWS, LARGE_BYTES, Decoders
 from daemon.handlers.predict.dirty_keys import Batch, DirtyKey
+from daemon.handlers.predict.model_threads import ModelThreads
 from daemon.handlers.predict.records import Row, Seen, Snapshot
 from daemon.handlers.predict.stages import (
     LARGEST_OUTPUT,
@@ -447,8 +449,56 @@ def test_memory_that_runs_out_while_decoding_leaves_the_rest_for_later(fails_at:
         assert [each.key for each in ready.rows] == list(range(200))
 
 
-def live_of(model: Any, stored: Stored) -> Live:
-    return Live(model, 7, GENERATION, Key.parse("x"), (stored,))  # type: ignore[arg-type]
+class Photographs:
+    """A datatype of large values, of which two are decoded at the same time, or none; it fails if it is set to."""
+
+    def __init__(self, together: int, fails: Callable[[int], BaseException | None] = lambda _: None) -> None:
+        self._together, self._fails = threading.Barrier(together), fails
+        self.threads: set[int] = set()
+
+    def decode(self, value: bytes) -> Any:
+        number = int.from_bytes(value[:2], "big")
+        self._together.wait(30)
+        self.threads.add(threading.get_ident())
+        error = self._fails(number)
+        if error is not None:
+            raise error
+        return number
+
+
+def photographs(rows: int) -> list[Row]:
+    return [row(n, n.to_bytes(2, "big") + bytes(LARGE_BYTES)) for n in range(rows)]
+
+
+def test_large_values_are_decoded_by_several_threads_while_others_are_preprocessed() -> None:
+    """In the rows' order; one that is broken is dead, with its stage."""
+    stored = Photographs(2, lambda n: ValueError() if n == 5 else None)
+    live = live_of(ObjectModel("f", len), stored, ModelThreads(decoders=Decoders(2)))
+    ready = prepare(judged(live, *photographs(20)))
+    assert [each.args for each in ready.inputs] == [(n,) for n in range(20) if n != 5]
+    assert [(dead.key, dead.stage) for dead in ready.letters] == [(5, "decode")]
+    assert len(stored.threads) == 2
+    assert threading.get_ident() not in stored.threads
+
+
+def test_what_several_threads_have_no_memory_for_one_decodes() -> None:
+    """From then on the caller decodes, one row after the other; rows are left only if that does not help."""
+    failed: list[int] = []
+    stored = Photographs(1, lambda n: MemoryError() if n == 7 and not failed and not failed.append(n) else None)
+    threads = ModelThreads(decoders=Decoders(2))
+    ready = prepare(judged(live_of(ObjectModel("f", len), stored, threads), *photographs(20)))
+    assert [each.args for each in ready.inputs] == [(n,) for n in range(20)]
+    assert threading.get_ident() in stored.threads
+
+    told: list[int] = []
+    stored = Photographs(1, lambda n: MemoryError() if n >= 7 else None)
+    live = live_of(ObjectModel("f", len), stored, threads)
+    ready = prepare(judged(live, *photographs(20)), out_of_memory=told.append)
+    assert (told, len(ready.rows), len(ready.left), ready.letters) == ([8], 3, 17, ())
+
+
+def live_of(model: Any, stored: Any, threads: ModelThreads | None = None) -> Live:
+    return Live(model, 7, GENERATION, Key.parse("x"), (stored,), threads or ModelThreads())
 
 
 # ---- odd errors -----------------------------------------------------------------------------------------------------

@@ -80,7 +80,7 @@ def test_what_there_is_may_be_named(given):
         ),
         (
             lambda: Listener("l", "t", "x", "m", retry={"attempts": 0}),
-            r"retry\.attempts: it must be a whole number, from 1 to 1000",
+            r"retry\.attempts: it must be a whole number of attempts, from 1 to 1,000",
         ),
         (
             lambda: TorchTrainer("t", mse_loss, when=[{"evry": "6h"}]),

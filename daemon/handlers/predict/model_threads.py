@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
+from daemon.handlers.predict.decoding import Decoders
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -71,6 +73,8 @@ class ModelThreads:
 
     model: Hand = field(default_factory=Hand)
     preprocess: Hand = field(default_factory=Hand)
+    decoders: Decoders | None = None
+    """Those of the worker, which run no code of the model's."""
 
     @classmethod
     def own(cls, model: str) -> ModelThreads:

@@ -23,7 +23,7 @@ from components.key import Key
 from components.model import Model
 from components.raw_value import identity
 from daemon.handlers.predict.attempts import Attempts
-from daemon.handlers.predict.decoding import ANYTHING, CHUNK_ROWS, arguments_of, decode, is_out_of_memory, weight
+from daemon.handlers.predict.decoding import ANYTHING, arguments_of, chunks, is_out_of_memory, weight
 from daemon.handlers.predict.dirty_keys import Batch
 from daemon.handlers.predict.model_threads import ModelThreads
 from daemon.handlers.predict.records import Guilt, Letter, Row, Snapshot, Write
@@ -158,8 +158,7 @@ def prepare(
             dead = letter(row, live, "predict", RuntimeError(guilty.message))
             letters.append(replace(dead, type=guilty.type, cause="row"))
     held = place = 0
-    while place < len(todo):
-        chunk = decode(todo[place : place + CHUNK_ROWS], live.key, live.datatypes)
+    for chunk in chunks(todo, live.key, live.datatypes, live.threads.decoders):
         with model.predicting():
             for row, arguments, bytes_, failed in chunk:
                 place += 1

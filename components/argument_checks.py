@@ -1,4 +1,4 @@
-"""Checks of the arguments that all trainers have."""
+"""Checks of the arguments that all trainers have; the arguments themselves: `components.declarations.trainers`."""
 
 from __future__ import annotations
 
