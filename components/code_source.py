@@ -177,6 +177,8 @@ def _closure(name: str, file: str, finder: _Finder) -> dict[str, tuple[str, byte
             found[name], used = (file, None), frozenset[str]()
         else:
             found[name], used = (file, source), _imported(package, source)
+        if _BY_NAME in used and isinstance(finder, ImportFolder):  # which ones is not known before it runs
+            used |= finder.modules()
         parents = {module.rpartition(".")[0] for module in (name, *used)}
         for module in (used | parents) - {""}:
             other = _file_of(module, finder)
@@ -187,8 +189,16 @@ def _closure(name: str, file: str, finder: _Finder) -> dict[str, tuple[str, byte
 
 @lru_cache(maxsize=4096)
 def _imported(package: str, source: bytes) -> frozenset[str]:
-    """Return the names anywhere in a module's source that its imports may refer to."""
+    """Return the names anywhere in a module's source that its imports may refer to; `_BY_NAME` among them if it imports
+    modules by a name that is a value.
+    """
     return frozenset(_imports(package, source))
+
+
+_BY_NAME = "*"
+_IMPORTERS = frozenset(
+    {"__import__", "exec", "exec_module", "import_module", "iter_modules", "run_module", "run_path", "walk_packages"}
+)
 
 
 def _imports(package: str, source: bytes) -> Iterator[str]:
@@ -199,12 +209,17 @@ def _imports(package: str, source: bytes) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
+        elif isinstance(node, (ast.Name, ast.Attribute)):
+            if (node.id if isinstance(node, ast.Name) else node.attr) in _IMPORTERS:
+                yield _BY_NAME
         elif isinstance(node, ast.ImportFrom):
             try:
                 origin = resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module
             except ImportError:  # above the outermost package: this import would fail too
                 continue
             yield from (str(origin), *(f"{origin}.{alias.name}" for alias in node.names))
+            if not _IMPORTERS.isdisjoint(alias.name for alias in node.names):
+                yield _BY_NAME
 
 
 def _finder() -> _Finder:

@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal, DecimalException
+from decimal import Decimal
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
 from bson.binary import VECTOR_SUBTYPE, Binary
+from bson.code import Code
 from bson.decimal128 import Decimal128, create_decimal128_context
 from bson.int64 import Int64
 
@@ -94,6 +96,14 @@ def _wrong(error: type[RowError], expects: str, value: object, remedy: str = "")
     return error(f"expected {expects}, got {type(value).__name__}{remedy}")
 
 
+def _shown(number: int | Decimal) -> str:
+    """A number as a message shows it; Python writes no whole number of more than 4,300 digits."""
+    if isinstance(number, int) and number.bit_length() > 256:
+        return f"one of {number.bit_length():,} bits"
+    text = str(number)
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
 def _integer(error: type[RowError]) -> Callable[[Any], int]:
     def convert(value: Any) -> int:
         if not isinstance(value, int) or isinstance(value, bool):
@@ -101,7 +111,7 @@ def _integer(error: type[RowError]) -> Callable[[Any], int]:
             raise _wrong(error, "an int", value, remedy)
         # Comparisons, not `in range(...)`: for an Int64, a subclass of int, a range is searched item by item.
         if not -(2**63) <= value < 2**63:
-            raise error(f"expected an int of 64 bits, got {value}")
+            raise error(f"expected an int of 64 bits, got {_shown(value)}")
         return int(value)
 
     return convert
@@ -116,7 +126,10 @@ def _floating(error: type[RowError]) -> Callable[[Any], float]:
     def convert(value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, (float, int)):
             raise _wrong(error, "a float", value)
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise error(f"expected a float, got a whole number that is too large: {_shown(int(value))}") from None
 
     return convert
 
@@ -135,13 +148,13 @@ def _to_decimal(obj: Any) -> Decimal128:
         return obj
     if isinstance(obj, bool) or not isinstance(obj, (Decimal, int)):
         raise _wrong(EncodeError, "a decimal", obj)
-    try:
-        stored = Decimal128(create_decimal128_context().create_decimal(obj))
-    except (DecimalException, ValueError) as error:
-        raise EncodeError(f"expected a decimal that BSON can hold, got {obj}: {type(error).__name__}") from error
-    exact = Decimal(obj)
-    if exact.is_finite() and stored.to_decimal() != exact:
-        raise EncodeError(f"expected a decimal of at most 34 digits, got {obj}")
+    exact, stored = Decimal(obj), None
+    with suppress(ValueError):  # a NaN that carries a number
+        stored = Decimal128(create_decimal128_context().create_decimal(exact))
+    if stored is None or (exact.is_finite() and stored.to_decimal() != exact):
+        raise EncodeError(
+            f"expected a decimal that BSON can hold (34 digits, exponents from -6176 to 6111), got {_shown(obj)}"
+        )
     return stored
 
 
@@ -149,7 +162,7 @@ def _instance(kind: type, expects: str, error: type[RowError]) -> Callable[[Any]
     """Accept instances of one type and return that type itself, not a subclass (bson's Binary is a bytes)."""
 
     def convert(value: Any) -> object:
-        if not isinstance(value, kind):
+        if not isinstance(value, kind) or isinstance(value, Code):  # a str, but no string: it may have a scope
             raise _wrong(error, expects, value)
         return value if kind is datetime or type(value) is kind else kind(value)
 
@@ -159,7 +172,7 @@ def _instance(kind: type, expects: str, error: type[RowError]) -> Callable[[Any]
 def _json(error: type[RowError]) -> Callable[[Any], object]:
     def check(value: Any, at: str) -> None:
         value = plain_scalar(value)
-        if value is None or isinstance(value, (str, int, float)):
+        if value is None or (isinstance(value, (str, int, float)) and not isinstance(value, Code)):
             return
         if isinstance(value, Mapping):
             for key, item in value.items():

@@ -131,6 +131,10 @@ class MongoUnavailable(PredictdError):
     """MongoDB cannot be reached; the caller retries, or exits with code 69."""
 
 
+class MongoRefuses(MongoUnavailable):
+    """MongoDB answers that it will not do this, and would answer the same again."""
+
+
 class LeaseLost(PredictdError):
     """Another daemon holds the lease of this service."""
 

@@ -65,6 +65,15 @@ class ImportFolder:
         spec = PathFinder.find_spec(name, [self._root])
         return None if spec is None else _place(spec)
 
+    def modules(self) -> frozenset[str]:
+        """Return the names of all modules of the named packages in the folder."""
+        root, found = Path(self._root), set[str]()
+        for name in self._names:
+            for file in (root / f"{name}.py", *(root / name).rglob("*.py")):
+                *outer, last = file.relative_to(root).with_suffix("").parts
+                found.add(".".join(outer if last == "__init__" else (*outer, last)))
+        return frozenset(found)
+
     def stamps(self) -> frozenset[Stamp]:
         """Return what tells whether a file of the named packages in the folder has changed."""
         found = set()

@@ -85,6 +85,10 @@ class RawValue(bytes):
         """Return the fields of a document or an array; any other value has none."""
         return fields(self[1:]) if self[0] in {0x03, 0x04} else {}
 
+    def last(self, name: str) -> RawValue | None:
+        """Return a field of a document; if the name occurs twice, the last, as the driver decodes it."""
+        return dict(_elements(self[1:])).get(name) if self[0] == 0x03 else None
+
 
 def fields(document: bytes | memoryview) -> dict[str, RawValue]:
     """Return the fields of a BSON document, undecoded; if a name occurs twice, the first counts, as in MongoDB."""

@@ -11,7 +11,18 @@ from pydantic import AfterValidator, Field, PlainValidator, ValidationInfo, fiel
 
 from components import program_files
 from components.datatypes import datatype
-from components.declarations.schema import PATH, Code, Declaration, Duration, Filter, KeyShape, absent, usual, whole
+from components.declarations.schema import (
+    PATH,
+    Code,
+    Declaration,
+    Duration,
+    Filter,
+    KeyShape,
+    absent,
+    flag,
+    keywords,
+    whole,
+)
 from components.errors import DeclarationError
 from components.home import resolved
 from components.key import Key
@@ -67,11 +78,7 @@ class ModelDeclaration(Declaration):
         default="torch", description='"torch" (a torch module) or "object" (any callable)', examples=["torch"]
     )
     object: Code = Field(description=PATH, examples=["examples.mnist:LeNet5"])
-    arguments: dict[str, Any] = Field(
-        default_factory=dict,
-        description="a section of keyword arguments that the object is built with",
-        examples=[{"num_classes": 10}],
-    )
+    arguments: dict[str, Any] = keywords("keyword arguments that the object is built with", {"num_classes": 10})
     preprocess: Code | None = Field(default=None, description=PATH, examples=["examples.mnist:preprocess"])
     preprocess_batch: Code | None = Field(default=None, description=PATH, examples=["examples.mnist:preprocess_batch"])
     postprocess: Code | None = Field(default=None, description=PATH, examples=["examples.mnist:postprocess"])
@@ -89,11 +96,7 @@ class ModelDeclaration(Declaration):
         description="the name of a method of the torch module",
         examples=["encode"],
     )
-    batched: bool = Field(
-        default=False,
-        description='true or false, only with type = "object": whether the callable takes a list of inputs',
-        examples=[True],
-    )
+    batched: bool = flag('the callable takes a list of inputs, only with type = "object"')
     threads: int | None = whole("threads", None, 1, most=1_024, new=True)
     weights: str | None = Field(
         default=None,
@@ -102,18 +105,8 @@ class ModelDeclaration(Declaration):
         description="the name of a file that ends with .safetensors, .pt or .pth, relative to service.toml",
         examples=["resnet18.safetensors"],
     )
-    pretrained: bool = Field(
-        default=False,
-        exclude_if=usual(default=False),
-        description="true or false: whether the weights that the object is built with count as trained",
-        examples=[True],
-    )
-    compile: bool = Field(
-        default=False,
-        exclude_if=usual(default=False),
-        description="true or false: whether the torch module is compiled by torch.compile",
-        examples=[True],
-    )
+    pretrained: bool = flag("the weights that the object is built with count as trained", new=True)
+    compile: bool = flag("the torch module is compiled by torch.compile", new=True)
 
     @field_validator("arguments")
     @classmethod

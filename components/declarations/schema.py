@@ -76,6 +76,19 @@ def whole(
     )
 
 
+def keywords(what: str, example: Mapping[str, Any], *, new: bool = False) -> Any:
+    """Return the field of a section of arguments; `new` as for `whole`."""
+    excluded = absent if new else None
+    return Field(default_factory=dict, exclude_if=excluded, description=f"a section of {what}", examples=[example])
+
+
+def flag(whether: str, *, new: bool = False) -> Any:
+    """Return the field of what is true or false, and by default false; `new` as for `whole`."""
+    excluded = usual(default=False) if new else None
+    description = f"true or false: whether {whether}"
+    return Field(default=False, exclude_if=excluded, description=description, examples=[True])
+
+
 def made(kind: type[D], owner: str, given: Mapping[str, Any], *, stored: bool = False, also: Iterable[str] = ()) -> D:
     """Return the declaration of `owner` ("trainer 'lenet'"); raises DeclarationError, which names the field.
 

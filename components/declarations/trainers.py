@@ -17,6 +17,7 @@ from components.declarations.schema import (
     ExampleKey,
     Filter,
     absent,
+    keywords,
     usual,
     whole,
 )
@@ -173,12 +174,7 @@ class TrainerSection(TrainerArguments, Keyed):
     where: Filter = Field(default_factory=dict, description="a MongoDB filter document", examples=[{"_fold": "train"}])
     limit: int | None = whole("rows", None, 50_000)
     loop: Code | None = Field(default=None, exclude_if=absent, description=PATH, examples=["mine:Loop"])
-    loop_arguments: dict[str, Any] = Field(
-        default_factory=dict,
-        exclude_if=absent,
-        description="a section of the loop's arguments",
-        examples=[{"epochs": 3}],
-    )
+    loop_arguments: dict[str, Any] = keywords("the loop's arguments", {"epochs": 3}, new=True)
     objective: Code | None = Field(
         default=None,
         validate_default=True,
@@ -187,22 +183,13 @@ class TrainerSection(TrainerArguments, Keyed):
         examples=["torch.nn.functional:cross_entropy"],
     )
     transform: Code | None = Field(default=None, description=PATH, examples=["examples.mnist:transform"])
-    loader: dict[str, Any] = Field(
-        default_factory=dict, description="a section of arguments of torch's DataLoader", examples=[{"batch_size": 64}]
-    )
+    loader: dict[str, Any] = keywords("arguments of torch's DataLoader", {"batch_size": 64})
     optimizer: Code | None = Field(default=None, description=PATH, examples=["torch.optim:AdamW"])
-    optimizer_arguments: dict[str, Any] = Field(
-        default_factory=dict, description="a section of the optimizer's arguments", examples=[{"lr": 0.001}]
-    )
+    optimizer_arguments: dict[str, Any] = keywords("the optimizer's arguments", {"lr": 0.001})
     scheduler: Code | None = Field(
         default=None, exclude_if=absent, description=PATH, examples=["torch.optim.lr_scheduler:CosineAnnealingLR"]
     )
-    scheduler_arguments: dict[str, Any] = Field(
-        default_factory=dict,
-        exclude_if=absent,
-        description="a section of the schedule's arguments",
-        examples=[{"T_max": 1000}],
-    )
+    scheduler_arguments: dict[str, Any] = keywords("the schedule's arguments", {"T_max": 1000}, new=True)
 
     @field_validator("objective")
     @classmethod

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from components.declarations.schema import MOST, PATH, Code, Declaration, Filter, usual, whole
+from components.declarations.schema import MOST, PATH, Code, Declaration, Filter, flag, keywords, usual, whole
 from components.declarations.trainers import Keyed
 from components.declarations.when import WHEN, Occasions
 
@@ -20,10 +20,8 @@ class MetricDeclaration(Declaration):
     object: Code = Field(
         description=f"{PATH}, or the name of a class of torchmetrics", examples=["examples.mnist:accuracy"]
     )
-    arguments: dict[str, Any] = Field(
-        default_factory=dict,
-        description="a section of keyword arguments that a class is built with",
-        examples=[{"task": "multiclass", "num_classes": 10}],
+    arguments: dict[str, Any] = keywords(
+        "keyword arguments that a class is built with", {"task": "multiclass", "num_classes": 10}
     )
     greater_is_better: bool | None = Field(
         default=None, description="true or false: whether more of it is better", examples=[False]
@@ -46,7 +44,7 @@ class DatasetDeclaration(Declaration):
     table: str = Field(description="the name of a table", examples=["mnist"])
     where: Filter = Field(default_factory=dict, description="a MongoDB filter document", examples=[{"_fold": "valid"}])
     limit: int | None = whole("rows", None, 1000)
-    pin: bool = Field(default=False, description="true or false", examples=[True])
+    pin: bool = flag("the rows that match first stay the dataset")
     sample: int | None = whole("rows", None, 500, new=True)
     seed: int = Field(
         default=0, ge=0, le=MOST, exclude_if=usual(0), description="a whole number from 0, of 63 bits", examples=[0]

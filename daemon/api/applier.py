@@ -16,6 +16,8 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
 
+from bson import ObjectId
+
 from components.artifacts import Artifact, fits
 from components.declarations import ModelDeclaration
 from components.errors import DeclarationError, JobFailed, MongoUnavailable
@@ -29,7 +31,7 @@ from daemon.api.component_loader import ComponentLoader
 from daemon.api.connection import Connection
 from daemon.api.declaration_checks import refuse_filters, refuse_keys, refuse_trainer
 from daemon.api.rehearsal import rehearse
-from daemon.api.waiter import say, wait_for_job, wait_for_listener, wait_for_swap
+from daemon.api.waiter import Watch, say, wait_for_job, wait_for_listener, wait_for_swap
 from daemon.plan.judge import judged_part
 from daemon.plan.plan import PlanHeld
 from daemon.store import names
@@ -129,14 +131,13 @@ class Applier:
         """Runs a new or changed validation once, if its model has a live version that it can measure."""
         if f"validation/{validation}" not in changed:
             return
+        jobs, own = Jobs(self._at.database, self._at.service), str(ObjectId())
         with reaching():
             live = Versions(self._at.database, self._at.service, model).live()
-            job = (
-                None
-                if live is None
-                else Jobs(self._at.database, self._at.service).queue("validate", validation, _TRIGGER)
-            )
-        if wait and job is not None:
+        if live is None:
+            return
+        job = Watch(self._at, f"validation {validation}")(lambda: jobs.queue("validate", validation, _TRIGGER, own=own))
+        if wait:
             wait_for_job(self._at, job)
 
     def _meanwhile(self, model: str) -> str:
@@ -194,6 +195,8 @@ class Applier:
         plan = judged_part(self._at.database, registry, declared)
         if plan.held and plan.name != self._confirm:
             raise PlanHeld(plan, f"{plan.name} is held: {'; '.join(plan.held)}. {_GO_ON.format(plan.name)}")
+        for each in plan.unmatched:
+            warnings.warn(each, stacklevel=5)
 
     def _as_declared(self, model: Model, own: Declared, before: Component[ModelDeclaration] | None) -> Declared:
         """The declaration; if the model holds the weights of one of its versions, with the weights it was applied with
@@ -216,18 +219,22 @@ class Applier:
         """The job that trains the model as it is now applied: a new one if `asked` or if none is there yet; None if the
         model is trained already.
         """
-        jobs = Jobs(self._at.database, self._at.service)
-        with reaching():
-            if not asked:
+        jobs, own = Jobs(self._at.database, self._at.service), str(ObjectId())
+        if not asked:
+            known = self._at.catalog()
+            with reaching():
                 last = next(iter(jobs.listed(1, kind="train", target=model)), None)
-                if last is not None and not last.ended:
-                    return last.id
                 live = Versions(self._at.database, self._at.service, model).live()
-                if (last is not None and last.state == "done") or (live is not None and live.trained):
+            # Whoever applied it may have been killed before the training was queued: then the last one is an older one.
+            applied = (known.models[model].applied_at, known.trainers[model].applied_at)
+            if last is not None and all(at is None or (last.created_at or at) >= at for at in applied):
+                if not last.ended:
+                    return last.id
+                if last.state == "done":
                     return None
-            job = jobs.queue("train", model, _TRIGGER)
-        if job is None:
-            raise JobFailed(f"the training of {model!r} could not be queued")
+            if live is not None and live.trained and live.signature == known.models[model].signature:
+                return None
+        job: str = Watch(self._at, f"model {model}")(lambda: jobs.queue("train", model, _TRIGGER, own=own))
         return job
 
 

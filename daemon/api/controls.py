@@ -2,13 +2,20 @@
 
 With `wait` (the default) a call returns when its work is done, with a progress bar on a terminal. A promotion is signed
 with the service's key.
+
+If MongoDB fails during a change, nobody knows whether it was made, and a caller who gets an error repeats it. So each
+change is one that may be repeated, and is repeated here while MongoDB is away (`Watch`).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
+from uuid import uuid4
+
+from bson import ObjectId
 
 from components.errors import DeclarationError, JobFailed, NotApplied
 from components.raw_value import UNDECODABLE, RawValue, key_of, plain
@@ -20,7 +27,7 @@ from daemon.store.registry.registry import Registry
 from daemon.store.registry.versions import Versions
 from daemon.store.rows import dead_letters
 from daemon.store.service import notify
-from daemon.store.service.jobs import Jobs
+from daemon.store.service.jobs import Job, Jobs
 
 
 def name_of(component: Any) -> str:
@@ -58,25 +65,31 @@ class Controls(ABC):
         return self._job("validate", name_of(validation), wait=wait)
 
     def cancel(self, job: str) -> bool:
-        """Cancels a job; `job` is its id, or the end of it. Returns whether it was not too late."""
+        """Cancels a job; `job` is its id, or the end of it. Returns whether it is cancelled: False if that was too
+        late.
+        """
         at = self._open()
         jobs = Jobs(at.database, at.service)
         with reaching():
             found = jobs.get(job)
-            if found is None:
-                raise NotApplied(f"there is no job {job!r}, or more than one id ends with that; db.jobs() lists them")
-            return bool(jobs.cancel(found.id))
+        if found is None:
+            raise NotApplied(f"there is no job {job!r}, or more than one id ends with that; db.jobs() lists them")
+        identifier = found.id
+
+        def cancelled() -> bool:
+            now = None if jobs.cancel(identifier) else jobs.get(identifier)
+            return now is None or now.state == "cancelled"
+
+        return bool(Watch(at, f"job {identifier}")(cancelled))
 
     def _job(self, kind: Literal["train", "validate"], target: str, *, wait: bool) -> dict[str, Any]:
         at = self._open()
         jobs = Jobs(at.database, at.service)
-        with reaching():
-            identifier = jobs.queue(kind, target, {"by": "by hand"})
-        assert identifier is not None  # only a key of its own can be used already
+        own, watch = str(ObjectId()), Watch(at, f"{kind} {target}")
+        identifier = watch(lambda: jobs.queue(kind, target, {"by": "by hand"}, own=own))
         if wait:
             return wait_for_job(at, identifier).document()
-        with reaching():
-            found = jobs.get(identifier)
+        found: Job | None = watch(lambda: jobs.get(identifier))
         if found is None:
             raise JobFailed(f"job {identifier} is no longer there")
         return found.document()
@@ -96,8 +109,9 @@ class Controls(ABC):
             due = not versions.is_live(number)
         if due:
             rehearse_version(at, model, number)
-            with reaching():
-                versions.promote(number, reason="promoted by hand")
+            Watch(at, f"model {model!r}")(
+                lambda: versions.is_live(number) or versions.promote(number, reason="promoted by hand")
+            )
         self._followed(model, wait=wait)
 
     def rollback(self, model: str | Any, wait: bool = True) -> int:
@@ -105,15 +119,16 @@ class Controls(ABC):
         at, model = self._open(), name_of(model)
         with reaching():
             at.registry().expect(["model"], model)
-            now = Versions(at.database, at.service, model, at.registry().trust).rollback("rolled back by hand")
+            versions = Versions(at.database, at.service, model, at.registry().trust)
+            live, before = versions.way_back()
+        Watch(at, f"model {model!r}")(lambda: versions.back(live, before, "rolled back by hand"))
         self._followed(model, wait=wait)
-        return now.number
+        return before
 
     def _followed(self, model: str, *, wait: bool) -> None:
         if not wait:
             return
         at = self._open()
-        # The change is made. If this raised while MongoDB is away, the caller would repeat it, and so roll back twice.
         known = Watch(at, f"model {model!r}")(at.catalog)
         for name, listener in known.listeners.items():
             if listener.declaration.model == model:
@@ -123,27 +138,31 @@ class Controls(ABC):
 
     def pause(self, listener: str | Any) -> None:
         """Pauses a listener: its rows are not predicted, and its outputs stay, until `resume`."""
-        self._change(lambda registry: registry.pause(name_of(listener)))
+        listener = name_of(listener)
+        self._change(listener, lambda registry: registry.pause(listener))
 
     def resume(self, listener: str | Any, wait: bool = True) -> None:
         """Resumes a paused listener; returns when a scan has found what has changed in the meantime."""
         listener = name_of(listener)
-        self._change(lambda registry: registry.resume(listener))
+        self._change(listener, lambda registry: registry.resume(listener))
         if wait:
             wait_for_listener(self._open(), listener)
 
     def resync(self, listener: str | Any, wait: bool = True) -> None:
         """Predicts every row of a listener again, while changed rows still go first; returns when all are."""
-        listener = name_of(listener)
-        self._change(lambda registry: registry.resync(listener))
+        listener, asked = name_of(listener), uuid4().hex
+        self._change(listener, lambda registry: registry.resync(listener, asked))
         if wait:
             wait_for_listener(self._open(), listener)
 
-    def _change(self, change: Callable[[Registry], None]) -> None:
+    def _change(self, listener: str, change: Callable[[Registry], None]) -> None:
         at = self._open()
-        with reaching():
+
+        def made() -> None:
             change(at.registry())
             notify.ring(at.database, at.service)
+
+        Watch(at, f"listener {listener!r}")(made)
 
     # ---- dead letters ---------------------------------------------------------------------------------------------
 
@@ -181,9 +200,9 @@ class Controls(ABC):
         chosen = self._letters(listener, {} if row is ... else _of_row(row), 0)
         if row is not ... and not chosen:
             raise NotApplied(f"row {row!r} is not dead; db.dead_letters() lists those that are")
-        with reaching():
-            for letter in chosen:
-                do(letter)
+        watch = Watch(self._open(), "dead letters")
+        for letter in chosen:
+            watch(partial(do, letter))
         return len(chosen)
 
     def _letters(self, listener: str | Any, query: dict[str, Any], limit: int) -> list[dict[str, Any]]:

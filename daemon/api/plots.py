@@ -134,13 +134,9 @@ def _draw_versions(axes: Axes, versions: Sequence[Version], names: Sequence[str]
                 linestyle="none",
                 zorder=4 if live else 3,
             )
-    live_at = [version.number for version in versions if version.state == "live"]
-    for number in live_at:
-        axes.axvline(number, color=_LIVE, linewidth=1.0, linestyle=(0, (2, 2)), zorder=1)
-        axes.annotate(
-            "live", (number, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
-            ha="center", va="bottom", fontsize=9, fontweight="bold", color=_LIVE,
-        )  # fmt: skip
+    for version in versions:
+        if version.state == "live":
+            _mark(axes, version.number, "live", fontsize=9, fontweight="bold")
     numbers = [version.number for version in versions if version.metrics]
     axes.set_xlim(min(numbers) - 0.5, max(numbers) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -191,11 +187,7 @@ def _draw_times(
     moments = [at for name in names for at, _ in points[name]]
     for at, number in promoted:
         if min(moments) <= at <= max(moments):
-            axes.axvline(at, color=_LIVE, linewidth=1.0, linestyle=(0, (2, 2)), zorder=1)
-            axes.annotate(
-                str(number), (at, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
-                ha="center", va="bottom", fontsize=8, color=_LIVE,
-            )  # fmt: skip
+            _mark(axes, at, str(number), fontsize=8)
     if max(moments) == min(moments):  # a lone point would get an axis of years
         axes.set_xlim(moments[0] - _LONE, moments[0] + _LONE)
     locator = AutoDateLocator(minticks=3, maxticks=8)  # type: ignore[no-untyped-call]
@@ -217,6 +209,15 @@ def _plain(axes: Axes) -> None:
     axes.tick_params(colors=_QUIET, labelsize=9, length=3)
     axes.grid(visible=True, axis="y", color=_GRID, linewidth=0.9)
     axes.set_axisbelow(True)
+
+
+def _mark(axes: Axes, at: Any, text: str, **font: Any) -> None:
+    """Draws a line where a version went live, with a text above it."""
+    axes.axvline(at, color=_LIVE, linewidth=1.0, linestyle=(0, (2, 2)), zorder=1)
+    axes.annotate(
+        text, (at, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
+        ha="center", va="bottom", color=_LIVE, **font,
+    )  # fmt: skip
 
 
 def _titled(axes: Axes, title: str, below: str) -> None:

@@ -13,7 +13,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, Protocol
 
-from components.errors import DeclarationError, JobFailed, MongoUnavailable, NotApplied, SignatureRefused
+from pymongo import timeout as time_limit
+
+from components.errors import DeclarationError, JobFailed, MongoRefuses, MongoUnavailable, NotApplied, SignatureRefused
 from daemon.api.connection import Connection, NotServed
 from daemon.health.service_status import ServiceStatus
 from daemon.health.worker_failure import Failing
@@ -33,6 +35,9 @@ from daemon.store.service.status import StatusBoard
 
 PATIENCE_SECONDS: Final = 60.0
 """How long to wait without an active daemon; a restart takes less."""
+
+CALL_SECONDS: Final = 20.0
+"""How long a call waits for a MongoDB that holds the connection and does not answer."""
 
 _PAUSE: Final = 0.1
 _LOOK_SECONDS: Final = 1.0
@@ -190,15 +195,21 @@ class Watch:
         self._failing = Failing()
 
     def __call__(self, call: Callable[[], Any]) -> Any:
-        """The call's result. Raises MongoUnavailable or NotServed if either was away for too long."""
+        """The call's result. Raises MongoUnavailable or NotServed if either was away for too long.
+
+        The call is repeated after an error, also if it was done: it is one that may be.
+        """
         while True:
             try:
-                with reaching():
+                with reaching(), time_limit(CALL_SECONDS):
                     result = call()
-                self._look()
-            except MongoUnavailable:
+                with reaching(), time_limit(CALL_SECONDS):
+                    self._look()
+            except MongoRefuses:
+                raise
+            except MongoUnavailable as error:
                 if time.monotonic() - self._seen > PATIENCE_SECONDS:
-                    raise
+                    raise MongoUnavailable(f"{self._what}: {error}" if self._what else str(error)) from None
                 time.sleep(1.0)
             else:
                 return result

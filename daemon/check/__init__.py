@@ -8,6 +8,6 @@ predict real rows, `daemon.rehearsal.rules`. `mongo` connects to the server.
 from __future__ import annotations
 
 from daemon.check.builder import BUILD_SECONDS, build, rehearse
-from daemon.check.mongo import MINIMUM_MONGODB, meet
+from daemon.check.mongo import MINIMUM_MONGODB, meet, unmatched
 
-__all__ = ["BUILD_SECONDS", "MINIMUM_MONGODB", "build", "meet", "rehearse"]
+__all__ = ["BUILD_SECONDS", "MINIMUM_MONGODB", "build", "meet", "rehearse", "unmatched"]

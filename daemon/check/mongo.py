@@ -8,13 +8,19 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
+from pymongo.collection import Collection
+from pymongo.errors import ExecutionTimeout
+
 from components.errors import ConfigurationError, MongoUnavailable, Problem
+from components.extended_json import decoded
 from daemon.config import Config
 from daemon.embedded.login import SYSTEM_USER
 from daemon.logs.text import masked
 from daemon.store import names
+from daemon.store.connection import Data
 
 MINIMUM_MONGODB = (6, 0)
+COUNT_MS: Final = 5000
 _ON_DATABASE: Final = ("find", "changeStream", "listCollections")
 _ON_TABLES: Final = ("update",)
 _ON_OWN: Final = ("insert", "update", "remove", "createIndex")
@@ -25,6 +31,22 @@ def meet(config: Config) -> list[Problem]:
     if config.mongo.embedded:
         return list(_embedded_problems())
     return list(_server_problems(config))
+
+
+def unmatched(config: Config, database: Data) -> Iterator[str]:
+    """Say which listeners have a filter that no row of their table matches. Raises PyMongoError."""
+    for name, listener in config.listeners.items():
+        table = database[listener.table]
+        if listener.where and not _some(table, decoded(listener.where)) and _some(table, {}):
+            yield f"no row of {listener.table} matches listener {name}"
+
+
+def _some(table: Collection[dict[str, Any]], query: Mapping[str, Any]) -> bool:
+    """Whether a row matches; True if the server does not find out in time."""
+    try:
+        return table.count_documents(query, limit=1, maxTimeMS=COUNT_MS) > 0
+    except ExecutionTimeout:
+        return True
 
 
 def _embedded_problems() -> Iterator[Problem]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Annotated
+from uuid import uuid4
 
 import typer
 
+from daemon.api.waiter import Watch
 from daemon.cli.command import ConfigFile, Place, hint, place, say
 from daemon.cli.follow import follow, unserved
 from daemon.store.registry.registry import Registry
@@ -19,7 +21,7 @@ Wait = Annotated[bool, typer.Option("--wait", help="Wait until every row has bee
 def pause(listener: ListenerName, config: ConfigFile = None) -> None:
     """Pause a listener: its rows are not predicted, and its outputs stay, until `resume`."""
     with place(config) as here:
-        _change(here, lambda registry: registry.pause(listener))
+        _change(here, listener, lambda registry: registry.pause(listener))
         say(
             f"{listener} is paused; `predictd resume {listener}` takes it up again, and everything that changes until "
             "then"
@@ -29,7 +31,7 @@ def pause(listener: ListenerName, config: ConfigFile = None) -> None:
 def resume(listener: ListenerName, config: ConfigFile = None, wait: Wait = False) -> None:
     """Resume a paused listener; a scan finds what has changed in the meantime."""
     with place(config) as here:
-        _change(here, lambda registry: registry.resume(listener))
+        _change(here, listener, lambda registry: registry.resume(listener))
         say(f"{listener} is taken up again, and scans its table for what has changed meanwhile")
         _followed(here, listener, wait=wait)
 
@@ -37,14 +39,18 @@ def resume(listener: ListenerName, config: ConfigFile = None, wait: Wait = False
 def resync(listener: ListenerName, config: ConfigFile = None, wait: Wait = False) -> None:
     """Predict every row of a listener again, while changed rows still go first."""
     with place(config) as here:
-        _change(here, lambda registry: registry.resync(listener))
+        asked = uuid4().hex
+        _change(here, listener, lambda registry: registry.resync(listener, asked))
         say(f"every row of {listener} is predicted anew")
         _followed(here, listener, wait=wait)
 
 
-def _change(here: Place, what: Callable[[Registry], None]) -> None:
-    what(here.registry())
-    notify.ring(here.database, here.service)
+def _change(here: Place, listener: str, what: Callable[[Registry], None]) -> None:
+    def made() -> None:
+        what(here.registry())
+        notify.ring(here.database, here.service)
+
+    Watch(here, listener)(made)
 
 
 def _followed(here: Place, listener: str, *, wait: bool) -> None:

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from bson import ObjectId
 
 from daemon.api.rehearsal import rehearse_version
+from daemon.api.waiter import Watch
 from daemon.cli import screens
 from daemon.cli.command import ConfigFile, Json, ModelName, Place, hint, place, say, show, signing_key
 from daemon.cli.follow import follow, unserved, wait_for_job
@@ -41,8 +43,8 @@ def validate(
 
 
 def _job(here: Place, kind: Literal["train", "validate"], target: str, *, wait: bool) -> None:
-    identifier = Jobs(here.database, here.service).queue(kind, target, {"by": BY_HAND})
-    assert identifier is not None  # only a key of its own can be used already
+    jobs, own = Jobs(here.database, here.service), str(ObjectId())
+    identifier = Watch(here, f"{kind} {target}")(lambda: jobs.queue(kind, target, {"by": BY_HAND}, own=own))
     name = screens.job_id(identifier)
     if wait:
         show(wait_for_job(here, identifier), screens.job_result, json=False)
@@ -66,7 +68,7 @@ def promote(
             say(f"{model}: version {number} is live already")
         else:
             rehearse_version(here, model, number)
-            versions.promote(number, reason="promoted by hand")
+            Watch(here, model)(lambda: versions.is_live(number) or versions.promote(number, reason="promoted by hand"))
             say(f"{model}: {_named(versions.get(number), number)} is live{_instead(before)}")
         _followed(here, model, wait=wait)
 
@@ -76,7 +78,8 @@ def rollback(model: ModelName, config: ConfigFile = None, wait: WaitForRows = Fa
     with place(config) as here:
         versions = _signing(here, model)
         before = versions.live()
-        now = versions.rollback("rolled back by hand")
+        live, back = versions.way_back()
+        now = Watch(here, model)(lambda: versions.back(live, back, "rolled back by hand"))
         say(f"{model}: {_named(now, now.number)} is live again{_instead(before)}")
         _followed(here, model, wait=wait)
 

@@ -103,6 +103,10 @@ def check(
         problems += checking.meet(settings)
     if problems:
         raise ConfigurationError(problems)
+    if mongo and (not settings.mongo.embedded or embedded.attach(settings.service.state_dir) is not None):
+        with place(config) as here:
+            for told in checking.unmatched(settings, here.database):
+                say(f"note: {told}")
     declared = settings.declarations()
     counts = [(kind.removesuffix("s"), len(declared[kind])) for kind in declared]
     always = ("table", "model", "listener")

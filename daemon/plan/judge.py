@@ -36,30 +36,29 @@ def judged_file(
     """
     known = registry.read()
     before, after = applied(known, settings(runs)), with_file(known, config, registry.trust.seal)
-    return _judged(database, registry, before, after, config.guard.unset_share, code, rates)
+    return _judged(database, registry, before, after, code, rates)
 
 
 def judged_at_start(database: Data, registry: Registry, config: Config, trust: Trust) -> tuple[Plan, dict[str, Any]]:
     """What `config` changes of what was accepted last, by this daemon or another; and the settings of then."""
     known, stored = registry.read(), accepted_settings(database, registry.service, trust)
     before, after = applied(known, stored), with_file(known, config, registry.trust.seal)
-    return _judged(database, registry, before, after, config.guard.unset_share), stored
+    return _judged(database, registry, before, after), stored
 
 
 def judged_part(database: Data, registry: Registry, parts: Iterable[tuple[str, str, Declaration]]) -> Plan:
     """What applying these (kind, name, declaration) changes of what is applied. A model that comes without its trainer
     loses the one that it has.
     """
-    before = applied(registry.read(), {})
+    known, stored = registry.read(), accepted_settings(database, registry.service, registry.trust)
+    before = applied(known, stored)
     kinds: dict[str, dict[str, Any]] = {section(kind): dict(before.of(kind)) for kind in KINDS}
     given = {(kind, name): declaration for kind, name, declaration in parts}
     for (kind, name), declaration in given.items():
         kinds[section(kind)][name] = declaration
         if kind == "model" and ("trainer", name) not in given:
             kinds["trainers"].pop(name, None)
-    share = accepted_settings(database, registry.service, registry.trust).get("guard.unset_share")
-    share = share if isinstance(share, float) else GuardConfig().unset_share
-    return _judged(database, registry, before, Declared(**kinds), share)
+    return _judged(database, registry, before, Declared(**kinds, settings=stored))
 
 
 def _judged(
@@ -67,7 +66,6 @@ def _judged(
     registry: Registry,
     before: Declared,
     after: Declared,
-    share: float,
     code: Collection[str] = (),
     rates: Mapping[str, float] | None = None,
 ) -> Plan:
@@ -77,7 +75,13 @@ def _judged(
             registry.refuse_filters(change.kind, change.name, after.of(change.kind)[change.name])
     found = [effect for change in changed for effect in effects(change, before, after)]
     facts = count(database, registry.service, registry.trust, before, after, found)
-    return planned(changed, before, after, facts, share=share, rates=rates)
+    return planned(changed, before, after, facts, share=_share(before, after), rates=rates)
+
+
+def _share(before: Declared, after: Declared) -> float:
+    """The accepted `guard.unset_share`, or that of the edit if it is lower: an edit does not turn off its own guard."""
+    given = [each.settings.get("guard.unset_share") for each in (before, after)]
+    return min((share for share in given if isinstance(share, float)), default=GuardConfig().unset_share)
 
 
 def accepted(config: Config, known: Catalog, stored: Mapping[str, Any]) -> Config:

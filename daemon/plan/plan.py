@@ -26,7 +26,7 @@ _UNCOUNTED: Final = {
 @dataclass(frozen=True, slots=True)
 class Consequence:
     """What follows from a change, as far as it is counted. `of`: the outputs that the listener has; `table`: whose rows
-    are scanned; `seconds`: about how long the rows take.
+    are scanned, or of which none matches; `seconds`: about how long the rows take.
     """
 
     kind: Kind
@@ -50,7 +50,7 @@ class Consequence:
                 return f"scans {rows} of {self.table}"
             case "removes":
                 return f"removes {outputs} of {self.target}{self._share}"
-            case "predicts" if self.rows == 0:
+            case "predicts" if self.table:
                 return f"no row of {self.table} matches listener {self.target}"
             case "predicts":
                 time = "" if self.seconds is None else f" (about {_time(self.seconds)})"
@@ -99,6 +99,12 @@ class Plan:
         if any(each.kind == "service" for step in self.steps for each in step.consequences):
             return "refused"
         return "held" if self.held else "good" if self.steps else "unchanged"
+
+    @property
+    def unmatched(self) -> list[str]:
+        """Which listeners have a filter that no row matches, in words."""
+        every = (each for step in self.steps for each in step.consequences)
+        return [each.text() for each in every if each.kind == "predicts" and each.table]
 
     def lines(self) -> list[str]:
         """A line for each changed key."""

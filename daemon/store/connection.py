@@ -31,10 +31,10 @@ from pymongo.errors import OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.uri_parser import split_options
 
-from components.errors import ConfigurationError, MongoUnavailable, Problem
+from components.errors import ConfigurationError, MongoRefuses, MongoUnavailable, Problem
 from daemon.health.backoff import backoff
 from daemon.logs.text import brief, masked
-from daemon.store.driver_errors import sentence
+from daemon.store.driver_errors import final, sentence
 
 Client = MongoClient[dict[str, Any]]
 Data = Database[dict[str, Any]]
@@ -307,7 +307,7 @@ def end_left_transactions(client: Client) -> None:
 @contextmanager
 def reaching(*answers: type[PyMongoError]) -> Iterator[None]:
     """Within the block every error of the driver, and a damaged answer, becomes MongoUnavailable, with one line that a
-    person can act on.
+    person can act on; MongoRefuses, if it is no use to try again.
 
     `answers` are errors that are a reply rather than an obstacle; they pass as they are.
     """
@@ -316,6 +316,6 @@ def reaching(*answers: type[PyMongoError]) -> Iterator[None]:
     except answers:
         raise
     except PyMongoError as error:
-        raise MongoUnavailable(sentence(error)) from None
+        raise (MongoRefuses if final(error) else MongoUnavailable)(sentence(error)) from None
     except InvalidBSON as error:
         raise MongoUnavailable(f"an answer of MongoDB cannot be read: {masked(str(error))}") from None

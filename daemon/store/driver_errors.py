@@ -25,6 +25,7 @@ _AUTHENTICATION: Final = {
     13: "the user lacks a right: grant readWrite on the database",
     18: "user name or password is wrong: see mongo.uri",
 }
+_FINAL: Final = frozenset({2, 9, 13, 14, 18, 121})  # bad values and types, rights, a validator of the collection
 _REST: Final = re.compile(r", (?:Timeout|full error): .*|,? ?\(configured timeouts: [^)]*\)", re.DOTALL)
 
 
@@ -46,6 +47,11 @@ def sentence(error: Exception) -> str:
     if isinstance(error, AutoReconnect) and not isinstance(error, NotPrimaryError):
         return brief(f"the connection broke: {text}")
     return brief(f"{type(error).__name__}: {text}")
+
+
+def final(error: Exception) -> bool:
+    """Whether the server would refuse the same again."""
+    return isinstance(error, OperationFailure) and _first_refusal(error).get("code", error.code) in _FINAL
 
 
 def _first_refusal(error: OperationFailure) -> dict[str, Any]:

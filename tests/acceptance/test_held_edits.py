@@ -335,7 +335,7 @@ def test_other_arguments_do_not_put_an_untrained_model_live(
 
 
 def test_a_client_is_told_before_it_pays(mongo_uri: str, service: Service, database: Database[dict[str, Any]]) -> None:
-    """`db.apply` raises PlanHeld with the plan; `confirm=` goes on."""
+    """`db.apply` raises PlanHeld with the plan; `confirm=` goes on. It warns of a filter that no row matches."""
     from components import Listener, ObjectModel, Table
     from daemon.api import PlanHeld, connect
 
@@ -354,6 +354,9 @@ def test_a_client_is_told_before_it_pays(mongo_uri: str, service: Service, datab
         narrow = Listener(model="echo", key="x", table="mine", identifier="L", where={"n": "typo"})
         with pytest.raises(PlanHeld) as held:
             db.apply(narrow)
-        db.apply(narrow, confirm=held.value.plan.name)
+        with pytest.warns(match="no row of mine matches listener L"):
+            db.apply(narrow, confirm=held.value.plan.name)
         assert database.mine.count_documents({"_outputs.L.value": {"$exists": True}}) == 0
-    assert database[names.COMPONENTS].count_documents({"source": "api", "state": "applied"}) == 3
+        with pytest.warns(match="no row of mine matches listener M"):
+            db.apply(Listener(model="echo", key="x", table="mine", identifier="M", where={"m": 1}), wait=False)
+    assert database[names.COMPONENTS].count_documents({"source": "api", "state": "applied"}) == 4

@@ -10,10 +10,12 @@ import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness.commands import free_port, predictd
 from pymongo import MongoClient
+from pymongo.database import Database
 
 from components.errors import Problem
 from daemon.check import build, meet
@@ -66,7 +68,7 @@ number = 3
 """
 
 
-def written(folder: Path, models: dict[str, str], listener: str = "") -> Config:
+def written(folder: Path, models: dict[str, str], more: str = "") -> Config:
     """Return the configuration with these models of type object, in a folder with the code above."""
     (folder / "mycode.py").write_text(CODE)
     (folder / "broken_import.py").write_text("import a_module_that_is_not_there")
@@ -83,7 +85,7 @@ def written(folder: Path, models: dict[str, str], listener: str = "") -> Config:
     for name, lines in models.items():
         text += f"\n[models.{name}]\ntype = 'object'\n{lines}\n"
     file = folder / "service.toml"
-    file.write_text(textwrap.dedent(text) + listener)
+    file.write_text(textwrap.dedent(text) + more)
     return load(file, {})
 
 
@@ -356,6 +358,24 @@ def test_embedded_finds_its_mongod(tmp_path: Path, mongod: Path, monkeypatch: py
     assert "6.0 or later" in problem.message
     old.write_text("#!/bin/sh\nexit 1\n")
     assert "does not start" in meet(on(tmp_path, "embedded"))[0].message
+
+
+def test_a_filter_that_no_row_matches_is_told_without_a_daemon(
+    tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]]
+) -> None:
+    """A misspelled field is no error to MongoDB. Not said of an empty table, whose rows may still come."""
+    more = '[tables.full]\nfields = { x = "str" }\n[tables.empty]\nfields = { x = "str" }\n'
+    for name, table, where in (("typo", "full", "m"), ("fine", "full", "n"), ("early", "empty", "m")):
+        more += f'[listeners.{name}]\ntable = "{table}"\nkey = "x"\nmodel = "m"\nwhere = {{ {where} = 1 }}\n'
+    written(tmp_path, {"m": 'object = "mycode:one"'}, more)
+    file = tmp_path / "service.toml"
+    file.write_text(file.read_text().replace('database = "t"', f'database = "{database.name}"\nuri = "{mongo_uri}"'))
+    database.full.insert_one({"x": "x", "n": 1})
+    ran = predictd("check", "--mongo", "-c", str(file), cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert [line for line in ran.stdout.splitlines() if "no row" in line] == [
+        "note: no row of full matches listener typo"
+    ]
 
 
 def test_nobody_answers(tmp_path: Path) -> None:

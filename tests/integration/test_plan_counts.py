@@ -14,9 +14,9 @@ from pymongo.collection import Collection
 from pymongo.database import Database
 from pymongo.errors import ExecutionTimeout
 
-from daemon.config import load
+from daemon.config import Config, load
 from daemon.plan.declared import storable
-from daemon.plan.judge import accepted, judged_at_start, judged_part
+from daemon.plan.judge import accepted, judged_at_start, judged_file, judged_part
 from daemon.plan.plan import Plan
 from daemon.store import names
 from daemon.store.registry.accepted import accepted_settings, keep_settings
@@ -50,10 +50,14 @@ def registry(database: Database[dict[str, Any]]) -> Registry:
     return registry
 
 
-def plan(registry: Registry, folder: Path, database: Database[dict[str, Any]], given: Mapping[str, Any]) -> Plan:
+def config(folder: Path, database: Database[dict[str, Any]], given: Mapping[str, Any]) -> Config:
     file = folder / "service.toml"
     file.write_text(toml("mongodb://127.0.0.1:1/?replicaSet=rs0", database.name, given))
-    return judged_at_start(database, registry, load(file, {}), registry.trust)[0]
+    return load(file, {})
+
+
+def plan(registry: Registry, folder: Path, database: Database[dict[str, Any]], given: Mapping[str, Any]) -> Plan:
+    return judged_at_start(database, registry, config(folder, database, given), registry.trust)[0]
 
 
 @pytest.mark.parametrize(
@@ -95,6 +99,37 @@ def test_a_new_listener_whose_filter_matches_nothing_is_told(
     )
     database.rows.delete_many({})
     assert "no row" not in plan(registry, tmp_path, database, given).lines()[0]
+
+
+@pytest.mark.parametrize(
+    ("accepted_share", "new_share", "verdict"),
+    [(0.1, 1.0, "held"), (0.1, 0.7, "held"), (0.7, 0.7, "good"), (1.0, 0.1, "held"), (None, 0.7, "good")],
+)
+def test_an_edit_does_not_turn_off_its_own_guard(
+    registry: Registry,
+    tmp_path: Path,
+    database: Database[dict[str, Any]],
+    accepted_share: float | None,
+    new_share: float,
+    verdict: str,
+) -> None:
+    """It is judged by the accepted share, or by its own if that is lower; a file that was never accepted by its own.
+    Raised alone, the share is accepted.
+    """
+
+    def share(value: float) -> dict[str, Any]:
+        return {"guard": {"unset_share": value}}
+
+    if accepted_share is not None:
+        keep_settings(
+            database, SERVICE, registry.trust, storable(config(tmp_path, database, declared() | share(accepted_share)))
+        )
+    narrowed = declared(where={"n": {"$lt": 40}})
+    assert plan(registry, tmp_path, database, narrowed | share(new_share)).verdict == verdict
+    runs = config(tmp_path, database, declared() | share(accepted_share or new_share))
+    after = config(tmp_path, database, narrowed | share(new_share))
+    assert judged_file(database, registry, after, runs).verdict == verdict
+    assert plan(registry, tmp_path, database, declared() | share(new_share)).verdict in ("good", "unchanged")
 
 
 def test_a_listener_that_moves_loses_all_and_so_does_its_reader(

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bson import ObjectId
+from bson import ObjectId, Timestamp
+from bson.raw_bson import RawBSONDocument
 from harness.commands import predictd, write_service
 from harness.daemons import eventually
 from harness.models import digest
@@ -122,6 +123,42 @@ def test_a_part_of_an_output_that_cannot_be_decoded_is_written_over(place: Workp
     insert(place.database, 1, x="text", _outputs=RawValue(b"\x03" + output.raw))
     place.run()
     all_predicted(place.database, [1])
+
+
+def twice(name: str, *values: Any) -> RawValue:
+    """A document that holds a name more than once."""
+    parts = b"".join(document({}, {name: value}).raw[4:-1] for value in values)
+    return RawValue(b"\x03" + (len(parts) + 5).to_bytes(4, "little") + parts + b"\0")
+
+
+def test_a_row_that_holds_a_name_twice_keeps_nobody_waiting(place: Workplace) -> None:
+    """The server's guard reads the first, the driver decodes the last: a write would match never again. A model gets
+    the last, whoever is read with it.
+    """
+    place.declare()
+    older, newer = Timestamp(1_700_000_000, 1), Timestamp(1_700_000_000, 2)
+    mine = [document({"asof": asof}, {}) for asof in (older, newer)]
+    insert(place.database, "asof", x="text", _outputs=document({}, {LISTENER: twice("asof", older, newer)}))
+    insert(place.database, "listener", x="text", _outputs=twice(LISTENER, *mine))
+    outputs = [document({}, {LISTENER: each}) for each in mine]
+    both = twice("_outputs", *outputs)[5:-1]
+    begun = document({"_id": "outputs", "x": "text"}, {}).raw[4:-1] + both
+    place.rows.insert_one(RawBSONDocument((len(begun) + 5).to_bytes(4, "little") + begun + b"\0"))
+    place.rows.insert_many({"_id": n, "x": "text"} for n in range(20))
+    worker = place.run()  # its scan has ended
+    keys: list[Any] = [*range(20), "asof", "listener", "outputs"]
+    eventually("all have outputs", lambda: all(held(place.database, key).get("value") for key in keys))
+    for beside in ("text", NOT_UTF8):
+        name = f"beside {beside!r}"
+        key = twice("x", "first", "last")[5:-1] + document({"_id": name}, {}).raw[4:-1]
+        rows = [
+            RawBSONDocument((len(key) + 5).to_bytes(4, "little") + key + b"\0"),
+            document({}, {"_id": 100, "x": beside}),
+        ]
+        place.rows.insert_many(rows)
+        eventually("it gets the last", lambda name=name: held(place.database, name).get("value") == digest("last"))
+        place.rows.delete_one({"_id": 100})
+    assert worker.stop() == 0
 
 
 def test_a_scan_passes_rows_with_odd_ids_at_the_end_of_a_page(database: Database[dict[str, Any]]) -> None:

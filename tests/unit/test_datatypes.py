@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from bson.binary import Binary, BinaryVectorDtype
+from bson.code import Code
 from bson.int64 import Int64
 from bson.objectid import ObjectId
 from hypothesis import given, settings
@@ -82,6 +83,8 @@ def test_numbers_are_read_in_the_forms_that_clients_write():
         ("float", True, "expected a float, got bool"),
         ("float", "x", "expected a float, got str"),
         ("str", b"x", "expected a string, got bytes"),
+        ("str", Code("x", {"y": 1}), "expected a string, got Code"),
+        ("json", [Code("x")], "expected a JSON value, got Code at $[0]"),
         ("bool", 1, "expected a bool, got int"),
         ("bytes", "x", "expected bytes (a BSON binary), got str"),
         ("datetime", "2024-01-01", "expected a datetime (a BSON date), got str"),

@@ -120,6 +120,37 @@ def test_the_source_that_runs_is_the_one_that_is_hashed(tmp_path: Path, changed:
     assert before.split()[-1] != after.split()[-1]
 
 
+BY_NAME = {
+    "import_module": "import importlib\ndef f(): return importlib.import_module('helper.inner').I\n",
+    "another name of it": "from importlib import import_module as i\nh = i('helper.inner')\ndef f(): return h.I\n",
+    "__import__": "h = __import__('helper.inner').inner\ndef f(): return h.I\n",
+    "a name that is put together": "import importlib as i\ndef f(n='inner'): return i.import_module(f'helper.{n}').I\n",
+    "all of a package": (
+        "import helper, importlib, pkgutil\n"
+        "found = [importlib.import_module('helper.' + each.name) for each in pkgutil.iter_modules(helper.__path__)]\n"
+        "def f(): return found[0].I\n"
+    ),
+    "a package that finds its parts": "import helper\ndef f(): return helper.inner.I\n",
+    "runpy": "import runpy\ndef f(): return runpy.run_module('helper.inner')['I']\n",
+    "exec": "def f(found={}):\n    exec(open('helper/inner.py').read(), found)\n    return found['I']\n",
+}
+
+
+@pytest.mark.parametrize("how", BY_NAME)
+def test_a_module_that_is_imported_by_its_name_is_hashed(tmp_path: Path, how: str) -> None:
+    """Which one is not known before it runs: all that are named count."""
+    (tmp_path / "helper").mkdir()
+    (tmp_path / "mine.py").write_text(BY_NAME[how])
+    finds = "import importlib\ndef __getattr__(name): return importlib.import_module(f'helper.{name}')\n"
+    (tmp_path / "helper" / "__init__.py").write_text(finds if how == "a package that finds its parts" else "")
+    (tmp_path / "helper" / "inner.py").write_text("I = 1\n")
+    before = ran(tmp_path, ["mine", "helper"], SHOWN).split()
+    replaced(tmp_path / "helper" / "inner.py", "I = 2\n")
+    after = ran(tmp_path, ["mine", "helper"], SHOWN).split()
+    assert (before[0], after[0]) == ("1", "2")
+    assert before[1] != after[1]
+
+
 def test_a_module_that_is_imported_late_is_the_one_that_was_hashed(tmp_path: Path) -> None:
     """The hash reads what a function will import; an edit in between does not run under that hash."""
     (tmp_path / "late.py").write_text("V = 1\n")

@@ -105,7 +105,23 @@ def test_avif_is_decoded_and_jpeg_2000_is_not():
 DIGITS = "9.999999999999999999999999999999999E+6144"
 
 
-@pytest.mark.parametrize("text", ["0.1", "-1E+3", "1E-6176", DIGITS, "NaN", "Infinity", "0.10"])
+SAME = [
+    "0.1",
+    "-1E+3",
+    "1E-6176",
+    "-1.5E-6175",
+    DIGITS,
+    "1E+6111",
+    "NaN",
+    "-NaN",
+    "sNaN",
+    "-Infinity",
+    "0.10",
+    "-0E-6176",
+]
+
+
+@pytest.mark.parametrize("text", SAME)
 def test_decimals_come_back_with_every_digit(text):
     """A Decimal128 is a decimal.Decimal."""
     stored = datatype("decimal").encode(Decimal(text))
@@ -113,11 +129,45 @@ def test_decimals_come_back_with_every_digit(text):
     assert datatype("decimal").decode(Int64(3)) == Decimal(3)
 
 
-@pytest.mark.parametrize("value", [0.1, True, "1", Decimal("1" * 35), Decimal("1E+9999"), None])
-def test_what_no_decimal_holds_is_refused(value):
+@pytest.mark.parametrize(
+    "value", [Decimal("1E+6144"), Decimal("1" * 34 + "0.00"), Decimal("-0E-9999"), 10**5000], ids=range(4)
+)
+def test_what_a_decimal_holds_otherwise_written_is_the_same_number(value):
+    """A Decimal128 has 34 digits and exponents from -6176 to 6111; zeros make up for the rest."""
+    stored = datatype("decimal").decode(datatype("decimal").encode(value))
+    assert stored == value
+    assert stored.is_signed() == Decimal(value).is_signed()
+
+
+RANGE = r"expected a decimal that BSON can hold \(34 digits, exponents from -6176 to 6111\), got "
+NO_DECIMALS = {
+    "more digits": (Decimal("1" * 35), RANGE + "1{35}$"),
+    "far more digits": (Decimal("1" * 9999), RANGE + r"1{80}\.\.\.$"),
+    "a larger exponent": (Decimal("1E+6145"), RANGE + r"1E\+6145$"),
+    "a smaller exponent": (Decimal("1E-6177"), RANGE + "1E-6177$"),
+    "a subnormal with a digit more": (Decimal("1.55E-6175"), RANGE + "1.55E-6175$"),
+    "a NaN that carries a number": (Decimal("NaN123"), RANGE + "NaN123$"),
+    "a whole number that is too large": (10**7000, RANGE + "one of 23,254 bits$"),
+    "a float": (0.1, "expected a decimal, got float"),
+    "a bool": (True, "expected a decimal, got bool"),
+    "a text": ("1", "expected a decimal, got str"),
+    "none": (None, "is None; expected a decimal"),
+}
+
+
+@pytest.mark.parametrize("what", NO_DECIMALS)
+def test_what_no_decimal_holds_is_refused(what):
     """Nothing is rounded."""
-    with pytest.raises(EncodeError):
+    value, message = NO_DECIMALS[what]
+    with pytest.raises(EncodeError, match=message):
         datatype("decimal").encode(value)
+
+
+@pytest.mark.parametrize("spec", ["int", "float"])
+def test_a_whole_number_that_python_does_not_write_is_refused_with_its_size(spec):
+    """More than 4,300 digits are not written in decimal digits."""
+    with pytest.raises(EncodeError, match="one of 16,610 bits"):
+        datatype(spec).encode(10**5000)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ triage.py            rows that fail: which are tried again, which are predicted 
 suspects.py          the file that names the rows at work, so that the next process finds the one that killed this one
 attempts.py          runs a batch in as few calls as possible, and bisects one that fails
 model_threads.py     the threads in which a model's code runs
+interpreter_turn.py  lets one thread at a time make many short calls
 process_settings.py  settings of the process that user code must not leave changed
 turnstile.py         the lock that lets one row run alone in the process
 batch_cap.py         how many rows a batch may hold

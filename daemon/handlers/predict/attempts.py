@@ -15,6 +15,7 @@ from components.datatypes import Datatype
 from components.errors import OutputShapeError
 from components.model import Model
 from daemon.handlers.predict.decoding import ANYTHING
+from daemon.handlers.predict.interpreter_turn import Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class Attempts:
     prepare_many: Callable[[list[Any]], Any]
     store: Callable[[Any], None]
     failed: Callable[[BaseException, int], None]
+    turn: Turn
     output: Datatype | None = None
     """The datatype of the outputs, if the listener declares one."""
 
@@ -83,7 +85,7 @@ class Attempts:
         except ANYTHING as error:
             self.failed(error, len(inputs))
             return [Outcome(stage=stage, error=error)] if len(inputs) == 1 else None
-        with self.model.predicting():
+        with self.turn.taken(len(inputs)), self.model.predicting():
             return [self._finished(output) for output in outputs]
 
     def _finished(self, output: Any) -> Outcome:

@@ -20,6 +20,7 @@ from components.datatypes import Datatype, undeclared
 from components.errors import DecodeError
 from components.key import Arguments, Key
 from components.shared_memory import copied
+from daemon.handlers.predict.interpreter_turn import Turn
 from daemon.handlers.predict.records import Row, Undecodable
 
 CHUNK_ROWS: Final = 64
@@ -68,7 +69,7 @@ class Decoders:
 
 
 def chunks(
-    rows: Sequence[Row], key: Key, datatypes: Sequence[Datatype | None], decoders: Decoders | None = None
+    rows: Sequence[Row], key: Key, datatypes: Sequence[Datatype | None], turn: Turn, decoders: Decoders | None
 ) -> Iterator[list[Decoded]]:
     """Yields the rows in order, in chunks."""
     place = 0
@@ -77,7 +78,8 @@ def chunks(
             place += 1
             yield chunk
     while place < len(rows):
-        chunk = decode(rows[place : place + CHUNK_ROWS], key, datatypes)
+        with turn.taken(len(rows) - place):
+            chunk = decode(rows[place : place + CHUNK_ROWS], key, datatypes)
         place += len(chunk)
         yield chunk
 

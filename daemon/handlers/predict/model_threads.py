@@ -15,6 +15,7 @@ from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 from daemon.handlers.predict.decoding import Decoders
+from daemon.handlers.predict.interpreter_turn import Turn
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -22,6 +23,9 @@ T = TypeVar("T")
 
 class Hand:
     """Calls functions in the thread of the caller."""
+
+    def __init__(self) -> None:
+        self.turn = Turn()
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return what the function returns, or raise what it raises."""
@@ -32,6 +36,7 @@ class OneThread(Hand):
     """Calls functions in one thread, which ends with this object."""
 
     def __init__(self, name: str) -> None:
+        super().__init__()
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
         # A daemon thread: a model that hangs must not keep the process from its end.
         self._thread = threading.Thread(target=_serve, args=(self._calls,), name=name, daemon=True)

@@ -158,8 +158,9 @@ def prepare(
             dead = letter(row, live, "predict", RuntimeError(guilty.message))
             letters.append(replace(dead, type=guilty.type, cause="row"))
     held = place = 0
-    for chunk in chunks(todo, live.key, live.datatypes, live.threads.decoders):
-        with model.predicting():
+    turn = live.threads.preprocess.turn
+    for chunk in chunks(todo, live.key, live.datatypes, turn, live.threads.decoders):
+        with turn.taken(len(chunk)), model.predicting():
             for row, arguments, bytes_, failed in chunk:
                 place += 1
                 try:
@@ -196,7 +197,7 @@ def _prepared(
     if rows and not model.by_row:
         try:
             if model.prepare_batch:
-                with model.predicting():
+                with judged.live.threads.preprocess.turn.taken(len(rows)), model.predicting():
                     many = model.watch_batch.own(model.prepare_many(inputs))
             elif (many := model.collated(inputs)) is not None:
                 inputs = [None] * len(inputs)  # they would take as much memory once more
@@ -242,7 +243,7 @@ def predict(prepared: Prepared, out_of_memory: Callable[[int], None]) -> Predict
     def prepare_many(inputs: list[Any]) -> Any:
         return live.threads.preprocess.run(live.model.prepare_many, inputs)
 
-    attempts = Attempts(live.model, fresh, prepare_many, check_storable, failed, live.output)
+    attempts = Attempts(live.model, fresh, prepare_many, check_storable, failed, live.threads.model.turn, live.output)
     outcomes = attempts.outcomes(prepared.inputs, prepared.many) if prepared.rows else []
     writes = list(judged.writes)
     letters = list(prepared.letters)

@@ -262,9 +262,11 @@ class Registry:
 
     # ---- operating a listener -------------------------------------------------------------------------------------
 
-    def resync(self, listener: str) -> None:
-        """Has every row of the listener predicted again. Raises NotApplied."""
-        self._listener(listener, {"$inc": {"generation": 1}})
+    def resync(self, listener: str, asked: str = "") -> None:
+        """Has every row of the listener predicted again; once for each `asked`, if it is given. Raises NotApplied."""
+        asked = asked or uuid4().hex
+        once = {"$cond": [{"$eq": ["$asked", asked]}, "$generation", {"$add": [{"$ifNull": ["$generation", 0]}, 1]}]}
+        self._listener(listener, [{"$set": {"generation": once, "asked": asked}}])
         requests.reload(self._database, self.service, [listener])
 
     def pause(self, listener: str) -> None:
@@ -280,7 +282,7 @@ class Registry:
             again = {"$set": {"resumed": uuid4().hex}}
         self._listener(listener, {"$unset": {"paused": ""}, **again})
 
-    def _listener(self, name: str, update: Mapping[str, Any]) -> None:
+    def _listener(self, name: str, update: Mapping[str, Any] | list[Mapping[str, Any]]) -> None:
         if not self._components.update_one(
             {"_id": self._declarations.id("listener", name), "state": "applied"}, update
         ).matched_count:

@@ -126,9 +126,11 @@ class Versions(StoredVersions):
         return False
 
     def rollback(self, reason: str) -> Version:
-        """Promotes the version that was live before the live one; its outputs come back. Raises NotApplied if there is
-        none.
-        """
+        """Promotes the version that was live before the live one; its outputs come back. Raises as `way_back` does."""
+        return self.back(*self.way_back(), reason)
+
+    def way_back(self) -> tuple[int, int]:
+        """The live version, and the one that was live before it. Raises NotApplied if there is none."""
         live = self.live()
         if live is None:
             raise NotApplied(f"model {self._model!r} has no live version yet")
@@ -136,10 +138,14 @@ class Versions(StoredVersions):
             raise NotApplied(
                 f"{self._model} version {live.number} is the first that was live: there is nothing to go back to"
             )
-        if not self.promote(live.replaced, reason=reason, live=live.number, back=True):
+        return live.number, live.replaced
+
+    def back(self, live: int, before: int, reason: str) -> Version:
+        """Promotes `before` if `live` is live; repeated, it changes nothing. Raises PredictdError if a third one is."""
+        if not self.promote(before, reason=reason, live=live, back=True) and not self.is_live(before):
             raise PredictdError(
                 f"another version of {self._model} went live meanwhile; look at `predictd versions {self._model}`"
             )
-        back = self.get(live.replaced)
+        back = self.get(before)
         assert back is not None
         return back

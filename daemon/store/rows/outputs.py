@@ -285,8 +285,11 @@ class Outputs:
             if matched < len(writes) - len(refused):
                 # A bulk reports only how many matched, not which: a read of the rows finds these.
                 rest = [w for w in writes if identity(w.key) not in refused]
-                landed = self._landed(rest, self._outputs_of(rest, (), session))
-                missed = frozenset(identity(w.key) for w in rest) - landed
+                now = self._outputs_of(rest, (), session)
+                missed = frozenset(identity(w.key) for w in rest) - self._landed(rest, now)
+                self._rows.note_odd(
+                    name for w in rest if (name := identity(w.key)) in missed and now.get(name) == w.seen
+                )
             return Written(missed, refused, session.operation_time)
 
     def _send(self, updates: Sequence[Update], session: ClientSession) -> tuple[int, Sequence[Refusal]]:

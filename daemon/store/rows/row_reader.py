@@ -2,21 +2,26 @@
 
 So a value that the driver cannot decode, or an `_id` that it would not send back as stored, costs its batch only some
 microseconds for each row.
+
+MongoDB stores a document that holds a name twice. The driver decodes the last one, and so do models get it. In the
+guard of a write, and as what it changes, the first counts. A row whose guard failed although its output was as it had
+been read is *odd*: from then on its output is read as stored, and the first counts.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import bson
 from bson.raw_bson import RawBSONDocument
 from bson.timestamp import Timestamp
 
-from components.raw_value import EXACT, STRICT, UNDECODABLE, RawValue, document, fields, key_of
+from components.raw_value import EXACT, STRICT, UNDECODABLE, RawValue, document, fields, identity, key_of
 from daemon.handlers.predict.records import MISSING, Row, Seen, Undecodable
 
+MOST_ODD: Final = 10_000
 SEEN_PARTS: Final = ("asof", "generation", "input", "error")
 _NULL: Final = RawValue.of(None)
 
@@ -26,25 +31,41 @@ class RowReader:
 
     def __init__(self, listener: str, paths: Sequence[str]) -> None:
         self._listener, self._paths = listener, tuple(paths)
+        self._odd: set[Hashable] = set()
 
     def rows(self, reply: RawBSONDocument) -> Iterator[Row]:
         """The rows, with the values of the key fields."""
-        documents = decoded(reply)
+        documents = self._documents(reply)
         return map(self._row, documents) if documents is not None else map(self._raw_row, raw_documents(reply))
 
     def seen(self, reply: RawBSONDocument) -> Iterator[tuple[Any, Seen]]:
         """The keys of the rows, and their outputs."""
-        documents = decoded(reply)
+        documents = self._documents(reply)
         if documents is not None:
             return ((row["_id"], self._output(_part(row.get("_outputs"), self._listener))) for row in documents)
-        return ((key_of(row["_id"]), self._raw_output(row)) for row in raw_documents(reply))
+        return ((key_of(row["_id"]), self._raw_output(row)) for row in map(RawValue.fields, raw_documents(reply)))
+
+    def note_odd(self, keys: Iterable[Hashable]) -> None:
+        """Notes the identities of odd rows."""
+        self._odd = self._odd.union(keys) if len(self._odd) < MOST_ODD else set(keys)
+
+    def _documents(self, reply: RawBSONDocument) -> list[dict[str, Any]] | None:
+        """As `decoded`; None also if one of them is an odd row's."""
+        documents = decoded(reply)
+        if (
+            documents is not None
+            and self._odd
+            and not self._odd.isdisjoint(identity(each["_id"]) for each in documents)
+        ):
+            return None
+        return documents
 
     def _row(self, row: Mapping[str, Any]) -> Row:
         values = tuple(value_at(row, path) for path in self._paths)
         return Row(row["_id"], values, _digest(values), self._output(_part(row.get("_outputs"), self._listener)))
 
-    def _raw_row(self, row: Mapping[str, RawValue]) -> Row:
-        raw = tuple(_raw_at(row, path) for path in self._paths)
+    def _raw_row(self, document: RawValue) -> Row:
+        raw, row = tuple(_raw_at(document, path) for path in self._paths), document.fields()
         values = tuple(_decoded(value) for value in raw)
         # The same hash as if the reply had been decoded whole; for a value that cannot be, a hash of its raw bytes.
         digest = _digest(raw if any(isinstance(value, Undecodable) for value in values) else values)
@@ -85,11 +106,11 @@ def decoded(reply: RawBSONDocument) -> list[dict[str, Any]] | None:
     return documents if all(type(each["_id"]) in EXACT for each in documents) else None
 
 
-def raw_documents(reply: RawBSONDocument) -> Iterator[dict[str, RawValue]]:
-    """The documents of a cursor's reply, with their fields as stored."""
+def raw_documents(reply: RawBSONDocument) -> Iterator[RawValue]:
+    """The documents of a cursor's reply, as stored."""
     cursor = fields(reply.raw)["cursor"].fields()
     batch = cursor["firstBatch"] if "firstBatch" in cursor else cursor["nextBatch"]
-    return (each.fields() for each in batch.fields().values())
+    return iter(batch.fields().values())
 
 
 def keys(reply: RawBSONDocument) -> list[Any]:
@@ -97,7 +118,7 @@ def keys(reply: RawBSONDocument) -> list[Any]:
     documents = decoded(reply)
     if documents is not None:
         return [each["_id"] for each in documents]
-    return [key_of(each["_id"]) for each in raw_documents(reply)]
+    return [key_of(each.fields()["_id"]) for each in raw_documents(reply)]
 
 
 def value_at(row: Mapping[str, Any], path: str) -> Any:
@@ -110,14 +131,12 @@ def value_at(row: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-def _raw_at(row: Mapping[str, RawValue], path: str) -> RawValue:
+def _raw_at(value: RawValue, path: str) -> RawValue:
     """As `value_at`, for a row that is not decoded."""
-    first, *parts = path.split(".")
-    value = row.get(first, _NULL)
-    for part in parts:
+    for part in path.split("."):
         if value[0] != 0x03:
             return value
-        value = value.fields().get(part, _NULL)
+        value = value.last(part) or _NULL
     return value
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection as Container
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal, get_args
@@ -28,7 +29,7 @@ from pydantic import Field, Strict, TypeAdapter
 from pymongo import ReturnDocument
 from pymongo.collection import Collection
 from pymongo.database import Database
-from pymongo.errors import DuplicateKeyError
+from pymongo.errors import DuplicateKeyError, PyMongoError
 
 from components.errors import NotApplied
 from components.names import meant
@@ -146,16 +147,19 @@ class Jobs:
 
     # ---- asking for jobs ------------------------------------------------------------------------------------------
 
-    def queue(self, kind: Kind, target: str, trigger: Mapping[str, Any], *, key: str | None = None) -> str | None:
+    def queue(
+        self, kind: Kind, target: str, trigger: Mapping[str, Any], *, key: str | None = None, own: str | None = None
+    ) -> str | None:
         """Queues a job and returns its id; `target` is the model to train, or the validation to run.
 
         With a `key` the job is queued once, even by several daemons: None if the key was used before, or if an equal
-        job is waiting. Raises NotApplied if nothing of that name is applied.
+        job is waiting. `own` is the caller's key: repeated with it, the call changes nothing. Raises NotApplied if
+        nothing of that name is applied.
         """
         model = self._model(kind, target)
         if key is not None and self._collection.find_one({**self._of(kind, target), "state": "queued", "attempts": 0}):
             return None
-        identifier = f"{self._service}/{kind}/{target}/{key or ObjectId()}"
+        identifier = f"{self._service}/{kind}/{target}/{key or own or ObjectId()}"
         job = Job(
             id=identifier, service=self._service, kind=kind, target=target, model=model, trigger=dict(trigger), log=[]
         )
@@ -165,8 +169,10 @@ class Jobs:
                 {"_id": identifier, "state": None}, [{"$set": {**literal, "created_at": "$$NOW"}}], upsert=True
             )
         except DuplicateKeyError:
-            return None
-        notify.ring(self._database, self._service)
+            if own is None:
+                return None
+        with suppress(PyMongoError):  # it is queued; without the notification it is noticed a little later
+            notify.ring(self._database, self._service)
         return identifier
 
     def cancel(self, identifier: str) -> bool:
