@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.arguments import RESULTS
+from bench.kinds import KINDS
 from bench.scale import machines
 from bench.sides import LOOP, PATHWAY, PREDICTD, ROOT, SHARED
 
@@ -51,9 +52,11 @@ def _yardstick(measured: Mapping[str, Any]) -> Iterator[str]:
     yield "## Beside a hand-written loop"
     yield ""
     yield _wrapped(
-        f"`python -m bench.yardstick --runs {plan['runs']} --rows {plan['rows']}`, {measured['cores']} cores, "
-        f"torch threads a process: {plan['threads']}. MNIST rows, LeNet-5. The loop watches, decodes, predicts and "
-        "writes in one thread, without any guarantee. *Two processes* is `partitions = 2`."
+        f"`{'chrt -r 10 ' * measured.get('real_time', False)}python -m bench.yardstick --runs {plan['runs']} "
+        f"--rows {plan['rows']}`, {measured['cores']} cores, "
+        f"torch threads a process: {plan['threads']}. MNIST rows, LeNet-5, and one photograph of 1 MB "
+        f"for {KINDS['1 MB JPEG'].share} of them, ResNet-18. The loop watches, decodes, predicts and writes in one "
+        "thread, without any guarantee. *Two processes* is `partitions = 2`."
     )
     yield ""
     yield "![Rates by the loop's](performance.svg)"
