@@ -36,7 +36,10 @@ def points(n: int = ROWS) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def db(mongod: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Datalayer]:
-    with connect("embedded", folder=tmp_path_factory.mktemp("others")) as layer:
+    folder = tmp_path_factory.mktemp("others")
+    with connect("embedded", folder=folder) as layer:
+        with (folder / "embedded.toml").open("a") as file:  # a busy machine imports scikit-learn for long
+            file.write("\n[limits]\nbuild_seconds = 200\n")
         layer.apply(Table("points", fields={"x": "vector[2]", "side": "int", "y": "float"}))
         layer["points"].insert([{**row, "x": np.array(row["x"], dtype="float32")} for row in points()])
         yield layer

@@ -101,6 +101,13 @@ def site(tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]]) -> 
         yield site
 
 
+def taken_up(site: Site) -> bool | None:
+    """Whether the daemon runs the files as they are."""
+    assert site.daemon is not None
+    found: bool | None = site.daemon.readyz().get("config", {}).get("ok")
+    return found
+
+
 def all_right(site: Site) -> bool:
     """Each row has its sum, by the live version."""
     live = site.live("line").number
@@ -122,7 +129,7 @@ def test_trainings_go_on_beside_a_refused_file(site: Site, refused: str) -> None
     for file, edit in files.items():
         if edit is not None:
             file.write_text(edit(good[file]))
-    eventually("it is refused", lambda: site.daemon.readyz().get("config", {}).get("ok") is False)  # type: ignore[union-attr]
+    eventually("it is refused", lambda: taken_up(site) is False)
     for process in site.processes("daemon.job"):
         process.kill()
     (site.folder / "go").touch()
@@ -135,5 +142,5 @@ def test_trainings_go_on_beside_a_refused_file(site: Site, refused: str) -> None
     eventually("each row has its sum again", lambda: all_right(site))
     for file, text in good.items():
         file.write_text(text)
-    eventually("the refusal is taken back", lambda: site.daemon.readyz().get("config", {}).get("ok"))  # type: ignore[union-attr]
+    eventually("the refusal is taken back", lambda: taken_up(site))
     assert all_right(site)
