@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -114,7 +115,8 @@ class ListenerRun:
             partial(shared.swaps.put, self),
             lambda: shared.patience(f"{name}.table", lambda: refusal(table)),
         )
-        self.threads = CorridorThreads(self.corridor, shared.patience, shared.fail, shared.turnstile)
+        busy = 1 < assignment.partitions >= len(os.sched_getaffinity(0))
+        self.threads = CorridorThreads(self.corridor, shared.patience, shared.fail, shared.turnstile, joined=busy)
         self._patience = shared.patience
         self._registry = shared.registry
         self._loader = shared.loader

@@ -245,7 +245,8 @@ class CorridorThreads:
 
     `retry` wraps the steps that use MongoDB: it repeats them until MongoDB answers. Any other error that escapes a
     stage is a bug, or comes from a declaration that changed meanwhile: it goes to `failed`, which ends the worker, so
-    that no worker goes on with a dead stage.
+    that no worker goes on with a dead stage. With `joined`, one thread does all steps before the write: other processes
+    use the other cores.
     """
 
     def __init__(
@@ -254,8 +255,11 @@ class CorridorThreads:
         retry: Callable[[str, Callable[[], Any]], Any],
         failed: Callable[[BaseException], None],
         turnstile: Turnstile | None = None,
+        *,
+        joined: bool = False,
     ) -> None:
         self._corridor = corridor
+        self._joined = joined
         self._turnstile = turnstile or Turnstile()
         self._retry = retry
         self._failed = failed
@@ -308,10 +312,10 @@ class CorridorThreads:
             if batch.keys:
                 self._emptied(batch)
                 judged = self._timed("read", corridor.read, batch)
-                straight = self._is_lone(batch)
+                lone = self._is_lone(batch)
                 self._passed(1)
-                if straight:
-                    self._through(judged)
+                if lone or self._joined:
+                    self._through(judged, lone=lone)
                 else:
                     self._judged.put(judged)
                 self._emptied(batch)
@@ -335,10 +339,14 @@ class CorridorThreads:
         few = len(batch.keys) <= LONE_ROWS and not any(self._corridor.dirty.depth().values())
         return few and not self._inside and 0 < self._corridor.cap.mean_seconds < LONE_SECONDS
 
-    def _through(self, judged: Judged) -> None:
-        """Takes a batch through the other steps in this thread: they are idle, and nothing waits behind it."""
+    def _through(self, judged: Judged, *, lone: bool) -> None:
+        """Takes a batch through the other steps in this thread, all but its write if others may wait behind it."""
         prepared = self._timed("prepare", self._corridor.prepare, judged)
-        self._written(self._timed("predict", self._corridor.predict, prepared))
+        predicted = self._timed("predict", self._corridor.predict, prepared)
+        if lone:
+            self._written(predicted)
+        else:
+            self._predicted.put(predicted)
 
     def _written(self, predicted: Predicted) -> None:
         judged = predicted.judged

@@ -1,0 +1,78 @@
+"""If as many processes as cores share the rows, one thread of each does all steps before the write."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from harness.corridors import LISTENER, TABLE, SteppedWorker, declare
+from pymongo.database import Database
+
+from daemon.handlers.predict.batch_cap import BatchCap
+from daemon.handlers.predict.corridor import LONE_ROWS, CorridorThreads
+
+BATCHES, ROWS = 6, 20
+SECONDS = 60
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_joined_steps_follow_one_another_while_a_write_waits(
+    database: Database[dict[str, Any]], *, joined: bool
+) -> None:
+    """The first write waits until two more batches were predicted, as they may be meanwhile; every row gets its output.
+    Steps that are not joined overlap.
+    """
+    declare(database)
+    worker = SteppedWorker(database, 1)
+    corridor = worker.corridor
+    corridor.cap = BatchCap(1.0, ROWS)
+    keys = list(range(BATCHES * ROWS))
+    database[TABLE].insert_many([{"_id": key, "x": f"{key}", "m": True} for key in keys])
+    spans: list[tuple[float, float]] = []
+    predicted, failures = threading.Semaphore(0), list[BaseException]()
+
+    def timed(step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def run(batch: Any) -> Any:
+            began = time.monotonic()
+            time.sleep(0.02)  # so that steps in other threads overlap
+            result = step(batch)
+            spans.append((began, time.monotonic()))
+            if step == predict:
+                predicted.release()
+            return result
+
+        return run
+
+    def write(batch: Any) -> None:
+        if not written:
+            waited = [predicted.acquire(timeout=SECONDS) for _ in range(3)]
+            assert all(waited), "nothing was predicted while a write waited"
+        written.append(len(batch.judged.rows))
+        landed(batch)
+
+    written: list[int] = []
+    predict, landed = corridor.predict, corridor.write
+    corridor.read, corridor.prepare, corridor.predict, corridor.write = (  # type: ignore[method-assign]
+        timed(corridor.read),
+        timed(corridor.prepare),
+        timed(predict),
+        write,
+    )
+    threads = CorridorThreads(corridor, lambda _, step: step(), failures.append, joined=joined)
+    worker.dirty_by_scan(*keys)
+    threads.start()
+    end = time.monotonic() + SECONDS
+    while database[TABLE].count_documents({f"_outputs.{LISTENER}.value": {"$exists": True}}) < len(keys):
+        assert not failures, failures
+        assert time.monotonic() < end, "not every row has an output"
+        time.sleep(0.05)
+    assert threads.stop(SECONDS)
+    assert all(row["_outputs"][LISTENER]["value"] == f"f({row['x']})" for row in database[TABLE].find())
+    assert max(written) > LONE_ROWS
+    spans.sort()
+    overlaps = sum(after[0] < before[1] for before, after in pairwise(spans))
+    assert (overlaps == 0) if joined else (overlaps > 0), spans
