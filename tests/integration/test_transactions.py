@@ -92,6 +92,24 @@ def test_a_batch_is_one_transaction_if_nothing_has_changed(own: Any, rows: Any) 
     assert rows.count_documents({"_outputs.L.value": "f(a)"}) == MANY
 
 
+def test_a_row_that_changes_all_the_time_costs_the_others_no_second_transaction(own: Any, rows: Any) -> None:
+    """It got an output a moment ago, and changes again before the next one is written: that of the others is at the
+    snapshot all the same.
+    """
+    outputs = of(own)
+    assert outputs.write(writes(read(outputs, range(50)))).missed == frozenset()
+    restless, others = list(range(20)), list(range(50, MANY))
+    rows.update_many({"_id": {"$in": restless}}, {"$set": {"x": "b"}})
+    snapshot = read(outputs, restless + others)
+    rows.update_many({"_id": {"$in": restless}}, {"$set": {"x": "c"}})
+    before = committed(own)
+    assert outputs.write(writes(snapshot)).missed == frozenset()
+    assert outputs._at_snapshot._share == 0
+    assert committed(own) == before + 2
+    assert rows.count_documents({"_id": {"$in": restless}, "_outputs.L.value": "f(b)"}) == len(restless)
+    assert rows.count_documents({"_id": {"$in": others}, "_outputs.L.value": "f(a)"}) == len(others)
+
+
 def test_sets_touches_and_unsets_land_together(own: Any, rows: Any) -> None:
     """By each of both kinds of transaction."""
     outputs = of(own)

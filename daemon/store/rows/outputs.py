@@ -12,6 +12,7 @@ The daemon's promise depends on this file. Its rules have the names of docs/arch
 A batch's writes take the first of three ways that works; each keeps the same rules, and lands only what the next would.
 
 1. One transaction that begins at the batch's own snapshot: no guard and no read, as any later change is a conflict.
+   Rows that change all the time are left out, and begin with the second way.
 2. Transactions of `GUARDED_ROWS` rows: each reads the guards at a snapshot of its own, and updates the rows that hold.
 3. One unordered bulk, with the guard in each update's filter: the slowest for the server, but a row alone decides for
    itself. It is also the way of a few rows, for which it is a single command.
@@ -61,6 +62,11 @@ GUARDED_ROWS: Final = 64
 
 ROWS: Final = 256
 """The rows of a transaction at the batch's snapshot: it holds up other writers of them."""
+
+RESTLESS_SECONDS: Final = 1
+"""A row that got an output so shortly before the snapshot changes all the time, and is likely to change again before
+its next output is written.
+"""
 
 
 class Outputs:
@@ -238,9 +244,16 @@ class Outputs:
         return written
 
     def _write(self, writes: Sequence[Write]) -> Written:
+        restless = [write for write in writes if _is_restless(write)]
+        if 0 < len(restless) < len(writes):  # apart: one conflict would be that of all
+            calm = [write for write in writes if not _is_restless(write)]
+            return _joined((self._together(calm, at_snapshot=True), self._together(restless, at_snapshot=False)))
+        return self._together(writes, at_snapshot=True)
+
+    def _together(self, writes: Sequence[Write], *, at_snapshot: bool) -> Written:
         if len(writes) < FEW and not any("error" in (w.output or ()) for w in writes):
             return self._bulk(writes)
-        if self._at_snapshot.worth_trying():
+        if at_snapshot and self._at_snapshot.worth_trying():
             try:
                 time = self._transactions.at(writes[0].asof, [self._update(w, guarded=False) for w in writes])
             except Aborted as aborted:
@@ -352,6 +365,11 @@ class Outputs:
             if done:
                 landed.add(identity(w.key))
         return landed
+
+
+def _is_restless(write: Write) -> bool:
+    before = write.seen.asof
+    return before is not MISSING and write.asof.time - before.time <= RESTLESS_SECONDS
 
 
 def _joined(parts: Iterable[Written]) -> Written:
