@@ -92,6 +92,11 @@ class Model(ABC):
         """Whether `infer` predicts one row after the other anyway: then a batch gains nothing."""
         return False
 
+    @property
+    def waits(self) -> bool:
+        """Whether a call may wait for something other than this machine's cores, such as a service or a GPU."""
+        return True
+
     @abstractmethod
     def prepare(self, arguments: Arguments) -> Any:
         """Return one row's input."""

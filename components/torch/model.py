@@ -25,6 +25,11 @@ class TorchModel(TorchModule):
     Raises DeclarationError if an argument is invalid.
     """
 
+    @property
+    def waits(self) -> bool:
+        """See `Model`."""
+        return self.device.type != "cpu"
+
     def fit(
         self,
         X: Any,  # noqa: N803  # scikit-learn's name

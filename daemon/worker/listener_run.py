@@ -115,7 +115,7 @@ class ListenerRun:
             partial(shared.swaps.put, self),
             lambda: shared.patience(f"{name}.table", lambda: refusal(table)),
         )
-        busy = 1 < assignment.partitions >= len(os.sched_getaffinity(0))
+        busy = 1 < assignment.partitions >= len(os.sched_getaffinity(0)) and not live.model.waits
         self.threads = CorridorThreads(self.corridor, shared.patience, shared.fail, shared.turnstile, joined=busy)
         self._patience = shared.patience
         self._registry = shared.registry

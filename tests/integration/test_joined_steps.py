@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 from harness.corridors import LISTENER, TABLE, SteppedWorker, declare
+from harness.daemons import eventually
+from harness.processes import Workplace, declared
 from pymongo.database import Database
 
+from components.declarations import ModelDeclaration
 from daemon.handlers.predict.batch_cap import BatchCap
 from daemon.handlers.predict.corridor import LONE_ROWS, CorridorThreads
 
@@ -76,3 +81,38 @@ def test_joined_steps_follow_one_another_while_a_write_waits(
     spans.sort()
     overlaps = sum(after[0] < before[1] for before, after in pairwise(spans))
     assert (overlaps == 0) if joined else (overlaps > 0), spans
+
+
+@pytest.fixture
+def two_cores() -> Iterator[None]:
+    """What is started meanwhile has two cores."""
+    cores = os.sched_getaffinity(0)
+    if len(cores) < 2:
+        pytest.skip("it needs two cores")
+    os.sched_setaffinity(0, sorted(cores)[:2])
+    yield
+    os.sched_setaffinity(0, cores)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_as_many_processes_as_cores_join_their_steps(
+    two_cores: None, mongo_uri: str, database: Database[dict[str, Any]], tmp_path: Path, processes: int
+) -> None:
+    """No row is preprocessed in a process while its model is at work; in a single process some are."""
+    functions = {name: f"harness.stamped_models:{name}" for name in ("preprocess", "postprocess")}
+    model = {"type": "torch", "object": "harness.stamped_models:Stamped", "device": "cpu", **functions}
+    declarations = declared(partitions=processes, max_batch=40)
+    declarations["models"]["f"] = ModelDeclaration.model_validate(model).dump()
+    database["rows"].insert_many({"_id": key, "x": "x"} for key in range(600))
+    with Workplace(mongo_uri, database, tmp_path, partitions=processes) as place:
+        place.declare(declarations)
+        team = place.run_all()
+        path = f"_outputs.{LISTENER}.value"
+        eventually("all have outputs", lambda: database["rows"].count_documents({path: {"$exists": True}}) == 600)
+        assert team.stop() == 0
+    stamps = [row["_outputs"][LISTENER]["value"] for row in database["rows"].find()]
+    assert len({of for *_, of in stamps}) == processes
+    meanwhile = 0
+    for began, ended, _, _, of in stamps:
+        meanwhile += any(began < end and start < ended for _, _, start, end, other in stamps if other == of)
+    assert (meanwhile == 0) if processes == 2 else (meanwhile > 0)
