@@ -245,7 +245,7 @@ class Outputs:
 
     def _write(self, writes: Sequence[Write]) -> Written:
         restless = [write for write in writes if _is_restless(write)]
-        if 0 < len(restless) < len(writes):  # apart: one conflict would be that of all
+        if len(writes) >= FEW and 0 < len(restless) < len(writes):  # apart: one conflict would be that of all
             calm = [write for write in writes if not _is_restless(write)]
             return _joined((self._together(calm, at_snapshot=True), self._together(restless, at_snapshot=False)))
         return self._together(writes, at_snapshot=True)
