@@ -94,7 +94,7 @@ class Model(ABC):
 
     @property
     def waits(self) -> bool:
-        """Whether a call may wait for something other than this machine's cores, such as a service or a GPU."""
+        """Whether the daemon expects calls to wait for something other than cores, such as a service or a GPU."""
         return True
 
     @abstractmethod

@@ -30,3 +30,11 @@ class Stamped(torch.nn.Module):
         time.sleep(0.02)
         about = torch.tensor([began, time.monotonic(), os.getpid()], dtype=torch.float64)
         return torch.cat([batch, about.expand(len(batch), 3)], dim=1)
+
+
+_net = Stamped()
+
+
+def stamped(rows: list[torch.Tensor]) -> torch.Tensor:
+    with torch.no_grad():
+        return _net(torch.stack(rows))  # type: ignore[no-any-return]

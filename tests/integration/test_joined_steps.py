@@ -1,4 +1,4 @@
-"""If as many processes as cores share the rows, one thread of each does all steps before the write."""
+"""If as many processes as cores share the rows, one thread of each prepares and predicts them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 from harness.corridors import LISTENER, TABLE, SteppedWorker, declare
 from harness.daemons import eventually
 from harness.processes import Workplace, declared
+from harness.zygote import zygote
 from pymongo.database import Database
 
 from components.declarations import ModelDeclaration
@@ -29,7 +30,7 @@ def test_joined_steps_follow_one_another_while_a_write_waits(
     database: Database[dict[str, Any]], *, joined: bool
 ) -> None:
     """The first write waits until two more batches were predicted, as they may be meanwhile; every row gets its output.
-    Steps that are not joined overlap.
+    To prepare and to predict overlap if they are not joined.
     """
     declare(database)
     worker = SteppedWorker(database, 1)
@@ -61,8 +62,7 @@ def test_joined_steps_follow_one_another_while_a_write_waits(
 
     written: list[int] = []
     predict, landed = corridor.predict, corridor.write
-    corridor.read, corridor.prepare, corridor.predict, corridor.write = (  # type: ignore[method-assign]
-        timed(corridor.read),
+    corridor.prepare, corridor.predict, corridor.write = (  # type: ignore[method-assign]
         timed(corridor.prepare),
         timed(predict),
         write,
@@ -85,24 +85,38 @@ def test_joined_steps_follow_one_another_while_a_write_waits(
 
 @pytest.fixture
 def two_cores() -> Iterator[None]:
-    """What is started meanwhile has two cores."""
-    cores = os.sched_getaffinity(0)
+    """Processes that are started meanwhile have two cores."""
+    server = zygote()._server.pid
+    cores = os.sched_getaffinity(server)
     if len(cores) < 2:
         pytest.skip("it needs two cores")
-    os.sched_setaffinity(0, sorted(cores)[:2])
+    os.sched_setaffinity(server, sorted(cores)[:2])
     yield
-    os.sched_setaffinity(0, cores)
+    os.sched_setaffinity(server, cores)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+CODE = "harness.stamped_models"
+NET = {"type": "torch", "object": f"{CODE}:Stamped", "device": "cpu"}
+FUNCTION = {"type": "object", "object": f"{CODE}:stamped", "batched": True}
+
+
+@pytest.mark.parametrize(("processes", "model", "joined"), [(1, NET, False), (2, NET, True), (2, FUNCTION, False)])
 def test_as_many_processes_as_cores_join_their_steps(
-    two_cores: None, mongo_uri: str, database: Database[dict[str, Any]], tmp_path: Path, processes: int
+    two_cores: None,
+    mongo_uri: str,
+    database: Database[dict[str, Any]],
+    tmp_path: Path,
+    processes: int,
+    model: dict[str, Any],
+    *,
+    joined: bool,
 ) -> None:
-    """No row is preprocessed in a process while its model is at work; in a single process some are."""
-    functions = {name: f"harness.stamped_models:{name}" for name in ("preprocess", "postprocess")}
-    model = {"type": "torch", "object": "harness.stamped_models:Stamped", "device": "cpu", **functions}
+    """No row is preprocessed in a process while its model is at work. In a single process some are, and with a function
+    as the model, which may wait for a service.
+    """
+    functions = {name: f"{CODE}:{name}" for name in ("preprocess", "postprocess")}
     declarations = declared(partitions=processes, max_batch=40)
-    declarations["models"]["f"] = ModelDeclaration.model_validate(model).dump()
+    declarations["models"]["f"] = ModelDeclaration.model_validate({**model, **functions}).dump()
     database["rows"].insert_many({"_id": key, "x": "x"} for key in range(600))
     with Workplace(mongo_uri, database, tmp_path, partitions=processes) as place:
         place.declare(declarations)
@@ -115,4 +129,4 @@ def test_as_many_processes_as_cores_join_their_steps(
     meanwhile = 0
     for began, ended, _, _, of in stamps:
         meanwhile += any(began < end and start < ended for _, _, start, end, other in stamps if other == of)
-    assert (meanwhile == 0) if processes == 2 else (meanwhile > 0)
+    assert (meanwhile == 0) if joined else (meanwhile > 0)

@@ -245,8 +245,8 @@ class CorridorThreads:
 
     `retry` wraps the steps that use MongoDB: it repeats them until MongoDB answers. Any other error that escapes a
     stage is a bug, or comes from a declaration that changed meanwhile: it goes to `failed`, which ends the worker, so
-    that no worker goes on with a dead stage. With `joined`, one thread does all steps before the write: other processes
-    use the other cores.
+    that no worker goes on with a dead stage. With `joined`, one thread prepares and predicts: other processes use the
+    other cores.
     """
 
     def __init__(
@@ -312,10 +312,10 @@ class CorridorThreads:
             if batch.keys:
                 self._emptied(batch)
                 judged = self._timed("read", corridor.read, batch)
-                lone = self._is_lone(batch)
+                straight = self._is_lone(batch)
                 self._passed(1)
-                if lone or self._joined:
-                    self._through(judged, lone=lone)
+                if straight:
+                    self._through(judged)
                 else:
                     self._judged.put(judged)
                 self._emptied(batch)
@@ -323,7 +323,11 @@ class CorridorThreads:
 
     def prepare(self) -> None:
         while (judged := self._judged.get()) is not None:
-            self._prepared.put(self._timed("prepare", self._corridor.prepare, judged))
+            prepared = self._timed("prepare", self._corridor.prepare, judged)
+            if self._joined:
+                self._predicted.put(self._timed("predict", self._corridor.predict, prepared))
+            else:
+                self._prepared.put(prepared)
         self._prepared.put(None)
 
     def predict(self) -> None:
@@ -339,14 +343,10 @@ class CorridorThreads:
         few = len(batch.keys) <= LONE_ROWS and not any(self._corridor.dirty.depth().values())
         return few and not self._inside and 0 < self._corridor.cap.mean_seconds < LONE_SECONDS
 
-    def _through(self, judged: Judged, *, lone: bool) -> None:
-        """Takes a batch through the other steps in this thread, all but its write if others may wait behind it."""
+    def _through(self, judged: Judged) -> None:
+        """Takes a batch through the other steps in this thread: they are idle, and nothing waits behind it."""
         prepared = self._timed("prepare", self._corridor.prepare, judged)
-        predicted = self._timed("predict", self._corridor.predict, prepared)
-        if lone:
-            self._written(predicted)
-        else:
-            self._predicted.put(predicted)
+        self._written(self._timed("predict", self._corridor.predict, prepared))
 
     def _written(self, predicted: Predicted) -> None:
         judged = predicted.judged

@@ -12,7 +12,7 @@ The daemon's promise depends on this file. Its rules have the names of docs/arch
 A batch's writes take the first of three ways that works; each keeps the same rules, and lands only what the next would.
 
 1. One transaction that begins at the batch's own snapshot: no guard and no read, as any later change is a conflict.
-   Rows that change all the time are left out, and begin with the second way.
+   Rows that change all the time begin with the second way, apart from the others.
 2. Transactions of `GUARDED_ROWS` rows: each reads the guards at a snapshot of its own, and updates the rows that hold.
 3. One unordered bulk, with the guard in each update's filter: the slowest for the server, but a row alone decides for
    itself. It is also the way of a few rows, for which it is a single command.
@@ -64,8 +64,8 @@ ROWS: Final = 256
 """The rows of a transaction at the batch's snapshot: it holds up other writers of them."""
 
 RESTLESS_SECONDS: Final = 1
-"""A row that got an output so shortly before the snapshot changes all the time, and is likely to change again before
-its next output is written.
+"""A row whose output is of a snapshot so shortly before changes all the time, and is likely to change again before the
+next one is written.
 """
 
 
