@@ -238,24 +238,24 @@ def test_a_process_that_hangs_is_ended_and_the_job_tried_again(play: Any) -> Non
         job = await stage.until_state(identifier, "done")
         assert job["attempts"] == 3
 
-    async def twice(stage: Stage) -> None:
-        declare(stage.database, training(retries=0))
-        stage.behave("hang")
+    play(scene, limits=replace(QUICK, silent=2.0))
+
+
+@pytest.mark.parametrize(
+    ("how", "silent", "said"),
+    [
+        ("hang", 60.0, "has made no progress for 100.* while it was training"),
+        ("silent", 2.0, "has reported nothing for [2-9] s"),
+    ],
+)
+def test_a_job_that_failed_says_how_its_process_hung(play: Any, how: str, silent: float, said: str) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.behave(how)
         job = await stage.until_state(stage.queue(), "failed")
         assert job["error"]["type"] == "Hanging"
-        assert "has made no progress for 100" in job["error"]["message"]
-        assert "while it was training" in job["error"]["message"]
-        (stage.folder / "fake" / "jobs.log").unlink()
-        stage.behave("silent")
-        job = await stage.until_state(stage.queue(), "failed")
-        assert re.search("has reported nothing for [2-9] s", job["error"]["message"])
+        assert re.search(said, job["error"]["message"])
 
-    async def both(stage: Stage) -> None:
-        await scene(stage)
-        (stage.folder / "fake" / "jobs.log").unlink()
-        await twice(stage)
-
-    play(both, limits=replace(QUICK, silent=2.0))
+    play(scene, limits=replace(QUICK, silent=silent), declared=training(retries=0))
 
 
 def test_a_job_that_outlives_its_time_limit_has_failed(play: Any) -> None:
