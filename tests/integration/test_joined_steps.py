@@ -85,11 +85,9 @@ def test_joined_steps_follow_one_another_while_a_write_waits(
 
 @pytest.fixture
 def two_cores() -> Iterator[None]:
-    """Processes that are started meanwhile have two cores."""
+    """Processes that are started meanwhile have two cores, or the machine's only one."""
     server = zygote()._server.pid
     cores = os.sched_getaffinity(server)
-    if len(cores) < 2:
-        pytest.skip("it needs two cores")
     os.sched_setaffinity(server, sorted(cores)[:2])
     yield
     os.sched_setaffinity(server, cores)
