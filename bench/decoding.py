@@ -25,9 +25,10 @@ from components.key import Key
 from components.model import ObjectModel
 from daemon.handlers.predict.decoding import Decoders
 from daemon.handlers.predict.dirty_keys import Batch
+from daemon.handlers.predict.live import Live
 from daemon.handlers.predict.model_threads import ModelThreads
 from daemon.handlers.predict.records import Row, Seen
-from daemon.handlers.predict.stages import Judged, Live, prepare
+from daemon.handlers.predict.stages import Judged, prepare
 
 TURNS = 5
 ROWS = 32

@@ -13,7 +13,7 @@ is in `components.torch`.
 | images in another process | `images_apart`, `image_decoder` |
 | code | `import_paths`, `import_folder`, `known_classes`, `program_files`, `artifacts`, `stable_pickle` |
 | where it comes from | `code_source`, `code_references`, `source_files` |
-| calling it | `awaited`, `frames`, `shared_memory`, `accelerator` |
+| calling it | `awaited`, `frames`, `shared_memory`, `accelerator`, `random_numbers` |
 | learning | `training_loop`, `fitting`, `estimators`, `object_state`, `argument_checks`, `examples`, `trained` |
 | metrics | `metric_arguments`, `metric_direction` |
 | triggers | `cron` |

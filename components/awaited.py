@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,15 @@ from typing import Any
 _own = threading.local()
 _elsewhere = ThreadPoolExecutor(1, "predictd-await")
 """For a thread whose event loop runs already, such as a notebook's."""
+
+
+def _in_fork() -> None:
+    """Begins anew: a loop of the parent's would take the parent's events, and its other threads are missing."""
+    global _own, _elsewhere
+    _own, _elsewhere = threading.local(), ThreadPoolExecutor(1, "predictd-await")
+
+
+os.register_at_fork(after_in_child=_in_fork)
 
 
 def awaited(value: Any) -> Any:

@@ -106,6 +106,7 @@ def build_model(name: str, declaration: ModelDeclaration, resolve: Resolve) -> M
                     batched=declaration.batched,
                     forward_method=declaration.forward_method,
                     threads=declaration.threads,
+                    preprocess_processes=declaration.preprocess_processes,
                 )
             from components.torch import TorchModel  # imported here, because the supervisor must not import torch
 
@@ -117,6 +118,7 @@ def build_model(name: str, declaration: ModelDeclaration, resolve: Resolve) -> M
                 forward_method=declaration.forward_method,
                 dtype=declaration.dtype,
                 threads=declaration.threads,
+                preprocess_processes=declaration.preprocess_processes,
                 pretrained=declaration.pretrained,
                 compile=declaration.compile,
             )

@@ -40,6 +40,9 @@ class Datatype:
     _decode: Callable[[Any], object]
     _encode: Callable[[Any], object]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return datatype, (self.spec,)
+
     def decode(self, value: object) -> object:
         """Return the stored BSON value as the Python object for the model; raises DecodeError."""
         if value is None:

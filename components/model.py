@@ -36,7 +36,7 @@ class Model(ABC):
     """A model with an optional `preprocess` (a row's arguments to the model's input) and `postprocess` (of one output).
 
     If `trainer` and `validation` are set, they are applied together with the model. `threads` is how many threads the
-    daemon computes with.
+    daemon computes with, `preprocess_processes` in how many processes of their own its worker preprocesses rows.
     """
 
     def __init__(
@@ -45,11 +45,13 @@ class Model(ABC):
         preprocess: Callable[..., Any] | None = None,
         postprocess: Callable[[Any], Any] | None = None,
         threads: int | None = None,
+        preprocess_processes: int = 0,
     ) -> None:
         self.identifier = identifier
         self.preprocess = preprocess
         self.postprocess = postprocess
         self.threads = threads
+        self.preprocess_processes = preprocess_processes
         self.watch, self.watch_batch, self._watch_results = Watch(_ROWS), Watch(3), Watch(_ROWS)
         """Find out whether inputs, preprocessed batches and results share memory."""
         self.origin: Any = None
@@ -111,6 +113,10 @@ class Model(ABC):
 
     def collated(self, inputs: list[Any]) -> Any:  # noqa: ARG002
         """Return these inputs as `infer_many` takes them; None if only `infer` does it. Raises as `infer` does."""
+        return None
+
+    def joined(self, collated: list[Any]) -> Any:  # noqa: ARG002
+        """Return what `collated` would return for the rows of all these; None if that is not known."""
         return None
 
     @abstractmethod
@@ -235,9 +241,10 @@ class ObjectModel(Model):
         *,
         batched: bool = False,
         threads: int | None = None,
+        preprocess_processes: int = 0,
         forward_method: str = "__call__",
     ) -> None:
-        super().__init__(identifier, preprocess, postprocess, threads)
+        super().__init__(identifier, preprocess, postprocess, threads, preprocess_processes)
         if forward_method == "__call__" and not callable(object) and callable(getattr(object, "predict", None)):
             forward_method = "predict"
         self.object = object

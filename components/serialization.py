@@ -154,6 +154,7 @@ def _model(model: Model, codes: _Codes) -> ModelDeclaration:
         "object": codes.slot(f"{at}.object", given.object if of_torch else given.declared, by_value=by_value),
         **{step: codes.slot(f"{at}.{step}", getattr(given, step, None)) for step in steps},
         "threads": given.threads,
+        "preprocess_processes": given.preprocess_processes,
     }
     declared["forward_method"] = given.forward_method
     if of_torch:

@@ -98,6 +98,7 @@ class ModelDeclaration(Declaration):
     )
     batched: bool = flag('the callable takes a list of inputs, only with type = "object"')
     threads: int | None = whole("threads", None, 1, most=1_024, new=True)
+    preprocess_processes: int = whole("processes", 0, 1, least=0, most=64, new=True)
     weights: str | None = Field(
         default=None,
         exclude_if=absent,

@@ -45,6 +45,25 @@ def collate(xs: list[Any]) -> Any:
     return tuple(batch) if isinstance(first, tuple) else batch
 
 
+def joined(parts: list[Any]) -> Any:
+    """Return batches that `collate` made as the batch that it would make of all their rows; None if it would not."""
+    first = parts[0]
+    if any(type(each) is not type(first) for each in parts):
+        return None
+    if isinstance(first, torch.Tensor):
+        alike = len({(each.dtype, each.layout, each.shape[1:]) for each in parts}) == 1
+        return torch.cat(parts) if alike else None
+    if type(first) in {list, tuple} and all(isinstance(value, (str, bytes)) for each in parts for value in each):
+        return type(first)(value for each in parts for value in each)
+    several = [_parts(each) for each in parts]
+    if any(each is None or [key for key, _ in each] != [key for key, _ in several[0] or ()] for each in several):
+        return None
+    columns = [
+        (named[0][0], joined([value for _, value in named])) for named in zip(*filter(None, several), strict=True)
+    ]
+    return None if not columns or any(value is None for _, value in columns) else _made(first, columns)
+
+
 def _native(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     if array.dtype.isnative and all(stride >= 0 for stride in array.strides):
         return array

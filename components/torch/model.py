@@ -19,6 +19,7 @@ class TorchModel(TorchModule):
     dtype: "float16", "bfloat16"...: the module's floating-point weights and inputs are converted to it; outputs are
         converted back to float32.
     threads: how many threads the daemon's worker computes with; None for its share of the cores.
+    preprocess_processes: so many processes of their own decode and preprocess the rows of the daemon's worker.
     pretrained: the module has trained weights: they serve, and the first training's are compared with them.
     compile: the daemon's worker compiles the module with `torch.compile`, beside the one that serves meanwhile.
 

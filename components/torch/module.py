@@ -50,10 +50,11 @@ class TorchModule(Model):
         dtype: str | None = None,
         *,
         threads: int | None = None,
+        preprocess_processes: int = 0,
         pretrained: bool = False,
         compile: bool = False,  # noqa: A002  # torch's name
     ) -> None:
-        super().__init__(identifier, preprocess, postprocess, threads)
+        super().__init__(identifier, preprocess, postprocess, threads, preprocess_processes)
         self.pretrained = pretrained
         self.compile = self.to_compile = compile
         self._compiled: Compiled | None = None
@@ -144,6 +145,10 @@ class TorchModule(Model):
     def collated(self, inputs: list[Any]) -> Any:
         """See `Model`."""
         return batches.collate(inputs)
+
+    def joined(self, collated: list[Any]) -> Any:
+        """See `Model`."""
+        return batches.joined(collated)
 
     def infer(self, xs: list[Any]) -> list[Any]:
         """See `infer_many`, which gets the collated rows; raises BatchError, too."""

@@ -15,7 +15,7 @@ from components.datatypes import datatype
 from components.errors import DeclarationError, NotApplied, RowError
 from daemon.api.component_loader import ComponentLoader
 from daemon.api.connection import Connection
-from daemon.handlers.predict.stages import Live
+from daemon.handlers.predict.live import Live
 from daemon.handlers.search import embedded, given
 from daemon.listeners.index_vectors import Index, IndexVectors, applied
 from daemon.store import names

@@ -87,6 +87,7 @@ def _problems(
     if kind == "models":
         listeners = {key: one for key, one in declared["listeners"].items() if one.model == name}
         yield from model_problems(name, declaration, listeners, policy, built)
+        threads = threads.loaded(built[name]) if name in built else threads
         for listener in listeners.keys() & rows.keys() if name in built else ():
             one = listeners[listener]
             fields = {**declared["tables"][one.table].fields, **output_types(declared["listeners"], one.table)}

@@ -69,8 +69,13 @@ def _object_problems(
     steps = {key: code[key] for key in declared.code if callable(code.get(key)) or key == "object"}
     try:
         if declared.type == "object":
-            method = declared.forward_method
-            built[name] = ObjectModel(name, batched=declared.batched, forward_method=method, **steps)
+            built[name] = ObjectModel(
+                name,
+                batched=declared.batched,
+                forward_method=declared.forward_method,
+                preprocess_processes=declared.preprocess_processes,
+                **steps,
+            )
         else:
             built[name] = _torch_model(name, declared, steps)
     except DeclarationError as error:
@@ -96,6 +101,7 @@ def _torch_model(name: str, declared: ModelDeclaration, steps: Mapping[str, Any]
         preferred_devices=_DEVICES if device == "auto" else (device,) if isinstance(device, str) else tuple(device),
         forward_method=declared.forward_method,
         dtype=declared.dtype,
+        preprocess_processes=declared.preprocess_processes,
     )
     str(model.device)
     if declared.weights is not None:

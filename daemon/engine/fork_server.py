@@ -26,7 +26,6 @@ import importlib
 import importlib.util
 import json
 import os
-import random
 import select
 import signal
 import socket
@@ -40,6 +39,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from components import random_numbers
 from daemon.engine.child import CHANNEL
 from daemon.engine.family import MARK
 
@@ -163,16 +163,7 @@ def _settle(control: socket.socket, request: Mapping[str, Any], descriptors: Seq
     time.tzset()
     _write_mark(request["mark"])
     _write_name(request["module"], request["name"])
-    _seed()
-
-
-def _seed() -> None:
-    """Seeds the generators of random numbers: numpy's and torch's would draw the same ones in every child."""
-    random.seed()
-    if (numpy := sys.modules.get("numpy")) is not None:
-        numpy.random.seed()
-    if (torch := sys.modules.get("torch")) is not None:
-        torch.seed()
+    random_numbers.seed()
 
 
 def _write_mark(mark: str) -> None:

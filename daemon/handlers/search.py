@@ -11,8 +11,9 @@ from bson.timestamp import Timestamp
 from components.datatypes import Datatype
 from components.errors import DeclarationError
 from daemon.handlers.predict.dirty_keys import Batch
+from daemon.handlers.predict.live import Live
 from daemon.handlers.predict.records import Row, Seen
-from daemon.handlers.predict.stages import Judged, Live, predict, prepare
+from daemon.handlers.predict.stages import Judged, predict, prepare
 
 Array = np.ndarray[Any, Any]
 
@@ -23,8 +24,7 @@ def embedded(live: Live, document: Mapping[str, Any]) -> Array:
     """
     row = Row(0, tuple(_at(document, path) for path in live.key.fields), b"", Seen())
     judged = Judged(Batch(()), Timestamp(0, 0), live, (row,), (), frozenset())
-    prepared = live.threads.preprocess.run(prepare, judged)
-    predicted = live.threads.model.run(predict, prepared, lambda _: None)
+    predicted = live.threads.model.run(predict, prepare(judged), lambda _: None)
     output = predicted.writes[0].output or {}
     if "value" not in output or live.output is None:
         error = output.get("error", {})

@@ -5,7 +5,7 @@
 | `service`, `mongo`, `http`, the key files of `security` | needs a restart of the service |
 | `log`, `limits`, `guard`; a trainer, a validation, an index; a listener's limits | applied live |
 | `allow_imports`, `formats` | restarts every worker |
-| a model's `device`, `threads`, `compile` | restarts its workers |
+| a model's `device`, `threads`, `preprocess_processes`, `compile` | restarts its workers |
 | a model's code, also in its files | restarts, scans, predicts anew, with the weights as they are |
 | a model's `object`, `arguments`, `weights`, `type`; a listener's `model` | the same, and may start untrained |
 | the same of a model with a trainer, with the keys of its listeners as they are | the version before serves on |
@@ -28,12 +28,12 @@ from daemon.handlers.reload import FROZEN
 from daemon.plan.changes import Change
 from daemon.plan.declared import Declared
 from daemon.store.registry.components import object_signature
+from daemon.store.registry.registry import WHERE_IT_RUNS
 
 Kind = Literal[
     "live", "restarts", "starts", "scans", "removes", "predicts", "stops", "untrained", "serves", "no_input", "service"
 ]
 
-_WHERE_IT_RUNS: Final = ("device", "threads", "compile")
 _WEIGHTS: Final = ("object", "arguments", "weights", "type")
 
 
@@ -72,13 +72,13 @@ def _of_table(change: Change, before: Declared, after: Declared) -> Iterator[Eff
 
 
 def _of_model(change: Change, before: Declared, after: Declared) -> Iterator[Effect]:
-    if change.field not in _WHERE_IT_RUNS and change.part and _serves_on(change.name, before, after):
+    if change.field not in WHERE_IT_RUNS and change.part and _serves_on(change.name, before, after):
         yield Effect("serves", change.name)
         return
     for name, listener in _kept(before, after):
         if listener.model != change.name or before.listeners[name].model != change.name:
             continue
-        if change.field in _WHERE_IT_RUNS:
+        if change.field in WHERE_IT_RUNS:
             yield Effect("restarts", listener.worker)
         elif change.part:
             yield from _anew(name, listener, before, after)

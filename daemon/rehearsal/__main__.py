@@ -25,6 +25,7 @@ from components.model import Model
 from daemon.engine.child import Channel, leave, leave_with_parent
 from daemon.engine.threads import be_polite
 from daemon.handlers.predict.model_threads import ModelThreads
+from daemon.handlers.predict.processes import let_go
 from daemon.health.rehearsal_report import RehearsalReport
 from daemon.logs.setup import configure
 from daemon.logs.text import described, readable
@@ -58,6 +59,7 @@ def main() -> None:
     threading.Thread(target=leave_with_parent, name="parent", daemon=True).start()
     be_polite(assignment.threads)
     Rehearsal(assignment, channel).run()
+    let_go()
     leave(0)  # threads of the user's code may still run: nothing of theirs is kept
 
 
@@ -105,6 +107,7 @@ class Rehearsal:
         try:
             model = self._patience("model", lambda: threads.model.run(candidate.build))
             threads.model.run(model.warm)
+            threads = threads.loaded(model)
         except BaseException as error:  # noqa: BLE001 - user code may raise any
             self._add(Problem(at, f"it cannot be loaded: {described(error)}"))
             return

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from components.datatypes import datatype
+from components.datatypes import Datatype, datatype
 from components.declarations import ListenerDeclaration
+from components.key import Key
 from components.model import Model
 from daemon.handlers.predict.decoding import arguments_of, weight
 from daemon.handlers.predict.model_threads import ModelThreads
+from daemon.handlers.predict.records import Row
 from daemon.rehearsal.rules import Stage
 from daemon.rehearsal.sample import rows_of
 from daemon.store.connection import Data
@@ -50,14 +53,14 @@ def _batches(
     types = [datatype(fields[path]) if path in fields else None for path in key.fields]
     stage = Stage(model, key, fields, lambda: None, None, threads)
 
-    def batch(document: bytes, size: int) -> Any:
-        """A batch of so many rows like this one, at most as large as the listener's."""
-        size = max(
-            1, min(size, listener.max_batch, BYTES // max(1, weight(arguments_of(stage.row(document), key, types))))
-        )
-        arguments = [arguments_of(stage.row(document), key, types) for _ in range(size)]
-        with model.predicting():
-            return model.prepare_many(arguments)
-
     for document in documents:
-        yield lambda size, document=document: threads.preprocess.run(batch, document, size)  # type: ignore[misc]
+        made = partial(_batch, model, stage.row(document), key, types, listener.max_batch)
+        yield lambda size, made=made: threads.preprocess.run(made, size)  # type: ignore[misc]
+
+
+def _batch(model: Model, row: Row, key: Key, types: Sequence[Datatype | None], most: int, size: int) -> Any:
+    """A batch of so many rows like this one, at most as large as the listener's."""
+    size = max(1, min(size, most, BYTES // max(1, weight(arguments_of(row, key, types)))))
+    arguments = [arguments_of(row, key, types) for _ in range(size)]
+    with model.predicting():
+        return model.prepare_many(arguments)

@@ -25,7 +25,8 @@ from components.errors import OutputShapeError, PredictdError, Problem
 from components.key import Key
 from components.model import Model
 from components.raw_value import fields, readable
-from daemon.handlers.predict.decoding import arguments_of, is_out_of_memory
+from daemon.handlers.predict.decoding import arguments_of
+from daemon.handlers.predict.failures import is_out_of_memory
 from daemon.handlers.predict.model_threads import ModelThreads
 from daemon.handlers.predict.records import Row, Seen
 from daemon.handlers.predict.stages import check_storable
@@ -163,19 +164,12 @@ class Stage:
             self.seconds = (time.monotonic() - began) / len(rows)
 
     def _outputs(self, rows: Sequence[Row]) -> list[Any]:
-        model, given = self._model, [arguments_of(row, self._key, self._datatypes) for row in rows]
+        model = self._model
         if model.by_row and len(rows) > 1:
             return [value for row in rows for value in self._outputs([row])]
         self._calling()
-        inputs = self._threads.preprocess.run(self._prepared, given)
+        inputs = self._threads.preprocess.run(_prepared, model, rows, self._key, self._datatypes)
         return self._threads.model.run(self._predicted, inputs, len(rows))
-
-    def _prepared(self, given: list[Any]) -> Any:
-        model = self._model
-        with model.predicting():
-            if model.prepare_batch:
-                return model.watch_batch.own(model.prepare_many(given))
-            return [model.watch.own(model.prepare(arguments)) for arguments in given]
 
     def _predicted(self, inputs: Any, n: int) -> list[Any]:
         model = self._model
@@ -190,6 +184,14 @@ class Stage:
     def in_training(self) -> str | None:
         """The part of the model that is in training mode after a prediction."""
         return self._model.in_training_mode()
+
+
+def _prepared(model: Model, rows: Sequence[Row], key: Key, datatypes: Sequence[Datatype | None]) -> Any:
+    given = [arguments_of(row, key, datatypes) for row in rows]
+    with model.predicting():
+        if model.prepare_batch:
+            return model.watch_batch.own(model.prepare_many(given))
+        return [model.watch.own(model.prepare(arguments)) for arguments in given]
 
 
 def _in_batches(at: str, code: str, stage: Stage, rows: Sequence[tuple[Row, Any]]) -> Iterator[Problem]:

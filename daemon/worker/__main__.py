@@ -15,6 +15,7 @@ from components import images_apart
 from components.errors import DeclarationError, Fenced, PredictdError
 from daemon.engine import Ending, threads
 from daemon.engine.child import Channel, leave, leave_with_parent
+from daemon.handlers.predict.processes import let_go
 from daemon.logs.setup import configure
 from daemon.worker.assignment import WorkerAssignment
 from daemon.worker.listener_run import DeclarationChanged
@@ -59,9 +60,9 @@ def main() -> None:
     try:
         assignment.open_imports()
         images_apart.use(assignment.formats, assignment.images)
+        gc.set_threshold(GC_OBJECTS, 20, 100)  # now: what is forked meanwhile has it, too
         worker.start()
         gc.freeze()  # imported modules and models stay: collections need not walk through them
-        gc.set_threshold(GC_OBJECTS, 20, 100)
         log.info("worker runs", listeners=[run.declared.name for run in worker.runs], epoch=assignment.epoch)
         worker.report()  # at once: the supervisor waits for it
         # The kernel may give a signal to another thread, above all after SIGCONT. Python's handler then runs only once
@@ -79,6 +80,7 @@ def main() -> None:
         worker.last(ending(worker.failure), "failed", f"{type(worker.failure).__name__}: {worker.failure}")
     else:  # the last report has the counts of the drained batches
         worker.last(Ending.MEMORY_LIMIT if worker.outgrown else Ending.STOPPED, reason=worker.outgrown)
+    let_go()
     leave(0 if worker.failure is None else BROKEN)  # threads may still wait for MongoDB; their rows are replayed
 
 

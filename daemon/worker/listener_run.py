@@ -21,7 +21,7 @@ from components.extended_json import decoded
 from daemon.handlers.predict.batch_cap import BatchCap
 from daemon.handlers.predict.corridor import BATCHES_HELD, Corridor, CorridorThreads
 from daemon.handlers.predict.dirty_keys import DirtyKeys
-from daemon.handlers.predict.stages import Live
+from daemon.handlers.predict.live import Live
 from daemon.handlers.predict.suspects import NoSuspects, Suspects
 from daemon.handlers.predict.triage import RetryPolicy, Triage
 from daemon.handlers.predict.turnstile import Turnstile
@@ -115,7 +115,8 @@ class ListenerRun:
             partial(shared.swaps.put, self),
             lambda: shared.patience(f"{name}.table", lambda: refusal(table)),
         )
-        busy = 1 < assignment.partitions >= len(os.sched_getaffinity(0)) and not live.model.waits
+        apart = live.model.waits or live.model.preprocess_processes > 0
+        busy = 1 < assignment.partitions >= len(os.sched_getaffinity(0)) and not apart
         self.threads = CorridorThreads(self.corridor, shared.patience, shared.fail, shared.turnstile, joined=busy)
         self._patience = shared.patience
         self._registry = shared.registry

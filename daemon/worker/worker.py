@@ -20,8 +20,8 @@ from components.import_paths import ImportPolicy
 from daemon.engine import Ending, threads
 from daemon.engine.child import Channel
 from daemon.handlers.predict.decoding import Decoders
+from daemon.handlers.predict.live import Live
 from daemon.handlers.predict.model_threads import ModelThreads, OneThread
-from daemon.handlers.predict.stages import Live
 from daemon.health.measures import WorkerMeasures
 from daemon.health.worker_report import StreamReport, WorkerPhase, WorkerReport
 from daemon.listeners.intake import PositionSaver, StreamIntake

@@ -205,10 +205,13 @@ def test_a_row_that_kills_its_process_becomes_a_dead_letter_once(two: Site) -> N
 
 
 @pytest.mark.slow
-def test_a_row_may_kill_in_any_step(tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]]) -> None:
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_row_may_kill_in_any_step(
+    tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]], processes: int
+) -> None:
     """In `preprocess` at the first row of a batch, in `postprocess`, while its output is converted, by replacing the
     process with another program; each is one letter, and its neighbours have their outputs. Each death tells something
-    about a row, so no start but the first again waits.
+    about a row, so no start but the first again waits. So it is if `preprocess` has processes of its own.
     """
     bad = {
         0: f"preprocess {CRASH}",
@@ -216,7 +219,8 @@ def test_a_row_may_kill_in_any_step(tmp_path: Path, mongo_uri: str, database: Da
         60: f"output {CRASH}",
         90: "predict import os\nos.execv('/bin/true', ['true'])",
     }
-    with Site(tmp_path / "site", mongo_uri, database, STEPS) as site:
+    text = STEPS.replace("[listeners.m]", f"preprocess_processes = {processes}\n[listeners.m]")
+    with Site(tmp_path / "site", mongo_uri, database, text) as site:
         site.start()
         site.rows.insert_many([{"_id": n, "x": bad.get(n, f"x{n}")} for n in range(150)])
         eventually("every row is judged", lambda: has_all(site, "rows", "m", 150), 240)
@@ -226,6 +230,27 @@ def test_a_row_may_kill_in_any_step(tmp_path: Path, mongo_uri: str, database: Da
         waits = [float(each) for each in re.findall(r'"again_in_seconds": ([0-9.]+)', site.log)]
         assert len(waits) >= 8
         assert waits[1:] == [0.0] * len(waits[1:])
+
+
+@pytest.mark.slow
+def test_a_row_that_hangs_in_a_process_of_its_preprocess_becomes_a_dead_letter(
+    tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is ended with its worker, also if it holds the interpreter."""
+    monkeypatch.setenv("PREDICTD_LIMITS__STAGE_SECONDS", "4")
+    bad = {
+        10: "preprocess import time\ntime.sleep(600)",
+        70: "preprocess import re\nre.match('(a+)+$', 'a' * 60 + 'b')",
+    }
+    text = STEPS.replace("[listeners.m]", "preprocess_processes = 2\n[listeners.m]")
+    with Site(tmp_path / "site", mongo_uri, database, text) as site:
+        site.start()
+        site.rows.insert_many([{"_id": n, "x": bad.get(n, f"x{n}")} for n in range(100)])
+        eventually("every row is judged", lambda: has_all(site, "rows", "m", 100), 240)
+        assert letters(site) == dict.fromkeys(bad, "TimedOut")
+        assert site.rows.count_documents({"_outputs.m.value": {"$exists": True}}) == 98
+        forks = [each for each in site.processes("daemon.worker") if each.name() == "preprocess"]
+        assert len(forks) == 2, "those of the workers before are gone"
 
 
 @pytest.mark.slow

@@ -30,6 +30,8 @@ CLIENTS = (
     "predictd worker children",
     "predictd worker quiet",
 )
+FORK = "preprocess"
+"""The name of the processes of a model with `preprocess_processes`."""
 LONGEST = 9.0
 """Seconds that a fault lasts at most: shorter than a lease, so that not every fault ends in a takeover of oneself."""
 
@@ -54,6 +56,7 @@ class Chaos:
             self._kill_cursors: 6,
             self._kill_operations: 6,
             self._kill_worker: 10,
+            self._kill_preprocess: 4,
             self._stop_worker: 4,
             self._pause_worker: 4,
             self._kill_supervisor: 4,
@@ -216,6 +219,12 @@ class Chaos:
             worker.suspend()
             self._count("SIGSTOP of a worker")
 
+    def _kill_preprocess(self) -> None:
+        forks = [each for each in self._site.processes("daemon.worker") if each.name() == FORK]
+        if forks and not self.spare:
+            self._choose.choice(forks).kill()
+            self._count("SIGKILL of a process that preprocesses")
+
     def _pause_worker(self) -> Undo | None:
         worker = self._worker()
         if worker is None:
@@ -263,5 +272,6 @@ def worker_pids(site: Site) -> dict[str, int]:
     found = {}
     for process in [] if site.daemon is None else site.processes("daemon.worker"):
         with suppress(psutil.NoSuchProcess):
-            found[" ".join(process.cmdline()).split()[-1]] = process.pid
+            if process.name() != FORK:
+                found[" ".join(process.cmdline()).split()[-1]] = process.pid
     return found

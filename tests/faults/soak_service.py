@@ -32,10 +32,12 @@ postprocess = "harness.torch_models:plain"
 [models.parent]
 type = "object"
 object = "faults.models:parent"
+preprocess_processes = 1
 [models.consume]
 type = "object"
 object = "faults.models:consume"
 batched = true
+preprocess_processes = 2
 [models.digest]
 type = "object"
 object = "harness.models:digest"

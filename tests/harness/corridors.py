@@ -16,7 +16,8 @@ from components.model import ObjectModel
 from daemon.handlers.predict.batch_cap import BatchCap
 from daemon.handlers.predict.corridor import Corridor
 from daemon.handlers.predict.dirty_keys import DirtyKeys
-from daemon.handlers.predict.stages import Live, Predicted
+from daemon.handlers.predict.live import Live
+from daemon.handlers.predict.stages import Predicted
 from daemon.health.measures import Measures, WorkerMeasures
 from daemon.listeners import change_stream
 from daemon.listeners.intake import Feed, StreamIntake

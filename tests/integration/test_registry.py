@@ -15,7 +15,7 @@ from components.errors import DeclarationError, Fenced, NotApplied
 from components.signing_key import SigningKey
 from daemon.store import names
 from daemon.store.connection import open_database
-from daemon.store.registry.registry import Registry
+from daemon.store.registry.registry import WHERE_IT_RUNS, Registry
 
 KEY = SigningKey.fresh()
 S = "s"
@@ -150,6 +150,17 @@ def test_limits_and_the_order_of_scans_raise_no_generation(data: Database[dict[s
     assert one.apply(through_the_api(listener={"max_batch": 3, "scan_order": "newest", "scan_rate": 10.0})) == [
         "listener/N"
     ]
+    assert one.listener("N").generation == before
+
+
+def test_where_a_model_runs_raises_no_generation(data: Database[dict[str, Any]]) -> None:
+    """Its outputs are the same."""
+    one = registry(data, 0)
+    one.apply(through_the_api())
+    before = one.listener("N").generation
+    where = {"device": "cpu", "threads": 2, "preprocess_processes": 2, "compile": True}
+    assert set(where) == WHERE_IT_RUNS
+    assert one.apply(through_the_api(model=where)) == ["model/h"]
     assert one.listener("N").generation == before
 
 

@@ -42,6 +42,9 @@ def unstorable(x):
 def random(x):
     return chance.random()
 
+def later(x):
+    return lambda: x
+
 def crashes(x):
     import os
     os._exit(3)
@@ -75,6 +78,9 @@ class Linear(torch.nn.Linear):
 OBJECT = 'type = "object"\nobject = "shown_models:{0}"'
 BATCHED = OBJECT + "\nbatched = true"
 TORCH = 'object = "shown_nets:{0}"\npreprocess = "shown_steps:one"\npostprocess = "builtins:float"'
+APART = "\npreprocess_processes = 2"
+LATER = '\npreprocess = "shown_models:later"'
+CRASHES = '\npreprocess = "shown_models:crashes"'
 BEFORE = '\npreprocess = "shown_models:shared_before"'
 STEPS = "import torch\n\ndef one(x):\n    return torch.tensor([float(x)])\n"
 
@@ -106,8 +112,10 @@ def checked(folder: Path, model: str) -> tuple[int, str]:
         (OBJECT.format("random"), ["the model is random"]),
         (TORCH.format("Linear"), ["8 rows were predicted"]),
         (OBJECT.format("Connected"), ["8 rows were predicted"]),
+        (TORCH.format("Linear") + APART, ["8 rows were predicted"]),
+        (OBJECT.format("good") + APART, ["8 rows were predicted"]),
     ],
-    ids=["good", "one bad row", "random", "torch", "of a thread"],
+    ids=["good", "one bad row", "random", "torch", "of a thread", "torch, preprocess apart", "preprocess apart"],
 )
 def test_a_model_that_can_serve_is_good(
     folder: Path, database: Database[dict[str, Any]], model: str, words: list[str]
@@ -134,6 +142,8 @@ def test_a_model_that_can_serve_is_good(
         (OBJECT.format("crashes"), ["exit code 3"]),
         (OBJECT.format("Signalled"), ["models.m.object", "signal only works in main thread"]),
         (OBJECT.format("shared") + BEFORE, ["none of 8 rows can be predicted", "can only be used in that same thread"]),
+        (OBJECT.format("good") + LATER + APART, ["none of 8 rows", "NotPassed", "leave out `preprocess_processes`"]),
+        (OBJECT.format("good") + CRASHES + APART, ["models.m", "exit code 3"]),
     ],
     ids=[
         "raises",
@@ -145,6 +155,8 @@ def test_a_model_that_can_serve_is_good(
         "crashes",
         "needs the main thread",
         "shares a connection with its preprocess",
+        "a preprocess apart returns what cannot be passed",
+        "a preprocess apart crashes",
     ],
 )
 def test_a_model_that_cannot_serve_is_refused_by_name(

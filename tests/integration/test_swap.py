@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from bson.timestamp import Timestamp
 from harness.daemons import eventually
@@ -26,7 +27,7 @@ from daemon.store.registry.versions import Versions
 MODEL = "a"
 
 
-def answering(module: str = "Answer", **listener: Any) -> dict[str, Any]:
+def answering(module: str = "Answer", processes: int = 0, **listener: Any) -> dict[str, Any]:
     """Declarations of a listener whose model is an `Answer`."""
     code = "harness.torch_models"
     model = {
@@ -34,6 +35,7 @@ def answering(module: str = "Answer", **listener: Any) -> dict[str, Any]:
         "object": f"{code}:{module}",
         "preprocess": f"{code}:number",
         "postprocess": f"{code}:plain",
+        "preprocess_processes": processes,
     }
     about = {"table": TABLE, "key": "x", "model": MODEL, "worker": WORKER, **listener}
     return declarations({TABLE: {"x": "str"}}, {MODEL: model}, {LISTENER: about})
@@ -96,8 +98,10 @@ def running(place: Workplace, environ: dict[str, str] | None = None, **listener:
     return worker, Answers(place.database)
 
 
-def test_a_promotion_reaches_every_row_while_rows_stream_in(place: Workplace) -> None:
-    worker, answers = running(place, module="SlowAnswer")
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_promotion_reaches_every_row_while_rows_stream_in(place: Workplace, processes: int) -> None:
+    """Also if each version preprocesses in processes of its own, which end with it."""
+    worker, answers = running(place, module="SlowAnswer", processes=processes)
     end, sent = threading.Event(), 0
     for _ in range(3):
         number = answers.promote()
@@ -110,6 +114,8 @@ def test_a_promotion_reaches_every_row_while_rows_stream_in(place: Workplace) ->
         assert wrong(place) == []
     end.set()
     assert worker.listener()["version"] == 4
+    forks = [each for each in psutil.Process(worker.process.pid).children() if each.name() == "preprocess"]
+    assert len(forks) == processes
     assert worker.stop() == 0
 
 

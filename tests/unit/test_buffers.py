@@ -24,8 +24,9 @@ from components.model import Model, ObjectModel
 from components.shared_memory import Watch, copied
 from components.torch import TorchModel
 from daemon.handlers.predict.dirty_keys import Batch, DirtyKey
+from daemon.handlers.predict.live import Live
 from daemon.handlers.predict.records import Row, Seen
-from daemon.handlers.predict.stages import Judged, Live, Prepared, predict, prepare
+from daemon.handlers.predict.stages import Judged, Prepared, predict, prepare
 
 AT = Timestamp(100, 1)
 

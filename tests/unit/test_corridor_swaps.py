@@ -10,8 +10,8 @@ from components import Key, ObjectModel
 from daemon.handlers.predict.batch_cap import BatchCap
 from daemon.handlers.predict.corridor import Corridor
 from daemon.handlers.predict.dirty_keys import DirtyKeys
+from daemon.handlers.predict.live import Live
 from daemon.handlers.predict.records import Row, Seen, Snapshot
-from daemon.handlers.predict.stages import Live
 from daemon.health.measures import Measures, WorkerMeasures
 
 

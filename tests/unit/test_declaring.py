@@ -100,7 +100,12 @@ def test_a_torch_model_made_here_comes_back_with_its_weights():
     )
     declared = declare(model)
     assert (declared.kind, declared.name) == ("model", "m")
-    assert set(declared.declaration.dump()) == set(ModelDeclaration.model_fields) - {"weights", "pretrained", "compile"}
+    assert set(declared.declaration.dump()) == set(ModelDeclaration.model_fields) - {
+        "weights",
+        "preprocess_processes",
+        "pretrained",
+        "compile",
+    }
     assert declared.declaration.dump()["device"] == "cpu"
     assert declared.declaration.dump()["threads"] == 2
     assert len(declared.artifacts) == len({artifact.slot["$artifact"] for artifact in declared.artifacts})

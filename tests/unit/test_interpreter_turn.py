@@ -15,8 +15,9 @@ from components.model import ObjectModel
 from daemon.handlers.predict import interpreter_turn
 from daemon.handlers.predict.dirty_keys import Batch
 from daemon.handlers.predict.interpreter_turn import FEWEST_ROWS, Turn
+from daemon.handlers.predict.live import Live
 from daemon.handlers.predict.records import Row, Seen
-from daemon.handlers.predict.stages import Judged, Live, predict, prepare
+from daemon.handlers.predict.stages import Judged, predict, prepare
 
 
 def in_thread(function: Callable[[], Any]) -> threading.Thread:

@@ -17,14 +17,13 @@ from components.key import Arguments, Key
 from components.model import Model, ObjectModel
 from daemon.handlers.predict.decoding import CHUNK_BYTES, CHUNK_ROWS, LARGE_BYTES, Decoders
 from daemon.handlers.predict.dirty_keys import Batch, DirtyKey
+from daemon.handlers.predict.letters import LONGEST_MESSAGE, LONGEST_TRACEBACK
+from daemon.handlers.predict.live import Live
 from daemon.handlers.predict.model_threads import ModelThreads
 from daemon.handlers.predict.records import Row, Seen, Snapshot
 from daemon.handlers.predict.stages import (
     LARGEST_OUTPUT,
-    LONGEST_MESSAGE,
-    LONGEST_TRACEBACK,
     Judged,
-    Live,
     Predicted,
     judge,
     predict,

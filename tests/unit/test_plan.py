@@ -220,6 +220,12 @@ EDITS: dict[str, tuple[str, dict[str, Facts], str, str]] = {
         "good",
         "models.lenet.threads: none -> 2; restarts worker lenet",
     ),
+    "processes for preprocess": (
+        replaced(("postprocess =", "preprocess_processes = 2\npostprocess =")),
+        {},
+        "good",
+        "models.lenet.preprocess_processes: none -> 2; restarts worker lenet",
+    ),
     "allowed imports": (
         replaced(('["examples"]', '["examples", "mine"]')),
         {},

@@ -14,7 +14,7 @@ from typing import Any
 from components.datatypes import Datatype
 from components.errors import OutputShapeError
 from components.model import Model
-from daemon.handlers.predict.decoding import ANYTHING
+from daemon.handlers.predict.failures import ANYTHING
 from daemon.handlers.predict.interpreter_turn import Turn
 
 

@@ -39,9 +39,11 @@ from bson.timestamp import Timestamp
 from components.raw_value import identity
 from daemon.handlers.predict.batch_cap import BatchCap
 from daemon.handlers.predict.dirty_keys import Batch, DirtyKeys
+from daemon.handlers.predict.letters import letter
+from daemon.handlers.predict.live import Live
 from daemon.handlers.predict.process_settings import PROCESS
 from daemon.handlers.predict.records import Letter, Row, Snapshot, Write, Written
-from daemon.handlers.predict.stages import Judged, Live, Predicted, Prepared, judge, letter, predict, prepare
+from daemon.handlers.predict.stages import Judged, Predicted, Prepared, judge, predict, prepare
 from daemon.handlers.predict.suspects import UserStage
 from daemon.handlers.predict.triage import PROBE_ROWS, Triage
 from daemon.handlers.predict.turnstile import Turnstile
@@ -143,10 +145,8 @@ class Corridor:
         if judged.batch.purpose != "probe" and (self.triage.failing or self.triage.trips(judged)):
             return Prepared(judged, (), (), None, ())
         began = time.perf_counter()
-        preprocess = judged.live.threads.preprocess
-        room = ROOM * self.batch_bytes
         with PROCESS.kept(judged.live.model.identifier):
-            prepared = preprocess.run(prepare, judged, self.triage.suspects.guilt, room, self.cap.halve)
+            prepared = prepare(judged, self.triage.suspects.guilt, ROOM * self.batch_bytes, self.cap.halve)
         if judged.live is self.live:  # else it is the cost of a version before
             self.cap.observe(len(prepared.rows), time.perf_counter() - began, "prepare")
         left = {identity(row.key) for row in prepared.left}
@@ -174,9 +174,7 @@ class Corridor:
         if snapshot is None or not snapshot.rows:
             return None
         judged = Judged(Batch(()), snapshot.at, self.live, snapshot.rows, (), frozenset())
-        threads = judged.live.threads
-        prepared = threads.preprocess.run(prepare, judged)
-        return threads.model.run(predict, prepared, lambda _: None).predicted > 0
+        return judged.live.threads.model.run(predict, prepare(judged), lambda _: None).predicted > 0
 
     def write(self, predicted: Predicted) -> None:
         """Writes the batch's outputs and dead letters. Finishes its keys; a key whose write met a race becomes dirty
@@ -328,16 +326,19 @@ class CorridorThreads:
                 self._predicted.put(self._timed("predict", self._corridor.predict, prepared))
             else:
                 self._prepared.put(prepared)
+            del judged, prepared  # while it waits, it keeps no version
         self._prepared.put(None)
 
     def predict(self) -> None:
         while (prepared := self._prepared.get()) is not None:
             self._predicted.put(self._timed("predict", self._corridor.predict, prepared))
+            del prepared
         self._predicted.put(None)
 
     def write(self) -> None:
         while (predicted := self._predicted.get()) is not None:
             self._written(predicted)
+            del predicted
 
     def _is_lone(self, batch: Batch) -> bool:
         few = len(batch.keys) <= LONE_ROWS and not any(self._corridor.dirty.depth().values())

@@ -20,6 +20,7 @@ from components.datatypes import Datatype, undeclared
 from components.errors import DecodeError
 from components.key import Arguments, Key
 from components.shared_memory import copied
+from daemon.handlers.predict.failures import ANYTHING, is_out_of_memory
 from daemon.handlers.predict.interpreter_turn import Turn
 from daemon.handlers.predict.records import Row, Undecodable
 
@@ -28,7 +29,6 @@ CHUNK_BYTES: Final = 8 * 1024 * 1024
 LARGE_BYTES: Final = 64 * 1024  # to decode so much takes far longer than another thread takes to wake
 MOST_DECODERS: Final = 4  # each holds a decoded row, and one thread preprocesses what they make
 MANY: Final = 10_000  # the items of a list this long are not weighed one by one
-ANYTHING: Final = BaseException  # user code may raise any: sys.exit(), a cancelled future
 
 
 class Decoded(NamedTuple):
@@ -135,10 +135,3 @@ def weight(value: Any) -> int:
     if bands is not None:
         return int(value.width * value.height * len(bands()))
     return weight(list(value.values())) if isinstance(value, Mapping) else 0
-
-
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether the error means that memory ran out. Torch's error is recognized by its name, because torch is not
-    imported here.
-    """
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

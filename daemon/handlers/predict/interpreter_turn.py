@@ -11,6 +11,7 @@ something, is given none.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -27,6 +28,10 @@ class _Lock:
     """A lock that goes to whoever has waited longest: otherwise a loop that takes it again at once would keep it."""
 
     def __init__(self) -> None:
+        self.free()
+
+    def free(self) -> None:
+        """Nobody has it."""
         self._guard = threading.Lock()
         self._waiting: deque[threading.Lock] = deque()
         self._taken = False
@@ -58,6 +63,7 @@ class _Lock:
 
 _LOCK: Final = _Lock()
 """Of this process, which has one interpreter."""
+os.register_at_fork(after_in_child=_LOCK.free)  # who holds it did not come along
 
 
 class Turn:

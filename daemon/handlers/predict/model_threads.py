@@ -1,4 +1,5 @@
-"""The threads of a model: one in which it is built, loaded and called, and one for its `preprocess`.
+"""The threads of a model: one in which it is built, loaded and called, and one for its `preprocess`, unless that has
+processes of its own.
 
 What a constructor opens (a connection of sqlite3, a CUDA context, an event loop) may belong to the thread that opened
 it. `postprocess` runs in the model's thread. A version that goes live is built in a thread of its own, while the one
@@ -10,26 +11,17 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
+from components.model import Model
 from daemon.handlers.predict.decoding import Decoders
-from daemon.handlers.predict.interpreter_turn import Turn
+from daemon.handlers.predict.hand import Hand
+from daemon.handlers.predict.processes import Processes
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class Hand:
-    """Calls functions in the thread of the caller."""
-
-    def __init__(self) -> None:
-        self.turn = Turn()
-
-    def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Return what the function returns, or raise what it raises."""
-        return function(*args, **kwargs)
 
 
 class OneThread(Hand):
@@ -85,3 +77,14 @@ class ModelThreads:
     def own(cls, model: str) -> ModelThreads:
         """Return new threads, as a worker gives them to a model."""
         return cls(OneThread(f"{model}.model"), OneThread(f"{model}.preprocess"))
+
+    def loaded(self, model: Model) -> ModelThreads:
+        """Return these threads for a model that is loaded: with processes for its `preprocess`, if it asks for them and
+        has threads of its own.
+        """
+        if not model.preprocess_processes or not isinstance(self.preprocess, OneThread):
+            return self
+        decoders = None
+        if self.decoders is not None:
+            decoders = Decoders(max(1, self.decoders.number // model.preprocess_processes))
+        return replace(self, preprocess=Processes(model, ModelThreads(decoders=decoders)))

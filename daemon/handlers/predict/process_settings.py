@@ -57,6 +57,10 @@ class ProcessSettings:
         self._compiling = 0
         self._reported: set[str] = set()
 
+    def forked(self) -> None:
+        """In a fork: whoever held the lock, or was at work, did not come along."""
+        self._lock, self._working, self._compiling = threading.Lock(), [], 0
+
     @contextmanager
     def kept(self, model: str) -> Iterator[None]:
         """The context of one batch of a model."""
@@ -141,3 +145,4 @@ class ProcessSettings:
 
 PROCESS = ProcessSettings()
 """Of this process."""
+os.register_at_fork(after_in_child=PROCESS.forked)

@@ -1,6 +1,6 @@
 """The steps for dirty rows: judge, prepare and predict them, and make guarded writes and dead letters.
 
-Pure: no storage, no threads, no clock. `judge` decides per row by rules R5, R6b and R8; `prepare` and `predict` run the
+Pure: no storage, no clock. `judge` decides per row by rules R5, R6b and R8; `prepare` and `predict` run the
 user's code and catch everything that it raises. A batch that fails is bisected until the failing row is alone; that row
 gets a dead letter, the others get their outputs.
 """
@@ -8,47 +8,25 @@ gets a dead letter, the others get their outputs.
 from __future__ import annotations
 
 import math
-import traceback
 from collections.abc import Callable, Collection, Hashable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import bson
 from bson.timestamp import Timestamp
 
-from components.accelerator import AcceleratorLost
-from components.datatypes import Datatype
-from components.errors import DecodeError, OutputError, Retry
-from components.key import Key
-from components.model import Model
+from components.errors import OutputError
 from components.raw_value import identity
 from daemon.handlers.predict.attempts import Attempts
-from daemon.handlers.predict.decoding import ANYTHING, arguments_of, chunks, is_out_of_memory, weight
+from daemon.handlers.predict.decoding import arguments_of
 from daemon.handlers.predict.dirty_keys import Batch
-from daemon.handlers.predict.model_threads import ModelThreads
+from daemon.handlers.predict.failures import is_out_of_memory
+from daemon.handlers.predict.letters import letter
+from daemon.handlers.predict.live import Live
+from daemon.handlers.predict.preparing import make
 from daemon.handlers.predict.records import Guilt, Letter, Row, Snapshot, Write
-from daemon.logs.text import readable
 
 LARGEST_OUTPUT: Final = 12 * 1024 * 1024  # a row may hold 16 MB, its input included
-LONGEST_MESSAGE: Final = 500
-LONGEST_TRACEBACK: Final = 8000
-PASSING: Final = frozenset({"TransportError", "Timeout", "ConnectionError", "URLError", "HTTPConnectionError"})
-"""Names of errors of clients (httpx, requests, urllib, botocore) after which another attempt may succeed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Live:
-    """What a corridor runs: a version of a model, its generation, how stored values become the model's arguments, and
-    the datatype of its outputs, if they have one.
-    """
-
-    model: Model
-    version: int
-    generation: int
-    key: Key
-    datatypes: tuple[Datatype | None, ...]
-    threads: ModelThreads = field(default_factory=ModelThreads, compare=False)
-    output: Datatype | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +47,10 @@ class Judged:
 class Prepared:
     """A batch ready for the model.
 
-    `inputs` has one item for each of `rows`: the preprocessed input, or the arguments if the model preprocesses whole
-    batches. `many` is the batch of them, made here so that the next stage has only to run the model; None if it could
-    not be made, or if the model makes it. User code may change an input in place, so each input is used once: `predict`
-    makes new ones when it bisects.
+    `inputs` has one item for each of `rows`: its preprocessed input, None if that is in `many`. `many` is the batch of
+    them, made here so that the next stage has only to run the model; None if it could not be made, or if the model
+    makes it. User code may change an input in place, so each input is used once: `predict` makes new ones when it
+    bisects.
     """
 
     judged: Judged
@@ -145,9 +123,7 @@ def prepare(
     The inputs may take `room` bytes; rows beyond that are left. If memory runs out, the remaining rows are left, with
     half of the rows prepared so far.
     """
-    live, model = judged.live, judged.live.model
-    rows: list[Row] = []
-    inputs: list[Any] = []
+    live = judged.live
     letters: list[Letter] = []
     todo: list[Row] = []
     for row in judged.rows:
@@ -157,67 +133,19 @@ def prepare(
         else:
             dead = letter(row, live, "predict", RuntimeError(guilty.message))
             letters.append(replace(dead, type=guilty.type, cause="row"))
-    held = place = 0
-    turn = live.threads.preprocess.turn
-    for chunk in chunks(todo, live.key, live.datatypes, turn, live.threads.decoders):
-        with turn.taken(len(chunk)), model.predicting():
-            for row, arguments, bytes_, failed in chunk:
-                place += 1
-                try:
-                    if failed is not None:
-                        raise failed
-                    input_ = arguments if model.prepare_batch else model.watch.own(model.prepare(arguments))
-                except ANYTHING as error:
-                    if is_out_of_memory(error) and rows:
-                        out_of_memory(len(rows) + 1)
-                        keep = max(1, len(rows) // 2)
-                        left = (*rows[keep:], *todo[place - 1 :])
-                        return _prepared(judged, rows[:keep], inputs[:keep], letters, left)
-                    _check_usable(live, error)
-                    letters.append(letter(row, live, "preprocess" if failed is None else "decode", error))
-                    continue
-                rows.append(row)
-                inputs.append(input_)
-                held += bytes_ if model.prepare_batch else weight(input_)
-                if held > room:
-                    return _prepared(judged, rows, inputs, letters, tuple(todo[place:]))
-    return _prepared(judged, rows, inputs, letters, ())
-
-
-def _prepared(
-    judged: Judged, rows: list[Row], inputs: list[Any], letters: list[Letter], left: tuple[Row, ...]
-) -> Prepared:
+    found = make(live, todo, room)
+    if found.out_of_memory:
+        out_of_memory(found.out_of_memory)
+    for place, each in found.letters:
+        letters.append(replace(each, key=todo[place].key, input=todo[place].input))
+    left = tuple(todo[place] for place in found.left)
     if left:
         names = {identity(row.key) for row in left}
         keys = tuple(key for key in judged.batch.keys if identity(key.key) not in names)
         some = tuple(row for row in judged.rows if identity(row.key) not in names)
         judged = replace(judged, batch=replace(judged.batch, keys=keys), rows=some)
-    model = judged.live.model
-    many = None
-    if rows and not model.by_row:
-        try:
-            if model.prepare_batch:
-                with judged.live.threads.preprocess.turn.taken(len(rows)), model.predicting():
-                    many = model.watch_batch.own(model.prepare_many(inputs))
-            elif (many := model.collated(inputs)) is not None:
-                inputs = [None] * len(inputs)  # they would take as much memory once more
-        except ANYTHING:
-            many = None  # one row is the cause: `predict` bisects
-    return Prepared(judged, tuple(rows), tuple(inputs), many, tuple(letters), left)
-
-
-def is_transient(error: BaseException | None) -> bool:
-    """Whether another attempt may succeed: `Retry`, no connection, a timeout, no memory, also as the cause of another
-    error.
-    """
-    for _ in range(5):
-        if error is None:
-            return False
-        names = {kind.__name__ for kind in type(error).__mro__}
-        if isinstance(error, (Retry, ConnectionError, TimeoutError)) or is_out_of_memory(error) or names & PASSING:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    rows = tuple(todo[place] for place in found.places)
+    return Prepared(judged, rows, tuple(found.inputs), found.many, tuple(letters), left)
 
 
 def _input(row: Row, live: Live) -> Any:
@@ -233,7 +161,7 @@ def predict(prepared: Prepared, out_of_memory: Callable[[int], None]) -> Predict
     judged, live = prepared.judged, prepared.judged.live
 
     def failed(error: BaseException, rows: int) -> None:
-        _check_usable(live, error)
+        live.check_usable(error)
         if rows > 1 and is_out_of_memory(error):
             out_of_memory(rows)
 
@@ -251,7 +179,7 @@ def predict(prepared: Prepared, out_of_memory: Callable[[int], None]) -> Predict
         if outcome.error is None:
             writes.append(_set(row, judged, {"value": outcome.value}))
         else:
-            _check_usable(live, outcome.error)
+            live.check_usable(outcome.error)
             letters.append(letter(row, live, outcome.stage, outcome.error))
     by_key = {identity(row.key): row for row in judged.rows}
     writes.extend(_set(by_key[identity(dead.key)], judged, {"error": dead.mark()}) for dead in letters)
@@ -283,47 +211,3 @@ def check_storable(value: Any) -> None:
         raise OutputError(
             f"the output takes {size} bytes, and a row of MongoDB holds 16 MB with its input; return less, or a vector"
         )
-
-
-def _check_usable(live: Live, error: BaseException) -> None:
-    """Raise AcceleratorLost if user code failed because no call can succeed in this process any more. That ends the
-    worker; the next one predicts these rows alone, and finds the one that does this.
-    """
-    if (reason := live.model.broken()) is not None:
-        raise AcceleratorLost(reason) from error
-
-
-def letter(row: Row, live: Live, stage: str, error: BaseException) -> Letter:
-    """The dead letter of a row that failed with this error in this stage."""
-    text = "".join(traceback.format_exception(error))  # format_exception copes with a str(error) that raises
-    return Letter(
-        key=row.key,
-        input=row.input,
-        generation=live.generation,
-        version=live.version,
-        stage=stage,
-        type=type(error).__name__,
-        message=_text(_said(error))[:LONGEST_MESSAGE],
-        traceback=_ends(_text(text)),
-        cause="row" if isinstance(error, DecodeError) else "transient" if is_transient(error) else "model",
-    )
-
-
-def _text(text: str) -> str:
-    """The text without secrets, which the model may quote, and with lone surrogates escaped, which MongoDB cannot store
-    and a message may quote from the row.
-    """
-    return readable(text)
-
-
-def _ends(text: str) -> str:
-    """A long traceback without its middle: its beginning and its end."""
-    half = LONGEST_TRACEBACK // 2
-    return text if len(text) <= LONGEST_TRACEBACK else f"{text[: half - 5]}\n...\n{text[-half:]}"
-
-
-def _said(error: BaseException) -> str:
-    try:
-        return str(error)
-    except ANYTHING:  # an error class of the user's may fail in __str__
-        return "(this error has no readable message)"

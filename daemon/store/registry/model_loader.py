@@ -28,9 +28,9 @@ from components.declarations import ModelDeclaration
 from components.errors import DeclarationError, PredictdError, SignatureRefused
 from components.import_paths import ImportPolicy, imported
 from components.model import Model
+from daemon.handlers.predict.live import Live
 from daemon.handlers.predict.model_threads import ModelThreads
 from daemon.handlers.predict.process_settings import PROCESS
-from daemon.handlers.predict.stages import Live
 from daemon.store.registry.artifacts import Artifacts
 from daemon.store.registry.components import Component, object_signature
 from daemon.store.registry.registry import Declared
@@ -159,7 +159,7 @@ class ModelLoader:
         if version.weights is not None:
             threads.model.run(self._give, model, versions, version)
         threads.model.run(model.warm)
-        loaded = Loaded(model, version, threads)
+        loaded = Loaded(model, version, threads.loaded(model))
         self._kept[component.name] = (component.signature, loaded)
         return loaded
 

@@ -48,7 +48,8 @@ from daemon.store.service import requests
 
 # BadValue, FailedToParse, TypeMismatch; the other errors of a filter have codes from 51000 to 51999
 _BAD_FILTER: Final = frozenset({2, 9, 14})
-_WHERE_IT_RUNS: Final = frozenset({"device", "threads", "compile"})
+WHERE_IT_RUNS: Final = frozenset({"device", "threads", "preprocess_processes", "compile"})
+"""The keys of a model that change no output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,11 +379,11 @@ def _reads(listener: ListenerDeclaration, kind: str) -> tuple[str, ...]:
 def _identity(
     declaration: Declaration, tables: Mapping[str, TableDeclaration], listeners: Mapping[str, ListenerDeclaration]
 ) -> str:
-    """A hash of those parts of a declaration that determine outputs. A model's device, threads and compile
-    are not among them, nor are a listener's limits.
+    """A hash of those parts of a declaration that determine outputs. Where a model runs is not
+    among them, nor are a listener's limits.
     """
     if isinstance(declaration, ModelDeclaration):
-        return signature({name: value for name, value in declaration.dump().items() if name not in _WHERE_IT_RUNS})
+        return signature({name: value for name, value in declaration.dump().items() if name not in WHERE_IT_RUNS})
     if not isinstance(declaration, ListenerDeclaration):
         return signature(declaration)
     fields = tables[declaration.table].fields if declaration.table in tables else {}
