@@ -35,16 +35,23 @@ class Kind:
         """How many of so many rows are measured."""
         return max(1, rows // self.share)
 
-    def toml(self) -> str:
-        """The model in service.toml."""
-        name = "preprocess_batch" if self.batched else "preprocess"
-        return MODEL_TOML.format(object=self.object, name=name, preprocess=self.preprocess, max_batch=self.max_batch)
+    def toml(self, *, preprocess_processes: int = 0, partitions: int = 1) -> str:
+        """The model and its listener in service.toml."""
+        return MODEL_TOML.format(
+            object=self.object,
+            name="preprocess_batch" if self.batched else "preprocess",
+            preprocess=self.preprocess,
+            preprocess_processes=preprocess_processes,
+            max_batch=self.max_batch,
+            partitions=partitions,
+        )
 
 
 MODEL_TOML: Final = """[models.lenet]
 object = "{object}"
 arguments = {{ num_classes = 10 }}
 {name} = "{preprocess}"
+preprocess_processes = {preprocess_processes}
 postprocess = "examples.mnist:postprocess"
 device = "cpu"
 [listeners.digit]
@@ -52,6 +59,7 @@ table = "mnist"
 key = "img"
 model = "lenet"
 max_batch = {max_batch}
+partitions = {partitions}
 """
 
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 from bench.arguments import RESULTS
 from bench.kinds import KINDS
 from bench.scale import machines
-from bench.sides import LOOP, PATHWAY, PREDICTD, ROOT, SHARED
+from bench.sides import LOOP, PATHWAY, ROOT, WORKERS
 
 PAGE: Final = ROOT / "docs" / "performance.md"
 CHART: Final = ROOT / "docs" / "performance.svg"
@@ -56,7 +56,8 @@ def _yardstick(measured: Mapping[str, Any]) -> Iterator[str]:
         f"--rows {plan['rows']}`, {measured['cores']} cores, "
         f"torch threads a process: {plan['threads']}. MNIST rows, LeNet-5, and one photograph of 1 MB "
         f"for {KINDS['1 MB JPEG'].share} of them, ResNet-18. The loop watches, decodes, predicts and writes in one "
-        "thread, without any guarantee. *Two processes* is `partitions = 2`."
+        "thread, without any guarantee. *Preprocess apart* is `preprocess_processes = 1`, *two partitions* is "
+        "`partitions = 2`."
     )
     yield ""
     yield "![Rates by the loop's](performance.svg)"
@@ -66,12 +67,13 @@ def _yardstick(measured: Mapping[str, Any]) -> Iterator[str]:
 
 def _ratios(measured: Mapping[str, Any], base: str) -> Iterator[str]:
     """The table of predictd's figures by those of the side `base`, each ratio within its run."""
-    yield f"| work | | {base} | {PREDICTD} | ratio | {SHARED} | ratio |"
-    yield "|---|---|---|---|---|---|---|"
+    sides = [side for side in WORKERS if side in next(iter(measured["kinds"].values()))["median"]]
+    yield f"| work | | {base} | {' | ratio | '.join(sides)} | ratio |"
+    yield "|---|---|---|" + "---|---|" * len(sides)
     for kind, told in measured["kinds"].items():
         for name, (words, form) in LINES.items():
             cells = [kind, words, format(told["median"][base][name], form)]
-            for side in (PREDICTD, SHARED):
+            for side in sides:
                 runs = (told["runs"][each][name] for each in (side, base))
                 ratios = [own / other for own, other in zip(*runs, strict=True)]
                 spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
@@ -177,13 +179,13 @@ def chart(measured: Mapping[str, Any], file: Path = CHART) -> None:
     from matplotlib import pyplot as plt
 
     plt.rcParams["svg.hashsalt"] = "predictd"  # the same figures give the same file
-    figure, axes = plt.subplots(figsize=(6, 2.4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(6, 3.0), layout="constrained")
     labels, values = [], []
     for kind, told in measured["kinds"].items():
-        for side in (LOOP, PREDICTD, SHARED):
+        for side in (LOOP, *(side for side in WORKERS if side in told["ratio"])):
             labels.append(f"{kind}: {side}")
             values.append(told["ratio"][side]["rows_per_second"])
-    axes.barh(labels, values, color=["#999999", "#1f77b4", "#1f77b4"] * (len(labels) // 3))
+    axes.barh(labels, values, color=["#999999" if label.endswith(LOOP) else "#1f77b4" for label in labels])
     axes.invert_yaxis()
     axes.set_xlabel("rows/s of a burst, by the loop's")
     figure.savefig(file, metadata={"Date": None})

@@ -11,12 +11,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 from pymongo import MongoClient
 from pymongo.collection import Collection
 
@@ -30,8 +31,9 @@ from daemon.worker.assignment import WorkerAssignment
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = SigningKey.fresh()
-LOOP, PREDICTD, SHARED, PATHWAY = "straight loop", "predictd", "two processes", "Pathway"
-PROCESSES = {PREDICTD: 1, SHARED: 2}
+LOOP, PREDICTD, APART, SHARED, PATHWAY = "straight loop", "predictd", "preprocess apart", "two partitions", "Pathway"
+WORKERS: dict[str, dict[str, int]] = {PREDICTD: {}, APART: {"preprocess_processes": 1}, SHARED: {"partitions": 2}}
+"""The keys of each side that is a worker."""
 SERVICE, MODEL, TABLE = "yardstick", "lenet", "mnist"
 START_SECONDS = 120.0
 SERVICE_TOML = """
@@ -47,9 +49,9 @@ fields = { img = "pil_image", class = "int" }
 """
 
 
-def service_toml(kind: str) -> str:
-    """The service.toml for a kind of work."""
-    return SERVICE_TOML + KINDS[kind].toml()
+def service_toml(kind: str, **keys: int) -> str:
+    """The service.toml for a kind of work, with these keys of the model or its listener."""
+    return SERVICE_TOML + KINDS[kind].toml(**keys)
 
 
 class Failed(Exception):
@@ -102,9 +104,18 @@ class Process:
         return self.said[0].strip() == "ready" or json.loads(self.said[0])["stream"]["open"]
 
     def clock(self) -> int:
-        """Its CPU time so far, in ticks."""
-        fields = Path(f"/proc/{self.popen.pid}/stat").read_text().rpartition(")")[2].split()
-        return int(fields[11]) + int(fields[12])
+        """Its CPU time and that of its children so far, in ticks."""
+        children = psutil.Process(self.popen.pid).children()
+        ticks = _clock(self.popen.pid)
+        for child in children:
+            with suppress(OSError):  # it has just ended
+                ticks += _clock(child.pid)
+        return ticks
+
+
+def _clock(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
 
 
 class Side:
@@ -181,8 +192,8 @@ def start(
         return f"{side.replace(' ', '_')}_{suffix}"
 
     workers, sides = {}, {}
-    for name, processes in PROCESSES.items():
-        assignment = publish(client, uri, folder, database(name), kind, processes)
+    for name, keys in WORKERS.items():
+        assignment, processes = publish(client, uri, folder, database(name), kind, keys), keys.get("partitions", 1)
         orders = [replace(assignment, partition=n, partitions=processes).order() for n in range(processes)]
         workers[name] = Side(name, client[database(name)][TABLE], "daemon.worker", orders, threads)
         stack.callback(workers[name].close)
@@ -212,11 +223,11 @@ def start(
 
 
 def publish(
-    client: MongoClient[dict[str, Any]], uri: str, folder: Path, database: str, kind: str, partitions: int
+    client: MongoClient[dict[str, Any]], uri: str, folder: Path, database: str, kind: str, keys: Mapping[str, int]
 ) -> WorkerAssignment:
     """Declares the service as the supervisor would, and returns the assignment of its worker."""
     file = folder / f"{database}.toml"
-    file.write_text(f"{service_toml(kind)}partitions = {partitions}\n")
+    file.write_text(service_toml(kind, **keys))
     read = config.load(file, {})
     registry = Registry(client[database], SERVICE, 1, KEY)
     registry.publish(read.declarations())

@@ -3,9 +3,9 @@
     python -m bench.yardstick [--runs 5] [--rows 5000] [--quick] [--json PATH]   (or: make bench)
     python -m bench.yardstick --pathway PYTHON      (or: make bench-peers, which makes an environment for it)
 
-The sides are the loop, a worker of predictd, and a worker of two processes that share the rows: three with each kind of
-work (bench/kinds.py: the tutorial's per-row preprocess, the batched one, photographs of 1 MB for a ResNet-18, of which
-there are fewer). They take turns, run by run: a burst of rows, timed from
+The sides are the loop, a worker of predictd, one with a process of its own for `preprocess`, and one of two processes
+that share the rows: four with each kind of work (bench/kinds.py: the tutorial's per-row preprocess, the batched one,
+photographs of 1 MB for a ResNet-18, of which there are fewer). They take turns, run by run: a burst of rows, timed from
 the first insert until every output stands, then rows one by one, each timed from its insert until its output stands.
 Whoever's turn it is not is stopped (SIGSTOP), so that nobody else's change stream costs anything. Each process gets as
 many torch threads (half of the cores, as mongod and the client need some too: on two cores, two threads for such small

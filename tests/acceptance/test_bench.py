@@ -19,7 +19,7 @@ def test_a_quick_run_of_the_yardstick_compares_all_sides(tmp_path: Path) -> None
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     ratio = json.loads(figures.read_text())["kinds"]["batched"]["ratio"]
-    assert all(ratio[side]["rows_per_second"] > 0 for side in ("predictd", "two processes"))
+    assert all(ratio[side]["rows_per_second"] > 0 for side in ("predictd", "preprocess apart", "two partitions"))
 
 
 def test_a_quick_run_beside_other_writers_has_a_figure_for_each_way(tmp_path: Path) -> None:
