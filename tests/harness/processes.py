@@ -28,6 +28,14 @@ from harness.zygote import FIRST_NUMBER, zygote
 SERVICE, WORKER, TABLE, LISTENER = "s", "w", "rows", "L"
 
 
+def alive(pid: int) -> bool:
+    """Whether the process runs; one that has ended may wait for its parent, or for whoever adopted it."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def declared(
     model: str = "harness.models:digest",
     *,

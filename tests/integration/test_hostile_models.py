@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from harness.daemons import eventually
-from harness.processes import LISTENER, TABLE, Service, declared
+from harness.processes import LISTENER, TABLE, Service, alive, declared
 from pymongo.database import Database
 
 from daemon.store import names
@@ -37,13 +36,6 @@ def epoch(database: Database[dict[str, Any]]) -> int:
     lease = database[names.LEASES].find_one({})
     assert lease is not None
     return int(lease["epoch"])
-
-
-def alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def children_of_a_model(service: Service, database: Database[dict[str, Any]]) -> list[int]:

@@ -17,7 +17,7 @@ import pytest
 from harness.daemons import eventually
 from harness.models import digest
 from harness.oracle import History, Oracle, expecting
-from harness.processes import LISTENER, Service, Workplace, declared
+from harness.processes import LISTENER, Service, Workplace, alive, declared
 from harness.writers import finish, write
 from pymongo.database import Database
 
@@ -106,7 +106,7 @@ def test_a_worker_ends_as_a_fork_does_and_the_next_one_goes_on(place: Workplace)
     os.kill(before[0], signal.SIGKILL)
     place.rows.insert_many({"_id": n, "x": "a" * n} for n in range(300))
     assert worker.wait() == -signal.SIGKILL
-    eventually("the other one has ended, too", lambda: not psutil.pid_exists(before[1]))
+    eventually("the other one has ended, too", lambda: not alive(before[1]))
     place.run()
     eventually("every row has its output", lambda: len(outputs(place)) == 300)
     assert place.database[names.DEAD_LETTERS].count_documents({}) == 0

@@ -22,6 +22,7 @@ import torch
 from bson import Binary, Decimal128, ObjectId
 from bson.timestamp import Timestamp
 from harness import preprocess_models as models
+from harness.processes import alive
 
 from components import ObjectModel
 from components.datatypes import datatype
@@ -48,7 +49,7 @@ pytestmark = pytest.mark.filterwarnings(  # the loop of a model's thread is clos
 
 @pytest.fixture(autouse=True)
 def none_left() -> Iterator[None]:
-    """Every process has ended, and is no zombie, once its model is gone."""
+    """Every process has ended once its model is gone."""
     yield
     gc.collect()
     end = time.monotonic() + SECONDS
@@ -60,7 +61,7 @@ def none_left() -> Iterator[None]:
 
 
 def _forks() -> list[int]:
-    return [each.pid for each in psutil.Process().children() if each.name() == "preprocess"]
+    return [each.pid for each in psutil.Process().children() if each.name() == "preprocess" and alive(each.pid)]
 
 
 def live(model: Model, kind: str | None = "str", decoders: Decoders | None = None) -> Live:
@@ -249,6 +250,20 @@ def test_calls_from_several_threads_get_their_own_answers() -> None:
     assert not wrong
 
 
+def test_processes_that_have_ended_are_reaped() -> None:
+    """Once the model is gone."""
+    hand = live(KINDS["per-row"](3)).threads.preprocess
+    assert hand.run(len, "abc") == 3
+    pids = set(FORKED)
+    assert len(pids) == 3
+    del hand
+    gc.collect()
+    end = time.monotonic() + SECONDS
+    while any(map(psutil.pid_exists, pids)):
+        assert time.monotonic() < end, "a zombie is left"
+        time.sleep(0.01)
+
+
 def test_an_answer_that_is_not_taken_is_not_the_next_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """If memory runs out while an answer is read, another process takes its place."""
     hand = live(KINDS["per-row"](1)).threads.preprocess
@@ -410,6 +425,6 @@ def test_a_fork_ends_with_its_parent_whatever_ends_it() -> None:
     pids = list(map(int, ran.stdout.splitlines()[-1].split()))
     assert len(pids) == 2
     end = time.monotonic() + SECONDS
-    while any(map(psutil.pid_exists, pids)):
+    while any(map(alive, pids)):
         assert time.monotonic() < end, "a fork outlives its parent"
         time.sleep(0.05)
