@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Self
 
+from components.torch import batches
 from components.torch.fit import fit
 from components.torch.module import TorchModule
 
@@ -30,6 +31,10 @@ class TorchModel(TorchModule):
     def waits(self) -> bool:
         """See `Model`."""
         return self.device.type != "cpu"
+
+    def joined(self, collated: list[Any]) -> Any:
+        """See `Model`."""
+        return batches.joined(collated)
 
     def fit(
         self,

@@ -146,10 +146,6 @@ class TorchModule(Model):
         """See `Model`."""
         return batches.collate(inputs)
 
-    def joined(self, collated: list[Any]) -> Any:
-        """See `Model`."""
-        return batches.joined(collated)
-
     def infer(self, xs: list[Any]) -> list[Any]:
         """See `infer_many`, which gets the collated rows; raises BatchError, too."""
         return self.infer_many(self.collated(xs), len(xs)) if xs else []

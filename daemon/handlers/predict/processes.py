@@ -351,7 +351,9 @@ def _result(answer: Message) -> Any:
     if passed:
         return result
     data, name, message, text, transient = result
-    error: BaseException = type(name, (RuntimeError,), {})(message) if data is None else pickle.loads(data)  # noqa: S301
+    error: BaseException = type(name, (RuntimeError,), {})(message)
+    if data is not None:
+        error = pickle.loads(data)  # noqa: S301 - of a process of ours
     raise error from (_RemoteTransient if transient else _Remote)(text)
 
 
