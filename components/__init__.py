@@ -11,7 +11,8 @@ is in `components.torch`.
 | as it is stored | `declarations/`, `serialization` (there), `builders` (back), `names`, `extended_json`, `secrets` |
 | values | `datatypes`, `arrays`, `images`, `outputs`, `raw_value`, `hashing`, `nearest` |
 | images in another process | `images_apart`, `image_decoder` |
-| code | `import_paths`, `import_folder`, `known_classes`, `program_files`, `artifacts`, `stable_pickle` |
+| code | `import_paths`, `import_folder`, `known_classes`, `program_files`, `artifacts` |
+| code by value | `reduced_code`, `stable_pickle` |
 | where it comes from | `code_source`, `code_references`, `source_files` |
 | calling it | `awaited`, `frames`, `shared_memory`, `accelerator`, `random_numbers` |
 | learning | `training_loop`, `fitting`, `estimators`, `object_state`, `argument_checks`, `examples`, `trained` |

@@ -24,7 +24,6 @@ import hashlib
 import io
 import pickle
 import platform
-import re
 import sys
 import threading
 import types
@@ -42,13 +41,12 @@ from cloudpickle import cloudpickle as internals
 from components.code_references import refers
 from components.code_source import importable, refuse_replaced, travelling_modules
 from components.errors import ArtifactRefused, DeclarationError
+from components.reduced_code import REDUCERS
 from components.stable_pickle import canonical
 
 _turn = threading.RLock()
 _scope: contextvars.ContextVar[str | None] = contextvars.ContextVar("predictd_artifact_scope", default=None)
 _roots: contextvars.ContextVar[Callable[[str], Any] | None] = contextvars.ContextVar("predictd_roots", default=None)
-_NOTEBOOK_FILE = re.compile(r".*[/\\]ipykernel_\d+[/\\]\d+\.py|<ipython-input-.*>")
-_MODULE_NOISE = ("__builtins__", "__cached__", "__loader__", "__spec__", "__warningregistry__")
 
 
 @dataclass(frozen=True)
@@ -316,40 +314,7 @@ def _pickled(obj: object, tensors: Any, classes: _Identity | _Ordinals) -> bytes
     return canonical(file.getvalue())
 
 
-def _reduced_code(code: types.CodeType) -> tuple[Any, ...]:
-    if _NOTEBOOK_FILE.fullmatch(code.co_filename):
-        code = code.replace(co_filename="<notebook>")
-    make, parts = internals._code_reduce(code)  # noqa: SLF001
-    consts = code.co_consts
-    return make, tuple(tuple(map(_ordered, consts)) if part is consts else part for part in parts)
-
-
-def _reduced_module(module: types.ModuleType) -> tuple[Any, ...]:
-    make, parts = internals._module_reduce(module)  # noqa: SLF001
-    if make is not internals.dynamic_subimport:
-        return make, parts
-    return make, (parts[0], {name: value for name, value in parts[1].items() if name not in _MODULE_NOISE})
-
-
-class _Sorted:
-    """A frozenset among the constants of code, pickled in sorted order; Python's order differs between processes."""
-
-    def __init__(self, items: frozenset[Any]) -> None:
-        self._items = sorted(items, key=lambda item: (type(item).__name__, repr(item)))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return frozenset, (self._items,)
-
-
-def _ordered(const: Any) -> Any:
-    if isinstance(const, frozenset):
-        return _Sorted(const)
-    return tuple(map(_ordered, const)) if type(const) is tuple else const
-
-
-_Pickler.dispatch_table = ChainMap(
-    {types.CodeType: _reduced_code, types.ModuleType: _reduced_module}, cloudpickle.Pickler.dispatch_table
-)
+_Pickler.dispatch_table = ChainMap(REDUCERS, cloudpickle.Pickler.dispatch_table)
 
 
 def _torch_half() -> types.ModuleType | None:

@@ -18,8 +18,9 @@ import pytest
 import torch
 from cloudpickle import cloudpickle as internals
 
-from components import ArtifactRefused, DeclarationError, artifacts, hash_item
+from components import ArtifactRefused, DeclarationError, artifacts, hash_item, reduced_code
 from components.artifacts import Artifact, code_slot, dumps, loads, together
+from components.cron import zone
 from components.stable_pickle import canonical
 
 ROOT = Path(__file__).parents[2]
@@ -244,6 +245,68 @@ def test_the_same_object_gives_the_same_bytes_again_also_in_another_process(tmp_
     )
     printed = {run_script(tmp_path, STABLE, hash_seed=str(seed)) for seed in (0, 1, 2)}
     assert len(printed) == 1
+
+
+CACHING = """
+from functools import cache, cached_property, lru_cache, wraps
+from typing import Callable, NewType, ParamSpec
+import helper_caching
+from send import send
+
+P = ParamSpec("P")
+Label = NewType("Label", str)
+
+def logged(function: Callable[P, str]) -> Callable[P, str]:
+    @wraps(function)
+    def inner(*args: P.args, **kwargs: P.kwargs) -> str:
+        return function(*args, **kwargs)
+    return inner
+
+@cache
+def fibonacci(n):
+    return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)
+
+class Tokenizer:
+    @cached_property
+    def words(self):
+        return {"a": 1}
+    @lru_cache(maxsize=7)
+    def look_up(self, word):
+        return self.words[word]
+    def __call__(self, word):
+        return self.look_up(word), self.look_up.cache_info().maxsize, "words" in vars(self)
+
+def label(word) -> Label:
+    return logged(Label)(word)
+
+tokenizer = Tokenizer()
+fibonacci(9), tokenizer("a")
+send(
+    ".",
+    direct=fibonacci,
+    beside=lambda n: helper_caching.twice(n),
+    tokenizer=tokenizer,
+    label=label,
+    shared=(fibonacci, lambda: fibonacci),
+)
+"""
+
+
+def test_what_keeps_its_results_travels_with_an_empty_cache_and_kinds_of_annotations_too(tmp_path):
+    """Pickle knows such functions and kinds only by their name in a module that the daemon does not have."""
+    (tmp_path / "send.py").write_text(WRITES)
+    (tmp_path / "helper_caching.py").write_text(
+        "from functools import lru_cache\n@lru_cache\ndef twice(n):\n    return 2 * n\n"
+    )
+    run_script(tmp_path, CACHING)
+    fibonacci = received(tmp_path, "direct")
+    assert (fibonacci(9), fibonacci.cache_info().misses) == (34, 10)
+    assert received(tmp_path, "beside")(4) == 8
+    assert received(tmp_path, "tokenizer")("a") == (1, 7, True)
+    assert received(tmp_path, "label")("x") == "x"
+    function, user = received(tmp_path, "shared")
+    assert user() is function
+    assert again(lambda: zone)() is zone
 
 
 def test_slots_that_hold_one_class_meet_in_one_class_again():
@@ -491,6 +554,7 @@ def test_cloudpickle_has_the_private_parts_that_are_used():
     """A release without them fails here, by name, before it breaks an artifact."""
     parts = ("_DYNAMIC_CLASS_TRACKER_BY_CLASS", "_make_skeleton_class", "_make_skeleton_enum", "_code_reduce")
     parts += ("_module_reduce", "dynamic_subimport", "list_registry_pickle_by_value")
+    parts += ("_lookup_module_and_qualname", "_is_registered_pickle_by_value")
     assert [name for name in parts if not hasattr(internals, name)] == []
-    used = re.findall(r"\binternals\.(\w+)", Path(artifacts.__file__).read_text())
-    assert set(used) == set(parts)
+    sources = [Path(module.__file__).read_text() for module in (artifacts, reduced_code)]
+    assert set(re.findall(r"\binternals\.(\w+)", "".join(sources))) == set(parts)

@@ -1,0 +1,79 @@
+"""What an artifact's pickler makes of code objects and modules, and of parts of code that cloudpickle only names."""
+
+from __future__ import annotations
+
+import functools
+import re
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from cloudpickle import cloudpickle as internals
+
+_NOTEBOOK_FILE = re.compile(r".*[/\\]ipykernel_\d+[/\\]\d+\.py|<ipython-input-.*>")
+_MODULE_NOISE = ("__builtins__", "__cached__", "__loader__", "__spec__", "__warningregistry__")
+
+
+def _reduced_code(code: types.CodeType) -> tuple[Any, ...]:
+    if _NOTEBOOK_FILE.fullmatch(code.co_filename):
+        code = code.replace(co_filename="<notebook>")
+    make, parts = internals._code_reduce(code)  # noqa: SLF001
+    consts = code.co_consts
+    return make, tuple(tuple(map(_ordered, consts)) if part is consts else part for part in parts)
+
+
+def _reduced_module(module: types.ModuleType) -> tuple[Any, ...]:
+    make, parts = internals._module_reduce(module)  # noqa: SLF001
+    if make is not internals.dynamic_subimport:
+        return make, parts
+    return make, (parts[0], {name: value for name, value in parts[1].items() if name not in _MODULE_NOISE})
+
+
+class _Sorted:
+    """A frozenset among the constants of code, pickled in sorted order; Python's order differs between processes."""
+
+    def __init__(self, items: frozenset[Any]) -> None:
+        self._items = sorted(items, key=lambda item: (type(item).__name__, repr(item)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return frozenset, (self._items,)
+
+
+def _ordered(const: Any) -> Any:
+    if isinstance(const, frozenset):
+        return _Sorted(const)
+    return tuple(map(_ordered, const)) if type(const) is tuple else const
+
+
+def _unless_imported(parts: Callable[[Any], tuple[Any, ...]]) -> Callable[[Any], Any]:
+    """Reduce to `parts`, but to its name what the daemon can import: by itself each of these reduces to its name."""
+
+    def reduced(obj: Any) -> Any:
+        found = internals._lookup_module_and_qualname(obj)  # noqa: SLF001
+        imported = found is not None and not internals._is_registered_pickle_by_value(found[0])  # noqa: SLF001
+        return obj.__reduce__() if imported else parts(obj)
+
+    return reduced
+
+
+def _cached(function: Callable[..., Any], maxsize: int | None, typed: bool) -> Any:
+    return functools.lru_cache(maxsize, typed)(function)
+
+
+def _reduced_property(known: functools.cached_property[Any]) -> tuple[Any, ...]:
+    """Python 3.11 keeps a lock in each."""
+    return functools.cached_property, (known.func,), {"attrname": known.attrname, "__doc__": known.__doc__}
+
+
+REDUCERS: dict[type, Callable[[Any], Any]] = {
+    types.CodeType: _reduced_code,
+    types.ModuleType: _reduced_module,
+    functools.cached_property: _reduced_property,
+    type(functools.lru_cache(len)): _unless_imported(
+        lambda cached: (_cached, (cached.__wrapped__, *cached.cache_parameters().values()))  # the cache stays here
+    ),
+    typing.NewType: _unless_imported(lambda kind: (typing.NewType, (kind.__name__, kind.__supertype__))),
+    typing.ParamSpec: _unless_imported(lambda given: (typing.ParamSpec, (given.__name__,))),
+    typing.TypeVarTuple: _unless_imported(lambda given: (typing.TypeVarTuple, (given.__name__,))),
+}
