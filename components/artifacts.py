@@ -38,7 +38,7 @@ from uuid import uuid4
 import cloudpickle
 from cloudpickle import cloudpickle as internals
 
-from components.code_references import refers
+from components.code_references import culprit, refers
 from components.code_source import importable, refuse_replaced, travelling_modules
 from components.errors import ArtifactRefused, DeclarationError
 from components.reduced_code import REDUCERS
@@ -107,10 +107,11 @@ def dumps(
         except DeclarationError as error:
             raise DeclarationError(f"{name} cannot travel to the daemon: {error}") from error
         except Exception as error:  # pickling calls the user's __reduce__ and __getstate__, which may raise anything
+            held = culprit(obj, lambda part: _travels(part, roots))
             raise DeclarationError(
-                f"{name} cannot travel to the daemon: {type(error).__name__}: {error}; it, or something that it uses, "
-                "holds what only lives in this process (a connection, a lock, an open file): make that inside the "
-                "function"
+                f"{name} cannot travel to the daemon: {type(error).__name__}: {error}; "
+                f"{f'its {held}' if held else 'it'} is, or holds, what only lives in this process (a connection, a "
+                "lock, an open file): make that inside the function"
             ) from error
     blob = None if tensors is None else tensors.blob()
     slot = {
@@ -306,6 +307,17 @@ def _scoped(make: Callable[..., Any]) -> Callable[..., Any]:
         return make(*(f"{scope}/{x}" if isinstance(x, str) and x.startswith("own:") else x for x in parts))
 
     return made
+
+
+def _travels(obj: object, roots: Mapping[str, Any] | None) -> bool:
+    """Return whether an object can be pickled; within `travelling`."""
+    torch_half = _torch_half()
+    tensors = None if torch_half is None else torch_half.Writer(roots or {})
+    try:
+        _pickled(obj, tensors, _Identity(torch_half, None, travels=True))
+    except Exception:  # noqa: BLE001 - as in `dumps`
+        return False
+    return True
 
 
 def _pickled(obj: object, tensors: Any, classes: _Identity | _Ordinals) -> bytes:

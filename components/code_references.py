@@ -1,10 +1,12 @@
-"""Whether code refers to a module: through closures, globals, defaults, attributes and containers."""
+"""What code refers to, through closures, globals, defaults, attributes and containers: a module, or something that
+cannot be pickled.
+"""
 
 from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from components.code_source import travelling_modules
@@ -15,7 +17,7 @@ def refers(obj: object, module: Any) -> bool:
     if not hasattr(module, "named_modules"):
         return False
     parts = {id(part) for part in (*module.modules(), *module.parameters(), *module.buffers())}
-    own = {known.__name__ for known in travelling_modules()} | {"__main__", str(getattr(obj, "__module__", None))}
+    own = _own(obj)
     waiting: list[Any] = [obj]
     seen: dict[int, Any] = {}  # the objects too: another one could get the id of one that was freed
     while waiting:
@@ -24,40 +26,73 @@ def refers(obj: object, module: Any) -> bool:
             return True
         if id(one) not in seen:
             seen[id(one)] = one
-            waiting += _referred(one, own)
+            waiting += [referred for _, referred in _referred(one, own)]
     return False
 
 
-def _referred(obj: Any, own: Collection[str]) -> Iterator[Any]:
+def culprit(obj: Any, fits: Callable[[Any], bool]) -> str:
+    """Return where `obj` holds what does not fit, such as "helper.LOCK"; "" if no name leads there."""
+    own, seen = _own(obj), {id(obj): obj}
+    names: list[str] = []
+    for _ in range(_DEEPEST):
+        held = _of_module(obj) if isinstance(obj, types.ModuleType) else _referred(obj, own)
+        found = next(((name, one) for name, one in held if id(one) not in seen and not fits(one)), None)
+        if found is None:
+            break
+        names += [] if found[0].startswith("__") else [found[0]]
+        obj = seen[id(found[1])] = found[1]
+    return ".".join(filter(None, names))
+
+
+_DEEPEST = 8
+
+
+def _own(obj: object) -> set[str]:
+    return {known.__name__ for known in travelling_modules()} | {"__main__", str(getattr(obj, "__module__", None))}
+
+
+def _referred(obj: Any, own: Collection[str]) -> Iterator[tuple[str, Any]]:
+    """Yield what an object refers to, each with its name; "" if it has none."""
     if isinstance(obj, types.FunctionType):
         yield from _of_function(obj, own)
     elif isinstance(obj, Mapping):
-        yield from obj.values()
+        yield from ((str(name), value) for name, value in obj.items())
     elif isinstance(obj, (list, tuple, set, frozenset)):
-        yield from obj
+        yield from (("", item) for item in obj)
     elif isinstance(obj, type):
-        yield from (*vars(obj).values(), *obj.__bases__) if obj.__module__ in own else ()
+        if obj.__module__ in own:
+            yield from vars(obj).items()
+            yield from (("", base) for base in obj.__bases__)
     elif not isinstance(obj, types.ModuleType):
-        held = ("__self__", "__func__", "func", "args", "keywords", "fget", "fset", "__dict__")
-        wraps = isinstance(obj, (types.MethodType, functools.partial, staticmethod, classmethod, property))
-        yield type(obj)
-        yield from (getattr(obj, name, None) for name in (held if wraps else held[-1:]))
+        yield "", type(obj)
+        if isinstance(obj, (types.MethodType, functools.partial, staticmethod, classmethod, property)):
+            held = ("__self__", "__func__", "func", "args", "keywords", "fget", "fset", "__dict__")
+            yield from ((name, getattr(obj, name, None)) for name in held)
+        else:
+            attributes = getattr(obj, "__dict__", None)
+            yield from attributes.items() if isinstance(attributes, dict) else ()
 
 
-def _of_function(function: types.FunctionType, own: Collection[str]) -> Iterator[Any]:
-    yield from (function.__defaults__, function.__kwdefaults__, function.__dict__)
-    for cell in function.__closure__ or ():
+def _of_module(module: types.ModuleType) -> Iterator[tuple[str, Any]]:
+    yield from ((name, value) for name, value in vars(module).items() if not name.startswith("__"))
+
+
+def _of_function(function: types.FunctionType, own: Collection[str]) -> Iterator[tuple[str, Any]]:
+    yield from (("__defaults__", function.__defaults__), ("__kwdefaults__", function.__kwdefaults__))
+    yield "__dict__", function.__dict__
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
-            yield cell.cell_contents
+            yield name, cell.cell_contents
         except ValueError:  # the enclosing function has not assigned it
             continue
     if function.__module__ not in own:
         return
     names = list(_names(function.__code__))
-    for found in map(function.__globals__.get, names):
-        yield found
+    for name in names:
+        found = function.__globals__.get(name)
+        yield name, found
         if isinstance(found, types.ModuleType) and found.__name__ in own:
-            yield from (getattr(found, name, None) for name in names)
+            yield from (("", getattr(found, attribute, None)) for attribute in names)
 
 
 def _names(code: types.CodeType) -> Iterator[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import io
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable
@@ -61,6 +63,13 @@ def _cached(function: Callable[..., Any], maxsize: int | None, typed: bool) -> A
     return functools.lru_cache(maxsize, typed)(function)
 
 
+def _reduced_file(file: io.TextIOWrapper) -> Any:
+    """In its place cloudpickle would send its content, of which a reader at the end reads nothing."""
+    if file not in (sys.stdout, sys.stderr):
+        raise TypeError(f"cannot pickle the open file {file.name!r}")
+    return internals._file_reduce(file)  # noqa: SLF001
+
+
 def _reduced_property(known: functools.cached_property[Any]) -> tuple[Any, ...]:
     """Python 3.11 keeps a lock in each."""
     return functools.cached_property, (known.func,), {"attrname": known.attrname, "__doc__": known.__doc__}
@@ -69,6 +78,7 @@ def _reduced_property(known: functools.cached_property[Any]) -> tuple[Any, ...]:
 REDUCERS: dict[type, Callable[[Any], Any]] = {
     types.CodeType: _reduced_code,
     types.ModuleType: _reduced_module,
+    io.TextIOWrapper: _reduced_file,
     functools.cached_property: _reduced_property,
     type(functools.lru_cache(len)): _unless_imported(
         lambda cached: (_cached, (cached.__wrapped__, *cached.cache_parameters().values()))  # the cache stays here

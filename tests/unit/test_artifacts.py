@@ -483,13 +483,67 @@ def test_a_pickle_in_canonical_form_loads_as_before():
     assert canonical(pickle.dumps([one, one], 5)) == canonical(pickle.dumps([one, other], 5))
 
 
-def test_what_cannot_travel_is_refused_where_it_is_sent():
-    """A lock, a generator: with what is wrong."""
-    for thing in (threading.Lock(), (each for each in "abc")):
-        with pytest.raises(DeclarationError, match=r"cannot travel to the daemon"):
-            dumps(lambda: thing)  # noqa: B023
+LOCK = threading.Lock()
+
+
+class Client:
+    """It holds a lock, as a connection does."""
+
+    def __init__(self) -> None:
+        self.pool = {"lock": threading.Lock(), "size": 1}
+
+
+class Uses:
+    """What it uses is not in the object itself, but in its class."""
+
+    client = Client()
+
+    def __call__(self, x: int) -> int:
+        return x
+
+
+def uses_lock(x):
+    with LOCK:
+        return x
+
+
+def uses_indirectly(x):
+    return uses_lock(x)
+
+
+def test_what_cannot_travel_is_refused_by_name_where_it_is_sent():
+    """A global, what a closure, an attribute or a class holds, also of another function; a generator, an open file."""
+    with Path(__file__).open() as file:
+        each, client = (each for each in "abc"), Client()
+        for thing, names in {
+            uses_lock: "LOCK",
+            uses_indirectly: "uses_lock.LOCK",
+            Uses(): "client.pool.lock",
+            (lambda: client): "client.pool.lock",
+            (lambda: each): "each",
+            (lambda: file): "file",
+        }.items():
+            with pytest.raises(DeclarationError, match=rf"cannot travel to the daemon: .*; its {names} is, or holds"):
+                dumps(thing)
+    with pytest.raises(DeclarationError, match=r"lock' object; it is, or holds"):
+        dumps(LOCK)
     with pytest.raises(DeclarationError, match="not dense"):
         dumps(torch.ones(2).to_sparse())
+
+
+def test_a_lock_of_a_module_beside_the_script_is_named_with_its_module(tmp_path):
+    """The whole module travels, so a function that does not use the lock cannot travel either."""
+    (tmp_path / "helper_locked.py").write_text("import threading\nLOCK = threading.Lock()\nSIZE = 3\n")
+    script = """
+    import sys
+    import helper_locked
+    from components.artifacts import dumps
+    try:
+        dumps(lambda: print(helper_locked.SIZE, file=sys.stderr))
+    except Exception as error:
+        print(error)
+    """
+    assert "its helper_locked.LOCK is, or holds" in run_script(tmp_path, script)
 
 
 def test_an_artifact_that_needs_a_package_names_it():
@@ -554,7 +608,7 @@ def test_cloudpickle_has_the_private_parts_that_are_used():
     """A release without them fails here, by name, before it breaks an artifact."""
     parts = ("_DYNAMIC_CLASS_TRACKER_BY_CLASS", "_make_skeleton_class", "_make_skeleton_enum", "_code_reduce")
     parts += ("_module_reduce", "dynamic_subimport", "list_registry_pickle_by_value")
-    parts += ("_lookup_module_and_qualname", "_is_registered_pickle_by_value")
+    parts += ("_lookup_module_and_qualname", "_is_registered_pickle_by_value", "_file_reduce")
     assert [name for name in parts if not hasattr(internals, name)] == []
     sources = [Path(module.__file__).read_text() for module in (artifacts, reduced_code)]
     assert set(re.findall(r"\binternals\.(\w+)", "".join(sources))) == set(parts)
