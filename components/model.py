@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from copy import deepcopy
 from itertools import islice
 from threading import Lock
@@ -144,6 +144,8 @@ class Model(ABC):
 
     def predict_batches(self, xs: Iterable[Any], *, batch_size: int = 256) -> list[Any]:
         """Predict many rows; each is the model's only argument, or an `Arguments`. A DataFrame has rows, too."""
+        if batch_size < 1:
+            raise DeclarationError(f"batch_size: expected rows, at least 1, got {batch_size!r}")
         rows = iter([x if isinstance(x, Arguments) else Arguments((x,)) for x in self.inputs(xs)])
         outputs: list[Any] = []
         while batch := list(islice(rows, batch_size)):
@@ -265,7 +267,7 @@ class ObjectModel(Model):
                 f"model {self.identifier!r}: object: expected a callable or an object with a method `predict`, got "
                 f"{kind}; `forward_method` names another method"
             )
-        if not callable(getattr(self.object, method, None)):
+        if not callable(getattr(self.object, str(method), None)):
             raise DeclarationError(f"model {self.identifier!r}: forward_method: {kind} has no method {method!r}")
 
     @property
@@ -369,11 +371,7 @@ def bundled(arguments: Arguments) -> Any:
 
 def checked(outputs: Any, n: int) -> list[Any]:
     """Return a batch's outputs as a list of length `n`; raises OutputError if there are not `n`."""
-    if (
-        isinstance(outputs, (str, bytes, Mapping))
-        or not hasattr(outputs, "__len__")
-        or not hasattr(outputs, "__getitem__")
-    ):
+    if _length(outputs) is None or not hasattr(outputs, "__getitem__"):
         raise OutputShapeError(
             f"the model returned {type(outputs).__name__} for a batch of {n} rows; expected a sequence of {n}"
         )
@@ -390,7 +388,9 @@ def checked(outputs: Any, n: int) -> list[Any]:
 
 
 def _length(value: Any) -> int | None:
-    return len(value) if hasattr(value, "__len__") and not isinstance(value, (str, bytes, Mapping)) else None
+    with suppress(TypeError):  # nothing with a length, or a tensor or an array without dimensions
+        return None if isinstance(value, (str, bytes, Mapping)) else len(value)
+    return None
 
 
 def check_callable(identifier: str, name: str, function: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -37,8 +38,20 @@ def _available(identifier: str, name: str) -> bool:
     return device.type == "cpu"
 
 
-def dtype(identifier: str, name: str) -> torch.dtype:
-    found = getattr(torch, name.removeprefix("torch."), None)
+def names(identifier: str, preferred: Any) -> tuple[str, ...]:
+    """Return the names of a device, or of several; raises DeclarationError if it is neither."""
+    given = (preferred,) if isinstance(preferred, (str, torch.device)) else preferred
+    try:
+        return tuple(map(str, given))
+    except TypeError:
+        raise DeclarationError(
+            f"model {identifier!r}: preferred_devices: expected devices such as ('cuda', 'cpu'), got {preferred!r}"
+        ) from None
+
+
+def dtype(identifier: str, name: str | torch.dtype) -> torch.dtype:
+    """Return a dtype by its name; raises DeclarationError if it is none of floating-point numbers."""
+    found = getattr(torch, str(name).removeprefix("torch."), None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise DeclarationError(
             f"model {identifier!r}: dtype: expected 'float32', 'float16', 'bfloat16' or 'float64', got {name!r}"

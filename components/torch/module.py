@@ -47,7 +47,7 @@ class TorchModule(Model):
         preprocess_batch: Callable[..., Any] | None = None,
         preferred_devices: Sequence[str] = devices.AUTO,
         forward_method: str = "__call__",
-        dtype: str | None = None,
+        dtype: str | torch.dtype | None = None,
         *,
         threads: int | None = None,
         preprocess_processes: int = 0,
@@ -62,9 +62,7 @@ class TorchModule(Model):
             object = Exported(object)  # noqa: A001
         self.object = object
         self.preprocess_batch = preprocess_batch
-        self.preferred_devices = (
-            (preferred_devices,) if isinstance(preferred_devices, str) else tuple(preferred_devices)
-        )
+        self.preferred_devices = devices.names(identifier, preferred_devices)
         self.forward_method = forward_method
         self.check()
         self.dtype = None if dtype is None else devices.dtype(identifier, dtype)
@@ -93,7 +91,7 @@ class TorchModule(Model):
         lazy = next((name for name, one in module.named_parameters() if is_lazy(one)), None)
         if lazy is not None:
             raise DeclarationError(f"{at}: object: {lazy} has no shape yet; call the module with a batch first")
-        if not callable(getattr(module, self.forward_method, None)):
+        if not callable(getattr(module, str(self.forward_method), None)):
             raise DeclarationError(f"{at}: forward_method: {kind} has no method {self.forward_method!r}")
 
     @property

@@ -71,6 +71,17 @@ def test_a_batched_callable_may_return_an_array():
     assert ObjectModel("m", lambda xs: np.array(xs) * 2, batched=True).predict_batches([1, 2]) == [2, 4]
 
 
+@pytest.mark.parametrize("answer", [torch.tensor, lambda xs: [np.array(x) for x in xs]])
+def test_a_batched_callable_may_return_scores_without_dimensions(answer):
+    """Items of a tensor of one dimension are tensors that have no length; a batch of no dimension is refused."""
+    model = ObjectModel("m", answer, batched=True)
+    assert [model.finish(output) for output in model.predict_batches([1, 2, 3], batch_size=2)] == [1, 2, 3]
+    with pytest.raises(OutputError, match="the model returned Tensor for a batch of 2 rows"):
+        ObjectModel("m", lambda _: torch.tensor(1), batched=True).infer([1, 2])
+    with pytest.raises(DeclarationError, match="batch_size: expected rows, at least 1, got 0"):
+        model.predict_batches([1], batch_size=0)
+
+
 class Lying(list):
     """Says that it has two items."""
 

@@ -257,6 +257,7 @@ def test_a_dtype_is_the_models_own_business(dtype):
 def test_a_device_is_chosen_in_order():
     """The first that is there; none is an error that says what to write."""
     assert TorchModel("m", Affine(), preferred_devices=("cuda:97", "cpu")).device.type == "cpu"
+    assert TorchModel("m", Affine(), preferred_devices=torch.device("cpu")).preferred_devices == ("cpu",)
     best = TorchModel("m", Affine(), preferred_devices="auto")
     assert best.device.type == (
         "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -276,6 +277,11 @@ def test_a_device_is_chosen_in_order():
         ({"object": len}, "expected an instance of torch.nn.Module"),
         ({"forward_method": "foward"}, "Affine has no method 'foward'"),
         ({"dtype": "float"}, None),
+        ({"dtype": torch.float32}, None),
+        ({"dtype": torch.int8}, "dtype: expected 'float32'"),
+        ({"dtype": 3}, "dtype: expected 'float32'"),
+        ({"forward_method": None}, "has no method None"),
+        ({"preferred_devices": None}, "preferred_devices: expected devices such as"),
         ({"dtype": "int8"}, "dtype: expected 'float32'"),
         ({"dtype": "nn"}, "dtype: expected 'float32'"),
         ({"preprocess_batch": 3}, "preprocess_batch: expected a callable"),
