@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+import numpy as np
 from bson import Binary, Code, Decimal128, Int64, ObjectId, json_util
 
 from components.errors import DeclarationError
@@ -19,15 +20,31 @@ _FLAGS = {re.IGNORECASE: "i", re.MULTILINE: "m", re.DOTALL: "s", re.VERBOSE: "x"
 _OPTIONS = json_util.JSONOptions(tz_aware=True, tzinfo=UTC)
 
 
+def plain(value: Any) -> Any:
+    """Return a filter with numbers, texts and lists in place of NumPy's, and lists in place of sets and tuples."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if not hasattr(value, "__array__"):
+        return value
+    array = np.asarray(value)
+    return value if array.dtype.kind in "mMO" else array.tolist()  # a datetime64 of nanoseconds would be a number
+
+
 def encoded(value: Any) -> Any:
     """Return a filter, or a value in one, as JSON; raises DeclarationError if MongoDB cannot store the value."""
+    return _encoded(plain(value))
+
+
+def _encoded(value: Any) -> Any:
     if isinstance(value, Mapping):
         odd = next((key for key in value if not isinstance(key, str)), None)
         if odd is not None:
             raise DeclarationError(f"a filter's key is a field's name or an operator, got {odd!r}; write it as a text")
-        return {key: encoded(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [encoded(item) for item in value]
+        return {key: _encoded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_encoded(item) for item in value]
     if isinstance(value, Int64):
         return {"$numberLong": str(value)}
     if value is None or (isinstance(value, (str, bool, int)) and not isinstance(value, Code)):

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from components.errors import DeclarationError
+from components.extended_json import plain
 from components.names import check_field
 
 
@@ -25,7 +26,7 @@ class Condition:
     __slots__ = ("where",)
 
     def __init__(self, where: Mapping[str, Any]) -> None:
-        self.where: dict[str, Any] = dict(where)
+        self.where: dict[str, Any] = plain(where)
 
     def __and__(self, other: Condition | Mapping[str, Any]) -> Condition:
         return Condition(_both(self.where, _where(other)))
@@ -191,7 +192,7 @@ def _where(condition: Condition | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(condition, Condition):
         return condition.where
     if isinstance(condition, Mapping):
-        return dict(condition)
+        return Condition(condition).where
     raise DeclarationError(
         f"query: expected a condition such as table['_fold'] == 'valid', or a MongoDB filter, got {condition!r}"
     )

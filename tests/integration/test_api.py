@@ -8,7 +8,7 @@ import re
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -312,6 +312,11 @@ def test_queries_filter_select_limit_and_count(mnist: Datalayer) -> None:
     assert handle.filter(handle["class"] == 99).get() is None
     assert type(valid) is type(handle)
     assert handle.count() == 20, "a query does not change the one that it came from"
+    labels = np.unique([row["class"] for row in valid])
+    assert handle.filter(handle["class"].isin(labels) & (handle["class"] > labels[0])).count() == 2
+    for value in (date(2026, 1, 1), np.datetime64("2026-01-01"), 2**70):
+        with pytest.raises(DeclarationError, match="a filter or a document holds what MongoDB does not"):
+            handle.filter(handle["class"] == value).get()
 
 
 def test_selected_fields_inside_each_other_are_one(mnist: Datalayer) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, timedelta, timezone
 
+import numpy as np
 import pytest
+import torch
 from bson import Decimal128, Int64, ObjectId
 
 from components import DeclarationError, Query
@@ -25,6 +27,9 @@ table = Query("mnist")
         (table["n"] > 3, {"n": {"$gt": 3}}),
         (table["n"] >= 3, {"n": {"$gte": 3}}),
         (table["a.b"].isin({1}), {"a.b": {"$in": [1]}}),
+        (table["n"] == np.int64(3), {"n": 3}),
+        (table["n"].isin(np.array([1, 2])), {"n": {"$in": [1, 2]}}),
+        (table["n"].isin([np.float32(0.5), np.str_("x"), torch.tensor(1)]), {"n": {"$in": [0.5, "x", 1]}}),
         (table["a"].exists(), {"a": {"$exists": True}}),
         (table["a"].exists(False), {"a": {"$exists": False}}),
         (table["a"] == {"x": 1}, {"a": {"$eq": {"x": 1}}}),
