@@ -41,7 +41,7 @@ from cloudpickle import cloudpickle as internals
 from components.code_references import culprit, refers
 from components.code_source import importable, refuse_replaced, travelling_modules
 from components.errors import ArtifactRefused, DeclarationError
-from components.reduced_code import REDUCERS
+from components.reduced_code import REDUCERS, unplaced
 from components.stable_pickle import canonical
 
 _turn = threading.RLock()
@@ -53,7 +53,7 @@ _roots: contextvars.ContextVar[Callable[[str], Any] | None] = contextvars.Contex
 class Artifact:
     """An object as bytes: its pickle, its tensors (a safetensors file) or None, and its slot.
 
-    The slot names both by SHA-256.
+    The slot names both by SHA-256. "unplaced" is that of the pickle without files and numbers of lines.
     """
 
     pickle: bytes
@@ -100,10 +100,12 @@ def dumps(
     """
     name = getattr(obj, "__qualname__", None) or type(obj).__qualname__
     torch_half = _torch_half()
-    tensors = None if torch_half is None else torch_half.Writer(roots or {})
+    tensors = _writer(roots)
     with _turn, travelling(allow):
         try:
             data = _pickled(obj, tensors, _Identity(torch_half, served, travels=travels))
+            with unplaced():
+                code = _pickled(obj, _writer(roots), _Identity(torch_half, served, travels=travels))
         except DeclarationError as error:
             raise DeclarationError(f"{name} cannot travel to the daemon: {error}") from error
         except Exception as error:  # pickling calls the user's __reduce__ and __getstate__, which may raise anything
@@ -117,6 +119,7 @@ def dumps(
     slot = {
         "$artifact": _sha(data),
         "tensors": None if blob is None else _sha(blob),
+        "unplaced": _sha(code),
         "name": name,
         "python": _python(),
         "torch": _installed("torch") if blob is not None or b"torch" in data else None,
@@ -311,13 +314,16 @@ def _scoped(make: Callable[..., Any]) -> Callable[..., Any]:
 
 def _travels(obj: object, roots: Mapping[str, Any] | None) -> bool:
     """Return whether an object can be pickled; within `travelling`."""
-    torch_half = _torch_half()
-    tensors = None if torch_half is None else torch_half.Writer(roots or {})
     try:
-        _pickled(obj, tensors, _Identity(torch_half, None, travels=True))
+        _pickled(obj, _writer(roots), _Identity(_torch_half(), None, travels=True))
     except Exception:  # noqa: BLE001 - as in `dumps`
         return False
     return True
+
+
+def _writer(roots: Mapping[str, Any] | None) -> Any:
+    torch_half = _torch_half()
+    return None if torch_half is None else torch_half.Writer(roots or {})
 
 
 def _pickled(obj: object, tensors: Any, classes: _Identity | _Ordinals) -> bytes:

@@ -8,7 +8,9 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from cloudpickle import cloudpickle as internals
@@ -17,7 +19,22 @@ _NOTEBOOK_FILE = re.compile(r".*[/\\]ipykernel_\d+[/\\]\d+\.py|<ipython-input-.*
 _MODULE_NOISE = ("__builtins__", "__cached__", "__loader__", "__spec__", "__warningregistry__")
 
 
+@contextmanager
+def unplaced() -> Iterator[None]:
+    """Within this context, code is reduced without its file and the numbers of its lines."""
+    token = _unplaced.set(True)
+    try:
+        yield
+    finally:
+        _unplaced.reset(token)
+
+
+_unplaced: ContextVar[bool] = ContextVar("predictd_unplaced", default=False)
+
+
 def _reduced_code(code: types.CodeType) -> tuple[Any, ...]:
+    if _unplaced.get():
+        code = code.replace(co_filename="", co_firstlineno=1, co_linetable=b"")
     if _NOTEBOOK_FILE.fullmatch(code.co_filename):
         code = code.replace(co_filename="<notebook>")
     make, parts = internals._code_reduce(code)  # noqa: SLF001

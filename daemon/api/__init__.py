@@ -4,6 +4,7 @@ datalayer.py           the database: start reading here
 connection.py          finds the daemon that serves a database
 embedded_daemon.py     the daemon of `connect("embedded")`
 applier.py             writes a component, and waits for the daemon
+moved_code.py          code that differs from what is applied only in the numbers of its lines
 declaration_checks.py  what is checked before anything is stored
 rehearsal.py           has the daemon rehearse it first
 component_loader.py    builds a component from the registry

@@ -30,6 +30,7 @@ from components.vector_index import VectorIndex
 from daemon.api.component_loader import ComponentLoader
 from daemon.api.connection import Connection
 from daemon.api.declaration_checks import refuse_filters, refuse_keys, refuse_trainer
+from daemon.api.moved_code import unmoved
 from daemon.api.rehearsal import rehearse
 from daemon.api.waiter import Watch, say, wait_for_job, wait_for_listener, wait_for_swap
 from daemon.plan.judge import judged_part
@@ -94,8 +95,9 @@ class Applier:
 
     def _apply_model(self, model: Model, *, force: bool, wait: bool) -> None:
         name, known = model.identifier, self._at.catalog()
-        own = self._as_declared(model, declare(model), known.models.get(name))
-        parts = [own, *_attached(model)]
+        before = known.models.get(name)
+        own, *attached = unmoved([declare(model), *_attached(model)], known, Artifacts(self._at.database))
+        parts = [self._as_declared(model, own, before), *attached]
         changed = self._publish(parts, model, force=force)
         if model.applied_trainer is None:
             if name in known.trainers and known.trainers[name].source == "api":
@@ -171,6 +173,7 @@ class Applier:
             refuse_filters(part)
         registry, blobs = self._at.registry(), Artifacts(self._at.database)
         known = self._at.catalog()  # raises before anything is written if the key is another service's
+        parts = unmoved(parts, known, blobs)
         refuse_keys(parts, known, model, ComponentLoader(self._at).code)
         if model is not None:
             refuse_trainer(model)

@@ -196,6 +196,52 @@ def test_the_same_thing_twice_does_nothing(db: Datalayer) -> None:
         assert again.trainer.metric_values == applied.trainer.metric_values
 
 
+MOVED = """
+import enum
+
+class Side(enum.Enum):
+    LEFT = 0
+    RIGHT = 1
+
+class Chosen(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 2)
+
+    def forward(self, x):
+        return [Side(int(one.argmax())) for one in self.layer(x)]
+
+def made(said):
+    torch.manual_seed(0)
+    name = lambda side: said if side is Side.LEFT else "right"
+    return TorchModel("moved", Chosen(), preprocess=lambda x: torch.as_tensor(x), postprocess=name)
+"""
+
+
+def test_code_that_has_only_moved_is_the_same(db: Datalayer) -> None:
+    """A comment above it, then another postprocess as well: that is a new version, and the classes that both parts of
+    the code hold stay one class.
+    """
+
+    def made(text: str, said: str) -> Any:
+        names: dict[str, Any] = {"__name__": "__main__", "torch": torch, "TorchModel": TorchModel}
+        exec(text, names)  # as a notebook runs a cell
+        return names["made"](said)
+
+    db.apply(made(MOVED, "left"))
+    db.apply(Listener("moved", "points", "x", "moved"))
+    before = everything(db)
+    db.apply(made("# a comment\n\n" + MOVED, "left"))
+    assert everything(db) == before
+    sides = [row["_outputs"]["moved"]["value"] for row in db["points"]]
+    assert set(sides) == {"left", "right"}
+    db.apply(made("# a longer\n# comment\n\n\n" + MOVED, "links"))
+    assert [each.number for each in db.versions("moved")] == [1, 2]
+    assert [row["_outputs"]["moved"]["value"] for row in db["points"]] == [
+        "links" if side == "left" else side for side in sides
+    ]
+
+
 def test_only_the_bias_changed_is_a_new_version_and_a_training(db: Datalayer) -> None:
     applied = model(db, "bias")
     db.apply(applied)
