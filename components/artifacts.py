@@ -41,7 +41,7 @@ from cloudpickle import cloudpickle as internals
 from components.code_references import culprit, refers
 from components.code_source import importable, refuse_replaced, travelling_modules
 from components.errors import ArtifactRefused, DeclarationError
-from components.reduced_code import REDUCERS, unplaced
+from components.reduced_code import REDUCERS, unplaced, without_place
 from components.stable_pickle import canonical
 
 _turn = threading.RLock()
@@ -268,7 +268,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return archive
         reduced = None if torch_half is None else torch_half.parametrized(obj)
         if reduced is None:
-            reduced = super().reducer_override(obj)
+            reduced = without_place(super().reducer_override(obj))
         if reduced is NotImplemented and self._classes.travels and isinstance(obj, type):
             refuse_replaced(obj)
         if isinstance(reduced, tuple) and reduced[0] in _SKELETONS:

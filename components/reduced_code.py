@@ -29,6 +29,13 @@ def unplaced() -> Iterator[None]:
         _unplaced.reset(token)
 
 
+def without_place(reduced: Any) -> Any:
+    """Return a reduced function; within `unplaced` its globals name no file, unless its code asks for that."""
+    if _unplaced.get() and isinstance(reduced, tuple) and reduced[0] is internals._make_function:  # noqa: SLF001
+        reduced[1][1].pop("__file__", None)
+    return reduced
+
+
 _unplaced: ContextVar[bool] = ContextVar("predictd_unplaced", default=False)
 
 
@@ -46,7 +53,8 @@ def _reduced_module(module: types.ModuleType) -> tuple[Any, ...]:
     make, parts = internals._module_reduce(module)  # noqa: SLF001
     if make is not internals.dynamic_subimport:
         return make, parts
-    return make, (parts[0], {name: value for name, value in parts[1].items() if name not in _MODULE_NOISE})
+    left_out = (*_MODULE_NOISE, "__file__") if _unplaced.get() else _MODULE_NOISE
+    return make, (parts[0], {name: value for name, value in parts[1].items() if name not in left_out})
 
 
 class _Sorted:

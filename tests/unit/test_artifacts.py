@@ -247,6 +247,35 @@ def test_the_same_object_gives_the_same_bytes_again_also_in_another_process(tmp_
     assert len(printed) == 1
 
 
+def test_code_that_has_moved_is_told_from_code_that_has_changed(tmp_path):
+    """Other lines, another folder, also of a module beside the script; but code that asks for its file has changed."""
+    script = """
+    import helper_moved
+    import torch
+    from send import send
+
+    class Net(torch.nn.Module):
+        def forward(self, x):
+            return [helper_moved.twice(each) for each in x]
+
+    send(".", net=Net(), lambda_=lambda x: Net()(x), there=lambda: __file__)
+    """
+    found = []
+    script = textwrap.dedent(script)
+    for number, text in enumerate((script, "# a comment\n" + script, script.replace("each) for", "each + 0) for"))):
+        folder = tmp_path / f"checkout{number}"
+        folder.mkdir()
+        (folder / "send.py").write_text(WRITES)
+        (folder / "helper_moved.py").write_text("\n" * number + "def twice(n):\n    return 2 * n\n")
+        run_script(folder, text)
+        found.append(json.loads((folder / "slots.json").read_text()))
+    first, moved, changed = ({name: slot["unplaced"] for name, slot in slots.items()} for slots in found)
+    assert (first["net"], first["lambda_"]) == (moved["net"], moved["lambda_"])
+    assert first["there"] != moved["there"]
+    assert first["net"] != changed["net"]
+    assert found[0]["net"]["$artifact"] != found[1]["net"]["$artifact"]
+
+
 CACHING = """
 from functools import cache, cached_property, lru_cache, wraps
 from typing import Callable, NewType, ParamSpec
@@ -608,7 +637,7 @@ def test_cloudpickle_has_the_private_parts_that_are_used():
     """A release without them fails here, by name, before it breaks an artifact."""
     parts = ("_DYNAMIC_CLASS_TRACKER_BY_CLASS", "_make_skeleton_class", "_make_skeleton_enum", "_code_reduce")
     parts += ("_module_reduce", "dynamic_subimport", "list_registry_pickle_by_value")
-    parts += ("_lookup_module_and_qualname", "_is_registered_pickle_by_value", "_file_reduce")
+    parts += ("_lookup_module_and_qualname", "_is_registered_pickle_by_value", "_file_reduce", "_make_function")
     assert [name for name in parts if not hasattr(internals, name)] == []
     sources = [Path(module.__file__).read_text() for module in (artifacts, reduced_code)]
     assert set(re.findall(r"\binternals\.(\w+)", "".join(sources))) == set(parts)
