@@ -8,12 +8,13 @@ cannot be stored leaves the table as it was.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final, NoReturn, Self
 
 import bson
 from bson import ObjectId
 from bson.codec_options import CodecOptions, TypeRegistry
-from bson.errors import BSONError
+from bson.errors import BSONError, InvalidDocument
 from bson.raw_bson import RawBSONDocument
 from pymongo.collection import Collection
 from pymongo.errors import BulkWriteError
@@ -120,7 +121,7 @@ class TableHandle(Query):
     def count(self) -> int:
         """The number of rows. Raises MongoUnavailable."""
         limit: dict[str, Any] = {} if self.max_rows is None else {"limit": self.max_rows}
-        with reaching():
+        with reaching(), _encoding():
             return int(self._collection.count_documents(self.where, **limit))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -131,6 +132,7 @@ class TableHandle(Query):
         projection = None if self.fields is None else _projection(self.fields)
         with (
             reaching(),
+            _encoding(),
             self._collection.find(self.where, projection).sort("_id", 1).limit(self.max_rows or 0) as found,
         ):
             for row in found:
@@ -171,7 +173,7 @@ class TableHandle(Query):
         rows = {}
         for some in chunks(keys, 1000, 4 * 1024 * 1024):
             query = {"$and": [{"_id": among(some)}, self.where]}
-            with reaching():
+            with reaching(), _encoding():
                 for raw in self._collection.with_options(codec_options=RAW).find(query, projection):
                     key = key_of(fields(raw.raw)["_id"])
                     rows[identity(key)] = self._decoded(bson.decode(raw.raw, codec), datatypes)
@@ -192,6 +194,15 @@ class TableHandle(Query):
     @property
     def _collection(self) -> Collection[dict[str, Any]]:
         return self._database[self.table]
+
+
+@contextmanager
+def _encoding() -> Iterator[None]:
+    """Within the block a filter that holds what BSON does not is a DeclarationError."""
+    try:
+        yield
+    except (InvalidDocument, OverflowError) as error:
+        raise DeclarationError(f"query: the filter holds what MongoDB does not: {error}") from None
 
 
 def _stored(row: Any, datatypes: Datatypes) -> dict[str, Any]:

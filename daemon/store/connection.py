@@ -20,7 +20,7 @@ from urllib.parse import unquote_plus
 
 from bson import Binary
 from bson.codec_options import CodecOptions, DatetimeConversion
-from bson.errors import InvalidBSON, InvalidDocument
+from bson.errors import InvalidBSON
 from pymongo import MongoClient, ReadPreference, WriteConcern
 from pymongo import timeout as time_limit
 from pymongo.client_session import ClientSession
@@ -31,7 +31,7 @@ from pymongo.errors import OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.uri_parser import split_options
 
-from components.errors import ConfigurationError, DeclarationError, MongoRefuses, MongoUnavailable, Problem
+from components.errors import ConfigurationError, MongoRefuses, MongoUnavailable, Problem
 from daemon.health.backoff import backoff
 from daemon.logs.text import brief, masked
 from daemon.store.driver_errors import final, sentence
@@ -307,7 +307,7 @@ def end_left_transactions(client: Client) -> None:
 @contextmanager
 def reaching(*answers: type[PyMongoError]) -> Iterator[None]:
     """Within the block every error of the driver, and a damaged answer, becomes MongoUnavailable, with one line that a
-    person can act on; MongoRefuses, if it is no use to try again. A value that cannot be sent: DeclarationError.
+    person can act on; MongoRefuses, if it is no use to try again.
 
     `answers` are errors that are a reply rather than an obstacle; they pass as they are.
     """
@@ -317,7 +317,5 @@ def reaching(*answers: type[PyMongoError]) -> Iterator[None]:
         raise
     except PyMongoError as error:
         raise (MongoRefuses if final(error) else MongoUnavailable)(sentence(error)) from None
-    except (InvalidDocument, OverflowError) as error:
-        raise DeclarationError(f"a filter or a document holds what MongoDB does not: {masked(str(error))}") from None
     except InvalidBSON as error:
         raise MongoUnavailable(f"an answer of MongoDB cannot be read: {masked(str(error))}") from None
