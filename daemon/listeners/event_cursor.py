@@ -114,6 +114,7 @@ def _events(batch: RawValue) -> list[dict[str, Any]]:
 
 def _event(raw: dict[str, RawValue]) -> dict[str, Any]:
     key = raw.pop("documentKey", None)
+    raw.pop("fullDocument", None)  # such a row is read as stored
     event = readable(raw)
     if key is not None:
         event["documentKey"] = readable(key.fields(), "_id")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -35,6 +35,11 @@ LOOK_SECONDS: Final = 5.0
 SHORT_OF_OPLOG: Final = 0.5
 KEEP_IDLE_SECONDS: Final = 30.0  # saving an idle position adds to the oplog, which moves the position: save seldom
 
+LET_PASS_SECONDS: Final = 0.005
+"""If one row changed, and its corridor was empty, the stream waits so long for its output before it asks for more: to
+ask takes the interpreter from the row's own threads. What changes meanwhile comes with the next reply.
+"""
+
 
 class Feed:
     """One listener as the stream sees it."""
@@ -60,7 +65,13 @@ class Feed:
         self.progress: Progress[Position] = Progress()
         """How far this listener is with the stream; the shares of all listeners are closed together."""
 
-    def changed(self, keys: Sequence[Any], times: Sequence[Timestamp], stretch: Stretch[Any]) -> None:
+    def changed(
+        self,
+        keys: Sequence[Any],
+        times: Sequence[Timestamp],
+        stretch: Stretch[Any],
+        post_image: Mapping[str, Any] | None = None,
+    ) -> None:
         """Rows changed. If too many keys wait already, they are dropped and a scan is ordered: late, never lost."""
         if self.missing is not None:
             self.missing = None
@@ -68,7 +79,7 @@ class Feed:
         if self.refused is not None:
             stretch.finish(len(keys))  # a scan is due, for when the table can be served
             return
-        done = self.dirty.put_live(keys, times, stretch)
+        done = self.dirty.put_live(keys, times, stretch, post_image)
         while done < len(keys):
             # Taken out first: the keys of the new scan must not be dropped.
             dropped = self.dirty.take_live()
@@ -201,8 +212,8 @@ class StreamIntake:
 
     def _handle(self, event: stream.Event) -> None:  # noqa: C901  # one line for each kind of event
         match event:
-            case stream.Changed(table, keys, times):
-                self._changed(table, keys, times)
+            case stream.Changed():
+                self._changed(event)
             case stream.Reached(position, flowing):
                 self.pulse.reached(position.cluster_time)
                 for feed in self._feeds:
@@ -229,12 +240,18 @@ class StreamIntake:
                 self.open = False
                 self._patience.note("stream", reason)
 
-    def _changed(self, table: str, keys: Sequence[Any], times: Sequence[Timestamp]) -> None:
+    def _changed(self, changed: stream.Changed) -> None:
+        keys = changed.keys
         self._count_keys(len(keys))
         self._worked = True
-        moment = self.pulse.moment(times[0])
-        for feed in self._watching.get(table, ()):
-            feed.changed(keys, times, feed.progress.begin(len(keys), moment))
+        moment = self.pulse.moment(changed.times[0])
+        feeds = self._watching.get(changed.table, ())
+        for feed in feeds:
+            feed.changed(keys, changed.times, feed.progress.begin(len(keys), moment), changed.post_image)
+        if len(keys) == 1:
+            until = time.monotonic() + LET_PASS_SECONDS
+            for feed in feeds:
+                feed.dirty.let_pass(until - time.monotonic())
 
     def _gone(self, table: str) -> None:
         for feed in self._watching.get(table, ()):

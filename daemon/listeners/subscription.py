@@ -1,21 +1,24 @@
 """What a change stream is asked for: the server filters and projects.
 
 It does not send an update whose paths are all under `_outputs.`, so the daemon's own writes cost nothing; but for those
-by which somebody else takes an output away. An event contains only its key, so no event is too large and an update
-needs no lookup.
+by which somebody else takes an output away. An event contains its key, so no event is too large and an update needs no
+lookup; that of an insert or a replace also its small row, which MongoDB has at hand.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from bson import Binary
 
 from daemon.store import names
 from daemon.store.partition import WHOLE, Partition
 from daemon.store.registry.components import signature
+
+SMALL_ROW: Final = 2048
+"""An insert or a replace brings its row along if that takes at most so many bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +59,11 @@ class Subscription:
             {"operationType": {"$in": ["drop", "rename"]}, "$or": [{"ns.coll": here}, {"to.coll": here}]},
             {"operationType": {"$in": ["dropDatabase", "invalidate"]}},
         ]
-        keep = {"operationType": 1, "ns": 1, "to": 1, "documentKey._id": 1, "clusterTime": 1}
+        keep = {"operationType": 1, "ns": 1, "to": 1, "documentKey._id": 1, "clusterTime": 1, "txnNumber": 1}
+        image = {"$cond": [{"$lte": [{"$bsonSize": "$fullDocument"}, SMALL_ROW]}, "$fullDocument", "$$REMOVE"]}
         # MongoDB drops these events early only if the condition is the first stage, alone.
         own = [{"$match": {"lsid.id": {"$nin": list(self.dropped)}}}] if self.dropped else []
-        return [*own, {"$match": {"$or": changes}}, {"$project": keep}]
+        return [*own, {"$match": {"$or": changes}}, {"$project": {**keep, "fullDocument": image}}]
 
     def _share(self, *conditions: Mapping[str, Any]) -> dict[str, Any]:
         """The condition that a row's key is in the partition, which is cheap, then the others."""

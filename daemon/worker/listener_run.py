@@ -19,7 +19,8 @@ from components.declarations import ListenerDeclaration
 from components.errors import DeclarationError, PredictdError
 from components.extended_json import decoded
 from daemon.handlers.predict.batch_cap import BatchCap
-from daemon.handlers.predict.corridor import BATCHES_HELD, Corridor, CorridorThreads
+from daemon.handlers.predict.corridor import Corridor
+from daemon.handlers.predict.corridor_threads import BATCHES_HELD, CorridorThreads
 from daemon.handlers.predict.dirty_keys import DirtyKeys
 from daemon.handlers.predict.live import Live
 from daemon.handlers.predict.suspects import NoSuspects, Suspects

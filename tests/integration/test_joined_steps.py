@@ -19,7 +19,7 @@ from pymongo.database import Database
 
 from components.declarations import ModelDeclaration
 from daemon.handlers.predict.batch_cap import BatchCap
-from daemon.handlers.predict.corridor import LONE_ROWS, CorridorThreads
+from daemon.handlers.predict.corridor_threads import LONE_ROWS, CorridorThreads
 
 BATCHES, ROWS = 6, 20
 SECONDS = 60

@@ -1,7 +1,8 @@
 """The handling of a dirty row: the corridor, from a key to a guarded write.
 
 dirty_keys.py        the waiting keys, each once, and how far their sources are finished
-corridor.py          the four steps and the threads that run them: start reading here
+corridor.py          the four steps: start reading here
+corridor_threads.py  the threads that run them
 stages.py            the pure part of the steps: judge, prepare, predict
 live.py              what a corridor runs
 preparing.py         decodes and preprocesses rows, where the model's `preprocess` runs

@@ -15,7 +15,7 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import Any, Final, Generic, Literal, TypeVar
@@ -127,6 +127,8 @@ class DirtyKey:
     key: Any
     lane: Lane
     newest: Timestamp | None = None
+    post_image: Mapping[str, Any] | None = None
+    """The row as the newest event left it, if that event brought it along."""
     stretches: list[Stretch[Any]] = field(default_factory=list)
 
     def wait_for(self, stretches: Iterable[Stretch[Any]]) -> None:
@@ -146,12 +148,16 @@ class DirtyKey:
                 with later.lock:
                     later.unfinished -= 1
 
+    def advance(self, newest: Timestamp | None, post_image: Mapping[str, Any] | None = None) -> None:
+        """The row must not be read before this time."""
+        if newest is not None and (self.newest is None or newest > self.newest):
+            self.newest, self.post_image = newest, post_image
+
     def take_over(self, other: DirtyKey) -> None:
         """Merges another dirty key of the same row into this one."""
         stretches, other.stretches = other.stretches, []
         self.wait_for(stretches)
-        if other.newest is not None and (self.newest is None or other.newest > self.newest):
-            self.newest = other.newest
+        self.advance(other.newest)
 
     def finish(self) -> None:
         """The row was judged and its write is acknowledged: no stretch waits for it any more."""
@@ -174,6 +180,16 @@ class Batch:
     def after(self) -> Timestamp | None:
         """The newest event among the keys (rule R3a: a batch is not read at an earlier snapshot)."""
         return max((key.newest for key in self.keys if key.newest is not None), default=None)
+
+    def post_image(self, at: Timestamp) -> Mapping[str, Any] | None:
+        """The only row of the batch as it was at this time, if an event has brought it; given once, as a later attempt
+        has to read what the row is then.
+        """
+        key = self.keys[0]
+        if len(self.keys) > 1 or key.newest != at:
+            return None
+        image, key.post_image = key.post_image, None
+        return image
 
 
 SCAN_SHARE: Final = 8
@@ -207,7 +223,8 @@ class DirtyKeys:
         self._held: dict[Hashable, DirtyKey] = {}  # by a batch
         self._behind: dict[Hashable, DirtyKey] = {}  # dirty again, and waiting for that batch
         self._live_at = -math.inf
-        self._ready = threading.Condition()
+        lock = threading.RLock()
+        self._ready, self._left = threading.Condition(lock), threading.Condition(lock)
         self._lanes: dict[Lane, dict[Hashable, DirtyKey]] = {"live": {}, "scan": {}}
         self._live_bytes = 0
         self._closed = False
@@ -228,19 +245,34 @@ class DirtyKeys:
             self._ready.notify()
             return True
 
-    def put_live(self, keys: Sequence[Any], times: Sequence[Timestamp], stretch: Stretch[Any]) -> int:
-        """Marks rows as dirty, each as `put` does. Returns how many it marked until the live lane was full."""
+    def put_live(
+        self,
+        keys: Sequence[Any],
+        times: Sequence[Timestamp],
+        stretch: Stretch[Any],
+        post_image: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Marks rows as dirty, each as `put` does. Returns how many it marked until the live lane was full.
+        `post_image` is what the only row was at its time.
+        """
         done = 0
         with self._ready:
             self._live_at = self._clock()
             for key, newest in zip(keys, times, strict=True):
-                if not self._put(key, "live", [stretch], newest):
+                if not self._put(key, "live", [stretch], newest, post_image):
                     break
                 done += 1
             self._ready.notify()
         return done
 
-    def _put(self, key: Any, lane: Lane, stretches: Iterable[Stretch[Any]], newest: Timestamp | None) -> bool:
+    def _put(
+        self,
+        key: Any,
+        lane: Lane,
+        stretches: Iterable[Stretch[Any]],
+        newest: Timestamp | None,
+        post_image: Mapping[str, Any] | None = None,
+    ) -> bool:
         name = identity(key)
         live, scan = self._lanes["live"], self._lanes["scan"]
         known = live.get(name) or scan.get(name) or self._behind.get(name)
@@ -256,8 +288,7 @@ class DirtyKeys:
             if name in scan:
                 self._wait(name, scan.pop(name))
         known.wait_for(stretches)
-        if newest is not None and (known.newest is None or newest > known.newest):
-            known.newest = newest
+        known.advance(newest, post_image)
         return True
 
     def put_back(self, dirty: DirtyKey, newest: Timestamp | None = None) -> None:
@@ -273,8 +304,7 @@ class DirtyKeys:
             self._wait(name, known)
             known.wait_for(stretches)
             for time_ in (newest, dirty.newest):
-                if time_ is not None and (known.newest is None or time_ > known.newest):
-                    known.newest = time_
+                known.advance(time_)
             self._ready.notify()
 
     def take(self, cap: int, seconds: float | None = None) -> Batch | None:
@@ -304,6 +334,14 @@ class DirtyKeys:
             for dirty in batch.taken:
                 self._let_go(identity(dirty.key), dirty)
             self._ready.notify()
+            self._left.notify_all()
+
+    def let_pass(self, seconds: float) -> None:
+        """Waits until the only key that waits or is in a batch is written, at most so long; not at all if there are
+        others.
+        """
+        with self._left:
+            self._left.wait_for(lambda: len(self._held) + sum(map(len, self._lanes.values())) != 1, seconds)
 
     def take_live(self) -> list[DirtyKey]:
         """Empties the live lane. The caller finishes these keys once something else, such as a scan, covers their

@@ -84,6 +84,7 @@ class Outputs:
         self._kind = TableKind(table)
         self._rows = RowReader(listener, paths)
         self._matches: list[Mapping[str, Any]] = [{field: {"$exists": True}} for field in paths]
+        self._where = where
         if where:
             self._matches.append(where)
         self._stray_projection = {f"{self._path}.{part}": 1 for part in SEEN_PARTS}
@@ -104,6 +105,13 @@ class Outputs:
             if refusal(self._table) is None:
                 raise
             return Snapshot(after or Timestamp(0, 0), (), (), ())
+
+    def told(self, post_image: Mapping[str, Any], at: Timestamp) -> Snapshot | None:
+        """What a read of one row at this time would find, if it was then as told; None if only MongoDB can say: the row
+        has outputs, or the listener a filter.
+        """
+        row = None if self._where or "_outputs" in post_image else self._rows.whole(post_image)
+        return None if row is None else Snapshot(at, (row,), (), ())
 
     def _read(self, keys: Sequence[Any], after: Timestamp | None, max_bytes: int) -> Snapshot:
         concern: dict[str, Any] = {"level": "snapshot"}

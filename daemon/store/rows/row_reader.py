@@ -38,6 +38,16 @@ class RowReader:
         documents = self._documents(reply)
         return map(self._row, documents) if documents is not None else map(self._raw_row, raw_documents(reply))
 
+    def whole(self, document: Mapping[str, Any]) -> Row | None:
+        """The row of a whole document; None if it lacks a key field, or MongoDB has to find it in an array."""
+        for path in self._paths:
+            value: Any = document
+            for part in path.split("."):
+                if not isinstance(value, dict) or part not in value:
+                    return None
+                value = value[part]
+        return self._row(document)
+
     def seen(self, reply: RawBSONDocument) -> Iterator[tuple[Any, Seen]]:
         """The keys of the rows, and their outputs."""
         documents = self._documents(reply)
