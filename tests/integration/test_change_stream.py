@@ -55,12 +55,13 @@ class Listening:
         *,
         chained: tuple[str, ...] = (),
         position: Position | None = None,
+        tables: tuple[str, ...] = ("rows",),
         **more: Any,
     ) -> None:
         self.database = database
         self.stop = Hurried()
         self.position = position or Position(just_after(cluster_time(database)))
-        subscription = stream.Subscription("s", ("rows",), chained, **more)
+        subscription = stream.Subscription("s", tables, chained, **more)
         self._events = stream.watch(database, subscription, self.position, self.stop)
 
     def heard(self) -> list[stream.Event]:
@@ -124,6 +125,22 @@ def test_every_change_of_a_row_is_heard_as_its_key(own: Any, rows: Any) -> None:
     assert {event.table for event in heard} == {"rows"}
     assert times == sorted(times)
     assert len(set(times)) == 5
+
+
+def test_only_an_event_that_comes_alone_is_said_to(own: Any, rows: Any) -> None:
+    """The rows of two tables that come by turns do not: to wait for each would hold up those behind it."""
+    listening = Listening(own, tables=("rows", "others"))
+    with rows.database.client.start_session() as session, session.start_transaction():
+        for n in range(10):
+            rows.database[("rows", "others")[n % 2]].insert_one({"_id": n}, session=session)
+    heard = [event for event in listening.heard() if isinstance(event, stream.Changed)]
+    assert [(event.keys, event.alone, event.post_image) for event in heard] == [((n,), False, None) for n in range(10)]
+    rows.insert_one({"_id": 10})
+    listening.heard()
+    rows.insert_one({"_id": 11})
+    [alone] = listening.heard()
+    assert isinstance(alone, stream.Changed)
+    assert (alone.alone, alone.post_image) == (True, {"_id": 11})
 
 
 @pytest.mark.parametrize(

@@ -127,9 +127,9 @@ class DirtyKey:
     key: Any
     lane: Lane
     newest: Timestamp | None = None
+    stretches: list[Stretch[Any]] = field(default_factory=list)
     post_image: Mapping[str, Any] | None = None
     """The row as the newest event left it, if that event brought it along."""
-    stretches: list[Stretch[Any]] = field(default_factory=list)
 
     def wait_for(self, stretches: Iterable[Stretch[Any]]) -> None:
         """These stretches wait for the row as well.
@@ -253,11 +253,13 @@ class DirtyKeys:
         post_image: Mapping[str, Any] | None = None,
     ) -> int:
         """Marks rows as dirty, each as `put` does. Returns how many it marked until the live lane was full.
-        `post_image` is what the only row was at its time.
+        `post_image` is what the only row was at its time; it is kept only if no other key waits or is in a batch.
         """
         done = 0
         with self._ready:
             self._live_at = self._clock()
+            if self._held or any(self._lanes.values()):
+                post_image = None
             for key, newest in zip(keys, times, strict=True):
                 if not self._put(key, "live", [stretch], newest, post_image):
                     break
@@ -337,9 +339,7 @@ class DirtyKeys:
             self._left.notify_all()
 
     def let_pass(self, seconds: float) -> None:
-        """Waits until the only key that waits or is in a batch is written, at most so long; not at all if there are
-        others.
-        """
+        """Waits, at most so long, while there is exactly one key that waits or is in a batch."""
         with self._left:
             self._left.wait_for(lambda: len(self._held) + sum(map(len, self._lanes.values())) != 1, seconds)
 
