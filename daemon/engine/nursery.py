@@ -64,6 +64,7 @@ class Nursery:
         self._environ = dict(environ)
         self._torch = torch
         self._server: _Server | None = None
+        self._replaced: set[_Server] = set()
         self._keeping: asyncio.Task[None] | None = None
         self._requests = 0
 
@@ -88,6 +89,8 @@ class Nursery:
             self._server.end()
             await self._server.over.wait()
             self._server = None
+        for server in self._replaced:
+            await server.over.wait()
 
     async def fork(self, spec: Assignment[Any], mark: str, environ: Mapping[str, str], pipes: Pipes) -> Forked | None:
         """A process of this specification; None if it has to be started by exec."""
@@ -119,6 +122,7 @@ class Nursery:
     def _replace(self, server: _Server, reason: str) -> _Server | None:
         log.info("the nursery is replaced", pid=server.pid, reason=reason)
         server.end()
+        self._replaced = {each for each in (*self._replaced, server) if not each.over.is_set()}
         self._begin()
         return self._server
 

@@ -18,7 +18,8 @@ from bson.timestamp import Timestamp
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
-from daemon.handlers.predict.dirty_keys import DirtyKeys, Progress, Stretch, earliest
+from daemon.handlers.predict.dirty_keys import DirtyKeys
+from daemon.handlers.predict.progress import Progress, Stretch, earliest
 from daemon.listeners import change_stream as stream
 from daemon.listeners.pulse import Pulse
 from daemon.listeners.scan_lane import ScanLane

@@ -17,7 +17,8 @@ from bson.timestamp import Timestamp
 from pymongo.collection import Collection
 
 from components.raw_value import RAW, among, chunks, equals, identity
-from daemon.handlers.predict.dirty_keys import KEY_BYTES, DirtyKeys, Progress
+from daemon.handlers.predict.dirty_keys import KEY_BYTES, DirtyKeys
+from daemon.handlers.predict.progress import Progress
 from daemon.health.worker_report import ScanReport
 from daemon.listeners.scan import PAGE, Order, pages
 from daemon.store.mongo_retry import MongoRetry

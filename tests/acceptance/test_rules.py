@@ -18,7 +18,7 @@ OUTPUTS, CORRIDOR, PREDICT = (
     "daemon/handlers/predict/stages.py",
 )
 TRANSACTIONS = "daemon/store/rows/transactions.py"
-BATCHING, POSITIONS = "daemon/handlers/predict/dirty_keys.py", "daemon/store/rows/positions.py"
+PROGRESS, POSITIONS = "daemon/handlers/predict/progress.py", "daemon/store/rows/positions.py"
 
 # rule (and the way of writing): the file, the words that keep it, and what stands there once it is out
 RULES = {
@@ -36,7 +36,7 @@ RULES = {
     "r8b and guards": (OUTPUTS, "and seen.asof == names[name].seen.asof", ""),
     "r8b and snapshot": (TRANSACTIONS, '"atClusterTime", time', '"afterClusterTime", time'),
     "r10": (
-        BATCHING,
+        PROGRESS,
         "while self._stretches and self._stretches[0].closed and not self._stretches[0].unfinished:",
         "while self._stretches and self._stretches[0].closed:",
     ),

@@ -13,6 +13,7 @@ import pytest
 from bson.datetime_ms import DatetimeMS
 from bson.timestamp import Timestamp
 from faults import server_faults
+from harness.listening import Listening, just_after
 from pymongo import MongoClient
 from pymongo.collection import Collection
 from pymongo.database import Database
@@ -28,60 +29,6 @@ from daemon.store.rows.positions import Position, cluster_time
 
 APP = f"stream test {uuid4().hex[:8]}"
 LARGE = {"filler": "x" * 2000}  # on a small document an update by pipeline comes as a replace
-
-
-class Hurried(threading.Event):
-    """Never waits, and knows for how long it was to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.delays: list[float] = []
-
-    def wait(self, timeout: float | None = None) -> bool:
-        self.delays.append(timeout or 0.0)
-        return self.is_set()
-
-
-def just_after(time: Timestamp) -> Timestamp:
-    return Timestamp(time.time, time.inc + 1)
-
-
-class Listening:
-    """A stream that is read as far as asked."""
-
-    def __init__(
-        self,
-        database: Database[dict[str, Any]],
-        *,
-        chained: tuple[str, ...] = (),
-        position: Position | None = None,
-        tables: tuple[str, ...] = ("rows",),
-        **more: Any,
-    ) -> None:
-        self.database = database
-        self.stop = Hurried()
-        self.position = position or Position(just_after(cluster_time(database)))
-        subscription = stream.Subscription("s", tables, chained, **more)
-        self._events = stream.watch(database, subscription, self.position, self.stop)
-
-    def heard(self) -> list[stream.Event]:
-        """Whatever comes until all has come that was written before, without the Reached in between."""
-        end = cluster_time(self.database)
-        self.database["noise"].insert_one({})  # moves the place of a stream that has nothing to say
-        heard: list[stream.Event] = []
-        for event in self._events:
-            if isinstance(event, stream.Reached):
-                self.position = event.position
-                if event.position.cluster_time > end:
-                    break
-            else:
-                heard.append(event)
-            assert len(heard) < 1000, heard[-5:]
-        return heard
-
-    def changed(self) -> list[Any]:
-        """The `_id`s of the rows that changed."""
-        return [key for event in self.heard() if isinstance(event, stream.Changed) for key in event.keys]
 
 
 @pytest.fixture
@@ -125,22 +72,6 @@ def test_every_change_of_a_row_is_heard_as_its_key(own: Any, rows: Any) -> None:
     assert {event.table for event in heard} == {"rows"}
     assert times == sorted(times)
     assert len(set(times)) == 5
-
-
-def test_only_an_event_that_comes_alone_is_said_to(own: Any, rows: Any) -> None:
-    """The rows of two tables that come by turns do not: to wait for each would hold up those behind it."""
-    listening = Listening(own, tables=("rows", "others"))
-    with rows.database.client.start_session() as session, session.start_transaction():
-        for n in range(10):
-            rows.database[("rows", "others")[n % 2]].insert_one({"_id": n}, session=session)
-    heard = [event for event in listening.heard() if isinstance(event, stream.Changed)]
-    assert [(event.keys, event.alone, event.post_image) for event in heard] == [((n,), False, None) for n in range(10)]
-    rows.insert_one({"_id": 10})
-    listening.heard()
-    rows.insert_one({"_id": 11})
-    [alone] = listening.heard()
-    assert isinstance(alone, stream.Changed)
-    assert (alone.alone, alone.post_image) == (True, {"_id": 11})
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,9 @@ from daemon.handlers.predict.dirty_keys import (
     Batch,
     DirtyKey,
     DirtyKeys,
-    Progress,
-    earliest,
     identity,
 )
+from daemon.handlers.predict.progress import Progress, earliest
 
 
 def taken(dirty: DirtyKeys, cap: int = 100) -> list[Any]:
@@ -99,18 +98,6 @@ def test_a_key_that_is_named_ten_times_waits_once() -> None:
     assert batch is not None
     assert [key.key for key in batch.keys] == ["row"]
     assert batch.after == Timestamp(9, 1)
-
-
-def test_a_row_that_came_with_its_event_is_kept_only_if_no_other_row_waits() -> None:
-    """It would be used only in a batch alone: rows that wait for a slow model would fill the memory."""
-    dirty, progress = DirtyKeys(100), Progress[int]()
-    for n in (1, 2):
-        dirty.put_live([n], [Timestamp(n, 1)], progress.begin(), {"_id": n})
-    both = dirty.take(100)
-    assert both is not None
-    dirty.put_live([3], [Timestamp(3, 1)], progress.begin(), {"_id": 3})
-    dirty.landed(both)
-    assert [key.post_image for key in (*both.keys, take_one(dirty))] == [{"_id": 1}, None, None]
 
 
 def test_a_batch_without_times_may_be_read_at_any_time() -> None:
@@ -581,3 +568,70 @@ def test_the_cap_is_always_a_number_of_rows(budget: float, ceiling: int, batches
         assert isinstance(cap.value, int)
         assert 1 <= cap.value <= ceiling
         assert math.isfinite(cap.value)
+
+
+def test_an_events_row_is_given_once_and_only_for_the_newest_event() -> None:
+    """A later attempt, and one after another event, reads what the row is then."""
+    dirty, progress = DirtyKeys(100), Progress[str]()
+    first, second = Timestamp(1, 1), Timestamp(2, 1)
+    dirty.put_live(["row"], [first], progress.begin(), {"_id": "row"})
+    batch = dirty.take(10)
+    assert batch is not None
+    assert batch.post_image(second) is None
+    assert batch.post_image(first) == {"_id": "row"}
+    assert batch.post_image(first) is None
+    dirty.landed(batch)
+    dirty.put_live(["row"], [first], progress.begin(), {"_id": "row"})
+    dirty.put_live(["row"], [second], progress.begin())
+    batch = dirty.take(10)
+    assert batch is not None
+    assert batch.post_image(second) is None
+
+
+@pytest.mark.parametrize("again", ["an event", "a race"])
+def test_a_row_that_changed_again_is_not_what_its_first_event_told(again: str) -> None:
+    """Whether another event names it, or its own write met a race."""
+    dirty, progress = DirtyKeys(100), Progress[str]()
+    first, second = Timestamp(1, 1), Timestamp(2, 1)
+    dirty.put_live(["row"], [first], progress.begin(), {"_id": "row"})
+    batch = dirty.take(10)
+    assert batch is not None
+    if again == "an event":
+        dirty.put("row", "live", [progress.begin()], second)
+        dirty.landed(batch)
+    else:
+        dirty.put_back(batch.keys[0], newest=second)
+    batch = dirty.take(10)
+    assert batch is not None
+    assert [batch.post_image(at) for at in (first, second)] == [None, None]
+
+
+def test_the_row_of_an_event_is_kept_only_if_no_other_waits() -> None:
+    """A batch of several rows is read; and so what waits takes no more memory than its keys."""
+    dirty, progress = DirtyKeys(100), Progress[str]()
+    for key in ("first", "second"):
+        dirty.put_live([key], [Timestamp(1, 1)], progress.begin(), {"_id": key})
+    batch = dirty.take(10)
+    assert batch is not None
+    assert [each.post_image for each in batch.keys] == [{"_id": "first"}, None]
+    assert batch.post_image(Timestamp(1, 1)) is None
+
+
+def test_the_stream_waits_for_a_lone_row_only() -> None:
+    """Until its batch is written, and no longer than it was told to."""
+    dirty, progress = DirtyKeys(100), Progress[str]()
+    dirty.let_pass(60.0)
+    dirty.put_live(["row"], [Timestamp(1, 1)], progress.begin())
+    passed = threading.Event()
+    waiting = threading.Thread(target=lambda: (dirty.let_pass(60.0), passed.set()), daemon=True)
+    waiting.start()
+    batch = dirty.take(10)
+    assert batch is not None
+    assert not passed.wait(0.1)
+    dirty.let_pass(0.01)
+    dirty.landed(batch)
+    assert passed.wait(10.0)
+    dirty.put_live(["a", "b"], [Timestamp(2, 1)] * 2, progress.begin())
+    dirty.let_pass(60.0)
+    dirty.take(10)
+    dirty.let_pass(60.0)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -30,13 +31,14 @@ from components.errors import Retry
 from components.key import Key
 from components.model import Model
 from components.torch import TorchModel, batches
-from daemon.handlers.predict import processes
+from daemon.handlers.predict import messages
 from daemon.handlers.predict.decoding import Decoders
 from daemon.handlers.predict.dirty_keys import Batch
 from daemon.handlers.predict.failures import is_transient
 from daemon.handlers.predict.live import Live
+from daemon.handlers.predict.messages import NotPassed
 from daemon.handlers.predict.model_threads import ModelThreads
-from daemon.handlers.predict.processes import FORKED, NotPassed, Processes
+from daemon.handlers.predict.processes import FORKED, Processes
 from daemon.handlers.predict.records import Row, Seen
 from daemon.handlers.predict.stages import Judged, Predicted, predict, prepare
 
@@ -174,7 +176,7 @@ VALUES = [
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: f"{type(value).__name__} {getattr(value, 'shape', '')}")
 def test_a_value_passes_as_it_is_and_can_be_written(value: Any) -> None:
     """Large and small, on either side of the size from which memory travels beside the pickle."""
-    [passed] = [processes._opened(_copied(processes._packed(value)))]
+    [passed] = [messages.opened(_copied(messages.packed(value)))]
     if isinstance(value, dict):
         assert passed["text"] == "x"
         assert torch.equal(passed["ids"], value["ids"])
@@ -186,6 +188,29 @@ def test_a_value_passes_as_it_is_and_can_be_written(value: Any) -> None:
     else:
         assert (passed.dtype, passed.tolist()) == (value.dtype, value.tolist())
         passed[...] = 0
+
+
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")
+@pytest.mark.parametrize("layout", ["coo", "csr", "csc", "bsr", "bsc"])
+def test_a_sparse_tensor_passes_and_is_not_kept(layout: str) -> None:
+    """Torch keeps those that it unpickles itself, and so a worker would grow with every batch."""
+    blocks = {"blocksize": (2, 2)} if layout.startswith("bs") else {}
+    value = torch.eye(400).to_sparse(layout=getattr(torch, f"sparse_{layout}"), **blocks)
+    value = torch.cat([value, value], dim=1) if layout == "coo" else value
+    passed = messages.opened(_copied(messages.packed(value)))
+    assert (passed.layout, passed.dtype, passed.shape) == (value.layout, value.dtype, value.shape)
+    assert torch.equal(passed.to_dense(), value.to_dense())
+    there = weakref.ref(passed)
+    del passed
+    gc.collect()
+    assert there() is None
+
+
+def test_a_sparse_tensor_that_is_not_coalesced_stays_so() -> None:
+    """Its public parts cannot be had."""
+    value = torch.sparse_coo_tensor([[0, 0]], [1.0, 2.0], (3,), check_invariants=True)
+    passed = messages.opened(_copied(messages.packed(value)))
+    assert (passed.is_coalesced(), passed.to_dense().tolist()) == (False, [3.0, 0.0, 0.0])
 
 
 def _copied(message: list[Any]) -> list[Any]:
@@ -270,7 +295,7 @@ def test_an_answer_that_is_not_taken_is_not_the_next_ones(monkeypatch: pytest.Mo
     assert hand.run(len, "abc") == 3
     before = set(FORKED)
 
-    received, here = processes._received, os.getpid()
+    received, here = messages.receive, os.getpid()
 
     def fails(pipe: Any) -> Any:
         if os.getpid() == here:
@@ -278,7 +303,7 @@ def test_an_answer_that_is_not_taken_is_not_the_next_ones(monkeypatch: pytest.Mo
         return received(pipe)
 
     with monkeypatch.context() as patch:
-        patch.setattr(processes, "_received", fails)
+        patch.setattr(messages, "receive", fails)
         with pytest.raises(MemoryError):
             hand.run(len, "abcd")
     assert hand.run(len, "ab") == 2

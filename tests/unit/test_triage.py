@@ -12,8 +12,9 @@ from bson.timestamp import Timestamp
 from components.errors import Retry
 from components.listener import Key
 from components.model import ObjectModel
-from daemon.handlers.predict.dirty_keys import Batch, DirtyKey, Progress
+from daemon.handlers.predict.dirty_keys import Batch, DirtyKey
 from daemon.handlers.predict.live import Live
+from daemon.handlers.predict.progress import Progress
 from daemon.handlers.predict.records import Row, Seen, Snapshot
 from daemon.handlers.predict.stages import Judged, Predicted, judge, predict, prepare
 from daemon.handlers.predict.suspects import NoSuspects, Toll

@@ -1,6 +1,7 @@
 """The handling of a dirty row: the corridor, from a key to a guarded write.
 
-dirty_keys.py        the waiting keys, each once, and how far their sources are finished
+dirty_keys.py        the waiting keys, each once
+progress.py          how far the sources of dirty keys are finished
 corridor.py          the four steps: start reading here
 corridor_threads.py  the threads that run them
 stages.py            the pure part of the steps: judge, prepare, predict
@@ -15,6 +16,7 @@ attempts.py          runs a batch in as few calls as possible, and bisects one t
 hand.py              where a model's code is called: in the caller's thread, or elsewhere
 model_threads.py     the threads in which a model's code runs
 processes.py         the processes in which a model preprocesses its rows, if it asks for them
+messages.py          what passes between these and the worker
 interpreter_turn.py  lets one thread at a time make many short calls
 process_settings.py  settings of the process that user code must not leave changed
 turnstile.py         the lock that lets one row run alone in the process

@@ -13,7 +13,7 @@ from daemon.handlers.predict.failures import ANYTHING, is_out_of_memory
 from daemon.handlers.predict.interpreter_turn import FEWEST_ROWS
 from daemon.handlers.predict.letters import letter
 from daemon.handlers.predict.live import Live
-from daemon.handlers.predict.processes import NotPassed
+from daemon.handlers.predict.messages import NotPassed
 from daemon.handlers.predict.records import Letter, Row
 
 

@@ -11,13 +11,10 @@ row that did this (`suspects`). If the worker ends, it ends with the worker's fa
 
 from __future__ import annotations
 
-import copyreg
 import fcntl
 import gc
-import io
 import logging
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -25,53 +22,31 @@ import time
 import traceback
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Final, NoReturn, ParamSpec, TypeAlias, TypeVar
+from typing import Any, Final, NoReturn, ParamSpec, TypeVar
 
 import structlog
 
 from components import random_numbers
-from components.errors import PredictdError, Retry
-from components.key import Arguments
 from components.model import Model
-from daemon.handlers.predict.failures import is_transient
+from daemon.handlers.predict import messages
 from daemon.handlers.predict.hand import Hand
+from daemon.handlers.predict.messages import Message
 from daemon.handlers.predict.process_settings import PROCESS
-from daemon.handlers.predict.records import Row, Seen
 
 log = structlog.get_logger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Message: TypeAlias = "list[Any]"
-"""A pickle, then the memory of large arrays."""
-
 PIPE_BYTES: Final = 1 << 20
-BESIDE_BYTES: Final = 64 * 1024  # less is copied into the pickle: that costs less than another message
 FIRST_NUMBER: Final = 100  # above the descriptors that user code closes when it makes itself a daemon
 DYING_SECONDS: Final = 5.0
-_COUNT_BYTES: Final = 4
 FORKED: Final = set[int]()
 """The ids of this process's forks."""
-
-
-class NotPassed(PredictdError):
-    """A value cannot be sent from one process to another."""
-
-
-class _Remote(Exception):
-    """The traceback of an error in another process, as the error's cause."""
-
-    def __str__(self) -> str:
-        return f"\n{self.args[0]}"
-
-
-class _RemoteTransient(_Remote, Retry):
-    """That of an error after which another attempt may succeed."""
 
 
 class Processes(Hand):
@@ -99,7 +74,7 @@ class Processes(Hand):
 
     def each(self, function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> list[T]:
         """See `Hand`."""
-        requests = [_packed((function, args), self._types) for args in calls]
+        requests = [messages.packed((function, args), self._types) for args in calls]
         with self._lock:
             busy = self._processes[: len(requests)]
             try:
@@ -111,7 +86,7 @@ class Processes(Hand):
                     process.end()
                 self._processes[: len(busy)] = [self._fork() for _ in busy]
                 raise
-        return [_result(answer) for answer in answers]
+        return [messages.result_of(answer) for answer in answers]
 
 
 class _Process:
@@ -143,14 +118,14 @@ class _Process:
     def send(self, request: Message) -> None:
         """Sends a request; does not return if the process has ended."""
         try:
-            _send(self._requests, request)
+            messages.send(self._requests, request)
         except OSError:
             _await_end()
 
     def receive(self) -> Message:
         """Returns the answer to the request; does not return if the process ends."""
         try:
-            return _received(self._answers)
+            return messages.receive(self._answers)
         except (EOFError, OSError):
             _await_end()
 
@@ -242,7 +217,7 @@ def _serve(
         # The threads of OpenMP did not come along, and torch would wait for them.
         getattr(sys.modules.get("torch"), "set_num_threads", lambda _: None)(1)
         while True:
-            _send(answers, _answer(_received(requests), model.identifier))
+            messages.send(answers, _answer(messages.receive(requests), model.identifier))
     except (EOFError, OSError):
         os._exit(0)  # the worker has ended, or needs this process no longer
     except BaseException:  # noqa: BLE001 - whatever it is, this must not go on as a second worker
@@ -253,118 +228,9 @@ def _serve(
 
 def _answer(request: Message, model: str) -> Message:
     try:
-        function, args = _opened(request)
+        function, args = messages.opened(request)
         with PROCESS.kept(model):
             found = function(*args)
-        return _packed((True, found))
+        return messages.packed((True, found))
     except BaseException as error:  # noqa: BLE001 - user code may raise any
-        return _packed((False, _described(error)))
-
-
-def _described(error: BaseException) -> tuple[bytes | None, str, str, str, bool]:
-    """The error's pickle, None if it has none; its name, its message, its traceback, and whether it is transient."""
-    text = "".join(traceback.format_exception(error))
-    try:
-        message = str(error)
-    except BaseException:  # noqa: BLE001 - a class of the user's may raise any
-        message = text.strip().rpartition("\n")[2]
-    data = None
-    with suppress(BaseException):
-        pickled = pickle.dumps(error)
-        data = pickled if type(pickle.loads(pickled)) is type(error) else None  # noqa: S301 - our own
-    return data, type(error).__name__, message, text, is_transient(error)
-
-
-# ---- messages -------------------------------------------------------------------------------------------------------
-
-
-def _packed(value: Any, types: Mapping[type, Callable[[Any], Any]] | None = None) -> Message:
-    """The message of a value; `types` says how further types are pickled. Raises NotPassed."""
-    beside: list[Any] = []
-
-    def inside(buffer: pickle.PickleBuffer) -> bool:
-        memory = buffer.raw()
-        if memory.nbytes < BESIDE_BYTES:
-            return True
-        beside.append(memory)
-        return False
-
-    stream = io.BytesIO()
-    pickler = pickle.Pickler(stream, protocol=5, buffer_callback=inside)
-    own: dict[type, Callable[[Any], Any]] = {Row: _bare_row, Arguments: _plain_arguments, **(types or {})}
-    if (torch := sys.modules.get("torch")) is not None:
-        own[torch.Tensor] = _bare_tensor
-    pickler.dispatch_table = copyreg.dispatch_table | own
-    try:
-        pickler.dump(value)
-    except MemoryError:
-        raise
-    except Exception as error:  # a class of the user's may raise any
-        raise NotPassed(_NOT_PASSED.format(type(error).__name__, error)) from error
-    return [stream.getbuffer(), *beside]
-
-
-_NOT_PASSED: Final = (
-    "what `preprocess` takes or returns cannot be passed between processes ({}: {}): let it return tensors, arrays or "
-    "plain values, or leave out `preprocess_processes`"
-)
-
-
-def _plain_arguments(arguments: Arguments) -> Any:
-    return Arguments, (arguments.args, dict(arguments.kwargs))
-
-
-def _bare_row(row: Row) -> Any:
-    return _row, (row.values,)
-
-
-def _row(values: tuple[Any, ...]) -> Row:
-    return Row(None, values, b"", _NEVER_SEEN)  # nothing else is needed to prepare it
-
-
-_NEVER_SEEN: Final = Seen()
-
-
-def _bare_tensor(tensor: Any) -> Any:
-    try:
-        return _tensor, (tensor.numpy(),)
-    except (TypeError, RuntimeError):  # it is on a device, takes part in a gradient, is of a type that numpy lacks
-        return tensor.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
-
-
-def _tensor(array: Any) -> Any:
-    return sys.modules["torch"].from_numpy(array)
-
-
-def _opened(message: Message) -> Any:
-    """Raises NotPassed."""
-    try:
-        return pickle.loads(message[0], buffers=message[1:])  # noqa: S301 - of a process of ours
-    except MemoryError:
-        raise
-    except Exception as error:  # a class of the user's may raise any
-        raise NotPassed(_NOT_PASSED.format(type(error).__name__, error)) from error
-
-
-def _result(answer: Message) -> Any:
-    passed, result = _opened(answer)
-    if passed:
-        return result
-    data, name, message, text, transient = result
-    error: BaseException = type(name, (RuntimeError,), {})(message)
-    if data is not None:
-        error = pickle.loads(data)  # noqa: S301 - of a process of ours
-    raise error from (_RemoteTransient if transient else _Remote)(text)
-
-
-def _send(pipe: Connection, message: Message) -> None:
-    first, *others = message
-    pipe.send_bytes(len(others).to_bytes(_COUNT_BYTES) + bytes(first))
-    for each in others:
-        pipe.send_bytes(each)
-
-
-def _received(pipe: Connection) -> Message:
-    first = memoryview(pipe.recv_bytes())
-    others = int.from_bytes(first[:_COUNT_BYTES])
-    return [first[_COUNT_BYTES:], *(bytearray(pipe.recv_bytes()) for _ in range(others))]  # an array in it is writable
+        return messages.packed((False, messages.described(error)))
