@@ -262,6 +262,20 @@ def test_an_event_that_comes_again_after_a_kill_predicts_nothing_again(place: Wo
     Oracle(place.database).check()
 
 
+def test_a_key_field_may_be_a_part_of_the_id(place: Workplace) -> None:
+    """The row is known by all of its `_id`, in a scan, in a batch and alone."""
+    place.declare(declared(key="_id.b", fields={"_id.b": "json"}))
+    place.rows.insert_many({"_id": {"a": n, "b": f"x{n}"}} for n in range(20))
+    worker = place.run()
+    place.rows.insert_one({"_id": {"b": "y", "c": 1}})
+    eventually("it has an output", lambda: place.rows.count_documents({"_outputs.L.value": digest("y")}))
+    place.rows.insert_many({"_id": {"a": n, "b": f"z{n}"}} for n in range(20))
+    place.rows.update_one({"_id.b": "y"}, {"$unset": {"_outputs": ""}})
+    eventually("all have one", lambda: not place.rows.count_documents({"_outputs.L.value": {"$exists": False}}))
+    assert worker.stop() == 0
+    assert all(row["_outputs"]["L"]["value"] == digest(row["_id"]["b"]) for row in place.rows.find())
+
+
 def test_a_replace_may_change_the_type_of_a_number_that_is_an_id(place: Workplace) -> None:
     """Its event has the old number, the row the new one: a dead row keeps its letter until it is mended."""
     place.declare(declared("harness.models:fails_on_poison", batched=True))

@@ -37,7 +37,7 @@ from components.raw_value import RAW, among, equals, fields, identity
 from daemon.handlers.predict.records import MISSING, Row, Seen, Snapshot, Write, Written
 from daemon.store.rows import raw_updates
 from daemon.store.rows.raw_updates import Refusal
-from daemon.store.rows.row_reader import SEEN_PARTS, RowReader
+from daemon.store.rows.row_reader import SEEN_PARTS, RowReader, projection
 from daemon.store.rows.row_reader import keys as row_keys
 from daemon.store.rows.table_kind import TableKind, refusal
 from daemon.store.rows.transactions import Aborted, ConflictShare, Transactions, Update
@@ -88,7 +88,7 @@ class Outputs:
         if where:
             self._matches.append(where)
         self._stray_projection = {f"{self._path}.{part}": 1 for part in SEEN_PARTS}
-        self._projection = {**dict.fromkeys(paths, 1), **self._stray_projection}
+        self._projection = {**projection(paths), **self._stray_projection}
         self._transactions = Transactions(table)
         self.sessions = self._transactions.sessions
         self._at_snapshot, self._with_guards = ConflictShare(), ConflictShare()
