@@ -92,6 +92,25 @@ def test_a_batch_is_one_transaction_if_nothing_has_changed(own: Any, rows: Any) 
     assert rows.count_documents({"_outputs.L.value": "f(a)"}) == MANY
 
 
+@pytest.mark.parametrize("number", [3, MANY], ids=["few", "many"])
+def test_a_row_in_a_clients_open_transaction_holds_up_no_other(
+    own: Any, rows: Any, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """It may be open for a minute. The row is judged again, others have their outputs; one that refuses says so."""
+    monkeypatch.setattr("daemon.store.rows.outputs.BULK_MS", 50)
+    outputs = of(own)
+    snapshot = read(outputs, range(number))
+    rows.update_one({"_id": 2}, {"$set": {"_outputs": "refuses"}})
+    with rows.database.client.start_session() as session, session.start_transaction():
+        rows.update_one({"_id": 0}, {"$set": {"other": 1}}, session=session)
+        written = outputs.write(writes(snapshot))
+        assert written.missed == {identity(0)}
+        assert list(written.refused) == [identity(2)]
+        assert rows.count_documents({"_outputs.L.value": "f(a)"}) == number - 2
+    assert outputs.write(writes(read(outputs, [0]))).missed == frozenset()
+    assert value(rows, 0) == "f(a)"
+
+
 def test_a_row_that_changes_all_the_time_costs_the_others_no_second_transaction(
     own: Any, rows: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
