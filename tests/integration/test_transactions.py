@@ -13,7 +13,7 @@ import pytest
 from bson.timestamp import Timestamp
 from harness.daemons import eventually
 from pymongo import MongoClient
-from pymongo.errors import PyMongoError
+from pymongo.errors import ExecutionTimeout, OperationFailure, PyMongoError
 
 from components.raw_value import identity
 from daemon.handlers.predict.records import Snapshot, Write, Written
@@ -109,6 +109,21 @@ def test_a_row_in_a_clients_open_transaction_holds_up_no_other(
         assert rows.count_documents({"_outputs.L.value": "f(a)"}) == number - 2
     assert outputs.write(writes(read(outputs, [0]))).missed == frozenset()
     assert value(rows, 0) == "f(a)"
+
+
+def test_a_table_that_cannot_be_written_is_waited_out(own: Any, rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No row is missed, or all would be predicted again and again while a backup holds the lock of the server."""
+
+    def late(*_: Any, **__: Any) -> None:
+        raise ExecutionTimeout("operation exceeded time limit", 50)
+
+    monkeypatch.setattr("daemon.store.rows.raw_updates.send", late)
+    outputs = of(own)
+    batch = writes(read(outputs, range(3)))
+    fail(own, "find", errorCode=24)
+    with pytest.raises(OperationFailure) as raised:
+        outputs.write(batch)
+    assert raised.value.code == 24
 
 
 def test_a_row_that_changes_all_the_time_costs_the_others_no_second_transaction(

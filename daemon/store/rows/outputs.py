@@ -48,6 +48,7 @@ WAITED_OUT: Final = frozenset(
     {6, 7, 8, 13, 18, 24, 46, 50, 64, 72, 89, 91, 112, 133, 134, 146, 166, 189, 202, 246, 262, 365}
     | {8000, 9001, 10107, 11600, 11601, 11602, 13435, 13436, 14031}
 )
+WRITE_CONFLICT: Final = 112
 ALL: Final = 1 << 62
 KNOWN_GOOD_MS: Final = 2_000
 SAMPLED: Final = 64
@@ -305,6 +306,8 @@ class Outputs:
         try:
             return self._in_transaction([write])
         except Aborted as aborted:
+            if isinstance(cause := aborted.__cause__, OperationFailure) and cause.code in WAITED_OUT - {WRITE_CONFLICT}:
+                raise cause from aborted  # no row can be written: the table is locked, for example
             return self._bulk([write]) if aborted.row else Written(frozenset({identity(write.key)}), {}, None)
 
     def _bulk(self, writes: Sequence[Write]) -> Written:
