@@ -7,16 +7,19 @@ because the driver sends these back unchanged; otherwise a `RawValue`.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, Final
 
 import bson
 from bson import Binary, Decimal128, Int64, ObjectId, UuidRepresentation
 from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.datetime_ms import DatetimeMS
+from bson.decimal128 import create_decimal128_context
 from bson.raw_bson import RawBSONDocument
 from bson.timestamp import Timestamp
 
@@ -34,6 +37,8 @@ EXACT: Final = frozenset({ObjectId, str, int, Int64, float, bytes, Binary, datet
 """The Python types of keys that the driver encodes to exactly the stored bytes."""
 
 _EXACT_KINDS: Final = frozenset({0x01, 0x02, 0x05, 0x07, 0x09, 0x10, 0x11, 0x12, 0x13})
+_OTHER_NUMBERS: Final = {0x01, 0x10, 0x13}  # than an int64
+_DIGITS: Final = create_decimal128_context()
 _NO_BYTES: Final = {0x06: 0, 0x0A: 0, 0x7F: 0, 0xFF: 0}
 _SIZES: Final = {**_NO_BYTES, 0x01: 8, 0x07: 12, 0x08: 1, 0x09: 8, 0x10: 4, 0x11: 8, 0x12: 8, 0x13: 16}
 """The number of bytes of a value, for types with a fixed size."""
@@ -130,12 +135,29 @@ def plain(key: Any) -> Any:
 
 
 def identity(key: Any) -> Any:
-    """Return a hashable value that is equal for two keys only if they are the same row.
+    """Return a hashable value that is equal for two keys only if they are the same row; it is a key of that row, too.
 
-    Python takes 1, 1.0 and True as equal; this function compares the bytes of such `_id`s.
+    Python takes 1 and True as equal; this function compares the bytes of such `_id`s. MongoDB takes equal numbers of
+    any type as the same `_id`, and a replace changes the type of the stored one.
     """
     kind = type(key)
-    return key if kind is ObjectId or kind is str or kind is RawValue else RawValue.of(key)
+    if kind is ObjectId or kind is str:
+        return key
+    raw = RawValue.of(Int64(key) if kind is int else key)
+    return _same_number(raw) if raw[0] in _OTHER_NUMBERS else raw
+
+
+def _same_number(raw: RawValue) -> RawValue:
+    """The number as an int64, else as a double, else as a decimal without zeros at its end: the first that it fits."""
+    value = raw.value()
+    number = value.to_decimal() if isinstance(value, Decimal128) else Decimal(value)
+    if number.is_nan():
+        return RawValue.of(math.nan)
+    if -(2**63) <= number < 2**63 and number == int(number):
+        return RawValue.of(Int64(number))
+    if number == float(number):
+        return RawValue.of(float(number))
+    return RawValue.of(Decimal128(number.normalize(_DIGITS)))
 
 
 def size(key: Any) -> int:

@@ -28,6 +28,7 @@ _COMPARISONS = (
 )  # fmt: skip
 _TYPES = ("$oid", "$date", "$uuid", "$binary", "$numberLong", "$numberDouble", "$numberDecimal")
 _TOP = (*_LOGICAL, "$jsonSchema", "$comment")
+_OF_ALL_FIELDS = ("additionalProperties", "patternProperties", "minProperties", "maxProperties")
 _CODE = "it would run code in the server; write the condition with query operators, or compute a field when you insert"
 _CHANCE = "its result changes without the row changing, so outputs would silently go stale; filter on a stored field"
 _RAISES = (
@@ -48,6 +49,10 @@ _OUTPUTS = (
     "a filter cannot use outputs: the daemon's own writes raise no event, so the row would not be checked again; "
     "chain the listener by its `key`, or filter on a field of your own"
 )
+_ALL_FIELDS = (
+    "is refused for the row itself: the daemon adds the field `_outputs`, after which the row would match no more; "
+    "name the fields in `properties` and `required`"
+)
 
 
 def filter_problems(where: Mapping[str, Any], path: Keys) -> Iterator[Found]:
@@ -64,6 +69,7 @@ def _refused(value: Any, path: Keys) -> Iterator[Found]:
             elif not key or "\0" in key:
                 yield Found(path, "a filter's key is a field's name or an operator, never empty")
             else:
+                yield from _schema(item, (*path, key)) if key == "$jsonSchema" else ()
                 yield from _refused(item, (*path, key))
     elif isinstance(value, list):
         for place, item in enumerate(value):
@@ -105,6 +111,21 @@ def _document(where: Any, path: Keys) -> Iterator[Found]:
             yield Found(here, "no field has this path: a part of it is empty; write the names of fields, a dot between")
         elif isinstance(value, Mapping):
             yield from _condition(value, here)
+
+
+def _schema(schema: Any, path: Keys) -> Iterator[Found]:
+    """Yield what in a schema of the whole row depends on its outputs."""
+    for key, value in schema.items() if isinstance(schema, Mapping) else ():
+        here = (*path, key)
+        if key in _OF_ALL_FIELDS and value is not True:
+            yield Found(here, f"{key} {_ALL_FIELDS}")
+        elif key in {"properties", "required", "dependencies"} and isinstance(value, (Mapping, list)):
+            yield from [Found(here, _OUTPUTS)] if "_outputs" in value else ()
+        elif key in {"allOf", "anyOf", "oneOf"} and isinstance(value, list):
+            for place, each in enumerate(value):
+                yield from _schema(each, (*here, place))
+        elif key == "not":
+            yield from _schema(value, here)
 
 
 def _logical(key: str, value: Any, path: Keys) -> Iterator[Found]:

@@ -62,6 +62,8 @@ class Changed:
     table: str
     keys: tuple[Any, ...]
     times: tuple[Timestamp, ...]
+    alone: bool = False
+    """Whether nothing else came with the event."""
     post_image: Mapping[str, Any] | None = None
     """The small row that an insert or a replace left at that time, if its event came alone."""
 
@@ -287,7 +289,8 @@ def _told(page: Sequence[Mapping[str, Any]], subscription: Subscription, since: 
     keys: list[Any] = []
     times: list[Timestamp] = []
     # Within a transaction a later update of the row has the same time: its insert's row is of no time.
-    image = page[0].get("fullDocument") if len(page) == 1 and "txnNumber" not in page[0] else None
+    alone = len(page) == 1
+    image = page[0].get("fullDocument") if alone and "txnNumber" not in page[0] else None
     for event in page:
         kind, name = event["operationType"], event.get("ns", {}).get("coll")
         of_row = kind in _OF_ROWS and name != names.REQUESTS
@@ -305,7 +308,7 @@ def _told(page: Sequence[Mapping[str, Any]], subscription: Subscription, since: 
             if kind == "rename":
                 yield TableCame(event["to"]["coll"])
     if keys:
-        yield Changed(table, tuple(keys), tuple(times), image)
+        yield Changed(table, tuple(keys), tuple(times), alone, image)
 
 
 def _asked(key: Any, subscription: Subscription, time: Timestamp) -> Iterator[Event]:

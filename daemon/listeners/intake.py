@@ -133,6 +133,7 @@ class StreamIntake:
         self._kept: tuple[Position | None, float] = (None, 0.0)
         self._worked = False
         self._start: Position
+        self._claimed: Timestamp
         self.open = False
         self._stop = threading.Event()
 
@@ -143,7 +144,7 @@ class StreamIntake:
         Called before the first scan begins: rows that a scan does not see must come through the stream.
         """
         position = self._patience("stream", lambda: self._positions.claim(self._subscription.hash, self._sessions))
-        now = self._patience("stream", lambda: cluster_time(self._database))
+        self._claimed = now = self._patience("stream", lambda: cluster_time(self._database))
         self.pulse.answered(now)
         if position is None:
             position = self._fresh(Position(now), "first start")
@@ -247,9 +248,11 @@ class StreamIntake:
         self._worked = True
         moment = self.pulse.moment(changed.times[0])
         feeds = self._watching.get(changed.table, ())
+        # The process before this one may have handled the event: then the row has an output, or is dead.
+        image = changed.post_image if changed.times[0] > self._claimed else None
         for feed in feeds:
-            feed.changed(keys, changed.times, feed.progress.begin(len(keys), moment), changed.post_image)
-        if len(keys) == 1:
+            feed.changed(keys, changed.times, feed.progress.begin(len(keys), moment), image)
+        if changed.alone:
             until = time.monotonic() + LET_PASS_SECONDS
             for feed in feeds:
                 feed.dirty.let_pass(until - time.monotonic())

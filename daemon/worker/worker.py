@@ -98,7 +98,7 @@ class Worker:
         )
         declared = self.patience("registry", lambda: self.shared.registry.worker(assignment.worker))
         for name in declared:
-            self.runs.append(self.patience("model", partial(self._load, name)))
+            self.runs = [*self.runs, self.patience("model", partial(self._load, name))]  # the reporter may read them
         sessions = tuple(session for run in self.runs for session in run.outputs.sessions)
         paths = tuple(sorted({path for run in self.runs for path in chained(run.declared)}))
         reads_own = {path.split(".")[1] for path in paths} & {run.declared.name for run in self.runs}
@@ -267,14 +267,14 @@ class Worker:
         self.report(state, reason)
 
     def _report(self) -> None:
-        intake, state, reason = self.intake, self.state, self.reason
+        runs, intake, state, reason = self.runs, self.intake, self.state, self.reason
         open_ = intake is not None and intake.open
         unread = 0.0 if intake is None else intake.pulse.lag
-        lags = {run.declared.name: max(unread, run.lag()) for run in self.runs}
+        lags = {run.declared.name: max(unread, run.lag()) for run in runs}
         trouble = self.patience.trouble()
         if trouble is not None and state in {"starting", "running"}:
             state, reason = ("waiting" if state == "running" else state), trouble
-        for run in self.runs:
+        for run in runs:
             name = run.declared.name
             self.measures.lag_seconds.labels(name).set(lags[name])
             for lane, depth in run.corridor.dirty.depth().items():
@@ -291,15 +291,13 @@ class Worker:
                 int(self.measures.stream_opens._value.get()),  # noqa: SLF001
             ),
             None if reason is None else readable(brief(reason, REASON)),  # a text may contain lone surrogates
-            {run.declared.name: run.report(open_=open_, lag=lags[run.declared.name]) for run in self.runs},
+            {run.declared.name: run.report(open_=open_, lag=lags[run.declared.name]) for run in runs},
             ending=self._ending,
             threads=threads.in_use(),
-            settled=sum(run.suspects.settled for run in self.runs),
+            settled=sum(run.suspects.settled for run in runs),
         )
         busy = {
-            f"{run.declared.name}.{k}": round(max(0.0, v), 3)
-            for run in self.runs
-            for k, v in run.threads.busy().items()
+            f"{run.declared.name}.{k}": round(max(0.0, v), 3) for run in runs for k, v in run.threads.busy().items()
         }
         now = time.monotonic()
         if report == self._reported and not busy and now - self._reported_at < REPORT_IDLE_SECONDS:

@@ -131,24 +131,26 @@ def test_a_row_of_a_transaction_is_read(database: Any) -> None:
 
 
 def test_only_an_event_that_comes_alone_tells_its_row() -> None:
-    """A batch of several is read at one snapshot."""
+    """A batch of several is read at one snapshot. The stream waits for none of two tables' rows that come by turns."""
     events = [
         {
             "_id": {"_data": str(n)},
             "operationType": "insert",
-            "ns": {"coll": "rows"},
+            "ns": {"coll": ("rows", "rows", "others")[n - 1]},
             "documentKey": {"_id": n},
             "clusterTime": Timestamp(n, 1),
             "fullDocument": {"_id": n},
         }
-        for n in (1, 2)
+        for n in (1, 2, 3)
     ]
-    subscription = stream.Subscription("s", ("rows",))
-    (alone,) = stream._told(events[:1], subscription, Timestamp(1, 1))
-    (both,) = stream._told(events, subscription, Timestamp(1, 1))
-    assert isinstance(alone, stream.Changed)
-    assert isinstance(both, stream.Changed)
-    assert (alone.post_image, both.post_image) == ({"_id": 1}, None)
+
+    def told(events: Any) -> list[Any]:
+        changes: Any = stream._told(events, stream.Subscription("s", ("rows", "others")), Timestamp(1, 1))
+        return [(each.keys, each.alone, each.post_image) for each in changes]
+
+    assert told(events[:1]) == [((1,), True, {"_id": 1})]
+    assert told(events[:2]) == [((1, 2), False, None)]
+    assert told(events[1:]) == [((2,), False, None), ((3,), False, None)]
 
 
 # ---- in the corridor ------------------------------------------------------------------------------------------------

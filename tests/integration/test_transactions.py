@@ -13,7 +13,7 @@ import pytest
 from bson.timestamp import Timestamp
 from harness.daemons import eventually
 from pymongo import MongoClient
-from pymongo.errors import PyMongoError
+from pymongo.errors import ExecutionTimeout, OperationFailure, PyMongoError
 
 from components.raw_value import identity
 from daemon.handlers.predict.records import Snapshot, Write, Written
@@ -90,6 +90,40 @@ def test_a_batch_is_one_transaction_if_nothing_has_changed(own: Any, rows: Any) 
     assert written.time > snapshot.at
     assert committed(own) == before + 1
     assert rows.count_documents({"_outputs.L.value": "f(a)"}) == MANY
+
+
+@pytest.mark.parametrize("number", [3, MANY], ids=["few", "many"])
+def test_a_row_in_a_clients_open_transaction_holds_up_no_other(
+    own: Any, rows: Any, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """It may be open for a minute. The row is judged again, others have their outputs; one that refuses says so."""
+    monkeypatch.setattr("daemon.store.rows.outputs.BULK_MS", 50)
+    outputs = of(own)
+    snapshot = read(outputs, range(number))
+    rows.update_one({"_id": 2}, {"$set": {"_outputs": "refuses"}})
+    with rows.database.client.start_session() as session, session.start_transaction():
+        rows.update_one({"_id": 0}, {"$set": {"other": 1}}, session=session)
+        written = outputs.write(writes(snapshot))
+        assert written.missed == {identity(0)}
+        assert list(written.refused) == [identity(2)]
+        assert rows.count_documents({"_outputs.L.value": "f(a)"}) == number - 2
+    assert outputs.write(writes(read(outputs, [0]))).missed == frozenset()
+    assert value(rows, 0) == "f(a)"
+
+
+def test_a_table_that_cannot_be_written_is_waited_out(own: Any, rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No row is missed, or all would be predicted again and again while a backup holds the lock of the server."""
+
+    def late(*_: Any, **__: Any) -> None:
+        raise ExecutionTimeout("operation exceeded time limit", 50)
+
+    monkeypatch.setattr("daemon.store.rows.raw_updates.send", late)
+    outputs = of(own)
+    batch = writes(read(outputs, range(3)))
+    fail(own, "find", errorCode=24)
+    with pytest.raises(OperationFailure) as raised:
+        outputs.write(batch)
+    assert raised.value.code == 24
 
 
 def test_a_row_that_changes_all_the_time_costs_the_others_no_second_transaction(

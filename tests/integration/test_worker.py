@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bson import Decimal128, Regex
+from bson import Decimal128, Int64, Regex
 from bson.datetime_ms import DatetimeMS
 from bson.timestamp import Timestamp
 from harness.daemons import eventually
@@ -241,6 +241,55 @@ def test_a_restart_does_not_predict_a_dead_row_again(place: Workplace) -> None:
     assert (totals["predicted"], totals["unset"], totals["dead"]) == (0, 0, 0)
     assert totals["touched"] >= 100
     assert [dead["attempts"] for dead in place.database[names.DEAD_LETTERS].find()] == [1] * 10
+
+
+def test_an_event_that_comes_again_after_a_kill_predicts_nothing_again(place: Workplace) -> None:
+    """A row that comes with its event does not show the output that it has by now: after a start such a row is read."""
+    place.declare()
+    assert place.run().stop() == 0
+    before = place.database[names.POSITIONS].find_one()
+    assert before is not None
+    worker = place.run()
+    place.rows.insert_one({"_id": 1, "x": "a"})
+    Oracle(place.database).settle()
+    worker.kill()
+    moved = {name: before[name] for name in ("token", "cluster_time")}
+    place.database[names.POSITIONS].update_one({}, {"$set": moved})  # as if killed before it was saved
+    worker = place.run()
+    worker.until("the row is judged again", lambda: worker.rows()["touched"])
+    assert worker.stop() == 0
+    assert (worker.rows()["predicted"], worker.rows()["conflict"]) == (0, 0)
+    Oracle(place.database).check()
+
+
+def test_a_key_field_may_be_a_part_of_the_id(place: Workplace) -> None:
+    """The row is known by all of its `_id`, in a scan, in a batch and alone."""
+    place.declare(declared(key="_id.b", fields={"_id.b": "json"}))
+    place.rows.insert_many({"_id": {"a": n, "b": f"x{n}"}} for n in range(20))
+    worker = place.run()
+    place.rows.insert_one({"_id": {"b": "y", "c": 1}})
+    eventually("it has an output", lambda: place.rows.count_documents({"_outputs.L.value": digest("y")}))
+    place.rows.insert_many({"_id": {"a": n, "b": f"z{n}"}} for n in range(20))
+    place.rows.update_one({"_id.b": "y"}, {"$unset": {"_outputs": ""}})
+    eventually("all have one", lambda: not place.rows.count_documents({"_outputs.L.value": {"$exists": False}}))
+    assert worker.stop() == 0
+    assert all(row["_outputs"]["L"]["value"] == digest(row["_id"]["b"]) for row in place.rows.find())
+
+
+def test_a_replace_may_change_the_type_of_a_number_that_is_an_id(place: Workplace) -> None:
+    """Its event has the old number, the row the new one: a dead row keeps its letter until it is mended."""
+    place.declare(declared("harness.models:fails_on_poison", batched=True))
+    place.rows.insert_many([{"_id": 0, "x": "a"}, {"_id": 1, "x": "poison"}])
+    oracle = Oracle(
+        place.database, expecting(dead=lambda x: "ValueError" if x == "poison" else "DecodeError" if x == 5 else None)
+    )
+    worker = place.run()
+    oracle.settle()
+    for number, x in ((Int64(1), 5), (1.0, "poison"), (Decimal128("1"), "mended")):
+        place.rows.replace_one({"_id": 1}, {"_id": number, "x": x})
+        oracle.settle()
+    assert worker.stop() == 0
+    oracle.check()
 
 
 def test_a_dead_row_is_retried_once_its_cause_is_mended(place: Workplace, tmp_path: Path) -> None:

@@ -337,6 +337,16 @@ BAD = {
         'listeners.digit.where."_outputs.digit.value"',
         ["cannot use outputs", "chain"],
     ),
+    "a schema of outputs": (
+        GOOD + 'where = { "$jsonSchema" = { "allOf" = [{ "required" = ["class", "_outputs"] }] } }',
+        'listeners.digit.where."$jsonSchema".allOf[0].required',
+        ["cannot use outputs", "chain"],
+    ),
+    "a schema that no row with an output has": (
+        GOOD + 'where = { "$or" = [{ "$jsonSchema" = { "additionalProperties" = false } }] }',
+        'listeners.digit.where."$or"[0]."$jsonSchema".additionalProperties',
+        ["the daemon adds the field `_outputs`", "name the fields"],
+    ),
     "a filter on no field": (
         GOOD + 'where = { "$or" = [{ "a..b" = 1 }] }',
         'listeners.digit.where."$or"[0]."a..b"',

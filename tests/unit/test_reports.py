@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import bson
 import pytest
@@ -97,15 +98,41 @@ class Sent:
         self.lines.append(line)
 
 
-def test_a_worker_reports_an_error_whose_text_is_no_unicode() -> None:
-    """The name of a file may be anything; and a password stays out."""
-    here, channel = Path(), Sent()
-    worker = Worker(
+def reporting(channel: Sent) -> Worker:
+    """A worker that has not started."""
+    here = Path()
+    return Worker(
         WorkerAssignment(
             worker="w", uri="", database="d", service="s", epoch=1, state_dir=here, import_root=here, trust={}
         ),
         channel,  # type: ignore[arg-type]
     )
+
+
+def test_a_worker_reports_while_it_loads_its_listeners() -> None:
+    """A report begins with some of them and ends when there are more."""
+    channel = Sent()
+    worker = reporting(channel)
+
+    def run(name: str) -> Any:
+        its = MagicMock(name=name)
+        its.declared.name, its.lag.return_value, its.suspects.settled = name, 0.0, 0
+        its.corridor.dirty.depth.return_value, its.scan.report.return_value = {}, None
+        its.threads.busy.return_value, its.report.return_value = {}, WORKER.listeners["digit"]
+        return its
+
+    first = run("first")
+    first.lag.side_effect = lambda: setattr(worker, "runs", [first, run("second")]) or 0.0
+    worker.runs = [first]
+    for _ in range(2):
+        worker.report()
+    assert [list(json.loads(line)["listeners"]) for line in channel.lines] == [["first"], ["first", "second"]]
+
+
+def test_a_worker_reports_an_error_whose_text_is_no_unicode() -> None:
+    """The name of a file may be anything; and a password stays out."""
+    channel = Sent()
+    worker = reporting(channel)
     worker.report("failed", "no file \udcff, mongodb://user:secret@host")
     report = WorkerReport.from_json(channel.lines[-1].encode())
     assert (report.state, report.reason) == ("failed", "no file \\udcff, mongodb://***@host")

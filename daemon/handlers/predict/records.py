@@ -4,7 +4,7 @@ holds.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -79,6 +79,18 @@ class Written:
     missed: frozenset[Hashable]
     refused: Mapping[Hashable, str]
     time: Timestamp | None
+
+
+def joined(parts: Iterable[Written]) -> Written:
+    """The results of a batch's parts as one."""
+    missed: frozenset[Hashable] = frozenset()
+    refused: dict[Hashable, str] = {}
+    time: Timestamp | None = None
+    for part in parts:
+        missed |= part.missed
+        refused |= part.refused
+        time = max((each for each in (time, part.time) if each is not None), default=None)
+    return Written(missed, refused, time)
 
 
 @dataclass(frozen=True, slots=True)

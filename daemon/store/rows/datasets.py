@@ -32,7 +32,7 @@ from components.raw_value import identity
 from daemon.store import names
 from daemon.store.connection import ROW_CODEC, make_client, open_database
 from daemon.store.registry.components import signature
-from daemon.store.rows.row_reader import value_at
+from daemon.store.rows.row_reader import projection, value_at
 
 log = structlog.get_logger(__name__)
 
@@ -70,7 +70,7 @@ def pinned(
     command = {
         "find": table,
         "filter": _matching(where, every),
-        "projection": {"_id": 1, **({valued: 1} if valued else {})},
+        "projection": projection([valued] if valued else []),
         "sort": {"_id": 1},
         **({"limit": limit} if limit else {}),
     }
@@ -267,10 +267,10 @@ class RowExamples:
         """
         ids = [self._ids[place] for place in places]
         found: dict[Any, tuple[Any, ...] | None] = {}
-        projection = dict.fromkeys(dict(self._fields), 1)
+        paths = projection(dict(self._fields))
         for start in range(0, len(ids), FETCH_ROWS):
             query = {"_id": {"$in": ids[start : start + FETCH_ROWS]}}
-            for document in self._open()[self._table].find(query, projection):
+            for document in self._open()[self._table].find(query, paths):
                 found[identity(document["_id"])] = self._decoded(document)
         return [found.get(identity(each)) for each in ids]
 

@@ -29,6 +29,7 @@ from components.raw_value import identity
 from daemon.store import names
 from daemon.store.connection import ROW_CODEC
 from daemon.store.rows.datasets import Fields, RowDecoder
+from daemon.store.rows.row_reader import projection
 
 log = structlog.get_logger(__name__)
 
@@ -86,13 +87,12 @@ def _read(
 ) -> tuple[bytes, bool]:
     """The documents of at most so many rows and `BYTES`, in the order of `ids`; whether these are all."""
     chosen = random.Random(f"kept {len(ids)}").sample(range(len(ids)), min(most, len(ids)))  # noqa: S311 - guards nothing
-    projection = {"_id": 1, **dict.fromkeys(fields, 1)}
     rows: list[tuple[int, bytes]] = []
     size = 0
     for start in range(0, len(chosen), FETCH_ROWS):
         places = {identity(ids[place]): place for place in chosen[start : start + FETCH_ROWS]}
         query = {"_id": {"$in": [ids[place] for place in places.values()]}}
-        for document in database[table].find(query, projection):
+        for document in database[table].find(query, projection(fields)):
             row = bson.encode(document, codec_options=ROW_CODEC)
             size += len(row)
             if size > BYTES:

@@ -23,7 +23,7 @@ its filter of the daemon's own writes.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -31,13 +31,12 @@ from bson.raw_bson import RawBSONDocument
 from bson.timestamp import Timestamp
 from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
-from pymongo.errors import OperationFailure, PyMongoError
+from pymongo.errors import ExecutionTimeout, OperationFailure, PyMongoError
 
 from components.raw_value import RAW, among, equals, fields, identity
-from daemon.handlers.predict.records import MISSING, Row, Seen, Snapshot, Write, Written
+from daemon.handlers.predict.records import MISSING, Row, Seen, Snapshot, Write, Written, joined
 from daemon.store.rows import raw_updates
-from daemon.store.rows.raw_updates import Refusal
-from daemon.store.rows.row_reader import SEEN_PARTS, RowReader
+from daemon.store.rows.row_reader import SEEN_PARTS, RowReader, projection
 from daemon.store.rows.row_reader import keys as row_keys
 from daemon.store.rows.table_kind import TableKind, refusal
 from daemon.store.rows.transactions import Aborted, ConflictShare, Transactions, Update
@@ -49,6 +48,7 @@ WAITED_OUT: Final = frozenset(
     {6, 7, 8, 13, 18, 24, 46, 50, 64, 72, 89, 91, 112, 133, 134, 146, 166, 189, 202, 246, 262, 365}
     | {8000, 9001, 10107, 11600, 11601, 11602, 13435, 13436, 14031}
 )
+WRITE_CONFLICT: Final = 112
 ALL: Final = 1 << 62
 KNOWN_GOOD_MS: Final = 2_000
 SAMPLED: Final = 64
@@ -56,6 +56,9 @@ FEW: Final = 8
 """Fewer rows than these are written by one bulk: a transaction takes a second round trip. An error is written by a
 transaction, whose event the stream drops, because that of an error that somebody else writes must come.
 """
+
+BULK_MS: Final = 2_000
+"""A bulk takes milliseconds, unless it waits for a row that a client's open transaction has changed: up to a minute."""
 
 GUARDED_ROWS: Final = 64
 """The rows of a transaction that reads the guards. Smaller ones seldom conflict, and hold up other writers less."""
@@ -88,7 +91,7 @@ class Outputs:
         if where:
             self._matches.append(where)
         self._stray_projection = {f"{self._path}.{part}": 1 for part in SEEN_PARTS}
-        self._projection = {**dict.fromkeys(paths, 1), **self._stray_projection}
+        self._projection = {**projection(paths), **self._stray_projection}
         self._transactions = Transactions(table)
         self.sessions = self._transactions.sessions
         self._at_snapshot, self._with_guards = ConflictShare(), ConflictShare()
@@ -242,7 +245,7 @@ class Outputs:
         that cannot be served, it does nothing.
         """
         try:
-            written = _joined(self._write(writes[begin : begin + ROWS]) for begin in range(0, len(writes), ROWS))
+            written = joined(self._write(writes[begin : begin + ROWS]) for begin in range(0, len(writes), ROWS))
         except OperationFailure:
             if refusal(self._table) is None:
                 raise
@@ -255,7 +258,7 @@ class Outputs:
         restless = [write for write in writes if _is_restless(write)]
         if len(writes) >= FEW and 0 < len(restless) < len(writes):  # apart: one conflict would be that of all
             calm = [write for write in writes if not _is_restless(write)]
-            return _joined((self._together(calm, at_snapshot=True), self._together(restless, at_snapshot=False)))
+            return joined((self._together(calm, at_snapshot=True), self._together(restless, at_snapshot=False)))
         return self._together(writes, at_snapshot=True)
 
     def _together(self, writes: Sequence[Write], *, at_snapshot: bool) -> Written:
@@ -272,10 +275,22 @@ class Outputs:
                 self._at_snapshot.note(conflict=False)
                 return Written(frozenset(), {}, time)
         parts = (writes[begin : begin + GUARDED_ROWS] for begin in range(0, len(writes), GUARDED_ROWS))
-        return _joined(self._guarded(part) for part in parts)
+        return joined(self._guarded(part) for part in parts)
 
     def _guarded(self, writes: Sequence[Write]) -> Written:
         """Makes the writes whose guards hold in one transaction, or all by a bulk if that is aborted."""
+        if self._with_guards.worth_trying():
+            try:
+                written = self._in_transaction(writes)
+            except Aborted:
+                self._with_guards.note(conflict=True)
+            else:
+                self._with_guards.note(conflict=False)
+                return written
+        return self._bulk(writes)
+
+    def _in_transaction(self, writes: Sequence[Write]) -> Written:
+        """Makes the writes whose guards hold in one transaction; raises Aborted."""
         missed: set[Hashable] = set()
 
         def choose(session: ClientSession) -> list[Update]:
@@ -283,27 +298,36 @@ class Outputs:
             missed.update(identity(w.key) for w in writes if identity(w.key) not in holds | landed)
             return [self._update(w, guarded=False) for w in writes if identity(w.key) in holds]
 
-        if self._with_guards.worth_trying():
-            try:
-                time = self._transactions.after(writes[0].asof, choose)
-            except Aborted:
-                self._with_guards.note(conflict=True)
-            else:
-                self._with_guards.note(conflict=False)
-                return Written(frozenset(missed), {}, time)
-        return self._bulk(writes)
+        time = self._transactions.after(writes[0].asof, choose)
+        return Written(frozenset(missed), {}, time)
+
+    def _apart(self, write: Write) -> Written:
+        """Makes one write in a transaction, which does not wait for another one: the row is then missed."""
+        try:
+            return self._in_transaction([write])
+        except Aborted as aborted:
+            if isinstance(cause := aborted.__cause__, OperationFailure) and cause.code in WAITED_OUT - {WRITE_CONFLICT}:
+                raise cause from aborted  # no row can be written: the table is locked, for example
+            return self._bulk([write]) if aborted.row else Written(frozenset({identity(write.key)}), {}, None)
 
     def _bulk(self, writes: Sequence[Write]) -> Written:
-        """Sends the writes as one unordered bulk, each with its guard."""
+        """Sends the writes as one unordered bulk, each with its guard. If it waits for a row that a client's open
+        transaction has changed, each row is written apart.
+        """
         with self._table.database.client.start_session(causal_consistency=True) as session:
-            matched, refusals = self._send([self._update(w) for w in writes], session)
+            try:
+                # The driver's own bulk costs three times as much, and raises on an `_id` that it cannot decode.
+                statements = [{"q": update.query, "u": update.change} for update in map(self._update, writes)]
+                answer = raw_updates.send(self._table, "update", statements, session, maxTimeMS=BULK_MS)
+            except ExecutionTimeout:
+                return joined(map(self._apart, writes))
             refused: dict[Hashable, str] = {}
-            for index, code, reason in refusals:
+            for index, code, reason in answer.refused:
                 if code in WAITED_OUT:
                     raise OperationFailure(reason, code)  # the bulk is sent again; a repeated write changes nothing
                 refused[identity(writes[index].key)] = f"MongoDB refuses the write: {reason} (code {code})"
             missed: frozenset[Hashable] = frozenset()
-            if matched < len(writes) - len(refused):
+            if answer.matched < len(writes) - len(refused):
                 # A bulk reports only how many matched, not which: a read of the rows finds these.
                 rest = [w for w in writes if identity(w.key) not in refused]
                 now = self._outputs_of(rest, (), session)
@@ -312,13 +336,6 @@ class Outputs:
                     name for w in rest if (name := identity(w.key)) in missed and now.get(name) == w.seen
                 )
             return Written(missed, refused, session.operation_time)
-
-    def _send(self, updates: Sequence[Update], session: ClientSession) -> tuple[int, Sequence[Refusal]]:
-        """Sends the updates. Returns how many matched, and the refused ones."""
-        # The driver's own bulk costs three times as much, and raises on an `_id` that it cannot decode.
-        statements = [{"q": update.query, "u": update.change} for update in updates]
-        answer = raw_updates.send(self._table, "update", statements, session)
-        return answer.matched, answer.refused
 
     def _update(self, write: Write, *, guarded: bool = True) -> Update:
         """The update of one row; without the guard in its filter if a transaction guards it."""
@@ -378,15 +395,3 @@ class Outputs:
 def _is_restless(write: Write) -> bool:
     before = write.seen.asof
     return before is not MISSING and write.asof.time - before.time <= RESTLESS_SECONDS
-
-
-def _joined(parts: Iterable[Written]) -> Written:
-    """The results of a batch's parts as one."""
-    missed: frozenset[Hashable] = frozenset()
-    refused: dict[Hashable, str] = {}
-    time: Timestamp | None = None
-    for part in parts:
-        missed |= part.missed
-        refused |= part.refused
-        time = max((each for each in (time, part.time) if each is not None), default=None)
-    return Written(missed, refused, time)

@@ -42,12 +42,16 @@ def send(
     command: str,
     statements: Sequence[Mapping[str, Any]],
     session: ClientSession | None = None,
+    **options: Any,
 ) -> Answer:
-    """Sends the statements of an `update` or `delete` command, unordered, in as few commands as their bytes allow."""
+    """Sends the statements of an `update` or `delete` command, unordered, in as few commands as their bytes allow.
+    `options` are those of the command.
+    """
     answer = Answer()
     what = "updates" if command == "update" else "deletes"
     for begin, part in _parts(statements):
         whole = {command: table.name, what: part, "ordered": False, "writeConcern": table.write_concern.document}
+        whole |= options
         try:
             reply = table.database.command(whole, session=session, codec_options=RAW)
         except DocumentTooLarge as error:  # of one statement: several together are never this large

@@ -26,6 +26,11 @@ SEEN_PARTS: Final = ("asof", "generation", "input", "error")
 _NULL: Final = RawValue.of(None)
 
 
+def projection(paths: Iterable[str]) -> dict[str, int]:
+    """What MongoDB is asked for of rows with these key fields. The `_id` comes whole: it tells which row it is."""
+    return {"_id": 1, **{path: 1 for path in paths if not path.startswith("_id.")}}
+
+
 class RowReader:
     """Reads the rows of one listener, and their outputs, from the raw replies of a find."""
 
