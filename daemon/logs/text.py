@@ -12,7 +12,7 @@ from bson import ObjectId, json_util
 from bson.codec_options import DatetimeConversion
 
 from components import secrets
-from components.raw_value import UNDECODABLE, RawValue, identity, key_of, plain
+from components.raw_value import UNDECODABLE, RawValue, key_of, plain
 
 # Greedy up to the last "@", to mask also a password that is not percent-encoded as it should be.
 _USERINFO = re.compile(r"(mongodb(?:\+srv)?://)[^\s\"'<>]*@", re.IGNORECASE)
@@ -113,7 +113,12 @@ def names_row(name: str, key: Any) -> bool:
     """Whether this text names the row: as `row_id` shows it, in full, or by the end of a cut name ("...HASH")."""
     if is_cut(name):
         return name.endswith(_end(key)) and name in (_end(key), row_id(key))
-    return bool(identity(row_key(name)) == identity(key))
+    return bool(_stored(row_key(name)) == _stored(key))
+
+
+def _stored(key: Any) -> Any:
+    """Two keys are equal in it only if they are stored alike; for MongoDB, 5 and 5.0 are one `_id` with two names."""
+    return key if isinstance(key, str) else RawValue.of(key)
 
 
 def _end(key: Any) -> str:
@@ -145,14 +150,14 @@ def _row_id(key: Any) -> str:
         return _hexadecimal(key)
     if isinstance(value, ObjectId):
         return str(value)
-    if isinstance(value, str) and _is_seen(value) and not is_cut(value) and identity(row_key(value)) == identity(key):
+    if isinstance(value, str) and _is_seen(value) and not is_cut(value) and _stored(row_key(value)) == _stored(key):
         return value
     for options in (_RELAXED, _CANONICAL):
         try:
             name = escaped(json_util.dumps(value, json_options=options))
         except (ValueError, TypeError, OverflowError):
             break
-        if identity(row_key(name)) == identity(key):
+        if _stored(row_key(name)) == _stored(key):
             return name
     return _hexadecimal(key)
 
