@@ -17,7 +17,7 @@ from daemon.store import names
 from daemon.store.partition import WHOLE, Partition
 from daemon.store.registry.components import signature
 
-SMALL_ROW: Final = 2048
+SMALL_ROW: Final = 512
 """An insert or a replace brings its row along if that takes at most so many bytes."""
 
 
