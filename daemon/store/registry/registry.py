@@ -144,15 +144,11 @@ class Registry:
             for kind in KINDS
             for name, given in declarations.get(section(kind), {}).items()
         }
-        self._refuse_foreign({name: each for (kind, name), each in wanted.items() if kind == "listener"})
         for (kind, name), declaration in wanted.items():
             self.refuse_filters(kind, name, declaration)
         self._declarations.mend_epochs()
         known = self.read()
-        for kind, name in wanted:
-            other = known.of(kind).get(name)
-            if other is not None and other.source == "api":
-                raise DeclarationError(taken(kind, name, "config"))
+        self.refuse_names(wanted, known)
         tables = {name: declaration for (kind, name), declaration in wanted.items() if kind == "table"}
         listeners = {name: each.declaration for name, each in known.listeners.items() if each.source == "api"}
         listeners |= {name: declaration for (kind, name), declaration in wanted.items() if kind == "listener"}
@@ -290,6 +286,16 @@ class Registry:
             raise NotApplied(self.absent("listener", name))
 
     # ---- shared ---------------------------------------------------------------------------------------------------
+
+    def refuse_names(self, wanted: Mapping[tuple[str, str], Declaration], known: Catalog) -> None:
+        """Whether service.toml may declare these names. Raises DeclarationError as `publish` does."""
+        for kind, name in wanted:
+            other = known.of(kind).get(name)
+            if other is not None and other.source == "api":
+                raise DeclarationError(taken(kind, name, "config"))
+        self._refuse_foreign(
+            {name: each for (_, name), each in wanted.items() if isinstance(each, ListenerDeclaration)}
+        )
 
     def _refuse_foreign(self, listeners: Mapping[str, ListenerDeclaration]) -> None:
         query = {
