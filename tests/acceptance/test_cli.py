@@ -272,6 +272,43 @@ def test_a_reader_that_leaves_early_is_no_drama(place: Place) -> None:
     assert (ran.returncode, ran.stderr) == (1, "")
 
 
+@pytest.mark.parametrize(
+    ("command", "into", "code", "told"),
+    [
+        ("tables --json", ">/dev/full", 1, "error: the output cannot be written: No space left on device\n"),
+        ("jobs --json", ">/dev/full", 1, "error: the output cannot be written: No space left on device\n"),
+        ("tables --json", ">&-", 0, ""),
+        ("run --no-standby", "<&- >&- 2>&-", 75, ""),
+    ],
+)
+def test_an_output_that_leads_nowhere_is_no_drama(place: Place, command: str, into: str, code: int, told: str) -> None:
+    """A full disk is said in a line; streams that are closed, as by a script that starts a daemon, fail nothing."""
+    ran = subprocess.run(
+        ["sh", "-c", f"exec {PREDICTD} {command} {into}"],
+        cwd=place.daemon.folder,
+        env=commands.environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (ran.returncode, ran.stderr) == (code, told)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("jobs", "--limit", f"{10**20}"),
+        ("dead-letters", "list", "--limit", f"{10**20}"),
+        ("dead-letters", "list", "--limit", "-1"),
+        ("promote", "sure", f"{10**20}"),
+        ("run", "--wait", "-1"),
+    ],
+)
+def test_a_number_that_cannot_be_is_wrong_usage(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    assert predictd(*arguments, cwd=tmp_path).returncode == 2
+
+
 @pytest.mark.usefixtures("mongod")
 def test_mongod_prints_an_address_that_works_until_it_is_stopped(tmp_path: Path) -> None:
     """One line on standard output, for mongosh; SIGTERM stops the server, and not just the command."""
