@@ -149,6 +149,8 @@ class Registry:
         self._declarations.mend_epochs()
         known = self.read()
         self.refuse_names(wanted, known)
+        for name in [name for kind, name in wanted if kind == "listener" and f"listener/{name}" in known.refused]:
+            self._declarations.forget_mark(name)  # its worker may have passed over its rows
         tables = {name: declaration for (kind, name), declaration in wanted.items() if kind == "table"}
         listeners = {name: each.declaration for name, each in known.listeners.items() if each.source == "api"}
         listeners |= {name: declaration for (kind, name), declaration in wanted.items() if kind == "listener"}
@@ -290,12 +292,10 @@ class Registry:
     def refuse_names(self, wanted: Mapping[tuple[str, str], Declaration], known: Catalog) -> None:
         """Whether service.toml may declare these names. Raises DeclarationError as `publish` does."""
         for kind, name in wanted:
-            other = known.of(kind).get(name)
-            if other is not None and other.source == "api":
+            if (other := known.of(kind).get(name)) is not None and other.source == "api":
                 raise DeclarationError(taken(kind, name, "config"))
-        self._refuse_foreign(
-            {name: each for (_, name), each in wanted.items() if isinstance(each, ListenerDeclaration)}
-        )
+        listeners = {name: each for (_, name), each in wanted.items() if isinstance(each, ListenerDeclaration)}
+        self._refuse_foreign(listeners)
 
     def _refuse_foreign(self, listeners: Mapping[str, ListenerDeclaration]) -> None:
         query = {
