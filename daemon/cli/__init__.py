@@ -18,12 +18,14 @@ is wrong, 79 a changed configuration is held.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -33,9 +35,11 @@ from daemon.cli import dead_letters as letters
 from daemon.cli import edits, jobs, listeners, models
 from daemon.cli import run as serving
 from daemon.cli import show as looking
-from daemon.cli.command import FAILED, INTERRUPTED, leave, out
+from daemon.cli.command import FAILED, INTERRUPTED, leave, out, refuse
 
 __all__ = ["app", "main"]
+
+_UNWRITABLE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 app = typer.Typer(
     name="predictd",
@@ -72,14 +76,32 @@ def main() -> None:
     """The console script."""
     # Otherwise the driver's threads print tracebacks; `run` configures its own logging.
     logging.getLogger("pymongo").addHandler(logging.NullHandler())
+    _replace_closed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # whatever the encoding of the terminal is, each character is shown
             stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except PredictdError as error:
         leave(error)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         os._exit(FAILED)  # the reader of our output has ended
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        refuse(f"the output cannot be written: {error.strerror}")
+        os._exit(FAILED)  # at an exit in order it would be written again
+
+
+def _replace_closed() -> None:
+    """Opens the standard streams that whoever started us has closed: a socket would get their number, and each line
+    of the log would fail.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - it stays open

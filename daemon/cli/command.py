@@ -42,6 +42,7 @@ ConfigFile = Annotated[
     Path | None,
     typer.Option("-c", "--config", help="service.toml (else $PREDICTD_CONFIG, ./, /etc/predictd/)", show_default=False),
 ]
+Limit = Annotated[int, typer.Option(min=1, max=2**31 - 1, help="How many.")]
 Json = Annotated[bool, typer.Option("--json", help="Plain JSON, for programs.")]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="The model, as `predictd models` shows it.")]
 

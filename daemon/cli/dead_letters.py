@@ -9,7 +9,7 @@ import typer
 
 from components.errors import PredictdError
 from daemon.cli import screens
-from daemon.cli.command import ConfigFile, Json, Place, place, say, show
+from daemon.cli.command import ConfigFile, Json, Limit, Place, place, say, show
 from daemon.logs.text import is_cut, names_row, row_id, row_key, shown_id
 from daemon.store.connection import Data
 from daemon.store.rows import dead_letters
@@ -25,7 +25,7 @@ Every = Annotated[bool, typer.Option("--all", help="All of them (with --listener
 
 
 @app.command("list")
-def listed(config: ConfigFile = None, listener: ListenerName = None, limit: int = 100, json: Json = False) -> None:
+def listed(config: ConfigFile = None, listener: ListenerName = None, limit: Limit = 100, json: Json = False) -> None:
     """The dead letters with their reasons, oldest first."""
     with place(config) as here:
         found = _of(here, listener, limit)

@@ -10,7 +10,7 @@ import typer
 
 from components.errors import NotApplied, PredictdError
 from daemon.cli import screens
-from daemon.cli.command import ConfigFile, Json, Place, hint, place, say, show
+from daemon.cli.command import ConfigFile, Json, Limit, Place, hint, place, say, show
 from daemon.logs.text import escaped
 from daemon.store.service.jobs import Job, Jobs, JobState
 
@@ -30,7 +30,7 @@ def listed(
     config: ConfigFile = None,
     model: Annotated[str | None, typer.Option(help="Only this model's.")] = None,
     state: Annotated[JobState | None, typer.Option(help="Only those in this state.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many, the newest first.")] = 50,
+    limit: Limit = 50,
     json: Json = False,
 ) -> None:
     """Trainings and validations, the newest first."""

@@ -56,7 +56,9 @@ def _job(here: Place, kind: Literal["train", "validate"], target: str, *, wait: 
 
 def promote(
     model: ModelName,
-    number: Annotated[int, typer.Argument(metavar="N", help="The version, as `predictd versions` shows it.")],
+    number: Annotated[
+        int, typer.Argument(metavar="N", max=2**31 - 1, help="The version, as `predictd versions` shows it.")
+    ],
     config: ConfigFile = None,
     wait: WaitForRows = False,
 ) -> None:

@@ -29,6 +29,7 @@ from daemon.store.registry.components import Catalog, Component
 from daemon.store.registry.trust import Trust
 from daemon.store.registry.versions import Versions
 
+LARGEST: Final = 128 * 2**20  # bytes: a row has at most 16 MiB, as JSON several times that
 _AS_BYTES: Final = frozenset({"pil_image", "bytes", "array", "tensor"})
 _NUMERIC: Final = frozenset({"array", "tensor"})
 _ROW: Final = JSONOptions(tz_aware=False)  # dates as rows bring them
@@ -74,9 +75,12 @@ def arguments(file: Path, key: Key | None, fields: Mapping[str, str]) -> Argumen
     file cannot be read.
     """
     try:
-        data = file.read_bytes()
+        with file.open("rb") as opened:
+            data = opened.read(LARGEST + 1)
     except OSError as error:
         raise PredictdError(f"{file} cannot be read: {error.strerror}") from None
+    if len(data) > LARGEST:
+        raise PredictdError(f"{file} has more than {LARGEST // 2**20} MiB: no row holds as much")
     plain = file.suffix.lower() == ".json"
     if key is None:
         if not plain:
@@ -100,7 +104,7 @@ def arguments(file: Path, key: Key | None, fields: Mapping[str, str]) -> Argumen
 def _parsed(file: Path, data: bytes) -> Any:
     try:
         return json_util.loads(data.decode("utf-8-sig"), json_options=_ROW)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise PredictdError(f"{file} is not valid JSON: {error}") from None
     except (TypeError, ValueError) as error:  # {"$date": "soon"}
         raise PredictdError(f"{file} is not valid extended JSON: {error}") from None

@@ -23,7 +23,8 @@ from daemon.supervisor import signals
 def run(
     config: ConfigFile = None,
     wait: Annotated[
-        float | None, typer.Option(help="Seconds to wait for MongoDB before giving up (exit 69); by default forever.")
+        float | None,
+        typer.Option(min=0, help="Seconds to wait for MongoDB before giving up (exit 69); by default forever."),
     ] = None,
     standby: Annotated[
         bool, typer.Option(help="While another daemon is active: wait for it, or exit at once (75).")

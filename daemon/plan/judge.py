@@ -32,10 +32,12 @@ def judged_file(
 ) -> Plan:
     """What `config` changes of what is applied, while `runs` runs. `code`: the models whose files have changed.
 
-    Raises DeclarationError if the server refuses one of its filters.
+    Raises DeclarationError if the server refuses one of its filters, or a name is taken by the API or another service.
     """
     known = registry.read()
     before, after = applied(known, settings(runs)), with_file(known, config, registry.trust.seal)
+    filed = config.declarations()
+    registry.refuse_names({(kind, n): after.of(kind)[n] for kind in KINDS for n in filed[section(kind)]}, known)
     return _judged(database, registry, before, after, code, rates)
 
 

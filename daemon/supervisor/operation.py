@@ -83,6 +83,8 @@ class Operation:
         """What was applied when the registry was last read."""
         self.held: Mapping[str, str] = {}
         """The models whose newest version waits for a person, each with the reason."""
+        self._believed: set[str] = set()
+        """The listeners of the file that were refused, and are believed again."""
         self._clearing: asyncio.Task[None] | None = None
         self.active = False
         """Whether the workers and jobs run."""
@@ -175,9 +177,10 @@ class Operation:
         self._jobs.configure(self._context)
         self.rehearser.configure(self._context)
         if self.active:
+            again = await self._begin_again(work.coming)
             for name in work.coming:
                 self._start_worker(name)
-            for name in after.workers.keys() - set(work.coming):
+            for name in after.workers.keys() - {*work.coming, *again}:
                 self._fleet.tune(self._assignment(name))
             self._scheduling.change(_scheduled(self.known))
             self._clear_left()
@@ -199,6 +202,7 @@ class Operation:
             log.info("what is applied has changed", done=str(work))
         await self._stop_workers(work.leaving)
         before, self._desired = self._desired, after
+        await self._begin_again(work.coming)
         for name in work.coming:
             self._start_worker(name)
         for name in after.workers.keys() - set(work.coming):
@@ -251,7 +255,9 @@ class Operation:
 
     def _watched(self, data: Data) -> Catalog:
         """What the registry holds, once what is live is as it was promoted."""
-        known = self._context.registry(data).read()
+        registry = self._context.registry(data)
+        known = registry.read()
+        registry.pass_over(known.refused.keys() - self.known.refused.keys())
         return replace(known, exchanged=watch(data, self._context.service, self._context.pins, known))
 
     def _clear_left(self) -> None:
@@ -281,8 +287,25 @@ class Operation:
                     model=name,
                     live=each.live,
                 )
+        refused = {name for name in self._context.config.listeners if f"listener/{name}" in self.known.refused}
+        self._believed |= {name for name in refused if f"listener/{name}" not in known.refused}
         self.known = known
         self.rehearser.torch = any(each.declaration.type == "torch" for each in known.models.values())
+
+    async def _begin_again(self, coming: Collection[str]) -> tuple[str, ...]:
+        """Starts the workers anew, but for those `coming`, that may have been started while a listener of theirs was
+        refused: such a process has passed it over.
+        """
+        again = tuple(
+            name
+            for name, listeners in self._desired.workers.items()
+            if name not in coming and self._believed.intersection(listeners)
+        )
+        self._believed.clear()
+        await self._stop_workers(again)
+        for name in again:
+            self._start_worker(name)
+        return again
 
     def _start_worker(self, name: str) -> None:
         if self.leaving:  # a reload was under way when the daemon was stopped

@@ -214,6 +214,23 @@ def test_reload_tells_the_verdict(place: Place) -> None:
     eventually("the status", lambda: place.tells("status")["config"]["ok"])
 
 
+def test_a_reload_brings_back_what_was_refused(place: Place) -> None:
+    """A declaration of the file that somebody altered, or an older one that a restore put back: a worker that starts
+    meanwhile passes its listeners over.
+    """
+    components, rows = place.database[names.COMPONENTS], place.database.rows
+    status = place.tells("status")
+    service, worker = status["_id"], status["workers"]["both"]["pid"]
+    assert components.update_one({"_id": f"{service}/model/sure"}, {"$set": {"revision": 1}}).matched_count
+    place.runs("resync", "bad")  # the daemon looks at what is applied
+    eventually("it is refused", lambda: "model/sure is refused" in place.runs("status").stdout)
+    os.kill(worker, signal.SIGKILL)
+    eventually("its worker has begun again without it", lambda: place.tells_state("good") is None)
+    rows.insert_one({"_id": 1, "x": "meanwhile"})
+    assert place.runs("reload").returncode == 0
+    eventually("its output", lambda: rows.find_one({"_id": 1, "_outputs.good.value": digest("meanwhile")}))
+
+
 def test_a_paused_listener_leaves_its_rows_alone_until_it_is_resumed(place: Place) -> None:
     """And then predicts what came meanwhile; the other listener of its worker goes on."""
     rows = place.database.rows
@@ -270,6 +287,43 @@ def test_a_reader_that_leaves_early_is_no_drama(place: Place) -> None:
             check=False,
         )
     assert (ran.returncode, ran.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("command", "into", "code", "told"),
+    [
+        ("tables --json", ">/dev/full", 1, "error: the output cannot be written: No space left on device\n"),
+        ("jobs --json", ">/dev/full", 1, "error: the output cannot be written: No space left on device\n"),
+        ("tables --json", ">&-", 0, ""),
+        ("run --no-standby", "<&- >&- 2>&-", 75, ""),
+    ],
+)
+def test_an_output_that_leads_nowhere_is_no_drama(place: Place, command: str, into: str, code: int, told: str) -> None:
+    """A full disk is said in a line; streams that are closed, as by a script that starts a daemon, fail nothing."""
+    ran = subprocess.run(
+        ["sh", "-c", f"exec {PREDICTD} {command} {into}"],
+        cwd=place.daemon.folder,
+        env=commands.environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (ran.returncode, ran.stderr) == (code, told)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("jobs", "--limit", f"{10**20}"),
+        ("dead-letters", "list", "--limit", f"{10**20}"),
+        ("dead-letters", "list", "--limit", "-1"),
+        ("promote", "sure", f"{10**20}"),
+        ("run", "--wait", "-1"),
+    ],
+)
+def test_a_number_that_cannot_be_is_wrong_usage(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    assert predictd(*arguments, cwd=tmp_path).returncode == 2
 
 
 @pytest.mark.usefixtures("mongod")

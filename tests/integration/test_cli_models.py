@@ -32,7 +32,7 @@ from pymongo.database import Database
 from components.errors import DeclarationError, PredictdError
 from components.key import Key
 from daemon import config as configuration
-from daemon.cli import main
+from daemon.cli import main, predict
 from daemon.cli.jobs import appended
 from daemon.cli.predict import arguments, reading
 from daemon.health.job_report import JobError, JobProgress
@@ -597,6 +597,7 @@ def test_a_json_file_holds_several_fields_in_order_or_by_name(tmp_path: Path, te
         ("y.json", b'"seven"', "y", r"as field y: expected an int, got str"),
         ("y.txt", b"7", "y", r"as field y: is int: give a \.json file with the plain value"),
         ("y.json", b"{", "y", r"y\.json is not valid JSON"),
+        ("y.json", b"[" * 100_000, "y", r"y\.json is not valid JSON: maximum recursion depth"),
         ("at.json", b'{"$date": "soon"}', "at", r"at\.json is not valid extended JSON"),
         ("both.json", b"[1.5]", ["a", "y"], r"expected a list of 2 values, for a, y, or an object that names them"),
         ("both.png", b"", ["a", "y"], r"reads several fields \(a, y\): give a \.json file"),
@@ -608,6 +609,12 @@ def test_a_file_that_is_no_input_is_refused_with_its_reason(
     (tmp_path / name).write_bytes(data)
     with pytest.raises(PredictdError, match=told):
         arguments(tmp_path / name, Key.parse(key), FIELDS)
+
+
+def test_a_file_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict, "LARGEST", 2**20)
+    with pytest.raises(PredictdError, match="/dev/zero has more than 1 MiB"):
+        arguments(Path("/dev/zero"), None, {})
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:

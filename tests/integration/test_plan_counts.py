@@ -14,6 +14,7 @@ from pymongo.collection import Collection
 from pymongo.database import Database
 from pymongo.errors import ExecutionTimeout
 
+from components.errors import DeclarationError
 from daemon.config import Config, load
 from daemon.plan.declared import storable
 from daemon.plan.judge import accepted, judged_at_start, judged_file, judged_part
@@ -99,6 +100,29 @@ def test_a_new_listener_whose_filter_matches_nothing_is_told(
     )
     database.rows.delete_many({})
     assert "no row" not in plan(registry, tmp_path, database, given).lines()[0]
+
+
+def test_a_plan_refuses_the_names_that_publishing_refuses(
+    registry: Registry, tmp_path: Path, database: Database[dict[str, Any]]
+) -> None:
+    """A name of the API, and a listener of another service on the table: nobody is asked to confirm what is refused."""
+    runs = config(tmp_path, database, declared())
+    Registry(database, "other", 1, KEY).publish(
+        declarations(
+            {"rows": {"x": "str"}},
+            {"f": {"object": "harness.models:echo"}},
+            {"third": {"table": "rows", "key": "x", "model": "f"}},
+        )
+    )
+    registry.apply([("model", "h", {"object": "harness.models:echo"})])
+    taken = declared()
+    taken["listeners"]["third"] = taken["listeners"].pop("second")
+    with pytest.raises(DeclarationError, match="service 'other' has a listener of this name on this table"):
+        judged_file(database, registry, config(tmp_path, database, taken), runs)
+    taken = declared()
+    taken["models"]["h"] = taken["models"]["g"]
+    with pytest.raises(DeclarationError, match=r"models\.h: a model of this name was applied through the API"):
+        judged_file(database, registry, config(tmp_path, database, taken), runs)
 
 
 @pytest.mark.parametrize(

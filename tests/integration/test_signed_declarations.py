@@ -17,7 +17,7 @@ from harness.allocations import at_most
 from harness.daemons import Daemon, eventually
 from pymongo.database import Database
 
-from components import ObjectModel
+from components import Listener, ObjectModel, Table
 from components.errors import ArtifactRefused, ConfigurationError, SignatureRefused
 from components.signing_key import SigningKey, VerifyKey
 from daemon import connect
@@ -420,7 +420,9 @@ def test_odd_chunks_are_no_blob(database, chunks, size):
 
 @pytest.mark.timeout(180)
 def test_a_daemon_refuses_what_is_moved_and_what_is_put_back(mongo_uri, database, other, tmp_path):
-    """And says so in its status; the sizes of what a program applies are signed."""
+    """And says so in its status; the sizes of what a program applies are signed. The rows of a refused listener, which
+    workers pass over, will be scanned.
+    """
     SigningKey.fresh().write(tmp_path / "key")
     daemons = []
     try:
@@ -442,6 +444,9 @@ def test_a_daemon_refuses_what_is_moved_and_what_is_put_back(mongo_uri, database
             old = stored(other)
             assert sum(json.loads(old["sizes"]).values()) > 10
             db.apply(ObjectModel("m", lambda x: x), wait=False)
+            db.apply(Table("rows", {"x": "str"}), wait=False)
+            db.apply(Listener("L", "rows", "x", "m"), wait=False)
+            other[names.SCANS].insert_one({"_id": f"{S}/L", "epoch": 1, "state": "done", "mark": {"generation": 1}})
             eventually("the daemon has looked", lambda: "model/m" in (daemons[1].state_dir / "trust.json").read_text())
             seen = stored(other)["revision"]
             eventually("at this", lambda: str(seen) in (daemons[1].state_dir / "trust.json").read_text())
@@ -453,6 +458,7 @@ def test_a_daemon_refuses_what_is_moved_and_what_is_put_back(mongo_uri, database
                 db.load("Model", "m")
             for data, told in ((database, "moved here from another database"), (other, "older than what was applied")):
                 eventually(told, lambda data=data, told=told: told in refused(data).get("model/m", ""))
+            assert "mark" not in (other[names.SCANS].find_one() or {"mark": "is gone, and so the scan"})
             db.apply(ObjectModel("m", len), wait=False)
             eventually("it is mended", lambda: not refused(other))
             assert db.load("Model", "m").predict("four") == 4

@@ -182,3 +182,8 @@ def _upstream(declaration: Declaration) -> set[str]:
 
 def _shown(component: Component[Any]) -> str:
     return f"the trainer of {component.name}" if component.kind == "trainer" else f"{component.kind} {component.name}"
+
+
+def reads(listener: ListenerDeclaration, kind: str) -> tuple[str, ...]:
+    """The tables, or the listeners, whose values the listener reads."""
+    return {"table": (listener.table,), "listener": listener.parsed_key.upstream}.get(kind, ())

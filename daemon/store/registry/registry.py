@@ -42,7 +42,7 @@ from daemon.store.connection import Data, create_collection
 from daemon.store.documents import read
 from daemon.store.registry.components import Catalog, Component, canonical, catalog, signature
 from daemon.store.registry.declarations import Declarations, taken
-from daemon.store.registry.references import refuse_dangling, users
+from daemon.store.registry.references import reads, refuse_dangling, users
 from daemon.store.registry.trust import Trust, trust_of
 from daemon.store.service import requests
 
@@ -144,15 +144,12 @@ class Registry:
             for kind in KINDS
             for name, given in declarations.get(section(kind), {}).items()
         }
-        self._refuse_foreign({name: each for (kind, name), each in wanted.items() if kind == "listener"})
         for (kind, name), declaration in wanted.items():
             self.refuse_filters(kind, name, declaration)
         self._declarations.mend_epochs()
         known = self.read()
-        for kind, name in wanted:
-            other = known.of(kind).get(name)
-            if other is not None and other.source == "api":
-                raise DeclarationError(taken(kind, name, "config"))
+        self.refuse_names(wanted, known)
+        self.pass_over(known.refused)
         tables = {name: declaration for (kind, name), declaration in wanted.items() if kind == "table"}
         listeners = {name: each.declaration for name, each in known.listeners.items() if each.source == "api"}
         listeners |= {name: declaration for (kind, name), declaration in wanted.items() if kind == "listener"}
@@ -214,7 +211,7 @@ class Registry:
             if kind == "table":
                 self._create([name])
             for reader in known.listeners.values():  # the same bytes may decode to another input now
-                if name in _reads(reader.declaration, kind):
+                if name in reads(reader.declaration, kind):
                     again = _identity(reader.declaration, tables, listeners)
                     self._declarations.put(
                         "listener", reader.name, reader.declaration, reader.source, again, reader.forced
@@ -289,7 +286,23 @@ class Registry:
         ).matched_count:
             raise NotApplied(self.absent("listener", name))
 
+    def pass_over(self, refused: Iterable[str]) -> None:
+        """Has the listeners among what is refused ("kind/name") scan their tables when they are served again: until
+        then workers pass over their rows.
+        """
+        for name in refused:
+            if name.startswith("listener/"):
+                self._declarations.forget_mark(name.removeprefix("listener/"))
+
     # ---- shared ---------------------------------------------------------------------------------------------------
+
+    def refuse_names(self, wanted: Mapping[tuple[str, str], Declaration], known: Catalog) -> None:
+        """Whether service.toml may declare these names. Raises DeclarationError as `publish` does."""
+        for kind, name in wanted:
+            if (other := known.of(kind).get(name)) is not None and other.source == "api":
+                raise DeclarationError(taken(kind, name, "config"))
+        listeners = {name: each for (_, name), each in wanted.items() if isinstance(each, ListenerDeclaration)}
+        self._refuse_foreign(listeners)
 
     def _refuse_foreign(self, listeners: Mapping[str, ListenerDeclaration]) -> None:
         query = {
@@ -369,11 +382,6 @@ def _declared(name: str, known: Catalog) -> Declared:
         generation=own.generation,
         signature=own.signature,
     )
-
-
-def _reads(listener: ListenerDeclaration, kind: str) -> tuple[str, ...]:
-    """The tables, or the listeners, whose values the listener reads."""
-    return {"table": (listener.table,), "listener": listener.parsed_key.upstream}.get(kind, ())
 
 
 def _identity(
