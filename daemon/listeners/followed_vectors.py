@@ -118,11 +118,15 @@ class FollowedVectors:
             self.close()
             self._cursor = self._open()
         vectors, after = self._vectors, max(now, self._cursor.time)
-        if vectors is None or dirty is None or len(dirty) > max(REREAD, len(vectors) // 2) or vectors.fit_exactly:
+        if vectors is not None and dirty is not None and len(dirty) <= max(REREAD, len(vectors) // 2):
+            self._read_again(vectors, dirty, after)
+            if vectors.fit_exactly:
+                vectors = None
+        else:
+            vectors = None
+        if vectors is None:
             self._vectors = None
             vectors = self._scanned(after)
-        else:
-            self._read_again(vectors, dirty, after)
         self._vectors, self._token = vectors, self._cursor.token  # not before: a half would be taken for all
         return vectors
 
