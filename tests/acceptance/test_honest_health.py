@@ -173,7 +173,7 @@ def test_a_table_that_mongodb_refuses_is_red_alone_for_one_short_reason(site: Si
     """The driver's text has thousands of characters; the other listener of the worker is ready."""
     daemon = daemon_of(site)
     fail(site, failCommands=["find", "aggregate"], namespace=f"{site.data.name}.rows", errorCode=8000)
-    site.rows.insert_one({"_id": 1, "x": "a"})
+    site.rows.insert_one({"_id": 1, "x": "a", "other": "o" * 1000})  # a small one comes with its event and is not read
     eventually("it is red", lambda: "waiting: MongoDB refuses" in str(unready(daemon).get("one")), 45)
     assert set(unready(daemon)) == {"one"}
     reason = daemon.readyz()["reason"]
