@@ -187,3 +187,13 @@ def _shown(component: Component[Any]) -> str:
 def reads(listener: ListenerDeclaration, kind: str) -> tuple[str, ...]:
     """The tables, or the listeners, whose values the listener reads."""
     return {"table": (listener.table,), "listener": listener.parsed_key.upstream}.get(kind, ())
+
+
+def keys_stay(model: str, wanted: Mapping[tuple[str, str], Declaration], known: Catalog) -> bool:
+    """Whether each listener of a model is as it was: another key is for the model as it is declared now."""
+    for (kind, name), declaration in wanted.items():
+        if kind == "listener" and isinstance(declaration, ListenerDeclaration) and declaration.model == model:
+            before = known.listeners.get(name)
+            if before is None or (before.declaration.key, before.declaration.model) != (declaration.key, model):
+                return False
+    return True

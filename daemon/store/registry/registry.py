@@ -42,7 +42,7 @@ from daemon.store.connection import Data, create_collection
 from daemon.store.documents import read
 from daemon.store.registry.components import Catalog, Component, canonical, catalog, signature
 from daemon.store.registry.declarations import Declarations, taken
-from daemon.store.registry.references import reads, refuse_dangling, users
+from daemon.store.registry.references import keys_stay, reads, refuse_dangling, users
 from daemon.store.registry.trust import Trust, trust_of
 from daemon.store.service import requests
 
@@ -154,7 +154,7 @@ class Registry:
         listeners = {name: each.declaration for name, each in known.listeners.items() if each.source == "api"}
         listeners |= {name: declaration for (kind, name), declaration in wanted.items() if kind == "listener"}
         for (kind, name), declaration in wanted.items():
-            trained = kind == "model" and ("trainer", name) in wanted and _keys_stay(name, wanted, known)
+            trained = kind == "model" and ("trainer", name) in wanted and keys_stay(name, wanted, known)
             identity = _identity(declaration, tables, listeners)
             self._declarations.put(kind, name, declaration, "config", identity, trained=trained)
         self._remove_all_but([self._declarations.id(kind, name) for kind, name in wanted])
@@ -360,16 +360,6 @@ def served(known: Catalog) -> list[str]:
         for name, each in known.listeners.items()
         if not each.paused and each.declaration.model in known.models and each.declaration.table in known.tables
     ]
-
-
-def _keys_stay(model: str, wanted: Mapping[tuple[str, str], Declaration], known: Catalog) -> bool:
-    """Whether each listener of a model is as it was: another key is for the model as it is declared now."""
-    for (kind, name), declaration in wanted.items():
-        if kind == "listener" and isinstance(declaration, ListenerDeclaration) and declaration.model == model:
-            before = known.listeners.get(name)
-            if before is None or (before.declaration.key, before.declaration.model) != (declaration.key, model):
-                return False
-    return True
 
 
 def _declared(name: str, known: Catalog) -> Declared:
