@@ -105,7 +105,7 @@ def dumps(
         try:
             data = _pickled(obj, tensors, _Identity(torch_half, served, travels=travels))
             with unplaced():
-                code = _pickled(obj, _writer(roots), _Identity(torch_half, served, travels=travels))
+                code = _pickled(obj, _writer(roots), _Identity(torch_half, served, travels=True)) if travels else data
         except DeclarationError as error:
             raise DeclarationError(f"{name} cannot travel to the daemon: {error}") from error
         except Exception as error:  # pickling calls the user's __reduce__ and __getstate__, which may raise anything

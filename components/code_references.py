@@ -7,9 +7,12 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any
+from contextlib import suppress
+from typing import Any, Final
 
 from components.code_source import travelling_modules
+
+DEEPEST: Final = 8
 
 
 def refers(obj: object, module: Any) -> bool:
@@ -32,19 +35,21 @@ def refers(obj: object, module: Any) -> bool:
 
 def culprit(obj: Any, fits: Callable[[Any], bool]) -> str:
     """Return where `obj` holds what does not fit, such as "helper.LOCK"; "" if no name leads there."""
-    own, seen = _own(obj), {id(obj): obj}
     names: list[str] = []
-    for _ in range(_DEEPEST):
-        held = _of_module(obj) if isinstance(obj, types.ModuleType) else _referred(obj, own)
-        found = next(((name, one) for name, one in held if id(one) not in seen and not fits(one)), None)
-        if found is None:
-            break
-        names += [] if found[0].startswith("__") else [found[0]]
-        obj = seen[id(found[1])] = found[1]
+    with suppress(Exception):  # an object of the user's may raise any when it is looked into
+        names.extend(_way(obj, fits))
     return ".".join(filter(None, names))
 
 
-_DEEPEST = 8
+def _way(obj: Any, fits: Callable[[Any], bool]) -> Iterator[str]:
+    own, seen = _own(obj), {id(obj): obj}
+    for _ in range(DEEPEST):
+        held = _of_module(obj) if isinstance(obj, types.ModuleType) else _referred(obj, own)
+        found = next(((name, one) for name, one in held if id(one) not in seen and not fits(one)), None)
+        if found is None:
+            return
+        yield "" if found[0].startswith("__") else found[0]
+        obj = seen[id(found[1])] = found[1]
 
 
 def _own(obj: object) -> set[str]:

@@ -28,8 +28,13 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if not hasattr(value, "__array__"):
         return value
-    array = np.asarray(value)
-    return value if array.dtype.kind in "mMO" else array.tolist()  # a datetime64 of nanoseconds would be a number
+    try:
+        array = np.asarray(value)
+    except (TypeError, RuntimeError):  # a tensor on a GPU, or one that takes part in a gradient
+        return value
+    if array.dtype.kind in "mM":  # a datetime64 of nanoseconds would be a number
+        return value
+    return plain(array.tolist()) if array.ndim else array.item()
 
 
 def encoded(value: Any) -> Any:

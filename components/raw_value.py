@@ -135,7 +135,8 @@ def plain(key: Any) -> Any:
 
 
 def identity(key: Any) -> Any:
-    """Return a hashable value that is equal for two keys only if they are the same row; it is a key of that row, too.
+    """Return a hashable value that is equal for two keys if and only if they are the same row; it is a key of that row,
+    too.
 
     Python takes 1 and True as equal; this function compares the bytes of such `_id`s. MongoDB takes equal numbers of
     any type as the same `_id`, and a replace changes the type of the stored one.
@@ -144,7 +145,21 @@ def identity(key: Any) -> Any:
     if kind is ObjectId or kind is str:
         return key
     raw = RawValue.of(Int64(key) if kind is int else key)
-    return _same_number(raw) if raw[0] in _OTHER_NUMBERS else raw
+    try:
+        return _same_numbers(raw)
+    except (*UNDECODABLE, ArithmeticError):  # what no driver writes is another row only if its bytes are others
+        return raw
+
+
+def _same_numbers(raw: RawValue) -> RawValue:
+    """The value with each number in the form that stands for all of its types."""
+    if raw[0] in _OTHER_NUMBERS:
+        return _same_number(raw)
+    if raw[0] not in {0x03, 0x04}:
+        return raw
+    same = ((name, _same_numbers(value)) for name, value in _raw_elements(raw[1:]))
+    body = b"".join(value[:1] + name + b"\0" + value[1:] for name, value in same)
+    return RawValue(raw[:1] + struct.pack("<i", len(body) + 5) + body + b"\0")
 
 
 def _same_number(raw: RawValue) -> RawValue:
@@ -210,13 +225,16 @@ def _element(name: str, value: Any) -> bytes:
 
 
 def _elements(document: bytes) -> Iterator[tuple[str, RawValue]]:
+    return ((name.decode("utf-8", "backslashreplace"), value) for name, value in _raw_elements(document))
+
+
+def _raw_elements(document: bytes) -> Iterator[tuple[bytes, RawValue]]:
     at, end = 4, len(document) - 1
     while at < end:
         begin = document.index(0, at + 1) + 1
         kind = document[at]
         after = begin + _size(document, kind, begin)
-        name = document[at + 1 : begin - 1].decode("utf-8", "backslashreplace")
-        yield name, RawValue(document[at : at + 1] + document[begin:after])
+        yield document[at + 1 : begin - 1], RawValue(document[at : at + 1] + document[begin:after])
         at = after
 
 

@@ -17,6 +17,8 @@ from cloudpickle import cloudpickle as internals
 
 _NOTEBOOK_FILE = re.compile(r".*[/\\]ipykernel_\d+[/\\]\d+\.py|<ipython-input-.*>")
 _MODULE_NOISE = ("__builtins__", "__cached__", "__loader__", "__spec__", "__warningregistry__")
+_PLACES = ("__file__", "__path__")
+_unplaced: ContextVar[bool] = ContextVar("predictd_unplaced", default=False)
 
 
 @contextmanager
@@ -30,13 +32,16 @@ def unplaced() -> Iterator[None]:
 
 
 def without_place(reduced: Any) -> Any:
-    """Return a reduced function; within `unplaced` its globals name no file, unless its code asks for that."""
-    if _unplaced.get() and isinstance(reduced, tuple) and reduced[0] is internals._make_function:  # noqa: SLF001
-        reduced[1][1].pop("__file__", None)
+    """Return a reduced function or class; within `unplaced`, without the file and the folder of a function's globals
+    (its own reading of `__file__` stays), and the line of a class.
+    """
+    if _unplaced.get() and isinstance(reduced, tuple):
+        if reduced[0] is internals._make_function:  # noqa: SLF001
+            for name in _PLACES:
+                reduced[1][1].pop(name, None)
+        elif reduced[0] in (internals._make_skeleton_class, internals._make_skeleton_enum):  # noqa: SLF001
+            reduced[2][0].pop("__firstlineno__", None)  # from Python 3.13 on
     return reduced
-
-
-_unplaced: ContextVar[bool] = ContextVar("predictd_unplaced", default=False)
 
 
 def _reduced_code(code: types.CodeType) -> tuple[Any, ...]:
@@ -53,7 +58,7 @@ def _reduced_module(module: types.ModuleType) -> tuple[Any, ...]:
     make, parts = internals._module_reduce(module)  # noqa: SLF001
     if make is not internals.dynamic_subimport:
         return make, parts
-    left_out = (*_MODULE_NOISE, "__file__") if _unplaced.get() else _MODULE_NOISE
+    left_out = (*_MODULE_NOISE, *_PLACES) if _unplaced.get() else _MODULE_NOISE
     return make, (parts[0], {name: value for name, value in parts[1].items() if name not in left_out})
 
 

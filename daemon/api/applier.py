@@ -64,7 +64,7 @@ class Applier:
         if isinstance(component, Model):
             self._apply_model(component, force=force, wait=wait)
         elif isinstance(component, (Table, Listener, Validation, VectorIndex)):
-            declared = declare(component)
+            [declared] = unmoved([declare(component)], self._at.catalog(), Artifacts(self._at.database))
             self._refuse_unservable(component)
             changed = self._publish([declared], None, force=force)
             if isinstance(component, Validation):
@@ -173,7 +173,6 @@ class Applier:
             refuse_filters(part)
         registry, blobs = self._at.registry(), Artifacts(self._at.database)
         known = self._at.catalog()  # raises before anything is written if the key is another service's
-        parts = unmoved(parts, known, blobs)
         refuse_keys(parts, known, model, ComponentLoader(self._at).code)
         if model is not None:
             refuse_trainer(model)

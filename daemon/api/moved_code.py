@@ -39,11 +39,13 @@ class _Part:
         self.changed = False
 
     def same(self) -> Declared:
-        """Return it with the slots of the artifacts that are the same; an older release's name less."""
+        """Return it with the slots that name the same artifacts as before: an older release wrote no `unplaced`."""
         return self._with(self._same)
 
     def unmoved(self) -> Declared:
-        """Return it also with the artifacts of before whose code has only moved; `changed` tells of others."""
+        """Return it also with the artifacts of before for code that has only moved. Sets `changed` if other code
+        differs.
+        """
         return self._with(self._moved)
 
     def _with(self, slot: Callable[[Any, Any], Any]) -> Declared:

@@ -8,7 +8,6 @@ cannot be stored leaves the table as it was.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, Final, NoReturn, Self
 
 import bson
@@ -121,8 +120,9 @@ class TableHandle(Query):
     def count(self) -> int:
         """The number of rows. Raises MongoUnavailable."""
         limit: dict[str, Any] = {} if self.max_rows is None else {"limit": self.max_rows}
-        with reaching(), _encoding():
-            return int(self._collection.count_documents(self.where, **limit))
+        where = self._filter()
+        with reaching():
+            return int(self._collection.count_documents(where, **limit))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """The rows by `_id`, decoded, with their `_outputs`. Raises DecodeError, which names the row, if a value does
@@ -130,11 +130,8 @@ class TableHandle(Query):
         """
         datatypes = self._datatypes(self.table)
         projection = None if self.fields is None else _projection(self.fields)
-        with (
-            reaching(),
-            _encoding(),
-            self._collection.find(self.where, projection).sort("_id", 1).limit(self.max_rows or 0) as found,
-        ):
+        where = self._filter()
+        with reaching(), self._collection.find(where, projection).sort("_id", 1).limit(self.max_rows or 0) as found:
             for row in found:
                 yield self._decoded(row, datatypes)
 
@@ -170,10 +167,10 @@ class TableHandle(Query):
         """Those of the rows with these keys that match, by the keys' identities."""
         codec = self._collection.codec_options
         projection = None if self.fields is None else _projection(self.fields)
-        rows = {}
+        rows, where = {}, self._filter()
         for some in chunks(keys, 1000, 4 * 1024 * 1024):
-            query = {"$and": [{"_id": among(some)}, self.where]}
-            with reaching(), _encoding():
+            query = {"$and": [{"_id": among(some)}, where]}
+            with reaching():
                 for raw in self._collection.with_options(codec_options=RAW).find(query, projection):
                     key = key_of(fields(raw.raw)["_id"])
                     rows[identity(key)] = self._decoded(bson.decode(raw.raw, codec), datatypes)
@@ -191,18 +188,17 @@ class TableHandle(Query):
                     raise DecodeError(f"{self.table}: row {row['_id']!r}: {path}: {error}") from None
         return row
 
+    def _filter(self) -> dict[str, Any]:
+        """The query's filter. Raises DeclarationError if it holds what BSON does not."""
+        try:
+            bson.encode(self.where, codec_options=self._collection.codec_options)
+        except (InvalidDocument, OverflowError) as error:
+            raise DeclarationError(f"query: the filter holds what MongoDB does not: {error}") from None
+        return self.where
+
     @property
     def _collection(self) -> Collection[dict[str, Any]]:
         return self._database[self.table]
-
-
-@contextmanager
-def _encoding() -> Iterator[None]:
-    """Within the block a filter that holds what BSON does not is a DeclarationError."""
-    try:
-        yield
-    except (InvalidDocument, OverflowError) as error:
-        raise DeclarationError(f"query: the filter holds what MongoDB does not: {error}") from None
 
 
 def _stored(row: Any, datatypes: Datatypes) -> dict[str, Any]:

@@ -23,6 +23,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
@@ -94,7 +95,10 @@ def main() -> None:
     except OSError as error:
         if error.errno not in _UNWRITABLE:
             raise
-        refuse(f"the output cannot be written: {error.strerror}")
+        if error.filename is not None:
+            leave(PredictdError(f"{error.filename}: {error.strerror}"))
+        with suppress(OSError):  # standard error may be as full
+            refuse(f"the output cannot be written: {error.strerror}")
         os._exit(FAILED)  # at an exit in order it would be written again
 
 

@@ -28,7 +28,7 @@ _COMPARISONS = (
 )  # fmt: skip
 _TYPES = ("$oid", "$date", "$uuid", "$binary", "$numberLong", "$numberDouble", "$numberDecimal")
 _TOP = (*_LOGICAL, "$jsonSchema", "$comment")
-_OF_ALL_FIELDS = ("additionalProperties", "patternProperties", "minProperties", "maxProperties")
+_OF_ALL_FIELDS = ("additionalProperties", "patternProperties", "minProperties", "maxProperties", "enum")
 _CODE = "it would run code in the server; write the condition with query operators, or compute a field when you insert"
 _CHANCE = "its result changes without the row changing, so outputs would silently go stale; filter on a stored field"
 _RAISES = (
@@ -50,7 +50,7 @@ _OUTPUTS = (
     "chain the listener by its `key`, or filter on a field of your own"
 )
 _ALL_FIELDS = (
-    "is refused for the row itself: the daemon adds the field `_outputs`, after which the row would match no more; "
+    "is refused for the row itself: the daemon adds the field `_outputs`, which may change whether the row matches; "
     "name the fields in `properties` and `required`"
 )
 
@@ -121,6 +121,8 @@ def _schema(schema: Any, path: Keys) -> Iterator[Found]:
             yield Found(here, f"{key} {_ALL_FIELDS}")
         elif key in {"properties", "required", "dependencies"} and isinstance(value, (Mapping, list)):
             yield from [Found(here, _OUTPUTS)] if "_outputs" in value else ()
+            for name, each in value.items() if key == "dependencies" and isinstance(value, Mapping) else ():
+                yield from _schema({"required": each} if isinstance(each, list) else each, (*here, name))
         elif key in {"allOf", "anyOf", "oneOf"} and isinstance(value, list):
             for place, each in enumerate(value):
                 yield from _schema(each, (*here, place))

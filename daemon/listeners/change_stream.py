@@ -260,7 +260,7 @@ def _read(
         answered(cursor.time)
         for begin in range(0, len(cursor.events), STRETCH):
             page = cursor.events[begin : begin + STRETCH]
-            yield from _told(page, subscription, place.position.cluster_time)
+            yield from _told(page, subscription, place.position.cluster_time, alone=len(cursor.events) == 1)
             place.position = Position.at_token(page[-1]["_id"], place.position.cluster_time)
             if len(page) == STRETCH:
                 yield Reached(place.position, flowing)
@@ -283,13 +283,16 @@ _NEVER_AN_ID: Final = {0x04, 0x0B}
 """The BSON types that no row's `_id` can have: an array, and a regular expression."""
 
 
-def _told(page: Sequence[Mapping[str, Any]], subscription: Subscription, since: Timestamp) -> Iterator[Event]:
-    """The page's events, with changed rows of a table together; none of them is before `since`."""
+def _told(
+    page: Sequence[Mapping[str, Any]], subscription: Subscription, since: Timestamp, *, alone: bool = False
+) -> Iterator[Event]:
+    """The page's events, with changed rows of a table together; none of them is before `since`. `alone`: it is one
+    event, and all that came.
+    """
     table = ""
     keys: list[Any] = []
     times: list[Timestamp] = []
     # Within a transaction a later update of the row has the same time: its insert's row is of no time.
-    alone = len(page) == 1
     image = page[0].get("fullDocument") if alone and "txnNumber" not in page[0] else None
     for event in page:
         kind, name = event["operationType"], event.get("ns", {}).get("coll")

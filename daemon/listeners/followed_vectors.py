@@ -118,13 +118,11 @@ class FollowedVectors:
             self.close()
             self._cursor = self._open()
         vectors, after = self._vectors, max(now, self._cursor.time)
-        if vectors is not None and dirty is not None and len(dirty) <= max(REREAD, len(vectors) // 2):
-            self._read_again(vectors, dirty, after)
-            if vectors.fit_exactly:
-                vectors = None
-        else:
+        if vectors is None or dirty is None or len(dirty) > max(REREAD, len(vectors) // 2):
             vectors = None
-        if vectors is None:
+        else:
+            self._read_again(vectors, dirty, after)
+        if vectors is None or vectors.fit_exactly:
             self._vectors = None
             vectors = self._scanned(after)
         self._vectors, self._token = vectors, self._cursor.token  # not before: a half would be taken for all

@@ -42,6 +42,7 @@ from daemon.store.registry.accepted import keep_settings
 from daemon.store.registry.artifacts import Artifacts
 from daemon.store.registry.components import Catalog, Component
 from daemon.store.registry.live_versions import watch
+from daemon.store.registry.registry import served
 from daemon.store.registry.signed_anew import lead
 from daemon.store.registry.versions import Versions
 from daemon.store.rows import kept_rows, left_tables
@@ -84,7 +85,7 @@ class Operation:
         self.held: Mapping[str, str] = {}
         """The models whose newest version waits for a person, each with the reason."""
         self._believed: set[str] = set()
-        """The listeners of the file that were refused, and are believed again."""
+        """The listeners of the file that are served again: they were refused, or their declarations missing."""
         self._clearing: asyncio.Task[None] | None = None
         self.active = False
         """Whether the workers and jobs run."""
@@ -255,9 +256,7 @@ class Operation:
 
     def _watched(self, data: Data) -> Catalog:
         """What the registry holds, once what is live is as it was promoted."""
-        registry = self._context.registry(data)
-        known = registry.read()
-        registry.pass_over(known.refused.keys() - self.known.refused.keys())
+        known = self._context.registry(data).read()
         return replace(known, exchanged=watch(data, self._context.service, self._context.pins, known))
 
     def _clear_left(self) -> None:
@@ -287,14 +286,14 @@ class Operation:
                     model=name,
                     live=each.live,
                 )
-        refused = {name for name in self._context.config.listeners if f"listener/{name}" in self.known.refused}
-        self._believed |= {name for name in refused if f"listener/{name}" not in known.refused}
+        if self.active:
+            self._believed |= self._context.config.listeners.keys() & set(served(known)) - set(served(self.known))
         self.known = known
         self.rehearser.torch = any(each.declaration.type == "torch" for each in known.models.values())
 
     async def _begin_again(self, coming: Collection[str]) -> tuple[str, ...]:
-        """Starts the workers anew, but for those `coming`, that may have been started while a listener of theirs was
-        refused: such a process has passed it over.
+        """Starts those workers anew that may have begun while a listener of theirs was refused: they serve only the
+        others. Those `coming` are started anyway.
         """
         again = tuple(
             name

@@ -214,16 +214,21 @@ def test_reload_tells_the_verdict(place: Place) -> None:
     eventually("the status", lambda: place.tells("status")["config"]["ok"])
 
 
-def test_a_reload_brings_back_what_was_refused(place: Place) -> None:
-    """A declaration of the file that somebody altered, or an older one that a restore put back: a worker that starts
-    meanwhile passes its listeners over.
+@pytest.mark.parametrize("how", ["altered", "deleted"])
+def test_a_reload_brings_back_what_was_refused(place: Place, how: str) -> None:
+    """A declaration of the file that somebody altered or deleted, or an older one that a restore put back: a worker
+    that starts meanwhile passes its listeners over.
     """
     components, rows = place.database[names.COMPONENTS], place.database.rows
     status = place.tells("status")
     service, worker = status["_id"], status["workers"]["both"]["pid"]
-    assert components.update_one({"_id": f"{service}/model/sure"}, {"$set": {"revision": 1}}).matched_count
+    if how == "altered":
+        assert components.update_one({"_id": f"{service}/model/sure"}, {"$set": {"revision": 1}}).matched_count
+    else:
+        assert components.delete_one({"_id": f"{service}/listener/good"}).deleted_count
     place.runs("resync", "bad")  # the daemon looks at what is applied
-    eventually("it is refused", lambda: "model/sure is refused" in place.runs("status").stdout)
+    if how == "altered":
+        eventually("it is refused", lambda: "model/sure is refused" in place.runs("status").stdout)
     os.kill(worker, signal.SIGKILL)
     eventually("its worker has begun again without it", lambda: place.tells_state("good") is None)
     rows.insert_one({"_id": 1, "x": "meanwhile"})

@@ -29,6 +29,7 @@ from daemon.store.registry.registry import Registry
 from daemon.store.rows.dead_letters import DeadLetters
 from daemon.store.rows.outputs import Outputs
 from daemon.store.rows.positions import Position, Positions
+from daemon.store.rows.row_finder import RowFinder
 from daemon.store.rows.scans import Mark, Scans
 from harness.keys import KEY
 from harness.models import echo
@@ -51,7 +52,7 @@ def promote(database: Database[dict[str, Any]]) -> None:
     database[names.COMPONENTS].update_one({"_id": f"{SERVICE}/listener/{LISTENER}"}, {"$inc": {"generation": 1}})
 
 
-class OldestOutputs(Outputs):
+class OldestFinder(RowFinder):
     """Reads at the oldest snapshot that the reader permits, but not before `wanted`, as a slow secondary could."""
 
     wanted: Timestamp
@@ -61,6 +62,14 @@ class OldestOutputs(Outputs):
             after = concern.get("afterClusterTime", self.wanted)
             concern = {"level": "snapshot", "atClusterTime": max(after, self.wanted)}
         return super()._find(session, query, projection, concern, *rest)
+
+
+class OldestOutputs(Outputs):
+    """Reads through an `OldestFinder`."""
+
+    def __init__(self, table: Any, *arguments: Any) -> None:
+        super().__init__(table, *arguments)
+        self._finder = self.finder = OldestFinder(table)
 
 
 class SteppedWorker:

@@ -145,7 +145,8 @@ def test_only_an_event_that_comes_alone_tells_its_row() -> None:
     ]
 
     def told(events: Any) -> list[Any]:
-        changes: Any = stream._told(events, stream.Subscription("s", ("rows", "others")), Timestamp(1, 1))
+        subscription = stream.Subscription("s", ("rows", "others"))
+        changes: Any = stream._told(events, subscription, Timestamp(1, 1), alone=len(events) == 1)
         return [(each.keys, each.alone, each.post_image) for each in changes]
 
     assert told(events[:1]) == [((1,), True, {"_id": 1})]

@@ -122,7 +122,7 @@ def test_r3a_a_batch_is_read_not_before_its_newest_event(rows: Any, database: An
     """Even where the server would answer with an older snapshot."""
     rows.insert_one({"_id": 0, "x": "other", "m": True})
     worker = SteppedWorker(database, 1, OldestOutputs)
-    worker.outputs.wanted = database.command("ping")["operationTime"]  # type: ignore[attr-defined]
+    worker.outputs.finder.wanted = database.command("ping")["operationTime"]  # type: ignore[attr-defined]
     rows.insert_one({"_id": 1, "x": "A", "m": True})
     worker.hear()
     worker.finish()

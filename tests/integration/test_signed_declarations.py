@@ -17,17 +17,19 @@ from harness.allocations import at_most
 from harness.daemons import Daemon, eventually
 from pymongo.database import Database
 
-from components import Listener, ObjectModel, Table
+from components import ObjectModel
+from components.declarations import KINDS
 from components.errors import ArtifactRefused, ConfigurationError, SignatureRefused
 from components.signing_key import SigningKey, VerifyKey
 from daemon import connect
 from daemon.config import uri_variables
 from daemon.store import names
 from daemon.store.registry.artifacts import Artifacts
-from daemon.store.registry.components import LARGEST
+from daemon.store.registry.components import LARGEST, REFUSED_SHOWN
 from daemon.store.registry.registry import Registry
 from daemon.store.registry.signed_anew import lead
 from daemon.store.registry.trust import Pins, Trust, pinned, trust_of
+from daemon.store.rows.scans import Mark, Scans
 from daemon.store.service import notify
 
 S = "s"
@@ -67,7 +69,7 @@ class Leader:
     def look(self) -> dict[str, str]:
         """What is refused."""
         known = self.registry.read()
-        believed = {f"model/{name}": each.revision for name, each in known.models.items()}
+        believed = {f"{each.kind}/{each.name}": each.revision for kind in KINDS for each in known.of(kind).values()}
         self.pins.learn(believed, known.there)
         return dict(known.refused)
 
@@ -156,6 +158,46 @@ def test_an_older_declaration_that_is_put_back_is_refused(database, tmp_path, ke
     assert "older than what was applied" in program.read().refused["model/m"]
     assert program.apply([("model", "m", {"object": "a:old"})]) == ["model/m"]
     assert leader.look() == leader.worker() == {}
+
+
+@pytest.mark.parametrize("how", ["put back", "deleted"])
+def test_the_rows_of_a_listener_that_a_worker_passes_over_will_be_scanned(database, tmp_path, key, how):
+    """Its model is refused, or its declaration gone: the worker goes on with other listeners, past its rows."""
+    leader = Leader(database, tmp_path / "here", key)
+    apply(database, key, "a:old")
+    old = stored(database)
+    apply(database, key, "a:new")
+    program = Registry(database, S, 0, trust_of(database, S, key, leader.path))
+    listener = {"table": "rows", "key": "x", "model": "m", "worker": "w"}
+    program.apply([("table", "rows", {"fields": {"x": "str"}}), ("listener", "L", listener)])
+    assert leader.look() == {}
+    scans, mark = Scans(database, S, "L", 1), Mark(1, "scope")
+    run = scans.due(mark, "oldest")
+    assert run is not None
+    assert scans.finish(run, 0)
+    worker = Registry(database, S, 1, Trust.decoded(json.loads(json.dumps(leader.pins.trust.encoded()))))
+    assert worker.worker("w").keys() == {"L"}
+    assert scans.due(mark, "oldest") is None
+    if how == "put back":
+        put_back(database, old)
+    else:
+        database[names.COMPONENTS].delete_one({"_id": f"{S}/listener/L"})
+    assert worker.worker("w") == {}
+    assert scans.due(mark, "oldest") is not None
+
+
+def test_junk_does_not_hide_what_else_is_refused(database, tmp_path, key):
+    """Only so many refusals are kept; those of what was believed before are among them."""
+    leader = Leader(database, tmp_path / "here", key)
+    apply(database, key)
+    assert leader.look() == {}
+    many = 2 * REFUSED_SHOWN
+    junk = [{"_id": n, "service": S, "state": "applied", "kind": "index", "name": f"n{n}"} for n in range(many)]
+    database[names.COMPONENTS].insert_many(junk)
+    database[names.COMPONENTS].update_one({"_id": MODEL}, {"$set": {"revision": 1000}})
+    refused = leader.look()
+    assert len(refused) == REFUSED_SHOWN
+    assert "model/m" in refused
 
 
 @pytest.mark.parametrize("how", ["marked", "deleted"])
@@ -420,9 +462,7 @@ def test_odd_chunks_are_no_blob(database, chunks, size):
 
 @pytest.mark.timeout(180)
 def test_a_daemon_refuses_what_is_moved_and_what_is_put_back(mongo_uri, database, other, tmp_path):
-    """And says so in its status; the sizes of what a program applies are signed. The rows of a refused listener, which
-    workers pass over, will be scanned.
-    """
+    """And says so in its status; the sizes of what a program applies are signed."""
     SigningKey.fresh().write(tmp_path / "key")
     daemons = []
     try:
@@ -444,9 +484,6 @@ def test_a_daemon_refuses_what_is_moved_and_what_is_put_back(mongo_uri, database
             old = stored(other)
             assert sum(json.loads(old["sizes"]).values()) > 10
             db.apply(ObjectModel("m", lambda x: x), wait=False)
-            db.apply(Table("rows", {"x": "str"}), wait=False)
-            db.apply(Listener("L", "rows", "x", "m"), wait=False)
-            other[names.SCANS].insert_one({"_id": f"{S}/L", "epoch": 1, "state": "done", "mark": {"generation": 1}})
             eventually("the daemon has looked", lambda: "model/m" in (daemons[1].state_dir / "trust.json").read_text())
             seen = stored(other)["revision"]
             eventually("at this", lambda: str(seen) in (daemons[1].state_dir / "trust.json").read_text())
@@ -458,7 +495,6 @@ def test_a_daemon_refuses_what_is_moved_and_what_is_put_back(mongo_uri, database
                 db.load("Model", "m")
             for data, told in ((database, "moved here from another database"), (other, "older than what was applied")):
                 eventually(told, lambda data=data, told=told: told in refused(data).get("model/m", ""))
-            assert "mark" not in (other[names.SCANS].find_one() or {"mark": "is gone, and so the scan"})
             db.apply(ObjectModel("m", len), wait=False)
             eventually("it is mended", lambda: not refused(other))
             assert db.load("Model", "m").predict("four") == 4

@@ -21,7 +21,7 @@ from daemon.listeners import change_stream as stream
 from daemon.store.connection import open_database
 from daemon.store.rows.outputs import GUARDED_ROWS, ROWS, Outputs
 from daemon.store.rows.positions import Position, Positions, cluster_time
-from daemon.store.rows.transactions import SESSIONS, ConflictShare
+from daemon.store.rows.transactions import SESSIONS, Aborted, ConflictShare, Transactions
 
 APP = f"transactions test {uuid4().hex[:8]}"
 MANY = 100
@@ -109,6 +109,34 @@ def test_a_row_in_a_clients_open_transaction_holds_up_no_other(
         assert rows.count_documents({"_outputs.L.value": "f(a)"}) == number - 2
     assert outputs.write(writes(read(outputs, [0]))).missed == frozenset()
     assert value(rows, 0) == "f(a)"
+
+
+def test_a_majority_that_is_late_is_waited_for(own: Any, rows: Any) -> None:
+    """The writes have landed: nobody else's transaction holds them, and no row is missed."""
+    outputs = of(own)
+    batch = writes(read(outputs, range(3)))
+    fail(own, "update", writeConcernError={"code": 50, "errmsg": "operation exceeded time limit"})
+    written = outputs.write(batch)
+    assert (written.missed, written.refused) == (frozenset(), {})
+    assert [value(rows, key) for key in range(3)] == ["f(a)"] * 3
+
+
+def test_a_row_that_cannot_be_encoded_and_is_held_is_missed(
+    own: Any, rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be sent by a bulk and by a transaction, one after the other, for as long as it is held."""
+    monkeypatch.setattr("daemon.store.rows.outputs.BULK_MS", 50)
+
+    def unable(*_: Any) -> None:
+        raise Aborted("forced", row=True)
+
+    monkeypatch.setattr(Transactions, "after", unable)
+    outputs = of(own)
+    batch = writes(read(outputs, range(2)))
+    with rows.database.client.start_session() as session, session.start_transaction():
+        rows.update_one({"_id": 0}, {"$set": {"other": 1}}, session=session)
+        assert outputs.write(batch).missed == {identity(0)}
+    assert value(rows, 1) == "f(a)"
 
 
 def test_a_table_that_cannot_be_written_is_waited_out(own: Any, rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:

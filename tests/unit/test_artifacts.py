@@ -560,6 +560,34 @@ def test_what_cannot_travel_is_refused_by_name_where_it_is_sent():
         dumps(torch.ones(2).to_sparse())
 
 
+class Shelf(dict):
+    """As a closed shelf, it cannot be pickled or looked into."""
+
+    def items(self):
+        raise ValueError("closed")
+
+    def __reduce_ex__(self, protocol):
+        raise TypeError("cannot pickle a shelf")
+
+
+def test_what_cannot_be_looked_into_is_refused_without_a_name():
+    """Whatever it raises."""
+    shelf = Shelf()
+    with pytest.raises(DeclarationError, match="cannot travel to the daemon: TypeError: cannot pickle a shelf"):
+        dumps(lambda x: shelf[x])
+
+
+def test_a_package_in_another_folder_is_the_same_code():
+    """Also one that knows the line of its classes, as from Python 3.13 on."""
+
+    def made(folder, line):
+        names = {"__name__": "__main__", "__path__": [folder], "__file__": f"{folder}/m.py"}
+        exec(f"class Moved:\n    __firstlineno__ = {line}\n\ndef use():\n    return Moved()", names)
+        return dumps(names["use"]).slot["unplaced"]
+
+    assert made("/here", 1) == made("/there", 2)
+
+
 def test_a_lock_of_a_module_beside_the_script_is_named_with_its_module(tmp_path):
     """The whole module travels, so a function that does not use the lock cannot travel either."""
     (tmp_path / "helper_locked.py").write_text("import threading\nLOCK = threading.Lock()\nSIZE = 3\n")

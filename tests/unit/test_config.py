@@ -342,6 +342,21 @@ BAD = {
         'listeners.digit.where."$jsonSchema".allOf[0].required',
         ["cannot use outputs", "chain"],
     ),
+    "a schema whose dependencies need outputs": (
+        GOOD + 'where = { "$jsonSchema" = { "dependencies" = { "class" = ["_outputs"] } } }',
+        'listeners.digit.where."$jsonSchema".dependencies.class.required',
+        ["cannot use outputs"],
+    ),
+    "a schema whose dependencies close the row": (
+        GOOD + 'where = { "$jsonSchema" = { "dependencies" = { "class" = { "additionalProperties" = false } } } }',
+        'listeners.digit.where."$jsonSchema".dependencies.class.additionalProperties',
+        ["the daemon adds the field `_outputs`"],
+    ),
+    "a schema that names whole rows": (
+        GOOD + 'where = { "$jsonSchema" = { "enum" = [{ "class" = 1 }] } }',
+        'listeners.digit.where."$jsonSchema".enum',
+        ["the daemon adds the field `_outputs`"],
+    ),
     "a schema that no row with an output has": (
         GOOD + 'where = { "$or" = [{ "$jsonSchema" = { "additionalProperties" = false } }] }',
         'listeners.digit.where."$or"[0]."$jsonSchema".additionalProperties',

@@ -12,7 +12,7 @@ from bson import Decimal128, Int64, ObjectId
 
 from components import DeclarationError, Query
 from components.extended_json import decoded, encoded
-from components.query import mentioned
+from components.query import Condition, mentioned
 
 table = Query("mnist")
 
@@ -30,6 +30,8 @@ table = Query("mnist")
         (table["n"] == np.int64(3), {"n": 3}),
         (table["n"].isin(np.array([1, 2])), {"n": {"$in": [1, 2]}}),
         (table["n"].isin([np.float32(0.5), np.str_("x"), torch.tensor(1)]), {"n": {"$in": [0.5, "x", 1]}}),
+        (table["n"].isin(np.array(["x", None], dtype=object)), {"n": {"$in": ["x", None]}}),
+        (Condition({"n": {"$in": np.array(["x", 1], dtype=object)}}), {"n": {"$in": ["x", 1]}}),
         (table["a"].exists(), {"a": {"$exists": True}}),
         (table["a"].exists(False), {"a": {"$exists": False}}),
         (table["a"] == {"x": 1}, {"a": {"$eq": {"x": 1}}}),

@@ -11,7 +11,7 @@
    busy. There is no timer and no polling. A few rows that find the corridor empty go all the way in one thread.
 3. *Rows are read once per batch, at a snapshot*. It is not older than the newest event of the batch (R3a), nor than
    this corridor's own newest acknowledged write. The reply's cluster time V is the version of everything in the batch.
-   A small row that was just inserted, and is alone, comes with its event: V is the event's time, and nothing is read.
+   A small row that was inserted or replaced alone comes with its event: V is the event's time, and nothing is read.
 4. *Every judged row is written, and each write compares and sets*: it names the output's `asof` that the snapshot saw.
    A write that matches no row met a race. Its row is judged again (R1b), at a snapshot not older than that write (R1c).
 5. *The position moves last*. A key is finished when its write, or its dead letter, is acknowledged. A stretch of the

@@ -88,14 +88,13 @@ class Batch:
         return max((key.newest for key in self.keys if key.newest is not None), default=None)
 
     def post_image(self, at: Timestamp) -> Mapping[str, Any] | None:
-        """The only row of the batch as it was at this time, if an event has brought it; given once, as a later attempt
-        has to read what the row is then.
+        """The only row of the batch as it was at this time, if an event has brought it. Asked once: a later attempt has
+        to read what the row is then.
         """
-        key = self.keys[0]
-        if len(self.keys) > 1 or key.newest != at:
-            return None
-        image, key.post_image = key.post_image, None
-        return image
+        images = [key.post_image if key.newest == at else None for key in self.keys]
+        for key in self.keys:
+            key.post_image = None
+        return images[0] if len(images) == 1 else None
 
 
 SCAN_SHARE: Final = 8
@@ -246,7 +245,7 @@ class DirtyKeys:
 
     def let_pass(self, seconds: float) -> None:
         """Waits until the only key that waits or is in a batch is written, at most so long; not at all if there are
-        others.
+        others. One that has become dirty again while a batch holds it is no other.
         """
         with self._left:
             self._left.wait_for(lambda: len(self._held) + sum(map(len, self._lanes.values())) != 1, seconds)

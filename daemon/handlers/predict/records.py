@@ -72,8 +72,8 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """The result of a bulk write: the rows that met a race, the rows that refused the write (and why), the reply's
-    time.
+    """The result of a write: the rows that met a race, or that a client's open transaction holds; the rows that refused
+    the write (and why); the reply's time, if there was one.
     """
 
     missed: frozenset[Hashable]

@@ -242,7 +242,8 @@ def _catalog(database: Database[dict[str, Any]], service: str, trust: Trust, ses
                 refused[f"{each.kind}/{each.name}"] = (
                     f"its {needed} {name!r} is not applied; apply that, or remove this"
                 )
-    shown = dict(sorted(refused.items())[:REFUSED_SHOWN])
+    # What was believed before comes first: junk that somebody writes must not hide it.
+    shown = dict(sorted(refused.items(), key=lambda each: (each[0] not in trust.revisions, each[0]))[:REFUSED_SHOWN])
     kinds: dict[str, Any] = {section(kind): named for kind, named in found.items()}
     return Catalog(**kinds, refused=shown, there=frozenset(there))
 

@@ -112,11 +112,16 @@ class Registry:
         return catalog(self._database, self.service, self.trust)
 
     def worker(self, worker: str) -> dict[str, Declared]:
-        """The listeners that a worker serves, without paused and refused ones."""
+        """The listeners that a worker serves, without paused and refused ones. These will scan their tables when they
+        are served again: the worker moves past their rows.
+        """
         known = self.read()
-        return {
-            name: _declared(name, known) for name in served(known) if known.listeners[name].declaration.worker == worker
-        }
+        ours = served(known)
+        for seen in {*self.trust.revisions, *known.refused} - {f"listener/{name}" for name in ours}:
+            kind, _, name = seen.partition("/")
+            if kind == "listener":
+                self._declarations.forget_mark(name)
+        return {name: _declared(name, known) for name in ours if known.listeners[name].declaration.worker == worker}
 
     def listener(self, name: str) -> Declared:
         """One listener as it is declared now. Raises DeclarationError if it is removed, paused or refused."""
@@ -149,7 +154,6 @@ class Registry:
         self._declarations.mend_epochs()
         known = self.read()
         self.refuse_names(wanted, known)
-        self.pass_over(known.refused)
         tables = {name: declaration for (kind, name), declaration in wanted.items() if kind == "table"}
         listeners = {name: each.declaration for name, each in known.listeners.items() if each.source == "api"}
         listeners |= {name: declaration for (kind, name), declaration in wanted.items() if kind == "listener"}
@@ -285,14 +289,6 @@ class Registry:
             {"_id": self._declarations.id("listener", name), "state": "applied"}, update
         ).matched_count:
             raise NotApplied(self.absent("listener", name))
-
-    def pass_over(self, refused: Iterable[str]) -> None:
-        """Has the listeners among what is refused ("kind/name") scan their tables when they are served again: until
-        then workers pass over their rows.
-        """
-        for name in refused:
-            if name.startswith("listener/"):
-                self._declarations.forget_mark(name.removeprefix("listener/"))
 
     # ---- shared ---------------------------------------------------------------------------------------------------
 

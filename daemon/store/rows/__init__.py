@@ -2,6 +2,7 @@
 
 outputs.py       the guarded writes of outputs, and the snapshots that batches are read at
 transactions.py  the transactions of these writes
+row_finder.py    finds rows by their `_id`
 row_reader.py    decodes the replies of a find into rows
 raw_updates.py   updates whose replies are read as raw BSON
 table_kind.py    the kinds of collections, and which of them can be served

@@ -15,7 +15,8 @@ A batch's writes take the first of three ways that works; each keeps the same ru
    Rows that change all the time begin with the second way, apart from the others.
 2. Transactions of `GUARDED_ROWS` rows: each reads the guards at a snapshot of its own, and updates the rows that hold.
 3. One unordered bulk, with the guard in each update's filter: the slowest for the server, but a row alone decides for
-   itself. It is also the way of a few rows, for which it is a single command.
+   itself. It is also the way of a few rows, for which it is a single command. If a client's open transaction on one of
+   the rows keeps it waiting, each row has a transaction of its own, and that one is judged again.
 
 Writes are plain `$set` and `$unset`: an update by pipeline can appear in the stream as a `replace`, which would pass
 its filter of the daemon's own writes.
@@ -27,18 +28,18 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from bson.raw_bson import RawBSONDocument
 from bson.timestamp import Timestamp
 from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 from pymongo.errors import ExecutionTimeout, OperationFailure, PyMongoError
 
-from components.raw_value import RAW, among, equals, fields, identity
+from components.raw_value import RAW, equals, identity
 from daemon.handlers.predict.records import MISSING, Row, Seen, Snapshot, Write, Written, joined
 from daemon.store.rows import raw_updates
+from daemon.store.rows.row_finder import RowFinder
 from daemon.store.rows.row_reader import SEEN_PARTS, RowReader, projection
 from daemon.store.rows.row_reader import keys as row_keys
-from daemon.store.rows.table_kind import TableKind, refusal
+from daemon.store.rows.table_kind import refusal
 from daemon.store.rows.transactions import Aborted, ConflictShare, Transactions, Update
 
 # Codes of errors that are not about the row: full disk (8, 14031), no right, failover, overload, another kind of
@@ -48,7 +49,7 @@ WAITED_OUT: Final = frozenset(
     {6, 7, 8, 13, 18, 24, 46, 50, 64, 72, 89, 91, 112, 133, 134, 146, 166, 189, 202, 246, 262, 365}
     | {8000, 9001, 10107, 11600, 11601, 11602, 13435, 13436, 14031}
 )
-WRITE_CONFLICT: Final = 112
+WRITE_CONFLICT, OUT_OF_TIME = 112, 50
 ALL: Final = 1 << 62
 KNOWN_GOOD_MS: Final = 2_000
 SAMPLED: Final = 64
@@ -84,7 +85,7 @@ class Outputs:
     ) -> None:
         self._table = table
         self._path = f"_outputs.{listener}"
-        self._kind = TableKind(table)
+        self._finder = RowFinder(table)
         self._rows = RowReader(listener, paths)
         self._matches: list[Mapping[str, Any]] = [{field: {"$exists": True}} for field in paths]
         self._where = where
@@ -121,7 +122,7 @@ class Outputs:
         if after is not None:
             concern["afterClusterTime"] = after
         with self._table.database.client.start_session(causal_consistency=False) as session:
-            found, at, whole = self._by_id(session, keys, self._matches, self._projection, concern, max_bytes)
+            found, at, whole = self._finder.by_id(session, keys, self._matches, self._projection, concern, max_bytes)
             rows = self._hollowed(session, [row for batch in found for row in self._rows.rows(batch)], at)
             names = {identity(row.key) for row in rows}
             rest = [key for key in keys if identity(key) not in names]
@@ -131,8 +132,8 @@ class Outputs:
             if rest:
                 concern = {"level": "snapshot", "atClusterTime": at}
                 present = [{self._path: {"$exists": True}}]
-                found, _, _ = self._by_id(session, rest, present, self._stray_projection, concern, ALL)
-                # 1 and 1.0 are the same `_id` to MongoDB: a row may be found by the other one.
+                found, _, _ = self._finder.by_id(session, rest, present, self._stray_projection, concern, ALL)
+                # By the table's collation MongoDB may find a row by another `_id`.
                 seen = (pair for batch in found for pair in self._rows.seen(batch))
                 strays = tuple((key, output) for key, output in seen if identity(key) not in names)
             return Snapshot(at, rows, strays, ())
@@ -146,71 +147,11 @@ class Outputs:
             return tuple(rows)
         concern = {"level": "snapshot", "atClusterTime": at}
         empty = [{f"{self._path}.value": {"$exists": False}}]
-        found, _, _ = self._by_id(session, current, empty, {"_id": 1}, concern, ALL)
+        found, _, _ = self._finder.by_id(session, current, empty, {"_id": 1}, concern, ALL)
         hollow = {identity(key) for batch in found for key in row_keys(batch)}
         return tuple(
             replace(row, seen=replace(row.seen, input=None)) if identity(row.key) in hollow else row for row in rows
         )
-
-    def _by_id(
-        self,
-        session: ClientSession,
-        keys: Sequence[Any],
-        conditions: Sequence[Mapping[str, Any]],
-        projection: Mapping[str, Any],
-        concern: dict[str, Any],
-        max_bytes: int,
-    ) -> tuple[list[RawBSONDocument], Timestamp, bool]:
-        """Finds the rows with these keys that meet the conditions: by one command, or by one for each key if the table
-        has no index for a list.
-        """
-        if not keys or not self._kind.clustered():
-            query = {"$and": [{"_id": among(keys)}, *conditions]}
-            return self._find(session, query, projection, concern, len(keys), max_bytes)
-        replies: list[RawBSONDocument] = []
-        for key in keys:
-            query = {"$and": [{"_id": equals(key)}, *conditions]}
-            reply, at, _ = self._find(session, query, projection, concern, 1, max_bytes)
-            replies += reply
-            if concern.get("level") == "snapshot":
-                concern = {"level": "snapshot", "atClusterTime": at}
-            if sum(len(each.raw) for each in replies) >= max_bytes:
-                return replies, at, key is keys[-1]
-        return replies, at, True
-
-    def _find(
-        self,
-        session: ClientSession,
-        query: Mapping[str, Any],
-        projection: Mapping[str, Any],
-        concern: Mapping[str, Any],
-        expected: int,
-        max_bytes: int,
-    ) -> tuple[list[RawBSONDocument], Timestamp, bool]:
-        """The raw replies with the documents, the cluster time of their snapshot, and whether they are complete."""
-        database = self._table.database
-        command = {
-            "find": self._table.name,
-            "filter": query,
-            "projection": projection,
-            "batchSize": expected + 1,  # one more than can come: the cursor closes with the first reply
-        }
-        if concern:  # in a transaction it is that of the transaction
-            command["readConcern"] = concern
-        reply = database.command(command, session=session, codec_options=RAW)
-        cursor = fields(reply["cursor"].raw)
-        # A collection that does not exist has no rows and no snapshot.
-        at = cursor["atClusterTime"].value() if "atClusterTime" in cursor else reply["operationTime"]
-        replies = [reply]
-        while identifier := cursor["id"].value():
-            # The server cuts a reply at 16 MB.
-            if sum(len(each.raw) for each in replies) >= max_bytes:
-                database.command({"killCursors": self._table.name, "cursors": [identifier]}, session=session)
-                return replies, at, False
-            more = {"getMore": identifier, "collection": self._table.name}
-            replies.append(database.command(more, session=session, codec_options=RAW))
-            cursor = fields(replies[-1]["cursor"].raw)
-        return replies, at, True
 
     # ---- writing --------------------------------------------------------------------------------------------------
 
@@ -307,19 +248,21 @@ class Outputs:
             return self._in_transaction([write])
         except Aborted as aborted:
             if isinstance(cause := aborted.__cause__, OperationFailure) and cause.code in WAITED_OUT - {WRITE_CONFLICT}:
-                raise cause from aborted  # no row can be written: the table is locked, for example
-            return self._bulk([write]) if aborted.row else Written(frozenset({identity(write.key)}), {}, None)
+                raise cause from None  # no row can be written: the table is locked, for example
+            if aborted.row:
+                return self._bulk([write], apart=True)
+            return Written(frozenset({identity(write.key)}), {}, None)
 
-    def _bulk(self, writes: Sequence[Write]) -> Written:
+    def _bulk(self, writes: Sequence[Write], *, apart: bool = False) -> Written:
         """Sends the writes as one unordered bulk, each with its guard. If it waits for a row that a client's open
-        transaction has changed, each row is written apart.
+        transaction has changed, each row is written apart; one that is so already is missed.
         """
         with self._table.database.client.start_session(causal_consistency=True) as session:
             try:
-                # The driver's own bulk costs three times as much, and raises on an `_id` that it cannot decode.
-                statements = [{"q": update.query, "u": update.change} for update in map(self._update, writes)]
-                answer = raw_updates.send(self._table, "update", statements, session, maxTimeMS=BULK_MS)
+                answer = self._sent(writes, session)
             except ExecutionTimeout:
+                if apart:
+                    return Written(frozenset(identity(write.key) for write in writes), {}, None)
                 return joined(map(self._apart, writes))
             refused: dict[Hashable, str] = {}
             for index, code, reason in answer.refused:
@@ -336,6 +279,18 @@ class Outputs:
                     name for w in rest if (name := identity(w.key)) in missed and now.get(name) == w.seen
                 )
             return Written(missed, refused, session.operation_time)
+
+    def _sent(self, writes: Sequence[Write], session: ClientSession) -> raw_updates.Answer:
+        """Sends the updates. Raises ExecutionTimeout if a row keeps them waiting."""
+        # The driver's own bulk costs three times as much, and raises on an `_id` that it cannot decode.
+        statements = [{"q": update.query, "u": update.change} for update in map(self._update, writes)]
+        try:
+            return raw_updates.send(self._table, "update", statements, session, maxTimeMS=BULK_MS)
+        except OperationFailure as error:
+            if isinstance(error, ExecutionTimeout) or error.code != OUT_OF_TIME:
+                raise
+            # All have run, and it is a majority that keeps them waiting. It may take longer than a row may.
+            return raw_updates.send(self._table, "update", statements, session)
 
     def _update(self, write: Write, *, guarded: bool = True) -> Update:
         """The update of one row; without the guard in its filter if a transaction guards it."""
@@ -374,7 +329,9 @@ class Outputs:
         if not writes:
             return {}
         concern = {} if session.in_transaction else {"afterClusterTime": session.operation_time}
-        replies, _, _ = self._by_id(session, [w.key for w in writes], conditions, self._stray_projection, concern, ALL)
+        replies, _, _ = self._finder.by_id(
+            session, [w.key for w in writes], conditions, self._stray_projection, concern, ALL
+        )
         return {identity(key): seen for reply in replies for key, seen in self._rows.seen(reply)}
 
     @staticmethod
