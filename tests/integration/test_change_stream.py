@@ -18,7 +18,7 @@ from pymongo import MongoClient
 from pymongo.collection import Collection
 from pymongo.database import Database
 
-from components.raw_value import identity
+from components.raw_value import RawValue, identity
 from daemon.handlers.predict.records import MISSING, Seen, Write
 from daemon.listeners import change_stream as stream
 from daemon.store.connection import open_database
@@ -280,7 +280,7 @@ def test_a_request_is_heard_as_such(own: Any, rows: Any) -> None:
         dead_letters.retry(rows.database, letter)
     rows.database["_predictd.dead_letters"].insert_one({"_id": "d"})
     requests = [event for event in listening.heard() if isinstance(event, stream.Requested)]
-    assert [(event.listener, event.key) for event in requests] == [("L", identity({"a": 1}))]
+    assert [(event.listener, event.key) for event in requests] == [("L", RawValue.of({"a": 1}))]
 
 
 # ---- places ---------------------------------------------------------------------------------------------------------
