@@ -26,7 +26,11 @@ _AUTHENTICATION: Final = {
     18: "user name or password is wrong: see mongo.uri",
 }
 _FINAL: Final = frozenset({2, 9, 13, 14, 18, 121})  # bad values and types, rights, a validator of the collection
-_REST: Final = re.compile(r", (?:Timeout|full error): .*|,? ?\(configured timeouts: [^)]*\)", re.DOTALL)
+_REST: Final = re.compile(
+    r", (?:Timeout|full error): .*|,? ?\(configured timeouts: [^)]*\)"
+    r"|error processing query: .*planner returned error :: caused by :: ",  # the query, before the cause
+    re.DOTALL,
+)
 
 
 def sentence(error: Exception) -> str:
@@ -41,7 +45,7 @@ def sentence(error: Exception) -> str:
     if isinstance(error, OperationFailure):
         first = _first_refusal(error)
         code = first.get("code", error.code)
-        message = _AUTHENTICATION.get(code or 0) or masked(str(first.get("errmsg") or text))
+        message = _AUTHENTICATION.get(code or 0) or masked(_REST.sub("", str(first.get("errmsg") or text)))
         known = f" (code {code})" if code is not None else ""
         return f"{brief(f'MongoDB refuses: {message}')}{known}"
     if isinstance(error, AutoReconnect) and not isinstance(error, NotPrimaryError):

@@ -48,6 +48,14 @@ TIMEOUTS = " (configured timeouts: socketTimeoutMS: 20000.0ms, connectTimeoutMS:
             "MongoDB refuses: disk is full (code 14031)",
         ),
         (
+            OperationFailure(
+                f"error processing query: ns=d.c batchSize=64Tree: $and\n{'  a $eq 1' * 50}\nSort: {{}}\nProj: {{}}\n "
+                "planner returned error :: caused by :: No indexed plans available, and running with 'notablescan'",
+                291,
+            ),
+            "MongoDB refuses: No indexed plans available, and running with 'notablescan' (code 291)",
+        ),
+        (
             OperationFailure("no", 13),
             "MongoDB refuses: the user lacks a right: grant readWrite on the database (code 13)",
         ),
