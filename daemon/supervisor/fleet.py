@@ -228,7 +228,7 @@ class WorkerKeeper:
             log.info("worker stopped", **event)
             return None
         if ending is Ending.FENCED:
-            log.warning("worker was fenced: another daemon owns the service", **event)
+            log.warning("worker was fenced: another daemon owns the service, or the database was put back", **event)
             self._fenced(self._reason)
             return None
         if (

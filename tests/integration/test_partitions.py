@@ -127,25 +127,29 @@ def position(own: Database[dict[str, Any]], epoch: int, partition: Partition) ->
 def test_each_new_process_begins_at_the_earliest_position_of_the_old_ones(own: Database[dict[str, Any]]) -> None:
     """One process, then three, two, one again. A token is for one filter, so only the time is carried over."""
     kept = own[names.POSITIONS]
-    position(own, 1, WHOLE).claim("h")
-    position(own, 1, WHOLE).save(Position(Timestamp(50, 1), {"_data": "8200000032000000012B"}), "h")
+    whole = position(own, 1, WHOLE)
+    whole.claim("h")
+    whole.save(Position(Timestamp(50, 1), {"_data": "8200000032000000012B"}), "h")
     assert "of" not in (kept.find_one() or {})
     for each in everyone(3):
-        assert position(own, 2, each).claim("h3") == Position(Timestamp(50, 1))
-        position(own, 2, each).save(Position(Timestamp(60 + each.index, 1)), "h3")
+        one = position(own, 2, each)
+        assert one.claim("h3") == Position(Timestamp(50, 1))
+        one.save(Position(Timestamp(60 + each.index, 1)), "h3")
     assert position(own, 2, Partition(1, 3)).claim("h3") == Position(Timestamp(61, 1))
     for each in reversed(everyone(2)):
-        assert position(own, 2, each).claim("h2") == Position(Timestamp(60, 1))
-        position(own, 2, each).save(Position(Timestamp(80 - each.index, 1)), "h2")
+        one = position(own, 2, each)
+        assert one.claim("h2") == Position(Timestamp(60, 1))
+        one.save(Position(Timestamp(80 - each.index, 1)), "h2")
     assert position(own, 3, WHOLE).claim("h") == Position(Timestamp(79, 1))
-    assert set(kept.find_one() or {}) == {"_id", "epoch", "cluster_time", "sessions"}
+    assert set(kept.find_one() or {}) == {"_id", "epoch", "cluster_time", "sessions", "save"}
 
 
 def test_a_process_that_has_no_position_makes_all_new_ones_begin_anew(own: Database[dict[str, Any]]) -> None:
     """The rows of its share are not known to be predicted: without a position every table is scanned."""
-    for each in everyone(2):
-        position(own, 1, each).claim("h")
-    position(own, 1, Partition(0, 2)).save(Position(Timestamp(60, 1)), "h")
+    both = [position(own, 1, each) for each in everyone(2)]
+    for each in both:
+        each.claim("h")
+    both[0].save(Position(Timestamp(60, 1)), "h")
     assert [position(own, 2, each).claim("h") for each in everyone(3)] == [None] * 3
 
 

@@ -229,3 +229,21 @@ def test_r10b_a_replaced_leader_does_not_move_the_position(rows: Any, database: 
     successor.hear()
     successor.finish()
     assert output(rows).get("generation") == 2
+
+
+def test_r10c_a_position_that_was_put_back_stays(rows: Any, database: Any) -> None:
+    """The server is put back beneath a running worker: rows of then may lack their output."""
+    worker = predicted(rows, database)
+    worker.save()
+    before = database[names.POSITIONS].find_one({})
+    rows.update_one({"_id": 1}, {"$set": {"x": "B"}})
+    worker.hear()
+    worker.finish()
+    worker.save()
+    database[names.POSITIONS].replace_one({}, before)
+    rows.update_one({"_id": 1}, {"$set": {"x": "C"}})
+    worker.hear()
+    worker.finish()
+    with pytest.raises(Fenced):
+        worker.save()
+    assert database[names.POSITIONS].find_one({}) == before

@@ -1,7 +1,9 @@
 """How far each change stream is processed: resume token and cluster time, fenced by the epoch.
 
 A position moves only over finished stretches (rule R10, in `daemon.handlers.predict.dirty_keys.Progress`), and only for
-the leader. A daemon that was paused and has been replaced has a lower epoch, so its save is refused (rule R10b).
+the leader. A daemon that was paused and has been replaced has a lower epoch, so its save is refused (rule R10b). Each
+save has an id, and names the one before it: if an older position was put back beneath the running daemon, with the rows
+of then (a snapshot of the server, a backup), the position would pass over what was not written then (rule R10c).
 
 All partitions of a worker are in one document (`daemon.store.partition`). If their number has changed, each new
 one begins at the earliest position of the old ones: whatever its keys were in, nothing after that is missed.
@@ -14,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from bson import Binary
+from bson import Binary, ObjectId
 from bson.timestamp import Timestamp
 from pymongo import ReturnDocument
 from pymongo.collection import Collection
@@ -30,7 +32,7 @@ from daemon.store.service.epochs import fenced
 T = TypeVar("T")
 
 LARGEST_TOKEN: Final = 1024 * 1024
-_PARTS: Final = ("token", "cluster_time", "subscription", "sessions", "saved_at")
+_PARTS: Final = ("token", "cluster_time", "subscription", "sessions", "saved_at", "save")
 """The fields of each share."""
 
 
@@ -68,6 +70,7 @@ class Positions:
         self._collection: Collection[dict[str, Any]] = database[names.POSITIONS]
         self._service, self._id = service, f"{service}/{worker}"
         self._epoch = epoch
+        self._last, self._next = ObjectId(), ObjectId()
 
     def claim(self, subscription: str, sessions: Sequence[Binary] = ()) -> Position | None:
         """Raises the stored epoch to this one, so that an older leader's saves are refused from now on. Returns the
@@ -79,18 +82,19 @@ class Positions:
         `subscription` is a hash of the stream's filter. A token is valid only with the filter that it was made with
         (with another one MongoDB may answer with error 280), so under a changed filter only the cluster time is used.
         """
+        path = self._partition.path
 
         def claimed() -> Any:
             lay_out(self._collection, self._id, self._epoch, self._partition.of, self._carried, _PARTS)
             return change_one(
                 self._collection,
                 self._own,
-                {"$set": {"epoch": self._epoch, self._partition.path("sessions"): list(sessions)}},
+                {"$set": {"epoch": self._epoch, path("sessions"): list(sessions), path("save"): self._last}},
                 upsert=True,
                 return_document=ReturnDocument.BEFORE,
             )
 
-        raw = self._fenced(claimed)
+        raw = self._fenced(claimed, self._own)
         before = {} if raw is None else readable(self._partition.own(fields(raw.raw)))
         left = before.get("sessions")
         end_sessions(self._database, left if isinstance(left, list) else ())
@@ -101,26 +105,33 @@ class Positions:
         return Position(time, token if isinstance(token, dict) else None)
 
     def save(self, position: Position, subscription: str) -> None:
-        """Saves the position. Raises Fenced if a higher epoch owns the stream."""
+        """Saves the position. Raises Fenced if a higher epoch owns the stream, or if another position is there than
+        this process has left.
+        """
         token = position.token
         if token is not None and len(str(token.get("_data"))) > LARGEST_TOKEN:
             token = None  # of a row with a very large `_id`; the time is enough to resume
         path = self._partition.path
+        # R10c. The answer to the save before may have been lost; without any, the database was dropped.
+        own = {**self._own, path("save"): {"$in": [self._last, self._next, None]}}
         self._fenced(
             lambda: self._collection.update_one(
-                self._own,
+                own,
                 {
                     "$set": {
                         path("token"): token,
                         path("cluster_time"): position.cluster_time,
                         path("subscription"): subscription,
+                        path("save"): self._next,
                         "epoch": self._epoch,
                     },
                     "$currentDate": {path("saved_at"): True},
                 },
                 upsert=True,  # the database may have been dropped
-            )
+            ),
+            own,
         )
+        self._last, self._next = self._next, ObjectId()
 
     @property
     def _own(self) -> dict[str, Any]:
@@ -136,9 +147,9 @@ class Positions:
         times = [time for each in old if isinstance(time := each.get("cluster_time"), Timestamp)]
         return {"cluster_time": min(times)} if len(times) == len(old) else {}  # R11a
 
-    def _fenced(self, write: Callable[[], T]) -> T:
+    def _fenced(self, write: Callable[[], T], own: Mapping[str, Any]) -> T:
         """Makes a write that only the owner of the stream may make. Raises Fenced."""
-        return fenced(write, self._collection, self._own, self._service, self._epoch, f"the stream {self._id}")
+        return fenced(write, self._collection, own, self._service, self._epoch, f"the stream {self._id}")
 
 
 def cluster_time(database: Database[dict[str, Any]]) -> Timestamp:
