@@ -154,7 +154,7 @@ def readiness(state: ServiceState, now: float) -> Readiness:
     for name, workers in _serving(state).items():
         reasons_: list[str] = []
         for worker in workers:
-            reason = general or _trouble(worker, now) or _listener_trouble(worker, name, worker.age(now) or 0.0)
+            reason = general or _trouble(worker, now) or _listener_trouble(state, worker, name, worker.age(now) or 0.0)
             if reason is not None and reason not in reasons_:
                 reasons_.append(reason)
         reports = [report for worker in workers if (report := worker.listener(name)) is not None]
@@ -296,9 +296,11 @@ def _trouble(worker: WorkerState, now: float) -> str | None:
     return None
 
 
-def _listener_trouble(worker: WorkerState, name: str, age: float) -> str | None:
+def _listener_trouble(state: ServiceState, worker: WorkerState, name: str, age: float) -> str | None:
     """Why one listener of a worker that runs is not ready."""
-    report = worker.listener(name)
+    report, refused = worker.listener(name), state.refused.get(f"listener/{name}")
+    if report is None and refused is not None:
+        return f"its declaration in the database is refused: {refused}; for one of service.toml run `predictd reload`"
     if report is None:
         return "its worker does not report it yet"
     for stage, busy in (worker.report.busy if worker.report is not None else {}).items():

@@ -79,6 +79,10 @@ def test_a_backfill_beside_the_live_rows_is_told_and_is_no_obstacle() -> None:
         ),
         (reporting(listeners={}), "digit: its worker does not report it yet"),
         (
+            replace(reporting(listeners={}), refused={"listener/digit": "altered"}),
+            "digit: its declaration in the database is refused: altered; for one of service.toml run `predictd reload`",
+        ),
+        (
             reporting(listeners={"digit": ListenerReport("missing", "no table mnist")}),
             "digit: missing: no table mnist",
         ),
