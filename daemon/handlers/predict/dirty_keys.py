@@ -256,6 +256,11 @@ class DirtyKeys:
         with self._left:
             self._left.wait_for(lambda: len(self._held) + sum(map(len, self._lanes.values())) != 1, seconds)
 
+    def held(self, names: Iterable[Hashable]) -> set[Hashable]:
+        """Those of the rows that are in a batch."""
+        with self._ready:
+            return self._held.keys() & set(names)
+
     def take_live(self) -> list[DirtyKey]:
         """Empties the live lane. The caller finishes these keys once something else, such as a scan, covers their
         rows.

@@ -108,6 +108,10 @@ class DeadLetters:
     def __len__(self) -> int:
         return len(self._dead)
 
+    def hold(self, name: Hashable) -> bool:
+        """Whether the row of this identity is dead."""
+        return name in self._dead
+
     def settled(self, name: Hashable, input_: bytes, generation: int, scanned: bool) -> bool:
         """Whether a row that refuses its error mark stays dead, because it was judged with this input before.
 
