@@ -228,8 +228,9 @@ def test_a_document_that_is_divided_in_no_known_way_counts_as_none(
     scans = Scans(own, SERVICE, LISTENER, 1, partition)
     scans.claim()
     assert scans.due(ONE_MARK, "oldest") is not None
-    assert position(own, 1, partition).claim("h") is None
-    position(own, 1, partition).save(Position(Timestamp(5, 1)), "h")
+    one = position(own, 1, partition)
+    assert one.claim("h") is None
+    one.save(Position(Timestamp(5, 1)), "h")
     assert position(own, 2, partition).claim("h") == Position(Timestamp(5, 1))
 
 
