@@ -247,7 +247,7 @@ class ObjectModel(Model):
         forward_method: str = "__call__",
     ) -> None:
         super().__init__(identifier, preprocess, postprocess, threads, preprocess_processes)
-        if forward_method == "__call__" and not callable(object) and callable(getattr(object, "predict", None)):
+        if forward_method == "__call__" and not callable(object) and estimators.has_method(object, "predict"):
             forward_method = "predict"
         self.object = object
         self.forward_method = forward_method
@@ -267,7 +267,7 @@ class ObjectModel(Model):
                 f"model {self.identifier!r}: object: expected a callable or an object with a method `predict`, got "
                 f"{kind}; `forward_method` names another method"
             )
-        if not callable(getattr(self.object, str(method), None)):
+        if not estimators.has_method(self.object, str(method)):
             raise DeclarationError(f"model {self.identifier!r}: forward_method: {kind} has no method {method!r}")
 
     @property
@@ -331,8 +331,7 @@ class ObjectModel(Model):
 
     @property
     def _call(self) -> Callable[..., Any]:
-        method: Callable[..., Any] = getattr(self.object, self.forward_method)
-        return self.object if self.forward_method == "__call__" else method
+        return self.object if self.forward_method == "__call__" else estimators.method(self.object, self.forward_method)
 
     def _called(self, xs: list[Any]) -> Any:
         if self._stacks:

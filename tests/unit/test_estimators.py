@@ -17,7 +17,12 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.cluster import KMeans
 from sklearn.compose import make_column_transformer
 from sklearn.decomposition import PCA
-from sklearn.ensemble import GradientBoostingRegressor, HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.ensemble import (
+    GradientBoostingRegressor,
+    HistGradientBoostingClassifier,
+    RandomForestClassifier,
+    StackingClassifier,
+)
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.linear_model import LinearRegression, LogisticRegression, SGDClassifier
@@ -59,6 +64,7 @@ ESTIMATORS = [
     CalibratedClassifierCV(LogisticRegression(), cv=2),
     GridSearchCV(LogisticRegression(), {"C": [1, 2]}, cv=2),
     KMeans(2, n_init=1),
+    make_pipeline(StackingClassifier([("one", LogisticRegression())], cv=2)),  # it has no `predict` before it is fitted
 ]
 
 

@@ -12,6 +12,8 @@ import bson
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.ensemble import StackingRegressor
+from sklearn.linear_model import LinearRegression
 
 from components import ObjectModel
 from components.declarations import ListenerDeclaration
@@ -70,6 +72,14 @@ def test_numbers_of_an_output_in_bytes_may_differ_by_rounding(output: str | None
     assert "2 rows were predicted" in str(passed)
     (problem,) = rehearsed("l", listener, {"x": "int"}, model(1.0), rows)
     assert "must not depend on each other" in str(problem)
+
+
+@pytest.mark.parametrize("learner", [LinearRegression(), StackingRegressor([("one", LinearRegression())])])
+def test_an_estimator_that_has_learned_nothing_is_told_of(learner: Any) -> None:
+    """Its rows wait; some have no `predict` before."""
+    listener = ListenerDeclaration(table="rows", key="x", model="m", worker="m")
+    (note,) = rehearsed("l", listener, {"x": "int"}, ObjectModel("m", learner), [bson.encode({"_id": 1, "x": 1})])
+    assert "rows wait for its first training" in str(note)
 
 
 def test_a_slow_model_is_tried_as_far_as_there_is_time() -> None:
