@@ -25,7 +25,6 @@ import io
 import pickle
 import platform
 import sys
-import threading
 import types
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,12 +38,11 @@ import cloudpickle
 from cloudpickle import cloudpickle as internals
 
 from components.code_references import culprit, refers
-from components.code_source import importable, refuse_replaced, travelling_modules
+from components.code_source import importable, refuse_replaced
 from components.errors import ArtifactRefused, DeclarationError
-from components.reduced_code import REDUCERS, unplaced, without_place
+from components.reduced_code import REDUCERS, travelling, unplaced, without_place
 from components.stable_pickle import canonical
 
-_turn = threading.RLock()
 _scope: contextvars.ContextVar[str | None] = contextvars.ContextVar("predictd_artifact_scope", default=None)
 _roots: contextvars.ContextVar[Callable[[str], Any] | None] = contextvars.ContextVar("predictd_roots", default=None)
 
@@ -101,7 +99,7 @@ def dumps(
     name = getattr(obj, "__qualname__", None) or type(obj).__qualname__
     torch_half = _torch_half()
     tensors = _writer(roots)
-    with _turn, travelling(allow):
+    with travelling(allow):
         try:
             data = _pickled(obj, tensors, _Identity(torch_half, served, travels=travels))
             with unplaced():
@@ -206,20 +204,6 @@ def together() -> Iterator[None]:
         yield
     finally:
         _scope.reset(token)
-
-
-@contextmanager
-def travelling(allow: Sequence[str]) -> Iterator[None]:
-    """Within this context, the user's own modules are pickled by value."""
-    known = internals.list_registry_pickle_by_value()
-    added = [module for module in travelling_modules(allow) if module.__name__ not in known]
-    for module in added:
-        cloudpickle.register_pickle_by_value(module)
-    try:
-        yield
-    finally:
-        for module in added:
-            cloudpickle.unregister_pickle_by_value(module)
 
 
 class _Identity:

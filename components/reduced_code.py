@@ -6,15 +6,20 @@ import functools
 import io
 import re
 import sys
+import threading
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import cloudpickle
 from cloudpickle import cloudpickle as internals
 
+from components.code_source import travelling_modules
+
+_turn = threading.RLock()
 _NOTEBOOK_FILE = re.compile(r".*[/\\]ipykernel_\d+[/\\]\d+\.py|<ipython-input-.*>")
 _MODULE_NOISE = ("__builtins__", "__cached__", "__loader__", "__spec__", "__warningregistry__")
 _PLACES = ("__file__", "__path__")
@@ -29,6 +34,21 @@ def unplaced() -> Iterator[None]:
         yield
     finally:
         _unplaced.reset(token)
+
+
+@contextmanager
+def travelling(allow: Sequence[str] = ()) -> Iterator[None]:
+    """Within this context, which one thread at a time is in, the user's own modules are pickled by value."""
+    with _turn:
+        known = internals.list_registry_pickle_by_value()
+        added = [module for module in travelling_modules(allow) if module.__name__ not in known]
+        for module in added:
+            cloudpickle.register_pickle_by_value(module)
+        try:
+            yield
+        finally:
+            for module in added:
+                cloudpickle.unregister_pickle_by_value(module)
 
 
 def without_place(reduced: Any) -> Any:
