@@ -195,6 +195,14 @@ print(same, first.slot["tensors"] != second.slot["tensors"], lenet_model.trainin
     assert run_script(tmp_path, script).split() == ["True", "True", "False"]
 
 
+def test_a_module_that_pickles_itself_is_in_evaluation_mode_too():
+    """A traced graph writes its mode within its own code; each part is then in the mode that it was in."""
+    module = torch.fx.symbolic_trace(torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Dropout()))
+    first = dumps(module, served=module)
+    assert all(part.training for part in module.modules())
+    assert dumps(module.eval(), served=module).slot["$artifact"] == first.slot["$artifact"]
+
+
 STABLE = """
 import enum
 from collections import OrderedDict
