@@ -9,6 +9,7 @@ import sys
 import threading
 import types
 import typing
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -125,11 +126,19 @@ def _reduced_property(known: functools.cached_property[Any]) -> tuple[Any, ...]:
     return functools.cached_property, (known.func,), {"attrname": known.attrname, "__doc__": known.__doc__}
 
 
+def _reduced_dispatch(known: weakref.WeakKeyDictionary[Any, Any]) -> tuple[Any, ...]:
+    """What `functools.singledispatch` has found for the classes that it met: a cache, which stays here."""
+    if not all(isinstance(key, type) for key in known):
+        raise TypeError("cannot pickle a dictionary with weak references")
+    return weakref.WeakKeyDictionary, ()
+
+
 REDUCERS: dict[type, Callable[[Any], Any]] = {
     types.CodeType: _reduced_code,
     types.ModuleType: _reduced_module,
     io.TextIOWrapper: _reduced_file,
     functools.cached_property: _reduced_property,
+    weakref.WeakKeyDictionary: _reduced_dispatch,
     type(functools.lru_cache(len)): _unless_imported(
         lambda cached: (_cached, (cached.__wrapped__, *cached.cache_parameters().values()))  # the cache stays here
     ),
