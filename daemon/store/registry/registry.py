@@ -10,7 +10,6 @@ another declaration of the model makes a new version, whose promotion raises the
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ from components.signing_key import SigningKey
 from daemon.store import names
 from daemon.store.connection import Data, create_collection
 from daemon.store.documents import read
+from daemon.store.registry import other_services
 from daemon.store.registry.components import Catalog, Component, canonical, catalog, signature
 from daemon.store.registry.declarations import Declarations, taken
 from daemon.store.registry.references import keys_stay, reads, refuse_dangling, users
@@ -301,30 +301,9 @@ class Registry:
         self._refuse_foreign(listeners)
 
     def _refuse_foreign(self, listeners: Mapping[str, ListenerDeclaration]) -> None:
-        query = {
-            "kind": "listener",
-            "state": "applied",
-            "name": {"$in": list(listeners)},
-            "service": {"$ne": self.service},
-        }
-        for other in read(self._components, query):
-            service, name = other.get("service"), other.get("name")
-            if not isinstance(name, str) or other.get("_id") != f"{service}/listener/{name}":
-                continue
-            # Another service signs with its own key, so this is not verified: it can only refuse a listener.
-            table = json.dumps(listeners[name].table, ensure_ascii=False)
-            left = other.get("left")
-            leaves = {"table": listeners[name].table}.items()
-            if isinstance(left, list) and any(isinstance(each, dict) and leaves <= each.items() for each in left):
-                raise DeclarationError(
-                    f"listeners.{name}: service {service!r} had a listener of this name on this table, and still "
-                    "removes its outputs there; apply it when that is done, or give it another name"
-                )
-            if f'"table": {table}' in str(other.get("declaration")):
-                raise DeclarationError(
-                    f"listeners.{name}: service {service!r} has a listener of this name on this table, and both would "
-                    "write the same outputs; give one of them another name"
-                )
+        tables = {name: each.table for name, each in listeners.items()}
+        for name, reason in other_services.conflicts(self._database, self.service, tables):
+            raise DeclarationError(f"listeners.{name}: {reason}")
 
     def refuse_filters(self, kind: str, name: str, declaration: Declaration) -> None:
         """Asks the server whether it accepts a declaration's filters: a worker would retry a refused filter
