@@ -15,7 +15,8 @@ is in `components.torch`.
 | code by value | `reduced_code`, `stable_pickle` |
 | where it comes from | `code_source`, `code_references`, `source_files` |
 | calling it | `awaited`, `frames`, `shared_memory`, `accelerator`, `random_numbers` |
-| learning | `training_loop`, `fitting`, `estimators`, `object_state`, `argument_checks`, `examples`, `trained` |
+| learning | `training_loop`, `fitting`, `estimators`, `argument_checks`, `examples`, `trained` |
+| what was learned | `object_state`, `held_code` |
 | metrics | `metric_arguments`, `metric_direction` |
 | triggers | `cron` |
 | keys and files | `signing_key`, `private_files`, `home`, `errors` |

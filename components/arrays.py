@@ -43,6 +43,15 @@ def isfinite_array(array: Any) -> bool:
     return bool(np.isfinite(np.asarray(array)).all())
 
 
+def nbytes(value: Any) -> int | None:
+    """Return the bytes that an array or a tensor, also a sparse one, holds; None for anything else."""
+    try:
+        size = getattr(value, "nbytes", None)
+    except RuntimeError:  # torch refuses it for a sparse tensor in coordinates
+        return int(value._indices().nbytes + value._values().nbytes)  # noqa: SLF001 - also uncoalesced
+    return size if isinstance(size, int) else None
+
+
 @dataclass(frozen=True, slots=True)
 class ArrayLayout:
     """The dtype and shape of a field's arrays, and their conversion to and from BSON."""

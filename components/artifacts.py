@@ -25,11 +25,10 @@ import io
 import pickle
 import platform
 import sys
-import threading
 import types
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -39,12 +38,11 @@ import cloudpickle
 from cloudpickle import cloudpickle as internals
 
 from components.code_references import culprit, refers
-from components.code_source import importable, refuse_replaced, travelling_modules
+from components.code_source import importable, refuse_replaced
 from components.errors import ArtifactRefused, DeclarationError
-from components.reduced_code import REDUCERS, unplaced, without_place
+from components.reduced_code import REDUCERS, travelling, unplaced, without_place
 from components.stable_pickle import canonical
 
-_turn = threading.RLock()
 _scope: contextvars.ContextVar[str | None] = contextvars.ContextVar("predictd_artifact_scope", default=None)
 _roots: contextvars.ContextVar[Callable[[str], Any] | None] = contextvars.ContextVar("predictd_roots", default=None)
 
@@ -101,7 +99,7 @@ def dumps(
     name = getattr(obj, "__qualname__", None) or type(obj).__qualname__
     torch_half = _torch_half()
     tensors = _writer(roots)
-    with _turn, travelling(allow):
+    with travelling(allow), nullcontext() if torch_half is None else torch_half.in_evaluation(served):
         try:
             data = _pickled(obj, tensors, _Identity(torch_half, served, travels=travels))
             with unplaced():
@@ -208,20 +206,6 @@ def together() -> Iterator[None]:
         _scope.reset(token)
 
 
-@contextmanager
-def travelling(allow: Sequence[str]) -> Iterator[None]:
-    """Within this context, the user's own modules are pickled by value."""
-    known = internals.list_registry_pickle_by_value()
-    added = [module for module in travelling_modules(allow) if module.__name__ not in known]
-    for module in added:
-        cloudpickle.register_pickle_by_value(module)
-    try:
-        yield
-    finally:
-        for module in added:
-            cloudpickle.unregister_pickle_by_value(module)
-
-
 class _Identity:
     """The names of classes in one pickle: a hash of each class's content."""
 
@@ -229,7 +213,6 @@ class _Identity:
         self._torch_half = torch_half
         self.travels = travels
         self._own = {} if torch_half is None else torch_half.names_of(served)
-        self.module_ids = frozenset() if torch_half is None else torch_half.parts_of(served)
         self._known: dict[type, str] = {}
 
     def of(self, cls: type) -> str:
@@ -245,7 +228,6 @@ class _Ordinals:
     """The names of classes while one is hashed: their position, because their content is in the hash anyway."""
 
     def __init__(self, identity: _Identity) -> None:
-        self.module_ids = identity.module_ids
         self.travels = identity.travels
         self._places: dict[type, str] = {}
 
@@ -275,9 +257,6 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             random = internals._DYNAMIC_CLASS_TRACKER_BY_CLASS.get(obj)  # noqa: SLF001
             named = tuple(self._classes.of(obj) if part is random else part for part in reduced[1])
             return (reduced[0], named, *reduced[2:])
-        if id(obj) in self._classes.module_ids:
-            plain = obj.__reduce_ex__(5) if reduced is NotImplemented else reduced
-            return _torch_half().evaluated(plain)  # type: ignore[union-attr]
         return reduced
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from components.errors import BatchError
@@ -11,6 +11,24 @@ from components.errors import BatchError
 def learns(object_: object) -> bool:
     """Return whether an object can be trained by one of its own methods."""
     return any(callable(getattr(object_, method, None)) for method in ("fit", "partial_fit"))
+
+
+class NotFittedError(AttributeError):
+    """An estimator lacks a method, which its class has: it may have it once it has learned."""
+
+
+def has_method(object_: object, name: str) -> bool:
+    """Return whether an object has a method, or may have it once it has learned, as a StackingClassifier."""
+    kind = type(object_) if learns(object_) else None
+    return callable(getattr(object_, name, None)) or callable(getattr(kind, name, None))
+
+
+def method(object_: object, name: str) -> Callable[..., Any]:
+    """Return a method of an object; raises NotFittedError."""
+    found: Callable[..., Any] | None = getattr(object_, name, None)
+    if found is None:
+        raise NotFittedError(f"{type(object_).__name__} has no {name}, or not before it has learned")
+    return found
 
 
 def stacked(xs: Sequence[Any]) -> Any:

@@ -27,8 +27,8 @@ class Metric:
     greater_is_better: whether a greater value is better. The default is what torchmetrics or scikit-learn say, else
         what the name says ("mse", "valid_loss", "accuracy"). For any other name it must be given.
 
-    A torchmetrics object receives tensors: numbers, arrays or tensors of one shape are stacked; other values stay
-    lists.
+    A torchmetrics object receives tensors: numbers, arrays, tensors or images of one shape are stacked; other values
+    stay lists.
     """
 
     def __init__(

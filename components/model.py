@@ -247,7 +247,7 @@ class ObjectModel(Model):
         forward_method: str = "__call__",
     ) -> None:
         super().__init__(identifier, preprocess, postprocess, threads, preprocess_processes)
-        if forward_method == "__call__" and not callable(object) and callable(getattr(object, "predict", None)):
+        if forward_method == "__call__" and not callable(object) and estimators.has_method(object, "predict"):
             forward_method = "predict"
         self.object = object
         self.forward_method = forward_method
@@ -255,8 +255,7 @@ class ObjectModel(Model):
         self._stacks = forward_method != "__call__" and estimators.learns(object)
         self.batched = batched or self._stacks
         self._by_row = False
-        self._loaded: tuple[Any, str] | None = None
-        """The object as it was declared, and the hash of the state that was loaded into a copy of it."""
+        self._loaded: object_state.Loaded | None = None
 
     def check(self) -> None:
         """Raise DeclarationError as `Model.check` does, also of the object and its method."""
@@ -267,15 +266,15 @@ class ObjectModel(Model):
                 f"model {self.identifier!r}: object: expected a callable or an object with a method `predict`, got "
                 f"{kind}; `forward_method` names another method"
             )
-        if not callable(getattr(self.object, str(method), None)):
+        if not estimators.has_method(self.object, str(method)):
             raise DeclarationError(f"model {self.identifier!r}: forward_method: {kind} has no method {method!r}")
 
     @property
     def declared(self) -> Any:
         """The object to declare: without what the daemon has trained, as long as nobody has changed that."""
-        if self._loaded is None or object_state.digest(self.object) != self._loaded[1]:
+        if self._loaded is None or self._loaded.changed(self.object):
             return self.object
-        return self._loaded[0]
+        return self._loaded.declared
 
     def packed(self) -> tuple[bytes | None, str | None]:
         """Return what the object has learned, as it is stored, and its hash."""
@@ -284,9 +283,9 @@ class ObjectModel(Model):
     def unpack(self, data: bytes) -> None:
         """Replace the object by a copy that has learned what `packed` returned."""
         with self._turn:
-            declared = self.object if self._loaded is None else self._loaded[0]
+            declared = self.object if self._loaded is None else self._loaded.declared
             self.object = object_state.load(declared, data)
-            self._loaded = declared, object_state.digest(self.object)
+            self._loaded = object_state.Loaded(declared, self.object)
 
     def fit(self, X: Any, y: Any = None, *, method: str = "fit", **options: Any) -> Self:  # noqa: N803  # scikit-learn's names
         """Train the object in this process by its method `fit` or `partial_fit`; returns the model.
@@ -323,7 +322,8 @@ class ObjectModel(Model):
 
     def infer(self, xs: list[Any]) -> list[Any]:
         """Call the object, in one thread at a time."""
-        with self._turn:
+        watched = None if self.serves else self._loaded  # a worker declares nothing
+        with self._turn, nullcontext() if watched is None else watched.calling(self.object):
             if self.batched:
                 return self._rows(xs, self._called(xs))
             given = [x if isinstance(x, Arguments) else Arguments((x,)) for x in xs]
@@ -331,8 +331,7 @@ class ObjectModel(Model):
 
     @property
     def _call(self) -> Callable[..., Any]:
-        method: Callable[..., Any] = getattr(self.object, self.forward_method)
-        return self.object if self.forward_method == "__call__" else method
+        return self.object if self.forward_method == "__call__" else estimators.method(self.object, self.forward_method)
 
     def _called(self, xs: list[Any]) -> Any:
         if self._stacks:

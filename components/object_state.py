@@ -4,14 +4,16 @@
 
 The class of the object comes from its declaration, which is signed. In the file, only these types are accepted: those
 that skops knows, the classes of scikit-learn, those that the declared object holds as well, and other classes of the
-packages that these come from (a Booster of the XGBClassifier that is declared).
+packages that these come from (a Booster of the XGBClassifier that is declared). Code that the declared object holds by
+value, such as a step of a pipeline that a notebook defines, has a name for this time (`components.held_code`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from importlib import import_module
 from typing import Any
@@ -19,13 +21,16 @@ from typing import Any
 import cloudpickle
 
 from components.errors import DeclarationError, WeightsError
+from components.held_code import findable
 from components.stable_pickle import canonical
 
 
 def dump(trained: object) -> bytes:
     """Return the state of a trained object; raises WeightsError if skops cannot store it."""
     try:
-        return bytes(_skops().dumps(_state(trained)))
+        state = _state(trained)
+        with findable(state):
+            return bytes(_skops().dumps(state))
     except (WeightsError, DeclarationError):
         raise
     except Exception as error:  # skops calls methods of the user's objects, which may raise anything
@@ -40,13 +45,14 @@ def load(declared: object, data: bytes) -> Any:
         own = skops.get_untrusted_types(data=skops.dumps(_state(declared)))
         found = skops.get_untrusted_types(data=data)
         packages = _packages([*own, f"{type(declared).__module__}."])
-        foreign = [name for name in found if name not in own and not _class_of(name, packages)]
-        if foreign:
-            raise WeightsError(
-                f"what {type(declared).__name__} has learned holds {', '.join(foreign)}, and only types that skops "
-                f"knows, those in the declared object and classes of {', '.join(sorted(packages))} are loaded"
-            )
-        state = skops.loads(data, trusted=found)
+        with findable(_state(declared)) as held:
+            foreign = [name for name in found if name not in {*own, *held} and not _class_of(name, packages)]
+            if foreign:
+                raise WeightsError(
+                    f"what {type(declared).__name__} has learned holds {', '.join(foreign)}, and only types that skops "
+                    f"knows, those in the declared object and classes of {', '.join(sorted(packages))} are loaded"
+                )
+            state = skops.loads(data, trusted=found)
         vars(trained).clear()
         if hasattr(trained, "__setstate__"):
             trained.__setstate__(state)
@@ -57,6 +63,28 @@ def load(declared: object, data: bytes) -> Any:
     except Exception as error:  # as above
         raise WeightsError(f"{len(data):,} bytes that are no state of {type(declared).__name__}: {error}") from error
     return trained
+
+
+class Loaded:
+    """The object as it was declared, and the state that was loaded into a copy of it."""
+
+    def __init__(self, declared: Any, trained: object) -> None:
+        self.declared = declared
+        self._digest = digest(trained)
+        self._called = False
+
+    def changed(self, trained: object) -> bool:
+        """Return whether somebody has changed the copy since."""
+        return digest(trained) != self._digest
+
+    @contextmanager
+    def calling(self, trained: object) -> Iterator[None]:
+        """The context of a call. What the first one leaves in the copy, such as a cache, is nobody's change."""
+        watched = not self._called and not self.changed(trained)
+        self._called = True
+        yield
+        if watched:
+            self._digest = digest(trained)
 
 
 def digest(trained: object) -> str:

@@ -6,15 +6,21 @@ import functools
 import io
 import re
 import sys
+import threading
 import types
 import typing
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import cloudpickle
 from cloudpickle import cloudpickle as internals
 
+from components.code_source import travelling_modules
+
+_turn = threading.RLock()
 _NOTEBOOK_FILE = re.compile(r".*[/\\]ipykernel_\d+[/\\]\d+\.py|<ipython-input-.*>")
 _MODULE_NOISE = ("__builtins__", "__cached__", "__loader__", "__spec__", "__warningregistry__")
 _PLACES = ("__file__", "__path__")
@@ -29,6 +35,21 @@ def unplaced() -> Iterator[None]:
         yield
     finally:
         _unplaced.reset(token)
+
+
+@contextmanager
+def travelling(allow: Sequence[str] = ()) -> Iterator[None]:
+    """Within this context, which one thread at a time is in, the user's own modules are pickled by value."""
+    with _turn:
+        known = internals.list_registry_pickle_by_value()
+        added = [module for module in travelling_modules(allow) if module.__name__ not in known]
+        for module in added:
+            cloudpickle.register_pickle_by_value(module)
+        try:
+            yield
+        finally:
+            for module in added:
+                cloudpickle.unregister_pickle_by_value(module)
 
 
 def without_place(reduced: Any) -> Any:
@@ -105,11 +126,19 @@ def _reduced_property(known: functools.cached_property[Any]) -> tuple[Any, ...]:
     return functools.cached_property, (known.func,), {"attrname": known.attrname, "__doc__": known.__doc__}
 
 
+def _reduced_dispatch(known: weakref.WeakKeyDictionary[Any, Any]) -> tuple[Any, ...]:
+    """What `functools.singledispatch` has found for the classes that it met: a cache, which stays here."""
+    if not all(isinstance(key, type) for key in known):
+        raise TypeError("cannot pickle a dictionary with weak references")
+    return weakref.WeakKeyDictionary, ()
+
+
 REDUCERS: dict[type, Callable[[Any], Any]] = {
     types.CodeType: _reduced_code,
     types.ModuleType: _reduced_module,
     io.TextIOWrapper: _reduced_file,
     functools.cached_property: _reduced_property,
+    weakref.WeakKeyDictionary: _reduced_dispatch,
     type(functools.lru_cache(len)): _unless_imported(
         lambda cached: (_cached, (cached.__wrapped__, *cached.cache_parameters().values()))  # the cache stays here
     ),

@@ -21,6 +21,7 @@ from functools import partial
 from types import BuiltinMethodType, CellType, FunctionType, GeneratorType, MethodType, MethodWrapperType, ModuleType
 from typing import Any
 
+from components.arrays import nbytes
 from components.errors import RowError
 
 _CDATA = ctypes.Array.__mro__[1]
@@ -30,6 +31,14 @@ _VIEWS = (ItemsView, ValuesView)
 _BOUND = (BuiltinMethodType, MethodWrapperType)
 _READERS = (FunctionType, MethodType, partial, GeneratorType)
 _IMMUTABLE = (str, bytes, int, float, complex, bool, type(None))
+_DENSE = ("torch.strided", "torch.jagged")
+_ROWS, _COLUMNS = ("crow_indices", "col_indices", "values"), ("ccol_indices", "row_indices", "values")
+_SPARSE = {
+    "torch.sparse_coo": ("_indices", "_values"),
+    **dict.fromkeys(("torch.sparse_csr", "torch.sparse_bsr"), _ROWS),
+    **dict.fromkeys(("torch.sparse_csc", "torch.sparse_bsc"), _COLUMNS),
+}
+"""The dense tensors that hold a sparse one, by its layout."""
 _ARRAY_ITERATORS = ("flatiter", "nditer", "broadcast")
 _UNCOPYABLE = (
     "the function returned a {} that reads memory and cannot be copied, so that another call may change it: return the "
@@ -58,7 +67,7 @@ class Watch:
             return copied(value)
         if isinstance(value, _IMMUTABLE):
             return value
-        if hasattr(value, "untyped_storage") and self._seen[value.nbytes.bit_length()] >= self._enough:
+        if hasattr(value, "untyped_storage") and self._seen[(nbytes(value) or 0).bit_length()] >= self._enough:
             return value  # its marks, which take longer to find, would add up to the same size
         marks = dict(_marks(value))
         size = sum(marks.values())
@@ -187,7 +196,7 @@ def _marks(value: Any, seen: set[int] | None = None) -> Iterator[tuple[object, i
 
 def _address(value: Any) -> tuple[object, int] | None:
     """Return where the memory of a tensor, an array or a buffer is, and its size; None for anything else."""
-    if hasattr(value, "untyped_storage"):
+    if hasattr(value, "untyped_storage") and str(value.layout) in _DENSE:
         return ("memory", value.untyped_storage().data_ptr()), value.nbytes
     if _is_array(value):
         if not hasattr(value, "__setitem__"):  # numpy's scalars
@@ -207,6 +216,8 @@ def _held(value: Any) -> Iterable[Any]:
     if isinstance(value, (list, tuple, dict)):
         items: Any = value.values() if isinstance(value, dict) else value
         return () if set(map(type, items)) <= _PLAIN else items
+    if hasattr(value, "untyped_storage"):
+        return [getattr(value, name)() for name in _SPARSE.get(str(value.layout), ())]
     # What else an object refers to may be shared by intent, such as a vocabulary.
     return [held for held in _attributes(value) if _is_memory(held) or _reads(held)]
 

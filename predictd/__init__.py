@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import components
 from components import *  # noqa: F403 - all of it, and mypy follows its `__all__`
 
 if TYPE_CHECKING:
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
     from daemon.api import connect as connect
 
 _API = ("Datalayer", "NotServed", "PlanHeld", "TableHandle", "VersionList", "connect")
+__all__ = [*components.__all__, *_API]  # noqa: PLE0604 - names
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_API})
 
 
 def __getattr__(name: str) -> Any:

@@ -32,7 +32,8 @@ class Keyed(Declaration):
     """The fields of a row that a model learns from or is measured on."""
 
     key: ExampleKey = Field(
-        description="a list of fields, the model's inputs and last the target, or a single field that is both",
+        description="a list of fields, the model's inputs and last the target, or { field = argument } of these, or a "
+        "single field that is both",
         examples=[["img", "class"], "text"],
     )
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from io import BytesIO
 from typing import Any
@@ -171,11 +172,20 @@ def names_of(module: Any) -> dict[int, str]:
     return {id(tensor): name for name, tensor in module.state_dict(keep_vars=True).items()}
 
 
-def parts_of(module: Any) -> frozenset[int]:
-    """Return the ids of a module's parts, those in plain lists too; empty if `module` is not a module."""
-    if not isinstance(module, torch.nn.Module):
-        return frozenset()
-    return frozenset(map(id, (*module.modules(), *unregistered(module).values())))
+@contextmanager
+def in_evaluation(module: Any) -> Iterator[None]:
+    """Within this context a module's parts, those in plain lists too, are in evaluation mode, so that earlier
+    predictions do not change its pickle.
+    """
+    parts = {*module.modules(), *unregistered(module).values()} if isinstance(module, torch.nn.Module) else ()
+    modes = [(part, part.training) for part in parts if not isinstance(part, torch.jit.ScriptModule)]
+    for part, _ in modes:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
 
 
 def archived(obj: Any) -> tuple[Any, ...] | None:
@@ -234,15 +244,6 @@ def _parametrize(module: torch.nn.Module, state: Any) -> None:
     parametrize._inject_new_class(module)  # noqa: SLF001
     for name in module.parametrizations:  # type: ignore[union-attr]
         parametrize._inject_property(module, name)  # noqa: SLF001
-
-
-def evaluated(reduced: Any) -> Any:
-    """Return the reduced form of a module, in evaluation mode, so that earlier predictions do not change its pickle."""
-    if not isinstance(reduced, tuple) or len(reduced) < 3 or not isinstance(reduced[2], dict):
-        return reduced
-    if reduced[2].get("training") is not True:
-        return reduced
-    return (*reduced[:2], {**reduced[2], "training": False}, *reduced[3:])
 
 
 def _dense(given: torch.Tensor) -> torch.Tensor:

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from components.arrays import nbytes
 from components.errors import MongoUnavailable, PredictdError, Stopped, TrainingError
 from components.examples import Examples
 from components.torch import batches, randomness
@@ -366,8 +367,8 @@ def _bytes(value: Any) -> int:
         return sys.getsizeof(value) + sum(map(_bytes, value))
     if isinstance(value, Mapping):
         return sys.getsizeof(value) + sum(_bytes(key) + _bytes(item) for key, item in value.items())
-    if hasattr(value, "nbytes"):  # an array, a tensor
-        return int(value.nbytes) + 128
+    if (size := nbytes(value)) is not None:  # an array, a tensor
+        return size + 128
     if hasattr(value, "getbands"):  # an image: four bytes a pixel for all modes of more than one
         width, height = value.size
         return int(width * height * (1 if len(value.getbands()) == 1 and value.mode not in "IF" else 4)) + 512

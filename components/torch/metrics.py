@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from components.metric_arguments import arguments as by_name
@@ -30,7 +31,8 @@ def _stacked(values: list[Any]) -> Any:
     """Return one tensor of all rows' values; the list itself if they cannot be stacked (text, unequal shapes)."""
     if not values or isinstance(values[0], (str, bytes, Mapping)):
         return values
-    tensors = [torch.as_tensor(value).detach().cpu() for value in values]
+    pictures = hasattr(values[0], "getbands")
+    tensors = [torch.as_tensor(np.array(value) if pictures else value).detach().cpu() for value in values]
     if len({tensor.shape for tensor in tensors}) > 1:
         return values
     return torch.stack(tensors)

@@ -126,11 +126,14 @@ def init(
     try:
         with path.open("w" if force else "x", encoding="utf-8") as file:
             file.write(first_service())
+        done = f"wrote {path}"
     except FileExistsError:
-        raise PredictdError(f"{path} is there already; --force overwrites it") from None
+        if not path.is_file() or path.read_bytes() != first_service().encode():
+            raise PredictdError(f"{path} is there already; --force overwrites it") from None
+        done = f"{path} is there already, as this would write it"
     except OSError as error:
         raise PredictdError(f"{path} cannot be written: {error.strerror}") from None
-    say(f"wrote {path}; next: predictd check -c {path}, then predictd run -c {path}")
+    say(f"{done}; next: predictd check -c {path}, then predictd run -c {path}")
 
 
 def first_service() -> str:

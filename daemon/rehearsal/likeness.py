@@ -22,7 +22,7 @@ FEW: Final = 0.005
 
 
 def alike(one: Any, other: Any) -> bool:
-    """Whether these two stored values count as the same output."""
+    """Whether these two values, as they are stored or read by a datatype, count as the same output."""
     values, apart = _compared(one, other)
     return apart <= FEW * values
 
@@ -37,8 +37,11 @@ def _compared(one: Any, other: Any) -> tuple[int, float]:
         if len(one) != len(other):
             return 1, math.inf
         return _summed([_compared(*pair) for pair in zip(one, other, strict=True)])
+    arrays = _array(one), _array(other)
+    if arrays[0] is not None and arrays[1] is not None:
+        return _near(arrays[0], arrays[1])
     if isinstance(one, bytes) and isinstance(other, bytes):
-        return _bytes(one, other)
+        return 1, 0 if one == other or _floats(one, other) else math.inf
     if isinstance(one, float) or isinstance(other, float):
         return 1, float(not _numbers(one, other))
     return 1, float(bool(one != other) or isinstance(one, bool) is not isinstance(other, bool))
@@ -53,18 +56,23 @@ def _numbers(one: Any, other: Any) -> bool:
     return numeric and math.isclose(one, other, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
 
 
-def _bytes(one: bytes, other: bytes) -> tuple[int, float]:
-    if one == other:
-        return 1, 0
-    arrays = _array(one), _array(other)
-    if arrays[0] is None or arrays[1] is None or arrays[0].shape != arrays[1].shape:
+def _near(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> tuple[int, float]:
+    if one.shape != other.shape:
         return 1, math.inf
-    near = np.isclose(arrays[0], arrays[1], rtol=RELATIVE, atol=ABSOLUTE)
+    near = np.isclose(one, other, rtol=RELATIVE, atol=ABSOLUTE)
     return near.size, float(near.size - int(near.sum()))
 
 
-def _array(value: bytes) -> np.ndarray[Any, Any] | None:
-    """The numbers of a stored vector or picture; None if it is neither."""
+def _floats(one: bytes, other: bytes) -> bool:
+    """Whether bytes are those of floating-point numbers (`tobytes`) that differ by rounding."""
+    sized = [kind for kind in ("<f2", "<f4", "<f8") if len(one) == len(other) and len(one) % int(kind[2]) == 0]
+    return any(not _near(np.frombuffer(one, kind), np.frombuffer(other, kind))[1] for kind in sized)
+
+
+def _array(value: Any) -> np.ndarray[Any, Any] | None:
+    """The numbers of a vector, an array, a tensor or a picture, if it is one."""
+    if not isinstance(value, bytes):
+        return np.asarray(value) if hasattr(value, "__array__") or hasattr(value, "__array_interface__") else None
     try:
         if isinstance(value, Binary) and value.subtype == VECTOR_SUBTYPE:
             return np.asarray(vector(value))

@@ -156,7 +156,9 @@ class Stage:
             )
 
     def outputs(self, rows: Sequence[Row]) -> list[Any]:
-        """Return what would be stored for each row. The model gets new arguments each time, as it may change them."""
+        """Return what would be stored for each row, as the listener's `output` reads it. The model gets new arguments
+        each time, as it may change them.
+        """
         began = time.monotonic()
         try:
             return self._outputs(rows)
@@ -178,7 +180,7 @@ class Stage:
             values = [model.finish(output, self._output) for output in outputs]
         for value in values:
             check_storable(value)
-        return values
+        return values if self._output is None else [self._output.decode(value) for value in values]
 
     @property
     def in_training(self) -> str | None:

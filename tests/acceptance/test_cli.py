@@ -101,6 +101,11 @@ def test_init_writes_a_first_file_that_is_good(tmp_path: Path) -> None:
     assert ran.stdout == "wrote service.toml; next: predictd check -c service.toml, then predictd run -c service.toml\n"
     ran = predictd("check", "--no-build", cwd=tmp_path)
     assert (ran.returncode, ran.stdout) == (0, GOOD), ran.stderr
+    ran = predictd("init", cwd=tmp_path)  # in a checkout it is there from the start
+    assert (ran.returncode, ran.stdout.partition(";")[0]) == (
+        0,
+        "service.toml is there already, as this would write it",
+    )
 
     (tmp_path / "service.toml").write_text("mine")
     ran = predictd("init", cwd=tmp_path)

@@ -25,6 +25,16 @@ from daemon.store.registry.model_loader import object_signature
 from daemon.store.registry.version import Version
 
 
+def test_a_star_import_brings_the_whole_front_door() -> None:
+    """And a notebook completes its names."""
+    names: dict[str, Any] = {}
+    exec("from predictd import *", names)
+    import predictd
+
+    wanted = {"connect", "Datalayer", "NotServed", "PlanHeld", "Table", "LoopTrainer"}
+    assert wanted <= names.keys() & set(dir(predictd)) & set(predictd.__all__)
+
+
 @pytest.mark.parametrize("program", ["import daemon", "from daemon import connect, Datalayer; import daemon.api"])
 def test_importing_the_api_is_light(program: str) -> None:
     """No torch, no plots; and `import daemon` alone brings not even a driver."""

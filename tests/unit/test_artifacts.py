@@ -195,6 +195,14 @@ print(same, first.slot["tensors"] != second.slot["tensors"], lenet_model.trainin
     assert run_script(tmp_path, script).split() == ["True", "True", "False"]
 
 
+def test_a_module_that_pickles_itself_is_in_evaluation_mode_too():
+    """A traced graph writes its mode within its own code; each part is then in the mode that it was in."""
+    module = torch.fx.symbolic_trace(torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Dropout()))
+    first = dumps(module, served=module)
+    assert all(part.training for part in module.modules())
+    assert dumps(module.eval(), served=module).slot["$artifact"] == first.slot["$artifact"]
+
+
 STABLE = """
 import enum
 from collections import OrderedDict
@@ -277,7 +285,7 @@ def test_code_that_has_moved_is_told_from_code_that_has_changed(tmp_path):
 
 
 CACHING = """
-from functools import cache, cached_property, lru_cache, wraps
+from functools import cache, cached_property, lru_cache, singledispatch, wraps
 from typing import Callable, NewType, ParamSpec
 import helper_caching
 from send import send
@@ -308,14 +316,23 @@ class Tokenizer:
 def label(word) -> Label:
     return logged(Label)(word)
 
+@singledispatch
+def size(value):
+    return "?"
+
+@size.register
+def _(value: str):
+    return len(value)
+
 tokenizer = Tokenizer()
-fibonacci(9), tokenizer("a")
+fibonacci(9), tokenizer("a"), size("abc")
 send(
     ".",
     direct=fibonacci,
     beside=lambda n: helper_caching.twice(n),
     tokenizer=tokenizer,
     label=label,
+    size=size,
     shared=(fibonacci, lambda: fibonacci),
 )
 """
@@ -333,6 +350,7 @@ def test_what_keeps_its_results_travels_with_an_empty_cache_and_kinds_of_annotat
     assert received(tmp_path, "beside")(4) == 8
     assert received(tmp_path, "tokenizer")("a") == (1, 7, True)
     assert received(tmp_path, "label")("x") == "x"
+    assert [received(tmp_path, "size")(each) for each in ("abc", 1.0)] == [3, "?"]
     function, user = received(tmp_path, "shared")
     assert user() is function
     assert again(lambda: zone)() is zone

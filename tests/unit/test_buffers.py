@@ -349,6 +349,40 @@ def test_good_functions_are_believed_and_pay_nothing() -> None:
     assert not watch.shares
 
 
+@pytest.mark.filterwarnings("ignore:Sparse .* tensor support is in beta state")
+@pytest.mark.parametrize("layout", ["coo", "csr", "csc", "bsr", "bsc"])
+def test_sparse_inputs_are_own_or_believed_too(layout: str) -> None:
+    """A tensor whose values are written again is copied; other ones are handed on after the first of a size."""
+    options: dict[str, Any] = {"layout": getattr(torch, f"sparse_{layout}")}
+    options |= {"blocksize": (1, 1)} if layout.startswith("b") else {}
+    dense = [torch.eye(3) * (n + 1) for n in range(6)]
+    watch = Watch(4)
+    kept = [each.to_sparse(**options) for each in dense]
+    assert [watch.own(each) is each for each in kept] == [False] * 4 + [True] * 2
+    one, watch = dense[0].to_sparse(**options), Watch(4)
+    held = one._values() if layout == "coo" else one.values()
+    own = [watch.own(one), (held.mul_(0), watch.own(one))[1]]
+    assert watch.shares
+    assert torch.equal(own[0].to_dense(), dense[0])
+    model = TorchModel(
+        "m", Product(), preprocess=lambda x: (torch.eye(2) * x).to_sparse(), postprocess=lambda y: y.sum()
+    )
+    xs = [float(n) for n in range(40)]
+    assert values(prepared(model, xs[:20]), prepared(model, xs[20:])) == [2 * x for x in xs]
+    model.fit(xs, xs, objective=lambda o, y: (o.sum((1, 2)) - y).square().mean(), max_iterations=3, folds=0.5)
+
+
+class Product(torch.nn.Module):
+    """A layer for sparse inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.eye(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([torch.sparse.mm(each, self.weight) for each in x])
+
+
 def test_a_copy_behaves_like_what_it_is_a_copy_of() -> None:
     """A model must not work in the first batches only: what it asks of its input it finds in the copy too."""
     missing = object()

@@ -13,11 +13,17 @@ from uuid import UUID
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.cluster import KMeans
 from sklearn.compose import make_column_transformer
 from sklearn.decomposition import PCA
-from sklearn.ensemble import GradientBoostingRegressor, HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.ensemble import (
+    GradientBoostingRegressor,
+    HistGradientBoostingClassifier,
+    RandomForestClassifier,
+    StackingClassifier,
+)
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.linear_model import LinearRegression, LogisticRegression, SGDClassifier
@@ -26,7 +32,7 @@ from sklearn.multioutput import MultiOutputClassifier
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 from sklearn.svm import SVC
 
 from components import (
@@ -39,6 +45,7 @@ from components import (
     TrainingError,
     WeightsError,
 )
+from components.artifacts import loads
 from components.builders import build_model, build_trainer
 from components.serialization import declare
 from components.training_loop import run
@@ -59,6 +66,7 @@ ESTIMATORS = [
     CalibratedClassifierCV(LogisticRegression(), cv=2),
     GridSearchCV(LogisticRegression(), {"C": [1, 2]}, cv=2),
     KMeans(2, n_init=1),
+    make_pipeline(StackingClassifier([("one", LogisticRegression())], cv=2)),  # it has no `predict` before it is fitted
 ]
 
 
@@ -205,6 +213,62 @@ def test_fit_then_declare_keeps_what_was_learned():
     model.object.fit(X, Y)
     model.object.C = 2.0
     assert declare(model).declaration != declared.declaration
+
+
+def steps_of_a_notebook():
+    """A pipeline whose steps are the user's: a class, a function, a lambda, another of the same name."""
+
+    class Scale(TransformerMixin, BaseEstimator):
+        def __init__(self, by=1.0):
+            self.by = by
+
+        def fit(self, given, targets=None):
+            self.mean_ = given.mean(0)
+            return self
+
+        def transform(self, given):
+            return (given - self.mean_) * self.by
+
+    def square(given):
+        return given**2
+
+    steps = [FunctionTransformer(each) for each in (square, lambda x: x + 1, lambda x: x * 2)]
+    return make_pipeline(Scale(3.0), *steps, LogisticRegression())
+
+
+def test_steps_that_a_notebook_defines_come_back():
+    """Another process has them by value only; what it has learned loads there, and here."""
+    here = ObjectModel("m", steps_of_a_notebook())
+    declared = declare(here)
+    blobs = {digest: data for artifact in declared.artifacts for digest, data in artifact.blobs.items()}
+    there, again = (
+        build_model("m", declared.declaration, lambda slot: loads(slot, blobs.__getitem__)) for _ in range(2)
+    )
+    learned = there.fit(X, Y).packed()[0]
+    again.unpack(learned)
+    here.unpack(learned)
+    wanted = there.predict_batches(list(X))
+    assert again.predict_batches(list(X)) == here.predict_batches(list(X)) == wanted
+    again.unpack(here.packed()[0])
+    assert again.predict_batches(list(X)) == wanted
+    assert type(here.object.steps[0][1]).__name__ == "Scale"
+    with pytest.raises(WeightsError, match="holds"):
+        ObjectModel("m", make_pipeline(StandardScaler(), LogisticRegression())).unpack(learned)
+
+
+def test_what_a_call_leaves_in_an_estimator_is_no_change():
+    """A vectorizer keeps an address, which differs between processes; what a person changes counts after a call too."""
+    texts = ["one two", "two three", "one"]
+    vectorizer = make_pipeline(TfidfVectorizer(), LogisticRegression())
+    model = ObjectModel("m", vectorizer)
+    learned = fitted(vectorizer, texts, [0, 1, 0])
+    learned[0]._stop_words_id = 1  # as in another process
+    model.unpack(ObjectModel("m", learned).packed()[0])
+    model.predict_batches(texts)
+    assert model.declared is vectorizer
+    model.object[1].C = 2.0
+    model.predict_batches(texts)
+    assert model.declared is model.object
 
 
 def rows(n=80):

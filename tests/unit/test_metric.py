@@ -8,10 +8,12 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import sklearn.metrics
 import torch
 import torchmetrics
+from PIL import Image
 
 from components import Dataset, DeclarationError, Metric, MetricError, Query, Validation
 from components.serialization import declare
@@ -64,6 +66,13 @@ def test_a_metric_of_torchmetrics_by_name():
 def test_which_way_is_up(metric, greater):
     """What torchmetrics knows; else the name tells; else greater is better."""
     assert metric.greater_is_better is greater
+
+
+def test_masks_that_are_pictures_are_compared():
+    """As a segmentation returns them, and a table holds them."""
+    masks = [Image.fromarray(np.array(mask, "uint8")) for mask in ([[0, 1], [1, 1]], [[0, 0], [1, 1]])]
+    metric = Metric("iou", "JaccardIndex", arguments={"task": "binary"})
+    assert metric([masks[0]], [masks[1]]) == pytest.approx(2 / 3)
 
 
 def test_a_metric_may_have_no_value():

@@ -9,6 +9,11 @@ import time
 from typing import Any
 
 import bson
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.ensemble import StackingRegressor
+from sklearn.linear_model import LinearRegression
 
 from components import ObjectModel
 from components.declarations import ListenerDeclaration
@@ -47,6 +52,34 @@ def test_a_random_model_that_gives_the_same_twice_is_no_faulty_one() -> None:
     steady = ObjectModel("m", lambda xs: [x + len(xs) for x in xs], batched=True)
     (problem,) = rehearsed("l", listener, {"x": "int"}, steady, rows)
     assert "must not depend on each other" in str(problem)
+
+
+@pytest.mark.parametrize("output", ["array[float32,4]", "tensor[float32,4]", "vector[4]", "pil_image", None])
+def test_numbers_of_an_output_in_bytes_may_differ_by_rounding(output: str | None) -> None:
+    """As another kernel for a batch gives them; with other numbers they depend on the other rows."""
+
+    def model(step: float) -> ObjectModel:
+        def call(xs: list[int]) -> list[Any]:
+            rows = np.array([[x + step * len(xs)] * 4 for x in xs])
+            kept = {"pil_image": lambda row: Image.fromarray(row[None].astype("uint8")), None: np.ndarray.tobytes}
+            return [kept.get(output, np.asarray)(row) for row in rows]
+
+        return ObjectModel("m", call, batched=True)
+
+    listener = ListenerDeclaration(table="rows", key="x", model="m", worker="m", output=output)
+    rows = [bson.encode({"_id": n, "x": n + 1}) for n in range(2)]
+    (passed,) = rehearsed("l", listener, {"x": "int"}, model(1e-7), rows)
+    assert "2 rows were predicted" in str(passed)
+    (problem,) = rehearsed("l", listener, {"x": "int"}, model(1.0), rows)
+    assert "must not depend on each other" in str(problem)
+
+
+@pytest.mark.parametrize("learner", [LinearRegression(), StackingRegressor([("one", LinearRegression())])])
+def test_an_estimator_that_has_learned_nothing_is_told_of(learner: Any) -> None:
+    """Its rows wait; some have no `predict` before."""
+    listener = ListenerDeclaration(table="rows", key="x", model="m", worker="m")
+    (note,) = rehearsed("l", listener, {"x": "int"}, ObjectModel("m", learner), [bson.encode({"_id": 1, "x": 1})])
+    assert "rows wait for its first training" in str(note)
 
 
 def test_a_slow_model_is_tried_as_far_as_there_is_time() -> None:

@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
+from components.arrays import nbytes
 from components.datatypes import Datatype, undeclared
 from components.errors import DecodeError
 from components.key import Arguments, Key
@@ -126,8 +127,7 @@ def weight(value: Any) -> int:
         return sum(map(weight, value.args)) + sum(map(weight, value.kwargs.values()))
     if isinstance(value, (list, tuple)):
         return sum(map(weight, value)) if len(value) < MANY else 0
-    size = getattr(value, "nbytes", None)
-    if isinstance(size, int):
+    if (size := nbytes(value)) is not None:
         return size
     if isinstance(value, (str, bytes)):
         return len(value)
