@@ -119,6 +119,8 @@ def test_a_plan_refuses_the_names_that_publishing_refuses(
     taken["listeners"]["third"] = taken["listeners"].pop("second")
     with pytest.raises(DeclarationError, match="service 'other' has a listener of this name on this table"):
         judged_file(database, registry, config(tmp_path, database, taken), runs)
+    with pytest.raises(DeclarationError, match="or remove it from that service's file first"):
+        judged_at_start(database, registry, config(tmp_path, database, taken), registry.trust)
     taken = declared()
     taken["models"]["h"] = taken["models"]["g"]
     with pytest.raises(DeclarationError, match=r"models\.h: a model of this name was applied through the API"):
