@@ -74,6 +74,7 @@ def _embedded_problems() -> Iterator[Problem]:
 
 def _server_problems(config: Config) -> Iterator[Problem]:
     from daemon.store import connection
+    from daemon.store.registry import other_services
     from daemon.store.rows.table_kind import refusal
 
     uri, database = config.mongo.uri, config.mongo.database
@@ -102,6 +103,9 @@ def _server_problems(config: Config) -> Iterator[Problem]:
                 refusals = {name: refusal(client[database][name]) for name in config.tables}
                 client[database].list_collection_names()
                 status = client.admin.command("connectionStatus", showPrivileges=True)["authInfo"]
+                rights = list(_right_problems(status, database, config.tables))
+                wanted = {} if rights else {name: listener.table for name, listener in config.listeners.items()}
+                conflicts = list(other_services.conflicts(client[database], config.service.name, wanted))
         except MongoUnavailable as error:
             yield Problem("mongo.uri", f"{error}{_remedy(str(error))}")
             return
@@ -112,7 +116,9 @@ def _server_problems(config: Config) -> Iterator[Problem]:
     for table, reason in refusals.items():
         if reason is not None:
             yield Problem(f"tables.{table}", reason)
-    yield from _right_problems(status, database, config.tables)
+    yield from rights
+    for name, reason in conflicts:
+        yield Problem(f"listeners.{name}", reason)
 
 
 def _remedy(message: str) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from components.errors import ConfigurationError, DeclarationError, MongoUnavailable, PredictdError, Problem
+from components.errors import ConfigurationError, MongoUnavailable, PredictdError, Problem
 from daemon import config as configuration
 from daemon.cli import edits
 from daemon.cli.command import ConfigFile, address, err, hint, loaded, located, out, place, say
@@ -85,7 +85,6 @@ def check(
     """Check service.toml, and print all of its problems; beside a running daemon, also what it would change."""
     from daemon import check as checking
     from daemon.rehearsal.sample import rows_of
-    from daemon.store.registry.registry import refuse_foreign
 
     path = configuration.find(config, os.environ)
     settings = loaded(path)
@@ -107,10 +106,6 @@ def check(
         raise ConfigurationError(problems)
     if mongo and (not settings.mongo.embedded or embedded.attach(settings.service.state_dir) is not None):
         with place(config) as here:
-            try:
-                refuse_foreign(here.database, settings.service.name, settings.listeners)
-            except DeclarationError as error:
-                raise ConfigurationError([Problem("listeners", str(error))]) from None
             for told in checking.unmatched(settings, here.database):
                 say(f"note: {told}")
     declared = settings.declarations()

@@ -2,6 +2,7 @@
 
 change_stream.py     the keys of changed rows, and how far the stream is
 subscription.py      what the server is asked for
+inputs.py            the fields of a row that a listener reads
 event_cursor.py      the cursor of a change stream
 followed_vectors.py  a listener's vectors in memory, followed by a stream of their own
 index_vectors.py     the vectors of all indexes in one process

@@ -18,6 +18,7 @@ from bson.timestamp import Timestamp
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
+from components.raw_value import identity
 from daemon.handlers.predict.dirty_keys import DirtyKeys
 from daemon.handlers.predict.progress import Progress, Stretch, earliest
 from daemon.listeners import change_stream as stream
@@ -54,17 +55,30 @@ class Feed:
         letters: DeadLetters,
         reload: Callable[[], None],
         refusal: Callable[[], str | None] = lambda: None,
+        inputs: frozenset[str] | None = None,
     ) -> None:
         """`reload` makes the worker look at the registry again, soon, on another thread; `refusal` asks MongoDB why the
-        table cannot be served, None if it can.
+        table cannot be served, None if it can; `inputs` are the fields that the listener reads (inputs.py).
         """
         self._refusal = refusal
         self.refused: str | None = None
         self.listener, self.table, self.reload = listener, table, reload
         self.dirty, self.scan, self.letters = dirty, scan, letters
         self.missing: str | None = None
+        self._inputs = inputs
         self.progress: Progress[Position] = Progress()
         """How far this listener is with the stream; the shares of all listeners are closed together."""
+
+    def concerned(self, changed: stream.Changed) -> tuple[Sequence[Any], Sequence[Timestamp]]:
+        """The keys and times of the rows that have to be judged. If the listener reads none of the fields that were
+        updated, these are only rows that are dead, or may be soon: what refused an output may accept it now.
+        """
+        if changed.fields is None or self._inputs is None or not self._inputs.isdisjoint(changed.fields):
+            return changed.keys, changed.times
+        rows = list(map(identity, changed.keys))
+        held = self.dirty.held(rows)  # first, as the batch that lets go of a row has stored its letter
+        places = [place for place, name in enumerate(rows) if name in held or self.letters.hold(name)]
+        return [changed.keys[place] for place in places], [changed.times[place] for place in places]
 
     def changed(
         self,
@@ -243,15 +257,16 @@ class StreamIntake:
                 self._patience.note("stream", reason)
 
     def _changed(self, changed: stream.Changed) -> None:
-        keys = changed.keys
-        self._count_keys(len(keys))
+        self._count_keys(len(changed.keys))
         self._worked = True
         moment = self.pulse.moment(changed.times[0])
         feeds = self._watching.get(changed.table, ())
         # The process before this one may have handled the event: then the row has an output, or is dead.
         image = changed.post_image if changed.times[0] > self._claimed else None
         for feed in feeds:
-            feed.changed(keys, changed.times, feed.progress.begin(len(keys), moment), image)
+            keys, times = feed.concerned(changed)
+            if keys:
+                feed.changed(keys, times, feed.progress.begin(len(keys), moment), image)
         if changed.alone:
             until = time.monotonic() + LET_PASS_SECONDS
             for feed in feeds:

@@ -2,7 +2,8 @@
 
 It does not send an update whose paths are all under `_outputs.`, so the daemon's own writes cost nothing; but for those
 by which somebody else takes an output away. An event contains its key, so no event is too large and an update needs no
-lookup; that of an insert or a replace also its small row, which MongoDB has at hand.
+lookup; that of an insert or a replace also its small row, which MongoDB has at hand; that of an update the names of the
+fields that it changed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from daemon.store.registry.components import signature
 
 SMALL_ROW: Final = 512
 """An insert or a replace brings its row along if that takes at most so many bytes."""
+
+MOST_PATHS: Final = 64
+"""An update that changes more paths is taken for one that may change any field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,11 @@ class Subscription:
         image = {"$cond": [{"$lte": [{"$bsonSize": "$fullDocument"}, SMALL_ROW]}, "$fullDocument", "$$REMOVE"]}
         # MongoDB drops these events early only if the condition is the first stage, alone.
         own = [{"$match": {"lsid.id": {"$nin": list(self.dropped)}}}] if self.dropped else []
-        return [*own, {"$match": {"$or": changes}}, {"$project": {**keep, "fullDocument": image}}]
+        return [
+            *own,
+            {"$match": {"$or": changes}},
+            {"$project": {**keep, "fullDocument": image, "changed": _changed_fields()}},
+        ]
 
     def _share(self, *conditions: Mapping[str, Any]) -> dict[str, Any]:
         """The condition that a row's key is in the partition, which is cheap, then the others."""
@@ -117,6 +125,15 @@ def _takes_away(listener: str) -> Mapping[str, Any]:
         is_hollow = {"$and": [{"$eq": [{"$type": "$$output"}, "object"]}, {"$or": [has_error, {"$not": [has_value]}]}]}
         wanted.append({"$let": {"vars": {"output": output}, "in": {"$or": [is_none, is_hollow]}}})
     return {"$or": wanted}
+
+
+def _changed_fields() -> Mapping[str, Any]:
+    """The expression for the top-level fields that an update has changed; nothing for other events."""
+    field = {"$arrayElemAt": [{"$split": ["$$this", "."]}, 0]}
+    named = {"$setUnion": [{"$map": {"input": "$$paths", "in": field}}]}
+    few = {"$cond": [{"$lte": [{"$size": "$$paths"}, MOST_PATHS]}, named, "$$REMOVE"]}
+    update = {"$eq": ["$operationType", "update"]}
+    return {"$cond": [update, {"$let": {"vars": {"paths": changed_paths()}, "in": few}}, "$$REMOVE"]}
 
 
 def changed_paths() -> Mapping[str, Any]:

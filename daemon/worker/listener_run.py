@@ -28,6 +28,7 @@ from daemon.handlers.predict.triage import RetryPolicy, Triage
 from daemon.handlers.predict.turnstile import Turnstile
 from daemon.health.measures import Measures, WorkerMeasures
 from daemon.health.worker_report import ListenerPhase, ListenerReport
+from daemon.listeners.inputs import inputs
 from daemon.listeners.intake import Feed
 from daemon.listeners.scan_lane import ScanLane
 from daemon.logs.text import readable
@@ -115,6 +116,7 @@ class ListenerRun:
             self.letters,
             partial(shared.swaps.put, self),
             lambda: shared.patience(f"{name}.table", lambda: refusal(table)),
+            inputs(live.key.fields, decoded(listener.where)),
         )
         apart = live.model.waits or live.model.preprocess_processes > 0
         busy = 1 < assignment.partitions >= len(os.sched_getaffinity(0)) and not apart

@@ -30,7 +30,7 @@ RULES = {
     "r2 and guards": (OUTPUTS, "self._outputs_of(sets, self._matches, session)", "self._outputs_of(sets, (), session)"),
     "r2 and snapshot": (TRANSACTIONS, '"atClusterTime", time', '"afterClusterTime", time'),
     "r3a": (CORRIDOR, "for t in (batch.after, self._floor)", "for t in (self._floor,)"),
-    "r5": (PREDICT, 'writes.append(Write(row.key, row.seen, "touch", at, generation))  # R5', "pass"),
+    "r5": (PREDICT, 'writes.append(Write(row.key, row.seen, "touch", at, generation, name=row.name))  # R5', "pass"),
     "r6": (CORRIDOR, "if any(row.seen.generation > live.generation for row in snapshot.rows):", "if False:"),
     "r8b": (OUTPUTS, "query |= self._as_seen(write.seen)  # R8b", "pass"),
     "r8b and guards": (OUTPUTS, "and seen.asof == names[name].seen.asof", ""),

@@ -184,7 +184,7 @@ class Stocked:
             ),
             "dead_letters": (
                 letters.load,
-                lambda: letters.settled(1, b"in", 1, scanned=True),
+                lambda: letters.settled(_letter().name, b"in", 1, scanned=True),
                 lambda: letters.add([_letter()]),
                 lambda: self._commands(
                     "dead-letters list", "dead-letters list --json", f"dead-letters show {LISTENER}/1",

@@ -14,14 +14,12 @@ from typing import Any
 
 import pytest
 from harness.commands import free_port, predictd
-from harness.keys import KEY
 from pymongo import MongoClient
 from pymongo.database import Database
 
 from components.errors import Problem
 from daemon.check import build, meet
 from daemon.config import Config, load
-from daemon.store.registry.registry import Registry
 
 ROOT = Path(__file__).parents[2]
 
@@ -392,20 +390,6 @@ def test_a_filter_that_no_row_matches_is_told_without_a_daemon(
     assert [line for line in ran.stdout.splitlines() if "no row" in line] == [
         "note: no row of full matches listener typo"
     ]
-
-
-def test_a_listener_of_another_service_on_the_table_is_a_problem(
-    tmp_path: Path, mongo_uri: str, database: Database[dict[str, Any]]
-) -> None:
-    """As after a change of `service.name`: `run` refuses the file."""
-    tables = '[tables.full]\nfields = { x = "str" }\n[listeners.first]\ntable = "full"\nkey = "x"\nmodel = "m"\n'
-    written(tmp_path, {"m": 'object = "mycode:one"'}, tables)
-    file = tmp_path / "service.toml"
-    file.write_text(file.read_text().replace('database = "t"', f'database = "{database.name}"\nuri = "{mongo_uri}"'))
-    Registry(database, "former", 1, KEY).publish(load(file, {}).declarations())
-    ran = predictd("check", "--mongo", "--no-build", "-c", str(file), cwd=tmp_path)
-    assert ran.returncode == 78, ran.stdout
-    assert "listeners.first: service 'former' has a listener of this name on this table" in ran.stderr
 
 
 def test_nobody_answers(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pymongo.database import Database
 from pymongo.errors import ExecutionTimeout
 
 from components.errors import DeclarationError
+from daemon.check import meet
 from daemon.config import Config, load
 from daemon.plan.declared import storable
 from daemon.plan.judge import accepted, judged_at_start, judged_file, judged_part
@@ -103,7 +104,7 @@ def test_a_new_listener_whose_filter_matches_nothing_is_told(
 
 
 def test_a_plan_refuses_the_names_that_publishing_refuses(
-    registry: Registry, tmp_path: Path, database: Database[dict[str, Any]]
+    registry: Registry, tmp_path: Path, database: Database[dict[str, Any]], mongo_uri: str
 ) -> None:
     """A name of the API, and a listener of another service on the table: nobody is asked to confirm what is refused."""
     runs = config(tmp_path, database, declared())
@@ -117,10 +118,14 @@ def test_a_plan_refuses_the_names_that_publishing_refuses(
     registry.apply([("model", "h", {"object": "harness.models:echo"})])
     taken = declared()
     taken["listeners"]["third"] = taken["listeners"].pop("second")
+    edited = config(tmp_path, database, taken)
     with pytest.raises(DeclarationError, match="service 'other' has a listener of this name on this table"):
-        judged_file(database, registry, config(tmp_path, database, taken), runs)
+        judged_file(database, registry, edited, runs)
     with pytest.raises(DeclarationError, match="or remove it from that service's file first"):
-        judged_at_start(database, registry, config(tmp_path, database, taken), registry.trust)
+        judged_at_start(database, registry, edited, registry.trust)  # `plan`, without a daemon
+    reached = edited.model_copy(update={"mongo": edited.mongo.model_copy(update={"uri": mongo_uri})})
+    [problem] = meet(reached)  # `check --mongo`, without a daemon
+    assert (problem.path, "both would write the same outputs" in problem.message) == ("listeners.third", True)
     taken = declared()
     taken["models"]["h"] = taken["models"]["g"]
     with pytest.raises(DeclarationError, match=r"models\.h: a model of this name was applied through the API"):

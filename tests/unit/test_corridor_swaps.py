@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 from bson.timestamp import Timestamp
@@ -26,10 +27,10 @@ class OneRow:
         row = Row(keys[0], ("x",), b"input", Seen(Timestamp(1, 1), 9, b"other", present=True))
         return Snapshot(Timestamp(2, 1), (row,), (), ())
 
-    def exist(self, key: Any, input_: bytes, generation: int) -> bool:
+    def exist(self, name: Hashable, input_: bytes, generation: int) -> bool:
         return True
 
-    def settled(self, key: Any, input_: bytes, generation: int, scanned: bool) -> bool:
+    def settled(self, name: Hashable, input_: bytes, generation: int, scanned: bool) -> bool:
         return False
 
 

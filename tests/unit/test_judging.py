@@ -137,7 +137,7 @@ def test_a_stray_loses_its_output() -> None:
 
 def test_a_row_that_is_known_to_refuse_its_write_is_left_alone() -> None:
     """For this input and this generation, if a scan named it: an event of the row may be the one that mends it."""
-    known = {(key, b"hash of ('a',)", GENERATION, True) for key in (1, 3)}
+    known = {(_name(key), b"hash of ('a',)", GENERATION, True) for key in (1, 3)}
     batch = Batch((DirtyKey(1, "scan"), DirtyKey(2, "scan"), DirtyKey(3, "live")))
     snapshot = Snapshot(AT, (row(1, "a"), row(2, "a"), row(3, "a")), (), ())
     found = judge(batch, snapshot, live(str), lambda *asked: asked in known)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from bson.timestamp import Timestamp
 from components.errors import Retry
 from components.listener import Key
 from components.model import ObjectModel
+from components.raw_value import identity
 from daemon.handlers.predict.dirty_keys import Batch, DirtyKey
 from daemon.handlers.predict.live import Live
 from daemon.handlers.predict.progress import Progress
@@ -34,20 +35,20 @@ class Suspected(NoSuspects):
     """Suspects these keys."""
 
     def __init__(self, *keys: Any) -> None:
-        self.keys = dict.fromkeys(keys, 0.0)
+        self.keys = dict.fromkeys(map(identity, keys), 0.0)
         self.alone: set[Any] = set()
 
-    def narrowed(self, key: Any) -> bool:
-        return key in self.alone
+    def narrowed(self, name: Hashable) -> bool:
+        return name in self.alone
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def deaths(self, key: Any) -> float | None:
-        return self.keys.get(key)
+    def deaths(self, name: Hashable) -> float | None:
+        return self.keys.get(name)
 
-    def passed(self, key: Any) -> None:
-        self.keys.pop(key, None)
+    def passed(self, name: Hashable) -> None:
+        self.keys.pop(name, None)
 
 
 def taken(triage: Triage, **options: Any) -> list[Any]:
@@ -86,7 +87,7 @@ def test_while_nothing_is_wrong_batches_pass_untouched() -> None:
 def test_suspects_leave_their_batch_and_come_alone_when_nothing_else_waits() -> None:
     """Those that died least often first; one that lives is no suspect any more."""
     suspects = Suspected(1, 2)
-    suspects.keys[1] = 1.0
+    suspects.keys[identity(1)] = 1.0
     triage = Triage("l", suspects=suspects)
     rest = triage.sort(Batch(tuple(DirtyKey(key, "live") for key in (0, 1, 2, 3))))
     assert [key.key for key in rest.keys] == [0, 3]
@@ -96,13 +97,13 @@ def test_suspects_leave_their_batch_and_come_alone_when_nothing_else_waits() -> 
     assert first is not None
     assert ([key.key for key in first.keys], first.purpose) == ([2], "alone")
     triage.decide(predicted(str, of=first))
-    assert list(suspects.keys) == [1]
+    assert list(suspects.keys) == [identity(1)]
 
 
 def test_suspects_of_a_slow_model_come_together() -> None:
     """One by one they would take minutes; those that died together once more come alone."""
     suspects = Suspected(*range(100))
-    suspects.alone = {98, 99}
+    suspects.alone = {identity(98), identity(99)}
     triage = Triage("l", suspects=suspects)
     triage.sort(Batch(tuple(DirtyKey(key, "live") for key in range(100))))
     for cap, rows in ((2, 2), (256, 9), (1, 1)):

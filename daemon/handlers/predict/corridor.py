@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
@@ -66,9 +66,9 @@ class LettersPort(Protocol):
     """The dead letters of the listener; `daemon.store.rows.dead_letters.DeadLetters` implements it."""
 
     def add(self, letters: Iterable[Letter]) -> None: ...
-    def clear(self, keys: Iterable[Any]) -> int: ...
-    def settled(self, key: Any, input_: bytes, generation: int, scanned: bool) -> bool: ...
-    def exist(self, key: Any, input_: bytes, generation: int) -> bool: ...
+    def clear(self, rows: Iterable[Hashable]) -> int: ...
+    def settled(self, name: Hashable, input_: bytes, generation: int, scanned: bool) -> bool: ...
+    def exist(self, name: Hashable, input_: bytes, generation: int) -> bool: ...
 
 
 class Corridor:
@@ -119,9 +119,9 @@ class Corridor:
         if snapshot.unread:
             unread = {identity(key) for key in snapshot.unread}
             for key in batch.keys:
-                if identity(key.key) in unread:
+                if key.name in unread:
                     self.dirty.put_back(key)
-            batch = replace(batch, keys=tuple(key for key in batch.keys if identity(key.key) not in unread))
+            batch = replace(batch, keys=tuple(key for key in batch.keys if key.name not in unread))
         live = self.live
         if any(row.seen.generation > live.generation for row in snapshot.rows):  # R6
             # Another process has written with a newer generation. A generation above the registry's came with a copied
@@ -138,9 +138,9 @@ class Corridor:
             prepared = prepare(judged, self.triage.suspects.guilt, ROOM * self.batch_bytes, self.cap.halve)
         if judged.live is self.live:  # else it is the cost of a version before
             self.cap.observe(len(prepared.rows), time.perf_counter() - began, "prepare")
-        left = {identity(row.key) for row in prepared.left}
+        left = {row.name for row in prepared.left}
         for key in judged.batch.keys if left else ():
-            if identity(key.key) in left:
+            if key.name in left:
                 self.dirty.put_back(key)
         return prepared
 
@@ -176,14 +176,14 @@ class Corridor:
             written = self._refused(predicted, written)
         if written.time is not None:
             self._floor = max(self._floor or written.time, written.time)
-        dead = {identity(dead.key) for dead in predicted.letters} | set(written.refused) | judged.settled
-        dead |= {identity(w.key) for w in predicted.writes if w.kind == "touch" and w.seen.error}
-        done = [key for key in judged.batch.keys if identity(key.key) not in written.missed]
-        self._letters.clear(key.key for key in done if identity(key.key) not in dead)
+        dead = {dead.name for dead in predicted.letters} | set(written.refused) | judged.settled
+        dead |= {w.name for w in predicted.writes if w.kind == "touch" and w.seen.error}
+        done = [key for key in judged.batch.keys if key.name not in written.missed]
+        self._letters.clear(key.name for key in done if key.name not in dead)
         for letter_ in predicted.letters:
-            self.triage.suspects.sentenced(letter_.key)
+            self.triage.suspects.sentenced(letter_.name)
         for key in judged.batch.keys:
-            if identity(key.key) in written.missed:
+            if key.name in written.missed:
                 self.dirty.put_back(key, newest=written.time)  # R1b, R1c
         for key in done:
             key.finish()
@@ -195,10 +195,10 @@ class Corridor:
         that.
         """
         judged = predicted.judged
-        rows = {identity(row.key): row for row in judged.rows}
+        rows = {row.name: row for row in judged.rows}
         letters, unsets = [], []
         for write in predicted.writes:
-            name = identity(write.key)
+            name = write.name
             if name not in written.refused or write.kind == "touch":
                 continue  # a row that refuses a touch has a current output and needs no dead letter
             row = rows.get(name) or Row(write.key, (), write.seen.input or b"", write.seen)
@@ -214,13 +214,13 @@ class Corridor:
 
     def _count(self, predicted: Predicted, written: Written) -> None:
         judged, missed = predicted.judged, len(written.missed)
-        kinds = [write.kind for write in predicted.writes if identity(write.key) not in written.missed]
+        kinds = [write.kind for write in predicted.writes if write.name not in written.missed]
         dead = len(predicted.letters)
         self.measures.rows(
             predicted=predicted.predicted,
             touched=kinds.count("touch"),
             unset=kinds.count("unset"),
-            dead=dead + sum(w.kind != "touch" and identity(w.key) in written.refused for w in predicted.writes),
+            dead=dead + sum(w.kind != "touch" and w.name in written.refused for w in predicted.writes),
             conflict=missed,
             gone=max(0, len(judged.batch.keys) - len(judged.rows) - len(judged.writes)),
         )

@@ -36,6 +36,12 @@ class DirtyKey:
     stretches: list[Stretch[Any]] = field(default_factory=list)
     post_image: Mapping[str, Any] | None = None
     """The row as the newest event left it, if that event brought it along."""
+    name: Hashable = None
+    """The identity of the key, by default found from it."""
+
+    def __post_init__(self) -> None:
+        if self.name is None:
+            self.name = identity(self.key)
 
     def wait_for(self, stretches: Iterable[Stretch[Any]]) -> None:
         """These stretches wait for the row as well.
@@ -184,11 +190,11 @@ class DirtyKeys:
         live, scan = self._lanes["live"], self._lanes["scan"]
         known = live.get(name) or scan.get(name) or self._behind.get(name)
         if known is None and name in self._held:
-            known = self._behind[name] = DirtyKey(key, lane)
+            known = self._behind[name] = DirtyKey(key, lane, name=name)
         elif known is None:
             if lane == "live" and (len(live) >= self.limit or self._live_bytes >= WAITING_BYTES):
                 return False
-            known = DirtyKey(key, lane)
+            known = DirtyKey(key, lane, name=name)
             self._wait(name, known)
         elif lane == "live" and known.lane == "scan":
             known.lane = "live"
@@ -201,11 +207,11 @@ class DirtyKeys:
     def put_back(self, dirty: DirtyKey, newest: Timestamp | None = None) -> None:
         """Makes a key dirty again whose write met a race or that was not read; the limit does not apply."""
         stretches, dirty.stretches = dirty.stretches, []
-        name = identity(dirty.key)
+        name = dirty.name
         with self._ready:
-            self._let_go(name, dirty)
+            self._let_go(dirty)
             live, scan = self._lanes["live"], self._lanes["scan"]
-            known = live.get(name) or scan.pop(name, None) or DirtyKey(dirty.key, dirty.lane)
+            known = live.get(name) or scan.pop(name, None) or DirtyKey(dirty.key, dirty.lane, name=name)
             if dirty.lane == "live":
                 known.lane = "live"
             self._wait(name, known)
@@ -239,7 +245,7 @@ class DirtyKeys:
         """The batch is written, or dropped: those of its keys that became dirty meanwhile may be taken."""
         with self._ready:
             for dirty in batch.taken:
-                self._let_go(identity(dirty.key), dirty)
+                self._let_go(dirty)
             self._ready.notify()
             self._left.notify_all()
 
@@ -249,6 +255,11 @@ class DirtyKeys:
         """
         with self._left:
             self._left.wait_for(lambda: len(self._held) + sum(map(len, self._lanes.values())) != 1, seconds)
+
+    def held(self, names: Iterable[Hashable]) -> set[Hashable]:
+        """Those of the rows that are in a batch."""
+        with self._ready:
+            return self._held.keys() & set(names)
 
     def take_live(self) -> list[DirtyKey]:
         """Empties the live lane. The caller finishes these keys once something else, such as a scan, covers their
@@ -277,7 +288,8 @@ class DirtyKeys:
             behind = Counter(dirty.lane for dirty in self._behind.values())
             return {lane: len(keys) + behind[lane] for lane, keys in self._lanes.items()}
 
-    def _let_go(self, name: Hashable, dirty: DirtyKey) -> None:
+    def _let_go(self, dirty: DirtyKey) -> None:
+        name = dirty.name
         if self._held.get(name) is dirty:
             del self._held[name]
             if name in self._behind:

@@ -84,7 +84,7 @@ def _bare_row(row: Row) -> Any:
 
 
 def _row(values: tuple[Any, ...]) -> Row:
-    return Row(None, values, b"", _NEVER_SEEN)  # nothing else is needed to prepare it
+    return Row("", values, b"", _NEVER_SEEN)  # nothing else is needed to prepare it
 
 
 _NEVER_SEEN: Final = Seen()

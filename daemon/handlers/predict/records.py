@@ -5,10 +5,12 @@ holds.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from bson.timestamp import Timestamp
+
+from components.raw_value import identity
 
 MISSING: Final = object()
 
@@ -34,13 +36,18 @@ class Undecodable:
 @dataclass(frozen=True, slots=True)
 class Row:
     """A row that matches the listener: its `_id`, the values of the key fields as stored, their hash, and its
-    output. A value is `Undecodable` if the driver cannot decode it.
+    output. A value is `Undecodable` if the driver cannot decode it. `name` is the identity of the `_id`, which takes
+    longer to find than to keep.
     """
 
     key: Any
     values: tuple[Any, ...]
     input: bytes
     seen: Seen
+    name: Hashable = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", identity(self.key))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +75,12 @@ class Write:
     asof: Timestamp
     generation: int
     output: Mapping[str, Any] | None = None
+    name: Hashable = None
+    """That of the row, by default found from the key."""
+
+    def __post_init__(self) -> None:
+        if self.name is None:
+            object.__setattr__(self, "name", identity(self.key))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +123,12 @@ class Letter:
     unwritable: bool = False
     cause: Literal["model", "row", "transient"] = "model"
     """"row": its value alone is the reason; "transient": another attempt may succeed."""
+
+    @property
+    def name(self) -> Hashable:
+        """The identity of the row."""
+        name: Hashable = identity(self.key)
+        return name
 
     def mark(self) -> dict[str, str]:
         """The error that is stored in the row itself."""

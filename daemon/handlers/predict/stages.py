@@ -16,7 +16,6 @@ import bson
 from bson.timestamp import Timestamp
 
 from components.errors import OutputError
-from components.raw_value import identity
 from daemon.handlers.predict.attempts import Attempts
 from daemon.handlers.predict.decoding import arguments_of
 from daemon.handlers.predict.dirty_keys import Batch
@@ -74,10 +73,10 @@ class Predicted:
     def without(self, names: Collection[Hashable]) -> Predicted:
         """The batch without these rows, their outputs, letters and keys."""
         judged = self.judged
-        batch = replace(judged.batch, keys=tuple(k for k in judged.batch.keys if identity(k.key) not in names))
-        rows = tuple(row for row in judged.rows if identity(row.key) not in names)
-        letters = tuple(letter for letter in self.letters if identity(letter.key) not in names)
-        writes = tuple(write for write in self.writes if identity(write.key) not in names)
+        batch = replace(judged.batch, keys=tuple(k for k in judged.batch.keys if k.name not in names))
+        rows = tuple(row for row in judged.rows if row.name not in names)
+        letters = tuple(letter for letter in self.letters if letter.name not in names)
+        writes = tuple(write for write in self.writes if write.name not in names)
         predicted = len(writes) - len(judged.writes) - len(letters)
         return Predicted(replace(judged, batch=batch, rows=rows), writes, letters, predicted)
 
@@ -86,26 +85,26 @@ def judge(
     batch: Batch,
     snapshot: Snapshot,
     live: Live,
-    settled: Callable[[Any, bytes, int, bool], bool],
-    lettered: Callable[[Any, bytes, int], bool] = lambda _key, _input, _generation: True,
+    settled: Callable[[Hashable, bytes, int, bool], bool],
+    lettered: Callable[[Hashable, bytes, int], bool] = lambda _name, _input, _generation: True,
 ) -> Judged:
     """Decides what each row of the snapshot needs.
 
-    `settled(key, input, generation, scanned)` returns whether a row that refuses every write stays dead; `scanned` is
-    true if a scan named the row, false if an event did. `lettered(key, input, generation)` returns whether a row that
+    `settled(name, input, generation, scanned)` returns whether a row that refuses every write stays dead; `scanned` is
+    true if a scan named the row, false if an event did. `lettered(name, input, generation)` returns whether a row that
     says that it is dead has a dead letter: without one, somebody else wrote the error, and the row is predicted.
     """
     at, generation = snapshot.at, live.generation
-    scanned = {identity(key.key) for key in batch.keys if key.lane == "scan"}
+    scanned = {key.name for key in batch.keys if key.lane == "scan"}
     rows: list[Row] = []
     writes: list[Write] = []
     left: set[Hashable] = set()
     for row in snapshot.rows:
         current = row.seen.input == row.input and row.seen.generation == generation
-        if current and (not row.seen.error or lettered(row.key, row.input, generation)):
-            writes.append(Write(row.key, row.seen, "touch", at, generation))  # R5
-        elif settled(row.key, row.input, generation, identity(row.key) in scanned):
-            left.add(identity(row.key))
+        if current and (not row.seen.error or lettered(row.name, row.input, generation)):
+            writes.append(Write(row.key, row.seen, "touch", at, generation, name=row.name))  # R5
+        elif settled(row.name, row.input, generation, row.name in scanned):
+            left.add(row.name)
         else:
             rows.append(row)
     writes.extend(Write(key, seen, "unset", at, generation) for key, seen in snapshot.strays)  # R8
@@ -140,9 +139,9 @@ def prepare(
         letters.append(replace(each, key=todo[place].key, input=todo[place].input))
     left = tuple(todo[place] for place in found.left)
     if left:
-        names = {identity(row.key) for row in left}
-        keys = tuple(key for key in judged.batch.keys if identity(key.key) not in names)
-        some = tuple(row for row in judged.rows if identity(row.key) not in names)
+        names = {row.name for row in left}
+        keys = tuple(key for key in judged.batch.keys if key.name not in names)
+        some = tuple(row for row in judged.rows if row.name not in names)
         judged = replace(judged, batch=replace(judged.batch, keys=keys), rows=some)
     rows = tuple(todo[place] for place in found.places)
     return Prepared(judged, rows, tuple(found.inputs), found.many, tuple(letters), left)
@@ -181,8 +180,8 @@ def predict(prepared: Prepared, out_of_memory: Callable[[int], None]) -> Predict
         else:
             live.check_usable(outcome.error)
             letters.append(letter(row, live, outcome.stage, outcome.error))
-    by_key = {identity(row.key): row for row in judged.rows}
-    writes.extend(_set(by_key[identity(dead.key)], judged, {"error": dead.mark()}) for dead in letters)
+    by_key = {row.name: row for row in judged.rows}
+    writes.extend(_set(by_key[dead.name], judged, {"error": dead.mark()}) for dead in letters)
     return Predicted(judged, tuple(writes), tuple(letters), len(writes) - len(judged.writes) - len(letters))
 
 
@@ -196,7 +195,7 @@ def _set(row: Row, judged: Judged, what: dict[str, Any]) -> Write:
         "asof": judged.at,
         "input": row.input,
     }
-    return Write(row.key, row.seen, "set", judged.at, live.generation, output)
+    return Write(row.key, row.seen, "set", judged.at, live.generation, output, row.name)
 
 
 def check_storable(value: Any) -> None:

@@ -27,7 +27,7 @@ import mmap
 import os
 import struct
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
@@ -39,7 +39,6 @@ from bson import ObjectId
 
 from components import private_files
 from components.errors import PredictdError
-from components.raw_value import identity
 from daemon.handlers.predict.records import Guilt, Row
 
 log = structlog.get_logger(__name__)
@@ -121,11 +120,11 @@ class NoSuspects:
         """The rows are in the hands of user code."""
         return nullcontext()
 
-    def deaths(self, key: Any) -> float | None:  # noqa: ARG002
+    def deaths(self, name: Hashable) -> float | None:  # noqa: ARG002
         """How often the row died alone; None if it is not suspected."""
         return None
 
-    def narrowed(self, key: Any) -> bool:  # noqa: ARG002
+    def narrowed(self, name: Hashable) -> bool:  # noqa: ARG002
         """Whether a suspect must be predicted alone, and not among others."""
         return True
 
@@ -133,10 +132,10 @@ class NoSuspects:
         """The row's guilt, if it must not be predicted again; else None."""
         return None
 
-    def passed(self, key: Any) -> None:
+    def passed(self, name: Hashable) -> None:
         """The row was predicted alone, and the process lives."""
 
-    def sentenced(self, key: Any) -> None:
+    def sentenced(self, name: Hashable) -> None:
         """The dead letter of a guilty row is stored."""
 
     def note(self, **changes: Any) -> None:
@@ -180,9 +179,9 @@ class Suspects(NoSuspects):
         code has damaged what it shares with predictd.
         """
         at = _STAGES.index(stage) * self._slot
-        names = b"".join([_name(row.key) for row in rows])[: self._slot - _HEADER.size]
+        names = b"".join([_mark(row.name) for row in rows])[: self._slot - _HEADER.size]
         if alone and rows:
-            deaths = self.deaths(rows[0].key) or 0.0
+            deaths = self.deaths(rows[0].name) or 0.0
             names = names[:_NAME] + _ALONE.pack(_digest(rows[0].input), generation, deaths)
         self._map[at + _HEADER.size : at + _HEADER.size + len(names)] = names
         self._map[at : at + _HEADER.size] = _HEADER.pack(1 if alone else len(names) // _NAME, alone)  # written last
@@ -197,19 +196,19 @@ class Suspects(NoSuspects):
             if not blamed:
                 self._map[at : at + _HEADER.size] = _HEADER.pack(0, 0)
 
-    def deaths(self, key: Any) -> float | None:
+    def deaths(self, name: Hashable) -> float | None:
         """How often the row died alone; None if it is not suspected."""
-        suspect = self._known.get(_name(key))
+        suspect = self._known.get(_mark(name))
         return None if suspect is None else suspect.deaths
 
-    def narrowed(self, key: Any) -> bool:
+    def narrowed(self, name: Hashable) -> bool:
         """Whether a suspect must be predicted alone, and not among others."""
-        suspect = self._known.get(_name(key))
+        suspect = self._known.get(_mark(name))
         return suspect is None or suspect.narrowed or suspect.deaths > 0 or suspect.guilty or suspect.offender
 
     def guilt(self, row: Row, generation: int) -> Guilt | None:
         """The row's guilt, if this input was guilty under this generation and has no dead letter yet."""
-        known = self._known.get(_name(row.key))
+        known = self._known.get(_mark(row.name)) if self._known else None
         if known is None or not known.guilty:
             return None
         if (known.input, known.generation) != (_digest(row.input).hex(), generation):
@@ -221,16 +220,16 @@ class Suspects(NoSuspects):
             return Guilt("TimedOut", f"{message}; raise limits.stage_seconds if it only needs more time")
         return Guilt("WorkerDied", message)
 
-    def passed(self, key: Any) -> None:
+    def passed(self, name: Hashable) -> None:
         """The row was predicted alone, and the process lives."""
-        passed = self._known.pop(_name(key), None)
+        passed = self._known.pop(_mark(name), None)
         self.settled += passed is not None
         if passed is not None and (not self._known or time.monotonic() - self._saved_at > SAVE_SECONDS):
             self._save()
 
-    def sentenced(self, key: Any) -> None:
+    def sentenced(self, name: Hashable) -> None:
         """The dead letter of a guilty row is stored."""
-        known = self._known.get(_name(key))
+        known = self._known.get(_mark(name))
         if known is not None and known.guilty:
             known.guilty, known.offender = False, True
             self.settled += 1
@@ -339,11 +338,10 @@ def _left(flight: Path) -> Iterator[tuple[NotedStage, bool, list[bytes], tuple[b
             yield stage, bool(alone), names[:1] if alone else names, _ALONE.unpack_from(slot, _HEADER.size + _NAME)
 
 
-def _name(key: Any) -> bytes:
-    """16 bytes that identify a row."""
-    if type(key) is ObjectId:
-        return key.binary + b"\0\0\0\0"
-    name = identity(key)
+def _mark(name: Hashable) -> bytes:
+    """16 bytes that stand for a row of this identity."""
+    if isinstance(name, ObjectId):
+        return name.binary + b"\0\0\0\0"
     if isinstance(name, bytes):
         return _digest(b"b" + name)
     return _digest(f"{type(name).__name__} {name}".encode("utf-8", "surrogatepass"))
@@ -353,10 +351,10 @@ def _digest(data: bytes) -> bytes:
     return blake2b(data, digest_size=_NAME).digest()
 
 
-def fewest_first(suspects: NoSuspects, keys: Iterable[Any], together: int) -> list[Any]:
-    """The keys to try next: some that may be tried together, else the one with the fewest deaths. A row is tried again
+def fewest_first(suspects: NoSuspects, names: Iterable[Hashable], together: int) -> list[Hashable]:
+    """The rows to try next: some that may be tried together, else the one with the fewest deaths. A row is tried again
     only after all others, so that a killer delays as few as possible.
     """
-    keys = list(keys)
-    some = [key for key in keys if not suspects.narrowed(key)][:together] if together > 1 else []
-    return some or [min(keys, key=lambda key: (suspects.deaths(key) or 0.0, suspects.narrowed(key)))]
+    names = list(names)
+    some = [name for name in names if not suspects.narrowed(name)][:together] if together > 1 else []
+    return some or [min(names, key=lambda name: (suspects.deaths(name) or 0.0, suspects.narrowed(name)))]

@@ -32,7 +32,6 @@ from typing import Any, Final, Literal
 
 import structlog
 
-from components.raw_value import identity
 from daemon.handlers.predict.dirty_keys import Batch, DirtyKey
 from daemon.handlers.predict.records import Letter
 from daemon.handlers.predict.stages import Judged, Predicted
@@ -143,13 +142,13 @@ class Triage:
         """The batch without its suspects; an empty batch while the breaker is open."""
         self._others_turn = False
         if self.failing:
-            self._sample.extend(key.key for key in batch.keys[-2:] if self.suspects.deaths(key.key) is None)
+            self._sample.extend(key.key for key in batch.keys[-2:] if self.suspects.deaths(key.name) is None)
             for key in batch.keys:
                 key.finish()  # the ordered scan will find it
             return replace(batch, keys=())
         if not len(self.suspects):
             return batch
-        apart = [key for key in batch.keys if self.suspects.deaths(key.key) is not None]
+        apart = [key for key in batch.keys if self.suspects.deaths(key.name) is not None]
         for key in apart:
             self._hold(self._alone, key, 0.0)
         names = {id(key) for key in apart}
@@ -170,8 +169,8 @@ class Triage:
                 self._others_turn = True
                 left = len(self._alone)
                 together = min(cap, math.isqrt(left)) if left * seconds > LONG_SECONDS else 1
-                keys = fewest_first(self.suspects, [each.key.key for each in self._alone.values()], together)
-                return Batch(tuple(self._alone.pop(identity(key)).key for key in keys), "alone")
+                names = fewest_first(self.suspects, self._alone, together)
+                return Batch(tuple(self._alone.pop(name).key for name in names), "alone")
         return None
 
     def _probe(self, now: float) -> Batch | None:
@@ -216,7 +215,7 @@ class Triage:
         if purpose == "alone":
             for row in predicted.judged.rows:
                 if self.suspects.guilt(row, predicted.judged.live.generation) is None:
-                    self.suspects.passed(row.key)
+                    self.suspects.passed(row.name)
         failed = [letter for letter in predicted.letters if letter.cause != "row"]
         doubtful = bool(failed) and len(failed) > MOSTLY * predicted.predicted and self._model_may_fail()
         if doubtful:
@@ -254,11 +253,11 @@ class Triage:
 
     def released(self, predicted: Predicted) -> Predicted:
         """The batch without its predicted rows, which the ordered scan will find."""
-        return self._let_go(predicted, {identity(row.key) for row in predicted.judged.rows})
+        return self._let_go(predicted, {row.name for row in predicted.judged.rows})
 
     def _let_go(self, predicted: Predicted, names: set[Hashable]) -> Predicted:
         for key in predicted.judged.batch.keys:
-            if identity(key.key) in names:
+            if key.name in names:
                 key.finish()
         return predicted.without(names)
 
@@ -299,7 +298,7 @@ class Triage:
             self.suspects.note(why=None, deaths=0.0 if rows else float(TRIP_ROWS - 1))
             self._failed_rows = 0 if rows else TRIP_ROWS - 1  # no row was tried: the next failure opens it again
             self._sample.clear()
-        return self._let_go(predicted, {identity(letter.key) for letter in predicted.letters})
+        return self._let_go(predicted, {letter.name for letter in predicted.letters})
 
     def _tried_again(self, predicted: Predicted, *, doubtful: bool) -> Predicted:
         """The batch without the rows to try again: those with a transient error; once, others if the model may be the
@@ -308,9 +307,9 @@ class Triage:
         if not predicted.letters and not self._attempts:
             return predicted
         now, names = self._clock(), set()
-        keys = {identity(key.key): key for key in predicted.judged.batch.keys}
+        keys = {key.name: key for key in predicted.judged.batch.keys}
         for letter in predicted.letters:
-            name = identity(letter.key)
+            name = letter.name
             attempts, first = self._attempts.pop(name, (0, now))
             most = {"transient": self.retry.attempts, "model": 2 if doubtful else 1, "row": 1}[letter.cause]
             attempts += 1
@@ -324,7 +323,7 @@ class Triage:
         return predicted.without(names) if names else predicted
 
     def _hold(self, waiting: dict[Hashable, _Waiting], key: DirtyKey, seconds: float) -> None:
-        now, name = self._clock(), identity(key.key)
+        now, name = self._clock(), key.name
         with self._lock:
             known = waiting.setdefault(name, _Waiting(key, now + seconds, now))
             if known.key is not key:

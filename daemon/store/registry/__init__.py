@@ -4,6 +4,7 @@ registry.py         publishes, applies and removes declarations; raises generati
 declarations.py     writes one signed declaration
 components.py       reads and verifies the signed declarations
 references.py       what declarations name: tables, models, fields, outputs
+other_services.py   listeners that another service has on the same tables
 accepted.py         the settings of the service.toml that was accepted last
 artifacts.py        the code that declarations name, as blobs
 version.py          one version, as it is stored

@@ -10,7 +10,6 @@ another declaration of the model makes a new version, whose promotion raises the
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ from components.signing_key import SigningKey
 from daemon.store import names
 from daemon.store.connection import Data, create_collection
 from daemon.store.documents import read
+from daemon.store.registry import other_services
 from daemon.store.registry.components import Catalog, Component, canonical, catalog, signature
 from daemon.store.registry.declarations import Declarations, taken
 from daemon.store.registry.references import keys_stay, reads, refuse_dangling, users
@@ -230,7 +230,7 @@ class Registry:
         refuse_dangling(kind, name, declaration, known)
         self.refuse_filters(kind, name, declaration)
         if isinstance(declaration, ListenerDeclaration):
-            refuse_foreign(self._database, self.service, {name: declaration})
+            self._refuse_foreign({name: declaration})
 
     def remove(self, kind: str, name: str) -> None:
         """Removes a component that was applied through the API; a model with its trainer and its validations.
@@ -298,7 +298,12 @@ class Registry:
             if (other := known.of(kind).get(name)) is not None and other.source == "api":
                 raise DeclarationError(taken(kind, name, "config"))
         listeners = {name: each for (_, name), each in wanted.items() if isinstance(each, ListenerDeclaration)}
-        refuse_foreign(self._database, self.service, listeners)
+        self._refuse_foreign(listeners)
+
+    def _refuse_foreign(self, listeners: Mapping[str, ListenerDeclaration]) -> None:
+        tables = {name: each.table for name, each in listeners.items()}
+        for name, reason in other_services.conflicts(self._database, self.service, tables):
+            raise DeclarationError(f"listeners.{name}: {reason}")
 
     def refuse_filters(self, kind: str, name: str, declaration: Declaration) -> None:
         """Asks the server whether it accepts a declaration's filters: a worker would retry a refused filter
@@ -330,34 +335,6 @@ def served(known: Catalog) -> list[str]:
         for name, each in known.listeners.items()
         if not each.paused and each.declaration.model in known.models and each.declaration.table in known.tables
     ]
-
-
-def refuse_foreign(database: Data, service: str, listeners: Mapping[str, ListenerDeclaration]) -> None:
-    """Raises DeclarationError if another service of this database has one of these listeners on the same table."""
-    query = {
-        "kind": "listener",
-        "state": "applied",
-        "name": {"$in": list(listeners)},
-        "service": {"$ne": service},
-    }
-    for other in read(database[names.COMPONENTS], query):
-        owner, name = other.get("service"), other.get("name")
-        if not isinstance(name, str) or other.get("_id") != f"{owner}/listener/{name}":
-            continue
-        # Another service signs with its own key, so this is not verified: it can only refuse a listener.
-        table = json.dumps(listeners[name].table, ensure_ascii=False)
-        left = other.get("left")
-        leaves = {"table": listeners[name].table}.items()
-        if isinstance(left, list) and any(isinstance(each, dict) and leaves <= each.items() for each in left):
-            raise DeclarationError(
-                f"listeners.{name}: service {owner!r} had a listener of this name on this table, and still "
-                "removes its outputs there; apply it when that is done, or give it another name"
-            )
-        if f'"table": {table}' in str(other.get("declaration")):
-            raise DeclarationError(
-                f"listeners.{name}: service {owner!r} has a listener of this name on this table, and both would "
-                "write the same outputs; give one of them another name, or remove it from that service's file first"
-            )
 
 
 def _declared(name: str, known: Catalog) -> Declared:

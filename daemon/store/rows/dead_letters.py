@@ -108,27 +108,31 @@ class DeadLetters:
     def __len__(self) -> int:
         return len(self._dead)
 
-    def settled(self, key: Any, input_: bytes, generation: int, scanned: bool) -> bool:
+    def hold(self, name: Hashable) -> bool:
+        """Whether the row of this identity is dead."""
+        return name in self._dead
+
+    def settled(self, name: Hashable, input_: bytes, generation: int, scanned: bool) -> bool:
         """Whether a row that refuses its error mark stays dead, because it was judged with this input before.
 
         This holds for scans only: an event of the row may mean that a field beside its key fields was repaired. A
         lethal letter holds for events too: only another input, another generation or a request gives the row another
         attempt.
         """
-        known = self._dead.get(identity(key))
+        known = self._dead.get(name)
         if known is None or not known.unwritable or not (scanned or known.lethal):
             return False
         return (known.input, known.generation) == (input_, generation)
 
-    def exist(self, key: Any, input_: bytes, generation: int) -> bool:
+    def exist(self, name: Hashable, input_: bytes, generation: int) -> bool:
         """Whether the row has a letter for this input and generation."""
-        known = self._dead.get(identity(key))
+        known = self._dead.get(name)
         return known is not None and (known.input, known.generation) == (input_, generation)
 
     def add(self, letters: Iterable[Letter]) -> None:
         """Stores the letters; the letter of a row that was dead already counts one more attempt."""
         letters = list(letters)
-        lethal = {identity(letter.key): self._lethal(letter) for letter in letters}
+        lethal = {letter.name: self._lethal(letter) for letter in letters}
         fits = [letter for letter in letters if size(letter.key) <= LARGEST_LETTER_KEY]
         if len(fits) < len(letters):
             log.error(
@@ -145,7 +149,7 @@ class DeadLetters:
                     {
                         "$set": {
                             **{name: {"$literal": value} for name, value in self._fields(letter).items()},
-                            "lethal": lethal[identity(letter.key)],
+                            "lethal": lethal[letter.name],
                             "attempts": {"$add": [{"$cond": [{"$isNumber": "$attempts"}, "$attempts", 0]}, 1]},
                             "first_at": {"$ifNull": ["$first_at", "$$NOW"]},
                             "last_at": "$$NOW",
@@ -158,15 +162,15 @@ class DeadLetters:
         ]
         self._send("update", statements)
         for letter in letters:
-            name = identity(letter.key)
+            name = letter.name
             self._dead[name] = _Dead(letter.input, letter.generation, letter.unwritable, lethal[name])
 
-    def clear(self, keys: Iterable[Any]) -> int:
+    def clear(self, rows: Iterable[Hashable]) -> int:
         """Deletes the letters of those rows that are no longer dead. Returns how many there were."""
-        dead = [key for key in keys if identity(key) in self._dead]
-        self._send("delete", [{"q": {"_id": self._id(key)}, "limit": 1} for key in dead])
-        for key in dead:
-            self._dead.pop(identity(key), None)
+        dead = [name for name in rows if name in self._dead]
+        self._send("delete", [{"q": {"_id": self._id(name)}, "limit": 1} for name in dead])
+        for name in dead:
+            self._dead.pop(name, None)
         return len(dead)
 
     def rows(self) -> list[Any]:
@@ -183,7 +187,7 @@ class DeadLetters:
         """Whether the letter holds for events too; also if the row of a lethal letter then refuses its mark."""
         if letter.type in LETHAL:
             return True
-        known = self._dead.get(identity(letter.key))
+        known = self._dead.get(letter.name)
         same = known is not None and (known.input, known.generation) == (letter.input, letter.generation)
         return letter.unwritable and same and known is not None and known.lethal
 

@@ -124,8 +124,10 @@ class Outputs:
         with self._table.database.client.start_session(causal_consistency=False) as session:
             found, at, whole = self._finder.by_id(session, keys, self._matches, self._projection, concern, max_bytes)
             rows = self._hollowed(session, [row for batch in found for row in self._rows.rows(batch)], at)
-            names = {identity(row.key) for row in rows}
-            rest = [key for key in keys if identity(key) not in names]
+            names = {row.name for row in rows}
+            rest: list[Any] = []
+            if len(names) < len(keys):
+                rest = [key for key in keys if identity(key) not in names]
             if not whole:
                 return Snapshot(at, rows, (), tuple(rest))
             strays: tuple[tuple[Any, Seen], ...] = ()
@@ -149,9 +151,7 @@ class Outputs:
         empty = [{f"{self._path}.value": {"$exists": False}}]
         found, _, _ = self._finder.by_id(session, current, empty, {"_id": 1}, concern, ALL)
         hollow = {identity(key) for batch in found for key in row_keys(batch)}
-        return tuple(
-            replace(row, seen=replace(row.seen, input=None)) if identity(row.key) in hollow else row for row in rows
-        )
+        return tuple(replace(row, seen=replace(row.seen, input=None)) if row.name in hollow else row for row in rows)
 
     # ---- writing --------------------------------------------------------------------------------------------------
 
@@ -236,8 +236,8 @@ class Outputs:
 
         def choose(session: ClientSession) -> list[Update]:
             holds, landed = self._compared(writes, session)
-            missed.update(identity(w.key) for w in writes if identity(w.key) not in holds | landed)
-            return [self._update(w, guarded=False) for w in writes if identity(w.key) in holds]
+            missed.update(w.name for w in writes if w.name not in holds | landed)
+            return [self._update(w, guarded=False) for w in writes if w.name in holds]
 
         time = self._transactions.after(writes[0].asof, choose)
         return Written(frozenset(missed), {}, time)
@@ -251,7 +251,7 @@ class Outputs:
                 raise cause from None  # no row can be written: the table is locked, for example
             if aborted.row:
                 return self._bulk([write], apart=True)
-            return Written(frozenset({identity(write.key)}), {}, None)
+            return Written(frozenset({write.name}), {}, None)
 
     def _bulk(self, writes: Sequence[Write], *, apart: bool = False) -> Written:
         """Sends the writes as one unordered bulk, each with its guard. If it waits for a row that a client's open
@@ -262,22 +262,20 @@ class Outputs:
                 answer = self._sent(writes, session)
             except ExecutionTimeout:
                 if apart:
-                    return Written(frozenset(identity(write.key) for write in writes), {}, None)
+                    return Written(frozenset(write.name for write in writes), {}, None)
                 return joined(map(self._apart, writes))
             refused: dict[Hashable, str] = {}
             for index, code, reason in answer.refused:
                 if code in WAITED_OUT:
                     raise OperationFailure(reason, code)  # the bulk is sent again; a repeated write changes nothing
-                refused[identity(writes[index].key)] = f"MongoDB refuses the write: {reason} (code {code})"
+                refused[writes[index].name] = f"MongoDB refuses the write: {reason} (code {code})"
             missed: frozenset[Hashable] = frozenset()
             if answer.matched < len(writes) - len(refused):
                 # A bulk reports only how many matched, not which: a read of the rows finds these.
-                rest = [w for w in writes if identity(w.key) not in refused]
+                rest = [w for w in writes if w.name not in refused]
                 now = self._outputs_of(rest, (), session)
-                missed = frozenset(identity(w.key) for w in rest) - self._landed(rest, now)
-                self._rows.note_odd(
-                    name for w in rest if (name := identity(w.key)) in missed and now.get(name) == w.seen
-                )
+                missed = frozenset(w.name for w in rest) - self._landed(rest, now)
+                self._rows.note_odd(name for w in rest if (name := w.name) in missed and now.get(name) == w.seen)
             return Written(missed, refused, session.operation_time)
 
     def _sent(self, writes: Sequence[Write], session: ClientSession) -> raw_updates.Answer:
@@ -318,7 +316,7 @@ class Outputs:
         unsets = [w for w in writes if w.kind == "unset"]
         now = self._outputs_of(sets, self._matches, session) | self._outputs_of(unsets, (), session)  # R2
         landed = self._landed(writes, now)
-        names = {identity(w.key): w for w in writes}
+        names = {w.name: w for w in writes}
         holds = {name for name, seen in now.items() if name in names and seen.asof == names[name].seen.asof}  # R1, R8b
         return holds - landed, landed
 
@@ -339,13 +337,13 @@ class Outputs:
         """The rows that hold what their write would make of them."""
         landed = set()
         for w in writes:
-            seen = now.get(identity(w.key))
+            seen = now.get(w.name)
             if w.kind == "unset":
                 done = seen is None or not seen.present
             else:
                 done = seen is not None and (seen.asof, seen.generation) == (w.asof, w.generation)
             if done:
-                landed.add(identity(w.key))
+                landed.add(w.name)
         return landed
 
 
