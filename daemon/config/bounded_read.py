@@ -64,7 +64,10 @@ def each_within(seconds: float, steps: Iterator[T]) -> list[T]:
             errors.append(error)
 
     thread = threading.Thread(target=work, name="predictd-read", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:  # the limit of processes is reached: better without a bound than not at all
+        return list(steps)
     while thread.is_alive():
         rest = silent_since + seconds - time.monotonic()
         if rest <= 0:

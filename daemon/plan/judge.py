@@ -36,15 +36,17 @@ def judged_file(
     """
     known = registry.read()
     before, after = applied(known, settings(runs)), with_file(known, config, registry.trust.seal)
-    filed = config.declarations()
-    registry.refuse_names({(kind, n): after.of(kind)[n] for kind in KINDS for n in filed[section(kind)]}, known)
+    _refuse_names(registry, config, after, known)
     return _judged(database, registry, before, after, code, rates)
 
 
 def judged_at_start(database: Data, registry: Registry, config: Config, trust: Trust) -> tuple[Plan, dict[str, Any]]:
-    """What `config` changes of what was accepted last, by this daemon or another; and the settings of then."""
+    """What `config` changes of what was accepted last, by this daemon or another; and the settings of then. Raises as
+    `judged_file` does.
+    """
     known, stored = registry.read(), accepted_settings(database, registry.service, trust)
     before, after = applied(known, stored), with_file(known, config, registry.trust.seal)
+    _refuse_names(registry, config, after, known)
     return _judged(database, registry, before, after), stored
 
 
@@ -61,6 +63,11 @@ def judged_part(database: Data, registry: Registry, parts: Iterable[tuple[str, s
         if kind == "model" and ("trainer", name) not in given:
             kinds["trainers"].pop(name, None)
     return _judged(database, registry, before, Declared(**kinds, settings=stored))
+
+
+def _refuse_names(registry: Registry, config: Config, after: Declared, known: Catalog) -> None:
+    filed = config.declarations()
+    registry.refuse_names({(kind, n): after.of(kind)[n] for kind in KINDS for n in filed[section(kind)]}, known)
 
 
 def _judged(

@@ -38,6 +38,7 @@ from daemon.supervisor.timed_wait import timed_wait
 log = structlog.get_logger(__name__)
 
 RENEW_SECONDS = TTL_SECONDS / 3
+_NO_THREAD_SECONDS = 1.0
 STANDBY_SECONDS = 0.5
 """How often a daemon that stands by asks for the lease; rows wait meanwhile."""
 
@@ -296,7 +297,10 @@ class Leadership:
 
 
 async def in_thread(function: Callable[[], T]) -> T:
-    """Runs `function` in a daemon thread of its own: a call that hangs must not keep the process from leaving."""
+    """Runs `function` in a daemon thread of its own: a call that hangs must not keep the process from leaving.
+
+    Waits while the system starts no thread: a worker that uses up the container's processes must not end all others.
+    """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
@@ -318,5 +322,12 @@ async def in_thread(function: Callable[[], T]) -> T:
         with suppress(RuntimeError):  # the loop has closed: nothing awaits the result
             loop.call_soon_threadsafe(settle, result, failure)
 
-    threading.Thread(target=work, name="predictd-call", daemon=True).start()
+    for tried in itertools.count():
+        try:
+            threading.Thread(target=work, name="predictd-call", daemon=True).start()
+            break
+        except RuntimeError as error:
+            if not tried:
+                log.warning("trying on: the limit of processes (TasksMax, --pids-limit) is reached", error=str(error))
+        await asyncio.sleep(_NO_THREAD_SECONDS)
     return await future

@@ -31,7 +31,7 @@ from daemon.logs.text import brief, readable
 from daemon.store.connection import make_client, open_database
 from daemon.store.mongo_retry import MongoRetry, Stopping
 from daemon.store.registry.model_loader import ModelLoader
-from daemon.store.registry.registry import Registry
+from daemon.store.registry.registry import Declared, Registry
 from daemon.store.registry.trust import Trust
 from daemon.store.rows.positions import Positions
 from daemon.worker.assignment import WorkerAssignment
@@ -97,8 +97,11 @@ class Worker:
             Compiler(assignment.compile_seconds),
         )
         declared = self.patience("registry", lambda: self.shared.registry.worker(assignment.worker))
-        for name in declared:
-            self.runs = [*self.runs, self.patience("model", partial(self._load, name))]  # the reporter may read them
+        for name in list(declared):
+            self.runs = [
+                *self.runs,
+                self.patience("model", partial(self._load, name, declared)),
+            ]  # the reporter may read them
         sessions = tuple(session for run in self.runs for session in run.outputs.sessions)
         paths = tuple(sorted({path for run in self.runs for path in chained(run.declared)}))
         reads_own = {path.split(".")[1] for path in paths} & {run.declared.name for run in self.runs}
@@ -177,9 +180,11 @@ class Worker:
             self._preprocess[model] = OneThread(f"{model}.preprocess")
         return ModelThreads(OneThread(f"{model}.model"), self._preprocess[model], self._decoders)
 
-    def _load(self, name: str) -> ListenerRun:
+    def _load(self, name: str, read: dict[str, Declared]) -> ListenerRun:
+        """Each read verifies all that is applied, so the one of the worker's listeners does for a first attempt."""
         shared = self.shared
-        return ListenerRun(shared, *shared.loader.live(lambda: shared.registry.listener(name), fresh=True))
+        now = shared.loader.live(lambda: read.pop(name, None) or shared.registry.listener(name), fresh=True)
+        return ListenerRun(shared, *now)
 
     def _swap(self) -> None:
         """Loads promoted versions, one listener after the other, while the old ones run. A version that cannot be

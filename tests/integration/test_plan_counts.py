@@ -121,6 +121,8 @@ def test_a_plan_refuses_the_names_that_publishing_refuses(
     edited = config(tmp_path, database, taken)
     with pytest.raises(DeclarationError, match="service 'other' has a listener of this name on this table"):
         judged_file(database, registry, edited, runs)
+    with pytest.raises(DeclarationError, match="or remove it from that service's file first"):
+        judged_at_start(database, registry, edited, registry.trust)  # `plan`, without a daemon
     reached = edited.model_copy(update={"mongo": edited.mongo.model_copy(update={"uri": mongo_uri})})
     [problem] = meet(reached)  # `check --mongo`, without a daemon
     assert (problem.path, "both would write the same outputs" in problem.message) == ("listeners.third", True)

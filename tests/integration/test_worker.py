@@ -169,6 +169,22 @@ def test_the_daemons_own_writes_bring_nothing_back(place: Workplace) -> None:
     assert worker.sample("predictd_rows_total", listener=LISTENER, result="predicted") == 5000
 
 
+def test_a_worker_reads_what_is_applied_once_for_all_of_its_listeners(place: Workplace) -> None:
+    """Each read verifies all that is applied: a worker of 100 listeners took most of its start for that."""
+    names_ = [f"L{n}" for n in range(12)]
+    served = {"table": TABLE, "key": "x", "worker": WORKER}
+    models = {name: {"object": "harness.models:digest"} for name in names_}
+    place.declare(
+        declarations({TABLE: {"x": "str"}}, models, {name: {**served, "model": name} for name in names_}),
+    )
+    place.run().stop()  # it makes the first versions
+    place.database.command("profile", 2)
+    place.run()
+    place.database.command("profile", 0)
+    components = {"ns": f"{place.database.name}.{names.COMPONENTS}", "command.find": {"$exists": True}}
+    assert place.database["system.profile"].count_documents(components) < len(names_)
+
+
 def test_a_listener_may_read_anothers_output(place: Workplace) -> None:
     """Chained by its key: it follows every change, waits while there is none, and nobody goes in circles."""
     place.declare(

@@ -32,5 +32,5 @@ _LEAVES: Final = (
 )
 _HAS: Final = (
     "service {!r} has a listener of this name on this table, and both would write the same outputs; give one of them "
-    "another name"
+    "another name, or remove it from that service's file first"
 )
