@@ -71,13 +71,11 @@ class Feed:
 
     def concerned(self, changed: stream.Changed) -> tuple[Sequence[Any], Sequence[Timestamp]]:
         """The keys and times of the rows that have to be judged. If the listener reads none of the fields that were
-        updated, these are only rows that are dead, or may be soon: what refused an output may accept it now.
+        updated, these are dead rows only: what refused an output may accept it now.
         """
         if changed.fields is None or self._inputs is None or not self._inputs.isdisjoint(changed.fields):
             return changed.keys, changed.times
-        rows = list(map(identity, changed.keys))
-        held = self.dirty.held(rows)  # first, as the batch that lets go of a row has stored its letter
-        places = [place for place, name in enumerate(rows) if name in held or self.letters.hold(name)]
+        places = [place for place, key in enumerate(changed.keys) if self.letters.hold(identity(key))]
         return [changed.keys[place] for place in places], [changed.times[place] for place in places]
 
     def changed(

@@ -187,12 +187,13 @@ class ScanLane:
         start = cluster_time(self._table.database)  # R3d: the time now; no row is judged at an earlier snapshot
         scan.total = self._table.estimated_document_count() // self._partition.of
         place: dict[str, Any] = {"last": run.last, "resumed": run.resumed, "order": self._order}
+        owed = self.owed_since is not None
         source = pages(self._table, start, **place, size=self._page, partition=self._partition)
         for page in source:
             if not self._room(orders, scan):
                 return False
             for key in page:
-                self._dirty.put(key, "scan", [scan.progress.begin()], start)  # R3c
+                self._dirty.put(key, "scan", [scan.progress.begin()], start, owed=owed)  # R3c
             scan.done += len(page)
             scan.progress.close((page[-1], scan.done))
         for key in self._gone():

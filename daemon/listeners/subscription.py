@@ -22,7 +22,9 @@ SMALL_ROW: Final = 512
 """An insert or a replace brings its row along if that takes at most so many bytes."""
 
 MOST_PATHS: Final = 64
-"""An update that changes more paths is taken for one that may change any field."""
+MOST_BYTES: Final = 4096
+"""An update that changes more paths, or longer ones, is taken for one that may change any field: no event is too large.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,9 @@ def _changed_fields() -> Mapping[str, Any]:
     """The expression for the top-level fields that an update has changed; nothing for other events."""
     field = {"$arrayElemAt": [{"$split": ["$$this", "."]}, 0]}
     named = {"$setUnion": [{"$map": {"input": "$$paths", "in": field}}]}
-    few = {"$cond": [{"$lte": [{"$size": "$$paths"}, MOST_PATHS]}, named, "$$REMOVE"]}
+    length = {"$sum": {"$map": {"input": "$$paths", "in": {"$strLenBytes": "$$this"}}}}
+    short = {"$and": [{"$lte": [{"$size": "$$paths"}, MOST_PATHS]}, {"$lte": [length, MOST_BYTES]}]}
+    few = {"$cond": [short, named, "$$REMOVE"]}
     update = {"$eq": ["$operationType", "update"]}
     return {"$cond": [update, {"$let": {"vars": {"paths": changed_paths()}, "in": few}}, "$$REMOVE"]}
 

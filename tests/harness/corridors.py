@@ -20,6 +20,7 @@ from daemon.handlers.predict.live import Live
 from daemon.handlers.predict.stages import Predicted
 from daemon.health.measures import Measures, WorkerMeasures
 from daemon.listeners import change_stream
+from daemon.listeners.inputs import inputs
 from daemon.listeners.intake import Feed, StreamIntake
 from daemon.listeners.scan_lane import ScanLane
 from daemon.store import names
@@ -110,7 +111,8 @@ class SteppedWorker:
             order="oldest",
             rate=0,
         )
-        feed = Feed(LISTENER, TABLE, self.dirty, self.scan, self.letters, lambda: None)
+        read = inputs(("x",), WHERE)
+        feed = Feed(LISTENER, TABLE, self.dirty, self.scan, self.letters, lambda: None, inputs=read)
         self.intake = StreamIntake(
             database,
             change_stream.Subscription(SERVICE, (TABLE,)),

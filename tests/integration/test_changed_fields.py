@@ -12,7 +12,7 @@ from pymongo.database import Database
 from pymongo.errors import WriteError
 
 from daemon.listeners import change_stream as stream
-from daemon.listeners.subscription import MOST_PATHS
+from daemon.listeners.subscription import MOST_BYTES, MOST_PATHS
 
 FILLER = "x" * 2000  # on a small document an update by pipeline comes as a replace
 ROW: dict[str, Any] = {
@@ -81,8 +81,9 @@ def test_an_update_of_many_fields_may_concern_anything(
     listening = Listening(database)
     rows.update_one({"_id": 0}, {"$set": {f"f.n{n}": n for n in range(MOST_PATHS)}})
     rows.update_one({"_id": 0}, {"$set": {"f": 1, **{f"g{n}": n for n in range(MOST_PATHS)}}})
+    rows.update_one({"_id": 0}, {"$set": {"n" * MOST_BYTES: 1, "m": 1}})
     rows.update_one({"_id": 0}, {"$set": {"a.b": 1, "a.c": 1, "b": 1}})
     rows.replace_one({"_id": 0}, {"f": 1})
     rows.delete_one({"_id": 0})
     told = [event for event in listening.heard() if isinstance(event, stream.Changed)]
-    assert [event.fields for event in told for _ in event.keys] == [("f",), None, ("a", "b"), None, None]
+    assert [event.fields for event in told for _ in event.keys] == [("f",), None, None, ("a", "b"), None, None]

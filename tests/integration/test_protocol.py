@@ -56,6 +56,29 @@ def predicted(rows: Any, database: Any) -> SteppedWorker:
     return worker
 
 
+def test_a_row_that_is_mended_before_its_dead_letter_is_stored_gets_its_output(
+    rows: Any, database: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a field that the listener does not read: such an event is passed over, unless the row is known to be dead."""
+    worker = predicted(rows, database)
+    database.command("collMod", TABLE, validator={"title": {"$exists": True}})
+    rows.update_one({"_id": 1}, {"$set": {"x": "B"}}, bypass_document_validation=True)
+    worker.hear()
+    add = worker.letters.add
+
+    def mended_before(letters: Any) -> None:
+        if letters:
+            rows.update_one({"_id": 1}, {"$set": {"title": "t"}})
+            worker.hear()
+            assert not any(worker.dirty.depth().values())
+        add(letters)
+
+    monkeypatch.setattr(worker.letters, "add", mended_before)
+    worker.finish()
+    assert output(rows).get("value") == "f(B)"
+    assert len(worker.letters) == 0
+
+
 def test_r1_a_write_does_not_land_over_the_output_of_a_newer_input(rows: Any, database: Any) -> None:
     """The filter holds `asof` as the snapshot saw it."""
     old = SteppedWorker(database, 1)

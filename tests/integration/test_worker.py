@@ -476,6 +476,23 @@ def test_a_row_that_a_validator_refuses_is_predicted_once_it_is_mended_beside_it
     assert worker.stop() == 0
 
 
+def test_a_row_that_is_mended_beside_its_key_while_history_is_lost_is_predicted(place: Workplace) -> None:
+    """No event tells of it: the scan in their place gives a row that refused its output another attempt."""
+    place.declare()
+    place.rows.insert_one({"_id": 1, "x": "a"})
+    place.database.command("collMod", TABLE, validator={"title": {"$exists": True}})
+    worker = place.run()
+    worker.until("it is dead", lambda: letter(place, 1) is not None)
+    assert worker.stop() == 0
+    place.rows.update_one({"_id": 1}, {"$set": {"title": "t"}})
+    future = Timestamp(cluster_time(place.database).time + 3600, 1)
+    place.database[names.POSITIONS].update_one({}, {"$set": {"cluster_time": future, "token": None}})
+    worker = place.start()
+    Oracle(place.database).settle()
+    worker.until("its letter is gone", lambda: letter(place, 1) is None)
+    assert worker.stop() == 0
+
+
 @pytest.mark.parametrize("kind", ["WorkerDied", "TimedOut"])
 def test_a_lethal_row_that_refuses_its_mark_is_not_tried_again_when_it_changes_beside_its_key(
     database: Database[dict[str, Any]], kind: str

@@ -41,7 +41,7 @@ from daemon.handlers.predict.dirty_keys import Batch, DirtyKeys
 from daemon.handlers.predict.letters import letter
 from daemon.handlers.predict.live import Live
 from daemon.handlers.predict.process_settings import PROCESS
-from daemon.handlers.predict.records import Letter, Row, Snapshot, Write, Written
+from daemon.handlers.predict.records import Letter, Row, Snapshot, Write, Written, joined
 from daemon.handlers.predict.stages import Judged, Predicted, Prepared, judge, predict, prepare
 from daemon.handlers.predict.triage import PROBE_ROWS, Triage
 from daemon.health.measures import Measures
@@ -191,26 +191,32 @@ class Corridor:
         self._count(predicted, written)
 
     def _refused(self, predicted: Predicted, written: Written) -> Written:
-        """Rows that refuse their write get a dead letter. Their old output, now stale, is removed if the row accepts
-        that.
+        """Rows that refuse their write get a dead letter, and then one more write. A change beside the key may have
+        mended one, and that event was passed over if the letter was not there yet. The old output of the others, now
+        stale, is removed if they accept that.
         """
         judged = predicted.judged
         rows = {row.name: row for row in judged.rows}
-        letters, unsets = [], []
-        for write in predicted.writes:
-            name = write.name
-            if name not in written.refused or write.kind == "touch":
-                continue  # a row that refuses a touch has a current output and needs no dead letter
-            row = rows.get(name) or Row(write.key, (), write.seen.input or b"", write.seen)
-            refusal = letter(row, judged.live, "write", RuntimeError(written.refused[name]))
+        # A row that refuses a touch has a current output and needs no dead letter.
+        writes = [w for w in predicted.writes if w.name in written.refused and w.kind != "touch"]
+        letters = []
+        for write in writes:
+            row = rows.get(write.name) or Row(write.key, (), write.seen.input or b"", write.seen)
+            refusal = letter(row, judged.live, "write", RuntimeError(written.refused[write.name]))
             letters.append(replace(refusal, type="WriteRefused", traceback="", unwritable=True))
-            if write.seen.present and write.kind == "set":
-                unsets.append(Write(write.key, write.seen, "unset", write.asof, write.generation))
         self._letters.add(letters)
-        if not unsets:
+        if not writes:
             return written
-        second = self._outputs.write(unsets)
-        return Written(written.missed | second.missed, written.refused, second.time or written.time)
+        second = self._outputs.write(writes)
+        landed = {write.name for write in writes} - second.refused.keys()
+        refused = {name: reason for name, reason in written.refused.items() if name not in landed}
+        unsets = [
+            Write(w.key, w.seen, "unset", w.asof, w.generation, name=w.name)
+            for w in writes
+            if w.name in refused and w.seen.present and w.kind == "set"
+        ]
+        third = self._outputs.write(unsets) if unsets else Written(frozenset(), {}, None)
+        return replace(joined((written, second, third)), refused=refused)
 
     def _count(self, predicted: Predicted, written: Written) -> None:
         judged, missed = predicted.judged, len(written.missed)

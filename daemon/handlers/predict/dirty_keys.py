@@ -38,6 +38,8 @@ class DirtyKey:
     """The row as the newest event left it, if that event brought it along."""
     name: Hashable = None
     """The identity of the key, by default found from it."""
+    owed: bool = False
+    """Whether the scan that named it stands in for events that were dropped."""
 
     def __post_init__(self) -> None:
         if self.name is None:
@@ -70,6 +72,7 @@ class DirtyKey:
         stretches, other.stretches = other.stretches, []
         self.wait_for(stretches)
         self.advance(other.newest)
+        self.owed |= other.owed
 
     def finish(self) -> None:
         """The row was judged and its write is acknowledged: no stretch waits for it any more."""
@@ -141,7 +144,15 @@ class DirtyKeys:
         self._closed = False
         self._woken = False
 
-    def put(self, key: Any, lane: Lane, stretches: Iterable[Stretch[Any]], newest: Timestamp | None = None) -> bool:
+    def put(
+        self,
+        key: Any,
+        lane: Lane,
+        stretches: Iterable[Stretch[Any]],
+        newest: Timestamp | None = None,
+        *,
+        owed: bool = False,
+    ) -> bool:
         """Marks a row as dirty.
 
         Returns False, and marks nothing, if the live lane is full: the caller then orders a scan. The scan lane has no
@@ -151,7 +162,7 @@ class DirtyKeys:
         with self._ready:
             if lane == "live":
                 self._live_at = self._clock()
-            if not self._put(key, lane, stretches, newest):
+            if not self._put(key, lane, stretches, newest, owed=owed):
                 return False
             self._ready.notify()
             return True
@@ -185,6 +196,8 @@ class DirtyKeys:
         stretches: Iterable[Stretch[Any]],
         newest: Timestamp | None,
         post_image: Mapping[str, Any] | None = None,
+        *,
+        owed: bool = False,
     ) -> bool:
         name = identity(key)
         live, scan = self._lanes["live"], self._lanes["scan"]
@@ -202,6 +215,7 @@ class DirtyKeys:
                 self._wait(name, scan.pop(name))
         known.wait_for(stretches)
         known.advance(newest, post_image)
+        known.owed |= owed
         return True
 
     def put_back(self, dirty: DirtyKey, newest: Timestamp | None = None) -> None:
@@ -214,6 +228,7 @@ class DirtyKeys:
             known = live.get(name) or scan.pop(name, None) or DirtyKey(dirty.key, dirty.lane, name=name)
             if dirty.lane == "live":
                 known.lane = "live"
+            known.owed |= dirty.owed
             self._wait(name, known)
             known.wait_for(stretches)
             for time_ in (newest, dirty.newest):
@@ -255,11 +270,6 @@ class DirtyKeys:
         """
         with self._left:
             self._left.wait_for(lambda: len(self._held) + sum(map(len, self._lanes.values())) != 1, seconds)
-
-    def held(self, names: Iterable[Hashable]) -> set[Hashable]:
-        """Those of the rows that are in a batch."""
-        with self._ready:
-            return self._held.keys() & set(names)
 
     def take_live(self) -> list[DirtyKey]:
         """Empties the live lane. The caller finishes these keys once something else, such as a scan, covers their

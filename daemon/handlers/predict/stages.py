@@ -91,11 +91,12 @@ def judge(
     """Decides what each row of the snapshot needs.
 
     `settled(name, input, generation, scanned)` returns whether a row that refuses every write stays dead; `scanned` is
-    true if a scan named the row, false if an event did. `lettered(name, input, generation)` returns whether a row that
-    says that it is dead has a dead letter: without one, somebody else wrote the error, and the row is predicted.
+    true if a scan named the row, false if an event did, or one that was dropped may have. `lettered(name, input,
+    generation)` returns whether a row that says that it is dead has a dead letter: without one, somebody else wrote the
+    error, and the row is predicted.
     """
     at, generation = snapshot.at, live.generation
-    scanned = {key.name for key in batch.keys if key.lane == "scan"}
+    scanned = {key.name for key in batch.keys if key.lane == "scan" and not key.owed}
     rows: list[Row] = []
     writes: list[Write] = []
     left: set[Hashable] = set()
