@@ -15,12 +15,17 @@ from bson.timestamp import Timestamp
 from harness.parameters import shown
 from pymongo.collection import Collection
 from pymongo.database import Database
+from pymongo.errors import OperationFailure
 
 from components.raw_value import identity
-from daemon.handlers.predict.records import MISSING, Seen, Write
+from daemon.handlers.predict.records import MISSING, Letter, Seen, Write
+from daemon.store import names
 from daemon.store.connection import open_database
+from daemon.store.rows import raw_updates
+from daemon.store.rows.dead_letters import DeadLetters
 from daemon.store.rows.outputs import Outputs
 from daemon.store.rows.positions import cluster_time
+from daemon.store.rows.raw_updates import Answer, Refusal
 from daemon.store.rows.row_reader import value_at
 
 NOW = Timestamp(1000, 1)
@@ -346,6 +351,28 @@ def test_a_validator_that_refuses_outputs_is_told(rows: Any) -> None:
     written = of(rows).write([setting(n) for n in range(3)])
     assert len(written.refused) == 3
     assert "code 121" in written.refused[identity(0)]
+
+
+def test_writes_that_an_administrator_blocks_are_waited_for(rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`setUserWriteBlockMode` says nothing about a row. A letter that was stored beside one that was refused goes with
+    its row's output.
+    """
+    rows.insert_many([{"_id": n, "x": n} for n in range(2)])
+    send = raw_updates.send
+
+    def blocked(*arguments: Any, **options: Any) -> Answer:
+        return Answer(send(*arguments, **options).matched, [Refusal(1, 371, "User writes blocked")])
+
+    monkeypatch.setattr(raw_updates, "send", blocked)
+    with pytest.raises(OperationFailure, match="User writes blocked"):
+        of(rows).write([setting(0), setting(1)])
+    letters = DeadLetters(rows.database, "s", "L", "rows")
+    with pytest.raises(OperationFailure, match="User writes blocked"):
+        letters.add([Letter(n, b"in", 1, 1, "write", "E", "m", "") for n in range(2)])
+    assert rows.database[names.DEAD_LETTERS].count_documents({}) == 2
+    monkeypatch.undo()
+    letters.clear([identity(0), identity(1)])
+    assert rows.database[names.DEAD_LETTERS].count_documents({}) == 0
 
 
 def test_a_row_that_would_become_too_large_refuses(rows: Any) -> None:

@@ -248,6 +248,8 @@ def test_r10b_a_replaced_leader_does_not_move_the_position(rows: Any, database: 
     assert output(rows).get("generation") == 1
     with pytest.raises(Fenced):
         old.save()
+    with pytest.raises(Fenced):
+        SteppedWorker(database, 1)  # it would take the stream over, and then save
     successor = SteppedWorker(database, 3)
     successor.hear()
     successor.finish()

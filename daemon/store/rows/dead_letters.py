@@ -160,6 +160,8 @@ class DeadLetters:
             }
             for letter in fits
         ]
+        for letter in fits:  # some may be stored although the others are refused: they are cleared with their rows
+            self._dead.setdefault(letter.name, None)
         self._send("update", statements)
         for letter in letters:
             name = letter.name

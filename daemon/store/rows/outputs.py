@@ -42,11 +42,11 @@ from daemon.store.rows.row_reader import keys as row_keys
 from daemon.store.rows.table_kind import refusal
 from daemon.store.rows.transactions import Aborted, ConflictShare, Transactions, Update
 
-# Codes of errors that are not about the row: full disk (8, 14031), no right, failover, overload, another kind of
-# collection (72, 166). Every other error is about the row itself (a validator, 16 MB, a unique index), and a retry
-# would not help.
+# Codes of errors that are not about the row: full disk (8, 14031), no right, blocked writes (371), failover, overload,
+# another kind of collection (72, 166). Every other error is about the row itself (a validator, 16 MB, a unique index),
+# and a retry would not help.
 WAITED_OUT: Final = frozenset(
-    {6, 7, 8, 13, 18, 24, 46, 50, 64, 72, 89, 91, 112, 133, 134, 146, 166, 189, 202, 246, 262, 365}
+    {6, 7, 8, 13, 18, 24, 46, 50, 64, 72, 89, 91, 112, 133, 134, 146, 166, 189, 202, 246, 262, 365, 371}
     | {8000, 9001, 10107, 11600, 11601, 11602, 13435, 13436, 14031}
 )
 WRITE_CONFLICT, OUT_OF_TIME = 112, 50
