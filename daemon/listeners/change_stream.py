@@ -10,7 +10,7 @@ counts as lost history. `HISTORY_LOST` lists the error codes that do.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -181,7 +181,7 @@ def watch(
     position: Position,
     stop: threading.Event,
     answered: Callable[[Timestamp], None] = lambda _: None,
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Yields the events of the database from the position on, until `stop` is set. Raises no PyMongoError.
 
     `answered` is called for each reply, with the server's cluster time, before its events are yielded.

@@ -60,6 +60,10 @@ class Listening:
             assert len(heard) < 1000, heard[-5:]
         return heard
 
+    def close(self) -> None:
+        """Ends the stream now: a garbage collection would, while this thread holds a lock of the driver's."""
+        self._events.close()
+
     def changed(self) -> list[Any]:
         """The `_id`s of the rows that changed."""
         return [key for event in self.heard() if isinstance(event, stream.Changed) for key in event.keys]

@@ -50,8 +50,8 @@ def test_every_field_that_an_update_changes_is_named(
     rows = database["rows"]
     rows.delete_many({})
     rows.insert_one({"_id": 0, **ROW})
-    listening = Listening(database)
     differ: list[set[str]] = []
+    listening = Listening(database)
     for parts in changes:
         for part in parts:
             before = rows.find_one() or {}
@@ -64,6 +64,7 @@ def test_every_field_that_an_update_changes_is_named(
                 missing = object()
                 differ.append({k for k in before | after if before.get(k, missing) != after.get(k, missing)})
     told = [event for event in listening.heard() if isinstance(event, stream.Changed)]
+    listening.close()
     fields = [event.fields for event in told for _ in event.keys]
     assert len(fields) == len(differ)
     for named, differing in zip(fields, differ, strict=True):
