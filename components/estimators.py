@@ -19,6 +19,9 @@ class NotFittedError(AttributeError):
 
 def has_method(object_: object, name: str) -> bool:
     """Return whether an object has a method, or may have it once it has learned, as a StackingClassifier."""
+    steps = getattr(object_, "steps", None)
+    if isinstance(steps, list) and steps:  # a Pipeline has what its last step has
+        return has_method(steps[-1][-1], name)
     kind = type(object_) if learns(object_) else None
     return callable(getattr(object_, name, None)) or callable(getattr(kind, name, None))
 

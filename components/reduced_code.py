@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import io
 import re
 import sys
@@ -127,8 +128,11 @@ def _reduced_property(known: functools.cached_property[Any]) -> tuple[Any, ...]:
 
 
 def _reduced_dispatch(known: weakref.WeakKeyDictionary[Any, Any]) -> tuple[Any, ...]:
-    """What `functools.singledispatch` has found for the classes that it met: a cache, which stays here."""
-    if not all(isinstance(key, type) for key in known):
+    """What `functools.singledispatch` has found for the classes that it met: a cache, which stays here. Its function
+    holds a bound `clear` of it.
+    """
+    clears = (each for each in gc.get_referrers(known) if isinstance(each, types.MethodType))
+    if known and not any(each.__func__ is type(known).clear for each in clears):
         raise TypeError("cannot pickle a dictionary with weak references")
     return weakref.WeakKeyDictionary, ()
 

@@ -128,7 +128,7 @@ def init(
             file.write(first_service())
         done = f"wrote {path}"
     except FileExistsError:
-        if not path.is_file() or path.read_bytes() != first_service().encode():
+        if not path.is_file() or not os.access(path, os.R_OK) or path.read_bytes() != first_service().encode():
             raise PredictdError(f"{path} is there already; --force overwrites it") from None
         done = f"{path} is there already, as this would write it"
     except OSError as error:

@@ -66,8 +66,8 @@ class Changed:
     """Whether nothing else came with the event."""
     post_image: Mapping[str, Any] | None = None
     """The small row that an insert or a replace left at that time, if its event came alone."""
-    fields: tuple[str, ...] | None = None
-    """The top-level fields that the updates changed, each the same; None if any may have changed."""
+    fields: tuple[Sequence[str] | None, ...] = ()
+    """The top-level fields that each update changed, None if any may have changed; empty if this is so of all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,18 +294,18 @@ def _told(
     table = ""
     keys: list[Any] = []
     times: list[Timestamp] = []
-    fields: tuple[str, ...] | None = None
+    fields: list[Sequence[str] | None] = []
     # Within a transaction a later update of the row has the same time: its insert's row is of no time.
     image = page[0].get("fullDocument") if alone and "txnNumber" not in page[0] else None
     for event in page:
         kind, name = event["operationType"], event.get("ns", {}).get("coll")
         of_row = kind in _OF_ROWS and name != names.REQUESTS
-        changed = tuple(event["changed"]) if "changed" in event else None
-        if keys and not (of_row and name == table and changed == fields):
-            yield Changed(table, tuple(keys), tuple(times), fields=fields)
-            keys, times = [], []
+        if keys and not (of_row and name == table):
+            yield Changed(table, tuple(keys), tuple(times), fields=tuple(fields) if any(fields) else ())
+            keys, times, fields = [], [], []
         if of_row:
-            table, fields = name, changed
+            table = name
+            fields.append(event.get("changed"))
             keys.append(event["documentKey"]["_id"])
             times.append(event.get("clusterTime", since))
         elif kind in _OF_ROWS:
@@ -315,7 +315,7 @@ def _told(
             if kind == "rename":
                 yield TableCame(event["to"]["coll"])
     if keys:
-        yield Changed(table, tuple(keys), tuple(times), alone, image, fields)
+        yield Changed(table, tuple(keys), tuple(times), alone, image, tuple(fields) if any(fields) else ())
 
 
 def _asked(key: Any, subscription: Subscription, time: Timestamp) -> Iterator[Event]:

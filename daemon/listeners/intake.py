@@ -70,12 +70,17 @@ class Feed:
         """How far this listener is with the stream; the shares of all listeners are closed together."""
 
     def concerned(self, changed: stream.Changed) -> tuple[Sequence[Any], Sequence[Timestamp]]:
-        """The keys and times of the rows that have to be judged. If the listener reads none of the fields that were
-        updated, these are dead rows only: what refused an output may accept it now.
+        """The keys and times of the rows that have to be judged: not those of which only fields were updated that the
+        listener does not read, but for dead ones: what refused an output may accept it now.
         """
-        if changed.fields is None or self._inputs is None or not self._inputs.isdisjoint(changed.fields):
+        read = self._inputs
+        if not changed.fields or read is None:
             return changed.keys, changed.times
-        places = [place for place, key in enumerate(changed.keys) if self.letters.hold(identity(key))]
+        places = [
+            place
+            for place, fields in enumerate(changed.fields)
+            if fields is None or not read.isdisjoint(fields) or self.letters.hold(identity(changed.keys[place]))
+        ]
         return [changed.keys[place] for place in places], [changed.times[place] for place in places]
 
     def changed(

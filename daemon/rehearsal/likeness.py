@@ -66,7 +66,12 @@ def _near(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> tuple[int, 
 def _floats(one: bytes, other: bytes) -> bool:
     """Whether bytes are those of floating-point numbers (`tobytes`) that differ by rounding."""
     sized = [kind for kind in ("<f2", "<f4", "<f8") if len(one) == len(other) and len(one) % int(kind[2]) == 0]
-    return any(not _near(np.frombuffer(one, kind), np.frombuffer(other, kind))[1] for kind in sized)
+    return any(_rounded(np.frombuffer(one, kind), np.frombuffer(other, kind)) for kind in sized)
+
+
+def _rounded(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> bool:
+    largest = float(np.abs(one).max(initial=0.0))  # small integers, read as floats, are nearly zero
+    return bool(np.isclose(one, other, rtol=RELATIVE, atol=ABSOLUTE * min(1.0, largest)).all())
 
 
 def _array(value: Any) -> np.ndarray[Any, Any] | None:

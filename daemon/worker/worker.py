@@ -127,6 +127,12 @@ class Worker:
         for run in self.runs:
             run.scan.claim()
         self.intake.claim()
+        # What went live while the models were loaded may have been told to the process before this one.
+        now = self.patience("registry", lambda: self.shared.registry.worker(assignment.worker))
+        for run in self.runs:
+            newer = now.get(run.declared.name)
+            if newer is not None and newer.generation != run.corridor.live.generation:
+                self.shared.swaps.put(run)
         self.intake.look()
         for run in self.runs:  # after the claim: an older leader adds no more
             self.patience(f"{run.declared.name}.letters", run.letters.load)

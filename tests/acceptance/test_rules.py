@@ -41,7 +41,7 @@ RULES = {
         "while self._stretches and self._stretches[0].closed:",
     ),
     "r10b": (POSITIONS, ', "epoch": {"$not": {"$gt": self._epoch}}}  # R10b', "}"),
-    "r10c": (POSITIONS, ', path("save"): {"$in": [self._last, self._next, None]}}', "}"),
+    "r10c": (POSITIONS, ', "$or": left}  # R10c', "}"),
 }
 
 

@@ -65,7 +65,7 @@ def test_every_field_that_an_update_changes_is_named(
                 differ.append({k for k in before | after if before.get(k, missing) != after.get(k, missing)})
     told = [event for event in listening.heard() if isinstance(event, stream.Changed)]
     listening.close()
-    fields = [event.fields for event in told for _ in event.keys]
+    fields = [fields for event in told for fields in event.fields or [None] * len(event.keys)]
     assert len(fields) == len(differ)
     for named, differing in zip(fields, differ, strict=True):
         # A field whose name has a dot cannot be a key field, nor the first part of one.
@@ -87,4 +87,4 @@ def test_an_update_of_many_fields_may_concern_anything(
     rows.replace_one({"_id": 0}, {"f": 1})
     rows.delete_one({"_id": 0})
     told = [event for event in listening.heard() if isinstance(event, stream.Changed)]
-    assert [event.fields for event in told for _ in event.keys] == [("f",), None, None, ("a", "b"), None, None]
+    assert [event.fields for event in told] == [(["f"], None, None, ["a", "b"], None, None)]

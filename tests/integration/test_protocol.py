@@ -14,7 +14,7 @@ from harness.corridors import LISTENER, TABLE, OldestOutputs, SteppedWorker, dec
 from harness.ways import WAYS, force
 from pymongo.database import Database
 
-from components.errors import Fenced
+from components.errors import DecodeError, Fenced
 from daemon.store import names
 from daemon.store.rows.positions import Position, cluster_time
 
@@ -56,27 +56,41 @@ def predicted(rows: Any, database: Any) -> SteppedWorker:
     return worker
 
 
+def broken(x: Any) -> Any:
+    raise DecodeError(f"not {x}")
+
+
+@pytest.mark.parametrize("fails", [False, True])
 def test_a_row_that_is_mended_before_its_dead_letter_is_stored_gets_its_output(
-    rows: Any, database: Any, monkeypatch: pytest.MonkeyPatch
+    rows: Any, database: Any, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
-    """By a field that the listener does not read: such an event is passed over, unless the row is known to be dead."""
+    """By a field that the listener does not read: such an event is passed over, unless the row is known to be dead. If
+    the model fails on it, the letter says so again, and not that its error was refused.
+    """
     worker = predicted(rows, database)
+    if fails:
+        monkeypatch.setattr(worker.corridor.live.model, "object", broken)
     database.command("collMod", TABLE, validator={"title": {"$exists": True}})
     rows.update_one({"_id": 1}, {"$set": {"x": "B"}}, bypass_document_validation=True)
     worker.hear()
     add = worker.letters.add
 
     def mended_before(letters: Any) -> None:
-        if letters:
+        letters = list(letters)
+        if any(letter.type == "WriteRefused" for letter in letters):
             rows.update_one({"_id": 1}, {"$set": {"title": "t"}})
             worker.hear()
-            assert not any(worker.dirty.depth().values())
+            assert any(worker.dirty.depth().values()) == fails, "the letter of the error makes it heard"
         add(letters)
 
     monkeypatch.setattr(worker.letters, "add", mended_before)
     worker.finish()
-    assert output(rows).get("value") == "f(B)"
-    assert len(worker.letters) == 0
+    found = [letter["error"]["type"] for letter in database[names.DEAD_LETTERS].find()]
+    if fails:
+        assert output(rows)["error"]["type"] == found[0] == "DecodeError"
+    else:
+        assert output(rows).get("value") == "f(B)"
+    assert len(found) == len(worker.letters) == fails
 
 
 def test_r1_a_write_does_not_land_over_the_output_of_a_newer_input(rows: Any, database: Any) -> None:
@@ -256,11 +270,14 @@ def test_r10b_a_replaced_leader_does_not_move_the_position(rows: Any, database: 
     assert output(rows).get("generation") == 2
 
 
-def test_r10c_a_position_that_was_put_back_stays(rows: Any, database: Any) -> None:
+@pytest.mark.parametrize("of", ["this process", "an older release"])
+def test_r10c_a_position_that_was_put_back_stays(rows: Any, database: Any, of: str) -> None:
     """The server is put back beneath a running worker: rows of then may lack their output."""
     worker = predicted(rows, database)
     worker.save()
     before = database[names.POSITIONS].find_one({})
+    if of == "an older release":
+        del before["save"]
     rows.update_one({"_id": 1}, {"$set": {"x": "B"}})
     worker.hear()
     worker.finish()

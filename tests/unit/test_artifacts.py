@@ -687,3 +687,12 @@ def test_cloudpickle_has_the_private_parts_that_are_used():
     assert [name for name in parts if not hasattr(internals, name)] == []
     sources = [Path(module.__file__).read_text() for module in (artifacts, reduced_code)]
     assert set(re.findall(r"\binternals\.(\w+)", "".join(sources))) == set(parts)
+
+
+def test_a_dictionary_with_weak_references_is_refused() -> None:
+    """It would arrive empty; only the cache of `functools.singledispatch` may."""
+    import weakref
+
+    handlers = weakref.WeakKeyDictionary({dict: "a document"})
+    with pytest.raises(DeclarationError, match="weak references"):
+        dumps(lambda value: handlers.get(type(value)))

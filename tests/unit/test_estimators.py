@@ -256,6 +256,35 @@ def test_steps_that_a_notebook_defines_come_back():
         ObjectModel("m", make_pipeline(StandardScaler(), LogisticRegression())).unpack(learned)
 
 
+class Splits(TransformerMixin, BaseEstimator):
+    """Learns a function in place of another one that looks alike from outside."""
+
+    def __init__(self):
+        self.split = lambda x: x + 1
+
+    def fit(self, given, targets=None):
+        self.split = lambda x: x * 2
+        return self
+
+    def transform(self, given):
+        return self.split(given)
+
+
+def test_a_function_that_was_learned_is_not_taken_for_the_declared_one():
+    """Only what the declared object holds is loaded: the other function did not travel."""
+    learned = ObjectModel("m", make_pipeline(Splits(), LogisticRegression()).fit(X, Y))
+    data, _ = learned.packed()
+    with pytest.raises(WeightsError, match="lambda"):
+        ObjectModel("m", make_pipeline(Splits(), LogisticRegression())).unpack(data)
+
+
+def test_a_pipeline_has_the_methods_of_its_last_step():
+    """One that ends with a scaler never predicts."""
+    with pytest.raises(DeclarationError, match="a method `predict`"):
+        ObjectModel("m", make_pipeline(StandardScaler()))
+    ObjectModel("m", make_pipeline(StandardScaler()), forward_method="transform")
+
+
 def test_what_a_call_leaves_in_an_estimator_is_no_change():
     """A vectorizer keeps an address, which differs between processes; what a person changes counts after a call too."""
     texts = ["one two", "two three", "one"]

@@ -44,6 +44,9 @@ def test_rows_are_judged_if_a_field_that_is_read_has_changed() -> None:
     """Else only those that are dead."""
     feed = Feed("l", "t", DirtyKeys(9), None, Letters(), lambda: None, inputs=inputs(["x"], {"m": 1}))  # type: ignore[arg-type]
     keys, times = ("a", "dead", "b"), tuple(Timestamp(1, n) for n in range(3))
-    for fields in (None, ("x",), ("m", "other"), ("_outputs",)):
-        assert feed.concerned(Changed("t", keys, times, fields=fields)) == (keys, times)
-    assert feed.concerned(Changed("t", keys, times, fields=("other",))) == (["dead"], [times[1]])
+    assert feed.concerned(Changed("t", keys, times)) == (keys, times)
+    for fields in (None, ["x"], ["m", "other"], ["_outputs"]):
+        told = Changed("t", keys, times, fields=(["other"], ["other"], fields))
+        assert feed.concerned(told) == (["dead", "b"], [times[1], times[2]])
+    told = Changed("t", keys, times, fields=(["other"],) * 3)
+    assert feed.concerned(told) == (["dead"], [times[1]])

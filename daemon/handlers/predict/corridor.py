@@ -210,6 +210,8 @@ class Corridor:
         second = self._outputs.write(writes)
         landed = {write.name for write in writes} - second.refused.keys()
         refused = {name: reason for name, reason in written.refused.items() if name not in landed}
+        # A landed error has its own letter again.
+        self._letters.add(own for own in predicted.letters if own.name in landed - second.missed)
         unsets = [
             Write(w.key, w.seen, "unset", w.asof, w.generation, name=w.name)
             for w in writes

@@ -112,8 +112,9 @@ class Positions:
         if token is not None and len(str(token.get("_data"))) > LARGEST_TOKEN:
             token = None  # of a row with a very large `_id`; the time is enough to resume
         path = self._partition.path
-        # R10c. The answer to the save before may have been lost; without any, the database was dropped.
-        own = {**self._own, path("save"): {"$in": [self._last, self._next, None]}}
+        # The answer to the save before may have been lost, or the database dropped, position and all.
+        left = [{path("save"): {"$in": [self._last, self._next]}}, {path("save"): None, path("cluster_time"): None}]
+        own = {**self._own, "$or": left}  # R10c
         self._fenced(
             lambda: self._collection.update_one(
                 own,
@@ -149,7 +150,8 @@ class Positions:
 
     def _fenced(self, write: Callable[[], T], own: Mapping[str, Any]) -> T:
         """Makes a write that only the owner of the stream may make. Raises Fenced."""
-        return fenced(write, self._collection, own, self._service, self._epoch, f"the stream {self._id}")
+        what = f"the stream {self._id}, or an older state of it was put back"
+        return fenced(write, self._collection, own, self._service, self._epoch, what)
 
 
 def cluster_time(database: Database[dict[str, Any]]) -> Timestamp:

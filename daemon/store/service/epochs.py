@@ -46,7 +46,7 @@ def fenced(
         except DuplicateKeyError:
             if not collection.count_documents(own, limit=1) and not mended(collection, own["_id"], service, epoch):
                 break
-    raise Fenced(f"another daemon, with a higher epoch than {epoch}, owns {what}, or an older state of it was put back")
+    raise Fenced(f"another daemon, with a higher epoch than {epoch}, owns {what}")
 
 
 def mended(collection: Collection[dict[str, Any]], identifier: str, service: str, epoch: int) -> bool:
