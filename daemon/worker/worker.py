@@ -97,7 +97,7 @@ class Worker:
             Compiler(assignment.compile_seconds),
         )
         declared = self.patience("registry", lambda: self.shared.registry.worker(assignment.worker))
-        for name in list(declared):
+        for name in declared:
             self.runs = [
                 *self.runs,
                 self.patience("model", partial(self._load, name, declared)),
@@ -187,10 +187,18 @@ class Worker:
         return ModelThreads(OneThread(f"{model}.model"), self._preprocess[model], self._decoders)
 
     def _load(self, name: str, read: dict[str, Declared]) -> ListenerRun:
-        """Each read verifies all that is applied, so the one of the worker's listeners does for a first attempt."""
+        """Each read verifies all that is applied, so the one of the worker's listeners does for a first attempt; not if
+        the model had no version then, as a listener before may have made one.
+        """
         shared = self.shared
-        now = shared.loader.live(lambda: read.pop(name, None) or shared.registry.listener(name), fresh=True)
-        return ListenerRun(shared, *now)
+        known = read[name] if read[name].model.live is not None else None
+
+        def now() -> Declared:
+            nonlocal known
+            first, known = known, None
+            return first or shared.registry.listener(name)
+
+        return ListenerRun(shared, *shared.loader.live(now, fresh=True))
 
     def _swap(self) -> None:
         """Loads promoted versions, one listener after the other, while the old ones run. A version that cannot be
