@@ -12,6 +12,7 @@ one begins at the earliest position of the old ones: whatever its keys were in, 
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -71,6 +72,7 @@ class Positions:
         self._service, self._id = service, f"{service}/{worker}"
         self._epoch = epoch
         self._last, self._next = ObjectId(), ObjectId()
+        self._saving = threading.Lock()  # the stream saves one, too, if its history is lost
 
     def claim(self, subscription: str, sessions: Sequence[Binary] = ()) -> Position | None:
         """Raises the stored epoch to this one, so that an older leader's saves are refused from now on. Returns the
@@ -112,27 +114,28 @@ class Positions:
         if token is not None and len(str(token.get("_data"))) > LARGEST_TOKEN:
             token = None  # of a row with a very large `_id`; the time is enough to resume
         path = self._partition.path
-        # The answer to the save before may have been lost, or the database dropped, position and all.
-        left = [{path("save"): {"$in": [self._last, self._next]}}, {path("save"): None, path("cluster_time"): None}]
-        own = {**self._own, "$or": left}  # R10c
-        self._fenced(
-            lambda: self._collection.update_one(
-                own,
-                {
-                    "$set": {
-                        path("token"): token,
-                        path("cluster_time"): position.cluster_time,
-                        path("subscription"): subscription,
-                        path("save"): self._next,
-                        "epoch": self._epoch,
+        with self._saving:
+            # The answer to the save before may have been lost, or the database dropped, position and all.
+            left = [{path("save"): {"$in": [self._last, self._next]}}, {path("save"): None, path("cluster_time"): None}]
+            own = {**self._own, "$or": left}  # R10c
+            self._fenced(
+                lambda: self._collection.update_one(
+                    own,
+                    {
+                        "$set": {
+                            path("token"): token,
+                            path("cluster_time"): position.cluster_time,
+                            path("subscription"): subscription,
+                            path("save"): self._next,
+                            "epoch": self._epoch,
+                        },
+                        "$currentDate": {path("saved_at"): True},
                     },
-                    "$currentDate": {path("saved_at"): True},
-                },
-                upsert=True,  # the database may have been dropped
-            ),
-            own,
-        )
-        self._last, self._next = self._next, ObjectId()
+                    upsert=True,  # the database may have been dropped
+                ),
+                own,
+            )
+            self._last, self._next = self._next, ObjectId()
 
     @property
     def _own(self) -> dict[str, Any]:
