@@ -42,7 +42,9 @@ class Letters:
 
 def test_rows_are_judged_if_a_field_that_is_read_has_changed() -> None:
     """Else only those that are dead."""
-    feed = Feed("l", "t", DirtyKeys(9), None, Letters(), lambda: None, inputs=inputs(["x"], {"m": 1}))  # type: ignore[arg-type]
+    scan: Any = None
+    letters: Any = Letters()
+    feed = Feed("l", "t", DirtyKeys(9), scan, letters, lambda: None, inputs=inputs(["x"], {"m": 1}))
     keys, times = ("a", "dead", "b"), tuple(Timestamp(1, n) for n in range(3))
     assert feed.concerned(Changed("t", keys, times)) == (keys, times)
     for fields in (None, ["x"], ["m", "other"], ["_outputs"]):
